@@ -1,0 +1,121 @@
+"""Every error that vitedge raises on purpose, and the exit code of each.
+
+::
+
+    VitedgeError                    1   a bug of ours if it is raised itself
+    ├── UsageError                  2   unknown name, existing output, unsupported combination, bad configuration file
+    ├── InputError                  3   something from outside cannot be used
+    │   ├── ModelError              3   a model, checkpoint or ONNX file
+    │   ├── ArtifactError           3   an artifact, or a result
+    │   └── ImageError              3   a picture or an image set
+    ├── StreamError                 4   a stream source
+    ├── ResourceError               5   disk, memory, lock, permission
+    ├── InvalidResultError          7   ran, but the result is invalid or misses its budget
+    ├── NotInstalledError           8   a runtime or an extra
+    └── InterruptedError_           130 or 143, by the signal
+
+An error says three things: what was asked, what is true, what to type next. Its text is one block of three lines.
+Text that comes from outside (file names, labels, other libraries' messages) is made printable first.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from typing import ClassVar
+
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: object) -> str:
+    """``str(text)`` with control characters, escape sequences and direction marks written out as ``\\xNN``."""
+    return _UNPRINTABLE.sub(lambda match: f"\\x{ord(match.group()):02x}", str(text))
+
+
+class VitedgeError(Exception):
+    """What was asked, what is true, what to type next.
+
+    Args:
+        asked: what the caller wanted, as a phrase: ``export to target 'jetson'``.
+        true: what stands against it: ``no target has this name; the nearest is 'jetson-thor'``.
+        fix: what to type or change: ``run: vitedge targets``.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, asked: str, true: str, fix: str) -> None:
+        self.asked, self.true, self.fix = (printable(part).replace("\n", " ") for part in (asked, true, fix))
+        super().__init__(self.asked, self.true, self.fix)
+
+    def __str__(self) -> str:
+        return f"{self.asked}\n       {self.true}\n       {self.fix}"
+
+
+class UsageError(VitedgeError):
+    """Usage or configuration: unknown name, existing output, unsupported combination."""
+
+    exit_code = 2
+
+
+class InputError(VitedgeError):
+    """Something that came from outside cannot be used."""
+
+    exit_code = 3
+
+
+class ModelError(InputError):
+    """A model folder, a checkpoint or an ONNX file."""
+
+
+class ArtifactError(InputError):
+    """An artifact folder or a result file."""
+
+
+class ImageError(InputError):
+    """A picture, or a set of pictures."""
+
+
+class StreamError(VitedgeError):
+    """A stream source."""
+
+    exit_code = 4
+
+
+class ResourceError(VitedgeError):
+    """Disk, memory, lock or permission."""
+
+    exit_code = 5
+
+
+class InvalidResultError(VitedgeError):
+    """It ran, but the result is invalid or misses its budget."""
+
+    exit_code = 7
+
+
+class NotInstalledError(VitedgeError):
+    """A package that an extra brings is not installed."""
+
+    exit_code = 8
+
+    @classmethod
+    def for_extra(cls, asked: str, package: str, extra: str) -> NotInstalledError:
+        """The usual case: ``package`` is missing and ``vitedge[extra]`` brings it."""
+        return cls(asked, f"the package '{package}' is not installed", f'run: pip install "vitedge[{extra}]"')
+
+
+class InterruptedError_(VitedgeError):
+    """Stopped by a signal; what was written is resumable or marked partial."""
+
+    exit_code = 130
+
+    def __init__(self, asked: str, true: str, fix: str, *, signal_number: int = 2) -> None:
+        super().__init__(asked, true, fix)
+        self.exit_code = 128 + signal_number  # type: ignore[misc]  # the instance knows which signal
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``"; the nearest is 'x'"`` when one of ``known`` resembles ``name``, else an empty string."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; the nearest is '{matches[0]}'" if matches else ""

@@ -1,0 +1,174 @@
+"""Writing that leaves either the old state or the new one, whatever happens in between.
+
+A folder is built beside its destination, every file is flushed to the disk, and one rename publishes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from vitedge.errors import ResourceError, UsageError
+
+_RESOURCE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOMEM, errno.EIO}
+
+
+def sha256(data: bytes) -> str:
+    """Hex SHA-256 of ``data``."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def resource_errors(asked: str) -> Iterator[None]:
+    """Turn a full disk, a read-only folder, a file-size limit or missing memory into a :class:`ResourceError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _RESOURCE_ERRNOS:
+            raise
+        place = f" ({error.filename})" if error.filename else ""
+        raise ResourceError(asked, f"{error.strerror}{place}; nothing was changed", "free space or permit writing there, then repeat") from error
+    except MemoryError as error:
+        raise ResourceError(asked, "memory ran out; nothing was changed", "use a smaller batch or fewer samples") from error
+
+
+def refuse_existing(out: Path, *, overwrite: bool, asked: str) -> None:
+    """Refuse an output that exists, before any work is done.
+
+    Raises:
+        UsageError: ``out`` exists and ``overwrite`` is false, or it's a file, or a folder that vitedge didn't write.
+    """
+    if not out.exists() and not out.is_symlink():
+        return
+    if not overwrite:
+        raise UsageError(asked, f"{out} already exists", "name another --out, or add --overwrite")
+    if not out.is_dir() or out.is_symlink():
+        raise UsageError(asked, f"{out} isn't a folder", "name another --out")
+    marks = ("manifest.json", "model.json", "result.json", "report.html")
+    if any(out.iterdir()) and not any((out / mark).exists() for mark in marks):
+        raise UsageError(asked, f"{out} holds files that vitedge didn't write; --overwrite would delete them", "name another --out")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(out: Path, asked: str) -> Iterator[None]:
+    """Hold the only permission to write ``out``; a second writer fails at once.
+
+    Raises:
+        ResourceError: another process is writing there.
+    """
+    lock = out.parent / f".{out.name}.lock"
+    with resource_errors(asked):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        if not _lock(descriptor, lock):
+            raise ResourceError(asked, f"another process is writing {out}", "wait for it, or name another --out")
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, lock: Path) -> bool:
+    """Lock the open file, and make sure that it's still the one the name stands for."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.fstat(descriptor).st_ino == lock.stat().st_ino
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
+
+@contextlib.contextmanager
+def new_folder(out: Path, *, overwrite: bool, asked: str, last: str | None = None) -> Iterator[Path]:
+    """Yield an empty folder beside ``out``; on success it becomes ``out``, on any failure it's removed.
+
+    Args:
+        out: the destination.
+        overwrite: permit replacing what stands there.
+        asked: the wish, for error texts.
+        last: name of the file that completes the folder; it's flushed after all the others.
+
+    Raises:
+        UsageError: ``out`` exists and may not be replaced.
+        ResourceError: disk, permission, lock.
+    """
+    out = Path(os.path.abspath(out))
+    refuse_existing(out, overwrite=overwrite, asked=asked)
+    with locked(out, asked), resource_errors(asked):
+        _sweep(out)
+        building = Path(tempfile.mkdtemp(prefix=f".{out.name}.building-", dir=out.parent))
+        try:
+            building.chmod(0o755)
+            yield building
+            files = sorted((path for path in building.rglob("*") if path.is_file()), key=lambda path: path.name == last)
+            for path in files:
+                _sync(path)
+            for folder in [*(path for path in building.rglob("*") if path.is_dir()), building]:
+                _sync(folder)
+            old = out.parent / f".{out.name}.replaced"
+            if out.exists():
+                os.replace(out, old)
+            os.replace(building, out)
+            _sync(out.parent)
+            shutil.rmtree(old, ignore_errors=True)
+        except BaseException:
+            shutil.rmtree(building, ignore_errors=True)
+            raise
+
+
+def _sweep(out: Path) -> None:
+    """Finish or undo what a killed writer left: called with the lock held, so nobody else is at work."""
+    old = out.parent / f".{out.name}.replaced"
+    if old.exists() and not out.exists():
+        os.replace(old, out)
+    shutil.rmtree(old, ignore_errors=True)
+    for left in out.parent.glob(f".{out.name}.building-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def write_atomic(path: Path, data: bytes, asked: str) -> None:
+    """Write one file so that readers see the old content or the new.
+
+    Raises:
+        ResourceError: disk, permission.
+    """
+    with resource_errors(asked):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise

@@ -1,0 +1,228 @@
+"""Labelled pictures in folders and archives, read one at a time and never unpacked to disk.
+
+A data set is a folder (or ``.zip``, ``.tar``, ``.tar.gz``) with one sub-folder a class, or a flat folder without
+labels. Only JPEG, PNG, WEBP and BMP are decoded, and only up to :data:`MAX_PIXELS`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from vitedge.errors import ImageError, InputError, UsageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+MAX_PIXELS = 100_000_000
+MAX_FILE_BYTES = 256 << 20
+LAYOUT = "a data folder has one sub-folder a class: data/cat/1.jpg, data/dog/2.jpg (a .zip or .tar of it will do)"
+
+
+def open_picture(data: bytes, name: str) -> Image.Image:
+    """Decode an encoded picture.
+
+    Returns:
+        A loaded PIL image, in the file's own mode, EXIF orientation not yet applied.
+
+    Raises:
+        ImageError: another format, more than :data:`MAX_PIXELS`, or a broken file.
+    """
+    asked = f"read the picture {name}"
+    fix = "use a JPEG, PNG, WEBP or BMP file"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and large sizes; both are judged here
+            picture = Image.open(io.BytesIO(data), formats=FORMATS)
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ImageError(asked, f"it has {picture.width}×{picture.height} pixels; {MAX_PIXELS:,} are allowed", "shrink it")
+            picture.load()
+            return picture
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's decoders raise many kinds for broken files
+        raise ImageError(asked, f"{type(error).__name__}: {error}", fix) from error
+
+
+def read_picture(path: Path) -> Image.Image:
+    """Read and decode one picture file; errors as :func:`open_picture`."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ImageError(f"read the picture {path}", f"it's larger than {MAX_FILE_BYTES >> 20} MiB", "shrink it")
+        return open_picture(path.read_bytes(), str(path))
+    except OSError as error:
+        raise ImageError(f"read the picture {path}", f"{error.strerror}", "name a readable file") from error
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One picture: ``name`` is its path inside the data set, ``folder`` its class folder (None when unlabelled)."""
+
+    name: str
+    folder: str | None
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The pictures of a folder or an archive, in the order of their names.
+
+    Picklable, so that worker processes can read from it; archives are opened anew in each process.
+    """
+
+    source: Path
+    classes: tuple[str, ...]  # class folders, sorted; empty when unlabelled
+    records: tuple[ImageRecord, ...]
+    _members: tuple[str, ...] = field(repr=False)  # where each record lies: a path, or a member of the archive
+    _cache: dict[str, object] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def open(cls, source: str | Path, *, asked: str = "read images") -> ImageSet:
+        """List the pictures of ``source`` without decoding any.
+
+        Raises:
+            UsageError: nothing there, or nothing that looks like a data folder.
+            ImageError: an archive that can't be read.
+        """
+        path = Path(source)
+        if not path.exists():
+            raise UsageError(asked, f"{path} doesn't exist", LAYOUT)
+        if path.is_dir():
+            found = [(file.relative_to(path).as_posix(), str(file)) for file in _walk(path)]
+        elif path.suffix.lower() in SUFFIXES:
+            found = [(path.name, str(path))]
+        else:
+            found = [(name, name) for name in _archive_names(path, asked)]
+        found.sort()
+        if not found:
+            raise UsageError(asked, f"{path} holds no JPEG, PNG, WEBP or BMP files", LAYOUT)
+        parts = [PurePosixPath(name).parts for name, _ in found]
+        depth = 0  # folders that everything has in common ("train/") aren't classes
+        while all(len(part) > depth + 2 for part in parts) and len({part[depth] for part in parts}) == 1:
+            depth += 1
+        labelled = all(len(part) >= depth + 2 for part in parts)
+        folders = [part[depth] if labelled else None for part in parts]
+        records = tuple(ImageRecord(name, folder) for (name, _), folder in zip(found, folders, strict=True))
+        classes = tuple(sorted({folder for folder in folders if folder is not None}))
+        return cls(path, classes, records, tuple(member for _, member in found))
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_cache": {}}
+
+    def subset(self, indices: Sequence[int]) -> ImageSet:
+        """The same source, restricted to ``indices``; the classes stay."""
+        return ImageSet(
+            self.source,
+            self.classes,
+            tuple(self.records[i] for i in indices),
+            tuple(self._members[i] for i in indices),
+        )
+
+    def read_bytes(self, index: int) -> bytes:
+        """The encoded file.
+
+        Raises:
+            ImageError: unreadable or too large.
+        """
+        name, member = self.records[index].name, self._members[index]
+        try:
+            if self.source.is_dir() or self.source.suffix.lower() in SUFFIXES:
+                if Path(member).stat().st_size > MAX_FILE_BYTES:
+                    raise ImageError(f"read the picture {name}", f"it's larger than {MAX_FILE_BYTES >> 20} MiB", "shrink it")
+                return Path(member).read_bytes()
+            return _archive_read(self, member)
+        except InputError:
+            raise
+        except Exception as error:  # zipfile and tarfile raise many kinds for broken archives
+            raise ImageError(f"read the picture {name}", f"{type(error).__name__}: {error}", "replace the file") from error
+
+    def read(self, index: int) -> Image.Image:
+        """The decoded picture; errors as :func:`open_picture`."""
+        return open_picture(self.read_bytes(index), self.records[index].name)
+
+    def digest(self, index: int) -> str:
+        """Hex SHA-256 of the encoded file."""
+        return hashlib.sha256(self.read_bytes(index)).hexdigest()
+
+    def order(self, seed: int) -> list[int]:
+        """A seeded permutation of all indices, the same on every machine and NumPy version."""
+        keys = [hashlib.sha256(f"{seed}\0{record.name}".encode(errors="surrogateescape")).digest() for record in self.records]
+        return sorted(range(len(self)), key=lambda index: keys[index])
+
+    def labels(self, folders: Sequence[str | None], *, asked: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Class ids of all records, int64 [len(self)], by a model's table of class folders (index is the id).
+
+        Raises:
+            UsageError: the set has no class folders, or one that the model doesn't know.
+        """
+        if not self.classes:
+            raise UsageError(asked, f"{self.source} has no class folders", LAYOUT)
+        ids = {folder: index for index, folder in enumerate(folders) if folder is not None}
+        unknown = [folder for folder in self.classes if folder not in ids]
+        if unknown:
+            raise UsageError(
+                asked,
+                f"{len(unknown)} class folders of {self.source} aren't among the model's: {', '.join(unknown[:5])}",
+                f"the model's are: {', '.join(list(ids)[:10])}",
+            )
+        return np.array([ids[record.folder] for record in self.records if record.folder is not None], dtype=np.int64)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if not hidden and path.suffix.lower() in SUFFIXES and path.is_file():
+            yield path
+
+
+def _wanted(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+
+
+def _archive_names(path: Path, asked: str) -> list[str]:
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                return [info.filename for info in archive.infolist() if not info.is_dir() and _wanted(info.filename)]
+        if tarfile.is_tarfile(path):
+            with tarfile.open(path) as archive:
+                return [info.name for info in archive if info.isreg() and _wanted(info.name)]
+    except Exception as error:  # broken archives raise many kinds
+        raise ImageError(asked, f"{path}: {type(error).__name__}: {error}", "make the archive again") from error
+    raise UsageError(asked, f"{path} is neither a folder nor a .zip or .tar archive", LAYOUT)
+
+
+def _archive_read(images: ImageSet, member: str) -> bytes:
+    """One member; a tar is read through once and kept, because it can't be entered in the middle when compressed."""
+    archive = images._cache.get("zip")
+    if archive is None and "tar" not in images._cache:
+        if zipfile.is_zipfile(images.source):
+            archive = images._cache["zip"] = zipfile.ZipFile(images.source)
+        else:
+            kept: dict[str, bytes] = {}
+            with tarfile.open(images.source) as tar:
+                for info in tar:
+                    if info.isreg() and _wanted(info.name) and info.size <= MAX_FILE_BYTES:
+                        stream = tar.extractfile(info)
+                        kept[info.name] = stream.read() if stream else b""
+            images._cache["tar"] = kept
+    if isinstance(archive, zipfile.ZipFile):
+        if archive.getinfo(member).file_size > MAX_FILE_BYTES:
+            raise ImageError(f"read the picture {member}", f"it's larger than {MAX_FILE_BYTES >> 20} MiB", "shrink it")
+        return archive.read(member)
+    contents = images._cache["tar"]
+    assert isinstance(contents, dict)
+    data = contents[member]
+    assert isinstance(data, bytes)
+    return data

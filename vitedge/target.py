@@ -1,0 +1,91 @@
+"""A target: the device an artifact is for, as one TOML file in ``targets/``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta, field
+
+from vitedge import catalogue
+from vitedge.errors import UsageError
+from vitedge.schema import Record, load_toml
+
+Precision = Literal["fp32", "bf16", "fp16", "int8", "fp8", "mixed"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8", "fp8", "mixed")
+Positive = Annotated[int, Meta(ge=1)]
+PositiveReal = Annotated[float, Meta(gt=0)]
+Option = str | int | float | bool
+
+
+class Candidate(Record):
+    """One way to run a model on a target: a precision and the runtime's word for the graph that has it."""
+
+    precision: Precision
+    form: str
+
+
+class BenchRules(Record):
+    """How long to measure on this device before a number may be printed."""
+
+    warmup_s: Annotated[float, Meta(ge=0)]
+    min_duration_s: PositiveReal
+
+
+class Budget(Record):
+    """What an artifact has to meet on this device to be recommended."""
+
+    max_accuracy_drop_pts: Annotated[float, Meta(ge=0)]  # percentage points of top-1 against float32
+    latency_p95_ms: PositiveReal | None = None
+
+
+class Target(Record):
+    """A device and what is known of it. Keys carry their units; see ``docs/targets.md``."""
+
+    summary: str
+    runtime: Literal["onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "null"]
+    runtime_min: str  # oldest version of the runtime that the graph must load in
+    arch: Literal["any", "x86_64", "aarch64"]
+    device: str  # the runtime's own word: "cpu", "CPU", "GPU", "cuda:0"
+    batch: Positive
+    candidate: Annotated[tuple[Candidate, ...], Meta(min_length=1)]
+    bench: BenchRules
+    budget: Budget
+    isa: Literal["any", "avx2", "avx512_vnni", "neon", "dotprod", "i8mm"] = "any"  # what int8 kernels may rely on
+    threads: Annotated[int, Meta(ge=0)] = 0  # 0: the machine's physical cores
+    sm: str | None = None  # NVIDIA compute capability, "8.7"
+    sms: tuple[str, ...] = ()  # capabilities to build engines for ahead of time
+    memory_mb: Positive | None = None
+    options: dict[str, Option] = field(default_factory=dict)  # passed to the runtime, read back, recorded
+    name: str = ""  # the file's stem; not written in the file
+
+    def candidates(self, precision: str) -> tuple[Candidate, ...]:
+        """The candidates of one precision, in the target's order of preference.
+
+        Raises:
+            UsageError: the target has none; its precisions are listed.
+        """
+        found = tuple(candidate for candidate in self.candidate if candidate.precision == precision)
+        if not found:
+            offered = ", ".join(dict.fromkeys(candidate.precision for candidate in self.candidate))
+            raise UsageError(
+                f"precision {precision} on target '{self.name}'",
+                f"this target runs {offered}",
+                f"choose one of them: --precision {self.candidate[0].precision}",
+            )
+        return found
+
+
+def load_target(name: str | Path) -> Target:
+    """The target called ``name``, or described by a TOML file.
+
+    Raises:
+        UsageError: unknown name (the nearest is given), unknown key or bad value (with its line).
+    """
+    from msgspec.structs import replace
+
+    path = catalogue.find("targets", str(name))
+    target = load_toml(path, Target, f"target '{name}'")
+    if target.name:
+        raise UsageError(f"target '{name}'", f"{path}: the key 'name' is the file's own name", "remove the key")
+    return replace(target, name=path.stem)
