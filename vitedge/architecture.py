@@ -87,7 +87,9 @@ class ViTConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
         for name, pixels in zip(("height", "width"), self.image_size, strict=True):
             if pixels <= 0 or pixels % self.stem.stride:
-                raise ValueError(f"image {name} {pixels} is not a positive multiple of the stem's stride {self.stem.stride}")
+                raise ValueError(
+                    f"image {name} {pixels} is not a positive multiple of the stem's stride {self.stem.stride}"
+                )
         if self.pool == "token" and not self.class_token:
             raise ValueError('pool = "token" needs a class token')
         if self.distillation_token and not self.class_token:

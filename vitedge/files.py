@@ -17,7 +17,16 @@ from pathlib import Path
 
 from vitedge.errors import ResourceError, UsageError
 
-_RESOURCE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOMEM, errno.EIO}
+_RESOURCE_ERRNOS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOMEM,
+    errno.EIO,
+}
 
 
 def sha256(data: bytes) -> str:
@@ -43,9 +52,13 @@ def resource_errors(asked: str) -> Iterator[None]:
         if error.errno not in _RESOURCE_ERRNOS:
             raise
         place = f" ({error.filename})" if error.filename else ""
-        raise ResourceError(asked, f"{error.strerror}{place}; nothing was changed", "free space or permit writing there, then repeat") from error
+        raise ResourceError(
+            asked, f"{error.strerror}{place}; nothing was changed", "free space or permit writing there, then repeat"
+        ) from error
     except MemoryError as error:
-        raise ResourceError(asked, "memory ran out; nothing was changed", "use a smaller batch or fewer samples") from error
+        raise ResourceError(
+            asked, "memory ran out; nothing was changed", "use a smaller batch or fewer samples"
+        ) from error
 
 
 def refuse_existing(out: Path, *, overwrite: bool, asked: str) -> None:
@@ -62,7 +75,9 @@ def refuse_existing(out: Path, *, overwrite: bool, asked: str) -> None:
         raise UsageError(asked, f"{out} isn't a folder", "name another --out")
     marks = ("manifest.json", "model.json", "result.json", "report.html")
     if any(out.iterdir()) and not any((out / mark).exists() for mark in marks):
-        raise UsageError(asked, f"{out} holds files that vitedge didn't write; --overwrite would delete them", "name another --out")
+        raise UsageError(
+            asked, f"{out} holds files that vitedge didn't write; --overwrite would delete them", "name another --out"
+        )
 
 
 def _sync(path: Path) -> None:

@@ -43,7 +43,9 @@ def open_picture(data: bytes, name: str) -> Image.Image:
             warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and large sizes; both are judged here
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
             if picture.width * picture.height > MAX_PIXELS:
-                raise ImageError(asked, f"it has {picture.width}×{picture.height} pixels; {MAX_PIXELS:,} are allowed", "shrink it")
+                raise ImageError(
+                    asked, f"it has {picture.width}×{picture.height} pixels; {MAX_PIXELS:,} are allowed", "shrink it"
+                )
             picture.load()
             return picture
     except ImageError:
@@ -138,13 +140,17 @@ class ImageSet:
         try:
             if self.source.is_dir() or self.source.suffix.lower() in SUFFIXES:
                 if Path(member).stat().st_size > MAX_FILE_BYTES:
-                    raise ImageError(f"read the picture {name}", f"it's larger than {MAX_FILE_BYTES >> 20} MiB", "shrink it")
+                    raise ImageError(
+                        f"read the picture {name}", f"it's larger than {MAX_FILE_BYTES >> 20} MiB", "shrink it"
+                    )
                 return Path(member).read_bytes()
             return _archive_read(self, member)
         except InputError:
             raise
         except Exception as error:  # zipfile and tarfile raise many kinds for broken archives
-            raise ImageError(f"read the picture {name}", f"{type(error).__name__}: {error}", "replace the file") from error
+            raise ImageError(
+                f"read the picture {name}", f"{type(error).__name__}: {error}", "replace the file"
+            ) from error
 
     def read(self, index: int) -> Image.Image:
         """The decoded picture; errors as :func:`open_picture`."""
@@ -156,7 +162,10 @@ class ImageSet:
 
     def order(self, seed: int) -> list[int]:
         """A seeded permutation of all indices, the same on every machine and NumPy version."""
-        keys = [hashlib.sha256(f"{seed}\0{record.name}".encode(errors="surrogateescape")).digest() for record in self.records]
+        keys = [
+            hashlib.sha256(f"{seed}\0{record.name}".encode(errors="surrogateescape")).digest()
+            for record in self.records
+        ]
         return sorted(range(len(self)), key=lambda index: keys[index])
 
     def labels(self, folders: Sequence[str | None], *, asked: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -187,7 +196,9 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def _wanted(name: str) -> bool:
     path = PurePosixPath(name)
-    return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+    return path.suffix.lower() in SUFFIXES and not any(
+        part.startswith(".") or part == "__MACOSX" for part in path.parts
+    )
 
 
 def _archive_names(path: Path, asked: str) -> list[str]:

@@ -54,7 +54,9 @@ class Preprocessing(Record):
     grey: Literal["replicate"] = "replicate"  # one channel becomes three equal ones
     cmyk: Literal["convert"] = "convert"  # without a colour profile, as Pillow does
     alpha: Literal["drop", "composite"] = "drop"  # composite: over ``fill``
-    sixteen_bit: Literal["scale", "clip"] = "scale"  # scale: value >> 8; clip: values over 255 become 255, as Pillow does
+    sixteen_bit: Literal["scale", "clip"] = (
+        "scale"  # scale: value >> 8; clip: values over 255 become 255, as Pillow does
+    )
     activation: Literal["softmax", "sigmoid", "none"] = "softmax"  # from logits to probabilities
 
     def apply(self, picture: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -124,7 +126,9 @@ class Preprocessing(Record):
         if not self.antialias and self.interpolation in ("bilinear", "bicubic"):
             # An affine transform samples at points, without the low-pass filter that resize() applies when shrinking.
             scale = (picture.width / width, 0.0, 0.0, 0.0, picture.height / height, 0.0)
-            return picture.transform((width, height), Image.Transform.AFFINE, scale, resample=_POINT[self.interpolation])
+            return picture.transform(
+                (width, height), Image.Transform.AFFINE, scale, resample=_POINT[self.interpolation]
+            )
         return picture.resize((width, height), method)
 
     def _crop(self, picture: Image.Image) -> Image.Image:

@@ -106,7 +106,9 @@ def encode_json(value: Any) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value, order="deterministic"), indent=2) + b"\n"
 
 
-def decode_json(data: bytes, kind: type[T], *, asked: str, file: str, error_type: type[InputError] = ArtifactError) -> T:
+def decode_json(
+    data: bytes, kind: type[T], *, asked: str, file: str, error_type: type[InputError] = ArtifactError
+) -> T:
     """Decode a JSON record that carries ``schema_version``; a newer one is refused with the version that wrote it.
 
     Raises:

@@ -1,0 +1,37 @@
+"""vitedge: a Vision Transformer goes in, and for every device a verified, measured, running classifier comes out.
+
+Importing this package imports nothing heavy; every function fetches what it needs when it's called.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vitedge._version import __version__
+
+if TYPE_CHECKING:
+    from vitedge.pipeline import bench, classify, evaluate, export, import_model, open, train, verify
+
+__all__ = [
+    "__version__",
+    "bench",
+    "classify",
+    "evaluate",
+    "export",
+    "import_model",
+    "open",
+    "train",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from vitedge import pipeline
+
+        return getattr(pipeline, name)
+    raise AttributeError(f"module 'vitedge' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

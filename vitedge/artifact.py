@@ -1,0 +1,205 @@
+"""The artifact: the folder that is copied to the device, immutable once written.
+
+``manifest.json`` is the authority; ``manifest.sha256`` holds its digest, and the manifest holds the digest of every
+other file. Digests detect corruption, not attackers. What a device derives from an artifact (engines, compiled blobs)
+lies in :func:`Artifact.cache`, keyed by artifact digest, runtime version and hardware, so read-only media work.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from msgspec import field
+
+from vitedge._version import __version__
+from vitedge.catalogue import cache_folder
+from vitedge.errors import ArtifactError, UsageError
+from vitedge.files import new_folder, sha256
+from vitedge.model_folder import ClassLabel, Origin, check_digests
+from vitedge.preprocessing import Preprocessing
+from vitedge.recipe import Recipe
+from vitedge.schema import Record, decode_json, encode_json
+from vitedge.target import Option, Target
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MANIFEST, MANIFEST_DIGEST = "manifest.json", "manifest.sha256"
+GOLDEN_INPUTS, GOLDEN_LOGITS, GOLDEN_REFERENCE = "golden/inputs.npy", "golden/logits.npy", "golden/reference.npy"
+COPY_AGAIN = "copy the artifact again, or export it again"
+
+
+class LayerPlan(Record):
+    """What one layer was planned to run in."""
+
+    name: str  # the canonical graph's node name: "blocks.3.attn.qkv"
+    kind: str  # "linear", "conv", "attention"
+    precision: str  # "fp32", "fp16", "int8", …
+    macs: int  # multiply-accumulates at batch 1
+    reason: str = ""  # why not the precision asked for, where it isn't
+
+
+class Calibration(Record):
+    """Which images were observed."""
+
+    source: str  # name of the data set, not a path
+    count: int
+    digest: str  # SHA-256 over the sorted digests of the images
+    image_digests: tuple[str, ...]  # 16 hex digits each, sorted; evaluation refuses an overlap by them
+    skipped: tuple[str, ...] = ()  # unreadable images that were replaced by the next of the order
+
+
+class Golden(Record):
+    """The self-test: generated (or the user's) pictures, what preprocessing made of them, and the logits."""
+
+    pictures: tuple[str, ...]  # PNG files of the artifact, in the order of the arrays' first axis
+    executed_by: str  # what produced golden/logits.npy: "onnxruntime 1.31.1", or an interpreter's name
+    deviation: float  # of golden/logits.npy from the float32 reference: largest |difference| / largest |logit|
+
+
+class CandidateResult(Record):
+    """One candidate that was built: what it costs and what it loses."""
+
+    precision: str
+    form: str
+    bytes: int
+    deviation: float
+    latency_p50_ms: float | None = None  # None: not measured
+    agreement: float | None = None
+    chosen: bool = False
+
+
+class Manifest(Record):
+    """``manifest.json``."""
+
+    SCHEMA_VERSION: ClassVar[int] = 1
+    schema_version: int = 1
+    vitedge_version: str = __version__
+    name: str
+    target: Target
+    precision: str  # asked for
+    form: str
+    batch: int
+    graph: str  # file that the runtime opens
+    classes: tuple[ClassLabel, ...]
+    preprocessing: Preprocessing
+    layers: tuple[LayerPlan, ...]
+    precision_obtained: dict[str, float]  # share of MACs by type, planned; verify counts them in the executed graph
+    runtime_options: dict[str, Option]  # set explicitly when opened, and read back
+    built_with: dict[str, str]  # versions of what wrote the graph
+    model_digest: str
+    origin: Origin
+    golden: Golden
+    candidates: tuple[CandidateResult, ...]
+    licence: str | None = None
+    recipe: Recipe | None = None  # of a quantized artifact
+    calibration: Calibration | None = None
+    accuracy: dict[str, Any] = field(default_factory=dict)  # against the float model on held-out images
+    files: dict[str, str] = field(default_factory=dict)  # SHA-256 of every other file but manifest.sha256
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An opened artifact: digests were checked."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> Artifact:
+        """Open an artifact and check every digest.
+
+        Raises:
+            UsageError: there is no such folder.
+            ArtifactError: not an artifact, a newer schema, a missing or altered file (named).
+        """
+        folder = Path(path)
+        asked = f"open the artifact {folder}"
+        if not folder.is_dir():
+            raise UsageError(asked, "there is no such folder", "run: vitedge export MODEL --target T --out ARTIFACT")
+        try:
+            data = (folder / MANIFEST).read_bytes()
+            expected = (folder / MANIFEST_DIGEST).read_bytes()
+        except OSError as error:
+            name = Path(str(error.filename)).name
+            raise ArtifactError(asked, f"{name} can't be read: {error.strerror}", COPY_AGAIN) from error
+        if expected.split()[:1] != [sha256(data).encode()]:
+            raise ArtifactError(asked, f"{MANIFEST} isn't what was written ({MANIFEST_DIGEST} differs)", COPY_AGAIN)
+        manifest = decode_json(data, Manifest, asked=asked, file=MANIFEST)
+        check_digests(folder, manifest.files, asked, ArtifactError, COPY_AGAIN)
+        for name in (manifest.graph, GOLDEN_INPUTS, GOLDEN_LOGITS, GOLDEN_REFERENCE, *manifest.golden.pictures):
+            if name not in manifest.files:
+                raise ArtifactError(asked, f"{MANIFEST} doesn't list {name}", COPY_AGAIN)
+        return cls(folder, manifest)
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of the manifest, hence of everything."""
+        return sha256(encode_json(self.manifest))
+
+    @property
+    def graph_path(self) -> Path:
+        """The file that the runtime opens."""
+        return self.path / self.manifest.graph
+
+    @property
+    def bytes(self) -> int:
+        """Size of the runtime's own files (graph and weights), without golden data and manifest."""
+        names = [name for name in self.manifest.files if not name.startswith("golden/")]
+        return sum((self.path / name).stat().st_size for name in names)
+
+    def array(self, name: str) -> NDArray[Any]:
+        """One of the golden arrays: inputs uint8 [n, h, w, 3]; logits and reference float32 [n, classes].
+
+        Raises:
+            ArtifactError: not an array file.
+        """
+        try:
+            return np.asarray(np.load(self.path / name, allow_pickle=False))
+        except (OSError, ValueError, EOFError) as error:
+            raise ArtifactError(f"open the artifact {self.path}", f"{name}: {error}", COPY_AGAIN) from error
+
+    def cache(self, runtime_version: str, hardware: str) -> Path:
+        """Folder for what this device derives from the artifact; it need not exist, and may be deleted any time."""
+        key = sha256("\0".join((self.digest, runtime_version, hardware)).encode())[:24]
+        return cache_folder() / "artifacts" / f"{self.manifest.name}-{key}"
+
+
+def npy(array: NDArray[Any]) -> bytes:
+    """``array`` as the bytes of an ``.npy`` file."""
+    stream = io.BytesIO()
+    np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
+    return stream.getvalue()
+
+
+def write_artifact(
+    out: str | Path, manifest: Manifest, files: Mapping[str, bytes], *, overwrite: bool, asked: str
+) -> Artifact:
+    """Write an artifact atomically, the manifest last, and open it.
+
+    Args:
+        out: destination folder.
+        manifest: its ``files`` are filled in here.
+        files: content of every file beside the manifest and its digest.
+        overwrite: permit replacing an existing artifact.
+        asked: the wish, for error texts.
+
+    Raises:
+        UsageError, ResourceError: as :func:`vitedge.files.new_folder`.
+    """
+    from msgspec.structs import replace
+
+    manifest = replace(manifest, files={name: sha256(data) for name, data in sorted(files.items())})
+    data = encode_json(manifest)
+    with new_folder(Path(out), overwrite=overwrite, asked=asked, last=MANIFEST_DIGEST) as folder:
+        for name, content in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        (folder / MANIFEST).write_bytes(data)
+        (folder / MANIFEST_DIGEST).write_text(f"{sha256(data)}  {MANIFEST}\n")
+    return Artifact.open(out)

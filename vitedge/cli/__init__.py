@@ -1,0 +1,123 @@
+"""The command line: one file per verb, each a function of a few lines that calls :mod:`vitedge.pipeline`.
+
+Nothing heavy is imported here: a verb imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from vitedge._version import __version__
+from vitedge.errors import InterruptedError_, VitedgeError
+
+VERBS = (
+    "demo",
+    "doctor",
+    "train",
+    "import",
+    "export",
+    "verify",
+    "classify",
+    "bench",
+    "eval",
+    "report",
+    "inspect",
+    "targets",
+    "recipes",
+)
+
+app = typer.Typer(
+    name="vitedge",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help="From a Vision Transformer to a verified, measured, running classifier on every device.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vitedge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.", envvar="VITEDGE_DEBUG")] = False,
+) -> None:
+    if debug:
+        os.environ["VITEDGE_DEBUG"] = "1"
+
+
+for _verb in VERBS:
+    _module = importlib.import_module(f"vitedge.cli.{_verb}_" if _verb == "import" else f"vitedge.cli.{_verb}")
+    app.command(name=_verb)(getattr(_module, f"{_verb}_" if _verb in ("import", "eval") else _verb))
+
+
+def show_error(error: VitedgeError) -> None:
+    """Print an error as one block on stderr."""
+    sys.stderr.write(f"error: {error}\n")
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise InterruptedError_(
+        "stop",
+        f"received {signal.Signals(number).name}; nothing half-written was left",
+        "run the command again",
+        signal_number=number,
+    )
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit with the code that :mod:`vitedge.errors` gives."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
+    import click
+
+    try:
+        outcome: Any = app(arguments, standalone_mode=False)
+        return outcome if isinstance(outcome, int) else 0
+    except VitedgeError as error:
+        if os.environ.get("VITEDGE_DEBUG"):
+            raise
+        show_error(error)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        sys.stderr.write(
+            "error: stop\n       interrupted; nothing half-written was left\n       run the command again\n"
+        )
+        return 130
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader of our output has gone; Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if os.environ.get("VITEDGE_DEBUG"):
+            raise
+        show_error(
+            VitedgeError(
+                "run this command",
+                f"a bug in vitedge: {type(error).__name__}: {error}",
+                "repeat with --debug (vitedge --debug …) and report it",
+            )
+        )
+        return 1

@@ -1,0 +1,53 @@
+"""Everything that knows a runtime's name, one folder each; siblings never import each other.
+
+A runtime is found by its folder's name, and only the module that is asked for is imported:
+
+- ``facts``: ``EXTRA`` (what to install), ``installed() -> version or None``, ``describe() -> dict`` for the doctor;
+- ``placement``: ``place(request) -> Placed``, the graph in the form that this runtime runs fast;
+- ``session``: ``open_backend(artifact, options) -> Backend``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+from vitedge.errors import NotInstalledError, UsageError, nearest
+
+
+def names() -> list[str]:
+    """The runtimes, sorted: the folders that lie here."""
+    return sorted(path.parent.name for path in Path(__file__).parent.glob("*/__init__.py"))
+
+
+def part(runtime: str, module: str) -> ModuleType:
+    """The module ``facts``, ``placement`` or ``session`` of a runtime.
+
+    Raises:
+        UsageError: no runtime has this name.
+    """
+    if runtime not in names():
+        raise UsageError(
+            f"runtime '{runtime}'", f"there is none of this name{nearest(runtime, names())}", "run: vitedge doctor"
+        )
+    return importlib.import_module(f"vitedge.runtimes.{runtime}.{module}")
+
+
+def installed(runtime: str) -> str | None:
+    """Version of the runtime on this machine, or None."""
+    version = part(runtime, "facts").installed()
+    return None if version is None else str(version)
+
+
+def require(runtime: str, asked: str) -> str:
+    """Version of the runtime on this machine.
+
+    Raises:
+        NotInstalledError: it isn't installed; the extra is named.
+    """
+    facts = part(runtime, "facts")
+    version = facts.installed()
+    if version is None:
+        raise NotInstalledError.for_extra(asked, runtime.replace("_", "-"), facts.EXTRA)
+    return str(version)

@@ -1,0 +1,178 @@
+"""The session: the only thing that bench, eval, verify, classify and stream know of a runtime."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from vitedge import runtimes
+from vitedge.artifact import Artifact
+from vitedge.errors import InvalidResultError, UsageError
+from vitedge.images import read_picture
+from vitedge.runtimes.contract import Backend, Executed, LayerTime, OpenOptions, Stages
+from vitedge.target import Option
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL import Image
+
+
+class Prediction(NamedTuple):
+    """One answer of :meth:`Session.classify`."""
+
+    label: str
+    probability: float
+
+
+class Session:
+    """An artifact, opened in its runtime. One caller at a time: calls are serialised by a lock.
+
+    Use it as a context manager, or call :meth:`close`.
+    """
+
+    def __init__(self, artifact: Artifact, backend: Backend) -> None:
+        self.artifact = artifact
+        self.classes = artifact.manifest.classes
+        self._backend: Backend | None = backend
+        self._lock = threading.Lock()
+        height, width = artifact.manifest.preprocessing.size
+        self.input_shape = (backend.batch, height, width, 3)
+
+    @property
+    def batch(self) -> int:
+        """Pictures per inference; :meth:`run` refuses another number."""
+        return self.input_shape[0]
+
+    @property
+    def info(self) -> Mapping[str, Option]:
+        """Runtime, version, device, threads and options, as read back from the runtime."""
+        return self._open().info
+
+    def preprocess(self, picture: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """PIL image or uint8 RGB [H, W, 3] to uint8 RGB [h, w, 3] at the model's size.
+
+        Raises:
+            ImageError: not such a picture.
+        """
+        return self.artifact.manifest.preprocessing.apply(picture)
+
+    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Uint8 [batch, h, w, 3] to float32 logits [batch, classes], an owned copy.
+
+        Raises:
+            UsageError: another dtype or shape.
+        """
+        return self.run_timed(images)[0]
+
+    def run_timed(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], Stages]:
+        """As :meth:`run`, with the nanoseconds of each stage (None where the runtime can't separate it)."""
+        self._check(images)
+        with self._lock:
+            logits, stages = self._open().infer(images)
+            return np.array(logits, dtype=np.float32), stages
+
+    def submit(self, images: NDArray[np.uint8]) -> int:
+        """Start an asynchronous inference of uint8 [batch, h, w, 3]; returns the ticket for :meth:`collect`."""
+        self._check(images)
+        return self._open().submit(images)
+
+    def collect(self, ticket: int) -> NDArray[np.float32]:
+        """Wait for a submitted inference; float32 logits [batch, classes], owned."""
+        return self._open().collect(ticket)
+
+    def map_batches(self, images: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
+        """Logits [classes] for each uint8 [h, w, 3], in order: groups into batches, pads the last, drops the padding."""
+        group: list[NDArray[np.uint8]] = []
+        for image in images:
+            group.append(image)
+            if len(group) == self.batch:
+                yield from self.run(np.stack(group))
+                group = []
+        if group:
+            padded = np.stack(group + [group[-1]] * (self.batch - len(group)))
+            yield from self.run(padded)[: len(group)]
+
+    def classify(self, picture: Image.Image | NDArray[np.uint8] | str | Path, top_k: int = 5) -> list[Prediction]:
+        """The ``top_k`` most probable classes of one picture (or picture file), best first.
+
+        Raises:
+            ImageError: the picture can't be read.
+            InvalidResultError: the logits aren't finite.
+        """
+        if isinstance(picture, (str, Path)):
+            picture = read_picture(Path(picture))
+        logits = next(self.map_batches([self.preprocess(picture)]))
+        return self.predictions(logits, top_k)
+
+    def predictions(self, logits: NDArray[np.float32], top_k: int = 5) -> list[Prediction]:
+        """Logits [classes] to the ``top_k`` best predictions.
+
+        Raises:
+            InvalidResultError: the logits aren't finite.
+        """
+        if not np.isfinite(logits).all():
+            raise InvalidResultError(
+                "classify a picture", "the model's output isn't finite", "run: vitedge verify ARTIFACT"
+            )
+        probabilities = self.artifact.manifest.preprocessing.probabilities(logits)
+        best = np.argsort(-probabilities, kind="stable")[: max(1, top_k)]
+        return [Prediction(self.classes[index].name, float(probabilities[index])) for index in best]
+
+    def executed(self) -> list[Executed]:
+        """The graph as the runtime executes it: (name, operator, type)."""
+        with self._lock:
+            return self._open().executed()
+
+    def profile(self, images: NDArray[np.uint8], repeats: int = 20) -> list[list[LayerTime]]:
+        """Per-node times of ``repeats`` inferences of uint8 [batch, h, w, 3]."""
+        self._check(images)
+        with self._lock:
+            return self._open().profile(images, repeats)
+
+    def close(self) -> None:
+        """Release the runtime; calling it twice is harmless."""
+        with self._lock:
+            if self._backend is not None:
+                self._backend.close()
+                self._backend = None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self) -> Backend:
+        if self._backend is None:
+            raise UsageError("use a session", "it's closed", "open the artifact again")
+        return self._backend
+
+    def _check(self, images: NDArray[np.uint8]) -> None:
+        if images.dtype != np.uint8 or images.shape != self.input_shape:
+            raise UsageError(
+                "run the input 'image'",
+                f"received {images.dtype} {list(images.shape)}; expected uint8 {list(self.input_shape)}",
+                "use session.preprocess and stack, or session.map_batches",
+            )
+
+
+def open_session(artifact: Artifact | str | Path, options: OpenOptions | None = None) -> Session:
+    """Open an artifact in its target's runtime.
+
+    Raises:
+        NotInstalledError: the runtime isn't installed (the extra is named).
+        ArtifactError: the artifact is damaged, or this runtime version can't load it.
+    """
+    if not isinstance(artifact, Artifact):
+        artifact = Artifact.open(artifact)
+    runtime = artifact.manifest.target.runtime
+    runtimes.require(runtime, f"open the artifact {artifact.path}")
+    backend = runtimes.part(runtime, "session").open_backend(artifact, options or OpenOptions())
+    return Session(artifact, backend)
