@@ -1,0 +1,1 @@
+"""The float graph: authoring, canonical form, exact folds, surgery and checkpoint layouts. No torch, no runtime."""

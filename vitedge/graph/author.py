@@ -1,0 +1,425 @@
+"""Author: a configuration and named arrays become the canonical ONNX graph, without torch and without an exporter.
+
+The graph is the one that ``ARCHITECTURE`` calls canonical: opset 20, IR version 9, input ``image`` uint8
+``[N, H, W, 3]``, output ``logits`` float32 ``[N, classes]``, symbolic batch ``N``. Its names are an interface:
+
+- Node ``X`` writes the tensor ``X.out`` (``attn.split`` writes ``attn.split.q``, ``.k`` and ``.v``); its weights are
+  the initialisers ``X.weight`` and ``X.bias``.
+- A linear ``X`` is the node ``X`` (MatMul with ``X.weight`` ``[C_in, C_out]``) followed, if it has a bias, by the node
+  ``X.bias`` (Add with the initialiser ``X.bias`` ``[C_out]``). A convolution is one node ``X``.
+- Convolutions: ``patch_embed.proj`` and, with a convolutional stem, ``patch_embed.stem.{i}.conv``. Linears:
+  ``blocks.{i}.attn.qkv``, ``blocks.{i}.attn.proj``, ``blocks.{i}.mlp.fc1``, ``blocks.{i}.mlp.fc2``, ``head`` and, for
+  a distilled DeiT, ``head_dist``.
+- Everything else: ``blocks.{i}.norm1``, ``.attn.scores``, ``.attn.softmax``, ``.attn.context``, ``.add1``, ``.norm2``,
+  ``.mlp.act``, ``.add2``; ``prefix_tokens``, ``pos_embed``, ``norm_pre``, ``pool``, ``norm`` or ``fc_norm``.
+
+Folded exactly (in float64, then rounded once): mean and standard deviation into a patch convolution, BatchNorm into
+its convolution, LayerScale into ``attn.proj`` and ``mlp.fc2``, the attention scale head_dim^-½ into the query third of
+``attn.qkv`` (or, with QK-norm, into the affine of ``attn.q_norm``), the mean of two heads into their weights. A stem
+with padding pads with the mean colour, so there the mean stays an explicit subtraction and only the factor is folded.
+The class, distillation and register tokens and the position embedding are one constant, added to the patch tokens
+behind as many zero rows: no Shape, Expand or Concat, so the batch stays symbolic without any shape arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from numpy.typing import ArrayLike, NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from vitedge.architecture import ConvStem, ViTConfig
+from vitedge.errors import ModelError
+
+OPSET = 20
+IR_VERSION = 9
+BATCH_NORM_EPS = 1e-5  # torch's default; timm and our own training leave it there
+MAX_TOKENS = 1 << 14
+MAX_BYTES = (1 << 31) - 1  # one protobuf message
+
+Float64 = NDArray[np.float64]
+
+
+def author_vit(
+    config: ViTConfig,
+    arrays: Mapping[str, NDArray[np.generic]],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    rescale: float = 1 / 255,
+    channel_order: Literal["rgb", "bgr"] = "rgb",
+    name: str = "vit",
+) -> onnx.ModelProto:
+    """The canonical ONNX graph of a plain Vision Transformer.
+
+    Args:
+        config: the architecture.
+        arrays: exactly the parameters of :func:`expected_parameters`, any float type, torch's axis order.
+        mean: per channel, in the model's channel order and in units of the rescaled image.
+        std: likewise.
+        rescale: factor from uint8 pixels to the units of mean and std.
+        channel_order: what the model was trained with; the graph's input is RGB, so "bgr" turns the first kernel.
+        name: the ONNX graph's name.
+
+    Returns:
+        A checked model whose bytes depend on the arguments alone.
+
+    Raises:
+        ModelError: arrays missing, unknown, of another shape, or not finite.
+    """
+    arrays = checked_parameters(config, arrays)
+    means, stds = (np.asarray(values, np.float64) for values in (mean, std))
+    if (
+        means.shape != (3,)
+        or stds.shape != (3,)
+        or not np.isfinite(means).all()
+        or not (stds > 0).all()
+        or rescale <= 0
+    ):
+        raise ModelError(
+            f"author '{name}'",
+            f"mean {list(mean)}, std {list(std)} and rescale {rescale} are not three finite numbers, three positive "
+            "numbers and a positive number",
+            "correct the preprocessing",
+        )
+    graph = _Graph(arrays)
+    order = slice(None, None, -1) if channel_order == "bgr" else slice(None)
+    x = _embed(graph, config, mean=(means / rescale)[order], factor=(rescale / stds)[order], order=order)
+    for index in range(config.depth):
+        x = _block(graph, config, x, f"blocks.{index}")
+    _classify(graph, config, x)
+    return graph.model(config, name)
+
+
+def expected_parameters(config: ViTConfig, *, folded_stem: bool = False) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every parameter, in the order of the forward pass.
+
+    ``folded_stem`` chooses between the two forms of :class:`~vitedge.architecture.ConvStem`; a patch stem has one.
+    """
+    dim = config.embed_dim
+    if isinstance(config.stem, ConvStem):
+        inputs = 3
+        for index, outputs in enumerate(config.stem.channels):
+            stage = f"patch_embed.stem.{index}"
+            yield f"{stage}.conv.weight", (outputs, inputs, 3, 3)
+            if folded_stem:
+                yield f"{stage}.conv.bias", (outputs,)
+            else:
+                for part in ("weight", "bias", "running_mean", "running_var"):
+                    yield f"{stage}.norm.{part}", (outputs,)
+            inputs = outputs
+        yield "patch_embed.proj.weight", (dim, inputs, 1, 1)
+    else:
+        yield "patch_embed.proj.weight", (dim, 3, config.stem.patch_size, config.stem.patch_size)
+    yield "patch_embed.proj.bias", (dim,)
+    if config.class_token:
+        yield "cls_token", (1, 1, dim)
+    if config.distillation_token:
+        yield "dist_token", (1, 1, dim)
+    if config.register_tokens:
+        yield "reg_token", (1, config.register_tokens, dim)
+    if config.position_embedding == "learned":
+        prefix = config.prefix_tokens if config.position_embedding_covers_prefix else 0
+        yield "pos_embed", (1, prefix + config.grid[0] * config.grid[1], dim)
+    if config.pre_norm:
+        yield from _affine("norm_pre", dim)
+    for index in range(config.depth):
+        block = f"blocks.{index}"
+        yield from _affine(f"{block}.norm1", dim)
+        yield f"{block}.attn.qkv.weight", (3 * dim, dim)
+        if config.qkv_bias:
+            yield f"{block}.attn.qkv.bias", (3 * dim,)
+        if config.qk_norm:
+            yield from _affine(f"{block}.attn.q_norm", config.head_dim)
+            yield from _affine(f"{block}.attn.k_norm", config.head_dim)
+        yield from _affine(f"{block}.attn.proj", dim, dim)
+        if config.layer_scale:
+            yield f"{block}.ls1.gamma", (dim,)
+        yield from _affine(f"{block}.norm2", dim)
+        yield from _affine(f"{block}.mlp.fc1", config.mlp_hidden, dim)
+        yield from _affine(f"{block}.mlp.fc2", dim, config.mlp_hidden)
+        if config.layer_scale:
+            yield f"{block}.ls2.gamma", (dim,)
+    yield from _affine(config.final_norm, dim)
+    yield from _affine("head", config.num_classes, dim)
+    if config.distillation_token:
+        yield from _affine("head_dist", config.num_classes, dim)
+
+
+def checked_parameters(config: ViTConfig, arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.float32]]:
+    """The arrays as float32, proven to be exactly the finite parameters that ``config`` has.
+
+    torch's ``num_batches_tracked`` counters are dropped; they are no parameters.
+
+    Raises:
+        ModelError: names the first array at fault, with what was expected and what came.
+    """
+    asked = "build a ViT graph from these weights"
+    fix = "pass the weights and the configuration of one and the same model"
+    arrays = {key: value for key, value in arrays.items() if not key.endswith(".num_batches_tracked")}
+    if config.num_classes < 1:
+        raise ModelError(
+            asked, "the model has no classification head (num_classes is 0)", "pass a fine-tuned classifier"
+        )
+    if config.distillation_token and config.pool != "token":
+        raise ModelError(asked, "a model with a distillation token pools by token, not by average", fix)
+    if config.depth > len(arrays) or config.tokens > MAX_TOKENS:
+        raise ModelError(asked, f"{config.depth} blocks of {config.tokens} tokens do not fit {len(arrays)} arrays", fix)
+    folded = not any(key.startswith("patch_embed.stem.") and ".norm." in key for key in arrays)
+    checked: dict[str, NDArray[np.float32]] = {}
+    for key, shape in expected_parameters(config, folded_stem=folded):
+        if key not in arrays:
+            raise ModelError(asked, f"tensor '{key}' is missing; expected shape {list(shape)}", fix)
+        array = np.asarray(arrays[key])
+        if array.shape != shape:
+            raise ModelError(asked, f"tensor '{key}': expected shape {list(shape)}, received {list(array.shape)}", fix)
+        if array.dtype.kind in "iubcOSU":  # bfloat16 is of kind V
+            raise ModelError(asked, f"tensor '{key}': expected a float type, received {array.dtype}", fix)
+        with np.errstate(over="ignore"):
+            checked[key] = np.ascontiguousarray(array, dtype=np.float32)
+        if not np.isfinite(checked[key]).all():
+            raise ModelError(asked, f"tensor '{key}' holds NaN or infinite values", "use a sound checkpoint")
+    if unknown := sorted(arrays.keys() - checked.keys()):
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        shape = np.shape(arrays[unknown[0]])
+        raise ModelError(
+            asked, f"tensor '{unknown[0]}' {list(shape)}{more}: the configuration has no place for it", fix
+        )
+    if sum(array.nbytes for array in checked.values()) > MAX_BYTES // 2:
+        raise ModelError(asked, "the weights need more than 1 GiB in float32", "vitedge is for compact models")
+    return checked
+
+
+def _affine(name: str, outputs: int, inputs: int | None = None) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{name}.weight", (outputs,) if inputs is None else (outputs, inputs)
+    yield f"{name}.bias", (outputs,)
+
+
+class _Graph:
+    """Nodes and initialisers in the order they run. Methods append and return the name of the tensor they write."""
+
+    def __init__(self, arrays: Mapping[str, NDArray[np.float32]]) -> None:
+        self.arrays = arrays
+        self._nodes: list[onnx.NodeProto] = []
+        self._weights: list[onnx.TensorProto] = []
+
+    def array(self, name: str) -> Float64:
+        return self.arrays[name].astype(np.float64)
+
+    def weight(self, name: str, values: ArrayLike) -> str:
+        """A float32 initialiser."""
+        with np.errstate(over="ignore"):
+            array = np.ascontiguousarray(values, dtype=np.float32)
+        if not np.isfinite(array).all():
+            raise ModelError(
+                "build a ViT graph from these weights", f"'{name}' overflows float32", "use a sound checkpoint"
+            )
+        self._weights.append(numpy_helper.from_array(array, name))
+        return name
+
+    def integers(self, name: str, values: Sequence[int]) -> str:
+        """An int64 initialiser."""
+        self._weights.append(numpy_helper.from_array(np.asarray(values, np.int64), name))
+        return name
+
+    def node(self, operator: str, name: str, *inputs: str, out: str | None = None, **attributes: Any) -> str:
+        out = out or f"{name}.out"
+        self._nodes.append(helper.make_node(operator, list(inputs), [out], name=name, **attributes))
+        return out
+
+    def linear(self, name: str, x: str, weight: Float64, bias: Float64 | None, *, out: str | None = None) -> str:
+        """[…, C_in] -> […, C_out]; ``weight`` comes as torch has it, [C_out, C_in]."""
+        x = self.node("MatMul", name, x, self.weight(f"{name}.weight", weight.T), out=out if bias is None else None)
+        return x if bias is None else self.node("Add", f"{name}.bias", x, self.weight(f"{name}.bias", bias), out=out)
+
+    def layer_norm(self, name: str, x: str, eps: float, *, factor: float = 1.0) -> str:
+        """Over the last axis; ``factor`` is folded into the affine."""
+        weight = self.weight(f"{name}.weight", factor * self.array(f"{name}.weight"))
+        bias = self.weight(f"{name}.bias", factor * self.array(f"{name}.bias"))
+        return self.node("LayerNormalization", name, x, weight, bias, axis=-1, epsilon=eps)
+
+    def gelu(self, name: str, x: str, kind: str = "gelu") -> str:
+        return self.node("Gelu", name, x, approximate="tanh" if kind == "gelu_tanh" else "none")
+
+    def reshape(self, name: str, x: str, shape: Sequence[int]) -> str:
+        return self.node("Reshape", name, x, self.integers(f"{name}.shape", shape))
+
+    def transpose(self, name: str, x: str, perm: Sequence[int]) -> str:
+        return self.node("Transpose", name, x, perm=list(perm))
+
+    def split(self, name: str, x: str, parts: Sequence[str], size: int) -> None:
+        """Cuts the last axis into equal parts, the tensors ``parts``."""
+        sizes = self.integers(f"{name}.sizes", [size] * len(parts))
+        self._nodes.append(helper.make_node("Split", [x, sizes], list(parts), name=name, axis=-1))
+
+    def slice_tokens(self, name: str, x: str, first: int, end: int) -> str:
+        """[N, T, D] -> [N, end - first, D]."""
+        bounds = [
+            self.integers(f"{name}.{part}", [value]) for part, value in (("start", first), ("end", end), ("axis", 1))
+        ]
+        return self.node("Slice", name, x, *bounds)
+
+    def token(self, name: str, x: str, index: int) -> str:
+        """[N, T, D] -> [N, D]."""
+        self._weights.append(numpy_helper.from_array(np.asarray(index, np.int64), f"{name}.index"))
+        return self.node("Gather", name, x, f"{name}.index", axis=1)
+
+    def model(self, config: ViTConfig, name: str) -> onnx.ModelProto:
+        image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", *config.image_size, 3])
+        logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", config.num_classes])
+        graph = helper.make_graph(self._nodes, name, [image], [logits], self._weights)
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="vitedge"
+        )
+        onnx.checker.check_model(model)
+        return model
+
+
+def _embed(graph: _Graph, config: ViTConfig, *, mean: Float64, factor: Float64, order: slice) -> str:
+    """uint8 RGB [N, H, W, 3] -> tokens [N, T, D]. The stem sees (pixel - mean)·factor, its channels in ``order``."""
+    x = graph.node("Cast", "image.float", "image", to=TensorProto.FLOAT)  # TensorRT takes no uint8 Transpose
+    x = graph.transpose("image.nchw", x, [0, 3, 1, 2])
+    weight, bias = graph.array("patch_embed.proj.weight"), graph.array("patch_embed.proj.bias")
+    if isinstance(config.stem, ConvStem):
+        x = graph.node("Sub", "image.mean", x, graph.weight("image.mean.weight", mean.reshape(3, 1, 1)))
+        for index, stride in enumerate(config.stem.strides):
+            stage = f"patch_embed.stem.{index}"
+            kernel, offset = _folded_batch_norm(graph, stage)
+            if index == 0:
+                kernel = kernel[:, order] * factor[:, None, None]
+            kernel_name = graph.weight(f"{stage}.conv.weight", kernel)
+            offset_name = graph.weight(f"{stage}.conv.bias", offset)
+            x = graph.node(
+                "Conv",
+                f"{stage}.conv",
+                x,
+                kernel_name,
+                offset_name,
+                kernel_shape=[3, 3],
+                strides=[stride] * 2,
+                pads=[1] * 4,
+            )
+            x = graph.gelu(f"{stage}.act", x)
+        patch = 1
+    else:
+        weight = weight[:, order] * factor[:, None, None]
+        bias = bias - np.einsum("oikl,i->o", weight, mean)
+        patch = config.stem.patch_size
+    weight_name, bias_name = (
+        graph.weight("patch_embed.proj.weight", weight),
+        graph.weight("patch_embed.proj.bias", bias),
+    )
+    x = graph.node("Conv", "patch_embed.proj", x, weight_name, bias_name, kernel_shape=[patch] * 2, strides=[patch] * 2)
+    x = graph.reshape("patch_embed.flatten", x, [0, config.embed_dim, -1])  # [N, D, rows, columns] -> [N, D, patches]
+    x = graph.transpose("patch_embed.transpose", x, [0, 2, 1])  # -> [N, patches, D]
+
+    prefix = config.prefix_tokens
+    if prefix:
+        x = graph.node("Pad", "prefix_tokens", x, graph.integers("prefix_tokens.pads", [0, prefix, 0, 0, 0, 0]))
+    if prefix or config.position_embedding == "learned":
+        offsets = np.zeros((1, config.tokens, config.embed_dim))
+        tokens = (("cls_token", config.class_token), ("dist_token", config.distillation_token))
+        names = [name for name, there in (*tokens, ("reg_token", config.register_tokens > 0)) if there]
+        if names:
+            offsets[:, :prefix] = np.concatenate([graph.array(name) for name in names], axis=1)
+        if config.position_embedding == "learned":
+            offsets[:, 0 if config.position_embedding_covers_prefix else prefix :] += graph.array("pos_embed")
+        x = graph.node("Add", "pos_embed", x, graph.weight("pos_embed.weight", offsets))
+    return graph.layer_norm("norm_pre", x, config.layer_norm_eps) if config.pre_norm else x
+
+
+def _folded_batch_norm(graph: _Graph, stage: str) -> tuple[Float64, Float64]:
+    """Kernel and bias of a stem convolution, with inference-time BatchNorm (Ioffe & Szegedy, 1502.03167) folded in."""
+    kernel = graph.array(f"{stage}.conv.weight")
+    if f"{stage}.conv.bias" in graph.arrays:
+        return kernel, graph.array(f"{stage}.conv.bias")
+    gamma, beta, mean, var = (
+        graph.array(f"{stage}.norm.{part}") for part in ("weight", "bias", "running_mean", "running_var")
+    )
+    if (var < 0).any():
+        raise ModelError(
+            "build a ViT graph from these weights", f"'{stage}.norm.running_var' is negative", "use a sound checkpoint"
+        )
+    gain = gamma / np.sqrt(var + BATCH_NORM_EPS)
+    return kernel * gain[:, None, None, None], beta - mean * gain
+
+
+def _block(graph: _Graph, config: ViTConfig, x: str, block: str) -> str:
+    """x [N, T, D] -> x + attention(norm1(x)), then + mlp(norm2(x))."""
+    y = graph.layer_norm(f"{block}.norm1", x, config.layer_norm_eps)
+    y = _attention(graph, config, y, f"{block}.attn", scale=_layer_scale(graph, config, f"{block}.ls1"))
+    x = graph.node("Add", f"{block}.add1", x, y)
+    y = graph.layer_norm(f"{block}.norm2", x, config.layer_norm_eps)
+    y = graph.linear(
+        f"{block}.mlp.fc1", y, graph.array(f"{block}.mlp.fc1.weight"), graph.array(f"{block}.mlp.fc1.bias")
+    )
+    y = graph.gelu(f"{block}.mlp.act", y, config.activation)
+    y = _scaled_linear(graph, f"{block}.mlp.fc2", y, _layer_scale(graph, config, f"{block}.ls2"))
+    return graph.node("Add", f"{block}.add2", x, y)
+
+
+def _layer_scale(graph: _Graph, config: ViTConfig, name: str) -> Float64 | float:
+    return graph.array(f"{name}.gamma") if config.layer_scale else 1.0
+
+
+def _scaled_linear(graph: _Graph, name: str, x: str, scale: Float64 | float, *, out: str | None = None) -> str:
+    """scale · (W x + b), the scale per output channel folded in."""
+    bias = graph.array(f"{name}.bias") * scale
+    return graph.linear(name, x, (graph.array(f"{name}.weight").T * scale).T, bias, out=out)
+
+
+def _attention(graph: _Graph, config: ViTConfig, x: str, name: str, *, scale: Float64 | float) -> str:
+    """Multi-head self-attention, [N, T, D] -> [N, T, D]; ``scale`` is the LayerScale of its output."""
+    dim, heads, head_dim = config.embed_dim, config.num_heads, config.head_dim
+    weight = graph.array(f"{name}.qkv.weight")
+    bias = graph.array(f"{name}.qkv.bias") if config.qkv_bias else None
+    if not config.qk_norm:
+        weight[:dim] *= head_dim**-0.5
+        if bias is not None:
+            bias[:dim] *= head_dim**-0.5
+    qkv = graph.linear(f"{name}.qkv", x, weight, bias)  # [N, T, 3 D]
+    parts = [f"{name}.split.{part}" for part in "qkv"]
+    graph.split(f"{name}.split", qkv, parts, dim)
+    q, k, v = (
+        graph.reshape(f"{name}.{part}.reshape", split, [0, 0, heads, head_dim])  # -> [N, T, heads, head_dim]
+        for part, split in zip("qkv", parts, strict=True)
+    )
+    if config.qk_norm:
+        q = graph.layer_norm(f"{name}.q_norm", q, config.layer_norm_eps, factor=head_dim**-0.5)
+        k = graph.layer_norm(f"{name}.k_norm", k, config.layer_norm_eps)
+    q = graph.transpose(f"{name}.q.transpose", q, [0, 2, 1, 3])  # -> [N, heads, T, head_dim]
+    k = graph.transpose(f"{name}.k.transpose", k, [0, 2, 3, 1])  # -> [N, heads, head_dim, T]
+    v = graph.transpose(f"{name}.v.transpose", v, [0, 2, 1, 3])
+    scores = graph.node("MatMul", f"{name}.scores", q, k)  # [N, heads, T, T]
+    attention = graph.node("Softmax", f"{name}.softmax", scores, axis=-1)
+    context = graph.node("MatMul", f"{name}.context", attention, v)  # [N, heads, T, head_dim]
+    context = graph.transpose(f"{name}.context.transpose", context, [0, 2, 1, 3])
+    context = graph.reshape(f"{name}.context.reshape", context, [0, 0, dim])  # -> [N, T, D]
+    return _scaled_linear(graph, f"{name}.proj", context, scale)
+
+
+def _classify(graph: _Graph, config: ViTConfig, x: str) -> None:
+    """tokens [N, T, D] -> ``logits`` [N, classes]; LayerNorm goes token by token, so a selected one is normed alone."""
+    eps, norm = config.layer_norm_eps, config.final_norm
+    if config.pool == "avg":
+        if norm == "norm":
+            x = graph.layer_norm(norm, x, eps)
+        if config.prefix_tokens:
+            x = graph.slice_tokens("pool.patches", x, config.prefix_tokens, config.tokens)
+        x = graph.node("ReduceMean", "pool", x, graph.integers("pool.axes", [1]), keepdims=0)
+        if norm == "fc_norm":
+            x = graph.layer_norm(norm, x, eps)
+    elif not config.distillation_token:
+        x = graph.layer_norm(norm, graph.token("pool", x, 0), eps)
+    if not config.distillation_token:
+        _scaled_linear(graph, "head", x, 1.0, out="logits")
+        return
+    x = graph.layer_norm(norm, graph.slice_tokens("pool", x, 0, 2), eps)  # [N, 2, D]: class and distillation token
+    heads = [
+        _scaled_linear(graph, head, graph.token(f"{head}.token", x, index), 0.5)
+        for index, head in enumerate(("head", "head_dist"))
+    ]
+    graph.node("Add", "head.mean", *heads, out="logits")

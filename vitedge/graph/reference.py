@@ -1,0 +1,121 @@
+"""Referee: the forward pass of a plain Vision Transformer in numpy, float64, from the parameters as published.
+
+Written from the papers (Dosovitskiy et al., 2010.11929; Touvron et al., 2012.12877 and 2204.07118; Xiao et al.,
+2106.14881; Darcet et al., 2309.16588) and independent of the author: nothing is folded, nothing is fast. Import
+compares the authored graph with it, so that a published checkpoint is proven without torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitedge.architecture import ConvStem, ViTConfig
+
+Float64 = NDArray[np.float64]
+
+
+def reference_logits(
+    config: ViTConfig,
+    arrays: Mapping[str, NDArray[np.generic]],
+    images: NDArray[np.uint8],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    rescale: float = 1 / 255,
+) -> Float64:
+    """uint8 RGB images [N, H, W, 3] -> logits [N, classes]."""
+    p = {name: np.asarray(array).astype(np.float64) for name, array in arrays.items()}
+    x = (images.astype(np.float64) * rescale - np.asarray(mean)) / np.asarray(std)  # [N, H, W, 3]
+
+    if isinstance(config.stem, ConvStem):
+        for i, stride in enumerate(config.stem.strides):
+            stage = f"patch_embed.stem.{i}"
+            x = _convolution(x, p[f"{stage}.conv.weight"], p.get(f"{stage}.conv.bias"), stride, padding=1)
+            if f"{stage}.norm.weight" in p:
+                gain = p[f"{stage}.norm.weight"] / np.sqrt(p[f"{stage}.norm.running_var"] + 1e-5)
+                x = (x - p[f"{stage}.norm.running_mean"]) * gain + p[f"{stage}.norm.bias"]
+            x = _gelu(x, "gelu")
+        x = _convolution(x, p["patch_embed.proj.weight"], p["patch_embed.proj.bias"], 1)
+    else:
+        x = _convolution(x, p["patch_embed.proj.weight"], p["patch_embed.proj.bias"], config.stem.patch_size)
+    batch, rows, columns, dim = x.shape
+    x = x.reshape(batch, rows * columns, dim)  # [N, rows, columns, D] -> [N, patches, D]
+
+    tokens = [p[name] for name in ("cls_token", "dist_token", "reg_token") if name in p]
+    prefix = [np.broadcast_to(token, (batch, *token.shape[1:])) for token in tokens]
+    if config.position_embedding == "learned" and not config.position_embedding_covers_prefix:
+        x = x + p["pos_embed"]
+    x = np.concatenate([*prefix, x], axis=1)  # [N, T, D]
+    if config.position_embedding == "learned" and config.position_embedding_covers_prefix:
+        x = x + p["pos_embed"]
+    if config.pre_norm:
+        x = _layer_norm(x, p, "norm_pre", config.layer_norm_eps)
+
+    for i in range(config.depth):
+        block = f"blocks.{i}"
+        y = _attention(config, p, _layer_norm(x, p, f"{block}.norm1", config.layer_norm_eps), f"{block}.attn")
+        x = x + y * p.get(f"{block}.ls1.gamma", 1.0)
+        y = _linear(_layer_norm(x, p, f"{block}.norm2", config.layer_norm_eps), p, f"{block}.mlp.fc1")
+        y = _linear(_gelu(y, config.activation), p, f"{block}.mlp.fc2")
+        x = x + y * p.get(f"{block}.ls2.gamma", 1.0)
+
+    if config.final_norm == "norm":
+        x = _layer_norm(x, p, "norm", config.layer_norm_eps)
+    if config.distillation_token:
+        return (_linear(x[:, 0], p, "head") + _linear(x[:, 1], p, "head_dist")) / 2
+    x = x[:, 0] if config.pool == "token" else x[:, config.prefix_tokens :].mean(axis=1)
+    if config.final_norm == "fc_norm":
+        x = _layer_norm(x, p, "fc_norm", config.layer_norm_eps)
+    return _linear(x, p, "head")
+
+
+def _attention(config: ViTConfig, p: Mapping[str, Float64], x: Float64, name: str) -> Float64:
+    """softmax(q kᵀ / √head_dim) v in every head, [N, T, D] -> [N, T, D]."""
+    batch, tokens, dim = x.shape
+    qkv = _linear(x, p, f"{name}.qkv").reshape(batch, tokens, 3, config.num_heads, config.head_dim)
+    q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each [N, heads, T, head_dim]
+    if config.qk_norm:
+        q = _layer_norm(q, p, f"{name}.q_norm", config.layer_norm_eps)
+        k = _layer_norm(k, p, f"{name}.k_norm", config.layer_norm_eps)
+    scores = q @ k.swapaxes(-1, -2) / math.sqrt(config.head_dim)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    context = weights / weights.sum(axis=-1, keepdims=True) @ v
+    return _linear(context.transpose(0, 2, 1, 3).reshape(batch, tokens, dim), p, f"{name}.proj")
+
+
+def _linear(x: Float64, p: Mapping[str, Float64], name: str) -> Float64:
+    y: Float64 = x @ p[f"{name}.weight"].T + p.get(f"{name}.bias", 0.0)
+    return y
+
+
+def _layer_norm(x: Float64, p: Mapping[str, Float64], name: str, eps: float) -> Float64:
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = (centred**2).mean(axis=-1, keepdims=True)
+    y: Float64 = centred / np.sqrt(variance + eps) * p[f"{name}.weight"] + p[f"{name}.bias"]
+    return y
+
+
+def _gelu(x: Float64, kind: str) -> Float64:
+    """Hendrycks & Gimpel, 1606.08415."""
+    if kind == "gelu_tanh":
+        gate: Float64 = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+    else:
+        gate = _erf(x / math.sqrt(2))
+    return 0.5 * x * (1 + gate)
+
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])  # numpy has none, and scipy is no dependency
+
+
+def _convolution(x: Float64, weight: Float64, bias: Float64 | None, stride: int, padding: int = 0) -> Float64:
+    """[N, H, W, C] with weight [out, C, k, k] -> [N, rows, columns, out]."""
+    out, _, size, _ = weight.shape
+    x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(1, 2))[:, ::stride, ::stride]
+    batch, rows, columns = windows.shape[:3]  # [N, rows, columns, C, k, k]
+    y: Float64 = windows.reshape(batch, rows, columns, -1) @ weight.reshape(out, -1).T
+    return y if bias is None else y + bias
