@@ -28,7 +28,7 @@ class PatchStem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class ConvStem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="conv", tag_field="kind"):
-    """Early convolutions (Xiao et al., 2106.14881): 3×3, padding 1, BatchNorm and GELU after each, then a 1×1 projection.
+    """Early convolutions (Xiao et al., 2106.14881): 3×3, padding 1, BatchNorm and GELU; then a 1×1 projection.
 
     Stage ``i`` maps ``channels[i-1]`` (3 for the first) to ``channels[i]`` channels at stride ``strides[i]``.
 

@@ -1,4 +1,4 @@
-"""Where the data folders lie: ``targets/`` and ``calibration/`` in a wheel, in a checkout, and in the user's own folder.
+"""Where the data folders lie: ``targets/`` and ``calibration/``, in a wheel, in a checkout, in the user's own folder.
 
 In a wheel they lie inside the package; in a checkout (and an editable install) beside it. The user's own files in
 ``$XDG_CONFIG_HOME/vitedge/<kind>`` come first, so that a board can be added without touching an installed package.

@@ -133,7 +133,7 @@ def new_folder(out: Path, *, overwrite: bool, asked: str, last: str | None = Non
         UsageError: ``out`` exists and may not be replaced.
         ResourceError: disk, permission, lock.
     """
-    out = Path(os.path.abspath(out))
+    out = Path.cwd() / out
     refuse_existing(out, overwrite=overwrite, asked=asked)
     with locked(out, asked), resource_errors(asked):
         _sweep(out)

@@ -89,13 +89,15 @@ class Preprocessing(Record):
         if self.activation == "none":
             return logits
         if self.activation == "sigmoid":
-            return (0.5 * (1.0 + np.tanh(0.5 * wide))).astype(np.float32)
+            return np.asarray(0.5 * (1.0 + np.tanh(0.5 * wide)), dtype=np.float32)
         exponentials = np.exp(wide - wide.max(axis=-1, keepdims=True))
-        return (exponentials / exponentials.sum(axis=-1, keepdims=True)).astype(np.float32)
+        return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True), dtype=np.float32)
 
     def _scaled(self, pixels: int) -> int:
-        round_ = {"floor": math.floor, "round": round, "ceil": math.ceil}[self.crop_rounding]
-        return int(round_(pixels / self.crop_fraction))
+        exact = pixels / self.crop_fraction
+        if self.crop_rounding == "round":
+            return round(exact)
+        return math.floor(exact) if self.crop_rounding == "floor" else math.ceil(exact)
 
     def _resize(self, picture: Image.Image) -> Image.Image:
         """The picture at the size from which the centre crop is cut (torchvision's rounding)."""

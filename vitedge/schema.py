@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -19,12 +19,22 @@ if sys.version_info >= (3, 11):
 else:  # pragma: no cover - JetPack 6 has Python 3.10
     import tomli as tomllib
 
+if TYPE_CHECKING:
+    from typing_extensions import dataclass_transform
+else:
+
+    def dataclass_transform(**_: object) -> object:
+        """For type checkers alone; Python 3.10 has none in its standard library."""
+        return lambda cls: cls
+
+
 T = TypeVar("T")
 
 _UNKNOWN = re.compile(r"unknown field `(?P<key>[^`]*)`")
 _MISSING = re.compile(r"missing required field `(?P<key>[^`]*)`")
 
 
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of every structured value: immutable, keyword-only, and no unknown keys."""
 

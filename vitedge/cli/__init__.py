@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -70,7 +70,7 @@ def show_error(error: VitedgeError) -> None:
     sys.stderr.write(f"error: {error}\n")
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
     raise InterruptedError_(
         "stop",
         f"received {signal.Signals(number).name}; nothing half-written was left",
@@ -81,35 +81,15 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with the code that :mod:`vitedge.errors` gives."""
-    signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(_run(arguments))
-
-
-def _run(arguments: list[str] | None) -> int:
-    import click
-
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
     try:
-        outcome: Any = app(arguments, standalone_mode=False)
-        return outcome if isinstance(outcome, int) else 0
+        app(arguments)
     except VitedgeError as error:
         if os.environ.get("VITEDGE_DEBUG"):
             raise
         show_error(error)
-        return error.exit_code
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (click.exceptions.Abort, KeyboardInterrupt):
-        sys.stderr.write(
-            "error: stop\n       interrupted; nothing half-written was left\n       run the command again\n"
-        )
-        return 130
-    except click.exceptions.Exit as error:
-        return error.exit_code
-    except BrokenPipeError:
-        # The reader of our output has gone; Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        sys.exit(error.exit_code)
     except Exception as error:
         if os.environ.get("VITEDGE_DEBUG"):
             raise
@@ -117,7 +97,8 @@ def _run(arguments: list[str] | None) -> int:
             VitedgeError(
                 "run this command",
                 f"a bug in vitedge: {type(error).__name__}: {error}",
-                "repeat with --debug (vitedge --debug …) and report it",
+                "repeat with: vitedge --debug …, and report what it prints",
             )
         )
-        return 1
+        sys.exit(1)
+    sys.exit(0)

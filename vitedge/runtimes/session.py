@@ -86,7 +86,7 @@ class Session:
         return self._open().collect(ticket)
 
     def map_batches(self, images: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
-        """Logits [classes] for each uint8 [h, w, 3], in order: groups into batches, pads the last, drops the padding."""
+        """Logits [classes] for each uint8 [h, w, 3], in order; the last batch is padded and the padding dropped."""
         group: list[NDArray[np.uint8]] = []
         for image in images:
             group.append(image)
