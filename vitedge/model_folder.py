@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import msgspec
 from msgspec import field
 from msgspec.structs import replace
 
@@ -39,6 +40,18 @@ def class_table(names: Sequence[str], folders: Sequence[str | None] | None = Non
         ClassLabel(id=index, folder=folder, name=name)
         for index, (name, folder) in enumerate(zip(names, folders, strict=True))
     )
+
+
+def contract_metadata(preprocessing: Preprocessing, classes: Sequence[ClassLabel]) -> dict[str, str]:
+    """The contract as strings, for ONNX ``metadata_props`` and OpenVINO's runtime info: copies for other people's tools.
+
+    The manifest stays the authority; ``vitedge verify`` compares.
+    """
+    return {
+        "vitedge.schema_version": "1",
+        "vitedge.preprocessing": msgspec.json.encode(preprocessing, order="deterministic").decode(),
+        "vitedge.classes": msgspec.json.encode([label.name for label in classes]).decode(),
+    }
 
 
 class Parity(Record):

@@ -2,9 +2,12 @@
 
 A runtime is found by its folder's name, and only the module that is asked for is imported:
 
-- ``facts``: ``EXTRA`` (what to install), ``installed() -> version or None``, ``describe() -> dict`` for the doctor;
-- ``placement``: ``place(request) -> Placed``, the graph in the form that this runtime runs fast;
-- ``session``: ``open_backend(artifact, options) -> Backend``.
+- ``facts``: ``EXTRA`` (what to install), ``installed() -> version or None``, ``runs_here(device) -> bool`` (sessions
+  can be opened on this machine), ``describe() -> dict`` for the doctor;
+- ``placement``: ``FORMS``, and ``place(request) -> Placed``, the graph in the form that this runtime runs fast;
+- ``preflight``: ``check(graph, target) -> list of findings`` against the oldest version that the target allows;
+- ``session``: ``open_backend(artifact, options) -> Backend`` and ``read_contract(artifact) -> dict or None``, the
+  preprocessing contract's copy inside the graph file.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vitedge.artifact import LayerPlan
+from vitedge.model_folder import ClassLabel, contract_metadata
+from vitedge.preprocessing import Preprocessing
 from vitedge.recipe import Recipe
 from vitedge.target import Candidate, Option, Target
 
@@ -26,8 +28,15 @@ class Request:
     target: Target
     candidate: Candidate
     batch: int
+    preprocessing: Preprocessing
+    classes: tuple[ClassLabel, ...]
     recipe: Recipe | None = None  # of a quantized candidate
     statistics: Statistics | None = None
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The contract's copy for the graph file: see :func:`vitedge.model_folder.contract_metadata`."""
+        return contract_metadata(self.preprocessing, self.classes)
 
 
 @dataclass(frozen=True)

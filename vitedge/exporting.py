@@ -1,0 +1,387 @@
+"""From a model and a wish to an artifact: observe, place, check, prove, write.
+
+Nothing is written before everything has been checked, and nothing that was asked for is replaced by something else.
+"""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vitedge import embedded, runtimes
+from vitedge.artifact import (
+    GOLDEN_INPUTS,
+    GOLDEN_LOGITS,
+    GOLDEN_REFERENCE,
+    Artifact,
+    Calibration,
+    CandidateResult,
+    Golden,
+    LayerPlan,
+    Manifest,
+    npy,
+    write_artifact,
+)
+from vitedge.catalogue import cache_folder
+from vitedge.errors import ArtifactError, ImageError, InvalidResultError, NotInstalledError, UsageError
+from vitedge.files import refuse_existing, sha256
+from vitedge.golden import golden_pictures
+from vitedge.images import ImageSet, open_picture
+from vitedge.model_folder import Model
+from vitedge.recipe import Recipe, load_recipe
+from vitedge.runtimes.contract import OpenOptions, Placed, Request
+from vitedge.schema import encode_json
+from vitedge.target import Candidate, Target, load_target
+
+if TYPE_CHECKING:
+    import onnx
+    from numpy.typing import NDArray
+
+    from vitedge.quantize.statistics import Statistics
+
+#: Precisions whose scales come from calibration images.
+QUANTIZED = ("int8", "fp8", "mixed")
+
+Progress = Callable[[str, int, int], None]
+
+
+def _silent(task: str, done: int, total: int) -> None:
+    """No progress display."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an export would do; everything that can be refused without work has been."""
+
+    model: Model
+    target: Target
+    candidate: Candidate
+    batch: int
+    out: Path
+    recipe: Recipe | None = None  # None: nothing is calibrated
+    images: ImageSet | None = field(default=None, repr=False)
+    overwrite: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name of the artifact: model, target, precision."""
+        return f"{self.model.record.name}-{self.target.name}-{self.candidate.precision}"
+
+    @property
+    def asked(self) -> str:
+        """The wish, for error texts."""
+        return f"export {self.model.record.name} to {self.target.name} in {self.candidate.precision}"
+
+
+def plan_export(
+    model: Model | str | Path,
+    target: Target | str | Path,
+    precision: str,
+    out: str | Path,
+    *,
+    recipe: Recipe | str | Path = "default",
+    data: str | Path | None = None,
+    num_samples: int | None = None,
+    batch: int | None = None,
+    overwrite: bool = False,
+) -> Plan:
+    """Check a wish against what is true, before any work.
+
+    Raises:
+        UsageError: unknown target, recipe or precision, existing output, missing or unfit calibration images.
+        ModelError: a damaged model folder.
+        NotInstalledError: the target's graphs are written by a package that isn't installed.
+    """
+    model = model if isinstance(model, Model) else Model.open(model)
+    target = target if isinstance(target, Target) else load_target(target)
+    candidate = target.candidates(precision)[0]
+    plan = Plan(model, target, candidate, target.batch if batch is None else batch, Path(out), overwrite=overwrite)
+    if plan.batch < 1:
+        raise UsageError(plan.asked, f"the batch is {plan.batch}", "use a batch of at least 1")
+    refuse_existing(plan.out, overwrite=overwrite, asked=plan.asked)
+    _require_writers(plan)
+    if precision not in QUANTIZED:
+        return plan
+    from msgspec.structs import replace
+
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    if num_samples is not None:
+        if num_samples < 1:
+            raise UsageError(plan.asked, f"--num-samples is {num_samples}", "use at least 1")
+        recipe = replace(recipe, observe=replace(recipe.observe, num_samples=num_samples))
+    images = _calibration_images(plan, data)
+    if len(images) < recipe.observe.num_samples:
+        raise UsageError(
+            plan.asked,
+            f"recipe '{recipe.name}' observes {recipe.observe.num_samples} images; {images.source.name} has {len(images)}",
+            f"name a larger --data folder, or add: --num-samples {len(images)}",
+        )
+    return Plan(model, target, candidate, plan.batch, plan.out, recipe, images, overwrite)
+
+
+def _require_writers(plan: Plan) -> None:
+    """The packages that write graphs: the ``host`` extra, and the runtime where its files are its own format."""
+    import importlib.util
+
+    for package in ("onnx", "onnxruntime", "safetensors"):
+        if importlib.util.find_spec(package) is None:
+            raise NotInstalledError.for_extra(plan.asked, package, "host")
+    if plan.target.runtime == "openvino":  # the intermediate representation is written by OpenVINO itself
+        runtimes.require("openvino", plan.asked)
+
+
+def _calibration_images(plan: Plan, data: str | Path | None) -> ImageSet:
+    if data is not None:
+        return embedded.open_images(data, asked=plan.asked)
+    if plan.model.record.origin.kind != "embedded":
+        raise UsageError(
+            plan.asked,
+            f"{plan.candidate.precision} needs calibration images; the embedded ones serve the embedded model alone",
+            "name a folder of pictures like those the model will see: --data images/",
+        )
+    return embedded.pictures("calibration")
+
+
+def export(plan: Plan, progress: Progress = _silent) -> Artifact:
+    """Carry out a plan.
+
+    Returns:
+        The written artifact, opened.
+
+    Raises:
+        ImageError: too many calibration images can't be read.
+        ArtifactError: the graph has something that the target can't take (listed).
+        InvalidResultError: the result isn't finite, or fewer layers run quantized than planned.
+        ResourceError: disk, memory, permission, or another export to the same folder.
+    """
+    from vitedge.graph.surgery import load_graph
+
+    graph = load_graph(plan.model.onnx_path)
+    statistics, calibration = _observe(plan, graph, progress) if plan.recipe else (None, None)
+    progress("place", 0, 1)
+    placement = runtimes.part(plan.target.runtime, "placement")
+    placed: Placed = placement.place(
+        Request(
+            graph=graph,
+            target=plan.target,
+            candidate=plan.candidate,
+            batch=plan.batch,
+            preprocessing=plan.model.record.preprocessing,
+            classes=plan.model.record.classes,
+            recipe=plan.recipe,
+            statistics=statistics,
+        )
+    )
+    progress("place", 1, 1)
+    preflight(plan, placed)
+    return _publish(plan, graph, placed, calibration, progress)
+
+
+def preflight(plan: Plan, placed: Placed) -> None:
+    """Hold the placed graph against the oldest runtime that the target allows.
+
+    Raises:
+        ArtifactError: operators, types, opset or IR version that the target can't take, listed.
+    """
+    findings = runtimes.part(plan.target.runtime, "preflight").check(placed.files[placed.graph], plan.target)
+    if findings:
+        raise ArtifactError(
+            plan.asked,
+            f"{plan.target.runtime} {plan.target.runtime_min} can't take this graph: {'; '.join(findings[:8])}",
+            "export with another --precision, or simplify the model's graph",
+        )
+
+
+# --- observing -------------------------------------------------------------------------------------------------------
+
+
+def _observe(plan: Plan, graph: onnx.ModelProto, progress: Progress) -> tuple[Statistics, Calibration]:
+    """Statistics of the calibration images, from the cache or from one pass over them."""
+    from vitedge.quantize.observe import observe
+    from vitedge.quantize.statistics import Statistics
+
+    assert plan.recipe is not None and plan.images is not None
+    settings = plan.recipe.observe
+    chosen, skipped = _choose(plan, plan.images, settings.num_samples, settings.seed)
+    digests = [digest for _, digest in chosen]
+    embedded.refuse_display(set(digests), plan.asked)
+    key = sha256("\0".join([plan.model.record.files["model.onnx"], sha256(encode_json(settings)), *digests]).encode())
+    calibration = Calibration(
+        source=plan.images.source.name,
+        count=len(digests),
+        digest=sha256("".join(sorted(digests)).encode()),
+        image_digests=tuple(sorted(digest[:16] for digest in digests)),
+        skipped=tuple(skipped),
+    )
+    cached = cache_folder() / "statistics" / key[:32]
+    statistics = Statistics.load(cached, key)
+    if statistics is None:
+        images = plan.images
+        contract = plan.model.record.preprocessing
+
+        def frames() -> Iterator[NDArray[np.uint8]]:
+            for done, (index, _) in enumerate(chosen):
+                progress("observe", done, len(chosen))
+                yield contract.apply(images.read(index))
+
+        statistics = observe(graph, frames(), settings, key=key)
+        progress("observe", len(chosen), len(chosen))
+        statistics.save(cached)
+    return statistics, calibration
+
+
+def _choose(plan: Plan, images: ImageSet, wanted: int, seed: int) -> tuple[list[tuple[int, str]], list[str]]:
+    """The first ``wanted`` readable images of the seeded order with their digests, and the names of the unreadable."""
+    chosen: list[tuple[int, str]] = []
+    skipped: list[str] = []
+    for index in images.order(seed):
+        if len(chosen) == wanted:
+            break
+        try:
+            data = images.read_bytes(index)
+            plan.model.record.preprocessing.apply(open_picture(data, images.records[index].name))
+            chosen.append((index, sha256(data)))
+        except ImageError:
+            skipped.append(images.records[index].name)
+    if len(chosen) < wanted:
+        raise ImageError(
+            plan.asked,
+            f"{images.source} has {len(chosen)} readable images of the {wanted} asked for; "
+            f"{len(skipped)} can't be read: {', '.join(skipped[:5])}",
+            f"replace them, or add: --num-samples {len(chosen)}",
+        )
+    return chosen, skipped
+
+
+# --- publishing ------------------------------------------------------------------------------------------------------
+
+
+def _publish(
+    plan: Plan, graph: onnx.ModelProto, placed: Placed, calibration: Calibration | None, progress: Progress
+) -> Artifact:
+    """Run the golden pictures, prove the plan against the executed graph, and write the folder."""
+    from vitedge.runtimes.onnxruntime.interpret import run_graph
+
+    record = plan.model.record
+    pictures = golden_pictures()
+    inputs = np.stack([record.preprocessing.apply(open_picture(data, name)) for name, data in pictures.items()])
+    progress("prove", 0, 2)
+    reference = run_graph(graph, inputs)
+    _finite(plan, reference, "the float32 model's logits")
+    progress("prove", 1, 2)
+    manifest = Manifest(
+        name=plan.name,
+        target=plan.target,
+        precision=plan.candidate.precision,
+        form=plan.candidate.form,
+        batch=plan.batch,
+        graph=placed.graph,
+        classes=record.classes,
+        preprocessing=record.preprocessing,
+        layers=placed.layers,
+        precision_obtained=shares(placed.layers),
+        runtime_options=dict(placed.runtime_options),
+        built_with=dict(placed.built_with),
+        model_digest=plan.model.digest,
+        origin=record.origin,
+        golden=Golden(pictures=tuple(pictures), executed_by="", deviation=0.0),
+        candidates=(),
+        licence=record.licence,
+        recipe=plan.recipe,
+        calibration=calibration,
+    )
+    logits, executed_by = _golden_logits(plan, manifest, placed, inputs)
+    _finite(plan, logits, "the placed graph's logits")
+    deviation = float(np.abs(logits - reference).max() / np.abs(reference).max())
+    from msgspec.structs import replace
+
+    size = sum(len(data) for data in placed.files.values())
+    manifest = replace(
+        manifest,
+        golden=Golden(pictures=tuple(pictures), executed_by=executed_by, deviation=deviation),
+        candidates=(
+            CandidateResult(
+                precision=manifest.precision, form=manifest.form, bytes=size, deviation=deviation, chosen=True
+            ),
+        ),
+    )
+    progress("prove", 2, 2)
+    files = {
+        **placed.files,
+        **pictures,
+        GOLDEN_INPUTS: npy(inputs),
+        GOLDEN_LOGITS: npy(logits),
+        GOLDEN_REFERENCE: npy(reference),
+    }
+    return write_artifact(plan.out, manifest, files, overwrite=plan.overwrite, asked=plan.asked)
+
+
+def shares(layers: tuple[LayerPlan, ...]) -> dict[str, float]:
+    """Share of the multiply-accumulates planned in each precision; sums to 1."""
+    total = sum(layer.macs for layer in layers)
+    found: dict[str, int] = {}
+    for layer in layers:
+        found[layer.precision] = found.get(layer.precision, 0) + layer.macs
+    return {precision: macs / total for precision, macs in sorted(found.items())} if total else {}
+
+
+def runs_here(target: Target) -> bool:
+    """Whether this machine's processor is the target's and its runtime is installed and can open graphs here."""
+    if target.arch not in ("any", platform.machine()):
+        return False
+    facts = runtimes.part(target.runtime, "facts")
+    return facts.installed() is not None and facts.runs_here(target.device)
+
+
+def _golden_logits(
+    plan: Plan, manifest: Manifest, placed: Placed, inputs: NDArray[np.uint8]
+) -> tuple[NDArray[np.float32], str]:
+    """Logits of the golden inputs by the target's runtime where it runs here, else by interpreting the same arithmetic."""
+    from vitedge.runtimes.onnxruntime.interpret import run_graph
+    from vitedge.runtimes.session import Session
+
+    if not runs_here(plan.target) and placed.interpretable is not None:
+        version = runtimes.require("onnxruntime", plan.asked)
+        return run_graph(placed.interpretable, inputs), f"interpreted by onnxruntime {version}"
+    version = runtimes.require(plan.target.runtime, plan.asked)
+    with tempfile.TemporaryDirectory(prefix="vitedge-") as folder:
+        for name, data in placed.files.items():
+            (Path(folder) / name).write_bytes(data)
+        trial = Artifact(Path(folder), manifest)
+        backend = runtimes.part(plan.target.runtime, "session").open_backend(trial, OpenOptions(threads=1))
+        with Session(trial, backend) as session:
+            logits = np.stack(list(session.map_batches(inputs)))
+            _prove(plan, manifest, session)
+    return logits, f"{plan.target.runtime} {version}"
+
+
+def _prove(plan: Plan, manifest: Manifest, session: object) -> None:
+    """Fewer layers executed in the planned precision than planned is a failure, not a footnote.
+
+    Raises:
+        InvalidResultError: some planned layers run in another type; they're named.
+    """
+    from vitedge.checks.executed import unmet_layers
+
+    unmet = unmet_layers(manifest.layers, session.executed())  # type: ignore[attr-defined]
+    if unmet:
+        raise InvalidResultError(
+            plan.asked,
+            f"{len(unmet)} layers don't run as planned in {plan.target.runtime}: {', '.join(unmet[:4])}",
+            "nothing was published; export another --precision, or report this graph",
+        )
+
+
+def _finite(plan: Plan, logits: NDArray[np.float32], what: str) -> None:
+    if not np.isfinite(logits).all():
+        raise InvalidResultError(
+            plan.asked,
+            f"{what} aren't finite on the golden pictures",
+            "nothing was published; check the model's weights",
+        )
