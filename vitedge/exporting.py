@@ -116,10 +116,11 @@ def plan_export(
             raise UsageError(plan.asked, f"--num-samples is {num_samples}", "use at least 1")
         recipe = replace(recipe, observe=replace(recipe.observe, num_samples=num_samples))
     images = _calibration_images(plan, data)
-    if len(images) < recipe.observe.num_samples:
+    wanted = recipe.observe.num_samples
+    if len(images) < wanted:
         raise UsageError(
             plan.asked,
-            f"recipe '{recipe.name}' observes {recipe.observe.num_samples} images; {images.source.name} has {len(images)}",
+            f"recipe '{recipe.name}' observes {wanted} images; {images.source.name} has {len(images)}",
             f"name a larger --data folder, or add: --num-samples {len(images)}",
         )
     return Plan(model, target, candidate, plan.batch, plan.out, recipe, images, overwrite)
@@ -342,7 +343,7 @@ def runs_here(target: Target) -> bool:
 def _golden_logits(
     plan: Plan, manifest: Manifest, placed: Placed, inputs: NDArray[np.uint8]
 ) -> tuple[NDArray[np.float32], str]:
-    """Logits of the golden inputs by the target's runtime where it runs here, else by interpreting the same arithmetic."""
+    """Logits of the golden inputs, by the target's runtime where it runs here, else by interpreting the arithmetic."""
     from vitedge.runtimes.onnxruntime.interpret import run_graph
     from vitedge.runtimes.session import Session
 

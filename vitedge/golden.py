@@ -1,4 +1,4 @@
-"""Golden pictures: generated, so that nobody's photographs travel; varied, so that preprocessing has to work for them."""
+"""Golden pictures: generated, so that nobody's photographs travel; varied, so that preprocessing has work to do."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def class_table(names: Sequence[str], folders: Sequence[str | None] | None = Non
 
 
 def contract_metadata(preprocessing: Preprocessing, classes: Sequence[ClassLabel]) -> dict[str, str]:
-    """The contract as strings, for ONNX ``metadata_props`` and OpenVINO's runtime info: copies for other people's tools.
+    """The contract as strings, for ONNX ``metadata_props`` and OpenVINO's runtime info: copies for others' tools.
 
     The manifest stays the authority; ``vitedge verify`` compares.
     """
