@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import platform
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from vitedge.files import refuse_existing, sha256
 from vitedge.golden import golden_pictures
 from vitedge.images import ImageSet, open_picture
 from vitedge.model_folder import Model
+from vitedge.progress import Progress, silent
 from vitedge.recipe import Recipe, load_recipe
 from vitedge.runtimes.contract import OpenOptions, Placed, Request
 from vitedge.schema import encode_json
@@ -47,12 +48,6 @@ if TYPE_CHECKING:
 
 #: Precisions whose scales come from calibration images.
 QUANTIZED = ("int8", "fp8", "mixed")
-
-Progress = Callable[[str, int, int], None]
-
-
-def _silent(task: str, done: int, total: int) -> None:
-    """No progress display."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +121,42 @@ def plan_export(
     return Plan(model, target, candidate, plan.batch, plan.out, recipe, images, overwrite)
 
 
+def describe(plan: Plan) -> dict[str, Any]:
+    """What the plan would do, for ``--dry-run``: one flat row."""
+    recipe = plan.recipe
+    return {
+        "model": plan.model.record.name,
+        "target": plan.target.name,
+        "runtime": f"{plan.target.runtime} >= {plan.target.runtime_min}",
+        "precision": plan.candidate.precision,
+        "form": plan.candidate.form,
+        "batch": plan.batch,
+        "recipe": None if recipe is None else recipe.name,
+        "calibration": None if recipe is None or plan.images is None else str(plan.images.source),
+        "images": None if recipe is None else recipe.observe.num_samples,
+        "runs_here": runs_here(plan.target),
+        "out": str(plan.out),
+    }
+
+
+def summary(artifact: Artifact) -> dict[str, Any]:
+    """What an export wrote: one flat row."""
+    manifest = artifact.manifest
+    return {
+        "artifact": str(artifact.path),
+        "target": manifest.target.name,
+        "precision": manifest.precision,
+        "form": manifest.form,
+        "obtained": manifest.precision_obtained,
+        "bytes": artifact.bytes,
+        "deviation": manifest.golden.deviation,
+        "executed_by": manifest.golden.executed_by,
+        "calibration_images": manifest.calibration.count if manifest.calibration else None,
+        "skipped_images": list(manifest.calibration.skipped) if manifest.calibration else [],
+        "digest": artifact.digest,
+    }
+
+
 def _require_writers(plan: Plan) -> None:
     """The packages that write graphs: the ``host`` extra, and the runtime where its files are its own format."""
     import importlib.util
@@ -149,7 +180,7 @@ def _calibration_images(plan: Plan, data: str | Path | None) -> ImageSet:
     return embedded.pictures("calibration")
 
 
-def export(plan: Plan, progress: Progress = _silent) -> Artifact:
+def export(plan: Plan, progress: Progress = silent) -> Artifact:
     """Carry out a plan.
 
     Returns:

@@ -1,0 +1,94 @@
+"""``vitedge export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export(
+    model: Annotated[Path, typer.Argument(help="A model folder, as `vitedge import` or `vitedge train` writes it.")],
+    target: Annotated[
+        list[str], typer.Option("--target", "-t", help="A target's name, or a TOML file. Repeat it for several.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The artifact folder to write; with several targets, their parent.")
+    ],
+    precision: Annotated[
+        str | None, typer.Option("--precision", "-p", help="fp32, fp16, int8, … as the target offers.")
+    ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="A spelling of --precision int8.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="A spelling of --precision fp16.")] = False,
+    recipe: Annotated[str, typer.Option("--recipe", help="How to calibrate; see `vitedge recipes`.")] = "default",
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Calibration images: a folder or archive. The embedded model has its own."),
+    ] = None,
+    num_samples: Annotated[
+        int | None, typer.Option("--num-samples", min=1, help="Calibration images, instead of the recipe's number.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option("--batch", "-b", min=1, max=1024, help="Pictures per inference.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing artifact.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and stop.")] = False,
+    json: Annotated[str | None, typer.Option("--json", help="Write JSON to a file, or to stdout with -.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Quantize and export a model for one or more targets.
+
+    **Examples**
+
+    `vitedge export model/ --target openvino --precision int8 --data images/ --out artifact/`
+
+    `vitedge export model/ -t jetson-orin-nano -t raspberry-pi-5 --int8 --data images/ --out boards/`
+    """
+    from vitedge import exporting
+    from vitedge.progress import bars
+    from vitedge.reporting import terminal
+
+    wish = chosen_precision(precision, int8=int8, half=half)
+    folders = [out] if len(target) == 1 else [out / f"{Path(name).stem}-{wish}" for name in target]
+    plans = [
+        exporting.plan_export(
+            model,
+            name,
+            wish,
+            folder,
+            recipe=recipe,
+            data=data,
+            num_samples=num_samples,
+            batch=batch,
+            overwrite=overwrite,
+        )
+        for name, folder in zip(target, folders, strict=True)
+    ]
+    if dry_run:
+        terminal.emit([exporting.describe(plan) for plan in plans], json, terminal.show_plans)
+        return
+    with bars(quiet=quiet) as progress:
+        artifacts = [exporting.export(plan, progress) for plan in plans]
+    terminal.emit([exporting.summary(artifact) for artifact in artifacts], json, terminal.show_exports)
+
+
+def chosen_precision(precision: str | None, *, int8: bool, half: bool) -> str:
+    """One precision from ``--precision`` and its spellings.
+
+    Raises:
+        UsageError: none, or several that differ.
+    """
+    from vitedge.errors import UsageError, nearest
+    from vitedge.target import PRECISIONS
+
+    wishes = {wish for wish, given in ((precision, precision), ("int8", int8), ("fp16", half)) if given}
+    asked = f"export in precision {' and '.join(sorted(map(str, wishes))) or '(none)'}"
+    if len(wishes) != 1:
+        raise UsageError(asked, "one precision is needed", f"choose: --precision {'|'.join(PRECISIONS)}")
+    wish = str(wishes.pop())
+    if wish not in PRECISIONS:
+        raise UsageError(
+            asked,
+            f"no precision has this name{nearest(wish, PRECISIONS)}",
+            f"choose: --precision {'|'.join(PRECISIONS)}",
+        )
+    return wish

@@ -1,0 +1,44 @@
+"""Progress on stderr: a bar where a person looks at a terminal, nothing where nobody does."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+#: Called with the task's name, how much is done, and how much there is.
+Progress = Callable[[str, int, int], None]
+
+
+def silent(task: str, done: int, total: int) -> None:
+    """Show nothing."""
+
+
+@contextlib.contextmanager
+def bars(*, quiet: bool = False) -> Iterator[Progress]:
+    """Yield a callable that draws one bar a task on stderr; silent with ``quiet``, or when stderr isn't a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield silent
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Display
+
+    display = Display(
+        TextColumn("{task.description:<10}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    tasks: dict[str, object] = {}
+    with display:
+
+        def show(task: str, done: int, total: int) -> None:
+            if task not in tasks:
+                tasks[task] = display.add_task(task, total=total)
+            display.update(tasks[task], completed=done, total=total)  # type: ignore[arg-type]
+
+        yield show
