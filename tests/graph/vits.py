@@ -1,0 +1,82 @@
+"""Small random Vision Transformers for the tests of this folder."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from vitedge.architecture import ConvStem, PatchStem, ViTConfig
+from vitedge.graph.author import expected_parameters
+
+MEAN, STD = (0.48, 0.45, 0.40), (0.22, 0.23, 0.24)
+
+
+def tiny(**changes: object) -> ViTConfig:
+    """24 channels, 2 blocks, 32×48 pixels in patches of 8."""
+    base: dict[str, object] = {
+        "image_size": (32, 48),
+        "stem": PatchStem(patch_size=8),
+        "embed_dim": 24,
+        "depth": 2,
+        "num_heads": 3,
+        "mlp_hidden": 40,
+        "num_classes": 7,
+    }
+    return ViTConfig(**{**base, **changes})  # type: ignore[arg-type]
+
+
+def random_arrays(config: ViTConfig, *, folded_stem: bool = False, seed: int = 0) -> dict[str, NDArray[np.float32]]:
+    """Parameters at scales that keep every layer alive."""
+    random, arrays = np.random.default_rng(seed), {}
+    for name, shape in expected_parameters(config, folded_stem=folded_stem):
+        if name.endswith("running_var"):
+            values = random.uniform(0.5, 2.0, shape)
+        elif len(shape) == 1 and name.endswith(("weight", "gamma")):
+            values = random.uniform(0.5, 1.5, shape)
+        elif len(shape) > 1 and name.endswith("weight"):
+            values = random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+        else:
+            values = 0.3 * random.standard_normal(shape)
+        arrays[name] = values.astype(np.float32)
+    return arrays
+
+
+def random_images(config: ViTConfig, count: int, seed: int = 1) -> NDArray[np.uint8]:
+    """uint8 [count, H, W, 3]."""
+    return np.random.default_rng(seed).integers(0, 256, (count, *config.image_size, 3), dtype=np.uint8)
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> ViTConfig:
+    """Every field of ViTConfig varies."""
+    if draw(st.booleans()):
+        stem: PatchStem | ConvStem = PatchStem(patch_size=draw(st.sampled_from([2, 4, 8])))
+    else:
+        strides = tuple(draw(st.lists(st.sampled_from([1, 2, 3]), min_size=1, max_size=3)))
+        stem = ConvStem(channels=tuple(draw(st.integers(1, 8)) for _ in strides), strides=strides)
+    heads = draw(st.integers(1, 3))
+    class_token = draw(st.booleans())
+    distilled = class_token and draw(st.booleans())
+    return ViTConfig(
+        image_size=(stem.stride * draw(st.integers(1, 4)), stem.stride * draw(st.integers(1, 4))),
+        stem=stem,
+        embed_dim=heads * draw(st.sampled_from([4, 8, 10])),
+        depth=draw(st.integers(1, 2)),
+        num_heads=heads,
+        mlp_hidden=draw(st.integers(1, 40)),
+        num_classes=draw(st.integers(1, 12)),
+        class_token=class_token,
+        distillation_token=distilled,
+        register_tokens=draw(st.integers(0, 2)),
+        position_embedding=draw(st.sampled_from(["learned", "none"])),
+        position_embedding_covers_prefix=draw(st.booleans()),
+        qkv_bias=draw(st.booleans()),
+        qk_norm=draw(st.booleans()),
+        layer_scale=draw(st.booleans()),
+        pre_norm=draw(st.booleans()),
+        pool="token" if distilled or (class_token and draw(st.booleans())) else "avg",
+        final_norm=draw(st.sampled_from(["norm", "fc_norm"])) if not distilled else "norm",
+        layer_norm_eps=draw(st.sampled_from([1e-6, 1e-5])),
+        activation=draw(st.sampled_from(["gelu", "gelu_tanh"])),
+    )
