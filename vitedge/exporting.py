@@ -192,9 +192,9 @@ def export(plan: Plan, progress: Progress = silent) -> Artifact:
         InvalidResultError: the result isn't finite, or fewer layers run quantized than planned.
         ResourceError: disk, memory, permission, or another export to the same folder.
     """
-    from vitedge.graph.surgery import load_graph
+    from vitedge.graph.surgery import load
 
-    graph = load_graph(plan.model.onnx_path)
+    graph = load(plan.model.onnx_path)
     statistics, calibration = _observe(plan, graph, progress) if plan.recipe else (None, None)
     progress("place", 0, 1)
     placement = runtimes.part(plan.target.runtime, "placement")
