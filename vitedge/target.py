@@ -15,6 +15,7 @@ Precision = Literal["fp32", "bf16", "fp16", "int8", "fp8", "mixed"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8", "fp8", "mixed")
 Positive = Annotated[int, Meta(ge=1)]
 PositiveReal = Annotated[float, Meta(gt=0)]
+Version = Annotated[str, Meta(pattern=r"^\d+(\.\d+)+$")]  # "10.3"
 Option = str | int | float | bool
 
 
@@ -44,18 +45,21 @@ class Target(Record):
 
     summary: str
     runtime: Literal["onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "null"]
-    runtime_min: str  # oldest version of the runtime that the graph must load in
+    runtime_min: Version  # oldest version of the runtime that the graph must load in
     arch: Literal["any", "x86_64", "aarch64"]
     device: str  # the runtime's own word: "cpu", "CPU", "GPU", "cuda:0"
     batch: Positive
     candidate: Annotated[tuple[Candidate, ...], Meta(min_length=1)]
     bench: BenchRules
     budget: Budget
-    isa: Literal["any", "avx2", "avx512_vnni", "neon", "dotprod", "i8mm"] = "any"  # what int8 kernels may rely on
+    #: What int8 kernels may rely on. Without "vnni" in its name, an x86 product of two int8 pairs saturates at 16 bits
+    #: ("any" and "avx2": weights keep to 7 bits). "dotprod" and "i8mm" multiply signed bytes exactly.
+    isa: Literal["any", "avx2", "avx_vnni", "avx512_vnni", "neon", "dotprod", "i8mm"] = "any"
     threads: Annotated[int, Meta(ge=0)] = 0  # 0: the machine's physical cores
-    sm: str | None = None  # NVIDIA compute capability, "8.7"
-    sms: tuple[str, ...] = ()  # capabilities to build engines for ahead of time
+    sm: Version | None = None  # NVIDIA compute capability, "8.7"
+    sms: tuple[Version, ...] = ()  # capabilities to build engines for ahead of time
     memory_mb: Positive | None = None
+    refused: dict[Precision, str] = field(default_factory=dict)  # why a precision that people ask for isn't offered
     options: dict[str, Option] = field(default_factory=dict)  # passed to the runtime, read back, recorded
     name: str = ""  # the file's stem; not written in the file
 
@@ -68,9 +72,10 @@ class Target(Record):
         found = tuple(candidate for candidate in self.candidate if candidate.precision == precision)
         if not found:
             offered = ", ".join(dict.fromkeys(candidate.precision for candidate in self.candidate))
+            reason = next((f"{why}; " for refused, why in self.refused.items() if refused == precision), "")
             raise UsageError(
                 f"precision {precision} on target '{self.name}'",
-                f"this target runs {offered}",
+                f"{reason}this target runs {offered}",
                 f"choose one of them: --precision {self.candidate[0].precision}",
             )
         return found
