@@ -36,3 +36,52 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     home = tmp_path_factory.getbasetemp() / "home"
     monkeypatch.setenv("VITEDGE_CACHE", str(home / "cache"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder: a random two-block ViT for 32×32 pictures and five classes, licence and all."""
+    from tests.graph.vits import random_arrays
+    from vitedge.architecture import PatchStem, ViTConfig
+    from vitedge.graph.author import author_vit
+    from vitedge.graph.surgery import to_bytes
+    from vitedge.model_folder import ModelRecord, Origin, class_table, write_model
+    from vitedge.preprocessing import Preprocessing
+
+    config = ViTConfig(
+        image_size=(32, 32),
+        stem=PatchStem(patch_size=8),
+        embed_dim=64,
+        depth=2,
+        num_heads=2,
+        mlp_hidden=128,
+        num_classes=5,
+    )
+    arrays = random_arrays(config, seed=7)
+    preprocessing = Preprocessing(size=(32, 32), resize="squash", interpolation="bilinear")
+    graph = author_vit(config, arrays, mean=preprocessing.mean, std=preprocessing.std)
+    record = ModelRecord(
+        name="small",
+        classes=class_table(["ant", "bee", "cat", "dog", "eel"]),
+        preprocessing=preprocessing,
+        origin=Origin(kind="onnx", source="a random ViT"),
+        licence="CC0-1.0",
+        architecture=config,
+    )
+    return write_model(tmp_path_factory.mktemp("models") / "small", record, {"model.onnx": to_bytes(graph)}).path
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder: eight generated PNG pictures in each of the small model's five class folders."""
+    import numpy as np
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("data") / "pictures"
+    draw = np.random.default_rng(8)
+    for name in ("ant", "bee", "cat", "dog", "eel"):
+        (folder / name).mkdir(parents=True)
+        for number in range(8):
+            coarse = Image.fromarray(draw.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+            coarse.resize((48, 40), Image.Resampling.BICUBIC).save(folder / name / f"{number}.png")
+    return folder
