@@ -79,16 +79,28 @@ class Session:
     def submit(self, images: NDArray[np.uint8]) -> int:
         """Start an asynchronous inference of uint8 [batch, h, w, 3]; returns the ticket for :meth:`collect`."""
         self._check(images)
-        return self._open().submit(images)
+        with self._lock:
+            return self._open().submit(images)
 
     def collect(self, ticket: int) -> NDArray[np.float32]:
-        """Wait for a submitted inference; float32 logits [batch, classes], owned."""
-        return self._open().collect(ticket)
+        """Wait for a submitted inference; float32 logits [batch, classes], owned.
+
+        Raises:
+            UsageError: no such ticket is outstanding.
+        """
+        with self._lock:
+            try:
+                return self._open().collect(ticket)
+            except KeyError:
+                raise UsageError(
+                    "collect an inference", f"ticket {ticket} isn't outstanding", "collect each ticket once"
+                ) from None
 
     def map_batches(self, images: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
         """Logits [classes] for each uint8 [h, w, 3], in order; the last batch is padded and the padding dropped."""
         group: list[NDArray[np.uint8]] = []
         for image in images:
+            self._check(image, self.input_shape[1:])
             group.append(image)
             if len(group) == self.batch:
                 yield from self.run(np.stack(group))
@@ -154,11 +166,13 @@ class Session:
             raise UsageError("use a session", "it's closed", "open the artifact again")
         return self._backend
 
-    def _check(self, images: NDArray[np.uint8]) -> None:
-        if images.dtype != np.uint8 or images.shape != self.input_shape:
+    def _check(self, images: NDArray[np.uint8], shape: tuple[int, ...] | None = None) -> None:
+        expected = shape or self.input_shape
+        if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape != expected:
+            received = f"{getattr(images, 'dtype', type(images).__name__)} {list(np.shape(images))}"
             raise UsageError(
                 "run the input 'image'",
-                f"received {images.dtype} {list(images.shape)}; expected uint8 {list(self.input_shape)}",
+                f"received {received}; expected uint8 {list(expected)}",
                 "use session.preprocess and stack, or session.map_batches",
             )
 

@@ -1,0 +1,10 @@
+"""Nothing to check before flight: nothing flies."""
+
+from __future__ import annotations
+
+from vitedge.target import Target
+
+
+def check(graph: bytes, target: Target) -> list[str]:
+    """No findings, ever."""
+    return []

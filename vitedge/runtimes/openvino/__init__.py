@@ -1,0 +1,1 @@
+"""OpenVINO: CPUs first; GPU and NPU where its plugins find them."""

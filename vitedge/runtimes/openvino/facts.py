@@ -1,0 +1,63 @@
+"""What is true of OpenVINO on this machine."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import sys
+from types import ModuleType
+from typing import Any
+
+EXTRA = "openvino"
+
+
+def installed() -> str | None:
+    """Version of the installed package, or None; nothing is imported."""
+    if importlib.util.find_spec("openvino") is None:
+        return None
+    try:
+        return importlib.metadata.version("openvino")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def load() -> ModuleType:
+    """Import OpenVINO without the usage report that its import otherwise sends over the network."""
+    name = "openvino_telemetry"
+    absent = name not in sys.modules
+    if absent:
+        sys.modules[name] = None  # type: ignore[assignment]  # makes the import fail; OpenVINO then uses its stub
+    try:
+        return importlib.import_module("openvino")
+    finally:
+        if absent:
+            del sys.modules[name]
+
+
+def devices() -> list[str]:
+    """The devices that OpenVINO's plugins find here: "CPU", "GPU", "GPU.1", "NPU"."""
+    return [str(device) for device in load().Core().available_devices]
+
+
+def runs_here(device: str) -> bool:
+    """Whether a session can be opened on ``device`` on this machine."""
+    return installed() is not None and (device == "CPU" or device in devices())
+
+
+def describe() -> dict[str, Any]:
+    """For the doctor: version, and name and numeric formats of each device."""
+    version = installed()
+    if version is None:
+        return {"version": None}
+    core = load().Core()
+    return {
+        "version": version,
+        "devices": {
+            str(device): {
+                "name": str(core.get_property(device, "FULL_DEVICE_NAME")),
+                "precisions": [str(word) for word in core.get_property(device, "OPTIMIZATION_CAPABILITIES")],
+            }
+            for device in core.available_devices
+        },
+    }

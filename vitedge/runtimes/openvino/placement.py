@@ -1,0 +1,126 @@
+"""The graph as OpenVINO runs it fast: an intermediate representation (IR) of static batch.
+
+=============  ================================================================================================
+form           what it is
+=============  ================================================================================================
+float          float32 throughout
+bf16           the same graph; Linear, Conv and attention run in bfloat16 on processors that have it
+linears-int8   Q/DQ around the inputs and weights of Linear and Conv layers, the rest float32. OpenVINO reads
+               Q/DQ as FakeQuantize, and its low-precision transformations make the layers INT8
+=============  ================================================================================================
+
+Processors without VNNI multiply u8 by s8 with ``vpmaddubsw``, which adds pairs in saturating 16 bits: full-range INT8
+weights were measured to be wrong by up to half the largest output there, 7-bit weights to be exact. So a target has to
+promise an instruction set that accumulates in 32 bits before it gets 8-bit weights.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from vitedge.errors import UsageError, nearest
+from vitedge.graph.surgery import copy, linear_layers, pin_batch, producers, to_bytes
+from vitedge.runtimes.contract import Placed, Request
+from vitedge.runtimes.openvino.facts import installed, load
+from vitedge.runtimes.plan import planned_layers
+from vitedge.target import Option
+
+FORMS = ("float", "bf16", "linears-int8")
+#: Instruction sets whose 8-bit products are summed in 32 bits.
+WIDE_SUMS = ("avx_vnni", "avx512_vnni", "neon", "dotprod", "i8mm")
+
+
+def place(request: Request) -> Placed:
+    """The IR of one candidate, with the preprocessing contract in its runtime info; equal requests, equal bytes.
+
+    Raises:
+        UsageError: an unknown form.
+        NotInstalledError: OpenVINO isn't here; it alone writes its IR.
+    """
+    form = request.candidate.form
+    if form not in FORMS:
+        raise UsageError(
+            f"form '{form}' of target '{request.target.name}'",
+            f"OpenVINO has no form of this name{nearest(form, FORMS)}",
+            f"use one of {', '.join(FORMS)}",
+        )
+    graph, precisions = request.graph, dict[str, str]()
+    if form == "linears-int8":
+        graph, precisions = _quantized(request)
+    biases = {layer.bias_node.name: f"{layer.name}.bias" for layer in linear_layers(request.graph) if layer.bias_node}
+    xml, weights = _ir(_unambiguous(pin_batch(graph, request.batch), biases), request.metadata)
+    return Placed(
+        graph="model.xml",
+        files={"model.xml": xml, "model.bin": weights},
+        layers=planned_layers(request.graph, precisions, rest="bf16" if form == "bf16" else "fp32"),
+        runtime_options={**_options(form, request.target.device), **request.target.options},
+        built_with={"openvino": installed() or "", "onnx": str(onnx.__version__)},
+        interpretable=graph,
+    )
+
+
+def _options(form: str, device: str) -> dict[str, Option]:
+    """What OpenVINO would otherwise choose by itself."""
+    options: dict[str, Option] = {
+        "INFERENCE_PRECISION_HINT": "bf16" if form == "bf16" else "f32",
+        "EXECUTION_MODE_HINT": "PERFORMANCE",  # only the hint above decides on precision
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+    }
+    return {**options, "ENABLE_CPU_PINNING": False} if device == "CPU" else options
+
+
+def _quantized(request: Request) -> tuple[onnx.ModelProto, dict[str, str]]:
+    from vitedge.quantize.qdq import insert_qdq
+    from vitedge.quantize.rounding import Scheme, quantize_layers
+
+    assert request.statistics is not None and request.recipe is not None, "a quantized form needs statistics"
+    bits = 8 if request.target.isa in WIDE_SUMS else 7
+    scheme = Scheme(activation="uint8", symmetric=False, weight_bits=bits)
+    graph, layers = quantize_layers(request.graph, request.statistics, request.recipe, scheme)
+    return insert_qdq(graph, layers), dict.fromkeys(layers, "int8")
+
+
+def _unambiguous(graph: onnx.ModelProto, biases: Mapping[str, str]) -> onnx.ModelProto:
+    """Names that survive OpenVINO: no constant shares a node's name, and the bias Add of layer X is called X.bias.
+
+    OpenVINO makes equal names different with suffixes, and after fusing MatMul and Add only the Add's name is left.
+    """
+    graph = copy(graph)
+    constants = {tensor.name for tensor in graph.graph.initializer}
+    for tensor in graph.graph.initializer:
+        tensor.name += ".value"
+    for node in graph.graph.node:
+        node.name = biases.get(node.name, node.name)
+        for index, name in enumerate(node.input):
+            if name in constants:
+                node.input[index] = f"{name}.value"
+    return graph
+
+
+def _ir(graph: onnx.ModelProto, metadata: Mapping[str, str]) -> tuple[bytes, bytes]:
+    """XML and weights. Names that OpenVINO made up are made anew from the graph's own order, so equal graphs are equal.
+
+    OpenVINO also names the last operation after its tensor; the node's own name is given back.
+    """
+    ov: Any = load()
+    model = ov.Core().read_model(to_bytes(graph))
+    writers = producers(graph)
+    for output, result in zip(graph.graph.output, model.get_results(), strict=True):
+        result.input_value(0).get_node().set_friendly_name(writers[output.name].name)
+    for index, operation in enumerate(model.get_ordered_ops()):
+        type_ = operation.get_type_name()
+        if re.fullmatch(rf"{type_}_\d+", operation.get_friendly_name()):
+            operation.set_friendly_name(f"{type_}_{index}")
+    for key, value in metadata.items():
+        model.set_rt_info(value, key.split("."))
+    with tempfile.TemporaryDirectory(prefix="vitedge-") as folder:
+        xml = Path(folder) / "model.xml"
+        ov.save_model(model, xml, compress_to_fp16=False)
+        return xml.read_bytes(), xml.with_suffix(".bin").read_bytes()

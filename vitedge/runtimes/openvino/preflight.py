@@ -1,0 +1,31 @@
+"""An IR against the oldest OpenVINO that a target allows."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+
+from vitedge.target import Target
+
+#: Newest operation set by release (docs.openvino.ai, "Available Operation Sets").
+_OPSETS = {"2023.0": 11, "2023.2": 12, "2023.3": 13, "2024.0": 14, "2024.2": 15, "2025.0": 16, "2026.0": 17}
+_IR_VERSIONS = ("10", "11")
+
+
+def check(graph: bytes, target: Target) -> list[str]:
+    """What ``target.runtime_min`` can't take, in words; empty when it can take everything."""
+    net = ElementTree.fromstring(graph)
+    findings = []
+    if net.get("version") not in _IR_VERSIONS:
+        findings.append(f"IR version {net.get('version')}")
+    oldest = _release(target.runtime_min)
+    newest_opset = max((opset for name, opset in _OPSETS.items() if _release(name) <= oldest), default=10)
+    for layer in net.iter("layer"):
+        opset = re.fullmatch(r"opset(\d+)", layer.get("version", ""))
+        if opset is None or int(opset[1]) > newest_opset:
+            findings.append(f"operator {layer.get('type')} of {layer.get('version')} ({layer.get('name')})")
+    return findings
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])

@@ -1,0 +1,246 @@
+"""Running OpenVINO's intermediate representation (IR)."""
+
+from __future__ import annotations
+
+import itertools
+import time
+import xml.etree.ElementTree as ElementTree
+from collections import deque
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitedge.artifact import COPY_AGAIN, Artifact
+from vitedge.errors import ArtifactError, UsageError, nearest
+from vitedge.runtimes.contract import Executed, LayerTime, OpenOptions, Stages
+from vitedge.runtimes.openvino.facts import installed, load
+from vitedge.target import Option
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: OpenVINO's element types in the words of the manifest; indices and the like have none.
+_TYPES = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "u8": "int8", "i8": "int8"}
+#: Executed operators that multiply by weights. A bias is fused into them, and on some paths its name alone survives.
+_WEIGHTED = ("FullyConnected", "MatMul", "Convolution")
+
+
+def read_contract(artifact: Artifact) -> dict[str, str] | None:
+    """The preprocessing contract's copy in the IR: the entries of ``rt_info/vitedge``, or None where it has none.
+
+    Raises:
+        ArtifactError: the file isn't XML.
+    """
+    try:
+        section = ElementTree.parse(artifact.graph_path).getroot().find("rt_info/vitedge")
+    except (OSError, ElementTree.ParseError) as error:
+        raise ArtifactError(f"read {artifact.graph_path}", f"it isn't an OpenVINO IR: {error}", COPY_AGAIN) from error
+    return None if section is None else {f"vitedge.{entry.tag}": entry.get("value", "") for entry in section}
+
+
+def open_backend(artifact: Artifact, options: OpenOptions) -> OpenVINOBackend:
+    """Compile an artifact's graph for exactly the device and options asked for.
+
+    Raises:
+        UsageError: a device that isn't here, an unknown option, or one whose value the device replaces by another.
+        ArtifactError: this OpenVINO can't load the graph, or it isn't the one that the manifest describes.
+    """
+    manifest = artifact.manifest
+    asked = f"open the artifact {artifact.path}"
+    core = load().Core()
+    device = options.device or manifest.target.device
+    if device not in core.available_devices:
+        here = list(core.available_devices)
+        raise UsageError(
+            asked, f"OpenVINO finds no device '{device}' here; it finds {', '.join(here)}", f"add: --device {here[0]}"
+        )
+    wanted: dict[str, Option] = {**manifest.runtime_options, **options.options}
+    threads = manifest.target.threads if options.threads is None else options.threads
+    if threads and device == "CPU":
+        wanted["INFERENCE_NUM_THREADS"] = threads
+    try:
+        core.set_property(device, _known(core, device, wanted, asked))
+    except RuntimeError as error:
+        raise UsageError(asked, f"{device} refuses an option: {_reason(error)}", "correct the option") from error
+    try:
+        model = core.read_model(artifact.graph_path)
+        compiled = core.compile_model(model, device)
+    except RuntimeError as error:
+        raise ArtifactError(
+            asked, f"OpenVINO {installed()} can't load {manifest.graph} on {device}: {_reason(error)}", COPY_AGAIN
+        ) from error
+    height, width = manifest.preprocessing.size
+    _expect(asked, "image", compiled.input(0), "u8", (manifest.batch, height, width, 3))
+    _expect(asked, "logits", compiled.output(0), "f32", (manifest.batch, len(manifest.classes)))
+    effective = _effective(compiled, wanted, device, asked)
+    info: dict[str, Option] = {
+        "runtime": "openvino",
+        "version": installed() or "",
+        "device": device,
+        "device_name": str(core.get_property(device, "FULL_DEVICE_NAME")),
+        "threads": _plain(compiled.get_property("INFERENCE_NUM_THREADS")) if device == "CPU" else 0,
+        **effective,
+    }
+    return OpenVINOBackend(core, model, compiled, device, info, {layer.name for layer in manifest.layers})
+
+
+class OpenVINOBackend:
+    """One compiled model; satisfies :class:`vitedge.runtimes.contract.Backend`."""
+
+    def __init__(
+        self, core: Any, model: Any, compiled: Any, device: str, info: Mapping[str, Option], planned: set[str]
+    ) -> None:
+        self.info = info
+        self.batch = int(compiled.input(0).shape[0])
+        self._core, self._model, self._compiled, self._device, self._planned = core, model, compiled, device, planned
+        self._request = compiled.create_infer_request()
+        slots = max(2, int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")))
+        self._free = [compiled.create_infer_request() for _ in range(slots)]
+        self._running: deque[tuple[int, Any]] = deque()
+        self._done: dict[int, NDArray[np.float32]] = {}
+        self._tickets = itertools.count()
+
+    def infer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], Stages]:
+        """See the contract; OpenVINO doesn't separate the copies from the computation."""
+        start = time.perf_counter_ns()
+        _start(self._request, images)
+        self._request.wait()
+        logits: NDArray[np.float32] = self._request.get_output_tensor().data
+        return logits, Stages(None, time.perf_counter_ns() - start, None)
+
+    def submit(self, images: NDArray[np.uint8]) -> int:
+        """See the contract. When all slots are busy, the oldest one's logits are kept and its slot is used again."""
+        if not self._free:
+            self._finish_oldest()
+        request = self._free.pop()
+        _start(request, images)
+        ticket = next(self._tickets)
+        self._running.append((ticket, request))
+        return ticket
+
+    def collect(self, ticket: int) -> NDArray[np.float32]:
+        """See the contract."""
+        while ticket not in self._done and self._running:
+            self._finish_oldest()
+        return self._done.pop(ticket)
+
+    def _finish_oldest(self) -> None:
+        ticket, request = self._running.popleft()
+        request.wait()
+        self._done[ticket] = request.get_output_tensor().data.copy()
+        self._free.append(request)
+
+    def executed(self) -> list[Executed]:
+        """The compiled graph without what it computed once from constants; a planned layer stands under its own name.
+
+        A node that several planned layers were fused into (attention) is listed once for each.
+        """
+        return [
+            Executed(name, operator, type_)
+            for names, operator, type_ in self._nodes(self._compiled).values()
+            for name in names
+        ]
+
+    def profile(self, images: NDArray[np.uint8], repeats: int) -> list[list[LayerTime]]:
+        """See the contract; OpenVINO counts whole microseconds."""
+        compiled = self._core.compile_model(self._model, self._device, {"PERF_COUNT": True})
+        nodes, request = self._nodes(compiled), compiled.create_infer_request()
+        rounds: list[list[LayerTime]] = []
+        for _ in range(repeats + 1):  # the first round allocates
+            _start(request, images)
+            request.wait()
+            rounds.append(
+                [
+                    LayerTime(names[0], operator, type_, entry.real_time // timedelta(microseconds=1) * 1000)
+                    for entry in request.profiling_info
+                    if str(entry.status).endswith("EXECUTED") and entry.node_name in nodes
+                    for names, operator, type_ in [nodes[entry.node_name]]
+                ]
+            )
+        return rounds[1:]
+
+    def close(self) -> None:
+        """See the contract."""
+        for _, request in self._running:
+            request.wait()
+        self._running.clear()
+        self._free.clear()
+        self._done.clear()
+        self._request = self._compiled = self._model = self._core = None
+
+    def _nodes(self, compiled: Any) -> dict[str, tuple[list[str], str, str]]:
+        """Executed name to (canonical names, operator, type), in the order of execution, constants left out."""
+        nodes: dict[str, tuple[list[str], str, str]] = {}
+        constant: set[str] = set()
+        for node in compiled.get_runtime_model().get_ordered_ops():
+            facts = node.get_rt_info()
+            operator, name = str(facts["layerType"].value), node.get_friendly_name()
+            inputs = [value.get_node().get_friendly_name() for value in node.input_values()]
+            if operator == "Const" or (inputs and constant.issuperset(inputs)):
+                constant.add(name)
+            elif operator not in ("Input", "Output"):
+                originals = [word for word in str(facts["originalLayersNames"].value).split(",") if word]
+                type_ = _TYPES.get(str(facts["runtimePrecision"].value), "")
+                nodes[name] = (self._canonical(name, originals, operator), operator, type_)
+        return nodes
+
+    def _canonical(self, name: str, originals: list[str], operator: str) -> list[str]:
+        found = [original for original in originals if original in self._planned]
+        if not found and operator in _WEIGHTED:
+            stems = (original.removesuffix(".bias") for original in originals)
+            found = [stem for stem in stems if stem in self._planned]
+        return list(dict.fromkeys(found)) or [*originals[:1], name][:1]
+
+
+def _start(request: Any, images: NDArray[np.uint8]) -> None:
+    request.get_input_tensor().data[:] = images
+    request.start_async()
+
+
+def _known(core: Any, device: str, wanted: Mapping[str, Option], asked: str) -> Mapping[str, Option]:
+    known = [str(key) for key in core.get_property(device, "SUPPORTED_PROPERTIES")]
+    for key in wanted:
+        if key not in known:
+            raise UsageError(asked, f"{device} has no option '{key}'{nearest(key, known)}", "correct the option")
+    return wanted
+
+
+def _effective(compiled: Any, wanted: Mapping[str, Option], device: str, asked: str) -> dict[str, Option]:
+    """The options as the compiled model has them; OpenVINO replaces what a processor lacks without a word."""
+    readable = {str(key) for key in compiled.get_property("SUPPORTED_PROPERTIES")}
+    effective = {key: _plain(compiled.get_property(key)) for key in wanted if key in readable}
+    for key, value in effective.items():
+        if str(value).lower() != str(wanted[key]).lower():
+            raise UsageError(
+                asked,
+                f"{key} was to be {wanted[key]}; {device} of this machine makes it {value}",
+                f"open it on another machine, or with {key} {value}",
+            )
+    return effective
+
+
+def _plain(value: Any) -> Option:
+    """A property's value as a plain one: element types and enumerations become their names."""
+    if isinstance(value, (str, bool, int, float)):
+        return value
+    if hasattr(value, "to_string"):  # an element type: "f32"
+        return str(value.to_string())
+    return str(getattr(value, "name", value))
+
+
+def _expect(asked: str, name: str, port: Any, type_: str, shape: tuple[int, ...]) -> None:
+    found = f"{port.get_element_type().to_string()} {list(port.get_shape())}"
+    expected = f"{type_} {list(shape)}"
+    if found != expected:
+        raise ArtifactError(
+            asked, f"the tensor '{name}' is {found}; the manifest says {expected}", "export the model again"
+        )
+
+
+def _reason(error: Exception) -> str:
+    """The last line that says something of OpenVINO's many-lined messages."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    telling = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
+    return (telling or lines or [type(error).__name__])[-1][:300]
