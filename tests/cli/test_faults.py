@@ -1,0 +1,345 @@
+"""What happens when things go wrong: the text, the exit code, and that what existed before is untouched."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.cli.command import fails, vitedge
+from vitedge.catalogue import shipped_folder
+
+
+def export_arguments(
+    model: Path, out: Path, *more: object, target: str = "onnxruntime", precision: str = "int8"
+) -> list[object]:
+    return ["export", model, "--target", target, "--precision", precision, "--out", out, *more]
+
+
+@pytest.fixture(scope="module")
+def artifact(small_model: Path, small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("artifacts") / "int8"
+    done = vitedge(*export_arguments(small_model, out, "--data", small_data, "--num-samples", 16))
+    assert done.code == 0, done.err
+    return out
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+# --- names and settings ----------------------------------------------------------------------------------------------
+
+
+def test_unknown_target_names_the_nearest(small_model: Path, tmp_path: Path) -> None:
+    asked, true, fix = fails(2, *export_arguments(small_model, tmp_path / "a", target="jetson-orin-nan"))
+    assert asked == "target 'jetson-orin-nan'"
+    assert true == "no target has this name; the nearest is 'jetson-orin-nano'"
+    assert fix == "run: vitedge targets"
+
+
+def test_unknown_recipe_names_the_nearest(small_model: Path, small_data: Path, tmp_path: Path) -> None:
+    _, true, fix = fails(2, *export_arguments(small_model, tmp_path / "a", "--recipe", "thorogh", "--data", small_data))
+    assert true == "no recipe has this name; the nearest is 'thorough'"
+    assert fix == "run: vitedge recipes"
+
+
+def test_precision_that_the_target_has_not(small_model: Path, tmp_path: Path) -> None:
+    asked, true, _ = fails(2, *export_arguments(small_model, tmp_path / "a", precision="fp16"))
+    assert asked == "precision fp16 on target 'onnxruntime'"
+    assert "fp32" in true and "int8" in true
+
+
+def test_precision_that_does_not_exist(small_model: Path, tmp_path: Path) -> None:
+    assert "the nearest is 'int8'" in fails(2, *export_arguments(small_model, tmp_path / "a", precision="int9"))[1]
+
+
+def test_unknown_key_in_a_target_is_named_with_its_line(small_model: Path, tmp_path: Path) -> None:
+    text = (shipped_folder("targets") / "onnxruntime.toml").read_text()
+    board = tmp_path / "board.toml"
+    board.write_text(text.replace("warmup_s", "warmup_z"))
+    line = next(number for number, words in enumerate(board.read_text().splitlines(), 1) if "warmup_z" in words)
+    _, true, _ = fails(2, *export_arguments(small_model, tmp_path / "a", target=str(board), precision="fp32"))
+    assert f"unknown key 'warmup_z' in [bench] (line {line}); the nearest is 'warmup_s'" in true
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_mutated_target_files_are_refused_or_fine(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    from vitedge.errors import UsageError
+    from vitedge.target import load_target
+
+    draw = random.Random(seed)
+    path = draw.choice(sorted(shipped_folder("targets").glob("*.toml")))
+    data = bytearray(path.read_bytes())
+    for _ in range(draw.randint(1, 8)):
+        data[draw.randrange(len(data))] = draw.randrange(256)
+    mutated = tmp_path_factory.getbasetemp() / "mutated.toml"
+    mutated.write_bytes(data)
+    with contextlib.suppress(UsageError):
+        load_target(mutated)
+
+
+def test_existing_output_is_refused_before_any_work(small_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a"
+    out.mkdir()
+    assert fails(2, *export_arguments(small_model, out, precision="fp32"))[1] == f"{out} already exists"
+
+
+def test_overwrite_spares_folders_that_vitedge_did_not_write(small_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    _, true, _ = fails(2, *export_arguments(small_model, tmp_path, "--overwrite", precision="fp32"))
+    assert "would delete them" in true
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_calibration_images_are_the_users_to_name(small_model: Path, tmp_path: Path) -> None:
+    _, true, fix = fails(2, *export_arguments(small_model, tmp_path / "a"))
+    assert "the embedded ones serve the embedded model alone" in true
+    assert "--data" in fix
+
+
+def test_display_pictures_never_calibrate(small_model: Path, tmp_path: Path) -> None:
+    _, true, _ = fails(2, *export_arguments(small_model, tmp_path / "a", "--data", "display"))
+    assert "embedded for display alone" in true
+
+
+def test_too_few_images_for_the_recipe(small_model: Path, small_data: Path, tmp_path: Path) -> None:
+    _, true, fix = fails(2, *export_arguments(small_model, tmp_path / "a", "--data", small_data))
+    assert "observes 256 images; pictures has 40" in true
+    assert fix.endswith("--num-samples 40")
+
+
+# --- damaged files ---------------------------------------------------------------------------------------------------
+
+
+def test_a_flipped_bit_anywhere_is_found_and_named(artifact: Path, tmp_path: Path) -> None:
+    draw = random.Random(1)
+    for name in snapshot(artifact):
+        copy = tmp_path / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(artifact, copy)
+        data = bytearray((copy / name).read_bytes())
+        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        (copy / name).write_bytes(data)
+        asked, true, fix = fails(3, "verify", copy)
+        assert asked == f"open the artifact {copy}"
+        assert name.split("/")[-1] in true or "manifest" in true
+        assert fix == "copy the artifact again, or export it again"
+
+
+def test_artifact_of_a_newer_version_says_which_opens_it(artifact: Path, tmp_path: Path) -> None:
+    from vitedge.files import sha256
+
+    copy = tmp_path / "copy"
+    shutil.copytree(artifact, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest.update(schema_version=99, vitedge_version="7.1.0", invented="key")
+    data = json.dumps(manifest).encode()
+    (copy / "manifest.json").write_bytes(data)
+    (copy / "manifest.sha256").write_text(sha256(data))
+    _, true, fix = fails(3, "verify", copy)
+    assert true == "manifest.json has schema version 99; this vitedge reads up to 1"
+    assert fix == 'run: pip install "vitedge>=7.1.0"'
+
+
+def test_model_with_a_changed_graph_is_refused(small_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_model, tmp_path / "model")
+    with (tmp_path / "model" / "model.onnx").open("ab") as stream:
+        stream.write(b"\0")
+    _, true, _ = fails(3, *export_arguments(tmp_path / "model", tmp_path / "a", precision="fp32"))
+    assert "model.onnx isn't what was written" in true
+
+
+def test_weights_that_give_no_finite_logits_are_not_published(small_model: Path, tmp_path: Path) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    from vitedge.graph.surgery import to_bytes
+    from vitedge.model_folder import Model, write_model
+
+    graph = onnx.load(small_model / "model.onnx")
+    head = next(tensor for tensor in graph.graph.initializer if tensor.name == "head.weight")
+    head.CopyFrom(numpy_helper.from_array(np.full_like(numpy_helper.to_array(head), np.inf), head.name))
+    write_model(tmp_path / "model", Model.open(small_model).record, {"model.onnx": to_bytes(graph)})
+    _, true, _ = fails(7, *export_arguments(tmp_path / "model", tmp_path / "a", precision="fp32"))
+    assert "aren't finite" in true
+    assert not (tmp_path / "a").exists()
+
+
+def test_pickle_checkpoints_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "weights.pt").write_bytes(b"\x80\x04cos\nsystem\n")
+    _, true, fix = fails(3, "import", tmp_path / "weights.pt", "--out", tmp_path / "model")
+    assert "pickle" in true
+    assert "safetensors" in fix
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+
+def test_unreadable_calibration_images_are_replaced_and_named(
+    small_model: Path, small_data: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(small_data, data)
+    for name in ("ant/0.png", "bee/3.png", "cat/5.png"):
+        (data / name).write_bytes(b"\x89PNG\r\n\x1a\n but no picture")
+    out = tmp_path / "a"
+    done = vitedge(*export_arguments(small_model, out, "--data", data, "--num-samples", 37))
+    assert done.code == 0, done.err
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["calibration"]["count"] == 37
+    assert set(manifest["calibration"]["skipped"]) <= {"ant/0.png", "bee/3.png", "cat/5.png"}
+    assert manifest["calibration"]["skipped"]
+    _, true, fix = fails(3, *export_arguments(small_model, tmp_path / "b", "--data", data, "--num-samples", 38))
+    assert "has 37 readable images of the 38 asked for" in true and "ant/0.png" in true
+    assert fix.endswith("--num-samples 37")
+
+
+def test_eval_counts_unreadable_images_and_stops_above_one_percent(
+    artifact: Path, small_data: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(small_data, data)
+    (data / "dog" / "0.png").write_bytes(b"no picture")
+    _, true, _ = fails(3, "eval", artifact, "--data", data)
+    assert "dog/0.png" in true
+
+
+def test_eval_refuses_the_calibration_images(artifact: Path, small_data: Path) -> None:
+    asked, true, _ = fails(2, "eval", artifact, "--data", small_data)
+    assert "calibrat" in f"{asked} {true}"
+
+
+def test_decompression_bombs_are_refused(artifact: Path, tmp_path: Path) -> None:
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    bomb = tmp_path / "bomb.png"
+    bomb.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 10**6)))
+    _, true, fix = fails(3, "classify", artifact, bomb)
+    assert "60000×60000 pixels" in true
+    assert fix == "shrink it"
+
+
+@pytest.mark.parametrize(("layout", "code"), [("empty", 2), ("flat", 2), ("other classes", 2), ("missing", 2)])
+def test_eval_says_what_a_data_folder_looks_like(
+    artifact: Path, small_data: Path, tmp_path: Path, layout: str, code: int
+) -> None:
+    data = tmp_path / "data"
+    if layout != "missing":
+        data.mkdir()
+    picture = small_data / "ant" / "0.png"
+    if layout == "flat":
+        shutil.copy(picture, data / "0.png")
+    if layout == "other classes":
+        (data / "zebra").mkdir()
+        shutil.copy(picture, data / "zebra" / "0.png")
+    lines = fails(code, "eval", artifact, "--data", data)
+    assert "sub-folder a class" in lines[2] or "zebra" in lines[1]
+
+
+def test_hostile_names_are_printed_harmlessly(artifact: Path, small_data: Path, tmp_path: Path) -> None:
+    name = "\x1b[31m<b>;rm -rf $(x)[bold].png"
+    shutil.copy(small_data / "ant" / "0.png", tmp_path / name)
+    done = vitedge("classify", artifact, tmp_path / name)
+    assert done.code == 0, done.err
+    assert "\x1b[31m" not in done.out
+    (tmp_path / name).write_bytes(b"broken")
+    assert "\x1b[31m" not in vitedge("classify", artifact, tmp_path / name).err
+
+
+# --- resources and signals -------------------------------------------------------------------------------------------
+
+
+def test_missing_runtime_names_the_extra(small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vitedge.runtimes.openvino import facts
+
+    monkeypatch.setattr(facts, "installed", lambda: None)
+    asked, true, fix = fails(8, *export_arguments(small_model, tmp_path / "a", target="openvino", precision="fp32"))
+    assert "openvino" in asked
+    assert true == "the package 'openvino' is not installed"
+    assert fix == 'run: pip install "vitedge[openvino]"'
+
+
+def _spawn(*arguments: object, limit: int | None = None) -> subprocess.Popen[str]:
+    code = "from vitedge.cli import main; main()"
+    if limit is not None:
+        code = (
+            "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+            f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); {code}"
+        )
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_file_size_limit_leaves_the_old_artifact(artifact: Path, small_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a"
+    shutil.copytree(artifact, out)
+    before = snapshot(out)
+    process = _spawn(*export_arguments(small_model, out, "--overwrite", precision="fp32"), limit=40_000)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 5, err
+    assert "nothing was changed" in err and "Traceback" not in err
+    assert snapshot(out) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_read_only_output(small_model: Path, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        fails(5, *export_arguments(small_model, tmp_path / "a", precision="fp32"))
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_two_exports_to_one_folder(small_model: Path, tmp_path: Path) -> None:
+    from vitedge.files import new_folder
+
+    out = tmp_path / "a"
+    with new_folder(out, overwrite=False, asked="export", last=None):
+        _, true, _ = fails(5, *export_arguments(small_model, out, precision="fp32"))
+        assert true == f"another process is writing {out}"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_stopped_export_leaves_the_old_artifact(
+    artifact: Path, small_model: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    out = tmp_path / "a"
+    shutil.copytree(artifact, out)
+    before = snapshot(out)
+    process = _spawn(*export_arguments(small_model, out, "--overwrite", precision="fp32"))
+    deadline = time.monotonic() + 60
+    while not (tmp_path / ".a.lock").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    if process.returncode == 0:  # it was quicker than the signal: then everything is new
+        assert json.loads((out / "manifest.json").read_text())["precision"] == "fp32"
+        return
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    after = snapshot(out)
+    assert after == before or json.loads(after["manifest.json"])["precision"] == "fp32"
+    assert vitedge("verify", out).code == 0
+    done = vitedge(*export_arguments(small_model, out, "--overwrite", precision="fp32"))  # cleans up what was left
+    assert done.code == 0, done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
