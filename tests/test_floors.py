@@ -19,6 +19,7 @@ FLOORS = {
     "catalogue": 0,
     "files": 0,
     "isolation": 0,
+    "hardware": 0,
     "progress": 0,
     "architecture": 1,
     "target": 1,
@@ -51,7 +52,7 @@ FLOORS = {
 
 #: Modules of one floor that may be imported by others of the same floor, in this order.
 ORDER_WITHIN = {
-    0: ["_version", "errors", "schema", "catalogue", "files", "isolation", "progress"],
+    0: ["_version", "errors", "schema", "catalogue", "files", "isolation", "hardware", "progress"],
     1: [
         "architecture",
         "target",
@@ -141,7 +142,9 @@ def test_imports_go_down(path: Path) -> None:
             below = FLOORS[other] < floor
             order = ORDER_WITHIN.get(floor, [])
             beside = FLOORS[other] == floor and part in order and order.index(other) < order.index(part)
-            assert below or beside, f"{path.relative_to(PACKAGE)} (floor {floor}) imports {module} (floor {FLOORS[other]})"
+            assert below or beside, (
+                f"{path.relative_to(PACKAGE)} (floor {floor}) imports {module} (floor {FLOORS[other]})"
+            )
         elif at_import and top in AT_IMPORT:
             allowed = floor in AT_IMPORT[top] and (top != "torch" or part == "models")
             assert allowed, f"{path.relative_to(PACKAGE)} (floor {floor}) imports {module} at import"

@@ -1,0 +1,229 @@
+"""What this machine can run, for ``vitedge doctor``: hardware, runtimes, extras, cache and targets.
+
+Nothing here raises: what's broken or unreadable is a finding like any other. Runtimes are asked in child processes, so
+one that crashes when it's imported is named instead of taking the doctor down.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import re
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar
+
+from vitedge import catalogue, hardware, runtimes
+from vitedge._version import __version__
+from vitedge.errors import VitedgeError, printable
+from vitedge.isolation import ChildError, run_isolated
+from vitedge.schema import Record
+from vitedge.target import Target, load_target
+
+#: What each extra brings: the packages it's recognised by, and what they are for.
+EXTRAS = {
+    "onnxruntime": (("onnxruntime",), "run ONNX Runtime artifacts"),
+    "host": (("onnx", "onnxruntime", "safetensors"), "import models, quantize, export"),
+    "openvino": (("openvino",), "export for OpenVINO and run its artifacts"),
+    "tensorrt": (("tensorrt", "cuda"), "build and run TensorRT engines on an NVIDIA GPU"),
+    "tensorrt-rtx": (("tensorrt_rtx",), "build engines for RTX GPUs, and referee TensorRT's graphs without a GPU"),
+    "report": (("jinja2", "matplotlib"), "reports as one HTML file"),
+    "train": (
+        ("torch", "onnx", "onnxruntime", "safetensors", "jinja2", "matplotlib"),
+        "train models; take part of import's checks from torch",
+    ),
+    "demo": (
+        ("onnx", "onnxruntime", "safetensors", "openvino", "jinja2", "matplotlib"),
+        "everything that `vitedge demo` shows",
+    ),
+}
+
+
+class RuntimeState(Record):
+    """One runtime on this machine."""
+
+    name: str
+    extra: str  # what installs it; "" for the null runtime
+    version: str | None  # None: not installed
+    facts: dict[str, Any]  # providers, devices, … in the runtime's own words
+    runs_on: dict[str, bool]  # by device, for the devices that targets name
+    problem: str | None = None  # why it couldn't be asked
+
+
+class ExtraState(Record):
+    """One extra of the package."""
+
+    name: str
+    adds: str
+    missing: tuple[str, ...]  # packages that aren't installed; empty: complete
+    install: str
+
+
+class Cache(Record):
+    """Where everything derived lies; it may be deleted at any time."""
+
+    path: str
+    mb: float
+    files: int
+    free_mb: int | None  # of the disk it lies on
+
+
+class TargetState(Record):
+    """Whether artifacts of one target run here, and why not."""
+
+    name: str
+    summary: str
+    runs: bool
+    reasons: tuple[str, ...]
+
+
+class Machine(Record):
+    """Everything that ``vitedge doctor`` tells."""
+
+    SCHEMA_VERSION: ClassVar[int] = 1
+    schema_version: int = 1
+    vitedge_version: str = __version__
+    python: str
+    processor: hardware.Processor
+    memory: hardware.Memory
+    board: hardware.Board
+    gpus: tuple[hardware.Gpu, ...]
+    cameras: tuple[hardware.Camera, ...]
+    runtimes: tuple[RuntimeState, ...]
+    extras: tuple[ExtraState, ...]
+    cache: Cache
+    targets: tuple[TargetState, ...]
+
+
+def examine(root: Path = hardware.ROOT) -> Machine:
+    """Look at everything.
+
+    Args:
+        root: the root of ``/proc``, ``/sys``, ``/dev`` and ``/etc``.
+    """
+    processor, gpus, board = hardware.processor(root), hardware.gpus(root), hardware.board(root)
+    targets, broken = _targets()
+    with ThreadPoolExecutor() as pool:  # each waits for a child process
+        states = list(pool.map(lambda name: _runtime(name, targets), runtimes.names()))
+    fits = [fit(target, processor, gpus, states) for target in targets]
+    return Machine(
+        python=platform.python_version(),
+        processor=processor,
+        memory=hardware.memory(root),
+        board=board,
+        gpus=tuple(gpus),
+        cameras=tuple(hardware.cameras(root)),
+        runtimes=tuple(states),
+        extras=tuple(extras(on_jetson=board.l4t is not None)),
+        cache=cache(),
+        targets=tuple(sorted([*fits, *broken], key=lambda state: state.name)),
+    )
+
+
+def _targets() -> tuple[list[Target], list[TargetState]]:
+    """The targets that load, and a line for each file that doesn't."""
+    good, broken = [], []
+    for name in catalogue.names("targets"):
+        try:
+            good.append(load_target(name))
+        except VitedgeError as error:
+            broken.append(TargetState(name=name, summary="", runs=False, reasons=(error.true,)))
+    return good, broken
+
+
+def _runtime(name: str, targets: Sequence[Target]) -> RuntimeState:
+    """Ask one runtime in a child process."""
+    devices = sorted({target.device for target in targets if target.runtime == name})
+    try:
+        extra, version, facts, runs_on = run_isolated(_ask_runtime, name, devices, timeout_s=60.0)
+    except (VitedgeError, ChildError, OSError) as error:
+        problem = printable(str(error)).replace("\n", " ")
+        return RuntimeState(
+            name=name, extra=name.replace("_", "-"), version=None, facts={}, runs_on={}, problem=problem
+        )
+    return RuntimeState(name=name, extra=extra, version=version, facts=facts, runs_on=runs_on)
+
+
+def _ask_runtime(name: str, devices: list[str]) -> tuple[str, str | None, dict[str, Any], dict[str, bool]]:
+    """In the child: (extra, version, facts, whether each device runs)."""
+    facts = runtimes.part(name, "facts")
+    version = facts.installed()
+    if version is None:
+        return facts.EXTRA, None, {}, {}
+    return facts.EXTRA, str(version), facts.describe(), {device: bool(facts.runs_here(device)) for device in devices}
+
+
+def fit(
+    target: Target, processor: hardware.Processor, gpus: Sequence[hardware.Gpu], states: Sequence[RuntimeState]
+) -> TargetState:
+    """Hold a target against this machine; what's unknown is no reason against it."""
+    reasons = []
+    state = next(state for state in states if state.name == target.runtime)
+    if target.arch not in ("any", processor.architecture or target.arch):
+        reasons.append(f"it's for {target.arch}; this machine is {processor.architecture}")
+    elif target.isa != "any" and processor.isa is not None and target.isa not in processor.isa:
+        reasons.append(f"this CPU has no {target.isa}")
+    capabilities = {gpu.compute_capability for gpu in gpus}
+    wanted = {target.sm} if target.sm else set(target.sms)
+    if target.device.startswith("cuda") and wanted and None not in capabilities and not capabilities & wanted:
+        reasons.append(f"no NVIDIA GPU with compute capability {' or '.join(sorted(map(str, wanted)))}")
+    if state.problem:
+        reasons.append(f"{target.runtime} is broken: {state.problem}")
+    elif state.version is None:
+        reasons.append(f"{target.runtime} isn't installed")
+    elif older(state.version, target.runtime_min):
+        reasons.append(f"{target.runtime} {state.version} is older than {target.runtime_min}")
+    elif not reasons and not state.runs_on.get(target.device, False):
+        reasons.append(f"{target.runtime} finds no device {target.device}")
+    return TargetState(name=target.name, summary=target.summary, runs=not reasons, reasons=tuple(reasons))
+
+
+def older(version: str, than: str) -> bool:
+    """Compare versions by their leading numbers: "10.3" is older than "10.13"."""
+    return _release(version) < _release(than)
+
+
+def _release(version: str) -> tuple[int, ...]:
+    match = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(number) for number in match[0].split(".")) if match else ()
+
+
+def extras(*, on_jetson: bool = False) -> list[ExtraState]:
+    """Each extra, and what of it is missing; nothing is imported."""
+    found = []
+    for name, (packages, adds) in EXTRAS.items():
+        install = f'pip install "vitedge[{name}]"'
+        if on_jetson and name == "tensorrt":
+            install = "JetPack brings it: python3 -m venv --system-site-packages"
+        missing = tuple(package for package in packages if not _present(package))
+        found.append(ExtraState(name=name, adds=adds, missing=missing, install=install))
+    return found
+
+
+def _present(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):  # a half-removed package
+        return False
+
+
+def cache() -> Cache:
+    """Size of the cache folder, and free space where it lies (or would lie)."""
+    folder = catalogue.cache_folder()
+    size = files = 0
+    for parent, _, names in os.walk(folder):  # unreadable folders are passed over
+        for name in names:
+            try:
+                size += (Path(parent) / name).lstat().st_size
+                files += 1
+            except OSError:
+                continue
+    existing = next((place for place in (folder, *folder.absolute().parents) if place.is_dir()), None)
+    try:
+        free = shutil.disk_usage(existing).free >> 20 if existing else None
+    except OSError:
+        free = None
+    return Cache(path=str(folder), mb=round(size / 1e6, 1), files=files, free_mb=free)
