@@ -20,7 +20,7 @@ def torch_logits(
     """float64 forward of our torch module, from uint8 [n, h, w, 3]."""
     from vitedge.models.vit import VisionTransformer
 
-    module = VisionTransformer(config, folded_stem=True).eval().double()
+    module = VisionTransformer(config, folded=True).eval().double()
     module.load_state_dict({name: torch.from_numpy(np.asarray(array, np.float64)) for name, array in arrays.items()})
     pixels = torch.from_numpy(images).double() * preprocessing.rescale
     mean, std = torch.tensor(preprocessing.mean).double(), torch.tensor(preprocessing.std).double()
