@@ -11,9 +11,8 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper, shape_inference
@@ -141,16 +140,16 @@ def consumers(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
     return found
 
 
-def attribute(node: onnx.NodeProto, name: str, default: object = None) -> object:
+def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
     """Value of a node's attribute, ``default`` where it is absent; strings come as ``str``."""
     for candidate in node.attribute:
         if candidate.name == name:
-            value: object = onnx.helper.get_attribute_value(candidate)
+            value = onnx.helper.get_attribute_value(candidate)
             return value.decode(errors="replace") if isinstance(value, bytes) else value
     return default
 
 
-def array(tensor: onnx.TensorProto) -> NDArray[np.generic]:
+def array(tensor: onnx.TensorProto) -> NDArray[Any]:
     """The values of a constant tensor.
 
     Raises:

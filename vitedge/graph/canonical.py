@@ -1,0 +1,399 @@
+"""An ONNX file from anyone becomes the canonical form, with parity proven after every step.
+
+First the graph is made readable (:func:`prepare`): functions inlined, half precision widened, opset 20. Then our input
+is put in front (:func:`with_image_input`). Then every rewrite is tried on a copy, and kept only if the logits stay what
+they were. If the result is a plain ViT it is authored anew; otherwise it stays a graph of its own, its batch is freed
+where that can be proven, and the operators that aren't canonical are named in the report. They still run.
+
+Running graphs is the business of the caller, who passes ``check``: this module imports no runtime.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, inliner, version_converter
+
+from vitedge.architecture import ViTConfig
+from vitedge.errors import ModelError
+from vitedge.graph import folding, rewrites, surgery
+from vitedge.graph.author import IR_VERSION, OPSET, author_vit
+from vitedge.graph.lift import lift
+from vitedge.graph.surgery import attribute
+from vitedge.preprocessing import Preprocessing
+
+#: From a candidate with input ``image`` to the largest difference of its logits from the source's, over the largest
+#: absolute logit; infinite if it doesn't run.
+Check = Callable[[onnx.ModelProto], float]
+
+TOLERANCE = 1e-4
+FIX = "export the model again, with a recent torch.onnx.export at opset 20 or lower"
+
+_CANONICAL = re.compile(
+    r"Cast|Transpose|Sub|Mul|Conv|Reshape|Pad|Add|LayerNormalization|MatMul|Split|Softmax|Gelu|Gather|Slice|ReduceMean"
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a foreign graph takes and gives."""
+
+    input: str
+    layout: Literal["nchw", "nhwc"]
+    dtype: Literal["float32", "uint8"]
+    batch: int | None  # None: symbolic
+    output: str
+
+
+@dataclass
+class Report:
+    """What was done to a foreign graph, and what wasn't."""
+
+    opset: int = OPSET  # of the source
+    rewrites: dict[str, int] = field(default_factory=dict)  # kept: name -> places
+    rejected: dict[str, float] = field(default_factory=dict)  # taken back: name -> deviation of the logits
+    left_alone: dict[str, list[str]] = field(default_factory=dict)  # operators outside the canonical form -> nodes
+    batch: int | None = None  # None: symbolic
+    architecture: ViTConfig | None = None  # a plain ViT, authored anew
+    deviation: float = 0.0  # of the result
+
+    def details(self) -> dict[str, Any]:
+        """For ``model.json``."""
+        told = {"source_opset": self.opset, "rewrites": self.rewrites, "authored": self.architecture is not None}
+        told.update({"rejected_rewrites": self.rejected} if self.rejected else {})
+        told.update({"operators_left_alone": self.left_alone} if self.left_alone else {})
+        return {**told, **({"fixed_batch": self.batch} if self.batch is not None else {})}
+
+
+def prepare(model: onnx.ModelProto, asked: str) -> tuple[onnx.ModelProto, Report]:
+    """The same function at opset 20 and IR 9 in float32: functions inlined, documentation and stored shapes dropped.
+
+    Raises:
+        ModelError: the graph is malformed, or uses operators that opset 20 doesn't have.
+    """
+    model, report = surgery.copy(model), Report()
+    try:
+        if model.functions:
+            model = inliner.inline_local_functions(model)
+        weights = surgery.initializers(model)
+        inputs = [value for value in model.graph.input if value.name not in weights]
+        del model.graph.input[:], model.graph.value_info[:], model.metadata_props[:]
+        model.graph.input.extend(inputs)
+        _forget_documentation(model)
+        if widened := folding.widen(model):
+            report.rewrites["half precision widened"] = widened
+        model.ir_version = max(model.ir_version, 8)  # initialisers needn't be inputs
+        onnx.checker.check_model(model)
+        report.opset = _opset(model)
+        if report.opset < OPSET:
+            model = version_converter.convert_version(model, OPSET)
+        elif report.opset > OPSET:
+            _to_lower_opset(model, report, asked)
+        model.ir_version = IR_VERSION
+        del model.metadata_props[:]
+        model.producer_name, model.producer_version = "vitedge", ""
+        onnx.checker.check_model(model)
+    except ModelError:
+        raise
+    except Exception as error:  # onnx's checker, inliner and converter raise kinds of their own
+        raise ModelError(asked, f"its graph can't be brought to opset {OPSET}: {_first_line(error)}", FIX) from error
+    _unique_names(model)
+    return model, report
+
+
+def describe(model: onnx.ModelProto, preprocessing: Preprocessing, asked: str) -> Source:
+    """Find the image input and the logits output.
+
+    Raises:
+        ModelError: not exactly one image input, another size than the preprocessing's, or no single logits output.
+    """
+    if len(model.graph.input) != 1:
+        names = [value.name for value in model.graph.input]
+        raise ModelError(asked, f"it takes {len(names)} inputs {names}; one image is expected", FIX)
+    value = model.graph.input[0]
+    kind = {TensorProto.FLOAT: "float32", TensorProto.UINT8: "uint8"}.get(value.type.tensor_type.elem_type)
+    dims = value.type.tensor_type.shape.dim
+    shape = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in dims]
+    height, width = preprocessing.size
+    layouts = {"nchw": [shape[0], 3, height, width], "nhwc": [shape[0], height, width, 3]} if len(shape) == 4 else {}
+    fits = [
+        layout
+        for layout, expected in layouts.items()
+        if all(known in (None, want) for known, want in zip(shape, expected, strict=True))
+    ]
+    if kind is None or not fits:
+        received = f"{helper.tensor_dtype_to_string(value.type.tensor_type.elem_type)} {shape}"
+        expected = f"float32 or uint8 [N, 3, {height}, {width}] or [N, {height}, {width}, 3]"
+        raise ModelError(asked, f"input '{value.name}': expected {expected}, received {received}", "give its size")
+    output = _logits(model, asked)
+    layout: Literal["nchw", "nhwc"] = "nchw" if fits[0] == "nchw" else "nhwc"
+    return Source(value.name, layout, "uint8" if kind == "uint8" else "float32", shape[0], output)
+
+
+def with_image_input(model: onnx.ModelProto, source: Source, preprocessing: Preprocessing) -> onnx.ModelProto:
+    """The model behind our interface: uint8 RGB ``image`` [N, H, W, 3] in, ``logits`` out, normalisation explicit."""
+    new = surgery.copy(model)
+    nodes, weights, tensor = [], [], "image"
+
+    def then(operator: str, name: str, *constants: tuple[str, Any], **attributes: Any) -> None:
+        nonlocal tensor
+        names = []
+        for part, values in constants:
+            weights.append(onnx.numpy_helper.from_array(np.asarray(values), f"{name}.{part}"))
+            names.append(f"{name}.{part}")
+        nodes.append(helper.make_node(operator, [tensor, *names], [f"{name}.out"], name=name, **attributes))
+        tensor = f"{name}.out"
+
+    channels = (3, 1, 1) if source.layout == "nchw" else (3,)
+    if source.dtype == "float32":
+        then("Cast", "image.float", to=TensorProto.FLOAT)
+    if source.layout == "nchw":
+        then("Transpose", "image.nchw", perm=[0, 3, 1, 2])
+    if preprocessing.channel_order == "bgr":
+        index = np.asarray([2, 1, 0], np.int64)
+        then("Gather", "image.order", ("index", index), axis=1 if source.layout == "nchw" else 3)
+    if source.dtype == "float32":
+        mean = np.asarray(preprocessing.mean) / preprocessing.rescale
+        factor = preprocessing.rescale / np.asarray(preprocessing.std)
+        then("Sub", "image.mean", ("weight", mean.reshape(channels).astype(np.float32)))
+        then("Mul", "image.scale", ("weight", factor.reshape(channels).astype(np.float32)))
+
+    renamed = {"image": "image.source", "logits": "logits.source", source.input: tensor, source.output: "logits"}
+    for node in new.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [renamed.get(name, name) for name in names]
+    for weight in new.graph.initializer:
+        weight.name = renamed.get(weight.name, weight.name)
+    old = [folding.copied(node) for node in new.graph.node]
+    del new.graph.node[:], new.graph.input[:], new.graph.output[:]
+    new.graph.node.extend([*nodes, *old])
+    new.graph.initializer.extend(weights)
+    batch = "N" if source.batch is None else source.batch
+    shape = [batch, *preprocessing.size, 3]
+    new.graph.input.append(helper.make_tensor_value_info("image", TensorProto.UINT8, shape))
+    new.graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, None]))
+    folding.prune(new)
+    return new
+
+
+def canonicalise(
+    model: onnx.ModelProto, report: Report, preprocessing: Preprocessing, check: Check
+) -> tuple[onnx.ModelProto, Report]:
+    """Bring a graph with our interface to the canonical form, as far as its logits permit.
+
+    Args:
+        model: from :func:`with_image_input`; unchanged.
+        report: from :func:`prepare`; it is filled in and returned.
+        preprocessing: the contract; mean and std are those of the nodes that import put in front.
+        check: compares a candidate with the source. It is called once a step.
+    """
+    for name, rewrite in _SIMPLIFICATIONS:
+        model = _attempt(model, name, rewrite, report, check)
+    for config, arrays in lift(model, preprocessing.size):
+        authored = author_vit(
+            config,
+            arrays,
+            mean=preprocessing.mean,
+            std=preprocessing.std,
+            rescale=preprocessing.rescale,
+            channel_order=preprocessing.channel_order,
+        )
+        if check(authored) <= TOLERANCE:
+            report.architecture = config
+            model = authored
+            break
+    else:
+        for name, rewrite in _FINISH:
+            model = _attempt(model, name, rewrite, report, check)
+        model = _named(model)
+    report.batch, report.deviation = surgery.batch_size(model), check(model)
+    report.left_alone = {}
+    for node in model.graph.node:
+        if not _CANONICAL.fullmatch(node.op_type) or node.domain not in ("", "ai.onnx"):
+            operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+            report.left_alone.setdefault(operator, []).append(node.name)
+    onnx.checker.check_model(model)
+    return model, report
+
+
+def _attempt(
+    model: onnx.ModelProto, name: str, rewrite: Callable[[onnx.ModelProto], int], report: Report, check: Check
+) -> onnx.ModelProto:
+    """Apply a rewrite until it finds nothing more, and keep the result if the logits stay what they were."""
+    candidate, total = surgery.copy(model), 0
+    try:
+        for _ in range(256):
+            count = rewrite(candidate)
+            folding.prune(candidate)
+            total += count
+            if count == 0:
+                break
+    except ModelError:  # shapes that contradict each other, constants that can't be read: not ours to repair
+        return model
+    if total == 0:
+        return model
+    deviation = check(candidate)
+    if deviation > TOLERANCE:
+        report.rejected[name] = deviation
+        return model
+    report.rewrites[name] = total
+    return candidate
+
+
+def _free_batch(model: onnx.ModelProto) -> int:
+    """A fixed batch of one becomes symbolic; whether the graph works for other batches is what the check proves."""
+    if surgery.batch_size(model) != 1:
+        return 0
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "N"
+    index = folding.Index(model)
+    for node in model.graph.node:
+        shape = index.constant(node.input[1]) if node.op_type == "Reshape" else None
+        if shape is None or shape.size == 0 or (attribute(node, "allowzero", 0) and not shape.all()):
+            continue
+        target = shape.copy()
+        if -1 not in target:
+            target[0] = -1
+        elif target[0] == 1:
+            target[0] = 0  # copied from the input
+        node.input[1] = folding.set_constant(model, f"{node.output[0]}.shape", target)
+        for attr in node.attribute:
+            if attr.name == "allowzero":
+                attr.i = 0
+    return 1
+
+
+_SIMPLIFICATIONS: tuple[tuple[str, Callable[[onnx.ModelProto], int]], ...] = (
+    ("constants folded", folding.constants),
+    ("shape arithmetic resolved", folding.shape_arithmetic),
+    ("constants of shapes folded", folding.constants),
+    ("no-ops passed over", folding.identities),
+    ("GELU", rewrites.gelu),
+    ("LayerNorm", rewrites.layer_norm),
+    ("Gemm to MatMul and Add", rewrites.gemm),
+    ("BatchNorm folded", rewrites.batch_norm),
+    ("channel factors folded", rewrites.channel_scale),
+    ("tokens as Pad and Add", rewrites.tokens),
+)
+_FINISH: tuple[tuple[str, Callable[[onnx.ModelProto], int]], ...] = (
+    ("attention scale", rewrites.attention_scale),
+    ("normalisation folded", rewrites.normalisation),
+    ("batch made symbolic", _free_batch),
+)
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    return max(versions, default=0)
+
+
+def _to_lower_opset(model: onnx.ModelProto, report: Report, asked: str) -> None:
+    """Relabel a newer graph as opset 20, in place, where every operator in it exists there in the same form.
+
+    From opset 21 on most revisions only admit more types. Whatever changed beyond that shows in the logits.
+    """
+    if decomposed := rewrites.attention_operator(model):
+        report.rewrites["Attention operator decomposed"] = decomposed
+    newer = []
+    for node in model.graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            continue
+        try:
+            known = onnx.defs.get_schema(node.op_type, OPSET, "").attributes
+        except onnx.defs.SchemaError:
+            newer.append(node.op_type)
+            continue
+        for attr in [attr for attr in node.attribute if attr.name not in known]:
+            default = onnx.defs.get_schema(node.op_type, report.opset, "").attributes[attr.name].default_value
+            if helper.get_attribute_value(attr) != helper.get_attribute_value(default):
+                newer.append(f"{node.op_type} with {attr.name}")
+            node.attribute.remove(attr)
+    if newer:
+        names = ", ".join(sorted(set(newer)))
+        raise ModelError(asked, f"opset {report.opset} operators that opset {OPSET} doesn't have: {names}", FIX)
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            entry.version = OPSET
+
+
+def _logits(model: onnx.ModelProto, asked: str) -> str:
+    """The one output of rank two, or the one called logits."""
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in model.graph.output}
+    flat = [name for name, rank in ranks.items() if rank == 2]
+    name = (
+        "logits" if "logits" in ranks else flat[0] if len(flat) == 1 else next(iter(ranks)) if len(ranks) == 1 else None
+    )
+    if name is None:
+        true = f"it has {len(ranks)} outputs {list(ranks)}, and none is called 'logits'"
+        raise ModelError(asked, true, "export it with the class logits as its only output")
+    return name
+
+
+def ends_in_probabilities(model: onnx.ModelProto, output: str) -> bool:
+    """Whether the output is written by a Softmax or Sigmoid, so that it holds no logits."""
+    node = surgery.producers(model).get(output)
+    return node is not None and node.op_type in ("Softmax", "LogSoftmax", "Sigmoid")
+
+
+def _forget_documentation(model: onnx.ModelProto) -> None:
+    """Drop doc strings and metadata, in place; exporters write stack traces with local paths there."""
+    model.doc_string = model.graph.doc_string = ""
+    for part in (*model.graph.node, *model.graph.initializer, *model.graph.input, *model.graph.output):
+        part.doc_string = ""
+        if hasattr(part, "metadata_props"):
+            del part.metadata_props[:]
+    del model.graph.metadata_props[:]
+
+
+def _unique_names(model: onnx.ModelProto) -> None:
+    """Give a name to every node that has none or another's, in place."""
+    used: set[str] = set()
+    for position, node in enumerate(model.graph.node):
+        name = node.name or f"{node.op_type.lower()}_{position}"
+        while name in used:
+            name = f"{name}_{position}"
+        node.name = name
+        used.add(name)
+
+
+def _named(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Layers are called by the parameters that they hold, where those have kept their names (``blocks.3.attn.qkv``)."""
+    new = surgery.copy(model)
+    used = {node.name for node in new.graph.node}
+    norms = ((n, *n.input[1:3]) for n in new.graph.node if n.op_type == "LayerNormalization")
+    layers = ((layer.node, layer.weight, layer.bias or "") for layer in surgery.linear_layers(new))
+    bias_nodes = {layer.node.name: layer.bias_node for layer in surgery.linear_layers(new)}
+    for node, *parameters in [*layers, *norms]:
+        name = next(
+            (p.rpartition(".")[0] for p in parameters if p.endswith((".weight", ".bias")) and p.count(".") > 0), ""
+        )
+        if not name or name == node.name or name in used:
+            continue
+        bias_node = bias_nodes.get(node.name)
+        if bias_node is not None and f"{name}.bias" not in used:
+            bias_node.name = f"{name}.bias"
+            used.add(bias_node.name)
+        node.name = name
+        used.add(name)
+    _unique_names(new)
+    return new
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def relative_deviation(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> float:
+    """Largest absolute difference over largest absolute expected value; infinite where the shapes differ."""
+    if found.shape != expected.shape or not np.isfinite(found).all():
+        return math.inf
+    scale = float(np.abs(expected).max())
+    difference = float(np.abs(found.astype(np.float64) - expected.astype(np.float64)).max())
+    return difference / scale if scale > 0 else (0.0 if difference == 0 else math.inf)

@@ -1,0 +1,329 @@
+"""Simplification of foreign graphs: constants computed, shape arithmetic resolved, no-ops passed over, types widened.
+
+Also the small editor that these and :mod:`vitedge.graph.rewrites` share. Every function changes the model in place
+and counts its finds.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from vitedge.graph import surgery
+from vitedge.graph.surgery import attribute
+
+Array = NDArray[Any]
+M = TypeVar("M", onnx.NodeProto, onnx.TensorProto)
+
+_BATCHES = (3, 5)
+MAX_FOLDED = 1 << 24  # elements of a constant that folding may create
+# What may be computed at import; anything that draws random numbers or runs a subgraph is left to the runtime.
+_FOLDABLE = re.compile(
+    r"Add|Cast|Ceil|Concat|ConstantOfShape|Div|Equal|Exp|Expand|Flatten|Floor|Gather|Greater|Identity|Less|Max|Min|Mod|"
+    r"Mul|Neg|Not|Pow|Range|Reciprocal|ReduceProd|Reshape|Shape|Size|Slice|Split|Sqrt|Squeeze|Sub|Transpose|Unsqueeze|"
+    r"Where"
+)
+
+
+class Index:
+    """Who writes, who reads and what is constant, at one moment of a graph."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = model
+        self.constants = surgery.initializers(model)
+        self.producers = surgery.producers(model)
+        self.consumers = surgery.consumers(model)
+        self.outputs = {value.name for value in model.graph.output}
+
+    def constant(self, name: str) -> Array | None:
+        """The values of a constant tensor, None if it isn't one."""
+        return surgery.array(self.constants[name]) if name in self.constants else None
+
+    def scalar(self, name: str) -> float | None:
+        """The value of a constant float tensor with one element."""
+        tensor = self.constants.get(name)
+        if tensor is None or math.prod(tensor.dims) != 1 or tensor.data_type != TensorProto.FLOAT:
+            return None
+        return float(surgery.array(tensor).reshape(-1)[0])
+
+    def reader(self, name: str) -> onnx.NodeProto | None:
+        """The node that alone reads ``name``, which is no graph output."""
+        readers = self.consumers.get(name, [])
+        return readers[0] if len(readers) == 1 and name not in self.outputs else None
+
+    def operand(self, node: onnx.NodeProto) -> tuple[str, str] | None:
+        """(dynamic input, constant input) of a node with one of each."""
+        if len(node.input) != 2 or (node.input[0] in self.constants) == (node.input[1] in self.constants):
+            return None
+        first, second = node.input
+        return (second, first) if first in self.constants else (first, second)
+
+    def factor(self, node: onnx.NodeProto) -> tuple[str, float] | None:
+        """(input, factor) of a node that multiplies by a constant scalar."""
+        pair = self.operand(node) if node.op_type in ("Mul", "Div") else None
+        value = self.scalar(pair[1]) if pair else None
+        if pair is None or value is None or (node.op_type == "Div" and (node.input[0] != pair[0] or value == 0)):
+            return None
+        return pair[0], value if node.op_type == "Mul" else 1 / value
+
+
+def prune(model: onnx.ModelProto) -> None:
+    """Drop, in place, nodes and initialisers that no output needs."""
+    needed = {value.name for value in model.graph.output}
+    kept = []
+    for node in reversed(model.graph.node):
+        if any(output in needed for output in node.output):
+            kept.append(node)
+            needed.update(node.input)
+            needed.update(name for graph in _subgraphs(node) for name in _reads(graph))
+    nodes = [copied(node) for node in reversed(kept)]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    weights = [copied(tensor) for tensor in model.graph.initializer if tensor.name in needed]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(weights)
+
+
+def copied(message: M) -> M:
+    """A copy that shares nothing."""
+    new = type(message)()
+    new.CopyFrom(message)
+    return new
+
+
+def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attr in node.attribute:
+        yield from ([attr.g] if attr.HasField("g") else []) + list(attr.graphs)
+
+
+def _reads(graph: onnx.GraphProto) -> Iterator[str]:
+    for node in graph.node:
+        yield from node.input
+        for inner in _subgraphs(node):
+            yield from _reads(inner)
+
+
+def splice(model: onnx.ModelProto, replacements: Mapping[str, Sequence[onnx.NodeProto]]) -> None:
+    """Replace the nodes that write these tensors by other nodes, in place."""
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        nodes.extend(replacements.get(node.output[0]) or [copied(node)])
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def set_constant(model: onnx.ModelProto, name: str, values: Array) -> str:
+    """Set an initialiser, in place."""
+    tensor = numpy_helper.from_array(np.ascontiguousarray(values), name)
+    for existing in model.graph.initializer:
+        if existing.name == name:
+            existing.CopyFrom(tensor)
+            return name
+    model.graph.initializer.append(tensor)
+    return name
+
+
+def reroute(model: onnx.ModelProto, old: str, new: str) -> None:
+    """Everybody who reads ``old`` reads ``new``. ``old`` must be no graph output."""
+    for node in model.graph.node:
+        for position, name in enumerate(node.input):
+            if name == old:
+                node.input[position] = new
+
+
+def widen(model: onnx.ModelProto) -> int:
+    """float16 and bfloat16 become float32, weights, casts and interfaces alike."""
+    narrow = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    count = 0
+    for tensor in surgery.tensors(model):
+        if tensor.data_type in narrow:
+            wide = numpy_helper.from_array(surgery.array(tensor).astype(np.float32), tensor.name)
+            tensor.CopyFrom(wide)
+            count += 1
+    for node in model.graph.node:
+        for attr in node.attribute:
+            if (
+                node.op_type in ("Cast", "RandomNormal", "EyeLike")
+                and attr.name in ("to", "dtype")
+                and attr.i in narrow
+            ):
+                attr.i = TensorProto.FLOAT
+                count += 1
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        if value.type.tensor_type.elem_type in narrow:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+            count += 1
+    return count
+
+
+def constants(model: onnx.ModelProto) -> int:
+    """Constant nodes become initialisers, and what depends on constants alone is computed."""
+    graph, count, known = model.graph, 0, surgery.initializers(model)
+    kept = []
+    for node in graph.node:
+        if node.op_type == "Constant":
+            results: list[Array] | None = _evaluate(node, [])
+        elif (
+            _FOLDABLE.fullmatch(node.op_type)
+            and node.domain in ("", "ai.onnx")
+            and all(not n or n in known for n in node.input)
+        ):
+            arrays = [surgery.array(known[name]) if name else None for name in node.input]
+            results = _evaluate(node, arrays) if _small(node, arrays) else None
+        else:
+            results = None
+        if results is None or any(output in {value.name for value in graph.output} for output in node.output):
+            kept.append(copied(node))
+            continue
+        count += node.op_type != "Constant"
+        for output, values in zip(node.output, results, strict=False):
+            if output:
+                known[output] = numpy_helper.from_array(np.asarray(values), output)
+                graph.initializer.append(known[output])
+    changed = len(kept) != len(graph.node)
+    del graph.node[:]
+    graph.node.extend(kept)
+    return max(count, int(changed))
+
+
+def _evaluate(node: onnx.NodeProto, arrays: Sequence[Array | None]) -> list[Array] | None:
+    """Outputs of one node whose inputs are known, by ONNX's own reference; None where that fails."""
+    names = [name for name in node.input if name]
+    graph = helper.make_graph(
+        [node],
+        "one",
+        [helper.make_value_info(name, onnx.TypeProto()) for name in dict.fromkeys(names)],
+        [helper.make_value_info(name, onnx.TypeProto()) for name in node.output if name],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    try:
+        feeds = {name: array for name, array in zip(node.input, arrays, strict=True) if name}
+        return [np.asarray(value) for value in ReferenceEvaluator(model).run(None, feeds)]
+    except Exception:  # a foreign node may be malformed in any way; it then stays as it is
+        return None
+
+
+def _small(node: onnx.NodeProto, arrays: Sequence[Array | None]) -> bool:
+    """Whether computing this node can't create a huge tensor."""
+    sizes = [array.size for array in arrays if array is not None]
+    if node.op_type in ("Expand", "ConstantOfShape"):
+        shape = arrays[-1]
+        return shape is not None and math.prod(abs(int(n)) for n in shape.reshape(-1)) * max(sizes) <= MAX_FOLDED
+    if node.op_type == "Range":
+        bounds = [float(array.reshape(-1)[0]) for array in arrays if array is not None and array.size]
+        return len(bounds) == 3 and bounds[2] != 0 and abs((bounds[1] - bounds[0]) / bounds[2]) <= MAX_FOLDED
+    broadcast = [array.shape for array in arrays if array is not None]
+    if node.op_type in ("Gather", "Concat", "Reshape", "Slice", "Split", "Transpose", "Unsqueeze", "Squeeze"):
+        return math.prod(sizes[1:2] if node.op_type == "Gather" else []) * sum(sizes) <= MAX_FOLDED
+    try:
+        return math.prod(np.broadcast_shapes(*broadcast)) <= MAX_FOLDED
+    except ValueError:
+        return False
+
+
+def shape_arithmetic(model: onnx.ModelProto) -> int:
+    """Shapes computed while running become constants wherever they don't depend on the batch.
+
+    The graph's shapes are inferred for two batch sizes; a tensor computed from shapes that comes out equal is a
+    constant, and a Reshape target that differs in one place has a wildcard there.
+    """
+    if surgery.batch_size(model) is not None:
+        known = [_known_integers(model, None)] * 2
+    else:
+        known = [_known_integers(model, batch) for batch in _BATCHES]
+    count, index = 0, Index(model)
+    for node in model.graph.node:
+        for position, name in enumerate(node.input):
+            if not name or name in index.constants or any(name not in values for values in known):
+                continue
+            first, second = known[0][name], known[1][name]
+            target = _reshape_target(first, second) if node.op_type == "Reshape" and position == 1 else None
+            if np.array_equal(first, second) and first.dtype == second.dtype:
+                node.input[position] = set_constant(model, f"{name}.folded", first)
+            elif target is not None and not attribute(node, "allowzero", 0):
+                node.input[position] = set_constant(model, f"{name}.target", target)
+            else:
+                continue
+            count += 1
+    return count
+
+
+def _reshape_target(first: Array, second: Array) -> Array | None:
+    """The one target for both batch sizes: 0 (as in the input) where the batch leads alone, else -1; None if neither."""
+    differs = np.flatnonzero(first != second) if first.shape == second.shape and first.ndim == 1 else np.empty(0)
+    if differs.size != 1:
+        return None
+    place, target = int(differs[0]), first.copy()
+    if place == 0 and (first[0], second[0]) == _BATCHES:
+        target[0] = 0
+    elif (first > 0).all():
+        target[place] = -1
+    else:
+        return None
+    return target
+
+
+def _known_integers(model: onnx.ModelProto, batch: int | None) -> dict[str, Array]:
+    """Every small tensor that shape inference and constant folding determine at this batch size."""
+    light = surgery.copy(model) if batch is None else surgery.pin_batch(model, batch)
+    for tensor in list(light.graph.initializer):
+        if math.prod(tensor.dims) > 1024:  # weights: their shape is enough
+            light.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+            light.graph.initializer.remove(tensor)
+    for _ in range(64):
+        shapes = surgery.shapes(light)
+        found = {}
+        for node in light.graph.node:
+            if node.op_type == "Shape" and None not in shapes.get(node.input[0], (None,)):
+                dims = np.asarray(shapes[node.input[0]], np.int64)
+                start, end = attribute(node, "start", 0), attribute(node, "end", len(dims))
+                found[node.output[0]] = dims[start:end]
+        nodes = [copied(node) for node in light.graph.node if node.output[0] not in found]
+        del light.graph.node[:]
+        light.graph.node.extend(nodes)
+        for name, values in found.items():
+            set_constant(light, name, values)
+        if not constants(light) and not found:
+            break
+    before = {tensor.name for tensor in model.graph.initializer}
+    return {tensor.name: surgery.array(tensor) for tensor in light.graph.initializer if tensor.name not in before}
+
+
+def identities(model: onnx.ModelProto) -> int:
+    """Identity, Dropout, casts from float32 to float32 and scalings by one are passed over."""
+    index, count = Index(model), 0
+    floats = {value.name for value in model.graph.input if value.type.tensor_type.elem_type == TensorProto.FLOAT}
+    for node in model.graph.node:
+        cast = (
+            node.op_type == "Cast"
+            and attribute(node, "to") == TensorProto.FLOAT
+            and _is_float(index, node.input[0], floats)
+        )
+        step = index.factor(node)
+        scaling = step is not None and step[1] == 1.0
+        source = step[0] if step is not None else node.input[0] if node.input else ""
+        if (node.op_type in ("Identity", "Dropout") or cast or scaling) and node.output[0] not in index.outputs:
+            reroute(model, node.output[0], source)
+            count += 1
+            index = Index(model)
+    return count
+
+
+def _is_float(index: Index, name: str, floats: set[str]) -> bool:
+    """Whether a tensor is float32 for certain: an input, a constant, or written by an operator that makes floats."""
+    producer = index.producers.get(name)
+    if producer is None:
+        return name in floats or (name in index.constants and index.constants[name].data_type == TensorProto.FLOAT)
+    made = ("Conv", "Gemm", "LayerNormalization", "Gelu", "Softmax", "Erf", "Tanh", "Sqrt", "BatchNormalization")
+    if producer.op_type in made:
+        return True
+    passed = ("Add", "Sub", "Mul", "Div", "MatMul", "Transpose", "Reshape", "ReduceMean", "Pow")
+    return producer.op_type in passed and _is_float(index, producer.input[0], floats)

@@ -1,0 +1,482 @@
+"""Rewrites towards the canonical form, one function a spelling. Each changes the model in place and counts its finds.
+
+They look for what a piece of graph computes rather than for how it is written: a GELU is any scalar function of one
+tensor that equals GELU on a grid, a LayerNorm any function of a row that equals one on random rows. None of them needs
+to be trusted: the caller compares the logits after each and takes back what changes them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+
+from vitedge.graph import surgery
+from vitedge.graph.folding import Array, Index, copied, reroute, set_constant, splice
+from vitedge.graph.surgery import Linear, attribute
+
+Float64 = NDArray[np.float64]
+
+
+def _float32(values: Array) -> Array:
+    return np.asarray(values).astype(np.float32)
+
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+_ELEMENTWISE: dict[str, Callable[..., Float64]] = {
+    "Add": np.add,
+    "Sub": np.subtract,
+    "Mul": np.multiply,
+    "Div": np.divide,
+    "Pow": np.power,
+    "Sqrt": np.sqrt,
+    "Neg": np.negative,
+    "Reciprocal": np.reciprocal,
+    "Tanh": np.tanh,
+    "Erf": _erf,
+}
+
+
+def _evaluate_from(index: Index, start: str, values: Float64, limit: int = 32) -> dict[str, Float64]:
+    """Every tensor that is a function of ``start`` and constant scalars: elementwise, or a mean over the last axis."""
+    known, scalars = {start: values}, {}
+    queue = list(index.consumers.get(start, []))
+    with np.errstate(all="ignore"):
+        while queue and len(known) < limit:
+            node = queue.pop(0)
+            if node.output[0] in known:
+                continue
+            scalars.update({name: index.scalar(name) for name in node.input if name not in known})
+            if node.op_type == "ReduceMean" and node.input[0] in known and _over_last_axis(index, node):
+                known[node.output[0]] = known[node.input[0]].mean(axis=-1, keepdims=True)
+            elif node.op_type in _ELEMENTWISE and all(n in known or scalars[n] is not None for n in node.input):
+                arguments = [known[n] if n in known else np.float64(scalars[n]) for n in node.input]
+                known[node.output[0]] = _ELEMENTWISE[node.op_type](*arguments)
+            else:
+                continue
+            queue.extend(
+                reader
+                for output in known
+                for reader in index.consumers.get(output, [])
+                if reader.output[0] not in known
+            )
+    return known
+
+
+def _over_last_axis(index: Index, node: onnx.NodeProto) -> bool:
+    axes = index.constant(node.input[1]) if len(node.input) > 1 else attribute(node, "axes")
+    return axes is not None and list(np.asarray(axes).reshape(-1)) == [-1] and attribute(node, "keepdims", 1) == 1
+
+
+def gelu(model: onnx.ModelProto) -> int:
+    """Any spelling of GELU, exact or by tanh (Hendrycks & Gimpel, 1606.08415), becomes the Gelu operator."""
+    grid = np.linspace(-6, 6, 97)
+    kinds = {
+        "none": 0.5 * grid * (1 + _erf(grid / math.sqrt(2))),
+        "tanh": 0.5 * grid * (1 + np.tanh(math.sqrt(2 / math.pi) * (grid + 0.044715 * grid**3))),
+    }
+    index, found = Index(model), {}
+    for seed in model.graph.node:
+        if seed.op_type not in ("Erf", "Tanh"):
+            continue
+        for start in _upstream(index, seed.input[0]):
+            known = _evaluate_from(index, start, grid)
+            match = next(
+                (
+                    (name, kind)
+                    for name, values in known.items()
+                    for kind, expected in kinds.items()
+                    if values.shape == grid.shape and np.abs(values - expected).max() < 2e-5
+                ),
+                None,
+            )
+            if seed.output[0] in known and match is not None:
+                name = index.producers[match[0]].name or f"{seed.name}.gelu"
+                found[match[0]] = [helper.make_node("Gelu", [start], [match[0]], name=name, approximate=match[1])]
+                break
+    splice(model, found)
+    return len(found)
+
+
+def _upstream(index: Index, name: str, depth: int = 6) -> Iterator[str]:
+    """The tensor and those it is computed from elementwise, the nearest first."""
+    level = [name]
+    for _ in range(depth):
+        yield from level
+        nodes = [index.producers[tensor] for tensor in level if tensor in index.producers]
+        inputs = [source for node in nodes if node.op_type in _ELEMENTWISE for source in node.input]
+        level = [source for source in dict.fromkeys(inputs) if source not in index.constants]
+
+
+def layer_norm(model: onnx.ModelProto) -> int:
+    """LayerNorm (Ba et al., 1607.06450) spelled in means, squares and roots becomes the LayerNormalization operator."""
+    rows = np.random.default_rng(0).standard_normal((4, 16)) * 3 + 1
+    centred = rows - rows.mean(axis=-1, keepdims=True)
+    variance = (centred**2).mean(axis=-1, keepdims=True)
+    index, found = Index(model), {}
+    for seed in model.graph.node:
+        if seed.op_type != "ReduceMean" or not _over_last_axis(index, seed):
+            continue
+        known = _evaluate_from(index, seed.input[0], rows)
+        scalars = (index.scalar(name) for tensor in known for name in getattr(index.producers.get(tensor), "input", []))
+        epsilons = {value for value in scalars if value is not None and 0 < value < 1e-2}
+        match = next(
+            (
+                (name, epsilon)
+                for epsilon in epsilons
+                for name, values in known.items()
+                if values.shape == rows.shape and np.abs(values - centred / np.sqrt(variance + epsilon)).max() < 1e-7
+            ),
+            None,
+        )
+        if match is None:
+            continue
+        multiply = index.reader(match[0])
+        scale = index.operand(multiply) if multiply is not None and multiply.op_type == "Mul" else None
+        if multiply is None or scale is None or not _is_row(index.constants[scale[1]]):
+            continue
+        output, inputs = multiply.output[0], [seed.input[0], _row(model, index, scale[1])]
+        add = index.reader(output)
+        shift = index.operand(add) if add is not None and add.op_type == "Add" else None
+        if add is not None and shift is not None and _is_row(index.constants[shift[1]]):
+            output = add.output[0]
+            inputs.append(_row(model, index, shift[1]))
+        name = index.producers[output].name or f"{seed.name}.norm"
+        found[output] = [helper.make_node("LayerNormalization", inputs, [output], name=name, axis=-1, epsilon=match[1])]
+    splice(model, found)
+    return len(found)
+
+
+def _is_row(tensor: onnx.TensorProto) -> bool:
+    return len(tensor.dims) >= 1 and tensor.dims[-1] == math.prod(tensor.dims)
+
+
+def _row(model: onnx.ModelProto, index: Index, name: str) -> str:
+    """The constant as a vector [D]."""
+    tensor = index.constants[name]
+    return name if len(tensor.dims) == 1 else set_constant(model, f"{name}.row", surgery.array(tensor).reshape(-1))
+
+
+def gemm(model: onnx.ModelProto) -> int:
+    """Gemm with constant weights becomes MatMul and Add; alpha, beta and the transposition go into the constants."""
+    index, found = Index(model), {}
+    for node in model.graph.node:
+        weight = index.constant(node.input[1]) if node.op_type == "Gemm" else None
+        if weight is None or attribute(node, "transA", 0) or node.input[0] in index.constants:
+            continue
+        bias = index.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        if len(node.input) > 2 and node.input[2] and bias is None:
+            continue
+        matrix = (weight.T if attribute(node, "transB", 0) else weight).astype(np.float64)
+        name = node.name or node.output[0]
+        product = node.output[0] if bias is None else f"{name}.out"
+        inputs = [
+            node.input[0],
+            set_constant(model, f"{name}.weight", _float32(matrix * attribute(node, "alpha", 1.0))),
+        ]
+        found[node.output[0]] = [helper.make_node("MatMul", inputs, [product], name=name)]
+        if bias is not None:
+            offset = np.broadcast_to(
+                bias.astype(np.float64) * attribute(node, "beta", 1.0), (*bias.shape[:-1], matrix.shape[1])
+            )
+            inputs = [product, set_constant(model, f"{name}.bias", _float32(offset))]
+            found[node.output[0]].append(helper.make_node("Add", inputs, [node.output[0]], name=f"{name}.bias"))
+    splice(model, found)
+    return len(found)
+
+
+def batch_norm(model: onnx.ModelProto) -> int:
+    """BatchNorm (Ioffe & Szegedy, 1502.03167) in inference form is folded into the convolution before it."""
+    index, count = Index(model), 0
+    layers = {layer.output: layer for layer in surgery.linear_layers(model) if layer.kind == "conv"}
+    for node in model.graph.node:
+        layer = layers.get(node.input[0]) if node.op_type == "BatchNormalization" else None
+        if layer is None or index.reader(layer.output) is None or node.output[0] in index.outputs:
+            continue
+        parts = [index.constant(name) for name in node.input[1:5]]
+        if any(part is None for part in parts):
+            continue
+        gamma, beta, mean, var = (part.astype(np.float64) for part in parts if part is not None)
+        gain = gamma / np.sqrt(var + float(attribute(node, "epsilon", 1e-5)))
+        _scale_layer(model, index, layer, gain, beta - mean * gain)
+        reroute(model, node.output[0], layer.output)
+        count += 1
+    return count
+
+
+def channel_scale(model: onnx.ModelProto) -> int:
+    """A factor per output channel behind a linear layer or a convolution (LayerScale, for one) is folded into it."""
+    index, count = Index(model), 0
+    for layer in surgery.linear_layers(model):
+        reader = index.reader(layer.output)
+        pair = index.operand(reader) if reader is not None and reader.op_type in ("Mul", "Div") else None
+        if reader is None or pair is None or reader.output[0] in index.outputs:
+            continue
+        factor = surgery.array(index.constants[pair[1]]).astype(np.float64)
+        if reader.op_type == "Div":
+            if reader.input[0] != pair[0] or not factor.all():
+                continue
+            factor = 1 / factor
+        channels = index.constants[layer.weight].dims[layer.channel_axis]
+        axis = -1 if layer.kind == "linear" else -3
+        along = factor.shape[axis] if factor.ndim >= -axis else 1
+        if factor.size == 1:
+            factor = np.full(channels, factor.reshape(-1)[0])
+        elif factor.size != channels or along != channels:
+            continue
+        _scale_layer(model, index, layer, factor.reshape(-1), np.zeros(channels))
+        reroute(model, reader.output[0], layer.output)
+        index, count = Index(model), count + 1
+    return count
+
+
+def _scale_layer(model: onnx.ModelProto, index: Index, layer: Linear, gain: Float64, offset: Float64) -> None:
+    """Fold y -> gain · y + offset, per output channel, into the layer's own constants, in place."""
+    weight = surgery.array(index.constants[layer.weight]).astype(np.float64)
+    shape = [1] * weight.ndim
+    shape[layer.channel_axis] = -1
+    shared = len(index.consumers[layer.weight]) > 1
+    name = f"{layer.name}.scaled_weight" if shared else layer.weight
+    layer.node.input[1] = set_constant(model, name, _float32(weight * gain.reshape(shape)))
+    if layer.bias is not None:
+        bias = surgery.array(index.constants[layer.bias]).astype(np.float64)
+        owner = layer.bias_node if layer.bias_node is not None else layer.node
+        position = list(owner.input).index(layer.bias)
+        name = f"{layer.name}.scaled_bias" if len(index.consumers[layer.bias]) > 1 else layer.bias
+        owner.input[position] = set_constant(model, name, _float32(bias * gain + offset))
+    elif offset.any():  # a convolution; a linear layer without bias has nowhere to put one, and no caller asks it to
+        layer.node.input.append(set_constant(model, f"{layer.name}.bias", _float32(offset)))
+
+
+def tokens(model: onnx.ModelProto) -> int:
+    """Constant tokens joined to the sequence become zero rows and one constant Add; successive constants are summed.
+
+    Concat([expanded class token, x], 1) + positions -> Pad(x) + (token and positions). It frees the batch too, since
+    nothing has to be expanded to it.
+    """
+    return _padded_tokens(model) + _swapped_pads(model) + _summed_constants(model)
+
+
+def _padded_tokens(model: onnx.ModelProto) -> int:
+    index, found = Index(model), {}
+    known = surgery.shapes(model)
+    for node in model.graph.node:
+        if node.op_type != "Concat":
+            continue
+        rows = [_constant_rows(index, name) for name in node.input]
+        dynamic = [name for name, row in zip(node.input, rows, strict=True) if row is None]
+        shape = known.get(dynamic[0]) if len(dynamic) == 1 else None
+        if (
+            len(rows) < 2
+            or shape is None
+            or len(shape) != 3
+            or attribute(node, "axis") not in (1, -2)
+            or None in shape[1:]
+        ):
+            continue
+        length, dim = int(shape[1] or 0), int(shape[2] or 0)
+        blocks = [np.zeros((1, length, dim), np.float32) if row is None else row for row in rows]
+        if any(block.shape[2] != dim for block in blocks):
+            continue
+        place = list(node.input).index(dynamic[0])
+        before, after = (sum(block.shape[1] for block in part) for part in (blocks[:place], blocks[place + 1 :]))
+        name, output = node.name or node.output[0], node.output[0]
+        pads = set_constant(model, f"{name}.pads", np.asarray([0, before, 0, 0, after, 0], np.int64))
+        offsets = set_constant(model, f"{name}.tokens", _float32(np.concatenate(blocks, axis=1)))
+        found[output] = [
+            helper.make_node("Pad", [dynamic[0], pads], [f"{name}.padded"], name=f"{name}.pad"),
+            helper.make_node("Add", [f"{name}.padded", offsets], [output], name=name),
+        ]
+    splice(model, found)
+    return len(found)
+
+
+def _constant_rows(index: Index, name: str) -> Array | None:
+    """A constant [1, rows, D], as it is or expanded along the batch."""
+    producer = index.producers.get(name)
+    if producer is not None and producer.op_type == "Expand":
+        name = producer.input[0]
+    values = index.constant(name)
+    return values if values is not None and values.ndim == 3 and values.shape[0] == 1 else None
+
+
+def _swapped_pads(model: onnx.ModelProto) -> int:
+    """Pad(x + positions) -> Pad(x) + Pad(positions)."""
+    index, found = Index(model), {}
+    for node in model.graph.node:
+        add = index.producers.get(node.input[0]) if node.op_type == "Pad" else None
+        pair = index.operand(add) if add is not None and add.op_type == "Add" else None
+        pads = index.constant(node.input[1]) if len(node.input) == 2 else None
+        if (
+            pair is None
+            or pads is None
+            or index.reader(node.input[0]) is None
+            or len(index.constants[pair[1]].dims) != 3
+        ):
+            continue
+        begin_end = pads.reshape(2, -1).T.astype(int)
+        values = np.pad(surgery.array(index.constants[pair[1]]), [(int(a), int(b)) for a, b in begin_end])
+        name = node.name or node.output[0]
+        offsets = set_constant(model, f"{name}.positions", values)
+        found[node.output[0]] = [
+            helper.make_node("Pad", [pair[0], node.input[1]], [f"{name}.padded"], name=name),
+            helper.make_node("Add", [f"{name}.padded", offsets], [node.output[0]], name=f"{name}.positions"),
+        ]
+    splice(model, found)
+    return len(found)
+
+
+def _summed_constants(model: onnx.ModelProto) -> int:
+    """Pad(x) + a + b -> Pad(x) + (a + b)."""
+    index, found = Index(model), {}
+    for node in model.graph.node:
+        outer = index.operand(node) if node.op_type == "Add" else None
+        inner_node = index.producers.get(outer[0]) if outer else None
+        inner = index.operand(inner_node) if inner_node is not None and inner_node.op_type == "Add" else None
+        source = index.producers.get(inner[0]) if inner else None
+        if (
+            outer is None
+            or inner is None
+            or source is None
+            or source.op_type != "Pad"
+            or index.reader(outer[0]) is None
+        ):
+            continue
+        total = surgery.array(index.constants[inner[1]]) + surgery.array(index.constants[outer[1]])
+        name = node.name or node.output[0]
+        inputs = [inner[0], set_constant(model, f"{name}.sum", _float32(total))]
+        found[node.output[0]] = [helper.make_node("Add", inputs, [node.output[0]], name=name)]
+        break  # the next round sees the new graph
+    splice(model, found)
+    return len(found)
+
+
+def attention_scale(model: onnx.ModelProto) -> int:
+    """Factors around q·kᵀ, on q, on k, on both (as torch writes it) or on the scores, become one: in the query's own
+    linear layer where nothing but transposition lies between, else one Mul on q."""
+    count = 0
+    for name in [node.output[0] for node in model.graph.node if node.op_type == "MatMul"]:
+        index = Index(model)
+        scores = index.producers[name]
+        if any(source in index.constants for source in scores.input):
+            continue
+        downstream, total, tail = [], 1.0, scores.output[0]
+        while (reader := index.reader(tail)) is not None and (step := index.factor(reader)) is not None:
+            downstream.append(reader)
+            total, tail = total * step[1], reader.output[0]
+        softmax = index.reader(tail)
+        if softmax is None or softmax.op_type != "Softmax":
+            continue
+        query, key = (_scale_chain(index, source) for source in scores.input[:2])
+        factors = [*query[0], *key[0]]
+        total *= math.prod(factor for _, factor in factors)
+        layers = {layer.output: layer for layer in surgery.linear_layers(model)}
+        layer = layers.get(query[1])
+        on_query = len(query[0]) == 1 and not key[0] and not downstream
+        if total == 1.0 or not (factors or downstream) or (on_query and layer is None):
+            continue
+        for node in [*downstream, *(node for node, _ in factors)]:
+            step = index.factor(node)
+            if step is not None:
+                reroute(model, node.output[0], step[0])
+        if layer is not None:
+            channels = index.constants[layer.weight].dims[layer.channel_axis]
+            _scale_layer(model, index, layer, np.full(channels, total), np.zeros(channels))
+        else:
+            prefix = scores.name or scores.output[0]
+            factor = set_constant(model, f"{prefix}.scale.weight", np.asarray(total, np.float32))
+            scaled = helper.make_node("Mul", [scores.input[0], factor], [f"{prefix}.scale.out"], name=f"{prefix}.scale")
+            new = copied(scores)
+            new.input[0] = f"{prefix}.scale.out"
+            splice(model, {scores.output[0]: [scaled, new]})
+        count += 1
+    return count
+
+
+def _scale_chain(index: Index, name: str) -> tuple[list[tuple[onnx.NodeProto, float]], str]:
+    """Scalings between ``name`` and where it comes from through data movement alone, and that tensor."""
+    found: list[tuple[onnx.NodeProto, float]] = []
+    while True:
+        node = index.producers.get(name)
+        if node is None or index.reader(name) is None:
+            return found, name
+        step = index.factor(node)
+        if step is not None:
+            found.append((node, step[1]))
+            name = step[0]
+        elif node.op_type in ("Transpose", "Reshape"):
+            name = node.input[0]
+        else:
+            return found, name
+
+
+def normalisation(model: onnx.ModelProto) -> int:
+    """Mean and factor in front of a convolution without padding are folded into it.
+
+    They are the nodes ``image.mean`` (Sub) and ``image.scale`` (Mul), constants [3, 1, 1], that import puts there.
+    """
+    index = Index(model)
+    nodes = {node.name: node for node in model.graph.node}
+    subtract, multiply = nodes.get("image.mean"), nodes.get("image.scale")
+    if subtract is None or multiply is None:
+        return 0
+    conv = index.reader(multiply.output[0])
+    layer = next(
+        (layer for layer in surgery.linear_layers(model) if conv is not None and layer.output == conv.output[0]), None
+    )
+    if conv is None or layer is None or conv.op_type != "Conv" or attribute(conv, "group", 1) != 1:
+        return 0
+    padded = any(attribute(conv, "pads", []) or []) or attribute(conv, "auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    if padded or (len(conv.input) > 2 and layer.bias is None):
+        return 0
+    mean, factor = (
+        surgery.array(index.constants[node.input[1]]).astype(np.float64).reshape(3) for node in (subtract, multiply)
+    )
+    weight = surgery.array(index.constants[layer.weight]).astype(np.float64) * factor[:, None, None]
+    bias = (
+        np.zeros(weight.shape[0])
+        if layer.bias is None
+        else surgery.array(index.constants[layer.bias]).astype(np.float64)
+    )
+    new = copied(conv)
+    del new.input[:]
+    new.input.extend(
+        [
+            subtract.input[0],
+            set_constant(model, f"{conv.name}.weight", _float32(weight)),
+            set_constant(model, f"{conv.name}.bias", _float32(bias - np.einsum("oikl,i->o", weight, mean))),
+        ]
+    )
+    splice(model, {conv.output[0]: [new]})
+    return 1
+
+
+def attention_operator(model: onnx.ModelProto) -> int:
+    """Attention-23 without mask, cache or soft cap on [N, heads, T, head_dim] becomes MatMul, Softmax, MatMul."""
+    known, found = surgery.shapes(model), {}
+    for node in model.graph.node:
+        plain = (
+            node.op_type == "Attention" and len([name for name in node.input if name]) == 3 and len(node.output) == 1
+        )
+        shapes = [known.get(name, ()) for name in node.input[:3]]
+        if not plain or any(len(shape) != 4 for shape in shapes) or len({shape[1] for shape in shapes}) != 1:
+            continue
+        width = shapes[0][3]
+        if width is None or attribute(node, "is_causal", 0) or attribute(node, "softcap", 0.0):
+            continue
+        scale = attribute(node, "scale", None) or width**-0.5
+        name, (q, k, v) = node.name or node.output[0], node.input[:3]
+        factor = set_constant(model, f"{name}.scale.weight", np.asarray(scale, np.float32))
+        found[node.output[0]] = [
+            helper.make_node("Mul", [q, factor], [f"{name}.q"], name=f"{name}.scale"),
+            helper.make_node("Transpose", [k], [f"{name}.k"], name=f"{name}.transpose", perm=[0, 1, 3, 2]),
+            helper.make_node("MatMul", [f"{name}.q", f"{name}.k"], [f"{name}.s"], name=f"{name}.scores"),
+            helper.make_node("Softmax", [f"{name}.s"], [f"{name}.w"], name=f"{name}.softmax", axis=-1),
+            helper.make_node("MatMul", [f"{name}.w", v], [node.output[0]], name=f"{name}.context"),
+        ]
+    splice(model, found)
+    return len(found)
