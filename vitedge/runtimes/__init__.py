@@ -20,8 +20,8 @@ from vitedge.errors import NotInstalledError, UsageError, nearest
 
 
 def names() -> list[str]:
-    """The runtimes, sorted: the folders that lie here."""
-    return sorted(path.parent.name for path in Path(__file__).parent.glob("*/__init__.py"))
+    """The runtimes, sorted: the folders that lie here. Those with an underscore are what several runtimes share."""
+    return sorted(path.parent.name for path in Path(__file__).parent.glob("[!_]*/__init__.py"))
 
 
 def part(runtime: str, module: str) -> ModuleType:

@@ -1,0 +1,25 @@
+"""What is true of TensorRT on this machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vitedge.runtimes._nvidia import engine, gpu
+
+PACKAGE = "tensorrt"
+EXTRA = engine.EXTRAS[PACKAGE]
+
+
+def installed() -> str | None:
+    """Version of the installed package, or None."""
+    return engine.installed(PACKAGE)
+
+
+def runs_here(device: str) -> bool:
+    """Whether a session can be opened on this machine: the package and an NVIDIA GPU are here."""
+    return installed() is not None and bool(gpu.gpus())
+
+
+def describe() -> dict[str, Any]:
+    """For the doctor: version, and the GPUs or "no GPU"."""
+    return {"version": installed(), "gpus": [found._asdict() for found in gpu.gpus()] or "no GPU"}

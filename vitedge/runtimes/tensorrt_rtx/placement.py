@@ -1,0 +1,13 @@
+"""Typed ONNX for TensorRT-RTX: TensorRT's forms without INT8, which is weight-only here and gains nothing."""
+
+from __future__ import annotations
+
+from vitedge.runtimes._nvidia import placement
+from vitedge.runtimes.contract import Placed, Request
+
+FORMS = ("float", "fp16")
+
+
+def place(request: Request) -> Placed:
+    """One file, ``model.onnx``, that TensorRT-RTX builds an engine from."""
+    return placement.place(request, FORMS, "TensorRT-RTX")

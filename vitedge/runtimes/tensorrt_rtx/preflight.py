@@ -1,0 +1,7 @@
+"""A typed ONNX graph against TensorRT 10.3's own table: see :mod:`vitedge.runtimes._nvidia.table`."""
+
+from __future__ import annotations
+
+from vitedge.runtimes._nvidia.table import check
+
+__all__ = ["check"]

@@ -1,0 +1,77 @@
+"""The referee: TensorRT-RTX parses, types and builds a graph for GPUs that aren't here.
+
+It judges whether TensorRT's parser and builder take a graph. It proves nothing about INT8 execution: its builder takes
+INT8 Q/DQ for every GPU, although TensorRT-RTX runs INT8 weights alone. Nor does it know SM 8.7 (Jetson Orin).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from vitedge import isolation
+from vitedge.errors import NotInstalledError, VitedgeError
+from vitedge.runtimes._nvidia.engine import BuildOptions, build
+from vitedge.runtimes.tensorrt_rtx.facts import EXTRA, PACKAGE, installed
+
+#: Ampere, Ada and Blackwell: what a graph for any current NVIDIA GPU should build for.
+SMS = ("8.6", "8.9", "12.0")
+
+
+@dataclass(frozen=True)
+class RefereeReport:
+    """What TensorRT-RTX said, by compute capability."""
+
+    version: str
+    engines: dict[str, int] = field(default_factory=dict)  # built: size of the engine in bytes
+    errors: dict[str, str] = field(default_factory=dict)  # not built: why
+    seconds: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        """Whether every engine was built."""
+        return bool(self.engines) and not self.errors
+
+
+def referee(graph: bytes, sms: Sequence[str] = SMS, *, timeout_s: float = 300.0) -> RefereeReport:
+    """Parse ``graph`` and build an engine for each of ``sms``, in a child process; a crash is an error in the report.
+
+    Args:
+        graph: an ONNX file.
+        sms: compute capabilities, "8.6".
+        timeout_s: for all builds together, and again for each if one of them crashes.
+
+    Raises:
+        NotInstalledError: TensorRT-RTX isn't here.
+    """
+    version = installed()
+    if version is None:
+        raise NotInstalledError.for_extra("referee a TensorRT graph", "tensorrt-rtx", EXTRA)
+    started = time.monotonic()
+    engines: dict[str, int] = {}
+    errors: dict[str, str] = {}
+    try:
+        sizes = isolation.run_isolated(_sizes, graph, tuple(sms), timeout_s=timeout_s)
+        engines = {sm: size for sm, size in sizes.items() if isinstance(size, int)}
+        errors = {sm: size for sm, size in sizes.items() if isinstance(size, str)}
+    except isolation.ChildError as error:
+        if len(sms) == 1:
+            errors = {sms[0]: str(error)}
+        else:  # who crashed? each in a process of its own
+            for sm in sms:
+                alone = referee(graph, [sm], timeout_s=timeout_s)
+                engines |= alone.engines
+                errors |= alone.errors
+    return RefereeReport(version, engines, errors, time.monotonic() - started)
+
+
+def _sizes(graph: bytes, sms: tuple[str, ...]) -> dict[str, int | str]:
+    """Size of the engine for each compute capability, or why there is none."""
+    found: dict[str, int | str] = {}
+    for sm in sms:
+        try:
+            found[sm] = len(build(PACKAGE, graph, BuildOptions(sm=sm)))
+        except VitedgeError as error:
+            found[sm] = error.true
+    return found
