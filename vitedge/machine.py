@@ -168,7 +168,8 @@ def fit(
         reasons.append(f"this CPU has no {target.isa}")
     capabilities = {gpu.compute_capability for gpu in gpus}
     wanted = {target.sm} if target.sm else set(target.sms)
-    if target.device.startswith("cuda") and wanted and None not in capabilities and not capabilities & wanted:
+    unseen = not gpus and state.runs_on.get(target.device, False)  # the runtime finds a GPU that nvidia-smi doesn't
+    if target.device.startswith("cuda") and wanted and not (unseen or None in capabilities or capabilities & wanted):
         reasons.append(f"no NVIDIA GPU with compute capability {' or '.join(sorted(map(str, wanted)))}")
     if state.problem:
         reasons.append(f"{target.runtime} is broken: {state.problem}")

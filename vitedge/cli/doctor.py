@@ -1,0 +1,26 @@
+"""``vitedge doctor``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def doctor(
+    json: Annotated[str | None, typer.Option("--json", help="Write JSON to a file, or to stdout with -.")] = None,
+) -> None:
+    """Say what this machine is and what it can run: instructions, cores, memory, runtimes, GPU, cameras, targets.
+
+    What can't be read is called unknown, and a broken runtime is named: the doctor itself always finishes.
+
+    **Examples**
+
+    `vitedge doctor`
+
+    `vitedge doctor --json - > machine.json`
+    """
+    from vitedge import machine
+    from vitedge.reporting import terminal
+
+    terminal.emit(machine.examine(), json, terminal.show_doctor)

@@ -1,0 +1,31 @@
+"""``vitedge recipes``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Show this recipe, or TOML file, fully.")] = None,
+    json: Annotated[str | None, typer.Option("--json", help="Write JSON to a file, or to stdout with -.")] = None,
+) -> None:
+    """List the recipes: how calibration images are observed, and how numbers become integers.
+
+    Your own recipes are TOML files in ~/.config/vitedge/calibration/.
+
+    **Examples**
+
+    `vitedge recipes`
+
+    `vitedge recipes thorough`
+    """
+    from vitedge import catalogue
+    from vitedge.recipe import load_recipe
+    from vitedge.reporting import terminal
+
+    if name is not None:
+        terminal.emit(load_recipe(name), json, terminal.show_recipe)
+        return
+    terminal.emit([load_recipe(known) for known in catalogue.names("calibration")], json, terminal.show_recipes)

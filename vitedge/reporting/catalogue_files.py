@@ -1,0 +1,35 @@
+"""Target files to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vitedge import catalogue
+from vitedge.errors import UsageError
+from vitedge.files import write_atomic
+
+TEMPLATE = Path(__file__).resolve().parent / "templates" / "target.toml"
+
+
+def write_target(out: Path, name: str | None = None) -> str:
+    """Write a commented target file that loads as it is.
+
+    Args:
+        out: the file, which must not exist.
+        name: start from this target's file instead of the template.
+
+    Returns:
+        What to type next.
+
+    Raises:
+        UsageError: ``out`` exists or isn't called ``*.toml``, or no target has this name.
+        ResourceError: it can't be written.
+    """
+    asked = f"write the target file {out}"
+    source = TEMPLATE if name is None else catalogue.find("targets", name)
+    if out.suffix != ".toml":
+        raise UsageError(asked, "a target file ends in .toml", f"name it: --new {out.with_suffix('.toml')}")
+    if out.exists() or out.is_symlink():
+        raise UsageError(asked, f"{out} already exists", "name another file: --new FILE.toml")
+    write_atomic(out, source.read_bytes(), asked)
+    return f"wrote {out}; edit it, then: vitedge targets {out}"

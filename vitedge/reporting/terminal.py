@@ -1,0 +1,396 @@
+"""Tables on stdout, one function a table; plain where stdout isn't a terminal or ``NO_COLOR`` is set.
+
+Every cell is text, never markup: labels, names and paths come from outside.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from vitedge.errors import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+    from vitedge.machine import Machine
+    from vitedge.recipe import Recipe
+    from vitedge.reporting.inspection import Inspection
+    from vitedge.target import Target
+
+T = TypeVar("T")
+
+#: Columns when stdout is a file or a pipe: nothing is wrapped there.
+UNLIMITED = 400
+GOOD, BAD, UNSURE, QUIET, LOUD = "green", "red", "yellow", "dim", "bold"
+
+
+def emit(value: T, json: str | None, show: Callable[[T], None]) -> None:
+    """Print a value: as a table, as JSON alone with ``-``, or as a table and JSON in a file.
+
+    Args:
+        value: anything that :func:`vitedge.schema.encode_json` takes.
+        json: the option ``--json``.
+        show: one of this module's functions.
+
+    Raises:
+        ResourceError: the file can't be written.
+    """
+    from vitedge.files import write_atomic
+    from vitedge.schema import encode_json
+
+    if json == "-":
+        sys.stdout.write(encode_json(value).decode())
+        return
+    if json is not None:
+        write_atomic(Path(json), encode_json(value), f"write {json}")
+    show(value)
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+def console() -> Console:
+    """Where tables go: stdout as it is now."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else UNLIMITED
+    return Console(file=sys.stdout, markup=False, emoji=False, highlight=False, width=width)
+
+
+def text(value: object, style: str = "") -> Text:
+    """A cell; None is unknown."""
+    from rich.text import Text
+
+    return Text("unknown", style=QUIET) if value is None else Text(printable(value).replace("\n", " "), style=style)
+
+
+def mark(ok: bool | None) -> Text:
+    """✓, ✗, or – where it can't be said."""
+    return {True: text("✓", GOOD), False: text("✗", BAD), None: text("–", UNSURE)}[ok]
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> RenderableType:
+    """A table without lines but one. ``>`` before a column's name aligns it right; ``!`` keeps it on one line."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(
+        box=box.SIMPLE_HEAD,
+        header_style=QUIET,
+        pad_edge=False,
+        show_edge=False,
+        padding=(0, 2, 0, 0),
+    )
+    for column in columns:
+        right, single = ">" in column[:2], "!" in column[:2]
+        made.add_column(
+            text(column.lstrip(">!")),
+            justify="right" if right else "left",
+            no_wrap=right or single,
+            overflow="fold",
+        )
+    for row in rows:
+        made.add_row(*(cell if isinstance(cell, Text) else text(cell) for cell in row))
+    return _titled(title, made)
+
+
+def facts(pairs: Iterable[tuple[str, object]], title: str | None = None) -> RenderableType:
+    """Names and values, one a line."""
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    made.add_column(style=QUIET, no_wrap=True)
+    made.add_column(overflow="fold")
+    for name, value in pairs:
+        made.add_row(text(name), value if isinstance(value, Text) else text(value))
+    return _titled(title, made)
+
+
+def _titled(title: str | None, made: Table) -> RenderableType:
+    from rich.console import Group
+
+    return made if title is None else Group(text(title, LOUD), made)
+
+
+def show(*parts: RenderableType | None) -> None:
+    """Print parts with a line between them; None is left out."""
+    out = console()
+    with out.capture() as captured:
+        for number, part in enumerate(part for part in parts if part is not None):
+            if number:
+                out.print()
+            out.print(part)
+    lines = captured.get().splitlines()
+    sys.stdout.write("".join(f"{line if out.is_terminal else line.rstrip()}\n" for line in lines))
+
+
+def words(value: Any) -> str:
+    """A value of any shape in words."""
+    if isinstance(value, Mapping):
+        return " · ".join(f"{name}: {words(inner)}" for name, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(words(inner) for inner in value) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "unknown" if value is None else str(value)
+
+
+def megabytes(size: int) -> str:
+    """Bytes as megabytes (10⁶) with two digits that matter."""
+    return f"{size / 1e6:.1f}" if size >= 1e6 else f"{size / 1e6:.2f}"
+
+
+# --- models and artifacts --------------------------------------------------------------------------------------------
+
+
+def show_models(rows: Sequence[Mapping[str, Any]]) -> None:
+    """What ``import`` wrote: flat rows."""
+    show(*(facts(((name.replace("_", " "), words(value)) for name, value in row.items())) for row in rows))
+
+
+def show_plans(rows: Sequence[Mapping[str, Any]]) -> None:
+    """What ``export --dry-run`` would do: flat rows."""
+    show_models(rows)
+
+
+def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
+    """What ``export`` wrote: one row an artifact."""
+    show(
+        table(
+            ["artifact", "target", "!precision", "form", "share of MACs", ">MB", ">deviation", "proved by"],
+            [
+                (
+                    row["artifact"],
+                    row["target"],
+                    row["precision"],
+                    row["form"],
+                    ", ".join(f"{name} {share:.0%}" for name, share in row["obtained"].items()),
+                    megabytes(row["bytes"]),
+                    f"{row['deviation']:.1e}",
+                    row["executed_by"],
+                )
+                for row in rows
+            ],
+        ),
+        _skipped(rows),
+    )
+
+
+def _skipped(rows: Sequence[Mapping[str, Any]]) -> Text | None:
+    names = sorted({name for row in rows for name in row["skipped_images"]})
+    if not names:
+        return None
+    return text(f"calibration passed over {len(names)} unreadable images: {', '.join(names[:5])}", UNSURE)
+
+
+# --- catalogue -------------------------------------------------------------------------------------------------------
+
+
+def show_targets(targets: Sequence[Target]) -> None:
+    """One row a target."""
+    show(
+        table(
+            ["!target", "for", "!runtime", "device", "precisions"],
+            [
+                (
+                    text(target.name, LOUD),
+                    target.summary,
+                    target.runtime,
+                    target.device,
+                    precisions(target),
+                )
+                for target in targets
+            ],
+        )
+    )
+
+
+def precisions(target: Target) -> str:
+    """The precisions of a target, the preferred one first."""
+    return " ".join(dict.fromkeys(candidate.precision for candidate in target.candidate))
+
+
+def show_target(target: Target) -> None:
+    """Everything about one target."""
+    latency = target.budget.latency_p95_ms
+    show(
+        facts(
+            [
+                ("target", text(target.name, LOUD)),
+                ("for", target.summary),
+                ("runtime", f"{target.runtime}, {target.runtime_min} or newer"),
+                ("architecture", target.arch if target.isa == "any" else f"{target.arch} with {target.isa}"),
+                ("device", target.device),
+                *([("compute capability", target.sm)] if target.sm else []),
+                *([("engines for", ", ".join(target.sms))] if target.sms else []),
+                *([("memory", f"{target.memory_mb} MiB")] if target.memory_mb else []),
+                ("threads", target.threads or "the machine's physical cores"),
+                ("batch", target.batch),
+                ("options", words(target.options) or "none"),
+                ("bench", f"{target.bench.warmup_s:g} s of warm-up, at least {target.bench.min_duration_s:g} s"),
+                (
+                    "budget",
+                    f"{target.budget.max_accuracy_drop_pts:g} points of top-1"
+                    + (f", p95 up to {latency:g} ms" if latency else ""),
+                ),
+            ]
+        ),
+        table(
+            ["!precision", "form"],
+            [(candidate.precision, candidate.form) for candidate in target.candidate],
+            title="Candidates, the preferred one first",
+        ),
+        table(["!precision", "why not"], target.refused.items(), title="Refused") if target.refused else None,
+    )
+
+
+def show_recipes(recipes: Sequence[Recipe]) -> None:
+    """One row a recipe."""
+    show(
+        table(
+            ["!recipe", "what it does", ">images", "!activations", "!weights"],
+            [
+                (
+                    text(recipe.name, LOUD),
+                    recipe.summary,
+                    recipe.observe.num_samples,
+                    recipe.round.activations,
+                    recipe.round.weights,
+                )
+                for recipe in recipes
+            ],
+        )
+    )
+
+
+def show_recipe(recipe: Recipe) -> None:
+    """Everything about one recipe, section by section."""
+    from msgspec import to_builtins
+
+    sections = to_builtins(recipe)
+    show(
+        facts([("recipe", text(recipe.name, LOUD)), ("what it does", recipe.summary)]),
+        *(
+            facts([(name.replace("_", " "), words(value)) for name, value in sections[section].items()], title=section)
+            for section in ("observe", "improve", "round")
+        ),
+    )
+
+
+# --- doctor ----------------------------------------------------------------------------------------------------------
+
+
+def show_doctor(machine: Machine) -> None:
+    """What this machine is, and what it can run."""
+    show(
+        facts(_machine_facts(machine), title="This machine"),
+        table(
+            ["", "!runtime", "!version", "what it finds"],
+            [
+                (
+                    mark(False if state.problem else True if state.version else None),
+                    state.name,
+                    state.version or "",
+                    text(state.problem, BAD) if state.problem else _runtime_words(state.facts, state.extra),
+                )
+                for state in machine.runtimes
+            ],
+            title="Runtimes",
+        ),
+        table(
+            ["", "!target", "for, or why not here"],
+            [
+                (mark(state.runs), state.name, state.summary if state.runs else text("; ".join(state.reasons), QUIET))
+                for state in sorted(machine.targets, key=lambda state: not state.runs)
+            ],
+            title="Targets whose artifacts run here",
+        ),
+        table(
+            ["", "!extra", "what it adds", "!to add it"],
+            [
+                (mark(not state.missing or None), state.name, state.adds, state.install if state.missing else "")
+                for state in machine.extras
+            ],
+            title="Extras",
+        ),
+    )
+
+
+def _machine_facts(machine: Machine) -> list[tuple[str, object]]:
+    processor, memory, board, cache = machine.processor, machine.memory, machine.board, machine.cache
+    free = "" if cache.free_mb is None else f"; {cache.free_mb / 1024:.1f} GiB free there"
+    system = ", ".join(part for part in (board.os, board.kernel and f"kernel {board.kernel}") if part)
+    jetpack = f"{board.jetpack or 'unknown'} (L4T {board.l4t})"
+    return [
+        ("board", board.model),
+        ("system", system or None),
+        *([("JetPack", jetpack)] if board.l4t else []),
+        ("processor", f"{processor.model or 'unknown'}, {processor.architecture or 'unknown architecture'}"),
+        ("cores", _cores(machine)),
+        ("instructions", None if processor.isa is None else " ".join(processor.isa) or "none that matter here"),
+        *([("governor", processor.governor)] if processor.governor else []),
+        ("memory", _memory(machine) if memory.total_mb is not None else None),
+        *(("NVIDIA GPU", words(_known(gpu))) for gpu in machine.gpus),
+        *(("camera", _camera(camera)) for camera in machine.cameras),
+        *([] if machine.gpus else [("NVIDIA GPU", "none found")]),
+        *([] if machine.cameras else [("cameras", "none found")]),
+        ("Python", f"{machine.python}, vitedge {machine.vitedge_version}"),
+        ("cache", f"{cache.path}: {cache.mb:g} MB in {cache.files} files{free}"),
+    ]
+
+
+def _cores(machine: Machine) -> str | None:
+    processor = machine.processor
+    if processor.logical_cores is None:
+        return None
+    parts = [f"{processor.physical_cores or 'unknown'} physical, {processor.logical_cores} logical"]
+    if processor.allowed_cores not in (None, processor.logical_cores):
+        parts.append(f"{processor.allowed_cores} allowed to this process")
+    if processor.quota_cores is not None:
+        parts.append(f"limited to {processor.quota_cores:g} by a control group")
+    return ", ".join(parts)
+
+
+def _memory(machine: Machine) -> str:
+    memory = machine.memory
+    left = "unknown" if memory.available_mb is None else f"{memory.available_mb:,} MiB"
+    limited = ", limited by a control group" if memory.limited else ""
+    swap = f", {memory.swap_mb:,} MiB of swap" if memory.swap_mb else ""
+    return f"{memory.total_mb:,} MiB, {left} available{limited}{swap}"
+
+
+def _known(record: Any) -> dict[str, Any]:
+    from msgspec import to_builtins
+
+    return {name.replace("_", " "): value for name, value in to_builtins(record).items() if value is not None}
+
+
+def _camera(camera: Any) -> str:
+    state = {True: "captures", False: "doesn't capture", None: camera.problem or "unknown"}[camera.captures]
+    return ", ".join(part for part in (camera.device, camera.name, camera.by_id, state) if part)
+
+
+def _runtime_words(found: Mapping[str, Any], extra: str) -> Text:
+    rest = {name: value for name, value in found.items() if name != "version"}
+    if found:
+        return text(words(rest) if rest else "")
+    return text(f'not installed; pip install "vitedge[{extra}]"', QUIET)
+
+
+# --- inspect ---------------------------------------------------------------------------------------------------------
+
+
+def show_inspection(inspection: Inspection) -> None:
+    """What a file or folder is."""
+    show(
+        facts(inspection.facts),
+        *(table(section.columns, section.rows, title=section.title) for section in inspection.sections),
+    )
