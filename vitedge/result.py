@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import signal
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from fractions import Fraction
@@ -18,8 +19,9 @@ from typing import Annotated, ClassVar, Literal
 from msgspec import Meta, field
 from msgspec.structs import replace
 
+from vitedge import hardware
 from vitedge._version import __version__
-from vitedge.errors import ArtifactError, UsageError
+from vitedge.errors import ArtifactError, InterruptedError_, UsageError
 from vitedge.files import write_atomic
 from vitedge.schema import Record, decode_json, encode_json
 from vitedge.target import Budget, Option
@@ -91,6 +93,7 @@ class Rules(Record):
     block_s: Annotated[float, Meta(gt=0)]  # sessions take turns in blocks of this length
     settle: Count  # untimed inferences at the start of every block
     seed: int  # of the order within each round of blocks
+    pictures: str  # what was fed: "golden", or the name of a data set
     rate_hz: Annotated[float, Meta(gt=0)] | None = None  # arrivals a second of scenario ``camera``
 
     def __post_init__(self) -> None:
@@ -177,7 +180,7 @@ class Reading(Record):
     """The sensors at one moment; null where nothing could be read."""
 
     at_ns: Count
-    clock_mhz: float | None = None  # median over the processors that may be used
+    clock_mhz: float | None = None  # of the fastest processor
     temperature_c: float | None = None  # the hottest sensor of the processor
     power_w: float | None = None
     throttle_events: dict[str, int] = field(default_factory=dict)  # counters since boot, by name
@@ -266,7 +269,7 @@ class DataSet(Record):
 
 
 class Check(Record):
-    """One thing that verify looked at."""
+    """One thing that was looked at."""
 
     name: str
     ok: bool | None  # None: can't be decided on this machine
@@ -311,25 +314,16 @@ class Row(Record):
     referees: tuple[Referee, ...] = ()
 
 
-class Machine(Record):
-    """Where it was measured. No host name, no user, no path."""
+class Circumstances(Record):
+    """Where it was measured; what changes while measuring stands in :class:`Reading`. No host name, user or path."""
 
-    cpu: str | None
-    arch: str
-    cores: int | None  # physical
-    processors: int  # that this process may use
-    cpu_quota: float | None  # processors' worth of time that a container grants; None: no limit, or not readable
-    isa: tuple[str, ...]  # the extensions that decide which kernels run
-    memory_bytes: int | None
-    os: str | None
-    kernel: str
-    board: str | None  # "NVIDIA Jetson Orin Nano Developer Kit", "Raspberry Pi 5 Model B Rev 1.0"
+    processor: hardware.Processor
+    board: hardware.Board
+    gpus: tuple[hardware.Gpu, ...]
+    memory_mb: int | None  # main memory, as far as this process may use it
     virtual: bool | None  # runs under a hypervisor
-    governor: str | None
-    clock_max_mhz: float | None
     power_source: str | None  # "mains", "battery"
-    accelerators: tuple[str, ...] = ()
-    versions: dict[str, str] = field(default_factory=dict)  # python, vitedge, numpy
+    versions: dict[str, str]  # python, vitedge, numpy
 
 
 class Result(Record):
@@ -339,7 +333,7 @@ class Result(Record):
     schema_version: int = 1
     vitedge_version: str = __version__
     created: str  # UTC, ISO 8601
-    machine: Machine
+    circumstances: Circumstances
     rows: tuple[Row, ...]
     data: DataSet | None = None
     partial: bool = False  # interrupted: what had been measured by then
@@ -348,6 +342,20 @@ class Result(Record):
         for row in self.rows:
             if row.accuracy and (self.data is None or len(row.accuracy.predicted) > len(self.data.label)):
                 raise ValueError("an accuracy has more images than the data set")
+
+
+class Stopped(InterruptedError_):
+    """Interrupted by a signal while measuring; ``result`` holds what had been measured, marked partial."""
+
+    def __init__(self, asked: str, result: Result, stop: BaseException) -> None:
+        number = stop.exit_code - 128 if isinstance(stop, InterruptedError_) else signal.SIGINT
+        super().__init__(
+            asked,
+            f"received {signal.Signals(number).name}; what was measured until then is kept and marked partial",
+            "run the command again for a whole result",
+            signal_number=number,
+        )
+        self.result = result
 
 
 def now() -> str:
@@ -359,10 +367,10 @@ def combine(first: Result, second: Result) -> Result:
     """One result of two runs on one machine: rows of the same artifact are joined, ``second`` winning.
 
     Raises:
-        ValueError: another machine, or accuracies on different data.
+        ValueError: other circumstances, or other data.
     """
-    if first.machine != second.machine:
-        raise ValueError("the results come from different machines")
+    if first.circumstances != second.circumstances:
+        raise ValueError("the results were measured under different circumstances")
     if first.data and second.data and first.data != second.data:
         raise ValueError("the results were measured on different data")
     rows = {row.subject.digest: row for row in first.rows}

@@ -1,0 +1,54 @@
+"""Effective precision: what each planned layer really ran in, counted in the executed graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vitedge.artifact import LayerPlan
+    from vitedge.runtimes.contract import Executed
+
+QUANTIZED = ("int8", "fp8")
+UNKNOWN = "unknown"
+
+
+def executed_types(layers: Sequence[LayerPlan], executed: Iterable[Executed]) -> dict[str, str]:
+    """The type that each planned layer was executed in, or "unknown".
+
+    A runtime may execute a layer as several nodes of its name; the planned type counts when one of them has it.
+    """
+    found: dict[str, set[str]] = {}
+    for node in executed:
+        found.setdefault(node.name, set()).add(node.type)
+    types = {}
+    for layer in layers:
+        told = found.get(layer.name, set()) - {""}
+        types[layer.name] = layer.precision if layer.precision in told else min(told, default=UNKNOWN)
+    return types
+
+
+def unmet_layers(layers: Sequence[LayerPlan], executed: Iterable[Executed]) -> list[str]:
+    """The planned layers that didn't run as planned, as ``name: planned, executed``.
+
+    Where the runtime doesn't tell a type, a float layer counts as met, and a quantized one doesn't: that has to be
+    proven.
+    """
+    types = executed_types(layers, executed)
+    return [
+        f"{layer.name} in {types[layer.name]} instead of {layer.precision}"
+        for layer in layers
+        if types[layer.name] != layer.precision and (types[layer.name] != UNKNOWN or layer.precision in QUANTIZED)
+    ]
+
+
+def executed_shares(layers: Sequence[LayerPlan], executed: Iterable[Executed]) -> dict[str, float] | None:
+    """Share of the multiply-accumulates by executed type; sums to 1. None where no layer was planned."""
+    total = sum(layer.macs for layer in layers)
+    if not total:
+        return None
+    types = executed_types(layers, executed)
+    shares: dict[str, int] = {}
+    for layer in layers:
+        shares[types[layer.name]] = shares.get(types[layer.name], 0) + layer.macs
+    return {type_: macs / total for type_, macs in sorted(shares.items())}

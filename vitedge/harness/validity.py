@@ -1,0 +1,115 @@
+"""Verdicts on a measurement, computed from its raw samples and readings.
+
+They are kept apart: throttling is the machine's doing and shows in clocks and counters; instability shows in the
+latencies themselves and has many causes, a noisy neighbour among them. A row with a verdict against it is kept and
+shown, and left out of rankings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from vitedge.result import Latency, Reading, Row, percentile
+
+CLOCK_FELL = 0.95  # last third's median clock over the first third's, below which the machine throttled
+MEDIAN_ROSE = 1.10  # last fifth's median latency over the first fifth's, above which the run was unstable
+BLOCKS_SPREAD = 0.10  # interquartile range of the blocks' medians over their median, above which it was unstable
+REPEATS_FASTER = 1.10  # changing inputs over one repeated input, lower quartiles, above which answers are remembered
+FEWEST_BLOCKS, FEWEST_SAMPLES = 5, 50  # below which nothing is said about stability
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What stands against a row; ``reasons`` are phrases for people."""
+
+    throttled: bool | None  # None: no sensor could tell
+    unstable: bool | None  # None: too few samples to tell
+    audited: bool | None  # outputs and caching; None: not audited
+    correct: bool  # no check failed
+    reasons: tuple[str, ...]
+
+    @property
+    def valid(self) -> bool:
+        """Whether the row may be ranked: nothing is known against it."""
+        return not self.throttled and not self.unstable and self.audited is not False and self.correct
+
+
+def judge(row: Row) -> Verdict:
+    """Everything that stands against one row."""
+    reasons: list[str] = [f"{check.name}: {check.detail}" for check in row.checks if check.ok is False]
+    correct = not reasons
+    throttled = unstable = audited = None
+    if row.latency is not None:
+        (throttled, why), (unstable, how), (audited, what) = (
+            rule(row.latency) for rule in (was_throttled, was_unstable, passed_audit)
+        )
+        reasons += [reason for reason in (why, how, what) if reason]
+    return Verdict(throttled, unstable, audited, correct, tuple(reasons))
+
+
+def was_throttled(latency: Latency) -> tuple[bool | None, str]:
+    """(verdict, reason): a throttle counter rose, a live bit was set, or the clock fell; None where nothing tells."""
+    readings = latency.readings
+    for reading in readings:
+        live = [name for name, is_set in reading.throttle_live.items() if is_set]
+        if live:
+            return True, f"throttled: {', '.join(live)}"
+    rose = _risen(readings)
+    if rose:
+        return True, f"throttled: {', '.join(rose)}"
+    clocks = [reading.clock_mhz for reading in readings if reading.clock_mhz is not None]
+    third = len(clocks) // 3
+    if third:
+        first, last = median(clocks[:third]), median(clocks[-third:])
+        if last < CLOCK_FELL * first:
+            return True, f"throttled: the clock fell from {first:.0f} to {last:.0f} MHz"
+    counted = len(readings) > 1 and bool(readings[0].throttle_events)
+    return (False, "") if third or counted or any(reading.throttle_live for reading in readings) else (None, "")
+
+
+def _risen(readings: Sequence[Reading]) -> list[str]:
+    """The throttle counters that are higher at the end than at the beginning."""
+    if len(readings) < 2:
+        return []
+    before, after = readings[0].throttle_events, readings[-1].throttle_events
+    return [name for name, count in after.items() if count > before.get(name, count)]
+
+
+def was_unstable(latency: Latency) -> tuple[bool | None, str]:
+    """(verdict, reason): the median drifted upwards, or the blocks' medians lie too far apart."""
+    samples = latency.samples
+    fifth = len(samples) // 5
+    medians = sorted(_median(block) for block in samples.block_latencies() if block)
+    if len(samples) < FEWEST_SAMPLES or len(medians) < FEWEST_BLOCKS:
+        return None, ""
+    first, last = _median(samples.latency_ns[:fifth]), _median(samples.latency_ns[-fifth:])
+    if last > MEDIAN_ROSE * first:
+        return True, f"unstable: the median rose by {last / first - 1:.0%} during the run"
+    spread = (percentile(medians, 75) - percentile(medians, 25)) / _median(medians)
+    if spread > BLOCKS_SPREAD:
+        return True, f"unstable: half of the blocks' medians lie {spread:.0%} apart"
+    return False, ""
+
+
+def passed_audit(latency: Latency) -> tuple[bool | None, str]:
+    """(verdict, reason): outputs of the timed run as in the reference run, and no gain from repeating an input.
+
+    The harness's own cost is taken off what changing inputs take, because feeding different memory costs time too.
+    """
+    audit = latency.audit
+    if audit is None:
+        return None, ""
+    if audit.differing:
+        return False, f"{audit.differing} of {audit.checked} audited outputs differ from the reference run"
+    if audit.varied_ns and audit.repeated_ns:
+        own = _median(latency.floor.latency_ns) if latency.floor is not None and len(latency.floor) else 0
+        varied, repeated = (percentile(sorted(column), 25) for column in (audit.varied_ns, audit.repeated_ns))
+        if varied - own > REPEATS_FASTER * repeated:
+            return False, f"a repeated input is answered {varied / repeated - 1:.0%} faster than changing ones"
+    return True, ""
+
+
+def _median(column: Sequence[int]) -> int:
+    return percentile(sorted(column), 50)
