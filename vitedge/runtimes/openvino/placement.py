@@ -5,8 +5,8 @@ form           what it is
 =============  ================================================================================================
 float          float32 throughout
 bf16           the same graph; Linear, Conv and attention run in bfloat16 on processors that have it
-linears-int8   Q/DQ around the inputs and weights of Linear and Conv layers, the rest float32. OpenVINO reads
-               Q/DQ as FakeQuantize, and its low-precision transformations make the layers INT8
+linears-int8   Q/DQ around the inputs and weights of Linear layers, the rest float32. OpenVINO reads Q/DQ as
+               FakeQuantize, and its low-precision transformations make the layers INT8
 =============  ================================================================================================
 
 Processors without VNNI multiply u8 by s8 with ``vpmaddubsw``, which adds pairs in saturating 16 bits: full-range INT8
@@ -20,12 +20,15 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 
 from vitedge.errors import UsageError, nearest
 from vitedge.graph.surgery import copy, linear_layers, pin_batch, producers, to_bytes
+from vitedge.quantize.qdq import insert_qdq
+from vitedge.quantize.rounding import QuantizedLayer, Scheme, quantize_layers
+from vitedge.quantize.views import quantizable
 from vitedge.runtimes.contract import Placed, Request
 from vitedge.runtimes.openvino.facts import installed, load
 from vitedge.runtimes.plan import planned_layers
@@ -34,6 +37,7 @@ from vitedge.target import Option
 FORMS = ("float", "bf16", "linears-int8")
 #: Instruction sets whose 8-bit products are summed in 32 bits.
 WIDE_SUMS = ("avx_vnni", "avx512_vnni", "neon", "dotprod", "i8mm")
+CONVOLUTIONS = "a convolution; OpenVINO has INT8 kernels for them on x86 alone"
 
 
 def place(request: Request) -> Placed:
@@ -50,18 +54,24 @@ def place(request: Request) -> Placed:
             f"OpenVINO has no form of this name{nearest(form, FORMS)}",
             f"use one of {', '.join(FORMS)}",
         )
-    graph, precisions = request.graph, dict[str, str]()
+    graph, layers, reasons = request.graph, dict[str, QuantizedLayer](), dict[str, str]()
     if form == "linears-int8":
-        graph, precisions = _quantized(request)
-    biases = {layer.bias_node.name: f"{layer.name}.bias" for layer in linear_layers(request.graph) if layer.bias_node}
-    xml, weights = _ir(_unambiguous(pin_batch(graph, request.batch), biases), request.metadata)
+        graph, layers, reasons = _quantized(request)
+    biases = {layer.bias_node.name: f"{layer.name}.bias" for layer in linear_layers(graph) if layer.bias_node}
+    typed = insert_qdq(graph, layers) if layers else graph
+    xml, weights = _ir(_unambiguous(pin_batch(typed, request.batch), biases), request.metadata)
     return Placed(
         graph="model.xml",
         files={"model.xml": xml, "model.bin": weights},
-        layers=planned_layers(request.graph, precisions, rest="bf16" if form == "bf16" else "fp32"),
+        layers=planned_layers(
+            request.graph,
+            dict.fromkeys(layers, "int8"),
+            rest="bf16" if form == "bf16" else "fp32",
+            reasons=reasons,
+        ),
         runtime_options={**_options(form, request.target.device), **request.target.options},
         built_with={"openvino": installed() or "", "onnx": str(onnx.__version__)},
-        interpretable=graph,
+        interpretable=typed,
     )
 
 
@@ -76,15 +86,15 @@ def _options(form: str, device: str) -> dict[str, Option]:
     return {**options, "ENABLE_CPU_PINNING": False} if device == "CPU" else options
 
 
-def _quantized(request: Request) -> tuple[onnx.ModelProto, dict[str, str]]:
-    from vitedge.quantize.qdq import insert_qdq
-    from vitedge.quantize.rounding import Scheme, quantize_layers
-
+def _quantized(request: Request) -> tuple[onnx.ModelProto, dict[str, QuantizedLayer], dict[str, str]]:
+    """The improved float graph, its linears in integers, and why the other layers stay in float."""
     assert request.statistics is not None and request.recipe is not None, "a quantized form needs statistics"
-    bits = 8 if request.target.isa in WIDE_SUMS else 7
+    found, reasons = quantizable(request.graph)
+    names = [layer.name for layer in found if layer.linear.kind == "linear"]
+    reasons.update({layer.name: CONVOLUTIONS for layer in found if layer.linear.kind == "conv"})
+    bits: Literal[7, 8] = 8 if request.target.isa in WIDE_SUMS else 7
     scheme = Scheme(activation="uint8", symmetric=False, weight_bits=bits)
-    graph, layers = quantize_layers(request.graph, request.statistics, request.recipe, scheme)
-    return insert_qdq(graph, layers), dict.fromkeys(layers, "int8")
+    return *quantize_layers(request.graph, request.statistics, request.recipe, scheme, names), reasons
 
 
 def _unambiguous(graph: onnx.ModelProto, biases: Mapping[str, str]) -> onnx.ModelProto:

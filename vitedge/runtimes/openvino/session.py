@@ -155,7 +155,7 @@ class OpenVINOBackend:
                 [
                     LayerTime(names[0], operator, type_, entry.real_time // timedelta(microseconds=1) * 1000)
                     for entry in request.profiling_info
-                    if str(entry.status).endswith("EXECUTED") and entry.node_name in nodes
+                    if entry.node_name in nodes
                     for names, operator, type_ in [nodes[entry.node_name]]
                 ]
             )

@@ -1,0 +1,127 @@
+"""Small random ViTs as artifacts, made by the real placements."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+from msgspec.structs import replace
+from numpy.typing import NDArray
+
+from tests.graph.vits import MEAN, STD, random_arrays
+from vitedge import runtimes
+from vitedge.architecture import ConvStem, ViTConfig
+from vitedge.artifact import (
+    GOLDEN_INPUTS,
+    GOLDEN_LOGITS,
+    GOLDEN_REFERENCE,
+    Artifact,
+    Golden,
+    Manifest,
+    npy,
+    write_artifact,
+)
+from vitedge.golden import golden_pictures
+from vitedge.graph.author import author_vit
+from vitedge.graph.reference import reference_logits
+from vitedge.images import open_picture
+from vitedge.model_folder import Origin, class_table
+from vitedge.preprocessing import Preprocessing
+from vitedge.quantize.observe import observe
+from vitedge.recipe import load_recipe
+from vitedge.runtimes.contract import OpenOptions, Placed, Request
+from vitedge.runtimes.session import Session
+from vitedge.target import Candidate, Target
+
+CONFIG = ViTConfig(
+    image_size=(32, 48),
+    stem=ConvStem(channels=(16, 32), strides=(2, 4)),
+    embed_dim=64,
+    depth=2,
+    num_heads=2,
+    mlp_hidden=128,
+    num_classes=7,
+)
+PREPROCESSING = Preprocessing(size=(32, 48), mean=MEAN, std=STD)
+
+
+def small_graph(config: ViTConfig = CONFIG) -> onnx.ModelProto:
+    return author_vit(config, random_arrays(config), mean=MEAN, std=STD)
+
+
+def reference(images: NDArray[np.uint8], config: ViTConfig = CONFIG) -> NDArray[np.float32]:
+    """Float64 logits of :func:`small_graph`, rounded once."""
+    return reference_logits(config, random_arrays(config), images, mean=MEAN, std=STD).astype(np.float32)
+
+
+def request(target: Target, candidate: Candidate, batch: int = 1) -> Request:
+    graph, recipe, statistics = small_graph(), None, None
+    if candidate.precision == "int8":
+        recipe = load_recipe("fast")
+        frames = np.random.default_rng(1).integers(0, 256, (16, *PREPROCESSING.size, 3), dtype=np.uint8)
+        statistics = observe(graph, frames, recipe.observe, key="random pictures")
+    return Request(
+        graph=graph,
+        target=target,
+        candidate=candidate,
+        batch=batch,
+        preprocessing=PREPROCESSING,
+        classes=class_table([f"class {index}" for index in range(CONFIG.num_classes)]),
+        recipe=recipe,
+        statistics=statistics,
+    )
+
+
+def place(wish: Request) -> Placed:
+    placed: Placed = runtimes.part(wish.target.runtime, "placement").place(wish)
+    return placed
+
+
+def write(out: Path, wish: Request, placed: Placed) -> Artifact:
+    """The artifact, its golden logits computed by its own runtime, its reference by numpy."""
+    pictures = golden_pictures()
+    inputs = np.stack([PREPROCESSING.apply(open_picture(data, name)) for name, data in pictures.items()])
+    expected = reference(inputs)
+    manifest = Manifest(
+        name=f"random-{wish.target.name}-{wish.candidate.form}-{wish.batch}",
+        target=wish.target,
+        precision=wish.candidate.precision,
+        form=wish.candidate.form,
+        batch=wish.batch,
+        graph=placed.graph,
+        classes=wish.classes,
+        preprocessing=wish.preprocessing,
+        layers=placed.layers,
+        precision_obtained={},
+        runtime_options=dict(placed.runtime_options),
+        built_with=dict(placed.built_with),
+        model_digest="0" * 64,
+        origin=Origin(kind="train", source="random weights"),
+        golden=Golden(pictures=tuple(pictures), executed_by=wish.target.runtime, deviation=0.0),
+        candidates=(),
+    )
+    logits = _run(out.with_name(out.name + "-trial"), manifest, placed.files, inputs)
+    deviation = float(np.abs(logits - expected).max() / np.abs(expected).max())
+    manifest = replace(manifest, golden=replace(manifest.golden, deviation=deviation))
+    files = {**placed.files, **pictures}
+    files |= {GOLDEN_INPUTS: npy(inputs), GOLDEN_LOGITS: npy(logits), GOLDEN_REFERENCE: npy(expected)}
+    return write_artifact(out, manifest, files, overwrite=False, asked="write an artifact")
+
+
+def make(out: Path, target: Target, candidate: Candidate, batch: int = 1) -> Artifact:
+    wish = request(target, candidate, batch)
+    return write(out, wish, place(wish))
+
+
+def _run(
+    folder: Path, manifest: Manifest, files: Mapping[str, bytes], inputs: NDArray[np.uint8]
+) -> NDArray[np.float32]:
+    folder.mkdir()
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    trial = Artifact(folder, manifest)
+    backend = runtimes.part(manifest.target.runtime, "session").open_backend(trial, OpenOptions(threads=1))
+    with Session(trial, backend) as session:
+        return np.stack(list(session.map_batches(inputs)))

@@ -1,0 +1,46 @@
+"""One artifact of each form of each runtime that is installed, opened once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from msgspec.structs import replace
+
+from tests.contract import artifacts, portable
+from vitedge import runtimes
+from vitedge.artifact import Artifact
+from vitedge.runtimes.contract import OpenOptions
+from vitedge.runtimes.session import Session, open_session
+from vitedge.target import Candidate, Target, load_target
+
+portable.REOPEN = 8  # enough to see a leak in every opening; the script does it 20 times
+
+NULL = replace(
+    load_target("onnxruntime"), name="null", runtime="null", candidate=(Candidate(precision="fp32", form="null"),)
+)
+
+
+def _cases() -> Iterator[tuple[Target, Candidate, int]]:
+    for target in (load_target("onnxruntime"), load_target("openvino"), NULL):
+        for number, candidate in enumerate(target.candidate):
+            yield target, candidate, 1 if number else 3
+
+
+CASES = {
+    f"{target.name}-{candidate.form}-batch{batch}": (target, candidate, batch) for target, candidate, batch in _cases()
+}
+
+
+@pytest.fixture(scope="session", params=CASES)
+def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    target, candidate, batch = CASES[request.param]
+    if runtimes.installed(target.runtime) is None:
+        pytest.skip(f"the runtime {target.runtime} isn't installed")
+    return artifacts.make(tmp_path_factory.mktemp("artifact") / request.param, target, candidate, batch)
+
+
+@pytest.fixture(scope="session")
+def session(artifact: Artifact) -> Iterator[Session]:
+    with open_session(artifact, OpenOptions(threads=1)) as opened:
+        yield opened
