@@ -399,7 +399,7 @@ def _prove(plan: Plan, manifest: Manifest, session: object) -> None:
     Raises:
         InvalidResultError: some planned layers run in another type; they're named.
     """
-    from vitedge.checks.executed import unmet_layers
+    from vitedge.runtimes.executed import unmet_layers
 
     unmet = unmet_layers(manifest.layers, session.executed())  # type: ignore[attr-defined]
     if unmet:

@@ -7,6 +7,7 @@ nanoseconds on a monotonic clock that starts with the measurement; what a sensor
 from __future__ import annotations
 
 import math
+import platform
 import re
 import signal
 from collections.abc import Sequence
@@ -16,11 +17,13 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
+import numpy as np
 from msgspec import Meta, field
 from msgspec.structs import replace
 
 from vitedge import hardware
 from vitedge._version import __version__
+from vitedge.artifact import Artifact
 from vitedge.errors import ArtifactError, InterruptedError_, UsageError
 from vitedge.files import write_atomic
 from vitedge.schema import Record, decode_json, encode_json
@@ -300,6 +303,25 @@ class Subject(Record):
     budget: Budget
     precision_planned: dict[str, float] = field(default_factory=dict)  # share of multiply-accumulates by type
 
+    @classmethod
+    def of(cls, artifact: Artifact) -> Subject:
+        """What a row says of its artifact."""
+        manifest = artifact.manifest
+        return cls(
+            digest=artifact.digest,
+            name=manifest.name,
+            model_digest=manifest.model_digest,
+            target=manifest.target.name,
+            runtime=manifest.target.runtime,
+            precision=manifest.precision,
+            form=manifest.form,
+            batch=manifest.batch,
+            bytes=artifact.bytes,
+            input_size=manifest.preprocessing.size,
+            budget=manifest.target.budget,
+            precision_planned=manifest.precision_obtained,
+        )
+
 
 class Row(Record):
     """One artifact on one machine: what was measured, or a note why nothing was."""
@@ -324,6 +346,37 @@ class Circumstances(Record):
     virtual: bool | None  # runs under a hypervisor
     power_source: str | None  # "mains", "battery"
     versions: dict[str, str]  # python, vitedge, numpy
+
+    @classmethod
+    def here(cls, root: Path = hardware.ROOT) -> Circumstances:
+        """This machine, from the trees below ``root``."""
+        return cls(
+            processor=hardware.processor(root),
+            board=hardware.board(root),
+            gpus=tuple(hardware.gpus(root)),
+            memory_mb=hardware.memory(root).total_mb,
+            virtual=_virtual(root),
+            power_source=_power_source(root),
+            versions={"python": platform.python_version(), "vitedge": __version__, "numpy": np.__version__},
+        )
+
+
+def _virtual(root: Path) -> bool | None:
+    """None on ARM, where the kernel doesn't tell."""
+    flags = re.search(r"^flags\s*:(.*)$", hardware.read_text(root / "proc/cpuinfo") or "", re.MULTILINE)
+    return None if flags is None else "hypervisor" in flags[1].split()
+
+
+def _power_source(root: Path) -> str | None:
+    """None when the machine doesn't tell, as boards don't."""
+    kinds: set[str] = set()
+    for supply in (root / "sys/class/power_supply").glob("*"):
+        kind, online, scope = (hardware.read_text(supply / name) for name in ("type", "online", "scope"))
+        if kind in ("Mains", "USB") and online == "1":
+            kinds.add("mains")
+        elif kind == "Battery" and scope != "Device":  # a mouse's battery feeds no computer
+            kinds.add("battery")
+    return "mains" if "mains" in kinds else "battery" if kinds else None
 
 
 class Result(Record):

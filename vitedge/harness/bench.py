@@ -13,14 +13,14 @@ from PIL import Image
 
 from vitedge.artifact import Artifact
 from vitedge.errors import ImageError, InterruptedError_, InvalidResultError, UsageError
-from vitedge.harness.circumstances import Sensors, circumstances, resident_bytes
-from vitedge.harness.executed import executed_shares
 from vitedge.harness.golden import golden_check
 from vitedge.harness.load import FLOOR_SAMPLES, Contender, Run
+from vitedge.harness.sensors import Sensors, resident_bytes
 from vitedge.images import ImageSet, open_picture
 from vitedge.progress import Progress, silent
-from vitedge.result import Check, Memory, Result, Row, Rules, Scenario, Stopped, Subject, now
+from vitedge.result import Check, Circumstances, Memory, Result, Row, Rules, Scenario, Stopped, Subject, now
 from vitedge.runtimes.contract import OpenOptions
+from vitedge.runtimes.executed import executed_shares
 from vitedge.runtimes.session import open_session
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def bench(
             rows = tuple(entry.row(run, floors[entry.shape]) for entry in entries)
             return Result(created=created, circumstances=where, rows=rows, partial=partial)
 
-        created, where = now(), circumstances()
+        created, where = now(), Circumstances.here()
         try:
             run.measure(progress)
         except (KeyboardInterrupt, InterruptedError_) as stop:
@@ -180,7 +180,7 @@ class _Entry:
         """The result's row, with what has been measured so far."""
         memory = Memory(before_bytes=self.before_bytes, after_bytes=self.after_bytes, peak_bytes=resident_bytes()[1])
         return Row(
-            subject=subject(self.artifact),
+            subject=Subject.of(self.artifact),
             session=dict(self.session.info),
             precision_executed=self.executed,
             latency=run.latency(
@@ -188,30 +188,6 @@ class _Entry:
             ),
             checks=(self.check,),
         )
-
-
-def subject(artifact: Artifact) -> Subject:
-    """What a row says of its artifact."""
-    manifest = artifact.manifest
-    return Subject(
-        digest=artifact.digest,
-        name=manifest.name,
-        model_digest=manifest.model_digest,
-        target=manifest.target.name,
-        runtime=manifest.target.runtime,
-        precision=manifest.precision,
-        form=manifest.form,
-        batch=manifest.batch,
-        bytes=artifact.bytes,
-        input_size=manifest.preprocessing.size,
-        budget=manifest.target.budget,
-        precision_planned=manifest.precision_obtained,
-    )
-
-
-def note_row(artifact: Artifact, note: str) -> Row:
-    """The row of an artifact that can't be measured on this machine: a note that says why, and what to do."""
-    return Row(subject=subject(artifact), note=note)
 
 
 def _pictures(artifact: Artifact, images: ImageSet | None) -> list[Any]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from vitedge.harness.circumstances import Sensors
+from vitedge.harness.sensors import Sensors
 from vitedge.progress import Progress, silent
 from vitedge.result import Audit, Block, Latency, Memory, Reading, Rules, Samples, Warmup, samples_needed
 
@@ -335,7 +335,7 @@ class Run:
         contenders: what is measured.
         rules: how.
         floors: null runtimes, measured in the same rounds, for a few inferences each.
-        sensors: read after every block; None: nothing is read.
+        sensors: read before the first block and after every one; None: nothing is read.
     """
 
     def __init__(
@@ -363,6 +363,7 @@ class Run:
         progress("warm up", len(turns), len(turns))
         order = random.Random(rules.seed)
         self.origin_ns = time.perf_counter_ns()
+        self._look()
         gc.collect()
         gc.freeze()
         try:
@@ -370,13 +371,16 @@ class Run:
                 progress("measure", int(100 * enough), 100)
                 for contender in order.sample(turns, len(turns)):
                     contender.block(rules)
-                    if self.sensors is not None:
-                        self.readings.append(self.sensors.read(self.origin_ns))
+                    self._look()
             progress("measure", 100, 100)
             for contender in self.contenders:
                 contender.audit_repeats(rules)
         finally:
             gc.unfreeze()
+
+    def _look(self) -> None:
+        if self.sensors is not None:
+            self.readings.append(self.sensors.read(self.origin_ns))
 
     def latency(
         self, contender: Contender, *, load_ns: int, first_ns: int, memory: Memory, floor: Contender | None = None

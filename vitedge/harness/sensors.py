@@ -1,4 +1,4 @@
-"""Where a measurement happens, and what the sensors say meanwhile.
+"""What the sensors say while something is measured.
 
 Every reader takes the root of ``/proc`` and ``/sys``, so that it's tested on copies of other machines' files. What
 can't be read is None: an unreadable sensor is neither cold nor unthrottled, and missing power isn't zero.
@@ -6,51 +6,16 @@ can't be read is None: an unreadable sensor is neither cold nor unthrottled, and
 
 from __future__ import annotations
 
-import platform
 import re
 import time
 from pathlib import Path
 
-import numpy as np
-
 from vitedge import hardware
-from vitedge._version import __version__
 from vitedge.hardware import read_text
-from vitedge.result import Circumstances, Reading
+from vitedge.result import Reading
 
 #: Words in the names of thermal zones and hwmon chips that mean the processor.
 _PROCESSOR_SENSORS = ("cpu", "soc", "x86_pkg", "coretemp", "k10temp", "zenpower", "tj-thermal", "package")
-
-
-def circumstances(root: Path = hardware.ROOT) -> Circumstances:
-    """This machine, as a result records it."""
-    return Circumstances(
-        processor=hardware.processor(root),
-        board=hardware.board(root),
-        gpus=tuple(hardware.gpus(root)),
-        memory_mb=hardware.memory(root).total_mb,
-        virtual=virtual(root),
-        power_source=power_source(root),
-        versions={"python": platform.python_version(), "vitedge": __version__, "numpy": np.__version__},
-    )
-
-
-def virtual(root: Path = hardware.ROOT) -> bool | None:
-    """Whether a hypervisor lies between this system and the processor; None on ARM, where the kernel doesn't tell."""
-    flags = re.search(r"^flags\s*:(.*)$", read_text(root / "proc/cpuinfo") or "", re.MULTILINE)
-    return None if flags is None else "hypervisor" in flags[1].split()
-
-
-def power_source(root: Path = hardware.ROOT) -> str | None:
-    """``mains`` or ``battery``; None when the machine doesn't tell, as boards don't."""
-    kinds: set[str] = set()
-    for supply in sorted((root / "sys/class/power_supply").glob("*")):
-        kind, online = read_text(supply / "type"), read_text(supply / "online")
-        if kind in ("Mains", "USB") and online == "1":
-            kinds.add("mains")
-        elif kind == "Battery" and read_text(supply / "scope") != "Device":
-            kinds.add("battery")
-    return min(kinds, key=["mains", "battery"].index) if kinds else None
 
 
 class Sensors:
