@@ -1,0 +1,1 @@
+"""Accuracy on labelled pictures, and what can honestly be said about it."""

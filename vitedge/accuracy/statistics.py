@@ -1,0 +1,136 @@
+"""What follows from an evaluation's columns: intervals, paired comparisons, calibration, classes.
+
+Sources: Wilson (1927) for one proportion; McNemar's exact test and Bonett and Price (2012) for the difference of two
+paired proportions, as Fagerland, Lydersen and Laake (2014) recommend; Guo et al. (1706.04599) for calibration.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import NamedTuple
+
+from vitedge.result import Accuracy, Calibrated, DataSet
+
+CONFIDENCE = 0.95
+
+
+class Interval(NamedTuple):
+    """A confidence interval."""
+
+    low: float
+    high: float
+
+
+class Paired(NamedTuple):
+    """One artifact against a reference on the same images; differences are this minus reference, in [-1, 1]."""
+
+    images: int
+    gained: int  # images that this has right and the reference wrong
+    lost: int  # the other way round
+    difference: float  # of top-1 accuracy
+    interval: Interval
+    p_value: float  # of McNemar's exact test, two-sided: the chance of such a difference when there is none
+    flips: tuple[int, ...]  # images on which the predictions differ, right or wrong
+
+    @property
+    def agreement(self) -> float:
+        """Share of the images with the same prediction."""
+        return 1 - len(self.flips) / self.images
+
+
+def quantile(confidence: float = CONFIDENCE) -> float:
+    """The normal quantile of a two-sided interval: 1.96 for 95 %."""
+    return NormalDist().inv_cdf((1 + confidence) / 2)
+
+
+def wilson(successes: int, count: int, confidence: float = CONFIDENCE) -> Interval:
+    """Score interval of a proportion.
+
+    Raises:
+        ValueError: no trials, or more successes than trials.
+    """
+    if not 0 <= successes <= count or not count:
+        raise ValueError(f"{successes} of {count}")
+    z2 = quantile(confidence) ** 2
+    p = successes / count
+    centre = (p + z2 / (2 * count)) / (1 + z2 / count)
+    half = math.sqrt(z2) / (1 + z2 / count) * math.sqrt(p * (1 - p) / count + z2 / (4 * count**2))
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    return Interval(low, 1.0 if successes == count else min(1.0, centre + half))
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Two-sided p-value of the exact test: both discordant counts are as likely when there is no difference."""
+    discordant, fewer = gained + lost, min(gained, lost)
+    term = total = 1
+    for k in range(1, fewer + 1):
+        term = term * (discordant - k + 1) // k  # binomial coefficients, exact
+        total += term
+    return min(1.0, 2 * total / 2**discordant)
+
+
+def paired_interval(gained: int, lost: int, count: int, confidence: float = CONFIDENCE) -> Interval:
+    """Interval of (gained − lost) / count: Wald's with one pseudo-observation in each discordant cell.
+
+    Raises:
+        ValueError: more discordant pairs than pairs.
+    """
+    if min(gained, lost) < 0 or gained + lost > count or not count:
+        raise ValueError(f"{gained} and {lost} of {count}")
+    up, down = (gained + 1) / (count + 2), (lost + 1) / (count + 2)
+    half = quantile(confidence) * math.sqrt((up + down - (up - down) ** 2) / (count + 2))
+    return Interval(max(-1.0, up - down - half), min(1.0, up - down + half))
+
+
+def compare(reference: Accuracy, other: Accuracy) -> Paired | None:
+    """``other`` against ``reference`` on the images that both have answered; None when there are none.
+
+    Both must come from the same data set.
+    """
+    count = min(len(reference.rank), len(other.rank))
+    if not count:
+        return None
+    gained = sum(a != 0 and b == 0 for a, b in zip(reference.rank, other.rank, strict=False))
+    lost = sum(a == 0 and b != 0 for a, b in zip(reference.rank, other.rank, strict=False))
+    pairs = enumerate(zip(reference.predicted, other.predicted, strict=False))
+    return Paired(
+        images=count,
+        gained=gained,
+        lost=lost,
+        difference=(gained - lost) / count,
+        interval=paired_interval(gained, lost, count),
+        p_value=mcnemar(gained, lost),
+        flips=tuple(index for index, (a, b) in pairs if a != b),
+    )
+
+
+def top_k(accuracy: Accuracy, k: int) -> int:
+    """Images whose true class is among the k largest logits."""
+    return sum(rank < k for rank in accuracy.rank)
+
+
+def confusion(accuracy: Accuracy, data: DataSet) -> list[list[int]]:
+    """Counts [true class][predicted class]."""
+    counts = [[0] * len(data.classes) for _ in data.classes]
+    for label, predicted in zip(data.label, accuracy.predicted, strict=False):
+        counts[label][predicted] += 1
+    return counts
+
+
+def per_class(accuracy: Accuracy, data: DataSet) -> list[tuple[int, int]]:
+    """(correct, images) of each class."""
+    return [(row[label], sum(row)) for label, row in enumerate(confusion(accuracy, data))]
+
+
+def calibration_error(calibrated: Calibrated) -> float | None:
+    """Expected calibration error: mean |confidence − accuracy| over the bins, weighted by their images."""
+    total = sum(calibrated.count)
+    if not total:
+        return None
+    gaps: Sequence[float] = [
+        abs(confidence - correct)
+        for confidence, correct in zip(calibrated.confidence_sum, calibrated.correct, strict=True)
+    ]
+    return sum(gaps) / total

@@ -1,0 +1,1 @@
+"""What ``vitedge verify`` runs: the self-test of an artifact, on the device that it's for."""
