@@ -37,6 +37,7 @@ from vitedge.target import Option
 FORMS = ("float", "bf16", "linears-int8")
 #: Instruction sets whose 8-bit products are summed in 32 bits.
 WIDE_SUMS = ("avx_vnni", "avx512_vnni", "neon", "dotprod", "i8mm")
+_MARK = "\N{SYMBOL FOR UNIT SEPARATOR}"
 CONVOLUTIONS = "a convolution; OpenVINO has INT8 kernels for them on x86 alone"
 
 
@@ -101,13 +102,14 @@ def _unambiguous(graph: onnx.ModelProto, biases: Mapping[str, str]) -> onnx.Mode
     """Names that survive OpenVINO: no constant shares a node's name, and the bias Add of layer X is called X.bias.
 
     OpenVINO makes equal names different with suffixes, and after fusing MatMul and Add only the Add's name is left.
+    Nodes get a mark, so that no name of the graph's ("MatMul_7") is taken for one that OpenVINO made up.
     """
     graph = copy(graph)
     constants = {tensor.name for tensor in graph.graph.initializer}
     for tensor in graph.graph.initializer:
         tensor.name += ".value"
     for node in graph.graph.node:
-        node.name = biases.get(node.name, node.name)
+        node.name = biases.get(node.name, node.name) + _MARK
         for index, name in enumerate(node.input):
             if name in constants:
                 node.input[index] = f"{name}.value"
@@ -125,9 +127,9 @@ def _ir(graph: onnx.ModelProto, metadata: Mapping[str, str]) -> tuple[bytes, byt
     for output, result in zip(graph.graph.output, model.get_results(), strict=True):
         result.input_value(0).get_node().set_friendly_name(writers[output.name].name)
     for index, operation in enumerate(model.get_ordered_ops()):
-        type_ = operation.get_type_name()
-        if re.fullmatch(rf"{type_}_\d+", operation.get_friendly_name()):
-            operation.set_friendly_name(f"{type_}_{index}")
+        type_, name = operation.get_type_name(), operation.get_friendly_name()
+        made_up = re.fullmatch(rf"{type_}_\d+", name)
+        operation.set_friendly_name(f"{type_}.{index}" if made_up else name.replace(_MARK, ""))
     for key, value in metadata.items():
         model.set_rt_info(value, key.split("."))
     with tempfile.TemporaryDirectory(prefix="vitedge-") as folder:

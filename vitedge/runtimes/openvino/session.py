@@ -67,13 +67,14 @@ def open_backend(artifact: Artifact, options: OpenOptions) -> OpenVINOBackend:
     try:
         model = core.read_model(artifact.graph_path)
         compiled = core.compile_model(model, device)
+        image, logits = compiled.input(), compiled.output()  # raises unless there is one of each
     except RuntimeError as error:
         raise ArtifactError(
             asked, f"OpenVINO {installed()} can't load {manifest.graph} on {device}: {_reason(error)}", COPY_AGAIN
         ) from error
     height, width = manifest.preprocessing.size
-    _expect(asked, "image", compiled.input(0), "u8", (manifest.batch, height, width, 3))
-    _expect(asked, "logits", compiled.output(0), "f32", (manifest.batch, len(manifest.classes)))
+    _expect(asked, "image", image, "u8", (manifest.batch, height, width, 3))
+    _expect(asked, "logits", logits, "f32", (manifest.batch, len(manifest.classes)))
     effective = _effective(compiled, wanted, device, asked)
     info: dict[str, Option] = {
         "runtime": "openvino",

@@ -1,0 +1,273 @@
+"""OpenVINO: what its placement writes, what it really executes, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from msgspec.structs import replace
+from onnx import helper, numpy_helper
+
+from tests.contract import artifacts
+from tests.contract.portable import relative
+from vitedge.artifact import Artifact
+from vitedge.errors import ArtifactError, UsageError, VitedgeError
+from vitedge.graph.surgery import linear_layers
+from vitedge.runtimes.contract import OpenOptions, Placed
+from vitedge.runtimes.openvino import facts, placement, preflight
+from vitedge.runtimes.openvino.session import open_backend, read_contract
+from vitedge.runtimes.session import open_session
+from vitedge.target import Candidate, Target, load_target
+
+pytest.importorskip("openvino", reason="OpenVINO isn't installed")
+
+TARGET = load_target("openvino")
+INT8, FLOAT = TARGET.candidates("int8")[0], TARGET.candidates("fp32")[0]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def weights_of(placed: Placed) -> list[np.ndarray]:
+    assert placed.interpretable is not None
+    tensors = placed.interpretable.graph.initializer
+    return [numpy_helper.to_array(t) for t in tensors if t.data_type == onnx.TensorProto.INT8 and len(t.dims) > 1]
+
+
+@pytest.fixture(scope="module")
+def float_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return artifacts.make(tmp_path_factory.mktemp("openvino") / "float", TARGET, FLOAT)
+
+
+@pytest.mark.parametrize("candidate", [FLOAT, INT8], ids=["float", "int8"])
+def test_equal_requests_give_equal_bytes(candidate: Candidate) -> None:
+    first = artifacts.place(artifacts.request(TARGET, candidate))
+    artifacts.place(artifacts.request(TARGET, FLOAT, batch=2))  # OpenVINO counts through what it reads
+    assert artifacts.place(artifacts.request(TARGET, candidate)).files == first.files
+
+
+def test_the_files_hold_float32_and_the_contract(float_artifact: Artifact) -> None:
+    weights = sum(np.prod(t.dims) for t in artifacts.small_graph().graph.initializer if t.data_type == 1)
+    assert (float_artifact.path / "model.bin").stat().st_size >= 4 * weights  # not compressed to float16
+    copy = read_contract(float_artifact)
+    assert copy is not None and '"size":[32,48]' in copy["vitedge.preprocessing"]
+    assert "class 6" in copy["vitedge.classes"] and copy["vitedge.schema_version"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("isa", "limit"), [("any", 63), ("avx2", 63), ("avx512_vnni", 127), ("avx_vnni", 127), ("dotprod", 127)]
+)
+def test_weights_have_eight_bits_where_sums_are_wide(isa: str, limit: int) -> None:
+    placed = artifacts.place(artifacts.request(replace(TARGET, isa=isa), INT8))
+    assert max(int(np.abs(weight.astype(int)).max()) for weight in weights_of(placed)) == limit
+    planned = {layer.name: layer for layer in placed.layers}
+    assert planned["blocks.0.attn.qkv"].precision == "int8" and planned["blocks.0.attn.scores"].precision == "fp32"
+    assert planned["patch_embed.proj"].precision == "fp32" and "x86" in planned["patch_embed.proj"].reason
+
+
+def test_the_plan_counts_every_multiplication() -> None:
+    placed = artifacts.place(artifacts.request(TARGET, FLOAT))
+    assert sum(layer.macs for layer in placed.layers) == artifacts.CONFIG.macs()
+
+
+def test_seven_bit_products_are_exact_on_this_machine() -> None:
+    """u8 by s7 at their extremes and at random, against integers in numpy: no 16-bit sum saturates."""
+    import openvino
+
+    core, random = openvino.Core(), np.random.default_rng(0)
+    for weights, levels in (
+        (np.full((96, 16), 63), np.full((1, 5, 96), 255)),
+        (np.full((96, 16), -63), np.full((1, 5, 96), 255)),
+        (random.integers(-63, 64, (96, 16)), random.integers(0, 256, (1, 5, 96))),
+    ):
+        model, scale, zero = _product(weights.astype(np.int8)), np.float32(0.02), 37
+        compiled = core.compile_model(
+            core.read_model(model.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+        )
+        found = compiled({0: ((levels - zero) * scale).astype(np.float32)})[0]
+        expected = ((levels - zero) @ weights.astype(np.int64)) * float(scale) * 0.5
+        assert relative(found, expected) < 1e-6
+        types = {
+            str(node.get_rt_info()["runtimePrecision"].value)
+            for node in compiled.get_runtime_model().get_ops()
+            if str(node.get_rt_info()["layerType"].value) == "FullyConnected"
+        }
+        assert types <= {"u8", "i8"} and types
+
+
+def _product(weights: np.ndarray) -> onnx.ModelProto:
+    """One quantized linear: input scale 0.02, zero point 37, weight scale 0.5."""
+    constants = {
+        "s": np.float32(0.02), "z": np.uint8(37), "w": weights,
+        "ws": np.full(weights.shape[1], 0.5, np.float32), "wz": np.zeros(weights.shape[1], np.int8),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], axis=1),
+        helper.make_node("MatMul", ["d", "wd"], ["y"], name="linear"),
+    ]
+    inputs = [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 5, weights.shape[0]])]
+    outputs = [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 5, weights.shape[1]])]
+    tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "product", inputs, outputs, tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+
+
+@pytest.mark.parametrize("candidate", [FLOAT, INT8], ids=["float", "int8"])
+def test_planned_layers_are_found_whatever_the_graph_calls_its_nodes(candidate: Candidate, tmp_path: Path) -> None:
+    wish = artifacts.request(TARGET, candidate)
+    graph = onnx.ModelProto()
+    graph.CopyFrom(wish.graph)
+    for number, node in enumerate(graph.graph.node):
+        node.name = f"/model/blocks.{number}/{node.op_type}" if number % 2 else f"{node.op_type}_{number}"
+    for tensor in graph.graph.initializer:  # a constant may have a node's name
+        for node in graph.graph.node:
+            if tensor.name in node.input and node.op_type == "Add":
+                node.input[:] = [node.name if name == tensor.name else name for name in node.input]
+                tensor.name = node.name
+    renamed = dataclasses.replace(wish, graph=graph)
+    artifact = artifacts.write(tmp_path / "artifact", renamed, artifacts.place(renamed))
+    with open_session(artifact) as session:
+        types = {node.name: node.type for node in session.executed()}
+        for layer in artifact.manifest.layers:
+            assert types[layer.name] == layer.precision
+        assert [node.name for node in session.executed()].count(linear_layers(graph)[-1].name) == 1
+
+
+def test_an_unknown_form_is_refused() -> None:
+    with pytest.raises(UsageError, match="the nearest is 'linears-int8'"):
+        artifacts.place(artifacts.request(TARGET, Candidate(precision="fp32", form="linear-int8")))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (OpenOptions(device="GPU.7"), ["OpenVINO finds no device 'GPU.7' here; it finds", "CPU", "--device"]),
+        (OpenOptions(device="AUTO"), ["finds no device 'AUTO'"]),
+        (OpenOptions(options={"NUM_STREAM": 1}), ["has no option 'NUM_STREAM'; the nearest is 'NUM_STREAMS'"]),
+        (OpenOptions(options={"PERFORMANCE_HINT": "FAST"}), ["CPU refuses an option", "FAST"]),
+        (OpenOptions(threads=100_000), ["INFERENCE_NUM_THREADS was to be 100000", "of this machine makes it"]),
+    ],
+    ids=["device", "virtual device", "option", "value", "threads"],
+)
+def test_wishes_are_refused_not_replaced(float_artifact: Artifact, options: OpenOptions, said: list[str]) -> None:
+    with pytest.raises(UsageError) as refused:
+        open_session(float_artifact, options)
+    assert all(words in str(refused.value) for words in said), refused.value
+
+
+def test_bfloat16_runs_as_bfloat16_or_is_refused(float_artifact: Artifact) -> None:
+    import openvino
+
+    capable = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    wish = OpenOptions(options={"INFERENCE_PRECISION_HINT": "bf16"})
+    if capable:
+        with open_session(float_artifact, wish) as session:
+            assert session.info["INFERENCE_PRECISION_HINT"] == "bf16"
+            assert "bf16" in {node.type for node in session.executed()}
+    else:
+        with pytest.raises(UsageError, match="INFERENCE_PRECISION_HINT was to be bf16"):
+            open_session(float_artifact, wish)
+
+
+def test_the_bfloat16_form_asks_for_it() -> None:
+    placed = artifacts.place(artifacts.request(TARGET, Candidate(precision="bf16", form="bf16")))
+    assert placed.runtime_options["INFERENCE_PRECISION_HINT"] == "bf16"
+    assert {layer.precision for layer in placed.layers} == {"bf16"}
+
+
+def test_options_of_the_target_win_and_are_read_back(tmp_path: Path) -> None:
+    target: Target = replace(TARGET, options={"EXECUTION_MODE_HINT": "ACCURACY", "CPU_DENORMALS_OPTIMIZATION": True})
+    artifact = artifacts.make(tmp_path / "artifact", target, FLOAT)
+    with open_session(artifact) as session:
+        assert session.info["EXECUTION_MODE_HINT"] == "ACCURACY" and session.info["CPU_DENORMALS_OPTIMIZATION"] is True
+        assert session.info["INFERENCE_PRECISION_HINT"] == "f32" and session.info["ENABLE_CPU_PINNING"] is False
+
+
+@pytest.mark.parametrize("content", [b"", b"<net", b"<net/>", b"\x00\xff" * 50, b'<net version="11"><layers/></net>'])
+def test_a_graph_that_cannot_be_loaded(float_artifact: Artifact, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.xml").write_bytes(content)
+    (tmp_path / "model.bin").write_bytes((float_artifact.path / "model.bin").read_bytes())
+    with pytest.raises(ArtifactError) as refused:
+        open_backend(Artifact(tmp_path, float_artifact.manifest), OpenOptions())
+    assert "can't load model.xml on CPU" in str(refused.value) and "\n\n" not in str(refused.value)
+
+
+def test_a_graph_of_another_shape(float_artifact: Artifact) -> None:
+    manifest = float_artifact.manifest
+    for other, said in (
+        (replace(manifest, batch=4), r"'image' is u8 \[1, 32, 48, 3\]; the manifest says u8 \[4, 32, 48, 3\]"),
+        (replace(manifest, classes=manifest.classes[:3]), r"'logits' is f32 \[1, 7\]; the manifest says f32 \[1, 3\]"),
+    ):
+        with pytest.raises(ArtifactError, match=said):
+            open_backend(Artifact(float_artifact.path, other), OpenOptions())
+
+
+def test_a_damaged_contract_copy(float_artifact: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "model.xml").write_text("<net><rt_info/></net>")
+    assert read_contract(Artifact(tmp_path, float_artifact.manifest)) is None
+    (tmp_path / "model.xml").write_text("<net>")
+    with pytest.raises(ArtifactError, match="isn't an OpenVINO IR"):
+        read_contract(Artifact(tmp_path, float_artifact.manifest))
+
+
+def test_preflight(float_artifact: Artifact) -> None:
+    graph = (float_artifact.path / "model.xml").read_bytes()
+    assert preflight.check(graph, TARGET) == []
+    for old, new, said in (
+        (b'version="11"', b'version="12"', "IR version 12"),
+        (b'type="MVN" version="opset6"', b'type="MVN" version="opset17"', "operator MVN of opset17"),
+        (b'type="MVN" version="opset6"', b'type="MVN" version="extension"', "operator MVN of extension"),
+    ):
+        assert old in graph
+        findings = preflight.check(graph.replace(old, new, 1), TARGET)
+        assert len(findings) == 1 and said in findings[0]
+    newer = replace(TARGET, runtime_min="2026.1")
+    assert preflight.check(graph.replace(b'MVN" version="opset6"', b'MVN" version="opset17"'), newer) == []
+
+
+def test_opening_prints_nothing_reports_nothing_and_needs_no_onnx(float_artifact: Artifact, tmp_path: Path) -> None:
+    """OpenVINO's import would report its use over the network and leave an identifier in the home folder."""
+    program = (
+        "import sys; sys.modules['onnx'] = None\n"
+        "from vitedge.runtimes import installed; assert installed('openvino') and 'openvino' not in sys.modules\n"
+        "from vitedge.runtimes.session import open_session\n"
+        "session = open_session(sys.argv[1])\n"
+        "session.run(session.preprocess(session.artifact.array('golden/inputs.npy')[0])[None])\n"
+        "session.profile(session.artifact.array('golden/inputs.npy')[:1], 1); session.close()\n"
+        "assert not [name for name in sys.modules if name.startswith('openvino_telemetry')]\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(float_artifact.path)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "HOME": str(tmp_path)},
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_facts() -> None:
+    told = facts.describe()
+    assert told["version"] == facts.installed() and "FP32" in told["devices"]["CPU"]["precisions"]
+    assert facts.runs_here("CPU") and not facts.runs_here("GPU.7")
+
+
+def test_a_missing_package_names_its_extra(float_artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(facts, "installed", lambda: None)
+    with pytest.raises(VitedgeError, match="openvino") as refused:
+        open_session(float_artifact)
+    assert refused.value.exit_code == 8 and 'pip install "vitedge[openvino]"' in str(refused.value)
+    assert not facts.runs_here("CPU") and facts.describe() == {"version": None}
+
+
+def test_forms_are_those_of_the_targets() -> None:
+    for name in ("openvino", "intel-cpu", "intel-n100", "x86-server"):
+        assert {candidate.form for candidate in load_target(name).candidate} <= set(placement.FORMS)
