@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from vits import MEAN, STD, configs, random_arrays, random_images, tiny
 
+from tests.graph.vits import MEAN, STD, configs, random_arrays, random_images, tiny
 from vitedge.architecture import ConvStem, ViTConfig
 from vitedge.errors import ModelError
 from vitedge.graph.author import author_vit, expected_parameters

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from vits import MEAN, STD, random_arrays, random_images, tiny
 
+from tests.graph.vits import MEAN, STD, random_arrays, random_images, tiny
 from vitedge.architecture import ConvStem, PatchStem, ViTConfig
 
 torch = pytest.importorskip("torch", reason="torch isn't installed (vitedge[train])")
 
-from test_author import relative, run  # noqa: E402
-
+from tests.graph.test_author import relative, run  # noqa: E402
 from vitedge.graph.author import author_vit  # noqa: E402
 from vitedge.models.vit import VisionTransformer  # noqa: E402
 from vitedge.models.zoo import ZOO  # noqa: E402

@@ -96,7 +96,7 @@ def prepare(model: onnx.ModelProto, asked: str) -> tuple[onnx.ModelProto, Report
         elif report.opset > OPSET:
             _to_lower_opset(model, report, asked)
         model.ir_version = IR_VERSION
-        del model.metadata_props[:]
+        del model.metadata_props[:], model.graph.value_info[:]  # the converter stores shapes
         model.producer_name, model.producer_version = "vitedge", ""
         onnx.checker.check_model(model)
     except ModelError:
@@ -128,7 +128,8 @@ def describe(model: onnx.ModelProto, preprocessing: Preprocessing, asked: str) -
         if all(known in (None, want) for known, want in zip(shape, expected, strict=True))
     ]
     if kind is None or not fits:
-        received = f"{helper.tensor_dtype_to_string(value.type.tensor_type.elem_type)} {shape}"
+        name = helper.tensor_dtype_to_string(value.type.tensor_type.elem_type).removeprefix("TensorProto.").lower()
+        received = f"{name} {shape}"
         expected = f"float32 or uint8 [N, 3, {height}, {width}] or [N, {height}, {width}, 3]"
         raise ModelError(asked, f"input '{value.name}': expected {expected}, received {received}", "give its size")
     output = _logits(model, asked)
@@ -136,7 +137,9 @@ def describe(model: onnx.ModelProto, preprocessing: Preprocessing, asked: str) -
     return Source(value.name, layout, "uint8" if kind == "uint8" else "float32", shape[0], output)
 
 
-def with_image_input(model: onnx.ModelProto, source: Source, preprocessing: Preprocessing) -> onnx.ModelProto:
+def with_image_input(
+    model: onnx.ModelProto, source: Source, preprocessing: Preprocessing, classes: int
+) -> onnx.ModelProto:
     """The model behind our interface: uint8 RGB ``image`` [N, H, W, 3] in, ``logits`` out, normalisation explicit."""
     new = surgery.copy(model)
     nodes, weights, tensor = [], [], "image"
@@ -177,7 +180,7 @@ def with_image_input(model: onnx.ModelProto, source: Source, preprocessing: Prep
     batch = "N" if source.batch is None else source.batch
     shape = [batch, *preprocessing.size, 3]
     new.graph.input.append(helper.make_tensor_value_info("image", TensorProto.UINT8, shape))
-    new.graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, None]))
+    new.graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, classes]))
     folding.prune(new)
     return new
 

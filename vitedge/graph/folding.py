@@ -257,17 +257,12 @@ def shape_arithmetic(model: onnx.ModelProto) -> int:
 
 
 def _reshape_target(first: Array, second: Array) -> Array | None:
-    """The one target for both batch sizes: 0 (as in the input) where the batch leads alone, else -1; None if neither."""
+    """One target for both batch sizes: -1 where they differ, or 0 (as in the input) in front where -1 is taken."""
     differs = np.flatnonzero(first != second) if first.shape == second.shape and first.ndim == 1 else np.empty(0)
-    if differs.size != 1:
+    if differs.size != 1 or not ((first > 0).all() or differs[0] == 0):
         return None
-    place, target = int(differs[0]), first.copy()
-    if place == 0 and (first[0], second[0]) == _BATCHES:
-        target[0] = 0
-    elif (first > 0).all():
-        target[place] = -1
-    else:
-        return None
+    target: Array = first.copy()
+    target[int(differs[0])] = -1 if (first > 0).all() else 0
     return target
 
 

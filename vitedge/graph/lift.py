@@ -69,7 +69,7 @@ def _lift(model: onnx.ModelProto, image_size: tuple[int, int]) -> _Lifted:
     depth = len(softmaxes)
     if len({layer.name for layer in layers}) != len(layers) or depth == 0:
         raise _NotPlain("no attention, or layers of one name")
-    scores = [index.producers[node.input[0]] for node in softmaxes]
+    scores = [_scores(index, node.input[0]) for node in softmaxes]
     for i in range(depth):
         linears = _block(index, layers, linears, scores[i], f"blocks.{i}", dim, arrays)
     heads = linears
@@ -113,6 +113,14 @@ def _lift(model: onnx.ModelProto, image_size: tuple[int, int]) -> _Lifted:
         ),
         arrays,
     )
+
+
+def _scores(index: Index, name: str) -> onnx.NodeProto:
+    """The product q·kᵀ that a softmax is of, scaled or not."""
+    node = index.producers[name]
+    while (step := index.factor(node)) is not None:
+        node = index.producers[step[0]]
+    return node
 
 
 def _patch_embedding(index: Index, layer: Linear) -> int:

@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 from vitedge.architecture import PatchStem, ViTConfig
 from vitedge.errors import ModelError, NotInstalledError, UsageError
 from vitedge.graph.author import checked_parameters
-from vitedge.model_folder import MODEL_JSON, MODEL_WEIGHTS, ClassLabel, Model, class_table
+from vitedge.model_folder import (
+    MODEL_WEIGHTS,
+    ClassLabel,
+    ModelRecord,
+    check_digests,
+    class_table,
+    read_model_record,
+)
 from vitedge.preprocessing import Preprocessing
 
 Arrays = dict[str, NDArray[np.generic]]
@@ -41,25 +48,33 @@ class Checkpoint:
     classes: tuple[ClassLabel, ...] | None  # None: the source names none
     licence: str | None
     details: dict[str, Any] = field(default_factory=dict)
+    record: ModelRecord | None = None  # of a model folder of ours
 
 
 def read_own(path: Path) -> Checkpoint:
     """A model folder that ``vitedge train`` wrote, or the embedded one: ``model.json`` and ``model.safetensors``.
 
     Raises:
-        UsageError, ModelError: no such folder, altered files, or a model without its architecture or weights.
+        ModelError: altered files, or a model without its architecture or weights.
     """
-    asked = f"read the weights of {path}"
-    model = Model.open(path)
-    record = model.record
+    asked = f"read the model {path}"
+    record = read_model_record(path, asked)
+    check_digests(path, record.files, asked, ModelError, "copy the folder again")
     if record.architecture is None or MODEL_WEIGHTS not in record.files:
         raise ModelError(
-            asked, f"{MODEL_JSON} lists no architecture with {MODEL_WEIGHTS}", "use its model.onnx instead"
+            asked, f"it holds no {MODEL_WEIGHTS} with an architecture; it is imported already", "export it"
         )
     arrays = read_safetensors(path / MODEL_WEIGHTS)
     checked_parameters(record.architecture, arrays)
     return Checkpoint(
-        "vitedge", record.name, record.architecture, arrays, record.preprocessing, record.classes, record.licence
+        kind="vitedge",
+        name=record.name,
+        config=record.architecture,
+        arrays=arrays,
+        preprocessing=record.preprocessing,
+        classes=record.classes,
+        licence=record.licence,
+        record=record,
     )
 
 
@@ -84,18 +99,16 @@ def read_timm(path: Path) -> Checkpoint:
     if "patch_embed.proj.bias" not in arrays and config.pre_norm:  # CLIP's patch convolution has none
         arrays["patch_embed.proj.bias"] = np.zeros(config.embed_dim, np.float32)
     checked_parameters(config, arrays)
+    details = {"architecture": published.architecture, "tag": published.pretrained.tag}
     return Checkpoint(
-        "timm",
-        published.architecture,
-        config,
-        arrays,
-        _timm_preprocessing(published, config, asked),
-        _timm_classes(published, config.num_classes, asked),
-        published.pretrained.license or _readme_licence(folder),
-        {
-            "architecture": published.architecture,
-            **({"tag": published.pretrained.tag} if published.pretrained.tag else {}),
-        },
+        kind="timm",
+        name=published.architecture,
+        config=config,
+        arrays=arrays,
+        preprocessing=_timm_preprocessing(published, config, asked),
+        classes=_timm_classes(published, config.num_classes, asked),
+        licence=published.pretrained.license or _readme_licence(folder),
+        details={key: value for key, value in details.items() if value},
     )
 
 
