@@ -1,0 +1,42 @@
+"""What is true of ONNX Runtime on this machine."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+from types import ModuleType
+from typing import Any
+
+EXTRA = "onnxruntime"
+
+
+def installed() -> str | None:
+    """Version of whichever distribution provides the package, or None; nothing is imported.
+
+    ``onnxruntime-gpu``, ``onnxruntime-openvino`` and other sisters share the import name.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        return None
+    names = importlib.metadata.packages_distributions().get("onnxruntime", ())
+    return next((importlib.metadata.version(name) for name in sorted(names)), None)
+
+
+def load() -> ModuleType:
+    """Import ONNX Runtime; its log goes quiet but for errors."""
+    package = importlib.import_module("onnxruntime")
+    package.set_default_logger_severity(3)
+    return package
+
+
+def runs_here(device: str) -> bool:
+    """Whether a session can be opened on ``device`` on this machine: the CPU, anywhere it's installed."""
+    return device == "cpu" and installed() is not None
+
+
+def describe() -> dict[str, Any]:
+    """For the doctor: version, and the execution providers that this build has."""
+    version = installed()
+    if version is None:
+        return {"version": None}
+    return {"version": version, "providers": list(load().get_available_providers())}
