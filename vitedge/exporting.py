@@ -37,6 +37,8 @@ from vitedge.model_folder import Model
 from vitedge.progress import Progress, silent
 from vitedge.recipe import Recipe, load_recipe
 from vitedge.runtimes.contract import OpenOptions, Placed, Request
+from vitedge.runtimes.executed import unmet_layers
+from vitedge.runtimes.session import Session
 from vitedge.schema import encode_json
 from vitedge.target import Candidate, Target, load_target
 
@@ -376,7 +378,6 @@ def _golden_logits(
 ) -> tuple[NDArray[np.float32], str]:
     """Logits of the golden inputs, by the target's runtime where it runs here, else by interpreting the arithmetic."""
     from vitedge.runtimes.onnxruntime.interpret import run_graph
-    from vitedge.runtimes.session import Session
 
     if not runs_here(plan.target) and placed.interpretable is not None:
         version = runtimes.require("onnxruntime", plan.asked)
@@ -393,15 +394,13 @@ def _golden_logits(
     return logits, f"{plan.target.runtime} {version}"
 
 
-def _prove(plan: Plan, manifest: Manifest, session: object) -> None:
+def _prove(plan: Plan, manifest: Manifest, session: Session) -> None:
     """Fewer layers executed in the planned precision than planned is a failure, not a footnote.
 
     Raises:
         InvalidResultError: some planned layers run in another type; they're named.
     """
-    from vitedge.runtimes.executed import unmet_layers
-
-    unmet = unmet_layers(manifest.layers, session.executed())  # type: ignore[attr-defined]
+    unmet = unmet_layers(manifest.layers, session.executed())
     if unmet:
         raise InvalidResultError(
             plan.asked,

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitedge.progress import Progress, silent
 
 if TYPE_CHECKING:
+    from vitedge.accuracy.classify import Classified
     from vitedge.artifact import Artifact
+    from vitedge.harness.bench import Wish
     from vitedge.model_folder import Model
+    from vitedge.models.train import TrainOptions
     from vitedge.recipe import Recipe
+    from vitedge.result import Check, Result
+    from vitedge.runtimes.contract import OpenOptions
     from vitedge.runtimes.session import Session
     from vitedge.target import Option, Target
 
@@ -103,3 +108,120 @@ def open(
     from vitedge.runtimes.session import open_session
 
     return open_session(artifact, OpenOptions(device=device, threads=threads, options=dict(options or {})))
+
+
+def verify(artifact: Artifact | str | Path, options: OpenOptions | None = None) -> list[Check]:
+    """The self-test of an artifact on this machine; a check that failed has ``ok`` False.
+
+    Raises:
+        ArtifactError: the artifact is damaged.
+        NotInstalledError: its runtime isn't installed, though it could be here.
+    """
+    from vitedge.checks.verify import verify as check
+
+    return check(_opened(artifact), options)
+
+
+def bench(
+    artifacts: Iterable[Artifact | str | Path],
+    wish: Wish | None = None,
+    options: OpenOptions | None = None,
+    *,
+    data: str | Path | None = None,
+    progress: Progress = silent,
+) -> Result:
+    """Measure the latency of artifacts, which take turns within one run.
+
+    Args:
+        artifacts: at least one.
+        wish: scenario and stop rules; None takes what the targets say.
+        options: how each is opened.
+        data: pictures to feed, instead of the golden ones.
+        progress: called with (task, done, total).
+
+    Raises:
+        as :func:`vitedge.harness.bench.bench`.
+    """
+    from vitedge import embedded
+    from vitedge.harness.bench import bench as measure
+
+    images = None if data is None else embedded.open_images(data, asked="measure latency")
+    return measure([_opened(artifact) for artifact in artifacts], wish, options, images=images, progress=progress)
+
+
+def evaluate(
+    artifacts: Iterable[Artifact | str | Path],
+    data: str | Path | None = None,
+    options: OpenOptions | None = None,
+    *,
+    limit: int | None = None,
+    progress: Progress = silent,
+) -> Result:
+    """Measure the accuracy of artifacts on labelled pictures, in one pass.
+
+    Args:
+        artifacts: at least one, all with the same classes.
+        data: a folder or archive with one sub-folder a class, or an embedded set's name; only artifacts of the
+            embedded model have pictures of their own (``held-out``).
+        options: how each is opened.
+        limit: evaluate so many images, the same ones on every machine.
+        progress: called with (task, done, total).
+
+    Raises:
+        as :func:`vitedge.accuracy.evaluate.evaluate`.
+    """
+    from vitedge import embedded
+    from vitedge.accuracy.evaluate import evaluate as judge
+    from vitedge.errors import UsageError
+
+    asked = "evaluate accuracy"
+    opened = [_opened(artifact) for artifact in artifacts]
+    if data is None and any(artifact.manifest.origin.kind != "embedded" for artifact in opened):
+        raise UsageError(
+            asked,
+            "labelled images are needed; the embedded ones serve the embedded model alone",
+            "name a folder with one sub-folder a class: --data labelled/",
+        )
+    images = embedded.open_images(data or "held-out", asked=asked)
+    return judge(opened, images, options, limit=limit, progress=progress)
+
+
+def classify(
+    artifact: Artifact | str | Path,
+    pictures: Sequence[str | Path],
+    options: OpenOptions | None = None,
+    *,
+    top_k: int = 5,
+    progress: Progress = silent,
+) -> list[Classified]:
+    """Classify pictures, folders and archives of pictures.
+
+    Raises:
+        as :func:`vitedge.accuracy.classify.classify`.
+    """
+    from vitedge import embedded
+    from vitedge.accuracy.classify import classify as run
+    from vitedge.runtimes.session import open_session
+
+    sets = [embedded.open_images(source, asked="classify pictures") for source in pictures]
+    total = sum(map(len, sets))
+    found: list[Classified] = []
+    with open_session(_opened(artifact), options) as session:
+        for images in sets:
+            for entry in run(session, images, top_k):
+                found.append(entry)
+                progress("classify", len(found), total)
+    return found
+
+
+def train(data: str | Path, options: TrainOptions, out: str | Path, **more: Any) -> Path:
+    """Train a compact ViT from class folders; see :func:`vitedge.models.train.train`."""
+    from vitedge.models.train import train as run
+
+    return Path(run(str(data), options, Path(out), **more))
+
+
+def _opened(artifact: Artifact | str | Path) -> Artifact:
+    from vitedge.artifact import Artifact
+
+    return artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)

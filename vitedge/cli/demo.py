@@ -1,0 +1,43 @@
+"""``vitedge demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path("vitedge-demo"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older demo folder.")] = False,
+    duration: Annotated[
+        float, typer.Option("--duration", min=0.1, help="Seconds of latency measurement for each artifact.")
+    ] = 3.0,
+    json: Annotated[str | None, typer.Option("--json", help="Write JSON to a file, or to stdout with -.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Take the embedded model through the whole line: export, verify, measure, evaluate, classify, report.
+
+    Needs no network and no torch; takes a minute or two on two cores.
+
+    **Examples**
+
+    `vitedge demo`
+
+    `vitedge demo --out /tmp/demo --overwrite`
+    """
+    import sys
+
+    from vitedge.demo import demo as run
+    from vitedge.progress import bars
+    from vitedge.reporting import terminal
+    from vitedge.reporting.summary import show_demo
+
+    def say(words: str) -> None:
+        if not quiet:
+            sys.stderr.write(f"· {words}\n")
+
+    with bars(quiet=quiet) as progress:
+        found = run(out, overwrite=overwrite, duration_s=duration, progress=progress, say=say)
+    terminal.emit(found.result, json, lambda _: show_demo(found))

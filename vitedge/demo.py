@@ -1,0 +1,188 @@
+"""``vitedge demo``: the whole line on the embedded model, from its weights to a recommendation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from vitedge import embedded, exporting, pipeline, runtimes
+from vitedge.accuracy.classify import Classified
+from vitedge.artifact import Artifact
+from vitedge.errors import NotInstalledError
+from vitedge.files import new_folder
+from vitedge.harness.bench import Wish
+from vitedge.model_folder import Model
+from vitedge.progress import Progress, silent
+from vitedge.result import RESULT_JSON, Check, Referee, Result, Row, Subject, combine, write_result
+from vitedge.target import load_target
+
+#: Target and precision of every row, float first.
+ROWS = (
+    ("onnxruntime", "fp32"),
+    ("onnxruntime", "int8"),
+    ("openvino", "fp32"),
+    ("openvino", "int8"),
+    ("tensorrt", "fp16"),
+    ("tensorrt", "int8"),
+)
+REPORT_HTML = "report.html"
+SHOWN = 8  # pictures that are classified for the eye
+
+
+@dataclass
+class Demo:
+    """What the demo found."""
+
+    out: Path
+    result: Result
+    pictures: dict[str, bytes] = field(default_factory=dict)  # the classified pictures, encoded
+    classified: list[Classified] = field(default_factory=list)  # by the artifact that the demo recommends first
+    classified_by: str = ""
+
+
+def demo(
+    out: Path,
+    *,
+    overwrite: bool = False,
+    duration_s: float = 3.0,
+    progress: Progress = silent,
+    say: Callable[[str], None] = lambda words: None,
+) -> Demo:
+    """Export, verify, measure, evaluate and classify with the embedded model.
+
+    Args:
+        out: a new folder: ``model/``, ``artifacts/``, ``result.json``, ``report.html``.
+        overwrite: replace an older demo folder.
+        duration_s: seconds of latency measurement for each artifact.
+        progress: called with (task, done, total).
+        say: called with one sentence a step.
+
+    Raises:
+        UsageError: the output exists.
+        NotInstalledError: the packages that write graphs and reports (extra ``demo``) aren't installed.
+        ResourceError: disk, memory, permission.
+    """
+    with new_folder(out, overwrite=overwrite, asked=f"run the demo into {out}", last=REPORT_HTML) as folder:
+        say("import the embedded model")
+        model = pipeline.import_model("embedded", out=folder / "model")
+        artifacts: dict[tuple[str, str], Artifact] = {}
+        rows: dict[tuple[str, str], Row] = {}
+        for target, precision in ROWS:
+            say(f"export to {target} in {precision}, and verify")
+            try:
+                artifact = pipeline.export(
+                    model, target, precision, folder / "artifacts" / f"{target}-{precision}", progress=progress
+                )
+            except NotInstalledError as error:
+                if error.fix.endswith('[host]"'):
+                    raise
+                rows[target, precision] = _absent(model, target, precision, error)
+                continue
+            artifacts[target, precision] = artifact
+            rows[target, precision] = _verified(artifact)
+        running = [artifact for artifact in artifacts.values() if exporting.runs_here(artifact.manifest.target)]
+        say(f"measure {len(running)} artifacts, by turns")
+        measured = pipeline.bench(running, Wish(duration_s=duration_s), progress=progress)
+        say("evaluate them on the held-out pictures")
+        judged = pipeline.evaluate(running, "held-out", progress=progress)
+        result = _together(combine(measured, judged), list(rows.values()))
+        write_result(result, folder / RESULT_JSON)
+        found = Demo(out, result)
+        say("classify pictures that nothing was chosen by")
+        _classify(found, result, running)
+        say("draw the report")
+        _report(found, folder / REPORT_HTML)
+    return found
+
+
+def _absent(model: Model, target: str, precision: str, error: NotInstalledError) -> Row:
+    """The row of an artifact that couldn't be written because a package is missing."""
+    described = load_target(target)
+    subject = Subject(
+        digest="",
+        name=f"{model.record.name}-{target}-{precision}",
+        model_digest=model.digest,
+        target=target,
+        runtime=described.runtime,
+        precision=precision,
+        form=described.candidates(precision)[0].form,
+        batch=described.batch,
+        bytes=0,
+        input_size=model.record.preprocessing.size,
+        budget=described.budget,
+    )
+    return Row(subject=subject, note=f"{error.true}; {error.fix}")
+
+
+def _verified(artifact: Artifact) -> Row:
+    """The row of an artifact as far as verification goes: its checks, and for TensorRT what the referee says."""
+    checks: list[Check] = pipeline.verify(artifact)
+    row = Row(subject=Subject.of(artifact), checks=tuple(checks))
+    if artifact.manifest.target.runtime != "tensorrt" or exporting.runs_here(artifact.manifest.target):
+        return row
+    return replace(
+        row,
+        note="portable: build on the device: copy the folder there and run: vitedge verify FOLDER",
+        referees=_referees(artifact),
+    )
+
+
+def _referees(artifact: Artifact) -> tuple[Referee, ...]:
+    """TensorRT for RTX parses and builds the graph, where it's installed."""
+    if runtimes.installed("tensorrt_rtx") is None:
+        return ()
+    from vitedge.runtimes.tensorrt_rtx.referee import referee
+
+    report = referee(artifact.graph_path.read_bytes())
+    built = f"builds for SM {', '.join(report.engines)}" if report.engines else ""
+    refused = "; ".join(f"SM {sm}: {words}" for sm, words in report.errors.items())
+    detail = "; ".join(filter(None, (built, refused)))
+    return (Referee(tool=f"TensorRT for RTX {report.version}", ok=report.passed, detail=detail),)
+
+
+def _together(measured: Result, verified: list[Row]) -> Result:
+    """The measured result with the checks, notes and referees of ``verified``, in the order of ``verified``."""
+    found = {row.subject.digest: row for row in measured.rows}
+    rows = []
+    for row in verified:
+        other = found.get(row.subject.digest)
+        if other is not None and row.subject.digest:
+            row = replace(other, checks=row.checks, note=row.note, referees=row.referees)
+        rows.append(row)
+    return replace(measured, rows=tuple(rows))
+
+
+def _classify(found: Demo, result: Result, running: list[Artifact]) -> None:
+    """A handful of display pictures, by the artifact that is recommended (the first, where none is)."""
+    from vitedge.reporting.decision import decide
+    from vitedge.reporting.rows import lines
+
+    choices = [decision.choice for decision in decide(lines([result])) if decision.choice is not None]
+    chosen = choices[0].row.subject.digest if choices else running[0].digest
+    artifact = next(artifact for artifact in running if artifact.digest == chosen)
+    images = embedded.pictures("display")
+    picked: list[int] = []
+    seen: set[str | None] = set()
+    for index in images.order(1):
+        if images.records[index].folder not in seen and len(picked) < SHOWN:
+            seen.add(images.records[index].folder)
+            picked.append(index)
+    shown = images.subset(sorted(picked))
+    with pipeline.open(artifact) as session:
+        from vitedge.accuracy.classify import classify
+
+        found.classified = list(classify(session, shown, top_k=3))
+    found.classified_by = artifact.manifest.name
+    found.pictures = {record.name: shown.read_bytes(index) for index, record in enumerate(shown.records)}
+
+
+def _report(found: Demo, path: Path) -> None:
+    from vitedge.reporting.html import render
+
+    path.write_text(
+        render([found.result], pictures=found.pictures, classified=found.classified, classified_by=found.classified_by),
+        encoding="utf-8",
+    )
