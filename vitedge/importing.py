@@ -258,11 +258,10 @@ def _import_checkpoint(
     )
     frames = _frames(images, contract, asked)
     ordered = frames[..., ::-1] if contract.channel_order == "bgr" else frames
+    step = max(1, (1 << 16) // (frames.shape[1] * frames.shape[2]))  # pictures at once, so that memory stays small
+    pieces = [ordered[first : first + step] for first in range(0, len(ordered), step)]
     expected = np.concatenate(
-        [
-            reference.reference_logits(checkpoint.config, checkpoint.arrays, frame[None], **normalisation)
-            for frame in ordered
-        ]
+        [reference.reference_logits(checkpoint.config, checkpoint.arrays, piece, **normalisation) for piece in pieces]
     )
     parity = _parity("float64 forward pass in numpy", _runner(graph, asked)(frames), expected, asked)
     files, record = {MODEL_ONNX: surgery.to_bytes(graph)}, checkpoint.record
@@ -270,7 +269,7 @@ def _import_checkpoint(
         files[MODEL_WEIGHTS] = (path / MODEL_WEIGHTS).read_bytes()
     weights = path / MODEL_WEIGHTS if path.is_dir() else path
     return _Imported(
-        kind=kind,
+        kind=record.origin.kind if record is not None and kind != "embedded" else kind,
         name=checkpoint.name,
         num_classes=checkpoint.config.num_classes,
         files=files,
