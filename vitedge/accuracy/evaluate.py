@@ -64,8 +64,9 @@ def evaluate(
         progress: called with (task, done, total).
 
     Raises:
-        UsageError: classes that differ among the artifacts or don't match the folders.
-        ImageError: images that an artifact was calibrated on, or more than 1 % unreadable.
+        UsageError: classes that differ among the artifacts or don't match the folders, or images that an artifact
+            was calibrated on.
+        ImageError: more than 1 % unreadable.
         InvalidResultError: an output that isn't finite.
         NotInstalledError: a runtime isn't installed.
         Stopped: interrupted; it holds what was evaluated until then.
@@ -151,7 +152,7 @@ def refuse_calibrated(artifact: Artifact, digests: Sequence[str | None], images:
         asked: the wish, for the error text.
 
     Raises:
-        ImageError: some of the images were calibrated on.
+        UsageError: some of the images were calibrated on.
     """
     calibration = artifact.manifest.calibration
     if calibration is None:
@@ -159,7 +160,7 @@ def refuse_calibrated(artifact: Artifact, digests: Sequence[str | None], images:
     known = set(calibration.image_digests)
     both = [index for index, digest in enumerate(digests) if digest is not None and digest[:16] in known]
     if both:
-        raise ImageError(
+        raise UsageError(
             asked,
             f"{artifact.manifest.name} was calibrated on {len(both)} of these {len(images)} images, "
             f"among them {images.records[both[0]].name}",

@@ -68,7 +68,7 @@ def mcnemar(gained: int, lost: int) -> float:
     for k in range(1, fewer + 1):
         term = term * (discordant - k + 1) // k  # binomial coefficients, exact
         total += term
-    return min(1.0, 2 * total / 2**discordant)
+    return min(1.0, 2 * total / (1 << discordant))
 
 
 def paired_interval(gained: int, lost: int, count: int, confidence: float = CONFIDENCE) -> Interval:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -136,11 +136,6 @@ def check_executed(session: Session) -> Check:
         told += f"; {len(unmet)} layers not as planned: {', '.join(unmet[:4])}"
     ok = None if not unmet and set(shares) == {UNKNOWN} else not unmet
     return Check(name="executed precision", ok=ok, detail=f"of the multiply-accumulates: {told}")
-
-
-def failed(checks: list[Check]) -> Iterator[Check]:
-    """Those that failed; an undecided one hasn't."""
-    return (check for check in checks if check.ok is False)
 
 
 def _release(version: str) -> tuple[int, ...]:

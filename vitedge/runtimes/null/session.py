@@ -41,7 +41,8 @@ def open_backend(artifact: Artifact, options: OpenOptions) -> NullBackend:
         UsageError: an option that isn't one of :data:`FAULTS`, or a value of another kind.
     """
     manifest = artifact.manifest
-    planted = {**FAULTS, **manifest.runtime_options, **options.options}
+    own = manifest.runtime_options if manifest.target.runtime == "null" else {}  # another runtime's mean nothing here
+    planted = {**FAULTS, **own, **options.options}
     for key, value in planted.items():
         if key not in FAULTS or isinstance(value, (bool, str)) is not (key == "cached"):
             raise UsageError(

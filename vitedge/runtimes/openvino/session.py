@@ -93,11 +93,11 @@ class OpenVINOBackend:
     def __init__(
         self, core: Any, model: Any, compiled: Any, device: str, info: Mapping[str, Option], planned: set[str]
     ) -> None:
-        self.info = info
         self.batch = int(compiled.input(0).shape[0])
         self._core, self._model, self._compiled, self._device, self._planned = core, model, compiled, device, planned
         self._request = compiled.create_infer_request()
         slots = max(2, int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")))
+        self.info = {**info, "slots": slots}
         self._free = [compiled.create_infer_request() for _ in range(slots)]
         self._running: deque[tuple[int, Any]] = deque()
         self._done: dict[int, NDArray[np.float32]] = {}

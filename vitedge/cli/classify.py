@@ -1,0 +1,40 @@
+"""``vitedge classify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def classify(
+    artifact: Annotated[Path, typer.Argument(help="An artifact folder.")],
+    picture: Annotated[list[str], typer.Argument(help="Pictures, or folders and archives of them.")],
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, max=100, help="Classes to show.")] = 5,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=0, help="Compute threads; 0 is the machine's physical cores.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="The runtime's own word, instead of the target's.")
+    ] = None,
+    json: Annotated[str | None, typer.Option("--json", help="Write JSON to a file, or to stdout with -.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Classify pictures with an artifact, in its runtime on this machine.
+
+    **Examples**
+
+    `vitedge classify artifact/ photo.jpg`
+
+    `vitedge classify artifact/ holiday/ --top-k 1 --json labels.json`
+    """
+    from vitedge import pipeline
+    from vitedge.progress import bars
+    from vitedge.reporting import measured, terminal
+    from vitedge.runtimes.contract import OpenOptions
+
+    options = OpenOptions(device=device, threads=threads)
+    with bars(quiet=quiet) as progress:
+        found = pipeline.classify(artifact, picture, options, top_k=top_k, progress=progress)
+    terminal.emit(found, json, measured.show_classified)

@@ -1,0 +1,65 @@
+"""Where a result goes: a file, stdout as JSON, a table; also when it was interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vitedge.result import Result
+
+
+@contextlib.contextmanager
+def result_to(out: Path | None, json: str | None, *, overwrite: bool, asked: str) -> Iterator[Callable[[Result], None]]:
+    """Refuse existing files first; yield what delivers a result; deliver what an interruption left, too.
+
+    Args:
+        out: the option ``--out``.
+        json: the option ``--json``.
+        overwrite: permit replacing files.
+        asked: the wish, for error texts.
+
+    Raises:
+        UsageError: a file exists.
+        ResourceError: it can't be written.
+    """
+    from vitedge.reporting import measured
+    from vitedge.result import Stopped, encode_result, refuse_existing_result, write_result
+
+    files = [path for path in (out, Path(json) if json not in (None, "-") else None) if path is not None]
+    for path in files:
+        refuse_existing_result(path, overwrite=overwrite, asked=asked)
+
+    def deliver(result: Result) -> None:
+        for path in files:
+            write_result(result, path)
+        if json == "-":
+            sys.stdout.write(encode_result(result).decode())
+        else:
+            measured.show_result(result)
+
+    try:
+        yield deliver
+    except Stopped as stop:
+        deliver(stop.result)
+        raise
+
+
+def refuse_invalid(result: Result) -> None:
+    """Turn the first row that isn't valid into an error.
+
+    Raises:
+        InvalidResultError: what stands against it.
+    """
+    from vitedge.errors import InvalidResultError
+    from vitedge.harness.validity import judge
+
+    for row in result.rows:
+        verdict = judge(row)
+        if not verdict.valid:
+            raise InvalidResultError(
+                f"measure {row.subject.name} strictly", "; ".join(verdict.reasons), "measure again on a quiet machine"
+            )

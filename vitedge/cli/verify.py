@@ -1,0 +1,45 @@
+"""``vitedge verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def verify(
+    artifact: Annotated[Path, typer.Argument(help="An artifact folder.")],
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=0, help="Compute threads; 0 is the machine's physical cores.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="The runtime's own word, instead of the target's.")
+    ] = None,
+    json: Annotated[str | None, typer.Option("--json", help="Write JSON to a file, or to stdout with -.")] = None,
+) -> None:
+    """Test on this machine that an artifact is, and computes, what was exported.
+
+    Digests, preprocessing, outputs on golden pictures, precision counted in the executed graph, versions, options.
+    Where the runtime can't run on this machine, what remains for the device is left undecided (–).
+
+    **Examples**
+
+    `vitedge verify artifact/`
+
+    `vitedge verify artifact/ --json - > checks.json`
+    """
+    from vitedge import pipeline
+    from vitedge.errors import InvalidResultError
+    from vitedge.reporting import measured, terminal
+    from vitedge.runtimes.contract import OpenOptions
+
+    checks = pipeline.verify(artifact, OpenOptions(device=device, threads=threads))
+    terminal.emit(checks, json, measured.show_checks)
+    wrong = [check.name for check in checks if check.ok is False]
+    if wrong:
+        raise InvalidResultError(
+            f"verify the artifact {artifact}",
+            f"failed: {', '.join(wrong)}",
+            "don't deploy it; export it again for this device, or update the runtime",
+        )

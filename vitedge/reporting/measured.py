@@ -1,0 +1,151 @@
+"""Tables of what was measured, verified and classified."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vitedge.reporting import rows, terminal
+from vitedge.reporting.rows import Line, milliseconds, percent, points, rate
+from vitedge.reporting.terminal import BAD, GOOD, UNSURE, mark, megabytes, table, text
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.text import Text
+
+    from vitedge.accuracy.classify import Classified
+    from vitedge.result import Check, Result
+
+
+def show_result(result: Result) -> None:
+    """Latency, accuracy, and what has to be known before trusting them."""
+    found = rows.lines([result])
+    terminal.show(_latency(found), _accuracy(found), _notes(found), text(_setting(result), terminal.QUIET))
+
+
+def _latency(lines: Sequence[Line]) -> RenderableType | None:
+    measured = [line for line in lines if line.row.latency is not None]
+    if not measured:
+        return None
+    claimed = max(line.rules.percentile for line in measured if line.rules is not None)
+    return table(
+        ["", "artifact", "runs in", ">p50 ms", f">p{claimed:g} ms", ">images/s", ">prepare ms", ">first ms", ">load ms",
+         ">MB", ">harness ms", "verdict"],
+        [
+            (
+                line.letter,
+                line.label,
+                _runtime(line),
+                milliseconds(line.p50_ms),
+                milliseconds(_claimed_ms(line)),
+                rate(line.throughput),
+                milliseconds(_prepare_ms(line)),
+                milliseconds(line.first_ms),
+                milliseconds(line.load_ms),
+                megabytes(line.row.subject.bytes),
+                milliseconds(line.floor_ms),
+                _verdict(line),
+            )
+            for line in measured
+        ],
+        "Latency of one batch",
+    )  # fmt: skip
+
+
+def _runtime(line: Line) -> str:
+    told = line.row.session
+    threads = f", {told['threads']} threads" if told.get("threads") else ""
+    return f"{told.get('runtime', '')} {told.get('version', '')}{threads}"
+
+
+def _claimed_ms(line: Line) -> float | None:
+    assert line.row.latency is not None
+    found = line.row.latency.samples.percentile_ns(line.row.latency.rules.percentile)
+    return None if found is None else found / 1e6
+
+
+def _prepare_ms(line: Line) -> float | None:
+    from statistics import median
+
+    assert line.row.latency is not None
+    column = line.row.latency.samples.preprocess_ns
+    return median(column) / 1e6 if column else None
+
+
+def _verdict(line: Line) -> Text:
+    verdict = line.verdict
+    if verdict.valid:
+        return text("valid" if verdict.throttled is False else "valid, clocks unknown", GOOD)
+    against = {
+        "throttled": verdict.throttled,
+        "unstable": verdict.unstable,
+        "failed its audit": verdict.audited is False,
+        "wrong outputs": not verdict.correct,
+    }
+    return text(", ".join(word for word, is_so in against.items() if is_so), BAD)
+
+
+def _accuracy(lines: Sequence[Line]) -> RenderableType | None:
+    evaluated = [line for line in lines if line.images]
+    if not evaluated:
+        return None
+    data = evaluated[0].result.data
+    assert data is not None
+    return table(
+        ["", "artifact", ">top-1 %", "95 %", ">top-5 %", ">lost pts", "95 %", ">p", ">agrees %", ">KL", ">ECE %"],
+        [(line.letter, line.label, *_accuracy_cells(line)) for line in evaluated],
+        f"Accuracy on {evaluated[0].images:,} images of {data.source}",
+    )
+
+
+def _accuracy_cells(line: Line) -> list[str]:
+    paired, lost, interval = line.paired, line.drop_interval, line.top1_interval
+    divergence = line.row.accuracy.divergence if line.row.accuracy else None
+    return [
+        percent(line.top1, 2),
+        "" if interval is None else f"{percent(interval.low)} … {percent(interval.high)}",
+        percent(line.top5, 2),
+        points(line.drop_pts),
+        "" if lost is None else f"{points(lost.low)} … {points(lost.high)}",
+        rows.UNKNOWN if paired is None else f"{paired.p_value:.2g}",
+        rows.UNKNOWN if paired is None else percent(paired.agreement, 2),
+        rows.UNKNOWN if divergence is None or paired is None else f"{divergence.total / max(1, divergence.images):.2g}",
+        percent(line.calibration_error),
+    ]
+
+
+def _notes(lines: Sequence[Line]) -> RenderableType | None:
+    notes = [(line.letter, text(note, UNSURE)) for line in lines for note in line.notes]
+    return table(["", "note"], notes) if notes else None
+
+
+def _setting(result: Result) -> str:
+    where = f"{rows.place(result.circumstances)}, {result.circumstances.board.os or 'unknown system'}"
+    rules = next((row.latency.rules for row in result.rows if row.latency is not None), None)
+    how = "" if rules is None else f" · {rules.scenario}, turns of {rules.block_s:g} s, percentiles by nearest rank"
+    skipped = result.data.skipped if result.data is not None else ()
+    unread = f" · {len(skipped)} images couldn't be read: {', '.join(skipped[:5])}" if skipped else ""
+    return f"{where}{how}{unread}"
+
+
+def show_checks(checks: Sequence[Check]) -> None:
+    """One row a check."""
+    terminal.show(table(["", "check", ""], [(mark(check.ok), check.name, check.detail) for check in checks]))
+
+
+def show_classified(found: Sequence[Classified]) -> None:
+    """One row a picture."""
+    terminal.show(
+        table(
+            ["picture", "label", ">%", "then"],
+            [
+                (
+                    entry.picture,
+                    entry.answers[0].label if entry.answers else text(entry.problem, BAD),
+                    percent(entry.answers[0].probability) if entry.answers else "",
+                    ", ".join(f"{answer.label} {percent(answer.probability)}" for answer in entry.answers[1:]),
+                )
+                for entry in found
+            ],
+        )
+    )
