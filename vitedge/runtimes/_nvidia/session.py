@@ -21,6 +21,7 @@ import numpy as np
 
 from vitedge import isolation
 from vitedge.artifact import Artifact
+from vitedge.catalogue import cache_folder
 from vitedge.errors import ArtifactError, NotInstalledError, ResourceError, UsageError, nearest
 from vitedge.files import sha256, write_atomic
 from vitedge.runtimes._nvidia import engine
@@ -175,7 +176,9 @@ class TensorRTBackend:
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise ArtifactError(
-                self._asked, "the engine in the cache can't be loaded", "delete the cache, and open again"
+                self._asked,
+                "the engine in the cache can't be loaded",
+                f"delete {cache_folder() / 'artifacts'}, and open again",
             )
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         modes = [self._engine.get_tensor_mode(name) for name in names]
@@ -281,7 +284,8 @@ class TensorRTBackend:
         return rounds
 
     def close(self) -> None:
-        """See the contract."""
+        """See the contract; work in flight is waited for, since its memory goes."""
+        self._settle()
         self._context = self._engine = self._runtime = None
         self._input = self._output = np.empty(0)
         while self._free:

@@ -1,0 +1,361 @@
+"""Typed graphs for TensorRT: what they compute, what they look like, and what our table of 10.3 refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from tests.graph.vits import MEAN, STD, random_arrays, tiny
+from tests.runtimes.typed_vits import deviation, embedded, interpret, pictures, request
+from vitedge import runtimes
+from vitedge.architecture import ConvStem, ViTConfig
+from vitedge.errors import UsageError
+from vitedge.graph.author import author_vit
+from vitedge.graph.surgery import batch_size, get_metadata, initializers, linear_layers, parse, to_bytes
+from vitedge.graph.typed import element_types
+from vitedge.runtimes._nvidia.placement import centre_pixels, inner_linears
+from vitedge.runtimes.contract import Placed
+from vitedge.target import load_target
+
+CONFIGS = {
+    "plain": tiny(),
+    "conv stem": tiny(stem=ConvStem(channels=(8, 12), strides=(4, 2))),
+    "distilled, registers, LayerScale": tiny(distillation_token=True, register_tokens=2, layer_scale=True),
+    "QK-norm, average pooling": tiny(qk_norm=True, pool="avg", final_norm="fc_norm", activation="gelu_tanh"),
+}
+
+
+def place(
+    precision: str, config: ViTConfig, *, batch: int = 1, target: str = "tensorrt"
+) -> tuple[Placed, onnx.ModelProto]:
+    graph = author_vit(config, random_arrays(config, folded_stem=True), mean=MEAN, std=STD)
+    wish = request(graph, config, precision, target, images=pictures(config, 8), batch=batch)
+    return runtimes.part("tensorrt", "placement").place(wish), graph
+
+
+def check(graph: onnx.ModelProto | bytes, target: str = "jetson-orin-nano", **changes: object) -> list[str]:
+    data = graph if isinstance(graph, bytes) else to_bytes(graph)
+    found: list[str] = runtimes.part("tensorrt", "preflight").check(data, replace(load_target(target), **changes))
+    return found
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(("precision", "near"), [("fp32", 1e-6), ("fp16", 0.01), ("int8", 0.1)])
+def test_a_typed_graph_passes_the_table_and_computes_nearly_the_same(name: str, precision: str, near: float) -> None:
+    config = CONFIGS[name]
+    placed, graph = place(precision, config)
+    assert check(placed.files[placed.graph]) == []
+    assert placed.interpretable is not None
+    images = pictures(config, 6, seed=9)
+    assert deviation(interpret(placed.interpretable, images), interpret(graph, images)) < near
+
+
+def test_the_file_is_the_interpreted_graph_with_its_batch_pinned_and_its_contract() -> None:
+    placed, _ = place("fp16", tiny(), batch=3)
+    model = parse(placed.files["model.onnx"])
+    assert (batch_size(model), model.ir_version, model.opset_import[0].version) == (3, 9, 20)
+    assert "vitedge.classes" in " ".join(get_metadata(model))
+    assert placed.interpretable is not None and batch_size(placed.interpretable) is None
+    assert [node.SerializeToString() for node in model.graph.node] == [
+        node.SerializeToString() for node in placed.interpretable.graph.node
+    ]
+
+
+def test_equal_requests_give_equal_bytes() -> None:
+    first, second = (place("int8", tiny())[0] for _ in range(2))
+    assert first.files == second.files and first.layers == second.layers
+
+
+def test_fp16_computes_everything_behind_the_picture_in_float16_but_layernorm() -> None:
+    placed, _ = place("fp16", tiny())
+    model = parse(placed.files[placed.graph])
+    types = element_types(model)
+    for node in model.graph.node:
+        if node.op_type in ("MatMul", "Conv", "Softmax", "Gelu", "Add"):
+            assert types[node.output[0]] == TensorProto.FLOAT16, node.name
+        if node.op_type == "LayerNormalization":
+            assert {types[name] for name in (*node.input, *node.output)} == {TensorProto.FLOAT}, node.name
+    assert types["image"] == TensorProto.UINT8 and types["logits"] == TensorProto.FLOAT
+    assert {layer.precision for layer in placed.layers} == {"fp16"}
+    assert sum(layer.macs for layer in placed.layers) == tiny().macs()
+
+
+def test_int8_quantizes_the_linears_of_the_blocks_and_nothing_else() -> None:
+    config = tiny(distillation_token=True)
+    placed, graph = place("int8", config)
+    quantized = {layer.name for layer in placed.layers if layer.precision == "int8"}
+    expected = {f"blocks.{i}.{name}" for i in range(2) for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")}
+    assert quantized == expected == set(inner_linears(graph))
+    reasons = {layer.name: layer.reason for layer in placed.layers if layer.precision == "fp16"}
+    assert reasons["patch_embed.proj"] == "convolutions stay fp16"
+    assert reasons["head"] == reasons["head_dist"] == "the head stays fp16"
+    assert reasons["blocks.1.attn.scores"] == "attention stays fp16"
+
+    model = parse(placed.files[placed.graph])
+    types, constants = element_types(model), initializers(model)
+    nodes = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert len(nodes) == 3 * len(expected), "a pair for each activation, one for each weight"
+    for node in nodes:
+        scale, zero = (numpy_helper.to_array(constants[name]) for name in node.input[1:])
+        assert scale.dtype == np.float16 and zero.dtype == np.int8 and not zero.any()
+        assert (scale.size > 1) == (node.input[0] in constants), "channels in weights, one scale for activations"
+    biases = {layer.bias for layer in linear_layers(graph)}
+    assert {types[name] for name in biases if name in types} == {TensorProto.FLOAT16}
+
+
+def test_centred_pixels_are_the_same_function() -> None:
+    config = tiny()
+    graph = author_vit(config, random_arrays(config), mean=MEAN, std=STD)
+    images = pictures(config, 4)
+    centred = centre_pixels(graph)
+    assert len(centred.graph.node) == len(graph.graph.node) + 1
+    assert deviation(interpret(centred, images), interpret(graph, images)) < 1e-5
+    stem = author_vit(CONFIGS["conv stem"], random_arrays(CONFIGS["conv stem"]), mean=MEAN, std=STD)
+    assert centre_pixels(stem) is stem, "padding is no pixel: there the mean is subtracted by its own node"
+
+
+def test_centred_pixels_make_float16_more_exact() -> None:
+    from vitedge.graph.typed import to_half
+
+    config = tiny(image_size=(64, 64), stem=tiny().stem, embed_dim=48)
+    graph = author_vit(config, random_arrays(config), mean=MEAN, std=STD)
+    images = pictures(config, 8)
+    expected = interpret(graph, images)
+    norms = {node.name for node in graph.graph.node if node.op_type == "LayerNormalization"}
+    plain = deviation(interpret(to_half(graph, keep=norms), images), expected)
+    centred = deviation(interpret(to_half(centre_pixels(graph), keep=norms), images), expected)
+    assert centred < plain
+
+
+def test_runtime_options_are_explicit() -> None:
+    placed, _ = place("fp32", tiny())
+    assert placed.runtime_options == {"strongly_typed": True, "tf32": False}
+
+
+def test_an_unknown_form_is_refused_with_the_nearest() -> None:
+    config = tiny()
+    graph = author_vit(config, random_arrays(config), mean=MEAN, std=STD)
+    wish = request(graph, config, "fp16")
+    wish = dataclasses.replace(wish, candidate=replace(wish.candidate, form="fp61"))
+    with pytest.raises(UsageError, match="TensorRT has no form of this name; the nearest is 'fp16'"):
+        runtimes.part("tensorrt", "placement").place(wish)
+
+
+@pytest.mark.parametrize(("precision", "near"), [("fp32", 1e-6), ("fp16", 0.01), ("int8", 0.1)])
+def test_the_embedded_model_passes_and_computes_nearly_the_same(precision: str, near: float) -> None:
+    graph, config = embedded()
+    wish = request(graph, config, precision, "jetson-orin-nano", images=pictures(config, 8, seed=2))
+    placed = runtimes.part("tensorrt", "placement").place(wish)
+    assert check(placed.files[placed.graph]) == []
+    assert placed.interpretable is not None
+    images = pictures(config, 8)
+    assert deviation(interpret(placed.interpretable, images), interpret(graph, images)) < near
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def model(
+    *nodes: onnx.NodeProto,
+    constants: dict[str, NDArray[np.generic]] | None = None,
+    kind: int = TensorProto.FLOAT,
+    shape: Iterable[int | str] = (2, 4),
+    opset: int = 20,
+    ir: int = 9,
+) -> onnx.ModelProto:
+    """x -> y around some nodes."""
+    tensors = [numpy_helper.from_array(value, name) for name, value in (constants or {}).items()]
+    values = [helper.make_tensor_value_info(name, kind, list(shape)) for name in "xy"]
+    graph = helper.make_graph(list(nodes), "small", values[:1], values[1:], tensors)
+    domains = {node.domain for node in nodes} | {""}
+    imports = [helper.make_opsetid(domain, 1 if domain else opset) for domain in sorted(domains)]
+    return helper.make_model(graph, opset_imports=imports, ir_version=ir)
+
+
+def node(operator: str, *inputs: str, out: str = "y", name: str = "n", **attributes: object) -> onnx.NodeProto:
+    return helper.make_node(operator, list(inputs), [out], name=name, **attributes)
+
+
+def qdq(zero: np.generic | NDArray[np.generic], scale: object = np.float32(0.1)) -> onnx.ModelProto:
+    return model(
+        node("QuantizeLinear", "x", "s", "z", out="q", name="q"),
+        node("DequantizeLinear", "q", "s", "z", name="dq"),
+        constants={"s": np.asarray(scale, np.float32), "z": np.asarray(zero)},
+    )
+
+
+FLOATS = "bfloat16, float16, float32"
+ALL = "bfloat16, bool, float16, float32, int32, int64"
+QUANTIZED = "float8e4m3fn, int4, int8"
+
+REFUSED = {
+    "int32 DQ bias": (
+        model(
+            node("DequantizeLinear", "b", "s", out="f", name="head.bias.dq"),
+            node("Add", "x", "f"),
+            constants={"b": np.arange(4, dtype=np.int32), "s": np.float32(0.1)},
+        ),
+        [f"node 'head.bias.dq' (DequantizeLinear): input 0 'b' is int32; TensorRT 10.3 takes {QUANTIZED}"],
+    ),
+    "asymmetric zero point": (
+        qdq(np.int8(3)),
+        [
+            "node 'q' (QuantizeLinear): the zero point isn't 0; TensorRT quantizes symmetrically",
+            "node 'dq' (DequantizeLinear): the zero point isn't 0; TensorRT quantizes symmetrically",
+        ],
+    ),
+    "uint8 quantization": (
+        qdq(np.uint8(0)),
+        [
+            f"node 'q' (QuantizeLinear): input 2 'z' is uint8; TensorRT 10.3 takes {QUANTIZED}",
+            f"node 'q' (QuantizeLinear): output 'q' is uint8; TensorRT 10.3 takes {QUANTIZED}",
+            f"node 'dq' (DequantizeLinear): input 0 'q' is uint8; TensorRT 10.3 takes {QUANTIZED}",
+            f"node 'dq' (DequantizeLinear): input 2 'z' is uint8; TensorRT 10.3 takes {QUANTIZED}",
+        ],
+    ),
+    "activation scales per channel": (
+        qdq(np.zeros(4, np.int8), [0.1, 0.2, 0.3, 0.4]),
+        [
+            "node 'q' (QuantizeLinear): scales per channel are for weights; activations have one",
+            "node 'dq' (DequantizeLinear): scales per channel are for weights; activations have one",
+        ],
+    ),
+    "negative scale": (
+        qdq(np.int8(0), -0.1),
+        ["node 'q' (QuantizeLinear): a scale isn't positive", "node 'dq' (DequantizeLinear): a scale isn't positive"],
+    ),
+    "uint8 Transpose": (
+        model(node("Transpose", "x", perm=[0, 1]), kind=TensorProto.UINT8),
+        [
+            f"node 'n' (Transpose): input 0 'x' is uint8; TensorRT 10.3 takes {ALL}",
+            f"node 'n' (Transpose): output 'y' is uint8; TensorRT 10.3 takes {ALL}",
+        ],
+    ),
+    "uint8 inside": (
+        model(
+            node("Cast", "x", out="u", name="down", to=TensorProto.UINT8),
+            node("Cast", "u", name="up", to=TensorProto.FLOAT),
+        ),
+        [
+            "node 'down' (Cast): 'u' is uint8, which TensorRT 10.3 has only at the graph's inputs and outputs",
+            "node 'up' (Cast): 'u' is uint8, which TensorRT 10.3 has only at the graph's inputs and outputs",
+        ],
+    ),
+    "float64": (
+        model(node("Relu", "x"), kind=TensorProto.DOUBLE),
+        [
+            f"node 'n' (Relu): input 0 'x' is float64; TensorRT 10.3 takes {FLOATS}, int32, int64",
+            f"node 'n' (Relu): output 'y' is float64; TensorRT 10.3 takes {FLOATS}, int32, int64",
+        ],
+    ),
+    "operators outside the table": (
+        model(node("DynamicQuantizeLinear", "x", out="a", name="a"), node("FusedMatMul", "x", domain="com.microsoft")),
+        [
+            "operator DynamicQuantizeLinear (first in node 'a') isn't among those of TensorRT 10.3",
+            "operator com.microsoft.FusedMatMul (first in node 'n') isn't among those of TensorRT 10.3",
+        ],
+    ),
+    "opset 23 and its operators": (
+        model(node("RMSNormalization", "x", "w"), constants={"w": np.ones(4, np.float32)}, opset=23),
+        [
+            "opset 23: TensorRT 10.3 reads 9 to 20",
+            "operator RMSNormalization (first in node 'n') isn't among those of TensorRT 10.3",
+        ],
+    ),
+    "Attention-23": (
+        model(node("Attention", "x", "x", "x"), shape=(1, 2, 4, 4), opset=23),
+        [
+            "opset 23: TensorRT 10.3 reads 9 to 20",
+            "operator Attention (first in node 'n') isn't among those of TensorRT 10.3",
+        ],
+    ),
+    "IR 13": (model(node("Relu", "x"), ir=13), ["IR version 13: TensorRT 10.3 reads up to 9"]),
+    "Gelu before opset 20": (
+        model(node("Gelu", "x"), opset=19),
+        ["node 'n' (Gelu): opset 19 has no such operator"],
+    ),
+    "dynamic dimension": (
+        model(node("Relu", "x"), shape=("N", 4)),
+        ["input 'x': dimension 0 ('N') is dynamic; pin it"],
+    ),
+    "axes that aren't constant": (
+        model(
+            node("ReduceMean", "x", "axes", out="m", name="mean"),
+            node("Identity", "a", out="axes", name="a"),
+            node("Add", "x", "m"),
+            constants={"a": np.int64([1])},
+        ),
+        ["node 'mean' (ReduceMean): input 1 'axes' has to be a constant"],
+    ),
+    "Pad with axes": (
+        model(
+            node("Pad", "x", "p", "", "a"),
+            constants={"p": np.int64([0, 0]), "a": np.int64([1])},
+        ),
+        ["node 'n' (Pad): the input 'axes' came with TensorRT 10.4"],
+    ),
+    "a second output of LayerNormalization": (
+        model(
+            helper.make_node("LayerNormalization", ["x", "w"], ["y", "mean"], name="n"),
+            constants={"w": np.ones(4, np.float32)},
+        ),
+        ["node 'n' (LayerNormalization): TensorRT 10.3 writes its first output only"],
+    ),
+    "cubic Resize": (
+        model(node("Resize", "x", "", "s", mode="cubic"), constants={"s": np.float32([1, 1])}),
+        ["node 'n' (Resize): TensorRT resizes by nearest or linear, without antialias"],
+    ),
+    "a shape that contradicts itself": (
+        model(node("MatMul", "x", "w"), constants={"w": np.ones((5, 4), np.float32)}),
+        ["it is inconsistent: "],
+    ),
+    "corrupt bytes": (b"\x08\x09\x12" + bytes(range(200)), ["it is not an ONNX model: "]),
+    "half a file": (to_bytes(model(node("Relu", "x")))[:-7], ["it is not an ONNX model: "]),
+    "nothing": (b"", ["it holds no ONNX graph"]),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_with_its_text(name: str) -> None:
+    graph, expected = REFUSED[name]
+    found = check(graph)
+    if expected[0].endswith(": "):  # what follows is another library's text
+        assert len(found) == 1 and found[0].startswith(expected[0])
+    else:
+        assert found == expected
+
+
+def test_types_that_the_gpu_hasnt() -> None:
+    eight = np.zeros((), dtype=helper.tensor_dtype_to_np_dtype(TensorProto.FLOAT8E4M3FN))
+    graph = qdq(eight)
+    assert check(graph) == ["float8e4m3fn needs compute capability 8.9; this target has 8.7"]
+    assert check(graph, "jetson-thor") == check(graph, "tensorrt") == []
+
+
+def test_a_target_older_than_the_table() -> None:
+    found = check(model(node("Relu", "x")), runtime_min="8.6")
+    assert found == ["runtime_min 8.6: vitedge knows TensorRT from 10.3 on"]
+
+
+def test_both_packages_are_held_against_one_table() -> None:
+    graph = to_bytes(model(node("Relu", "x"), ir=13))
+    found = runtimes.part("tensorrt_rtx", "preflight").check(graph, load_target("tensorrt-rtx"))
+    assert found == ["IR version 13: TensorRT 10.3 reads up to 9"]
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_mutated_file_never_raises(data: st.DataObject) -> None:
+    graph = bytearray(to_bytes(model(node("Gelu", "x", out="g", name="g"), node("Softmax", "g"))))
+    for _ in range(data.draw(st.integers(1, 4))):
+        graph[data.draw(st.integers(0, len(graph) - 1))] = data.draw(st.integers(0, 255))
+    assert all(isinstance(text, str) and text for text in check(bytes(graph)))

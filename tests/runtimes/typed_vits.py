@@ -1,0 +1,120 @@
+"""Requests and pictures for the tests of typed graphs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from msgspec.structs import replace
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.numpy import load_file
+
+from vitedge.architecture import PatchStem, ViTConfig
+from vitedge.graph.author import author_vit, expected_parameters
+from vitedge.graph.surgery import to_bytes
+from vitedge.model_folder import class_table
+from vitedge.preprocessing import Preprocessing
+from vitedge.quantize.observe import observe
+from vitedge.recipe import load_recipe
+from vitedge.runtimes.contract import Request
+from vitedge.target import load_target
+
+VIT_TI = ViTConfig(
+    image_size=(224, 224),
+    stem=PatchStem(patch_size=16),
+    embed_dim=192,
+    depth=12,
+    num_heads=3,
+    mlp_hidden=768,
+    num_classes=1000,
+)
+
+
+def trained_like(config: ViTConfig, seed: int = 0) -> onnx.ModelProto:
+    """A ViT with weights as timm initialises them: normal, 0.02; LayerNorms at one."""
+    random = np.random.default_rng(seed)
+    arrays = {
+        name: np.ones(shape, np.float32)
+        if "norm" in name and name.endswith("weight")
+        else (0.02 * random.standard_normal(shape)).astype(np.float32)
+        for name, shape in expected_parameters(config, folded_stem=True)
+    }
+    contract = Preprocessing(size=config.image_size, resize="squash", interpolation="bilinear")
+    return author_vit(config, arrays, mean=contract.mean, std=contract.std)
+
+
+def embedded() -> tuple[onnx.ModelProto, ViTConfig]:
+    """The model that ships with vitedge, authored from its weights; skips where it isn't in this checkout."""
+    import vitedge
+    from vitedge.model_folder import MODEL_WEIGHTS, read_model_record
+
+    folder = Path(vitedge.__file__).parent / "embedded"
+    if not (folder / MODEL_WEIGHTS).exists():
+        pytest.skip("the embedded model isn't in this checkout")
+    record = read_model_record(folder, "read the embedded model")
+    assert record.architecture is not None
+    contract = record.preprocessing
+    graph = author_vit(
+        record.architecture,
+        load_file(folder / MODEL_WEIGHTS),
+        mean=contract.mean,
+        std=contract.std,
+        rescale=contract.rescale,
+    )
+    return graph, record.architecture
+
+
+def pictures(config: ViTConfig, count: int, seed: int = 5) -> NDArray[np.uint8]:
+    """Smooth coloured pictures, uint8 [count, H, W, 3]."""
+    random = np.random.default_rng(seed)
+    height, width = config.image_size
+    coarse = random.integers(0, 256, (count, 4, 5, 3), dtype=np.uint8)
+    smooth = [Image.fromarray(one).resize((width, height), Image.Resampling.BICUBIC) for one in coarse]
+    return np.stack([np.asarray(one) for one in smooth])
+
+
+def request(
+    graph: onnx.ModelProto,
+    config: ViTConfig,
+    precision: str,
+    target: str = "tensorrt",
+    *,
+    images: NDArray[np.uint8] | None = None,
+    batch: int = 1,
+) -> Request:
+    """What export would hand to a placement; ``images`` are the calibration set of a quantized precision."""
+    device = load_target(target)
+    recipe = statistics = None
+    if precision == "int8":
+        assert images is not None
+        recipe = load_recipe("fast")
+        recipe = replace(recipe, observe=replace(recipe.observe, num_samples=len(images)))
+        statistics = observe(graph, iter(images), recipe.observe, key="test")
+    return Request(
+        graph=graph,
+        target=device,
+        candidate=device.candidates(precision)[0],
+        batch=batch,
+        preprocessing=Preprocessing(size=config.image_size, resize="squash", interpolation="bilinear"),
+        classes=class_table([f"class {index}" for index in range(config.num_classes)]),
+        recipe=recipe,
+        statistics=statistics,
+    )
+
+
+def interpret(model: onnx.ModelProto, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Logits, operator by operator: no fusion changes a type."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(to_bytes(model), options, providers=["CPUExecutionProvider"])
+    return np.concatenate([session.run(None, {"image": image[None]})[0] for image in images])
+
+
+def deviation(received: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """Largest absolute difference over largest absolute logit."""
+    return float(np.abs(received - expected).max() / np.abs(expected).max())
