@@ -20,7 +20,7 @@ from vitedge.quantize.improve import migrate_layernorms
 from vitedge.quantize.integers import Grid, Scheme, affine, round_weights, weight_limit
 from vitedge.quantize.prepare import with_own_constants
 from vitedge.quantize.statistics import Observed, Statistics
-from vitedge.quantize.views import Layer, quantizable
+from vitedge.quantize.views import Layer, pixel_tensors, quantizable
 from vitedge.recipe import Recipe
 
 __all__ = ["QuantizedLayer", "Scheme", "quantize_layers"]
@@ -78,6 +78,7 @@ def quantize_layers(
     if recipe.improve.layernorm_migration:
         model, statistics = migrate_layernorms(model, statistics, scheme, names)
         found, _ = quantizable(model)
+    pixels = pixel_tensors(model)
     inputs: dict[str, list[Layer]] = {}
     for layer in found:
         if layer.name in names:
@@ -86,9 +87,11 @@ def quantize_layers(
     for key, readers in inputs.items():
         observed = statistics.observed[key]
         together = np.concatenate([layer.matrix for layer in readers], axis=1)
-        grid = activation_grid(
-            observed, together, recipe.round.activations, scheme, unbiased=recipe.round.bias_correction
-        )
+        method, unbiased = recipe.round.activations, recipe.round.bias_correction
+        if readers[0].view.tensor in pixels and scheme.activation == "uint8" and not scheme.symmetric:
+            grid = affine(0, 255, scheme)  # the pixels themselves: nothing to round
+        else:
+            grid = activation_grid(observed, together, method, scheme, unbiased=unbiased)
         for layer in readers:
             done[layer.name] = _quantize(layer, observed, grid, recipe, scheme)
     return model, {layer.name: done[layer.name] for layer in found if layer.name in names}

@@ -125,3 +125,19 @@ def _view(linear: Linear) -> View | str:
 def _integers(node: onnx.NodeProto, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
     value = attribute(node, name, default)
     return tuple(int(item) for item in value) if isinstance(value, (list, tuple)) else default
+
+
+def pixel_tensors(model: onnx.ModelProto) -> dict[str, str]:
+    """Tensors that are the picture itself as floats [N, C, H, W], and the uint8 input [N, H, W, C] that they hold."""
+    pictures = {
+        value.name: value.name
+        for value in model.graph.input
+        if value.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    }
+    found = {}
+    for node in model.graph.node:
+        if node.op_type == "Cast" and node.input[0] in pictures:
+            pictures[node.output[0]] = pictures[node.input[0]]
+        elif node.op_type == "Transpose" and node.input[0] in pictures and attribute(node, "perm") == [0, 3, 1, 2]:
+            found[node.output[0]] = pictures[node.input[0]]
+    return found

@@ -1,8 +1,8 @@
 """The arithmetic of a typed standard graph, interpreted on the CPU: what a runtime that isn't here would compute.
 
-Graph optimisations are off, so that Q/DQ is executed as written. ONNX Runtime has few half-precision kernels on CPUs: it
-computes in float32 and takes back-to-back casts out, intermediate roundings with them. So half-precision tensors are
-made explicit first: every operator computes in float32 and its result is rounded to the type that the graph gives it.
+Graph optimisations are off, so that Q/DQ is executed as written. ONNX Runtime has few half-precision kernels on CPUs:
+it computes in float32 and takes back-to-back casts out, intermediate roundings with them. So half precision is made
+explicit first: every operator computes in float32 and its result is rounded to the type that the graph gives it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from vitedge.graph.surgery import array, batch_size, copy, to_bytes
 from vitedge.runtimes.onnxruntime import facts
 
 _HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-_MOVING = frozenset(
-    "Concat Expand Flatten Gather Identity Pad Reshape Slice Split Squeeze Tile Transpose Unsqueeze".split()
-)  # they round nothing
+_MOVING = (  # they round nothing
+    *("Concat", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Tile"),
+    *("Transpose", "Unsqueeze"),
+)
 _BATCH = 16
 
 

@@ -1,30 +1,45 @@
-"""An ONNX graph against the oldest ONNX Runtime that a target allows."""
+"""An ONNX file against the oldest ONNX Runtime that a target allows."""
 
 from __future__ import annotations
 
-from vitedge.graph.preflight import Limits, findings, read, type_name
-from vitedge.graph.surgery import tensors
+import re
+
+from onnx import TensorProto, defs
+
+from vitedge.graph.surgery import parse
+from vitedge.runtimes.onnxruntime.kernels import CONTRIB
 from vitedge.target import Target
 
-#: Newest opset and IR version that a release loads, found by loading each; older releases aren't served.
-_LIMITS = {(1, 23): (23, 11), (1, 31): (26, 13)}
-_DOMAINS = ("", "ai.onnx", "com.microsoft")
+#: Newest opset and IR version by release (onnxruntime.ai, "Compatibility").
+_RELEASES = {"1.14": (18, 8), "1.15": (19, 9), "1.17": (20, 9), "1.18": (21, 10), "1.22": (23, 11)}
+#: Operators of ONNX Runtime's own that the forms use; all of them are older than 1.14.
+_OWN = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QAttention")
+_HALF = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
 
 
 def check(graph: bytes, target: Target) -> list[str]:
-    """What ``target.runtime_min`` can't take, in words; empty when it can take everything."""
-    model = read(graph)
-    if isinstance(model, str):
-        return [model]
-    oldest = tuple(int(part) for part in target.runtime_min.split("."))
-    known = [limits for version, limits in _LIMITS.items() if version <= oldest]
-    if not known:
-        return [f"runtime_min {target.runtime_min}: vitedge knows ONNX Runtime from 1.23 on"]
-    opset, ir_version = max(known)
-    found = findings(model, Limits(f"ONNX Runtime {target.runtime_min}", (7, opset), ir_version))
-    foreign = {f"{node.domain}.{node.op_type}" for node in model.graph.node if node.domain not in _DOMAINS}
-    found += [f"operator {name} isn't ONNX Runtime's" for name in sorted(foreign)]
-    if target.device == "cpu":
-        stored = {type_name(tensor.data_type) for tensor in tensors(model)} & {"float16", "bfloat16"}
-        found += [f"{kind} constants: a CPU has no kernels for them" for kind in sorted(stored)]
-    return found
+    """What ``target.runtime_min`` can't take on a CPU, in words; empty when it can take everything."""
+    model = parse(graph)
+    oldest = _release(target.runtime_min)
+    taken = [limits for name, limits in _RELEASES.items() if _release(name) <= oldest]
+    opset, ir_version = taken[-1] if taken else (17, 8)
+    findings = []
+    if model.ir_version > ir_version:
+        findings.append(f"IR version {model.ir_version} (it takes {ir_version})")
+    used = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
+    if used.get("ai.onnx", 0) > opset:
+        findings.append(f"opset {used['ai.onnx']} (it takes {opset})")
+    for operator, domain in sorted({(node.op_type, node.domain or "ai.onnx") for node in model.graph.node}):
+        if domain == CONTRIB and operator in _OWN:
+            continue
+        if domain != "ai.onnx" or not defs.has(operator, "", used.get("ai.onnx", opset)):
+            findings.append(f"operator {operator} of {domain}")
+    for tensor in model.graph.initializer:
+        if tensor.data_type in _HALF:
+            findings.append(f"{_HALF[tensor.data_type]} weights ({tensor.name}): there are no such kernels for CPUs")
+            break
+    return findings
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])

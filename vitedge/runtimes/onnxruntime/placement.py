@@ -1,0 +1,106 @@
+"""The graph as ONNX Runtime runs it fast on CPUs: an ONNX file of static batch.
+
+=============  ================================================================================================
+form           what it is
+=============  ================================================================================================
+float          the canonical graph
+linears-int8   Linear and Conv layers multiply u8 by s8 in ``MatMulIntegerToFloat``, bias inside; convolutions are
+               brought there as rows; attention and its qkv linear are one ``QAttention``; the rest is float32
+=============  ================================================================================================
+
+Standard Q/DQ isn't used: ONNX Runtime turns it into operators only in part, and what is left runs slower than float32
+(``docs/quantization.md`` has the figures). Activations are u8 with static scales, per tensor; weights s8, per output
+channel. Processors without VNNI multiply them with ``vpmaddubsw``, which adds pairs in saturating 16 bits, so weights
+keep to 7 bits unless the target promises an instruction set that accumulates in 32 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx
+
+from vitedge.errors import UsageError, nearest
+from vitedge.graph.surgery import batch_size, linear_layers, pin_batch, set_metadata, shapes, to_bytes
+from vitedge.quantize.rounding import QuantizedLayer, Scheme, quantize_layers
+from vitedge.quantize.views import quantizable
+from vitedge.runtimes.contract import Placed, Request
+from vitedge.runtimes.onnxruntime import facts
+from vitedge.runtimes.onnxruntime.kernels import integer_convolutions, integer_linears, quantized_attention, tiles
+from vitedge.runtimes.plan import planned_layers
+from vitedge.target import Option
+
+GRAPH = "model.onnx"
+#: Instruction sets whose 8-bit products are summed in 32 bits.
+WIDE_SUMS = ("avx_vnni", "avx512_vnni", "neon", "dotprod", "i8mm")
+OPTIONS: dict[str, Option] = {
+    "graph_optimization_level": "all",
+    "execution_mode": "sequential",
+    "enable_cpu_mem_arena": True,
+    "enable_mem_pattern": True,
+    "session.intra_op.allow_spinning": True,
+    "session.inter_op.allow_spinning": False,
+}
+
+
+def place(request: Request) -> Placed:
+    """The graph of one candidate, with the preprocessing contract in its metadata; equal requests, equal bytes.
+
+    Raises:
+        UsageError: an unknown form.
+    """
+    form = request.candidate.form
+    if form not in FORMS:
+        raise UsageError(
+            f"form '{form}' of target '{request.target.name}'",
+            f"ONNX Runtime has no form of this name{nearest(form, FORMS)}",
+            f"use one of {', '.join(FORMS)}",
+        )
+    graph, precisions, reasons = FORMS[form](request)
+    return Placed(
+        graph=GRAPH,
+        files={GRAPH: to_bytes(set_metadata(pin_batch(graph, request.batch), request.metadata))},
+        layers=planned_layers(request.graph, precisions, rest="fp32", reasons=reasons),
+        runtime_options={**OPTIONS, **request.target.options},
+        built_with={"onnx": str(onnx.__version__), "onnxruntime": facts.installed() or ""},
+    )
+
+
+#: (graph, precision by layer name, reasons by layer name)
+Form = tuple[onnx.ModelProto, dict[str, str], dict[str, str]]
+
+
+def _float(request: Request) -> Form:
+    return request.graph, {}, {}
+
+
+def _linears_int8(request: Request) -> Form:
+    assert request.statistics is not None and request.recipe is not None, "a quantized form needs statistics"
+    scheme = Scheme("uint8", symmetric=False, weight_bits=8 if request.target.isa in WIDE_SUMS else 7)
+    left = left_in_float(request.graph)
+    names = [layer.name for layer in linear_layers(request.graph) if layer.name not in left]
+    graph, layers = quantize_layers(request.graph, request.statistics, request.recipe, scheme, names)
+    return integer_graph(graph, layers), dict.fromkeys(layers, "int8"), left
+
+
+def integer_graph(graph: onnx.ModelProto, layers: dict[str, QuantizedLayer]) -> onnx.ModelProto:
+    """The improved float graph with ``layers`` in integers."""
+    return integer_convolutions(integer_linears(quantized_attention(graph, layers), layers), layers)
+
+
+def left_in_float(graph: onnx.ModelProto) -> dict[str, str]:
+    """Layers where integers gain nothing or can't go, by name, with the reason."""
+    found, refused = quantizable(graph)
+    known = shapes(pin_batch(graph, 1) if batch_size(graph) is None else graph)
+    for layer in found:
+        shape = known.get(layer.linear.input)
+        if shape is None or None in shape:
+            refused[layer.name] = "the shape of its input isn't known"
+        elif layer.linear.kind == "linear" and len(shape) == 2:
+            refused[layer.name] = "it multiplies one row a picture; reading its weights is all the time it takes"
+        elif layer.linear.kind == "conv" and layer.weight.shape[1] < 8 and not tiles(layer.view):
+            refused[layer.name] = "its input has few channels; gathering rows would cost more than integers save"
+    return refused
+
+
+FORMS: dict[str, Callable[[Request], Form]] = {"float": _float, "linears-int8": _linears_int8}

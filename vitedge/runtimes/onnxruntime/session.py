@@ -1,0 +1,314 @@
+"""Running an ONNX file in ONNX Runtime. Needs numpy and onnxruntime alone."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import queue
+import re
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitedge.artifact import COPY_AGAIN, Artifact
+from vitedge.errors import ArtifactError, ResourceError, UsageError, VitedgeError, nearest
+from vitedge.hardware import processor
+from vitedge.runtimes.contract import Executed, LayerTime, OpenOptions, Stages
+from vitedge.runtimes.onnxruntime import facts
+from vitedge.target import Option
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: Attributes of SessionOptions that may be set; other keys are ONNX Runtime's own configuration entries ("session.…").
+SETTINGS = ("graph_optimization_level", "execution_mode", "enable_cpu_mem_arena", "enable_mem_pattern")
+LEVELS = {"none": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "extended": "ORT_ENABLE_EXTENDED"}
+LEVELS["all"] = "ORT_ENABLE_ALL"
+MODES = {"sequential": "ORT_SEQUENTIAL", "parallel": "ORT_PARALLEL"}
+#: Asynchronous inferences at once: one computes while the next one's input is copied.
+SLOTS = 2
+
+_INT8 = re.compile(r"MatMulInteger|^Q(Gemm|Attention|Linear)|^ConvInteger$|^DynamicQuantize(MatMul|LSTM)$")
+_ELEMENT_TYPES = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+_TIMED = "_kernel_time"
+
+
+def read_contract(artifact: Artifact) -> dict[str, str] | None:
+    """The preprocessing contract's copy in the file's ``metadata_props``, or None where it has none.
+
+    Raises:
+        ArtifactError: ONNX Runtime can't read the file.
+    """
+    package = facts.load()
+    options = package.SessionOptions()
+    options.graph_optimization_level = package.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = _create(package, artifact, options, f"read {artifact.graph_path}")
+    entries = session.get_modelmeta().custom_metadata_map
+    return {key: value for key, value in entries.items() if key.startswith("vitedge.")} or None
+
+
+def open_backend(artifact: Artifact, options: OpenOptions) -> OnnxRuntimeBackend:
+    """Load an artifact's graph for exactly the device and options asked for.
+
+    Raises:
+        UsageError: another device than the CPU, an option that doesn't exist or has no such value.
+        ArtifactError: this ONNX Runtime can't load the graph (the operator is named), or it isn't the manifest's.
+        ResourceError: memory ran out.
+    """
+    manifest = artifact.manifest
+    asked = f"open the artifact {artifact.path}"
+    device = options.device or manifest.target.device
+    if device != "cpu":
+        raise UsageError(asked, f"ONNX Runtime runs on 'cpu' here, not on '{device}'", "add: --device cpu")
+    package = facts.load()
+    wanted = {**manifest.runtime_options, **options.options}
+    threads = manifest.target.threads if options.threads is None else options.threads
+    settings = _settings(package, wanted, threads or _available_cores(), asked)
+    session = _create(package, artifact, settings, asked)
+    if session.get_providers() != ["CPUExecutionProvider"]:
+        raise UsageError(asked, f"ONNX Runtime took the providers {session.get_providers()}", "report this build")
+    height, width = manifest.preprocessing.size
+    _expect(asked, "image", session.get_inputs(), "tensor(uint8)", [manifest.batch, height, width, 3])
+    _expect(asked, "logits", session.get_outputs(), "tensor(float)", [manifest.batch, len(manifest.classes)])
+    info: dict[str, Option] = {
+        "runtime": "onnxruntime",
+        "version": facts.installed() or "",
+        "device": "cpu",
+        "provider": "CPUExecutionProvider",
+        "threads": session.get_session_options().intra_op_num_threads,
+        **_read_back(session.get_session_options(), wanted),
+    }
+    return OnnxRuntimeBackend(artifact, session, wanted, info)
+
+
+class OnnxRuntimeBackend:
+    """One ONNX Runtime session; satisfies :class:`vitedge.runtimes.contract.Backend`."""
+
+    def __init__(
+        self, artifact: Artifact, session: Any, wanted: Mapping[str, Option], info: Mapping[str, Option]
+    ) -> None:
+        self.batch, self.info = artifact.manifest.batch, info
+        self._artifact, self._session, self._wanted = artifact, session, wanted
+        self._planned = [layer.name for layer in artifact.manifest.layers]
+        self._slot = _Slot(session)
+        self._free: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
+        self._workers: ThreadPoolExecutor | None = None  # asynchronous slots are made when they're first wanted
+        self._pending: dict[int, Future[NDArray[np.float32]]] = {}
+        self._tickets = itertools.count()
+
+    def infer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], Stages]:
+        """See the contract; the picture is copied once, and the logits are read where the runtime wrote them."""
+        self._slot.images[...] = images
+        start = time.perf_counter_ns()
+        self._slot.run(self._session)
+        return self._slot.logits, Stages(None, time.perf_counter_ns() - start, None)
+
+    def submit(self, images: NDArray[np.uint8]) -> int:
+        """See the contract."""
+        if self._workers is None:
+            self._workers = ThreadPoolExecutor(SLOTS, "onnxruntime")
+            for _ in range(SLOTS):
+                self._free.put(_Slot(self._session))
+        slot = self._free.get()
+        slot.images[...] = images
+        ticket = next(self._tickets)
+        self._pending[ticket] = self._workers.submit(self._work, slot)
+        return ticket
+
+    def collect(self, ticket: int) -> NDArray[np.float32]:
+        """See the contract."""
+        return self._pending.pop(ticket).result()
+
+    def _work(self, slot: _Slot) -> NDArray[np.float32]:
+        try:
+            slot.run(self._session)
+            logits: NDArray[np.float32] = slot.logits.copy()
+            return logits
+        finally:
+            self._free.put(slot)
+
+    def executed(self) -> list[Executed]:
+        """The nodes of one profiled inference; one that computes several planned layers is listed once for each.
+
+        Quantized attention is such a node: its linear multiplies integers, its two products are float32.
+        """
+        found = []
+        for event in self._profiled(np.zeros_like(self._slot.images), 1)[0]:
+            names, operator, type_ = self._facts(event)
+            found += [Executed(name, operator, type_ if i == 0 else "fp32") for i, name in enumerate(names)]
+        return found
+
+    def profile(self, images: NDArray[np.uint8], repeats: int) -> list[list[LayerTime]]:
+        """See the contract; ONNX Runtime counts whole microseconds."""
+        rounds = []
+        for events in self._profiled(images, repeats):
+            layers = []
+            for event in events:
+                names, operator, type_ = self._facts(event)
+                layers.append(LayerTime(names[0], operator, type_, int(event["dur"]) * 1000))
+            rounds.append(layers)
+        return rounds
+
+    def close(self) -> None:
+        """See the contract."""
+        if self._workers is not None:
+            self._workers.shutdown()
+        self._pending.clear()
+        self._workers = self._session = None
+
+    def _profiled(self, images: NDArray[np.uint8], repeats: int) -> list[list[dict[str, Any]]]:
+        """Kernel events of each of ``repeats`` inferences, in a session of its own with the same options."""
+        package = facts.load()
+        with tempfile.TemporaryDirectory(prefix="vitedge-") as folder:
+            settings = _settings(package, self._wanted, int(self.info["threads"]), "profile")
+            settings.enable_profiling = True
+            settings.profile_file_prefix = str(Path(folder) / "profile")
+            session = _create(package, self._artifact, settings, f"profile the artifact {self._artifact.path}")
+            slot = _Slot(session)
+            slot.images[...] = images
+            for _ in range(repeats + 1):  # the first one allocates
+                slot.run(session)
+            events = json.loads(Path(session.end_profiling()).read_text())
+        rounds: list[list[dict[str, Any]]] = [[]]
+        for event in events:
+            if event.get("cat") == "Node" and event["name"].endswith(_TIMED):
+                rounds[-1].append(event)
+            elif event["name"] == "model_run":  # written when the run is over
+                rounds.append([])
+        return rounds[1 : repeats + 1]
+
+    def _facts(self, event: Mapping[str, Any]) -> tuple[list[str], str, str]:
+        """(planned layers or the node's own name, operator, type) of a kernel event."""
+        operator = str(event["args"]["op_name"])
+        names = [self._canonical(name) for name in event["name"].removesuffix(_TIMED).split("+")]
+        if _INT8.search(operator):
+            return names, operator, "int8"
+        outputs = event["args"].get("output_type_shape") or [{}]
+        return names, operator, _ELEMENT_TYPES.get(next(iter(outputs[0]), ""), "")
+
+    def _canonical(self, name: str) -> str:
+        """The planned layer that an optimiser's name was made from: "blocks.0.mlp.fc1/MatMulAddFusion", "…_nchwc"."""
+        made_from = [
+            layer for layer in self._planned if re.match(rf"{re.escape(layer)}($|/|_token_|\.out_nchwc)", name)
+        ]
+        return max(made_from, key=len, default=name)
+
+
+class _Slot:
+    """Buffers of one inference, bound to a session's input and output once."""
+
+    def __init__(self, session: Any) -> None:
+        image, logits = session.get_inputs()[0], session.get_outputs()[0]
+        self.images: NDArray[np.uint8] = np.zeros(image.shape, np.uint8)
+        self.logits: NDArray[np.float32] = np.zeros(logits.shape, np.float32)
+        self._binding = session.io_binding()
+        self._binding.bind_input(image.name, "cpu", 0, np.uint8, image.shape, self.images.ctypes.data)
+        self._binding.bind_output(logits.name, "cpu", 0, np.float32, logits.shape, self.logits.ctypes.data)
+
+    def run(self, session: Any) -> None:
+        """Compute ``logits`` from ``images``.
+
+        Raises:
+            ResourceError, ArtifactError: memory ran out; another failure inside the runtime.
+        """
+        try:
+            session.run_with_iobinding(self._binding)
+        except Exception as error:  # onnxruntime's exceptions have no common base of their own
+            raise _explained(error, "run an inference") from error
+
+
+def _create(package: Any, artifact: Artifact, settings: Any, asked: str) -> Any:
+    try:
+        return package.InferenceSession(str(artifact.graph_path), settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no common base of their own
+        raise _explained(error, asked) from error
+
+
+def _explained(error: Exception, asked: str) -> VitedgeError:
+    reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", str(error).strip().splitlines()[0])
+    if isinstance(error, MemoryError) or re.search(r"bad_?alloc|[Ff]ailed to allocate memory", str(error)):
+        return ResourceError(asked, f"memory ran out: {reason}", "use a smaller batch, or free memory")
+    version = facts.installed()
+    return ArtifactError(asked, f"ONNX Runtime {version} refuses the graph: {reason}", COPY_AGAIN)
+
+
+def _expect(asked: str, name: str, found: Sequence[Any], type_: str, shape: list[int]) -> None:
+    """One tensor of this name, type and shape.
+
+    Raises:
+        ArtifactError: the file isn't the graph that the manifest describes.
+    """
+    tensors = [(tensor.name, tensor.type, list(tensor.shape)) for tensor in found]
+    if tensors != [(name, type_, shape)]:
+        raise ArtifactError(asked, f"expected one tensor {(name, type_, shape)}, the graph has {tensors}", COPY_AGAIN)
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+def _settings(package: Any, wanted: Mapping[str, Option], threads: int, asked: str) -> Any:
+    """SessionOptions with everything set explicitly.
+
+    Raises:
+        UsageError: an unknown option or value.
+    """
+    settings = package.SessionOptions()
+    settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
+    settings.log_severity_level = 3
+    words = {
+        "graph_optimization_level": (LEVELS, package.GraphOptimizationLevel),
+        "execution_mode": (MODES, package.ExecutionMode),
+    }
+    for key, value in wanted.items():
+        if key in words:
+            known, kind = words[key]
+            if value not in known:
+                raise UsageError(asked, f"option {key} is '{value}'", f"use {', '.join(known)}")
+            setattr(settings, key, getattr(kind, known[str(value)]))
+        elif key in SETTINGS:
+            if not isinstance(value, bool):
+                raise UsageError(asked, f"option {key} is {value!r}", "use true or false")
+            setattr(settings, key, value)
+        elif "." in key:
+            settings.add_session_config_entry(key, str(int(value)) if isinstance(value, bool) else str(value))
+        else:
+            known_keys = (*SETTINGS, *SPINNING)
+            raise UsageError(
+                asked,
+                f"ONNX Runtime has no option '{key}'{nearest(key, known_keys)}",
+                f"use {', '.join(known_keys)}, or a configuration key with its dots",
+            )
+    return settings
+
+
+SPINNING = ("session.intra_op.allow_spinning", "session.inter_op.allow_spinning")
+
+
+def _read_back(settings: Any, wanted: Mapping[str, Option]) -> dict[str, Option]:
+    """The options as the session has them."""
+    level = {value: word for word, value in LEVELS.items()}[settings.graph_optimization_level.name]
+    mode = {value: word for word, value in MODES.items()}[settings.execution_mode.name]
+    return {
+        "graph_optimization_level": level,
+        "execution_mode": mode,
+        "enable_cpu_mem_arena": bool(settings.enable_cpu_mem_arena),
+        "enable_mem_pattern": bool(settings.enable_mem_pattern),
+        **{key: _entry(settings.get_session_config_entry(key), value) for key, value in wanted.items() if "." in key},
+    }
+
+
+def _entry(text: str, like: Option) -> Option:
+    """A configuration entry, which ONNX Runtime keeps as text; "1" is what a boolean was set as."""
+    return text == "1" if isinstance(like, bool) else text
+
+
+def _available_cores() -> int:
+    """Physical cores that this process may use, at least one."""
+    cpu = processor()
+    limits = [cpu.physical_cores, cpu.allowed_cores, cpu.quota_cores]
+    return max(1, int(min((limit for limit in limits if limit is not None), default=1)))
