@@ -28,7 +28,7 @@ from vitedge.artifact import (
 )
 from vitedge.errors import ArtifactError, NotInstalledError, ResourceError, UsageError
 from vitedge.model_folder import Origin
-from vitedge.runtimes._nvidia import engine, gpu, session
+from vitedge.runtimes._nvidia import engine, session
 from vitedge.runtimes._nvidia.engine import BuildOptions
 from vitedge.runtimes.contract import Executed, OpenOptions
 from vitedge.runtimes.session import Session, open_session
@@ -91,29 +91,12 @@ def test_installed_but_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert refused.value.fix.startswith("copy the artifact to the device and open it there")
 
 
-def test_gpus_are_read_from_what_the_system_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "NVIDIA GeForce RTX 4090, 8.9, 580.65.06, 24564\nOrin (nvgpu), [N/A], 540.4.0, [N/A]\nnonsense\n"
-    assert gpu.parse_smi(text) == [
-        gpu.Gpu("NVIDIA GeForce RTX 4090", "8.9", "580.65.06", 24564),
-        gpu.Gpu("Orin (nvgpu)", "", "540.4.0", None),
-    ]
-    tree = tmp_path / "proc" / "device-tree"
-    tree.mkdir(parents=True)
-    (tree / "compatible").write_bytes(b"nvidia,p3768-0000+p3767-0005\0nvidia,tegra234\0")
-    (tree / "model").write_bytes(b"NVIDIA Jetson Orin Nano Developer Kit\0")
-    assert gpu.gpus(tmp_path) == [gpu.Gpu("NVIDIA Jetson Orin Nano Developer Kit", "8.7", "", None)]
-    (tree / "compatible").write_bytes(b"raspberrypi,5-model-b\0")
-    monkeypatch.setenv("PATH", "")
-    assert gpu.gpus(tmp_path) == []
-
-
 def test_facts_for_the_doctor() -> None:
     for runtime in ("tensorrt", "tensorrt_rtx"):
         facts = runtimes.part(runtime, "facts")
         found = facts.describe()
         assert found["version"] == facts.installed()
-        assert found["gpus"] == "no GPU" or found["gpus"][0]["name"]
-        assert not facts.runs_here("cuda:0") or found["gpus"] != "no GPU"
+        assert facts.runs_here("cuda:0") is (found["version"] is not None and found["gpus"] != "no GPU")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +145,7 @@ def cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CudaStandI
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
     monkeypatch.setitem(sys.modules, "tensorrt", TensorRTStandIn(cuda))
     monkeypatch.setattr(engine, "installed", lambda package: "10.3.0")
-    monkeypatch.setattr(session, "gpus", lambda: [gpu.Gpu("Stand-in", "8.7", "", None)])
+    monkeypatch.setattr(session, "gpus", lambda: ["a GPU"])
     monkeypatch.setattr(isolation, "run_isolated", build)
     build.graphs.clear()
     yield cuda

@@ -24,8 +24,8 @@ from vitedge.artifact import Artifact
 from vitedge.catalogue import cache_folder
 from vitedge.errors import ArtifactError, NotInstalledError, ResourceError, UsageError, nearest
 from vitedge.files import sha256, write_atomic
+from vitedge.hardware import gpus
 from vitedge.runtimes._nvidia import engine
-from vitedge.runtimes._nvidia.gpu import gpus
 from vitedge.runtimes.contract import Executed, LayerTime, OpenOptions, Stages
 from vitedge.target import Option
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from vitedge.runtimes._nvidia import engine, gpu
+from vitedge.hardware import gpus
+from vitedge.runtimes._nvidia import engine
 
 PACKAGE = "tensorrt"
 EXTRA = engine.EXTRAS[PACKAGE]
@@ -17,9 +18,9 @@ def installed() -> str | None:
 
 def runs_here(device: str) -> bool:
     """Whether a session can be opened on this machine: the package and an NVIDIA GPU are here."""
-    return installed() is not None and bool(gpu.gpus())
+    return installed() is not None and bool(gpus())
 
 
 def describe() -> dict[str, Any]:
-    """For the doctor: version, and the GPUs or "no GPU"."""
-    return {"version": installed(), "gpus": [found._asdict() for found in gpu.gpus()] or "no GPU"}
+    """For the doctor: version, and the GPUs' names or "no GPU"."""
+    return {"version": installed(), "gpus": ", ".join(gpu.name for gpu in gpus()) or "no GPU"}
