@@ -1,0 +1,172 @@
+"""Mutated files are refused in our own words, or still are valid models with finite logits. Never anything else."""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.importing.test_import import EXPORTS, NORMALISATION, pictures, timm_folder
+from vitedge.errors import ModelError, VitedgeError
+from vitedge.graph import mappings
+from vitedge.importing import _convert, import_model
+from vitedge.isolation import ChildError, run_isolated
+
+__all__ = ["pictures"]  # a fixture
+
+CRASHED = "the child crashed, which import_model reports as a ModelError"
+
+
+def mutated(data: bytes, seed: int, *, head: int | None = None) -> bytes:
+    """Bits flipped, bytes cut, doubled, overwritten or inserted, mostly among the first ``head`` bytes."""
+    chance = random.Random(seed)
+    for _ in range(chance.choice([1, 1, 2, 8])):
+        end = len(data) if head is None or chance.random() < 0.2 else min(head, len(data))
+        first = chance.randrange(max(1, end))
+        last = min(len(data), first + chance.choice([1, 1, 4, 64]))
+        piece = data[first:last]
+        kind = chance.randrange(5)
+        if kind == 0:
+            piece = bytes(byte ^ (1 << chance.randrange(8)) for byte in piece)
+        elif kind == 1:
+            piece = b""
+        elif kind == 2:
+            piece = piece * 2
+        elif kind == 3:
+            piece = bytes(chance.choice([0, 1, 127, 128, 255]) for _ in piece)
+        elif chance.random() < 0.2:
+            piece, last = b"", len(data)
+        data = data[:first] + piece + data[last:]
+    return data
+
+
+def read_mutated(folder: Path, file: str, seed: int) -> None:
+    """Read a timm folder with one file mutated: its configuration, or a refusal with exit code 3."""
+    target = timm_folder(folder / str(seed)) / file
+    whole = target.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little") if file == "model.safetensors" else None
+    target.write_bytes(mutated(whole, seed, head=header))
+    try:
+        mappings.read_timm(target.parent)
+    except VitedgeError as error:
+        outcome = (type(error), error.exit_code, bool(error.fix))
+    else:
+        outcome = None
+    assert outcome in (None, (ModelError, 3, True))
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+@pytest.mark.parametrize("seeds", [range(start, start + 10) for start in range(0, 70, 10)], ids=str)
+def test_mutated_checkpoints(file: str, seeds: range, tmp_path: Path) -> None:
+    for seed in seeds:
+        read_mutated(tmp_path, file, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+@pytest.mark.parametrize("seeds", [range(start, start + 100) for start in range(1000, 3000, 100)], ids=str)
+def test_many_mutated_checkpoints(file: str, seeds: range, tmp_path: Path) -> None:
+    for seed in seeds:
+        read_mutated(tmp_path, file, seed)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "null",
+        "[" * 100_000,
+        '{"architecture": 3}',
+        '{"architecture": "vit_tiny_patch8_32", "pretrained_cfg": []}',
+        '{"architecture": "vit_tiny_patch8_32", "pretrained_cfg": {"input_size": [3, 1e99, 2], "mean": [0,0,0]}}',
+        '{"architecture": "' + "vit_" * 5000 + '"}',
+    ],
+)
+def test_odd_configurations(text: str, tmp_path: Path) -> None:
+    (timm_folder(tmp_path) / "config.json").write_text(text)
+    with pytest.raises(ModelError):
+        mappings.read_timm(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_args": {"act_layer": ["gelu"]}},
+        {"model_args": {"num_heads": 0}},
+        {"model_args": {"num_heads": "three"}},
+        {"model_args": {"num_heads": 7}},
+        {"model_args": {"img_size": -8}},
+        {"model_args": {"img_size": [8, 8, 8]}},
+        {"model_args": {"img_size": {"a": 1}}},
+        {"model_args": {"img_size": 1 << 40}},
+        {"label_names": {"a": "b"}},
+        {"num_classes": -1},
+    ],
+)
+def test_odd_values(changes: dict[str, object], tmp_path: Path) -> None:
+    with pytest.raises(ModelError):
+        mappings.read_timm(timm_folder(tmp_path, **changes))
+
+
+def convert_all(paths: list[Path], images: Path) -> list[str]:
+    """What becomes of each file: "valid", or the error's class. Anything that isn't a VitedgeError passes out."""
+    outcomes = []
+    for path in paths:
+        try:
+            imported = _convert(path, {**NORMALISATION, "size": (32, 48)}, images, f"import {path.name}")
+            assert imported.parity.relative <= 1e-4
+            outcomes.append("valid")
+        except VitedgeError as error:
+            outcomes.append(f"{type(error).__name__} {error.exit_code}")
+    return outcomes
+
+
+def outcomes_of(paths: list[Path], images: Path) -> list[str]:
+    """As :func:`convert_all`, in child processes; a crash is narrowed down to the file that caused it."""
+    try:
+        return run_isolated(convert_all, paths, images, timeout_s=120)
+    except ChildError as error:
+        if re.match(r"\w*(Error|Exception):", str(error)):
+            raise  # an exception that isn't ours
+        if len(paths) == 1:
+            return [CRASHED]
+        middle = len(paths) // 2
+        return outcomes_of(paths[:middle], images) + outcomes_of(paths[middle:], images)
+
+
+def mutated_graphs(seeds: range, folder: Path, images: Path) -> list[str]:
+    sources = [(EXPORTS / f"{name}.onnx").read_bytes() for name in ("dynamo-20", "legacy-17-dynamic", "hybrid-17")]
+    paths = [folder / f"{seed}.onnx" for seed in seeds]
+    for seed, path in zip(seeds, paths, strict=True):
+        path.write_bytes(mutated(sources[seed % 3], seed))
+    return outcomes_of(paths, images)
+
+
+def test_mutated_graphs(tmp_path: Path, pictures: Path) -> None:
+    found = mutated_graphs(range(60), tmp_path, pictures)
+    assert len(found) == 60 and set(found) <= {"valid", "ModelError 3", "UsageError 2", CRASHED}
+    assert found.count("ModelError 3") > 10 and found.count("valid") > 3  # the mutations are neither mild nor total
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [range(start, start + 50) for start in range(1000, 3000, 50)], ids=str)
+def test_many_mutated_graphs(seeds: range, tmp_path: Path, pictures: Path) -> None:
+    found = mutated_graphs(seeds, tmp_path, pictures)
+    assert len(found) == 50 and set(found) <= {"valid", "ModelError 3", "UsageError 2", CRASHED}
+
+
+def test_a_crash_while_reading_a_graph_is_refused(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+
+    from vitedge import importing
+
+    monkeypatch.setattr(importing, "_convert", os.abort)
+    monkeypatch.setattr(importing, "run_isolated", lambda function, *_, **options: run_isolated(function))
+    with pytest.raises(ModelError, match="killed by SIGABRT") as refusal:
+        import_model(EXPORTS / "dynamo-20.onnx", tmp_path / "model", images=pictures, preprocessing=NORMALISATION)
+    assert refusal.value.exit_code == 3 and not (tmp_path / "model").exists()
