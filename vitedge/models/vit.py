@@ -28,31 +28,34 @@ class PatchEmbedding(nn.Module):
         self.proj = nn.Conv2d(3, embed_dim, stem.patch_size, stem.patch_size)
 
     def forward(self, image: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, h·w, D]."""
         return cast(Tensor, self.proj(image)).flatten(2).transpose(1, 2)  # [B, 3, H, W] -> [B, D, h, w] -> [B, h·w, D]
 
 
 class ConvNormAct(nn.Module):
-    """One stage of the convolutional stem: 3×3 convolution, BatchNorm, GELU."""
+    """One stage of the convolutional stem: 3×3 convolution, BatchNorm (or a bias, once folded), GELU."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, *, folded: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(outputs, eps=BATCH_NORM_EPS)
+        self.conv = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=folded)
+        self.norm = nn.Identity() if folded else nn.BatchNorm2d(outputs, eps=BATCH_NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, in, H, W] -> [B, out, H/stride, W/stride]."""
         return functional.gelu(self.norm(self.conv(x)))
 
 
 class ConvEmbedding(nn.Module):
     """Early convolutions (Xiao et al., 2106.14881), then a 1×1 projection to tokens."""
 
-    def __init__(self, stem: ConvStem, embed_dim: int) -> None:
+    def __init__(self, stem: ConvStem, embed_dim: int, *, folded: bool) -> None:
         super().__init__()
-        inputs = (3, *stem.channels[:-1])
-        self.stem = nn.Sequential(*map(ConvNormAct, inputs, stem.channels, stem.strides))
+        stages = zip((3, *stem.channels[:-1]), stem.channels, stem.strides, strict=True)
+        self.stem = nn.Sequential(*(ConvNormAct(*stage, folded=folded) for stage in stages))
         self.proj = nn.Conv2d(stem.channels[-1], embed_dim, 1)
 
     def forward(self, image: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, h·w, D]."""
         x = self.proj(self.stem(image))  # [B, 3, H, W] -> [B, D, h, w]
         return cast(Tensor, x).flatten(2).transpose(1, 2)  # -> [B, h·w, D]
 
@@ -70,6 +73,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, N, D] -> [B, N, D]."""
         qkv = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [B, N, 3D] -> [3, B, heads, N, d]
         q, k, v = qkv.unbind(0)
         x = functional.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)  # scale 1/√d; [B, heads, N, d]
@@ -86,6 +90,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(config.mlp_hidden, config.embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, N, D] -> [B, N, D]."""
         return cast(Tensor, self.fc2(self.act(self.fc1(x))))  # [B, N, D] -> [B, N, hidden] -> [B, N, D]
 
 
@@ -97,6 +102,7 @@ class LayerScale(nn.Module):
         self.gamma = nn.Parameter(torch.full((dim,), 1e-5))
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, N, D] -> [B, N, D]."""
         return x * self.gamma
 
 
@@ -108,6 +114,7 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, N, D] -> [B, N, D]."""
         if not self.training or self.rate == 0.0:
             return x
         keep = 1.0 - self.rate
@@ -129,6 +136,7 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, N, D] -> [B, N, D]."""
         x = x + self.drop_path(self.ls1(self.attn(self.norm1(x))))
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
 
@@ -139,16 +147,17 @@ class VisionTransformer(nn.Module):
     Args:
         config: the architecture.
         drop_path: stochastic depth rate of the last block; it grows linearly from 0 at the first.
+        folded: take the shipped form, where a convolutional stem has biases instead of BatchNorm.
     """
 
-    def __init__(self, config: ViTConfig, *, drop_path: float = 0.0) -> None:
+    def __init__(self, config: ViTConfig, *, drop_path: float = 0.0, folded: bool = False) -> None:
         super().__init__()
         self.config = config
         dim, eps = config.embed_dim, config.layer_norm_eps
         if isinstance(config.stem, PatchStem):
             self.patch_embed: nn.Module = PatchEmbedding(config.stem, dim)
         else:
-            self.patch_embed = ConvEmbedding(config.stem, dim)
+            self.patch_embed = ConvEmbedding(config.stem, dim, folded=folded)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.class_token else None
         self.dist_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.distillation_token else None
         self.reg_token = nn.Parameter(torch.zeros(1, config.register_tokens, dim)) if config.register_tokens else None
@@ -165,7 +174,7 @@ class VisionTransformer(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Truncated normal for linear layers and tokens (σ = 0.02), He for the stem's convolutions, zero for the heads."""
+        """Truncated normal for linear layers and tokens (σ = 0.02), He for 3×3 convolutions, zero for the heads."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -212,7 +221,7 @@ class VisionTransformer(nn.Module):
 
 
 def fold_batch_norm(state: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
-    """A state dict in its shipped form: float32 arrays, each stem BatchNorm folded into its convolution's weight and bias.
+    """A state dict in its shipped form: float32 arrays, BatchNorm folded into the convolution before it.
 
     With γ, β, μ, σ² of the BatchNorm: weight' = weight · γ/√(σ²+ε) per output channel, bias' = β − μ · γ/√(σ²+ε).
     Computed in float64. Names without a BatchNorm beside them pass unchanged.

@@ -1,0 +1,112 @@
+"""The end of a run: the model folder, its record, and the picture of the curve."""
+
+from __future__ import annotations
+
+import io
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vitedge._version import __version__
+from vitedge.graph.author import author_vit
+from vitedge.hardware import processor
+from vitedge.images import ImageSet
+from vitedge.model_folder import MODEL_ONNX, MODEL_WEIGHTS, ModelRecord, Origin, class_table, write_model
+
+if TYPE_CHECKING:
+    from vitedge.models.train import Trainer
+
+
+def write_trained(
+    out: Path,
+    trainer: Trainer,
+    arrays: Mapping[str, NDArray[np.float16]],
+    images: ImageSet,
+    accuracy: dict[str, Any],
+    *,
+    command: str,
+    overwrite: bool,
+) -> Path:
+    """Write ``model.safetensors`` (the arrays), ``model.onnx`` of their float32 upcast, ``model.json`` and the log.
+
+    Raises:
+        UsageError, ResourceError: as :func:`vitedge.files.new_folder`.
+    """
+    from safetensors.numpy import save
+
+    preprocessing, options = trainer.preprocessing, trainer.options
+    graph = author_vit(
+        trainer.config,
+        {name: value.astype(np.float32) for name, value in arrays.items()},
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        rescale=preprocessing.rescale,
+        name=options.model,
+    )
+    training = {
+        "command": command,
+        "options": asdict(options),
+        "seed": options.seed,
+        "epochs": options.epochs,
+        "steps": trainer.step,
+        "best_epoch": trainer.best["epoch"],
+        "training_images": len(trainer.train_set),
+        "held_out_images": len(trainer.held_set),
+        "wall_time_s": round(trainer.elapsed_s, 1),
+        "parameters": sum(value.size for value in arrays.values()),
+        "macs": trainer.config.macs(),
+        **circumstances(trainer.device, bf16=trainer.bf16),
+    }
+    record = ModelRecord(
+        name=options.model,
+        classes=class_table(images.classes),
+        preprocessing=preprocessing,
+        origin=Origin(kind="train", source=options.model),
+        architecture=trainer.config,
+        training=training,
+        accuracy=accuracy,
+    )
+    files = {
+        MODEL_WEIGHTS: save(dict(arrays)),
+        MODEL_ONNX: graph.SerializeToString(deterministic=True),
+        **trainer.logs(),
+    }
+    return write_model(out, record, files, overwrite=overwrite, asked=trainer.asked).path
+
+
+def circumstances(device: torch.device, *, bf16: bool) -> dict[str, Any]:
+    """Where and with what a run was made."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cpu": processor().model,
+        "threads": torch.get_num_threads(),
+        "precision": "bf16 autocast" if bf16 else "fp32",
+        "versions": {"vitedge": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
+    }
+
+
+def curve(history: Sequence[dict[str, float]]) -> bytes:
+    """PNG: cross-entropy and held-out top-1 over the epochs."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    epochs = [row["epoch"] for row in history]
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(epochs, [row["train_loss"] for row in history], label="training (smoothed labels, augmented)")
+    left.plot(epochs, [row["held_out_loss"] for row in history], label="held out")
+    left.set(xlabel="epoch", ylabel="cross-entropy")
+    left.legend()
+    right.plot(epochs, [row["held_out_top1_percent"] for row in history])
+    right.set(xlabel="epoch", ylabel="held-out top-1 (%)")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # type: ignore[no-untyped-call]
+    return buffer.getvalue()
