@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 
 import pytest
@@ -25,6 +26,8 @@ def _cases() -> Iterator[tuple[Target, Candidate, int]]:
     for target in (load_target("onnxruntime"), load_target("openvino"), NULL):
         for number, candidate in enumerate(target.candidate):
             yield target, candidate, 1 if number else 3
+    if platform.machine() == "x86_64":
+        yield load_target("intel-cpu"), load_target("intel-cpu").candidates("int8")[0], 1
 
 
 CASES = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,10 @@ from onnx import helper, numpy_helper
 
 from tests.contract import artifacts
 from tests.contract.portable import relative
+from tests.graph.vits import MEAN, STD, random_arrays, tiny
 from vitedge.artifact import Artifact
 from vitedge.errors import ArtifactError, UsageError, VitedgeError
+from vitedge.graph.author import author_vit
 from vitedge.graph.surgery import linear_layers
 from vitedge.runtimes.contract import OpenOptions, Placed
 from vitedge.runtimes.openvino import facts, placement, preflight
@@ -66,7 +69,28 @@ def test_weights_have_eight_bits_where_sums_are_wide(isa: str, limit: int) -> No
     assert max(int(np.abs(weight.astype(int)).max()) for weight in weights_of(placed)) == limit
     planned = {layer.name: layer for layer in placed.layers}
     assert planned["blocks.0.attn.qkv"].precision == "int8" and planned["blocks.0.attn.scores"].precision == "fp32"
-    assert planned["patch_embed.proj"].precision == "fp32" and "x86" in planned["patch_embed.proj"].reason
+    assert planned["patch_embed.proj"].precision == "fp32"
+    assert planned["patch_embed.proj"].reason == "the form linears-int8 leaves it in float"
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="INT8 convolutions are OpenVINO's on x86 alone")
+@pytest.mark.parametrize("form", ["convs-int8", "linears-convs-int8"])
+def test_convolutions_run_in_int8_but_the_first(form: str, tmp_path: Path) -> None:
+    artifact = artifacts.make(tmp_path / "artifact", TARGET, Candidate(precision="int8", form=form))
+    planned = {layer.name: layer for layer in artifact.manifest.layers}
+    assert planned["patch_embed.stem.0.conv"].precision == "fp32" and planned["patch_embed.stem.0.conv"].reason
+    assert planned["patch_embed.proj"].precision == "int8"
+    assert planned["head"].precision == ("int8" if "linears" in form else "fp32")
+    with open_session(artifact) as session:
+        types = {node.name: node.type for node in session.executed()}
+    assert {name: types[name] for name in planned} == {name: layer.precision for name, layer in planned.items()}
+
+
+def test_a_form_that_finds_nothing_to_quantize() -> None:
+    wish = artifacts.request(TARGET, Candidate(precision="int8", form="convs-int8"))
+    graph = author_vit(tiny(), random_arrays(tiny()), mean=MEAN, std=STD)
+    with pytest.raises(UsageError, match="no layer for it to quantize"):
+        artifacts.place(dataclasses.replace(wish, graph=graph))
 
 
 def test_the_plan_counts_every_multiplication() -> None:

@@ -1,13 +1,15 @@
 """The graph as OpenVINO runs it fast: an intermediate representation (IR) of static batch.
 
-=============  ================================================================================================
-form           what it is
-=============  ================================================================================================
-float          float32 throughout
-bf16           the same graph; Linear, Conv and attention run in bfloat16 on processors that have it
-linears-int8   Q/DQ around the inputs and weights of Linear layers, the rest float32. OpenVINO reads Q/DQ as
-               FakeQuantize, and its low-precision transformations make the layers INT8
-=============  ================================================================================================
+==================  ===========================================================================================
+form                what it is
+==================  ===========================================================================================
+float               float32 throughout
+bf16                the same graph; Linear, Conv and attention run in bfloat16 on processors that have it
+linears-int8        Q/DQ around the inputs and weights of Linear layers, the rest float32. OpenVINO reads Q/DQ as
+                    FakeQuantize, and its low-precision transformations make the layers INT8
+linears-convs-int8  convolutions too, all but the first; x86 alone has INT8 kernels for them
+convs-int8          convolutions only: fastest where INT8 linears have no dot-product instruction to gain from
+==================  ===========================================================================================
 
 Processors without VNNI multiply u8 by s8 with ``vpmaddubsw``, which adds pairs in saturating 16 bits: full-range INT8
 weights were measured to be wrong by up to half the largest output there, 7-bit weights to be exact. So a target has to
@@ -34,18 +36,24 @@ from vitedge.runtimes.openvino.facts import installed, load
 from vitedge.runtimes.plan import planned_layers
 from vitedge.target import Option
 
-FORMS = ("float", "bf16", "linears-int8")
+#: Kinds of layers that each form quantizes.
+FORMS: dict[str, tuple[str, ...]] = {
+    "float": (),
+    "bf16": (),
+    "linears-int8": ("linear",),
+    "linears-convs-int8": ("linear", "conv"),
+    "convs-int8": ("conv",),
+}
 #: Instruction sets whose 8-bit products are summed in 32 bits.
 WIDE_SUMS = ("avx_vnni", "avx512_vnni", "neon", "dotprod", "i8mm")
 _MARK = "\N{SYMBOL FOR UNIT SEPARATOR}"
-CONVOLUTIONS = "a convolution; OpenVINO has INT8 kernels for them on x86 alone"
 
 
 def place(request: Request) -> Placed:
     """The IR of one candidate, with the preprocessing contract in its runtime info; equal requests, equal bytes.
 
     Raises:
-        UsageError: an unknown form.
+        UsageError: an unknown form, or one that finds nothing to quantize.
         NotInstalledError: OpenVINO isn't here; it alone writes its IR.
     """
     form = request.candidate.form
@@ -56,8 +64,14 @@ def place(request: Request) -> Placed:
             f"use one of {', '.join(FORMS)}",
         )
     graph, layers, reasons = request.graph, dict[str, QuantizedLayer](), dict[str, str]()
-    if form == "linears-int8":
+    if FORMS[form]:
         graph, layers, reasons = _quantized(request)
+        if not layers:
+            raise UsageError(
+                f"form '{form}' of target '{request.target.name}'",
+                f"the model has no layer for it to quantize: {next(iter(reasons.values()), 'no layers at all')}",
+                "use another target or precision",
+            )
     biases = {layer.bias_node.name: f"{layer.name}.bias" for layer in linear_layers(graph) if layer.bias_node}
     typed = insert_qdq(graph, layers) if layers else graph
     xml, weights = _ir(_unambiguous(pin_batch(typed, request.batch), biases), request.metadata)
@@ -88,11 +102,17 @@ def _options(form: str, device: str) -> dict[str, Option]:
 
 
 def _quantized(request: Request) -> tuple[onnx.ModelProto, dict[str, QuantizedLayer], dict[str, str]]:
-    """The improved float graph, its linears in integers, and why the other layers stay in float."""
+    """The improved float graph, the form's layers in integers, and why the other layers stay in float."""
     assert request.statistics is not None and request.recipe is not None, "a quantized form needs statistics"
     found, reasons = quantizable(request.graph)
-    names = [layer.name for layer in found if layer.linear.kind == "linear"]
-    reasons.update({layer.name: CONVOLUTIONS for layer in found if layer.linear.kind == "conv"})
+    names = []
+    for index, layer in enumerate(found):
+        if layer.linear.kind not in FORMS[request.candidate.form]:
+            reasons[layer.name] = f"the form {request.candidate.form} leaves it in float"
+        elif layer.linear.kind == "conv" and index == 0:
+            reasons[layer.name] = "it reads the picture's own bytes, and OpenVINO takes their quantization away"
+        else:
+            names.append(layer.name)
     bits: Literal[7, 8] = 8 if request.target.isa in WIDE_SUMS else 7
     scheme = Scheme(activation="uint8", symmetric=False, weight_bits=bits)
     return *quantize_layers(request.graph, request.statistics, request.recipe, scheme, names), reasons
