@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from tests.graph.vits import tiny
 from tests.runtimes.nvidia_stand_in import CudaStandIn, TensorRTStandIn, plan
 from tests.runtimes.typed_vits import request, trained_like
-from vitedge import isolation, runtimes
+from vitedge import hardware, isolation, runtimes
 from vitedge.artifact import (
     GOLDEN_INPUTS,
     GOLDEN_LOGITS,
@@ -72,6 +72,31 @@ def test_the_package_isnt_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(NotInstalledError, match=r'run: pip install "vitedge\[tensorrt\]"') as refused:
         open_session(artifact(tmp_path))
     assert refused.value.exit_code == 8
+
+
+def test_on_a_jetson_tensorrt_comes_with_jetpack(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = runtimes.part("tensorrt", "facts")
+    monkeypatch.setattr(engine, "installed", lambda package: None)
+    monkeypatch.setattr(facts, "board", lambda: hardware.Board(model="", os="", kernel="", l4t="36.4.3", jetpack="6.2"))
+    with pytest.raises(NotInstalledError, match="sudo apt install nvidia-jetpack") as refused:
+        runtimes.require("tensorrt", "open it")
+    assert "pip" not in refused.value.fix
+
+
+@pytest.mark.skipif(runtimes.installed("tensorrt_rtx") is None, reason="TensorRT-RTX isn't installed")
+def test_the_python_api_has_what_sessions_use() -> None:
+    trt = engine.load("tensorrt_rtx", "open it")
+    used = {
+        trt: "Runtime TensorIOMode LayerInformationFormat IProfiler ProfilingVerbosity MemoryPoolType BuilderFlag",
+        trt.ICudaEngine: "num_io_tensors get_tensor_name get_tensor_mode get_tensor_shape create_execution_context "
+        "create_engine_inspector",
+        trt.IExecutionContext: "set_tensor_address execute_async_v3 profiler",
+        trt.EngineInspector: "get_engine_information",
+        trt.IProfiler: "report_layer_time",
+        trt.Runtime: "deserialize_cuda_engine",
+    }
+    for holder, names in used.items():
+        assert [name for name in names.split() if not hasattr(holder, name)] == []
 
 
 def test_the_package_is_broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 A runtime is found by its folder's name, and only the module that is asked for is imported:
 
-- ``facts``: ``EXTRA`` (what to install), ``installed() -> version or None``, ``runs_here(device) -> bool`` (sessions
-  can be opened on this machine), ``describe() -> dict`` for the doctor;
+- ``facts``: ``EXTRA`` (what to install; ``not_from_pip()`` says how where pip doesn't serve), ``installed() -> version
+  or None``, ``runs_here(device) -> bool`` (sessions can be opened on this machine), ``describe() -> dict`` for the
+  doctor;
 - ``placement``: ``FORMS``, and ``place(request) -> Placed``, the graph in the form that this runtime runs fast;
 - ``preflight``: ``check(graph, target) -> list of findings`` against the oldest version that the target allows;
 - ``session``: ``open_backend(artifact, options) -> Backend`` and ``read_contract(artifact) -> dict or None``, the
@@ -52,5 +53,7 @@ def require(runtime: str, asked: str) -> str:
     facts = part(runtime, "facts")
     version = facts.installed()
     if version is None:
-        raise NotInstalledError.for_extra(asked, runtime.replace("_", "-"), facts.EXTRA)
+        missing = NotInstalledError.for_extra(asked, runtime.replace("_", "-"), facts.EXTRA)
+        otherwise = facts.not_from_pip() if hasattr(facts, "not_from_pip") else None
+        raise NotInstalledError(missing.asked, missing.true, otherwise) if otherwise else missing
     return str(version)

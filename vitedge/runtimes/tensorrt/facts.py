@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vitedge.hardware import gpus
+from vitedge.hardware import board, gpus
 from vitedge.runtimes._nvidia import engine
 
 PACKAGE = "tensorrt"
@@ -14,6 +14,13 @@ EXTRA = engine.EXTRAS[PACKAGE]
 def installed() -> str | None:
     """Version of the installed package, or None."""
     return engine.installed(PACKAGE)
+
+
+def not_from_pip() -> str | None:
+    """On a Jetson TensorRT comes with JetPack and is no wheel: how to get at it; None elsewhere."""
+    if board().l4t is None:
+        return None
+    return "run: sudo apt install nvidia-jetpack && python3 -m venv --system-site-packages .venv"
 
 
 def runs_here(device: str) -> bool:
