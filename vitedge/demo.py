@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from vitedge import embedded, exporting, pipeline, runtimes
-from vitedge.accuracy.classify import Classified
 from vitedge.artifact import Artifact
 from vitedge.errors import NotInstalledError
 from vitedge.files import new_folder
 from vitedge.harness.bench import Wish
 from vitedge.model_folder import Model
 from vitedge.progress import Progress, silent
+from vitedge.reporting.gallery import Answer, Shown
+from vitedge.reporting.html import render
 from vitedge.result import RESULT_JSON, Check, Referee, Result, Row, Subject, combine, write_result
 from vitedge.target import load_target
 
@@ -38,9 +39,7 @@ class Demo:
 
     out: Path
     result: Result
-    pictures: dict[str, bytes] = field(default_factory=dict)  # the classified pictures, encoded
-    classified: list[Classified] = field(default_factory=list)  # by the artifact that the demo recommends first
-    classified_by: str = ""
+    shown: list[Shown]  # pictures that nothing was chosen by, and every artifact's answer
 
 
 def demo(
@@ -90,12 +89,13 @@ def demo(
         judged = pipeline.evaluate(running, "held-out", progress=progress)
         result = _together(combine(measured, judged), list(rows.values()))
         write_result(result, folder / RESULT_JSON)
-        found = Demo(out, result)
         say("classify pictures that nothing was chosen by")
-        _classify(found, result, running)
+        shown = _classified(running)
         say("draw the report")
-        _report(found, folder / REPORT_HTML)
-    return found
+        (folder / REPORT_HTML).write_text(
+            render([result], shown=shown, images=embedded.pictures("held-out")), encoding="utf-8"
+        )
+    return Demo(out, result, shown)
 
 
 def _absent(model: Model, target: str, precision: str, error: NotInstalledError) -> Row:
@@ -155,34 +155,21 @@ def _together(measured: Result, verified: list[Row]) -> Result:
     return replace(measured, rows=tuple(rows))
 
 
-def _classify(found: Demo, result: Result, running: list[Artifact]) -> None:
-    """A handful of display pictures, by the artifact that is recommended (the first, where none is)."""
-    from vitedge.reporting.decision import decide
-    from vitedge.reporting.rows import lines
-
-    choices = [decision.choice for decision in decide(lines([result])) if decision.choice is not None]
-    chosen = choices[0].row.subject.digest if choices else running[0].digest
-    artifact = next(artifact for artifact in running if artifact.digest == chosen)
+def _classified(running: list[Artifact]) -> list[Shown]:
+    """A handful of display pictures of different classes, and what each artifact says to them."""
     images = embedded.pictures("display")
-    picked: list[int] = []
-    seen: set[str | None] = set()
+    picked: dict[str | None, int] = {}
     for index in images.order(1):
-        if images.records[index].folder not in seen and len(picked) < SHOWN:
-            seen.add(images.records[index].folder)
-            picked.append(index)
-    shown = images.subset(sorted(picked))
-    with pipeline.open(artifact) as session:
-        from vitedge.accuracy.classify import classify
-
-        found.classified = list(classify(session, shown, top_k=3))
-    found.classified_by = artifact.manifest.name
-    found.pictures = {record.name: shown.read_bytes(index) for index, record in enumerate(shown.records)}
-
-
-def _report(found: Demo, path: Path) -> None:
-    from vitedge.reporting.html import render
-
-    path.write_text(
-        render([found.result], pictures=found.pictures, classified=found.classified, classified_by=found.classified_by),
-        encoding="utf-8",
-    )
+        picked.setdefault(images.records[index].folder, index)
+    chosen = images.subset(sorted(list(picked.values())[:SHOWN]))
+    answers: list[list[Answer]] = [[] for _ in range(len(chosen))]
+    for artifact in running:
+        by = f"{artifact.manifest.target.name} {artifact.manifest.precision}"
+        with pipeline.open(artifact) as session:
+            for index, record in enumerate(chosen.records):
+                best = session.classify(chosen.read(index), top_k=1)[0]
+                answers[index].append(Answer(by, best.label, best.probability, best.label == record.folder))
+    return [
+        Shown(record.name, chosen.read_bytes(index), record.folder, tuple(answers[index]))
+        for index, record in enumerate(chosen.records)
+    ]

@@ -32,7 +32,7 @@ def demo(
     from vitedge.demo import demo as run
     from vitedge.progress import bars
     from vitedge.reporting import terminal
-    from vitedge.reporting.summary import show_demo
+    from vitedge.reporting.summary import show_summary
 
     def say(words: str) -> None:
         if not quiet:
@@ -40,4 +40,4 @@ def demo(
 
     with bars(quiet=quiet) as progress:
         found = run(out, overwrite=overwrite, duration_s=duration, progress=progress, say=say)
-    terminal.emit(found.result, json, lambda _: show_demo(found))
+    terminal.emit(found.result, json, lambda result: show_summary(result, found.shown, found.out))

@@ -1,0 +1,124 @@
+"""The demo's one table, its recommendation, and the pictures it classified."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitedge.reporting import rows, terminal
+from vitedge.reporting.decision import decide
+from vitedge.reporting.gallery import Shown
+from vitedge.reporting.rows import Line, milliseconds, percent, points
+from vitedge.reporting.terminal import BAD, GOOD, LOUD, QUIET, mark, megabytes, table, text
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.text import Text
+
+    from vitedge.result import Result
+
+
+def show_summary(result: Result, shown: Sequence[Shown], out: Path) -> None:
+    """Everything that ran and what to make of it.
+
+    Args:
+        result: rows with latency, accuracy, checks, notes and referees, as far as there are any.
+        shown: classified pictures.
+        out: the folder that holds the report, for the last line.
+    """
+    from rich.console import Group
+
+    found = rows.lines([result])
+    decisions = decide(found)
+    parts: list[RenderableType | None] = [_table(found), _notes(found)]
+    for decision in decisions:
+        told = [text(decision.headline, LOUD), *(text(f"  {reason}") for reason in decision.reasons)]
+        told += [text(f"  {caveat}", QUIET) for caveat in decision.caveats]
+        parts.append(Group(*told))
+    parts.append(_pictures(shown))
+    parts.append(text(f"Open {out / 'report.html'} for the report; the artifacts lie in {out / 'artifacts'}."))
+    terminal.show(*parts)
+
+
+def _table(lines: Sequence[Line]) -> RenderableType:
+    data = next((line.result.data for line in lines if line.images and line.result.data is not None), None)
+    images = max((line.images for line in lines), default=0)
+    title = None if data is None else f"Latency at batch 1, accuracy on {images} held-out pictures"
+    return table(
+        ["artifact", ">MB", ">p50 ms", ">p95 ms", ">× fp32", ">top-1 %", ">lost pts", ">agrees %", "!int8", "verified"],
+        [
+            (
+                line.label,
+                megabytes(line.row.subject.bytes) if line.row.subject.bytes else rows.UNKNOWN,
+                milliseconds(line.p50_ms),
+                milliseconds(line.p95_ms),
+                _speedup(line, lines),
+                percent(line.top1),
+                points(line.drop_pts),
+                rows.UNKNOWN if line.paired is None else percent(line.paired.agreement),
+                _int8(line),
+                _verified(line),
+            )
+            for line in lines
+        ],
+        title,
+    )
+
+
+def _speedup(line: Line, lines: Sequence[Line]) -> str:
+    """How many times as fast as the float32 row of the same target, by the median."""
+    for other in lines:
+        same = other.row.subject.target == line.row.subject.target and other.row.subject.precision == "fp32"
+        if same and other.p50_ms and line.p50_ms:
+            return f"{other.p50_ms / line.p50_ms:.2f}"
+    return rows.UNKNOWN
+
+
+def _int8(line: Line) -> str:
+    """Share of the multiply-accumulates in int8: executed, or planned where nothing could be executed."""
+    executed, planned = line.row.precision_executed, line.row.subject.precision_planned
+    if executed is not None:
+        return f"{executed.get('int8', 0.0):.0%}".replace("%", " %")
+    return f"{planned['int8']:.0%} planned".replace("%", " %") if planned.get("int8") else rows.UNKNOWN
+
+
+def _verified(line: Line) -> Text:
+    checks = line.row.checks
+    if not checks:
+        return mark(None)
+    passed, failed = (sum(check.ok is wanted for check in checks) for wanted in (True, False))
+    words = f"{passed} of {len(checks)} checks" + (", rest on the device" if passed + failed < len(checks) else "")
+    return text(words, BAD if failed else GOOD)
+
+
+def _notes(lines: Sequence[Line]) -> RenderableType | None:
+    """One line a note; rows that share a note share its line."""
+    together: dict[str, list[str]] = {}
+    for line in lines:
+        for note in line.notes:
+            together.setdefault(note, []).append(line.label)
+    return table(["note", "on"], [(note, ", ".join(on)) for note, on in together.items()]) if together else None
+
+
+def _pictures(shown: Sequence[Shown]) -> RenderableType | None:
+    if not shown:
+        return None
+    by = [answer.by for answer in shown[0].answers]
+    return table(
+        ["picture", *by],
+        [
+            (
+                one.name,
+                *(
+                    text(
+                        f"{answer.label} {percent(answer.probability, 0)} %",
+                        GOOD if answer.right else BAD if answer.right is False else "",
+                    )
+                    for answer in one.answers
+                ),
+            )
+            for one in shown
+        ],
+        "Test pictures that nothing was chosen by",
+    )
