@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,12 @@ def demo(
         NotInstalledError: the packages that write graphs and reports (extra ``demo``) aren't installed.
         ResourceError: disk, memory, permission.
     """
-    with new_folder(out, overwrite=overwrite, asked=f"run the demo into {out}", last=REPORT_HTML) as folder:
+    asked = f"run the demo into {out}"
+    exporting.require_host(asked)
+    for package in ("jinja2", "matplotlib"):  # now, not after two minutes
+        if importlib.util.find_spec(package) is None:
+            raise NotInstalledError.for_extra(asked, package, "demo")
+    with new_folder(out, overwrite=overwrite, asked=asked, last=REPORT_HTML) as folder:
         say("import the embedded model")
         model = pipeline.import_model("embedded", out=folder / "model")
         artifacts: dict[tuple[str, str], Artifact] = {}
@@ -76,8 +82,6 @@ def demo(
                     model, target, precision, folder / "artifacts" / f"{target}-{precision}", progress=progress
                 )
             except NotInstalledError as error:
-                if error.fix.endswith('[host]"'):
-                    raise
                 rows[target, precision] = _absent(model, target, precision, error)
                 continue
             artifacts[target, precision] = artifact

@@ -5,6 +5,7 @@ Nothing is written before everything has been checked, and nothing that was aske
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 import tempfile
 from collections.abc import Iterator
@@ -159,13 +160,20 @@ def summary(artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def _require_writers(plan: Plan) -> None:
-    """The packages that write graphs: the ``host`` extra, and the runtime where its files are its own format."""
-    import importlib.util
+def require_host(asked: str) -> None:
+    """Demand the packages that read and write graphs.
 
+    Raises:
+        NotInstalledError: one of them is missing; the extra ``host`` brings all.
+    """
     for package in ("onnx", "onnxruntime", "safetensors"):
         if importlib.util.find_spec(package) is None:
-            raise NotInstalledError.for_extra(plan.asked, package, "host")
+            raise NotInstalledError.for_extra(asked, package, "host")
+
+
+def _require_writers(plan: Plan) -> None:
+    """The ``host`` extra, and the runtime where its files are its own format."""
+    require_host(plan.asked)
     if plan.target.runtime == "openvino":  # the intermediate representation is written by OpenVINO itself
         runtimes.require("openvino", plan.asked)
 
