@@ -1,0 +1,55 @@
+"""``vitedge report``."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Format(str, Enum):
+    """What a report is written as."""
+
+    html = "html"
+    md = "md"
+    csv = "csv"
+
+
+def report(
+    source: Annotated[list[Path], typer.Argument(help="Results: files, or folders of them; several are merged.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The file to write [report.html]. Markdown and CSV go to stdout without it."),
+    ] = None,
+    format: Annotated[Format | None, typer.Option("--format", "-f", help="As what; else by the name of --out.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="The labelled images that eval was given: shows those whose answers differ."),
+    ] = None,
+    json: Annotated[
+        str | None, typer.Option("--json", help="Write the rows as JSON to a file, or to stdout with -.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+) -> None:
+    """Say which artifact to deploy and why, with every number behind it: one HTML file, Markdown, or CSV.
+
+    Results of several runs and machines become one report; rows measured under different rules aren't ranked together.
+
+    **Examples**
+
+    `vitedge report result.json --out report.html`
+
+    `vitedge report results/ --format md >> README.md`
+    """
+    from vitedge.reporting import delivery
+
+    delivery.report(
+        source,
+        out=out,
+        format=format.value if format else None,
+        data=data,
+        json=json,
+        overwrite=overwrite,
+    )

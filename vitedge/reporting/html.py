@@ -1,0 +1,249 @@
+"""One HTML file: the decision, every number behind it, and the raw data. It asks nothing of any other file or host."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from vitedge.accuracy.statistics import CONFIDENCE
+from vitedge.errors import NotInstalledError, printable
+from vitedge.images import ImageSet
+from vitedge.reporting import gallery, plots, rows
+from vitedge.reporting.decision import decide, drop
+from vitedge.reporting.gallery import Shown
+from vitedge.reporting.rows import Line
+from vitedge.result import METHOD, Result, encode_result
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from markupsafe import Markup
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+MOST_BYTES = 5_000_000
+PLAIN_JSON_BYTES = 1_000_000  # more is embedded compressed
+STAGES = (
+    ("prepare a picture", "preprocess_ns"),
+    ("transfer in", "transfer_in_ns"),
+    ("compute", "compute_ns"),
+    ("transfer out", "transfer_out_ns"),
+    ("read the answer", "postprocess_ns"),
+)
+
+
+def render(results: Sequence[Result], *, shown: Sequence[Shown] = (), images: ImageSet | None = None) -> str:
+    """The report as the text of one HTML file of less than :data:`MOST_BYTES` in UTF-8.
+
+    Args:
+        results: what :func:`vitedge.reporting.rows.read` gives.
+        shown: sample pictures with their answers.
+        images: the pictures that accuracy was measured on, to show those on which answers differ.
+
+    Raises:
+        NotInstalledError: jinja2 or matplotlib is missing.
+        UsageError: ``images`` aren't the ones that accuracy was measured on.
+    """
+    lines = rows.lines(results)
+    if images is not None:
+        gallery.check_images(images, lines)
+    environment = _environment()
+    stages = [(line, _stages(line)) for line in lines if line.row.latency is not None]
+    floors = sorted(line.floor_ms for line in lines if line.floor_ms is not None)
+    page: dict[str, Any] = {
+        "decisions": decide(lines),
+        "lines": lines,
+        "results": results,
+        "title": _title(lines),
+        "created": max((result.created for result in results), default=""),
+        "longest_ms": max((line.p95_ms or line.p50_ms or 0.0 for line in lines), default=0.0),
+        "pictures": _pictures(lines),
+        "stages": stages,
+        "separated": [name for name, _ in STAGES if any(medians[name] is not None for _, medians in stages)],
+        "flips": [(line, _embedded(gallery.flips(line, images))) for line in _detailed(lines)],
+        "shown": _embedded(shown),
+        "circumstances": _circumstances(results),
+        "confidence": round(100 * CONFIDENCE),
+        "method": METHOD,
+        "floors": [floors[0], floors[-1]] if floors else [],
+    }
+    template = environment.get_template("report.html")
+    page["css"] = _trusted((TEMPLATES / "report.css").read_text())
+    page["script"] = _trusted((TEMPLATES / "report.js").read_text())
+    digest = hashlib.sha256(str(page["script"]).encode()).digest()
+    page["script_digest"] = base64.b64encode(digest).decode()
+    made = ""
+    for raw in _raw(results):
+        made = str(template.render(page, raw=raw))
+        if len(made.encode()) < MOST_BYTES:
+            break
+    return made
+
+
+def _environment() -> Any:
+    try:
+        import jinja2
+    except ModuleNotFoundError as error:
+        raise NotInstalledError.for_extra("write the report", "jinja2", "report") from error
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
+    )
+    environment.filters.update(
+        ms=rows.milliseconds,
+        percent=rows.percent,
+        points=rows.points,
+        rate=rows.rate,
+        shares=rows.shares,
+        drop=drop,
+        series=plots.series,
+        place=rows.place,
+    )
+    return environment
+
+
+def _trusted(text: str) -> Markup:
+    """Text of our own that goes into the page as it is."""
+    from markupsafe import Markup
+
+    return Markup(text)
+
+
+def _title(lines: Sequence[Line]) -> str:
+    """The models' name: what the artifacts' names have in common before target and precision."""
+    names = []
+    for line in lines:
+        about = line.row.subject
+        names.append(about.name.removesuffix(f"-{about.target}-{about.precision}"))
+    return ", ".join(dict.fromkeys(names)) or "nothing"
+
+
+def _pictures(lines: Sequence[Line]) -> list[tuple[str, str, Markup]]:
+    """(title, what to see, SVG) of every picture that the data allows."""
+    found: list[tuple[str, str, str | None]] = []
+    for decision in decide(lines):
+        where = f", {decision.place}" if len({line.place for line in lines}) > 1 else ""
+        group = decision.lines
+        found += [
+            (
+                f"Accuracy against latency{where}",
+                "Up and left is better. The dashed line is the Pareto front: nothing is both faster and more accurate. "
+                "Bars are 95 % intervals; hollow marks aren't ranked.",
+                plots.tradeoff(group, f"Accuracy against latency{where}"),
+            ),
+            (
+                f"How latency is distributed{where}",
+                "The share of inferences that took at most so long. A steep curve is a steady artifact.",
+                plots.distributions(group, f"Distribution of latency{where}"),
+            ),
+            (
+                f"Latency during the run{where}",
+                "The median of every block, in the order they were run. Level is good; a slope is heat or a neighbour.",
+                plots.over_time(group, f"Latency during the run{where}"),
+            ),
+        ]
+    found.append(
+        (
+            "Does a probability mean what it says?",
+            "Reliability: on the dotted line, answers given with 80 % confidence are right 80 % of the time.",
+            plots.reliability(lines, "Reliability of the probabilities"),
+        )
+    )
+    for line in _detailed(lines):
+        found += [
+            (
+                f"Top-1 by class: {line.letter}, {line.label}",
+                "Where an artifact loses, it seldom loses evenly.",
+                plots.classes(line, f"Top-1 by class, {line.label}"),
+            ),
+            (
+                f"What is taken for what: {line.letter}, {line.label}",
+                "Images of each true class (down) by the answer (across). Wrong ones are drawn four times as strong.",
+                plots.confusions(line, f"Confusion matrix, {line.label}"),
+            ),
+        ]
+    return [(title, note, _trusted(svg)) for title, note, svg in found if svg is not None]
+
+
+def _detailed(lines: Sequence[Line]) -> list[Line]:
+    """The rows whose accuracy is shown class by class: the choice of each decision, or the first with a reference."""
+    found = []
+    for decision in decide(lines):
+        compared = [line for line in decision.lines if line.paired is not None]
+        quantized = [line for line in compared if line.row.subject.precision != "fp32"]
+        candidates = [decision.choice] if decision.choice in quantized else quantized or compared
+        found += [line for line in candidates[:1] if line is not None]
+    return found
+
+
+def _stages(line: Line) -> dict[str, float | None]:
+    """Medians in milliseconds, None where a stage wasn't separated."""
+    assert line.row.latency is not None
+    samples = line.row.latency.samples
+    return {
+        name: median(column) / 1e6 if (column := getattr(samples, attribute)) else None for name, attribute in STAGES
+    }
+
+
+def _embedded(shown: Sequence[Shown]) -> list[tuple[Shown, str | None]]:
+    """Each picture with its data URI."""
+    return [(one, gallery.data_uri(one.picture, one.name) if one.picture else None) for one in shown]
+
+
+def _circumstances(results: Sequence[Result]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(machine, facts) of every result."""
+    found = []
+    for result in results:
+        where = result.circumstances
+        processor, board = where.processor, where.board
+        facts: list[tuple[str, object]] = [
+            ("board", board.model),
+            ("processor", processor.model),
+            ("architecture", processor.architecture),
+            ("instructions", None if processor.isa is None else " ".join(processor.isa)),
+            ("cores", _cores(result)),
+            ("governor", processor.governor),
+            ("highest clock", processor.max_mhz and f"{processor.max_mhz} MHz"),
+            ("memory", where.memory_mb and f"{where.memory_mb:,} MiB"),
+            *(("NVIDIA GPU", f"{gpu.name}, compute capability {gpu.compute_capability}") for gpu in where.gpus),
+            ("system", board.os),
+            ("kernel", board.kernel),
+            *([("JetPack", f"{board.jetpack} (L4T {board.l4t})")] if board.l4t else []),
+            ("virtual machine", None if where.virtual is None else "yes" if where.virtual else "no"),
+            ("power", where.power_source),
+            *where.versions.items(),
+            ("measured", result.created),
+        ]
+        found.append((rows.place(where), [(name, str(value or "unknown")) for name, value in facts]))
+    return found
+
+
+def _cores(result: Result) -> str | None:
+    processor = result.circumstances.processor
+    if processor.logical_cores is None:
+        return None
+    text = f"{processor.physical_cores or 'unknown'} physical, {processor.logical_cores} logical"
+    if processor.allowed_cores not in (None, processor.logical_cores):
+        text += f", {processor.allowed_cores} allowed"
+    return text if processor.quota_cores is None else f"{text}, limited to {processor.quota_cores:g}"
+
+
+def _raw(results: Sequence[Result]) -> list[Mapping[str, Any]]:
+    """Ways to embed the results, the fullest first: plain, compressed, and without raw samples."""
+    data = b"[" + b",".join(encode_result(result).strip() for result in results) + b"]"
+    packed = base64.b64encode(gzip.compress(data, mtime=0)).decode()
+    ways: list[Mapping[str, Any]] = []
+    if len(data) <= PLAIN_JSON_BYTES:
+        # "<" can't occur in JSON outside strings; written as an escape it can't end the script element either.
+        ways.append({"type": "application/json", "text": _trusted(data.decode().replace("<", "\\u003c"))})
+    ways.append({"type": "application/gzip", "text": packed})
+    ways.append({"type": "", "text": ""})
+    return ways

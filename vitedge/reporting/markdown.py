@@ -1,0 +1,79 @@
+"""The decision and the table as Markdown, for a README or an issue."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from vitedge.errors import printable
+from vitedge.reporting import rows
+from vitedge.reporting.decision import Decision, decide
+from vitedge.reporting.rows import Line, milliseconds, percent, points, rate
+from vitedge.result import Result
+
+COLUMNS = (
+    "artifact",
+    "MB",
+    "load ms",
+    "p50 ms",
+    "p95 ms",
+    "images/s",
+    "top-1 %",
+    "lost points",
+    "agrees %",
+    "verified",
+)
+_PUNCTUATION = re.compile(r"([\\`*_\[\]|~$]|^[#+-])")
+
+
+def escape(text: object) -> str:
+    """Text that Markdown, and the HTML inside it, shows as it is, on one line."""
+    plain = printable(text).replace("\n", " ").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _PUNCTUATION.sub(r"\\\1", plain)
+
+
+def render(results: Sequence[Result]) -> str:
+    """One section for each machine and set of rules: the decision, its reasons, the table, and notes."""
+    lines = rows.lines(results)
+    return "\n\n".join(_section(decision) for decision in decide(lines)) + "\n"
+
+
+def _section(decision: Decision) -> str:
+    parts = [f"**{escape(decision.headline)}** on {escape(decision.place)}"]
+    for title, entries in (("Why", decision.reasons), ("Before acting on it", decision.caveats)):
+        if entries:
+            parts.append("\n".join([f"{title}:", "", *(f"- {escape(entry)}" for entry in entries)]))
+    parts.append(table(decision))
+    notes = [(line, note) for line in decision.lines for note in line.notes]
+    if notes:
+        parts.append("\n".join(f"- {escape(line.label)}: {escape(note)}" for line, note in notes))
+    return "\n\n".join(parts)
+
+
+def table(decision: Decision) -> str:
+    """The rows of one decision; the recommended one is bold. Intervals are 95 %."""
+    head = [f"| {' | '.join(COLUMNS)} |", f"| --- |{' ---: |' * (len(COLUMNS) - 2)} :-: |"]
+    return "\n".join([*head, *(f"| {' | '.join(_cells(line, decision))} |" for line in decision.lines)])
+
+
+def _cells(line: Line, decision: Decision) -> list[str]:
+    name = escape(line.label)
+    return [
+        f"**{name}**" if line is decision.choice else name,
+        f"{line.row.subject.bytes / 1e6:.1f}",
+        milliseconds(line.load_ms),
+        milliseconds(line.p50_ms),
+        milliseconds(line.p95_ms),
+        rate(line.throughput),
+        _with_interval(percent(line.top1), line.top1_interval, scale=100, digits=1),
+        _with_interval(points(line.drop_pts), line.drop_interval, scale=1, digits=2),
+        percent(line.paired.agreement if line.paired else None),
+        {True: "✓", False: "✗", None: rows.UNKNOWN}[line.verified],
+    ]
+
+
+def _with_interval(text: str, interval: Sequence[float] | None, *, scale: float, digits: int) -> str:
+    if interval is None:
+        return text
+    low, high = (points(scale * end, digits) for end in interval)
+    return f"{text} ({low} to {high})"

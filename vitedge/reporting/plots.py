@@ -1,0 +1,363 @@
+"""Pictures as inline SVG, drawn by matplotlib.
+
+Colours are CSS variables of the page (:data:`VARIABLES` and ``--s0`` … ``--s7``), so that one picture serves light,
+dark and paper. Text stays text. Nothing from outside is parsed as mathematics or markup.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vitedge.accuracy.statistics import confusion, per_class
+from vitedge.errors import NotInstalledError, printable
+from vitedge.reporting.rows import Line
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SERIES = 8
+MARKERS = "osD^vPX*"
+VARIABLES = ("ink", "quiet", "grid", "card", "accent", "bad")
+#: Colours that matplotlib draws with, and the CSS variable that each becomes.
+_INK, _QUIET, _GRID, _CARD, _RIGHT, _WRONG = (f"#0a00{number:02x}" for number in range(6))
+_PLACEHOLDERS = dict(zip((_INK, _QUIET, _GRID, _CARD, _RIGHT, _WRONG), VARIABLES, strict=True)) | {
+    f"#0b00{number:02x}": f"s{number}" for number in range(SERIES)
+}
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 11,
+    "font.family": "sans-serif",
+    "text.color": _INK,
+    "axes.labelcolor": _QUIET,
+    "axes.edgecolor": _GRID,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.titlesize": 11,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": _GRID,
+    "ytick.color": _GRID,
+    "xtick.labelcolor": _QUIET,
+    "ytick.labelcolor": _QUIET,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.minor.size": 0,
+    "figure.facecolor": "none",
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+}
+
+
+def colour(line: Line | int) -> str:
+    """The colour of a line, or of a number, as matplotlib is told."""
+    number = line if isinstance(line, int) else _number(line.letter)
+    return f"#0b00{number % SERIES:02x}"
+
+
+def _number(letters: str) -> int:
+    found = 0
+    for letter in letters:
+        found = found * 26 + ord(letter) - ord("A") + 1
+    return found - 1
+
+
+def series(line: Line) -> int:
+    """Which of the page's series colours a line has."""
+    return _number(line.letter) % SERIES
+
+
+def _marker(line: Line) -> str:
+    return MARKERS[_number(line.letter) % len(MARKERS)]
+
+
+class _Picture:
+    """One picture while it's drawn: a figure with one axes, and its SVG afterwards."""
+
+    def __init__(self, title: str, height: float, width: float) -> None:
+        from matplotlib.figure import Figure
+
+        self.title = title
+        self.figure = Figure(figsize=(width, height), layout="constrained")
+        self.axes: Axes = self.figure.add_subplot()
+        self.svg = ""
+
+    def render(self) -> str:
+        """``<svg>`` without fixed size, with a title for readers of the screen."""
+        stream = io.StringIO()
+        self.figure.savefig(
+            stream, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None}
+        )
+        text = stream.getvalue()
+        text = text[text.index("<svg") :]
+        for element in ("metadata", "style"):  # a style sheet in here would be one of the whole page
+            text = re.sub(rf"<{element}\b.*?</{element}>\s*", "", text, count=1, flags=re.DOTALL)
+        text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', self._open, text, count=1)
+        for placeholder, name in _PLACEHOLDERS.items():
+            text = text.replace(placeholder, f"var(--{name})")
+        return re.sub(r'font-family: [^;"]*; ?|(?<=<g) id="[^"]*"', "", text)
+
+    def _open(self, match: re.Match[str]) -> str:
+        from html import escape
+
+        title = escape(printable(self.title))
+        return f'<svg role="img" aria-label="{title}" viewBox="{match[1]}"><title>{title}</title>'
+
+
+@contextlib.contextmanager
+def _picture(title: str, *, height: float = 3.4, width: float = 5.2) -> Iterator[_Picture]:
+    """Draw within; afterwards the picture's ``svg`` is there.
+
+    Raises:
+        NotInstalledError: matplotlib isn't installed.
+    """
+    try:
+        import matplotlib
+    except ModuleNotFoundError as error:
+        raise NotInstalledError.for_extra("draw the report's pictures", "matplotlib", "report") from error
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": title}):
+        picture = _Picture(title, height, width)
+        yield picture
+        picture.svg = picture.render()
+
+
+def _label(axes: Axes, x: float, y: float, text: str, color: str, **more: Any) -> None:
+    axes.annotate(
+        printable(text),
+        (x, y),
+        textcoords="offset points",
+        color=color,
+        **{"xytext": (7, 5), "fontweight": "bold", **more},
+    )
+
+
+# --- accuracy against latency ----------------------------------------------------------------------------------------
+
+
+def front(lines: Sequence[Line]) -> list[Line]:
+    """The Pareto front among valid rows: no other is both faster and more accurate. From the fastest on."""
+    points = [line for line in lines if line.cost_ms is not None and line.top1 is not None and line.verdict.valid]
+    found: list[Line] = []
+    for line in sorted(points, key=lambda line: (line.cost_ms or 0.0, -(line.top1 or 0.0))):
+        if not found or (line.top1 or 0.0) > (found[-1].top1 or 0.0):
+            found.append(line)
+    return found
+
+
+def tradeoff(lines: Sequence[Line], title: str) -> str | None:
+    """Top-1 over latency, 95 % intervals of top-1, and the Pareto front; hollow where a row isn't valid."""
+    points = [line for line in lines if line.cost_ms is not None and line.top1 is not None]
+    if len(points) < 2:
+        return None
+    with _picture(title) as picture:
+        axes = picture.axes
+        best = front(points)
+        if len(best) > 1:
+            axes.plot(
+                [line.cost_ms or 0.0 for line in best],
+                [100 * (line.top1 or 0.0) for line in best],
+                color=_QUIET,
+                linewidth=1.2,
+                linestyle=(0, (4, 3)),
+                drawstyle="steps-post",
+                zorder=1,
+            )
+        for line in points:
+            x, y = line.cost_ms or 0.0, 100 * (line.top1 or 0.0)
+            if line.top1_interval is not None:
+                low, high = (100 * end for end in line.top1_interval)
+                axes.plot([x, x], [low, high], color=colour(line), linewidth=1, alpha=0.45, zorder=2)
+            axes.plot(
+                x,
+                y,
+                marker=_marker(line),
+                markersize=8,
+                color=colour(line),
+                markerfacecolor=colour(line) if line.verdict.valid else _CARD,
+                markeredgewidth=1.6,
+                linestyle="none",
+                zorder=3,
+            )
+            _label(axes, x, y, line.letter, colour(line))
+        axes.set_xlim(left=0)
+        axes.margins(x=0.1)
+        axes.set_xlabel("milliseconds an image, median" if points[0].row.subject.batch > 1 else "latency p50, ms")
+        axes.set_ylabel("top-1, %")
+    return picture.svg
+
+
+# --- latency ---------------------------------------------------------------------------------------------------------
+
+
+def distributions(lines: Sequence[Line], title: str) -> str | None:
+    """The share of inferences that took at most so long, one curve an artifact, to the 99.5th percentile."""
+    import numpy as np
+
+    timed = [line for line in lines if line.row.latency is not None and len(line.row.latency.samples) > 1]
+    if not timed:
+        return None
+    with _picture(title) as picture:
+        axes, right = picture.axes, 0.0
+        for line in timed:
+            assert line.row.latency is not None
+            ordered = np.sort(np.asarray(line.row.latency.samples.latency_ns)) / 1e6
+            right = max(right, float(ordered[int(0.995 * (len(ordered) - 1))]))
+            # At most 300 steps a curve: every quantile that the eye can tell apart.
+            shares = np.linspace(0, 1, min(300, len(ordered)))
+            values = ordered[np.round(shares * (len(ordered) - 1)).astype(int)]
+            axes.plot(values, 100 * shares, color=colour(line), linewidth=1.8)
+            middle = float(ordered[len(ordered) // 2])
+            _label(axes, middle, 50, line.letter, colour(line), xytext=(5, -3))
+        axes.axhline(95, color=_QUIET, linewidth=0.8, linestyle=(0, (2, 3)))
+        axes.annotate("p95", (0, 95), xytext=(3, 2), textcoords="offset points", color=_QUIET, fontsize=9, va="bottom")
+        axes.set_xlim(0, 1.08 * right)
+        axes.set_ylim(0, 101)
+        axes.set_xlabel("latency, ms")
+        axes.set_ylabel("inferences, %")
+    return picture.svg
+
+
+def over_time(lines: Sequence[Line], title: str) -> str | None:
+    """The median of every block over the run, so that drift and noise are seen."""
+    from statistics import median
+
+    timed = [line for line in lines if line.row.latency is not None and len(line.row.latency.samples.blocks) > 1]
+    if not timed:
+        return None
+    with _picture(title) as picture:
+        axes, top = picture.axes, 0.0
+        for line in timed:
+            assert line.row.latency is not None
+            samples = line.row.latency.samples
+            pairs = [
+                (block.start_ns / 1e9, median(values) / 1e6)
+                for block, values in zip(samples.blocks, samples.block_latencies(), strict=True)
+                if values
+            ]
+            axes.plot(
+                [x for x, _ in pairs],
+                [y for _, y in pairs],
+                color=colour(line),
+                linewidth=1.2,
+                marker=_marker(line),
+                markersize=3,
+            )
+            if pairs:
+                _label(axes, *pairs[-1], line.letter, colour(line), xytext=(5, -3))
+                top = max(top, *(y for _, y in pairs))
+        axes.set_ylim(0, 1.15 * top)
+        axes.margins(x=0.06)
+        axes.set_xlabel("seconds since the run began")
+        axes.set_ylabel("median of a block, ms")
+    return picture.svg
+
+
+# --- accuracy --------------------------------------------------------------------------------------------------------
+
+
+def classes(line: Line, title: str) -> str | None:
+    """Top-1 of each class, the reference's beside it; None with more than 40 classes."""
+    data, accuracy = line.result.data, line.row.accuracy
+    if data is None or accuracy is None or not 1 < len(data.classes) <= 40:
+        return None
+    found = per_class(accuracy, data)
+    before = per_class(line.reference.accuracy, data) if line.reference and line.reference.accuracy else None
+    order = sorted(range(len(found)), key=lambda index: found[index][0] / max(1, found[index][1]))
+    with _picture(title, height=1.0 + 0.24 * len(order)) as picture:
+        axes = picture.axes
+        for y, index in enumerate(order):
+            share = 100 * found[index][0] / max(1, found[index][1])
+            if before is not None:
+                other = 100 * before[index][0] / max(1, before[index][1])
+                axes.plot([other, share], [y, y], color=_QUIET, linewidth=1.2, zorder=1)
+                axes.plot(other, y, "o", color=_QUIET, markerfacecolor=_CARD, markersize=6, zorder=2)
+            axes.plot(share, y, "o", color=colour(line), markersize=6, zorder=3)
+        axes.set_yticks(range(len(order)), [shortened(data.classes[index]) for index in order])
+        axes.tick_params(axis="y", labelcolor=_INK)
+        axes.margins(y=0.04)
+        axes.set_xlabel("top-1, %" + (" (hollow: float32)" if before is not None else ""))
+    return picture.svg
+
+
+def confusions(line: Line, title: str) -> str | None:
+    """The confusion matrix, true classes downwards, shares of each row; None with more than 20 classes."""
+    data, accuracy = line.result.data, line.row.accuracy
+    if data is None or accuracy is None or not 1 < len(data.classes) <= 20:
+        return None
+    counts = confusion(accuracy, data)
+    size = len(counts)
+    with _picture(title, height=1.2 + 0.28 * size) as picture:
+        axes = picture.axes
+        for row, cells in enumerate(counts):
+            total = max(1, sum(cells))
+            for column, count in enumerate(cells):
+                if not count:
+                    continue
+                strength = count / total if row == column else min(1.0, 4 * count / total)
+                shade = _RIGHT if row == column else _WRONG
+                axes.add_patch(_square(column - 0.5, row - 0.5, shade, 0.1 + 0.6 * strength))
+                if size <= 12:
+                    axes.text(column, row, str(count), ha="center", va="center", fontsize=9, color=_INK)
+        axes.set_xlim(-0.5, size - 0.5)
+        axes.set_ylim(size - 0.5, -0.5)
+        names = [shortened(name) for name in data.classes]
+        axes.set_xticks(range(size), names, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(size), names)
+        axes.grid(visible=False)
+        axes.set_xlabel("answered")
+        axes.set_ylabel("true")
+    return picture.svg
+
+
+def _square(x: float, y: float, shade: str, alpha: float) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x, y), 1, 1, facecolor=shade, alpha=alpha, linewidth=0)
+
+
+def reliability(lines: Sequence[Line], title: str) -> str | None:
+    """Accuracy over confidence in equal-width bins; on the diagonal a probability means what it says."""
+    shown = [line for line in lines if line.row.accuracy is not None and line.row.accuracy.calibrated is not None]
+    if not shown:
+        return None
+    with _picture(title) as picture:
+        axes = picture.axes
+        axes.plot([0, 100], [0, 100], color=_QUIET, linewidth=1, linestyle=(0, (2, 3)))
+        for line in shown:
+            assert line.row.accuracy is not None and line.row.accuracy.calibrated is not None
+            bins = line.row.accuracy.calibrated
+            points = [
+                (100 * confidence / count, 100 * correct / count)
+                for count, correct, confidence in zip(bins.count, bins.correct, bins.confidence_sum, strict=True)
+                if count >= 5
+            ]
+            axes.plot(
+                [x for x, _ in points],
+                [y for _, y in points],
+                color=colour(line),
+                marker=_marker(line),
+                markersize=4,
+                linewidth=1.4,
+            )
+            if points:
+                _label(axes, *points[-1], line.letter, colour(line), xytext=(4, -10))
+        axes.set_xlim(0, 102)
+        axes.set_ylim(0, 102)
+        axes.set_xlabel("confidence of the answer, %")
+        axes.set_ylabel("correct, %")
+    return picture.svg
+
+
+def shortened(name: str, most: int = 18) -> str:
+    """A printable name of at most ``most`` characters."""
+    clean = printable(name).replace("\n", " ")
+    return clean if len(clean) <= most else f"{clean[: most - 1]}…"

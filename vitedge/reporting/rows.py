@@ -1,0 +1,298 @@
+"""From results to lines: everything that tables and pictures show of one artifact, computed once from raw samples.
+
+Percentiles, intervals and verdicts come from :mod:`vitedge.result`, :mod:`vitedge.accuracy.statistics` and
+:mod:`vitedge.harness.validity`; here they're only brought together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from vitedge.accuracy.evaluate import reference_row
+from vitedge.accuracy.statistics import Interval, Paired, calibration_error, compare, top_k, wilson
+from vitedge.errors import ArtifactError, UsageError
+from vitedge.harness.validity import Verdict, judge
+from vitedge.result import RESULT_JSON, Circumstances, Result, Row, Rules, combine, decode_result, read_result
+
+UNKNOWN = "–"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One artifact on one machine."""
+
+    letter: str  # a short name, the same in every table and picture
+    row: Row
+    result: Result
+    reference: Row | None  # what its accuracy is compared with; None for the reference itself, or without accuracy
+
+    @property
+    def label(self) -> str:
+        """Target and precision."""
+        return f"{self.row.subject.target} {self.row.subject.precision}"
+
+    @property
+    def place(self) -> str:
+        """The machine in a few words."""
+        return place(self.result.circumstances)
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """What stands against this row."""
+        return judge(self.row)
+
+    @property
+    def rules(self) -> Rules | None:
+        """How the latency was measured; None when it wasn't."""
+        return self.row.latency.rules if self.row.latency else None
+
+    @property
+    def load_ms(self) -> float | None:
+        """Opening the artifact in its runtime."""
+        return self.row.latency.load_ns / 1e6 if self.row.latency else None
+
+    @property
+    def first_ms(self) -> float | None:
+        """The first inference."""
+        return self.row.latency.first_ns / 1e6 if self.row.latency else None
+
+    @cached_property
+    def p50_ms(self) -> float | None:
+        """Median latency of one batch; None where the sample doesn't support it."""
+        return self._percentile_ms(50)
+
+    @cached_property
+    def p95_ms(self) -> float | None:
+        """95th percentile of the latency of one batch; None where the sample doesn't support it."""
+        return self._percentile_ms(95)
+
+    def _percentile_ms(self, percent: float) -> float | None:
+        found = self.row.latency.samples.percentile_ns(percent) if self.row.latency else None
+        return None if found is None else found / 1e6
+
+    @cached_property
+    def floor_ms(self) -> float | None:
+        """The harness's own median: the null runtime through the same code."""
+        floor = self.row.latency.floor if self.row.latency else None
+        found = floor.percentile_ns(50) if floor else None
+        return None if found is None else found / 1e6
+
+    @property
+    def throughput(self) -> float | None:
+        """Images a second."""
+        return self.row.latency.samples.throughput(self.row.subject.batch) if self.row.latency else None
+
+    @cached_property
+    def cost_ms(self) -> float | None:
+        """Milliseconds an image, by which artifacts are ranked: from the median, or the throughput of ``offline``."""
+        if self.rules is not None and self.rules.scenario == "offline":
+            return 1000 / self.throughput if self.throughput else None
+        return None if self.p50_ms is None else self.p50_ms / self.row.subject.batch
+
+    @property
+    def images(self) -> int:
+        """How many images its accuracy is from."""
+        return len(self.row.accuracy.rank) if self.row.accuracy else 0
+
+    @cached_property
+    def top1(self) -> float | None:
+        """Top-1 accuracy, a share."""
+        return top_k(self.row.accuracy, 1) / self.images if self.row.accuracy and self.images else None
+
+    @cached_property
+    def top1_interval(self) -> Interval | None:
+        """Wilson's 95 % interval of the top-1 accuracy."""
+        return wilson(top_k(self.row.accuracy, 1), self.images) if self.row.accuracy and self.images else None
+
+    @cached_property
+    def top5(self) -> float | None:
+        """Top-5 accuracy, a share; None with five classes or fewer, where it says nothing."""
+        if self.row.accuracy is None or not self.images or self.result.data is None:
+            return None
+        return top_k(self.row.accuracy, 5) / self.images if len(self.result.data.classes) > 5 else None
+
+    @cached_property
+    def paired(self) -> Paired | None:
+        """Against the reference, on the same images."""
+        if self.reference is None or self.reference.accuracy is None or self.row.accuracy is None:
+            return None
+        return compare(self.reference.accuracy, self.row.accuracy)
+
+    @property
+    def drop_pts(self) -> float | None:
+        """Percentage points of top-1 lost against the reference."""
+        return None if self.paired is None else 0.0 - 100 * self.paired.difference
+
+    @property
+    def drop_interval(self) -> Interval | None:
+        """95 % interval of :attr:`drop_pts`."""
+        if self.paired is None:
+            return None
+        return Interval(0.0 - 100 * self.paired.interval.high, 0.0 - 100 * self.paired.interval.low)
+
+    @cached_property
+    def calibration_error(self) -> float | None:
+        """Expected calibration error, a share."""
+        accuracy = self.row.accuracy
+        return calibration_error(accuracy.calibrated) if accuracy and accuracy.calibrated else None
+
+    @property
+    def verified(self) -> bool | None:
+        """Whether every check that could be decided passed; None when there was none."""
+        decided = [check.ok for check in self.row.checks if check.ok is not None]
+        return all(decided) if decided else None
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader has to know before trusting the numbers."""
+        found = [self.row.note] if self.row.note else []
+        found += [f"{referee.tool}: {referee.detail}" for referee in self.row.referees]
+        found += self.verdict.reasons
+        if self.result.partial:
+            found.append("partial: the run was interrupted")
+        latency = self.row.latency
+        if latency is not None:
+            found += [] if latency.warmup.stable else ["the warm-up ended before the latency was stable"]
+            if self.p95_ms is None:
+                found.append(f"{len(latency.samples)} samples: too few for p95")
+            if latency.samples.missed:
+                found.append(f"{latency.samples.missed} of {latency.samples.arrivals} arrivals missed")
+        executed = self.row.precision_executed
+        if executed is not None and _differs(executed, self.row.subject.precision_planned):
+            found.append(f"executed as {shares(executed)}")
+        return found
+
+
+def _differs(executed: dict[str, float], planned: dict[str, float]) -> bool:
+    return any(abs(executed.get(name, 0.0) - planned.get(name, 0.0)) > 0.005 for name in {*executed, *planned})
+
+
+def place(where: Circumstances) -> str:
+    """A machine in a few words: its board, or its processor and cores."""
+    if where.board.model and where.processor.architecture == "aarch64":
+        return where.board.model
+    cores = where.processor.physical_cores
+    count = "" if cores is None else f", {cores} core{'' if cores == 1 else 's'}"
+    return f"{where.processor.model or where.board.model or 'unknown machine'}{count}"
+
+
+def shares(by_type: dict[str, float]) -> str:
+    """``93 % int8, 7 % fp32``, the largest first."""
+    ordered = sorted(by_type.items(), key=lambda item: -item[1])
+    return ", ".join(f"{share:.0%} {name}".replace("%", " %") for name, share in ordered) or UNKNOWN
+
+
+def milliseconds(value: float | None) -> str:
+    """Three digits that matter: 0.123, 1.23, 12.3, 123."""
+    if value is None:
+        return UNKNOWN
+    return f"{value:.{0 if value >= 99.95 else 1 if value >= 9.995 else 2 if value >= 0.9995 else 3}f}"
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share as a percentage without its sign: 86.2."""
+    return UNKNOWN if share is None else f"{100 * share:.{digits}f}"
+
+
+def points(value: float | None, digits: int = 2) -> str:
+    """Percentage points, with a true minus sign."""
+    return UNKNOWN if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def rate(value: float | None) -> str:
+    """Images a second."""
+    return UNKNOWN if value is None else f"{value:,.0f}" if value >= 99.5 else f"{value:.1f}"
+
+
+# --- reading and merging ---------------------------------------------------------------------------------------------
+
+
+def read(sources: Iterable[str | Path]) -> list[Result]:
+    """The results in files and folders, merged where they belong together.
+
+    A folder stands for the ``.json`` files in it and the ``result.json`` in each of its folders; what isn't a result
+    is passed over.
+
+    Raises:
+        UsageError: nothing there.
+        ArtifactError: not a result, or written by a newer version.
+    """
+    found: list[Result] = []
+    for source in map(Path, sources):
+        if not source.is_dir():
+            found.append(read_result(source))
+            continue
+        inside = [*sorted(source.glob("*.json")), *sorted(source.glob(f"*/{RESULT_JSON}"))]
+        results = [result for path in inside if (result := _read_if_result(path)) is not None]
+        if not results:
+            raise UsageError(
+                f"report on {source}", "the folder holds no result", "run: vitedge bench ARTIFACT --out result.json"
+            )
+        found += results
+    return merge(found)
+
+
+def _read_if_result(path: Path) -> Result | None:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"read the result {path}", f"{error.strerror}", "permit reading it, or move it") from error
+    if path.name != RESULT_JSON and not (b'"rows"' in data and b'"circumstances"' in data):
+        return None
+    return decode_result(data, str(path))
+
+
+def merge(results: Sequence[Result]) -> list[Result]:
+    """Join results of one machine that measured different things of the same artifacts, the oldest first.
+
+    What can't be joined without losing a measurement stays apart.
+    """
+    merged: list[Result] = []
+    for result in sorted(results, key=lambda result: result.created):
+        for number, earlier in enumerate(merged):
+            if _joinable(earlier, result):
+                merged[number] = combine(earlier, result)
+                break
+        else:
+            merged.append(result)
+    return merged
+
+
+def _joinable(first: Result, second: Result) -> bool:
+    if first.circumstances != second.circumstances or (first.data and second.data and first.data != second.data):
+        return False
+    rows = {row.subject.digest: row for row in first.rows}
+    both = [(rows[row.subject.digest], row) for row in second.rows if row.subject.digest in rows]
+    return not any((a.latency and b.latency) or (a.accuracy and b.accuracy) for a, b in both)
+
+
+def lines(results: Sequence[Result]) -> list[Line]:
+    """One line a row, lettered in their order."""
+    found: list[Line] = []
+    for result in results:
+        for row in result.rows:
+            reference = _reference(row, result, results)
+            found.append(Line(letter(len(found)), row, result, None if reference is row else reference))
+    return found
+
+
+def _reference(row: Row, result: Result, results: Sequence[Result]) -> Row | None:
+    """The float row of the same model on the same images, of this result if it has one."""
+    if row.accuracy is None:
+        return None
+    beside = [other for other in results if other is not result and other.data == result.data]
+    for candidates in (result, *beside):
+        same_model = [other for other in candidates.rows if other.subject.model_digest == row.subject.model_digest]
+        reference = reference_row(same_model)
+        if reference is not None and (reference.subject.precision == "fp32" or reference is row):
+            return reference
+    return None
+
+
+def letter(number: int) -> str:
+    """A, B, …, Z, AA, AB, …"""
+    before, last = divmod(number, 26)
+    return (letter(before - 1) if before else "") + chr(ord("A") + last)
