@@ -106,7 +106,7 @@ def _types(model: onnx.ModelProto, limits: Limits) -> Iterator[str]:
             yield f"{where}: opset {opset(model)} has no such operator"
             continue
         assert limits.operators is not None
-        data = (inputs or outputs)[0]
+        data = [*inputs, *outputs, ""][0]
         for index, (name, variable) in enumerate(zip((*node.input, *node.output), (*inputs, *outputs), strict=True)):
             if not name or name not in known:
                 continue

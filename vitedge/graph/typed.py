@@ -51,7 +51,7 @@ def type_variables(node: onnx.NodeProto, version: int) -> tuple[list[str], list[
     except Exception as error:  # onnx's own SchemaError
         raise KeyError(node.op_type) from error
     inputs, outputs = (
-        [formal[min(index, len(formal) - 1)].type_str for index in range(len(names))] if formal else []
+        [formal[min(index, len(formal) - 1)].type_str if formal else "" for index in range(len(names))]
         for formal, names in ((schema.inputs, node.input), (schema.outputs, node.output))
     )
     allowed = {entry.type_param_str: set(entry.allowed_type_strs) for entry in schema.type_constraints}

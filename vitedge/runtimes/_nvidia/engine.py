@@ -71,10 +71,12 @@ def build(package: str, graph: bytes, options: BuildOptions = BuildOptions()) ->
     asked = f"build an engine with {WORDS[package]}"
     trt = load(package, asked)
     log = logger(trt)
-    builder = trt.Builder(log)
-    if not builder:
-        raise ResourceError(asked, f"no builder: {log.text()}", "run it where the GPU is")
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    try:
+        builder = trt.Builder(log)
+    except TypeError as error:  # how the bindings say that there is no CUDA
+        raise ResourceError(asked, f"no builder: {log.text()}", "run it where the GPU is") from error
+    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # TensorRT 11 knows nothing else
+    network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, log)
     if not parser.parse(graph):
         errors = [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)] or [log.text()]

@@ -88,10 +88,11 @@ def check(graph: bytes, target: Target) -> list[str]:
     model = read(graph)
     if isinstance(model, str):
         return [model]
-    found = findings(model, TENSORRT_10_3)
-    if not found:
-        found = [*_attributes(model), *_quantization(model), *_hardware(model, target)]
-    return found
+    try:
+        found = findings(model, TENSORRT_10_3)
+        return found or [*_attributes(model), *_quantization(model), *_hardware(model, target)]
+    except ModelError as error:  # a tensor whose data doesn't fit its shape
+        return [error.true]
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -139,11 +140,7 @@ def _hardware(model: onnx.ModelProto, target: Target) -> Iterator[str]:
     sms = [target.sm] if target.sm else list(target.sms)
     if not sms:
         return
-    try:
-        kinds = {type_name(kind) for kind in element_types(model).values()}
-    except ModelError as error:
-        yield error.true
-        return
+    kinds = {type_name(kind) for kind in element_types(model).values()}
     oldest = min(sms, key=_numbers)
     for kind in sorted(kinds & _FIRST_SM.keys()):
         if _numbers(oldest) < _FIRST_SM[kind]:
