@@ -93,7 +93,8 @@ class Preprocessing(Record):
         exponentials = np.exp(wide - wide.max(axis=-1, keepdims=True))
         return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True), dtype=np.float32)
 
-    def _scaled(self, pixels: int) -> int:
+    def before_crop(self, pixels: int) -> int:
+        """Side of the resized picture from which a crop of ``pixels`` is cut: size / crop_fraction, rounded."""
         exact = pixels / self.crop_fraction
         if self.crop_rounding == "round":
             return round(exact)
@@ -101,7 +102,7 @@ class Preprocessing(Record):
 
     def _resize(self, picture: Image.Image) -> Image.Image:
         """The picture at the size from which the centre crop is cut (torchvision's rounding)."""
-        height, width = (self._scaled(pixels) for pixels in self.size)
+        height, width = (self.before_crop(pixels) for pixels in self.size)
         if self.resize == "squash":
             return self._resample(picture, width, height)
         if self.resize == "pad":

@@ -104,8 +104,8 @@ def _tell(results: Sequence[Result], out: Path) -> None:
     parts = [
         Group(
             terminal.text(f"{decision.headline}  (on {decision.place})", terminal.LOUD),
-            *(terminal.text(f"  {reason}") for reason in decision.reasons),
-            *(terminal.text(f"  {caveat}", terminal.QUIET) for caveat in decision.caveats),
+            *(terminal.indented(reason) for reason in decision.reasons),
+            *(terminal.indented(caveat, terminal.QUIET) for caveat in decision.caveats),
         )
         for decision in decide(rows.lines(results))
     ]

@@ -132,6 +132,13 @@ def show(*parts: RenderableType | None) -> None:
     sys.stdout.write("".join(f"{line if out.is_terminal else line.rstrip()}\n" for line in lines))
 
 
+def indented(value: object, style: str = "") -> RenderableType:
+    """A text two columns in, also where it's wrapped."""
+    from rich.padding import Padding
+
+    return Padding(text(value, style), (0, 0, 0, 2))
+
+
 def words(value: Any) -> str:
     """A value of any shape in words."""
     if isinstance(value, Mapping):
@@ -391,6 +398,6 @@ def _runtime_words(found: Mapping[str, Any], extra: str) -> Text:
 def show_inspection(inspection: Inspection) -> None:
     """What a file or folder is."""
     show(
-        facts(inspection.facts),
+        facts(inspection.facts.items()),
         *(table(section.columns, section.rows, title=section.title) for section in inspection.sections),
     )

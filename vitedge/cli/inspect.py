@@ -1,0 +1,30 @@
+"""``vitedge inspect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A model folder, an artifact, a result, or an ONNX file.")],
+    everything: Annotated[
+        bool, typer.Option("--all", "-a", help="Show every layer, class and file, however many.")
+    ] = False,
+    json: Annotated[str | None, typer.Option("--json", help="Write JSON to a file, or to stdout with -.")] = None,
+) -> None:
+    """Say what a file or folder is: classes, preprocessing, precision by layer, sizes, digests, origin, licence.
+
+    The digests of models and artifacts are checked on the way.
+
+    **Examples**
+
+    `vitedge inspect artifact/`
+
+    `vitedge inspect classifier.onnx --json -`
+    """
+    from vitedge.reporting import inspection, terminal
+
+    terminal.emit(inspection.inspect(path, everything=everything), json, terminal.show_inspection)

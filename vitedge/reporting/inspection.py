@@ -1,0 +1,337 @@
+"""What a file or folder is, in words: a model folder, an artifact, a result, an ONNX file."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from msgspec import to_builtins
+
+from vitedge.artifact import MANIFEST, Artifact, LayerPlan
+from vitedge.errors import ModelError, NotInstalledError, UsageError
+from vitedge.files import sha256_file
+from vitedge.isolation import ChildError, run_isolated
+from vitedge.model_folder import MODEL_JSON, ClassLabel, Model, Origin
+from vitedge.preprocessing import Preprocessing
+from vitedge.reporting import rows
+from vitedge.result import RESULT_JSON, read_result
+from vitedge.schema import Record
+
+MOST_ROWS = 24  # of a table, unless everything is asked for
+LONGEST_READ_S = 60.0
+
+
+class Section(Record):
+    """A table."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+class Inspection(Record):
+    """What was found; ``record`` is the file's own content, for programs."""
+
+    kind: str  # "model", "artifact", "result", "onnx"
+    path: str
+    facts: dict[str, str]
+    sections: tuple[Section, ...]
+    record: Any
+
+
+def inspect(path: str | Path, *, everything: bool = False) -> Inspection:
+    """Say what lies at ``path``; the digests of models and artifacts are checked on the way.
+
+    Args:
+        path: a model folder, an artifact, a result file or its folder, or an ONNX file.
+        everything: show every layer, class and file, however many.
+
+    Raises:
+        UsageError: nothing there, or nothing that vitedge knows.
+        InputError: it's damaged, or written by a newer version.
+        NotInstalledError: an ONNX file, and the package onnx isn't installed.
+    """
+    path = Path(path)
+    most = None if everything else MOST_ROWS
+    if (path / MANIFEST).is_file():
+        return _artifact(Artifact.open(path), most)
+    if (path / MODEL_JSON).is_file():
+        return _model(Model.open(path), most)
+    if (path / RESULT_JSON).is_file() or (path.is_file() and path.suffix == ".json"):
+        return _result(path)
+    if path.is_file() and path.suffix == ".onnx":
+        return _onnx(path, most)
+    true = "it's neither a model, an artifact, a result nor an ONNX file" if path.exists() else "there is no such path"
+    raise UsageError(f"inspect {path}", true, "name a folder of import or export, a result.json, or a .onnx file")
+
+
+# --- models and artifacts --------------------------------------------------------------------------------------------
+
+
+def _model(model: Model, most: int | None) -> Inspection:
+    record = model.record
+    architecture = record.architecture
+    facts = {
+        "kind": "model folder: float32, for every target",
+        "name": record.name,
+        **_origin(record.origin),
+        "licence": record.licence or "unknown",
+        "input": _input(record.preprocessing),
+        "classes": _class_count(record.classes),
+    }
+    if architecture is not None:
+        height, width = architecture.image_size
+        facts["architecture"] = (
+            f"{architecture.depth} blocks of {architecture.embed_dim} channels, {architecture.num_heads} heads, "
+            f"{architecture.tokens} tokens of a {height}×{width} picture, {architecture.stem.stride}-pixel patches"
+        )
+        facts["cost"] = f"{architecture.macs() / 1e6:,.1f} million multiply-accumulates a picture"
+    facts |= {f"training {name}": _words(value) for name, value in (record.training or {}).items()}
+    facts |= {f"accuracy {name}": _words(value) for name, value in (record.accuracy or {}).items()}
+    facts |= {"written by": f"vitedge {record.vitedge_version}", "digest": model.digest}
+    sections = (_contract(record.preprocessing), _classes(record.classes, most), _files(model.path, record.files, most))
+    return Inspection(
+        kind="model", path=str(model.path), facts=facts, sections=sections, record=to_builtins(record, str_keys=True)
+    )
+
+
+def _artifact(artifact: Artifact, most: int | None) -> Inspection:
+    manifest = artifact.manifest
+    target, calibration, recipe = manifest.target, manifest.calibration, manifest.recipe
+    facts = {
+        "kind": f"artifact for {target.name}: {target.summary}",
+        "name": manifest.name,
+        "runtime": f"{target.runtime}, {target.runtime_min} or newer, on {target.device}",
+        "precision": f"{manifest.precision} as {manifest.form}: {rows.shares(manifest.precision_obtained)} of the MACs",
+        "graph": f"{manifest.graph}, {artifact.bytes / 1e6:.2f} MB with what it refers to, batch {manifest.batch}",
+        "input": _input(manifest.preprocessing),
+        "classes": _class_count(manifest.classes),
+        **_origin(manifest.origin),
+        "licence": manifest.licence or "unknown",
+        "model digest": manifest.model_digest,
+    }
+    if recipe is not None:
+        facts["recipe"] = f"{recipe.name}: {recipe.summary}"
+    if calibration is not None:
+        skipped = f", {len(calibration.skipped)} unreadable passed over" if calibration.skipped else ""
+        facts["calibrated on"] = f"{calibration.count} images of {calibration.source}{skipped}"
+        facts["calibration digest"] = calibration.digest
+    facts |= {
+        "golden": f"{len(manifest.golden.pictures)} pictures, run by {manifest.golden.executed_by}; "
+        f"largest deviation from float32 {manifest.golden.deviation:.1e} of the largest logit",
+        "runtime options": _words(manifest.runtime_options),
+        "built with": _words(manifest.built_with),
+        **{f"accuracy {name}": _words(value) for name, value in manifest.accuracy.items()},
+        "written by": f"vitedge {manifest.vitedge_version}",
+        "digest": artifact.digest,
+    }
+    sections = (
+        _contract(manifest.preprocessing),
+        layers(manifest.layers, each=most is None),
+        _classes(manifest.classes, most),
+        _files(artifact.path, manifest.files, most),
+    )
+    record = to_builtins(manifest, str_keys=True)
+    return Inspection(kind="artifact", path=str(artifact.path), facts=facts, sections=sections, record=record)
+
+
+def contract_in_words(contract: Preprocessing) -> list[str]:
+    """What happens to a picture, step by step."""
+    height, width = contract.size
+    scaled = [contract.before_crop(side) for side in (height, width)]
+    smooth = contract.interpolation if contract.antialias else f"{contract.interpolation} without antialias"
+    resize = {
+        "shortest": f"the shortest side becomes {max(scaled)} pixels" if height == width else f"it covers {scaled}",
+        "squash": f"it becomes {scaled[0]}×{scaled[1]} pixels, whatever its shape",
+        "pad": f"it fits into {scaled[0]}×{scaled[1]} pixels, the rest is filled with {contract.fill}",
+    }[contract.resize]
+    crop = (
+        [f"cut the central {height}×{width} pixels"]
+        if contract.resize == "shortest" or scaled != [height, width]
+        else []
+    )
+    return [
+        "turn it as its EXIF says" if contract.exif_orientation else "leave EXIF's orientation aside",
+        "make it 8-bit RGB: grey is replicated, CMYK converted, alpha "
+        + {"drop": "dropped", "composite": f"composed over {contract.fill}"}[contract.alpha]
+        + ", 16 bits "
+        + {"scale": "scaled", "clip": "clipped"}[contract.sixteen_bit],
+        f"resize it ({smooth}): {resize}",
+        *crop,
+        f"in the graph: {'swap to BGR, ' if contract.channel_order == 'bgr' else ''}"
+        f"multiply by {contract.rescale:.6g}, subtract {_triple(contract.mean)}, divide by {_triple(contract.std)}",
+        {
+            "softmax": "softmax of the logits",
+            "sigmoid": "sigmoid of each logit",
+            "none": "the outputs are what they are, not probabilities",
+        }[contract.activation],
+    ]
+
+
+def layers(plan: Sequence[LayerPlan], *, each: bool = False) -> Section:
+    """The planned precision, layers of one role together (numbers become ``*``), or each of them."""
+    total = sum(layer.macs for layer in plan) or 1
+    groups: dict[tuple[str, str, str], list[LayerPlan]] = {}
+    for layer in plan:
+        name = layer.name if each else re.sub(r"\d+", "*", layer.name)
+        groups.setdefault((name, layer.precision, layer.reason), []).append(layer)
+    found = [
+        (name, str(len(members)), precision, f"{sum(layer.macs for layer in members) / total:.1%}", reason)
+        for (name, precision, reason), members in groups.items()
+    ]
+    columns = ("layer", ">count", "!precision", ">share of MACs", "why")
+    return Section(title="Precision planned", columns=columns, rows=tuple(found))
+
+
+def _origin(origin: Origin) -> dict[str, str]:
+    found = {"origin": f"{origin.kind}: {origin.source}"}
+    found |= {f"origin {name}": _words(value) for name, value in origin.details.items()}
+    if origin.parity is not None:
+        parity = origin.parity
+        found["parity"] = (
+            f"{parity.relative:.1e} of the largest logit from {parity.reference}, on {parity.images} pictures"
+        )
+    return found
+
+
+def _input(contract: Preprocessing) -> str:
+    height, width = contract.size
+    return f"uint8 RGB [batch, {height}, {width}, 3]"
+
+
+def _class_count(classes: Sequence[ClassLabel]) -> str:
+    return f"{len(classes)}: {', '.join(label.name for label in classes[:5])}{', …' if len(classes) > 5 else ''}"
+
+
+def _contract(contract: Preprocessing) -> Section:
+    steps = tuple((str(number), step) for number, step in enumerate(contract_in_words(contract), 1))
+    return Section(title="From a picture to an answer", columns=(">", "step"), rows=steps)
+
+
+def _classes(classes: Sequence[ClassLabel], most: int | None) -> Section:
+    found = [(str(label.id), label.name, label.folder or rows.UNKNOWN) for label in classes]
+    return _table("Classes", (">id", "name", "folder in data sets"), found, most)
+
+
+def _files(folder: Path, digests: Mapping[str, str], most: int | None) -> Section:
+    found = [(name, f"{(folder / name).stat().st_size:,}", digest) for name, digest in digests.items()]
+    return _table("Files", ("file", ">bytes", "SHA-256"), found, most)
+
+
+def _table(title: str, columns: tuple[str, ...], found: Sequence[tuple[str, ...]], most: int | None) -> Section:
+    shown = list(found[:most])
+    if len(shown) < len(found):
+        shown.append(("…", f"{len(found) - len(shown)} more", *("" for _ in columns[2:])))
+    return Section(title=title, columns=columns, rows=tuple(shown))
+
+
+def _triple(values: Iterable[float]) -> str:
+    return "(" + ", ".join(f"{value:.4g}" for value in values) + ")"
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_words(inner)}" for name, inner in value.items()) or "none"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_words(inner) for inner in value) or "none"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+
+def _result(path: Path) -> Inspection:
+    result = read_result(path)
+    facts = {
+        "kind": "result" + (", partial: it was interrupted" if result.partial else ""),
+        "measured": result.created,
+        "on": rows.place(result.circumstances),
+        "written by": f"vitedge {result.vitedge_version}",
+    }
+    if result.data is not None:
+        facts["images"] = f"{len(result.data.names):,} of {result.data.source}, {len(result.data.classes)} classes"
+        facts["image digest"] = result.data.digest
+    found = [
+        (
+            line.row.subject.name,
+            f"{len(line.row.latency.samples):,}" if line.row.latency else rows.UNKNOWN,
+            f"{line.images:,}" if line.images else rows.UNKNOWN,
+            str(len(line.row.checks)),
+            "; ".join(line.notes),
+        )
+        for line in rows.lines([result])
+    ]
+    columns = ("artifact", ">samples", ">images", ">checks", "notes")
+    section = Section(title="Rows", columns=columns, rows=tuple(found))
+    return Inspection(kind="result", path=str(path), facts=facts, sections=(section,), record=to_builtins(result))
+
+
+# --- ONNX ------------------------------------------------------------------------------------------------------------
+
+
+def _onnx(path: Path, most: int | None) -> Inspection:
+    import importlib.util
+
+    asked = f"inspect {path}"
+    if importlib.util.find_spec("onnx") is None:
+        raise NotInstalledError.for_extra(asked, "onnx", "host")
+    try:
+        record = run_isolated(_read_onnx, str(path), timeout_s=LONGEST_READ_S)
+    except ChildError as error:
+        raise ModelError(
+            asked, f"it can't be read: {error}", "export it again, or check it with onnx.checker"
+        ) from error
+    facts = {
+        "kind": "ONNX file",
+        "producer": record["producer"] or "unknown",
+        "IR version": str(record["ir_version"]),
+        "opsets": _words(record["opsets"]),
+        "parameters": f"{record['parameters']:,}",
+        "size": f"{path.stat().st_size / 1e6:.2f} MB",
+        "linear layers": str(record["linear_layers"]),
+        **{f"metadata {name}": value for name, value in record["metadata"].items()},
+        "digest": sha256_file(path),
+    }
+    tensors = [(side, *tensor) for side in ("inputs", "outputs") for tensor in record[side]]
+    operators = sorted(record["operators"].items(), key=lambda item: (-item[1], item[0]))
+    sections = (
+        _table("Inputs and outputs", ("", "name", "type", "shape"), [tuple(map(str, row)) for row in tensors], most),
+        _table("Operators", ("operator", ">count"), [(name, str(count)) for name, count in operators], most),
+        _table("Types of constants", ("type", ">count"), [(n, str(c)) for n, c in record["types"].items()], most),
+    )
+    return Inspection(kind="onnx", path=str(path), facts=facts, sections=sections, record=record)
+
+
+def _read_onnx(path: str) -> dict[str, Any]:
+    """In a child process, because the file may be anybody's."""
+    import math
+
+    import onnx
+
+    from vitedge.graph.preflight import type_name
+    from vitedge.graph.surgery import get_metadata, linear_layers, load, tensors
+
+    model = load(path)
+    constants = list(tensors(model))
+
+    def described(value: onnx.ValueInfoProto) -> tuple[str, str, str]:
+        tensor = value.type.tensor_type
+        shape = [dim.dim_param or (dim.dim_value if dim.HasField("dim_value") else "?") for dim in tensor.shape.dim]
+        return value.name, type_name(tensor.elem_type), f"[{', '.join(map(str, shape))}]"
+
+    held = {constant.name for constant in model.graph.initializer}
+    return {
+        "producer": f"{model.producer_name} {model.producer_version}".strip(),
+        "ir_version": model.ir_version,
+        "opsets": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
+        "inputs": [described(value) for value in model.graph.input if value.name not in held],
+        "outputs": [described(value) for value in model.graph.output],
+        "operators": dict(Counter(f"{node.domain}.{node.op_type}".lstrip(".") for node in model.graph.node)),
+        "types": dict(Counter(type_name(constant.data_type) for constant in constants)),
+        "parameters": sum(math.prod(constant.dims) for constant in constants),
+        "linear_layers": len(linear_layers(model)),
+        "metadata": get_metadata(model),
+    }
