@@ -18,7 +18,11 @@ from vitedge.target import Candidate, Target, load_target
 portable.REOPEN = 8  # enough to see a leak in every opening; the script does it 20 times
 
 NULL = replace(
-    load_target("onnxruntime"), name="null", runtime="null", candidate=(Candidate(precision="fp32", form="null"),)
+    load_target("onnxruntime"),
+    name="null",
+    runtime="null",
+    runtime_min="0.1",
+    candidate=(Candidate(precision="fp32", form="null"),),
 )
 
 
