@@ -220,11 +220,12 @@ def _small(node: onnx.NodeProto, arrays: Sequence[Array | None]) -> bool:
     if node.op_type == "Range":
         bounds = [float(array.reshape(-1)[0]) for array in arrays if array is not None and array.size]
         return len(bounds) == 3 and bounds[2] != 0 and abs((bounds[1] - bounds[0]) / bounds[2]) <= MAX_FOLDED
-    broadcast = [array.shape for array in arrays if array is not None]
-    if node.op_type in ("Gather", "Concat", "Reshape", "Slice", "Split", "Transpose", "Unsqueeze", "Squeeze"):
-        return math.prod(sizes[1:2] if node.op_type == "Gather" else []) * sum(sizes) <= MAX_FOLDED
+    if node.op_type in ("Concat", "Reshape", "Slice", "Split", "Transpose", "Unsqueeze", "Squeeze"):
+        return sum(sizes) <= MAX_FOLDED
+    if node.op_type == "Gather":
+        return math.prod(sizes) <= MAX_FOLDED
     try:
-        return math.prod(np.broadcast_shapes(*broadcast)) <= MAX_FOLDED
+        return math.prod(np.broadcast_shapes(*(array.shape for array in arrays if array is not None))) <= MAX_FOLDED
     except ValueError:
         return False
 
