@@ -31,7 +31,7 @@ def test_shapes_ranges_and_repeatability(how: Augmentation, batch: int, seed: in
         outputs.append(augment(pixels, how))
     assert torch.equal(*outputs)
     assert outputs[0].shape == (batch, 3, 12, 10)
-    assert 0 <= outputs[0].min() and outputs[0].max() <= 255
+    assert outputs[0].min() >= 0 and outputs[0].max() <= 255
 
 
 def test_nothing_chosen_changes_nothing() -> None:

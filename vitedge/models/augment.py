@@ -131,6 +131,6 @@ def _rectangles(x: Tensor, tall: Tensor, wide: Tensor) -> Tensor:
     height, width = x.shape[2:]
     rows, columns = ((torch.arange(side, device=x.device) + 0.5) / side for side in (height, width))
     centre_y, centre_x = torch.rand(2, len(tall), 1, device=x.device)
-    vertical = (rows - centre_y).abs() < tall[:, None] / 2  # [n, h]
-    horizontal = (columns - centre_x).abs() < wide[:, None] / 2  # [n, w]
+    vertical: Tensor = (rows - centre_y).abs() < tall[:, None] / 2  # [n, h]
+    horizontal: Tensor = (columns - centre_x).abs() < wide[:, None] / 2  # [n, w]
     return vertical[:, :, None] & horizontal[:, None, :]

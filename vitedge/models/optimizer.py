@@ -11,6 +11,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised by Newton–Schulz iteration (Jordan et al., 2024), scaled as in Liu et al., 2502.16982.
 
@@ -57,7 +58,7 @@ def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
+    x: Tensor = matrices.mT if tall else matrices
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
     for _ in range(iterations):
         gram = x @ x.mT

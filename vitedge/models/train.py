@@ -48,6 +48,7 @@ from vitedge.preprocessing import Preprocessing
 from vitedge.progress import bars
 
 CHECKPOINT, METRICS, CURVE, HELD_OUT = "checkpoint.pt", "metrics.jsonl", "curve.png", "held_out.txt"
+CURVE_SECONDS = 30.0  # between drawings; a short epoch takes less time than its picture
 UNBOUND = {"checkpoint_seconds", "workers"}  # options that change nothing about the result
 
 OptimizerName = Literal["muon", "adamw"]
@@ -201,6 +202,7 @@ class Trainer:
         self.loss_sum = 0.0  # of the steps of this epoch
         self.history: list[dict[str, float]] = []
         self.elapsed_s = 0.0
+        self.drawn_s = 0.0
 
     def fit(self) -> None:
         """From the present step to the last.
@@ -295,7 +297,7 @@ class Trainer:
                 self.averaged[name].lerp_(value, 1 - decay)
 
     def finish_epoch(self) -> None:
-        """Evaluate the averaged weights on the held-out pictures, keep the best, write metrics and curve."""
+        """Evaluate the averaged weights on the held-out pictures, keep the best, write metrics, at times the curve."""
         model = placed(VisionTransformer(self.config), self.device)
         model.load_state_dict(self.averaged)
         figure = evaluate(model, self.held_set, self.preprocessing, self.device)
@@ -316,7 +318,9 @@ class Trainer:
         self.loss_sum = 0.0
         lines = "".join(json.dumps(entry) + "\n" for entry in self.history)
         write_atomic(self.run / METRICS, lines.encode(), self.asked)
-        write_atomic(self.run / CURVE, curve(self.history), self.asked)
+        if epoch == self.options.epochs or self.elapsed_s - self.drawn_s > CURVE_SECONDS:
+            write_atomic(self.run / CURVE, curve(self.history), self.asked)
+            self.drawn_s = self.elapsed_s
         _say(
             f"epoch {epoch}/{self.options.epochs}  train loss {row['train_loss']:.3f}  "
             f"held out {figure['top1_percent']:.2f} %  {self.elapsed_s:.0f} s"
