@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -135,23 +134,31 @@ def test_it_learns(pictures: Path, tmp_path: Path) -> None:
     assert record.accuracy is not None and record.accuracy["held_out"]["top1_percent"] >= 80
 
 
+KILLED = """
+import os, signal, sys
+from dataclasses import replace
+from pathlib import Path
+from tests.models.test_train import SMALL, Trainer, train
+
+plain = Trainer.update
+
+def update(self, *arguments):
+    plain(self, *arguments)
+    if self.step == 8:  # in the middle of an epoch, before its checkpoint
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Trainer.update = update
+train(sys.argv[1], replace(SMALL, epochs=4, checkpoint_seconds=0.0), Path(sys.argv[2]))
+"""
+
+
 def test_killed_and_resumed_it_ends_with_the_same_weights(pictures: Path, tmp_path: Path) -> None:
-    options = replace(SMALL, epochs=40)
+    options, out = replace(SMALL, epochs=4), tmp_path / "killed"
     whole = train(str(pictures), options, tmp_path / "whole")
-    out = tmp_path / "killed"
-    code = (
-        "import sys; from pathlib import Path; from dataclasses import replace; "
-        "from tests.models.test_train import SMALL, train; "
-        "train(sys.argv[1], replace(SMALL, epochs=40, checkpoint_seconds=0.0), Path(sys.argv[2]))"
-    )
-    child = subprocess.Popen([sys.executable, "-c", code, pictures, out], cwd=Path(__file__).parents[2])
-    checkpoint = tmp_path / "killed.run" / CHECKPOINT
-    while child.poll() is None and not (checkpoint.exists() and _step(checkpoint) >= 5):
-        time.sleep(0.01)
-    child.send_signal(signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
+    child = subprocess.run([sys.executable, "-c", KILLED, pictures, out], cwd=Path(__file__).parents[2], check=False)
+    assert child.returncode == -signal.SIGKILL
     assert not out.exists()
-    assert 5 <= _step(checkpoint) < 40 * 3
+    assert _step(tmp_path / "killed.run" / CHECKPOINT) == 7
     assert weights(train(str(pictures), options, out, resume=True)) == weights(whole)
     assert _untimed(out) == _untimed(whole)
 
