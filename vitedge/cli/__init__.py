@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
     try:
-        app(arguments)
+        app(arguments, prog_name="vitedge")
     except VitedgeError as error:
         if os.environ.get("VITEDGE_DEBUG"):
             raise
