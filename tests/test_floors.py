@@ -21,7 +21,6 @@ FLOORS = {
     "isolation": 0,
     "hardware": 0,
     "progress": 0,
-    "hardware": 0,
     "architecture": 1,
     "target": 1,
     "recipe": 1,
