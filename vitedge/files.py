@@ -6,10 +6,12 @@ A folder is built beside its destination, every file is flushed to the disk, and
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -27,6 +29,7 @@ _RESOURCE_ERRNOS = {
     errno.ENOMEM,
     errno.EIO,
 }
+_NAME_ERRNOS = {errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 
 
 def sha256(data: bytes) -> str:
@@ -45,13 +48,20 @@ def sha256_file(path: Path) -> str:
 
 @contextlib.contextmanager
 def resource_errors(asked: str) -> Iterator[None]:
-    """Turn a full disk, a read-only folder, a file-size limit or missing memory into a :class:`ResourceError`."""
+    """Turn what a file system answers into words.
+
+    Raises:
+        ResourceError: a full disk, a read-only folder, a file-size limit, missing memory.
+        UsageError: a name that can't be one: too long, or below a file.
+    """
     try:
         yield
     except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        if error.errno in _NAME_ERRNOS:
+            raise UsageError(asked, f"{error.strerror}{place}; nothing was changed", "name another path") from error
         if error.errno not in _RESOURCE_ERRNOS:
             raise
-        place = f" ({error.filename})" if error.filename else ""
         raise ResourceError(
             asked, f"{error.strerror}{place}; nothing was changed", "free space or permit writing there, then repeat"
         ) from error
@@ -67,7 +77,7 @@ def refuse_existing(out: Path, *, overwrite: bool, asked: str) -> None:
     Raises:
         UsageError: ``out`` exists and ``overwrite`` is false, or it's a file, or a folder that vitedge didn't write.
     """
-    if not out.exists() and not out.is_symlink():
+    if not os.path.lexists(out):
         return
     if not overwrite:
         raise UsageError(asked, f"{out} already exists", "name another --out, or add --overwrite")
@@ -84,6 +94,9 @@ def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that can't flush folders
+            raise
     finally:
         os.close(descriptor)
 
@@ -146,25 +159,50 @@ def new_folder(out: Path, *, overwrite: bool, asked: str, last: str | None = Non
                 _sync(path)
             for folder in [*(path for path in building.rglob("*") if path.is_dir()), building]:
                 _sync(folder)
-            old = out.parent / f".{out.name}.replaced"
-            if out.exists():
-                os.replace(out, old)
-            os.replace(building, out)
+            _publish(building, out)
             _sync(out.parent)
-            shutil.rmtree(old, ignore_errors=True)
         except BaseException:
             shutil.rmtree(building, ignore_errors=True)
             raise
 
 
+def _publish(building: Path, out: Path) -> None:
+    """Give ``building`` the name ``out``; what stood there is removed."""
+    if not out.exists():
+        os.replace(building, out)
+    elif _exchange(building, out):
+        shutil.rmtree(building, ignore_errors=True)
+    else:  # a file system without atomic exchange: for a moment there is neither, and the next writer restores the old
+        old = _replaced(out)
+        os.replace(out, old)
+        os.replace(building, out)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step (``renameat2(2)`` with RENAME_EXCHANGE); False where that doesn't exist."""
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    try:
+        swap = ctypes.CDLL(None).renameat2
+    except AttributeError:
+        return False
+    return int(swap(here, os.fsencode(one), here, os.fsencode(other), exchange)) == 0
+
+
+def _replaced(out: Path) -> Path:
+    return out.parent / f".{out.name}.replaced"
+
+
 def _sweep(out: Path) -> None:
     """Finish or undo what a killed writer left: called with the lock held, so nobody else is at work."""
-    old = out.parent / f".{out.name}.replaced"
+    old = _replaced(out)
     if old.exists() and not out.exists():
         os.replace(old, out)
     shutil.rmtree(old, ignore_errors=True)
-    for left in out.parent.glob(f".{out.name}.building-*"):
-        shutil.rmtree(left, ignore_errors=True)
+    ours = re.compile(re.escape(f".{out.name}.building-") + r"[a-z0-9_]{8}")  # as tempfile.mkdtemp names them
+    for left in out.parent.iterdir():
+        if ours.fullmatch(left.name):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def write_atomic(path: Path, data: bytes, asked: str) -> None:
