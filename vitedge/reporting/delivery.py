@@ -59,7 +59,7 @@ def report(
         return
     write_atomic(out, content, f"write the report {out}")
     if json != "-":
-        _tell(results, out)
+        tell(results, out)
 
 
 def _format(out: Path | None, format: str | None) -> str:
@@ -94,7 +94,7 @@ def _render(wanted: str, results: Sequence[Result], images: ImageSet | None) -> 
     return makers[wanted]()
 
 
-def _tell(results: Sequence[Result], out: Path) -> None:
+def tell(results: Sequence[Result], out: Path) -> None:
     """The decisions, and where the report lies."""
     from rich.console import Group
 

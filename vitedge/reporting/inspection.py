@@ -172,11 +172,11 @@ def contract_in_words(contract: Preprocessing) -> list[str]:
 
 
 def layers(plan: Sequence[LayerPlan], *, each: bool = False) -> Section:
-    """The planned precision, layers of one role together (numbers become ``*``), or each of them."""
+    """The planned precision, layers of one role together (the block's number becomes ``*``), or each of them."""
     total = sum(layer.macs for layer in plan) or 1
     groups: dict[tuple[str, str, str], list[LayerPlan]] = {}
     for layer in plan:
-        name = layer.name if each else re.sub(r"\d+", "*", layer.name)
+        name = layer.name if each else re.sub(r"(?<=\.)\d+(?=\.)", "*", layer.name)
         groups.setdefault((name, layer.precision, layer.reason), []).append(layer)
     found = [
         (name, str(len(members)), precision, f"{sum(layer.macs for layer in members) / total:.1%}", reason)

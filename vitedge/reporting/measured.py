@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 def show_result(result: Result) -> None:
     """Latency, accuracy, and what has to be known before trusting them."""
     found = rows.lines([result])
-    terminal.show(_latency(found), _accuracy(found), _notes(found), text(_setting(result), terminal.QUIET))
+    setting = text(_setting(result), terminal.QUIET)
+    terminal.show(_latency(found), _beside(found), _accuracy(found), _notes(found), setting)
 
 
 def _latency(lines: Sequence[Line]) -> RenderableType | None:
@@ -29,8 +30,7 @@ def _latency(lines: Sequence[Line]) -> RenderableType | None:
         return None
     claimed = max(line.rules.percentile for line in measured if line.rules is not None)
     return table(
-        ["", "artifact", "runs in", ">p50 ms", f">p{claimed:g} ms", ">images/s", ">prepare ms", ">first ms", ">load ms",
-         ">MB", ">harness ms", "verdict"],
+        ["", "artifact", "runs in", ">p50 ms", f">p{claimed:g} ms", ">images/s", "verdict"],
         [
             (
                 line.letter,
@@ -39,17 +39,35 @@ def _latency(lines: Sequence[Line]) -> RenderableType | None:
                 milliseconds(line.p50_ms),
                 milliseconds(_claimed_ms(line)),
                 rate(line.throughput),
-                milliseconds(_prepare_ms(line)),
-                milliseconds(line.first_ms),
-                milliseconds(line.load_ms),
-                megabytes(line.row.subject.bytes),
-                milliseconds(line.floor_ms),
                 _verdict(line),
             )
             for line in measured
         ],
         "Latency of one batch",
-    )  # fmt: skip
+    )
+
+
+def _beside(lines: Sequence[Line]) -> RenderableType | None:
+    """What isn't in the latency: preparing a picture, opening, the first inference; and the harness's own cost."""
+    measured = [line for line in lines if line.row.latency is not None]
+    if not measured:
+        return None
+    return table(
+        ["", "artifact", ">prepare ms", ">open ms", ">first ms", ">harness ms", ">MB"],
+        [
+            (
+                line.letter,
+                line.label,
+                milliseconds(_prepare_ms(line)),
+                milliseconds(line.load_ms),
+                milliseconds(line.first_ms),
+                milliseconds(line.floor_ms),
+                megabytes(line.row.subject.bytes),
+            )
+            for line in measured
+        ],
+        "Beside it",
+    )
 
 
 def _runtime(line: Line) -> str:

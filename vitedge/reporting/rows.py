@@ -287,7 +287,7 @@ def _reference(row: Row, result: Result, results: Sequence[Result]) -> Row | Non
     for candidates in (result, *beside):
         same_model = [other for other in candidates.rows if other.subject.model_digest == row.subject.model_digest]
         reference = reference_row(same_model)
-        if reference is not None and (reference.subject.precision == "fp32" or reference is row):
+        if reference is not None and reference.subject.precision == "fp32":
             return reference
     return None
 

@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 #: Columns when stdout is a file or a pipe: nothing is wrapped there.
 UNLIMITED = 400
+LONGEST_WORD = 12  # a column that wraps isn't made narrower than its longest word, up to this
 GOOD, BAD, UNSURE, QUIET, LOUD = "green", "red", "yellow", "dim", "bold"
 
 
@@ -76,28 +77,37 @@ def mark(ok: bool | None) -> Text:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> RenderableType:
-    """A table without lines but one. ``>`` before a column's name aligns it right; ``!`` keeps it on one line."""
+    """A table without lines but one. ``>`` before a column's name aligns it right; ``!`` keeps it on one line.
+
+    Where there is little room, the names of columns of numbers take two lines, and text wraps between words.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
+    narrow = console().width < 100
     made = Table(
         box=box.SIMPLE_HEAD,
         header_style=QUIET,
         pad_edge=False,
         show_edge=False,
-        padding=(0, 2, 0, 0),
+        padding=(0, 1 if narrow else 2, 0, 0),
     )
-    for column in columns:
+    cells = [[cell if isinstance(cell, Text) else text(cell) for cell in row] for row in rows]
+    for number, column in enumerate(columns):
         right, single = ">" in column[:2], "!" in column[:2]
+        name = column.lstrip(">!")
+        longest = max((len(word) for row in cells for word in row[number].plain.split()), default=0)
         made.add_column(
-            text(column.lstrip(">!")),
+            Text(name.replace(" ", "\n")) if right and narrow else text(name),
             justify="right" if right else "left",
+            vertical="top",
             no_wrap=right or single,
             overflow="fold",
+            min_width=None if right or single else min(longest, LONGEST_WORD),
         )
-    for row in rows:
-        made.add_row(*(cell if isinstance(cell, Text) else text(cell) for cell in row))
+    for row in cells:
+        made.add_row(*row)
     return _titled(title, made)
 
 

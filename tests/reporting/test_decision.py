@@ -1,0 +1,174 @@
+"""Which artifact is recommended, and what is said about it."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from tests.reporting import results
+from vitedge.reporting.decision import Decision, decide
+from vitedge.reporting.rows import lines
+from vitedge.result import Audit, Check, Result, Row
+from vitedge.target import Budget
+
+
+def only(*rows: Row, **changes: object) -> Decision:
+    result = replace(results.demo(), rows=rows, **changes)
+    (decision,) = decide(lines([result]))
+    return decision
+
+
+def row(target: str, precision: str, median_ms: float, *, size: int = 3_000_000, **changes: object) -> Row:
+    about = results.subject(target, precision, size=size)
+    made = Row(
+        subject=about,
+        precision_executed=about.precision_planned,
+        latency=results.latency(median_ms, seed=int(median_ms * 1000)),
+        checks=results.GOLDEN,
+    )
+    return replace(made, **changes)
+
+
+FP32 = row("openvino", "fp32", 3.0, size=11_000_000)
+INT8 = row("openvino", "int8", 1.5)
+ON = results.data()
+
+
+def test_the_fastest_is_chosen_with_its_reasons() -> None:
+    decision = only(FP32, INT8)
+    assert decision.choice is not None and decision.headline == "Deploy openvino int8"
+    told = " ".join(decision.reasons)
+    assert "times as fast as openvino fp32" in told and "27 % of openvino fp32" in told
+    assert "accuracy wasn't measured" in told and "2 checks passed" in told
+    assert any("No latency budget" in caveat for caveat in decision.caveats)
+
+
+def test_an_accuracy_over_its_budget_excludes() -> None:
+    fp32 = replace(FP32, accuracy=results.accuracy(ON))
+    int8 = replace(INT8, accuracy=results.accuracy(ON, flips=0.1))
+    decision = only(fp32, int8, data=ON)
+    assert decision.headline == "Deploy openvino fp32"
+    ((line, why),) = decision.excluded
+    assert line.label == "openvino int8" and "its budget is 0.5" in why
+    assert any(caveat.startswith("openvino int8 was faster, but it loses") for caveat in decision.caveats)
+
+
+def test_a_latency_budget_excludes_and_nothing_may_be_left() -> None:
+    budget = Budget(max_accuracy_drop_pts=0.5, latency_p95_ms=1.0)
+    rows = [replace(row, subject=replace(row.subject, budget=budget)) for row in (FP32, INT8)]
+    decision = only(*rows)
+    assert decision.choice is None and decision.headline == "Nothing meets its budget"
+    assert all("its budget is 1 ms" in why for _, why in decision.excluded)
+
+
+def test_too_few_images_to_prove_a_budget_is_said() -> None:
+    fp32 = replace(FP32, accuracy=results.accuracy(ON))
+    int8 = replace(INT8, accuracy=results.accuracy(ON, flips=0.004))
+    decision = only(fp32, int8, data=ON)
+    assert decision.choice is not None and decision.choice.row is int8
+    assert any("can't rule out a drop over the budget" in caveat for caveat in decision.caveats)
+
+
+def test_a_tie_goes_to_the_smaller_unless_it_is_significantly_worse() -> None:
+    small, large = row("openvino", "int8", 1.52), row("onnxruntime", "fp32", 1.5, size=11_000_000)
+    decision = only(small, large)
+    assert decision.choice is not None and decision.choice.row is small
+    assert any("within 3%" in reason for reason in decision.reasons)
+    worse = replace(
+        small,
+        accuracy=results.accuracy(ON, flips=0.06),
+        subject=replace(small.subject, budget=Budget(max_accuracy_drop_pts=50)),
+    )
+    decision = only(worse, replace(large, accuracy=results.accuracy(ON)), data=ON)
+    assert decision.choice is not None and decision.choice.row.subject.precision == "fp32"
+
+
+def test_a_row_that_is_not_valid_is_shown_and_not_ranked() -> None:
+    unstable = replace(INT8, latency=results.latency(1.5, drift=0.5))
+    decision = only(FP32, unstable)
+    assert decision.choice is not None and decision.choice.row is FP32
+    assert [line.row for line in decision.lines] == [FP32, unstable]
+    assert [line.row for line in decision.ranking] == [FP32]
+    assert any("was faster, but unstable" in caveat for caveat in decision.caveats)
+
+
+def test_where_nothing_is_valid_the_choice_is_provisional() -> None:
+    hot = [replace(row, latency=results.latency(ms, throttled=True)) for row, ms in ((FP32, 3.0), (INT8, 1.5))]
+    decision = only(*hot)
+    assert decision.provisional and decision.ranking == ()
+    assert decision.headline == "Provisionally openvino int8: no run here is valid"
+    assert any(caveat.startswith("Measure again") for caveat in decision.caveats)
+
+
+def test_wrong_outputs_are_never_chosen() -> None:
+    wrong = replace(INT8, checks=(Check(name="golden pictures", ok=False, detail="2 of 6 differ"),))
+    assert INT8.latency is not None
+    cached = replace(
+        INT8,
+        latency=replace(INT8.latency, audit=Audit(checked=9, differing=9, max_deviation=1.0, allowed_deviation=1e-4)),
+    )
+    for row in (wrong, cached):
+        decision = only(row)
+        assert decision.choice is None
+
+
+def test_rows_under_different_rules_or_on_different_machines_are_not_ranked_together() -> None:
+    other = replace(INT8, latency=results.latency(1.5, rules=replace(results.RULES, min_duration_s=60.0)))
+    both = decide(lines([replace(results.demo(), rows=(FP32, other))]))
+    assert [decision.headline for decision in both] == ["Deploy openvino fp32", "Deploy openvino int8"]
+    machines = [replace(results.demo(), rows=(row,), circumstances=place) for row, place in
+                ((FP32, results.LAPTOP), (INT8, results.PI))]  # fmt: skip
+    assert [decision.place for decision in decide(lines(machines))] == [
+        "AMD EPYC, 2 cores",
+        "Raspberry Pi 5 Model B Rev 1.0",
+    ]
+
+
+def test_batches_are_not_ranked_against_each_other() -> None:
+    eight = replace(INT8, subject=replace(INT8.subject, batch=8))
+    assert len(decide(lines([replace(results.demo(), rows=(FP32, eight))]))) == 2
+
+
+def test_without_latency_the_most_accurate_is_named() -> None:
+    fp32 = replace(FP32, latency=None, accuracy=results.accuracy(ON))
+    int8 = replace(INT8, latency=None, accuracy=results.accuracy(ON, flips=0.05))
+    decision = only(fp32, int8, data=ON)
+    assert decision.headline == "Most accurate: openvino fp32"
+
+
+def test_what_cannot_run_here_joins_its_machine_s_rows() -> None:
+    (decision,) = decide(lines([results.demo()]))
+    line, why = decision.excluded[-1]
+    assert line.label == "tensorrt fp16" and why.startswith("portable")
+
+
+def test_nothing_at_all() -> None:
+    assert decide([]) == []
+    assert only(replace(FP32, latency=None)).headline == "Nothing was measured here"
+
+
+def test_an_interrupted_run_is_said() -> None:
+    decision = only(FP32, INT8, partial=True)
+    assert any("interrupted" in caveat for caveat in decision.caveats)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(st.floats(0.5, 20.0), st.booleans(), st.booleans()), min_size=1, max_size=5))
+def test_what_is_chosen_is_valid_and_within_a_tie_of_the_fastest(entries: list[tuple[float, bool, bool]]) -> None:
+    rows = []
+    for number, (median_ms, steady, right) in enumerate(entries):
+        about = results.subject(f"target-{number}", "fp32")
+        timed = results.latency(median_ms, seed=number, drift=0.0 if steady else 1.0)
+        rows.append(Row(subject=about, latency=timed, checks=(Check(name="golden", ok=right, detail=""),)))
+    result: Result = replace(results.demo(), rows=tuple(rows), data=None)
+    (decision,) = decide(lines([result]))
+    assert len(decision.ranking) + len(decision.excluded) == len(rows)
+    costs = [line.cost_ms or 0.0 for line in decision.ranking]
+    assert costs == sorted(costs)
+    if decision.choice is None:
+        assert not any(right for _, _, right in entries)
+    else:
+        assert decision.choice.verdict.correct
+        if not decision.provisional:
+            assert decision.choice in decision.ranking and (decision.choice.cost_ms or 0.0) <= 1.03 * costs[0]

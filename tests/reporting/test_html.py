@@ -1,0 +1,255 @@
+"""The HTML report: everything in one file, nothing from outside runs, breaks out or is asked for."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import html as html_words
+import io
+import json
+import re
+import zipfile
+from html.parser import HTMLParser
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from msgspec.structs import replace
+from PIL import Image
+
+from tests.reporting import results
+from vitedge.errors import UsageError
+from vitedge.files import sha256
+from vitedge.images import ImageSet
+from vitedge.reporting import html, plots
+from vitedge.reporting.gallery import Answer, Shown
+from vitedge.reporting.rows import lines
+from vitedge.result import Result, encode_result
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "</script><script>alert(2)</script>",
+    "\x1b[31mred\x1b[0m",
+    "$\\frac{$ {{ 7 * 7 }} {% raw %}",
+    "]]></svg><script>alert(3)</script>",
+    "a & b 'c' \u202egnp.exe",
+)
+
+
+class Page(HTMLParser):
+    """Elements, attributes and text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text: list[str] = []
+        self.scripts: dict[str, str] = {}
+        self._script: str | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag == "script":
+            self._script = dict(attrs).get("type") or "text/javascript"
+
+    def handle_data(self, data: str) -> None:
+        if self._script is not None:
+            self.scripts[self._script] = self.scripts.get(self._script, "") + data
+        else:
+            self.text.append(data)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "script":
+            self._script = None
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+
+def hostile() -> Result:
+    """A result whose every word from outside is an attack."""
+    one, two, three, ansi, mathematics, svg, odd = HOSTILE
+    result = results.demo()
+    classes = (one, two, three, ansi, mathematics, svg, odd, "x", "y", "z")
+    data = replace(results.data(classes=classes), source=two, skipped=(one,))
+    rows = []
+    for row in result.rows:
+        subject = replace(row.subject, name=three, target=one, form=mathematics)
+        checks = tuple(replace(check, name=svg, detail=ansi) for check in row.checks)
+        rows.append(replace(row, subject=subject, checks=checks, note=two, session={"version": svg, "threads": three}))
+    board = replace(result.circumstances.board, model=one, os=three)
+    where = replace(
+        result.circumstances,
+        board=board,
+        processor=replace(result.circumstances.processor, model=svg),
+        versions={one: two},
+    )
+    return replace(result, rows=tuple(rows), data=data, circumstances=where)
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return html.render([results.demo()])
+
+
+@pytest.fixture(scope="module")
+def attacked() -> str:
+    shown = [Shown(HOSTILE[0], b"not a picture", HOSTILE[1], (Answer(HOSTILE[2], HOSTILE[5], 0.5, True),))]
+    return html.render([hostile()], shown=shown)
+
+
+def test_the_decision_and_every_number_are_there(page: str) -> None:
+    words = Page(page).words
+    assert "Deploy openvino int8" in words
+    for line in lines([results.demo()]):
+        assert line.label in words
+    assert "portable: build on the device" in words and "tensorrt-rtx 1.7.1" in words
+    assert "nearest-rank" in words and "cifar10-held-out.zip" in words and "AMD EPYC" in words
+
+
+def test_the_pictures_are_there_and_take_their_colours_from_the_page(page: str) -> None:
+    drawn = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert len(drawn) == 6
+    for svg in drawn:
+        assert "var(--ink)" in svg or "var(--quiet)" in svg
+        assert not re.search(r"#0[ab]00[0-9a-f]{2}", svg)
+        assert set(re.findall(r"#[0-9a-fA-F]{6}", svg)) <= {"#000000", "#ffffff"}
+        assert "<style" not in svg and "<metadata" not in svg
+    assert len(set(re.findall(r'<clipPath id="([^"]*)"', page))) == len(re.findall(r"<clipPath id=", page))
+
+
+def test_every_colour_that_is_used_is_defined_for_light_dark_and_paper(page: str) -> None:
+    css = (html.TEMPLATES / "report.css").read_text()
+    used = set(re.findall(r"var\(--([a-z0-9-]+)\)", page)) - {"sans", "mono"}
+    for name in used:
+        assert len(re.findall(rf"--{name}:", css)) == 3, name
+
+
+def test_it_asks_for_nothing_from_outside(page: str) -> None:
+    found = Page(page)
+    for tag, name, value in found.attributes:
+        if name in ("src", "href", "srcset", "data", "action", "poster") or name.endswith(":href"):
+            assert value.startswith(("data:", "#")), (tag, name, value)
+    assert "@import" not in page and not re.search(r"url\((?!#)", page)
+    assert "default-src 'none'" in page
+
+
+def test_its_only_script_is_ours_and_the_policy_allows_no_other(page: str) -> None:
+    import hashlib
+
+    found = Page(page)
+    assert found.tags.count("script") == 2
+    script = found.scripts["text/javascript"]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page
+    assert not [name for _, name, _ in found.attributes if name.startswith("on")]
+
+
+def test_the_raw_results_are_in_it(page: str) -> None:
+    embedded = json.loads(Page(page).scripts["application/json"])
+    assert msgspec.convert(embedded, list[Result]) == [results.demo()]
+
+
+def test_large_results_are_compressed_and_then_left_out() -> None:
+    result = results.demo()
+    long = replace(
+        result.rows[0], latency=replace(results.latency(3.0), samples=results.samples(3.0, blocks=20, each=4000))
+    )
+    found = Page(html.render([replace(result, rows=(long,))]))
+    packed = gzip.decompress(base64.b64decode(found.scripts["application/gzip"]))
+    assert json.loads(packed)[0] == json.loads(encode_result(replace(result, rows=(long,))))
+
+
+def test_a_result_that_is_too_large_is_left_out_and_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(html, "MOST_BYTES", 1000)
+    found = Page(html.render([results.demo()]))
+    assert "stays in result.json" in found.words
+    assert set(found.scripts) == {"text/javascript"}
+
+
+def test_nothing_from_outside_becomes_markup(attacked: str, page: str) -> None:
+    found = Page(attacked)
+    assert found.tags.count("script") == 2 and "img" not in found.tags
+    assert not [name for _, name, _ in found.attributes if name.startswith("on")]
+    assert set(found.tags) <= {*Page(page).tags, "li", "ul", "strong", "code", "br"}
+
+
+def test_what_is_from_outside_is_shown_as_it_is(attacked: str) -> None:
+    words = html_words.unescape(attacked)
+    assert HOSTILE[0] in words and HOSTILE[4] in words
+    assert "\x1b" not in attacked and "\\x1b[31mred" in words
+    assert "\u202e" not in Page(attacked).words
+
+
+def test_one_row_without_accuracy_is_enough() -> None:
+    result = results.demo()
+    alone = replace(result, rows=(replace(result.rows[0], accuracy=None),), data=None)
+    assert "Deploy onnxruntime fp32" in Page(html.render([alone])).words
+
+
+def test_nothing_measured_is_a_page_too() -> None:
+    result = results.demo()
+    assert "Nothing was measured here" in Page(html.render([replace(result, rows=result.rows[4:])])).words
+
+
+def test_results_of_two_machines_have_two_decisions() -> None:
+    result = results.demo()
+    words = Page(html.render([result, replace(result, circumstances=results.PI)])).words
+    assert "On AMD EPYC, 2 cores" in words and "On Raspberry Pi 5 Model B Rev 1.0" in words
+    assert "aren't ranked against each other" in words
+
+
+def pictures(path: Path, result: Result) -> ImageSet:
+    assert result.data is not None
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, name in enumerate(result.data.names):
+            stream = io.BytesIO()
+            Image.fromarray(np.full((8, 8, 3), number % 251, np.uint8)).save(stream, "PNG")
+            archive.writestr(name, stream.getvalue())
+    return ImageSet.open(path)
+
+
+def test_flipped_images_are_shown_when_the_pictures_are_there(tmp_path: Path) -> None:
+    result = results.demo()
+    images = pictures(tmp_path / "images.zip", result)
+    assert result.data is not None
+    digest = sha256("".join(sorted(images.digest(index) for index in range(len(images)))).encode())
+    known = replace(result, data=replace(result.data, digest=digest))
+    flipped = lines([known])[3].paired
+    assert flipped is not None and flipped.flips
+    found = Page(html.render([known], images=images))
+    shown = [value for tag, name, value in found.attributes if (tag, name) == ("img", "src")]
+    assert len(shown) == len(flipped.flips) and all(uri.startswith("data:image/png;base64,") for uri in shown)
+    for index in flipped.flips:
+        assert result.data.names[index] in found.words
+
+
+def test_other_pictures_than_those_evaluated_are_refused(tmp_path: Path) -> None:
+    images = pictures(tmp_path / "images.zip", results.demo())
+    with pytest.raises(UsageError, match="aren't the ones that accuracy was measured on"):
+        html.render([results.demo()], images=images)
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    found = lines([results.demo()])
+    best = plots.front(found)
+    assert best[0].label == "openvino int8"
+    for line in best:
+        assert not any(
+            other.cost_ms < line.cost_ms and other.top1 > line.top1  # type: ignore[operator]
+            for other in found
+            if other.cost_ms and other.top1
+        )
+
+
+def test_too_many_classes_are_not_drawn_one_by_one() -> None:
+    result = results.demo()
+    data = results.data(classes=[f"class {number}" for number in range(60)])
+    rows = tuple(replace(row, accuracy=results.accuracy(data)) if row.accuracy else row for row in result.rows)
+    line = lines([replace(result, rows=rows, data=data)])[1]
+    assert plots.classes(line, "classes") is None and plots.confusions(line, "confusions") is None
