@@ -8,6 +8,8 @@ lies in :func:`Artifact.cache`, keyed by artifact digest, runtime version and ha
 from __future__ import annotations
 
 import io
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +122,7 @@ class Artifact:
         """
         folder = Path(path)
         asked = f"open the artifact {folder}"
-        if not folder.is_dir():
+        if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for names that are too long
             raise UsageError(asked, "there is no such folder", "run: vitedge export MODEL --target T --out ARTIFACT")
         try:
             data = (folder / MANIFEST).read_bytes()
@@ -128,7 +130,7 @@ class Artifact:
         except OSError as error:
             name = Path(str(error.filename)).name
             raise ArtifactError(asked, f"{name} can't be read: {error.strerror}", COPY_AGAIN) from error
-        if expected.split()[:1] != [sha256(data).encode()]:
+        if expected != _digest_line(data):
             raise ArtifactError(asked, f"{MANIFEST} isn't what was written ({MANIFEST_DIGEST} differs)", COPY_AGAIN)
         manifest = decode_json(data, Manifest, asked=asked, file=MANIFEST)
         check_digests(folder, manifest.files, asked, ArtifactError, COPY_AGAIN)
@@ -161,13 +163,19 @@ class Artifact:
         """
         try:
             return np.asarray(np.load(self.path / name, allow_pickle=False))
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, MemoryError) as error:
             raise ArtifactError(f"open the artifact {self.path}", f"{name}: {error}", COPY_AGAIN) from error
 
     def cache(self, runtime_version: str, hardware: str) -> Path:
         """Folder for what this device derives from the artifact; it need not exist, and may be deleted any time."""
         key = sha256("\0".join((self.digest, runtime_version, hardware)).encode())[:24]
-        return cache_folder() / "artifacts" / f"{self.manifest.name}-{key}"
+        name = re.sub(r"[^\w.-]", "_", self.manifest.name)[:64]
+        return cache_folder() / "artifacts" / f"{name}-{key}"
+
+
+def _digest_line(manifest: bytes) -> bytes:
+    """The content of ``manifest.sha256``, as ``sha256sum --check`` reads it."""
+    return f"{sha256(manifest)}  {MANIFEST}\n".encode()
 
 
 def npy(array: NDArray[Any]) -> bytes:
@@ -201,5 +209,5 @@ def write_artifact(
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
         (folder / MANIFEST).write_bytes(data)
-        (folder / MANIFEST_DIGEST).write_text(f"{sha256(data)}  {MANIFEST}\n")
+        (folder / MANIFEST_DIGEST).write_bytes(_digest_line(data))
     return Artifact.open(out)

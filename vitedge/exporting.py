@@ -31,7 +31,7 @@ from vitedge.artifact import (
 )
 from vitedge.catalogue import cache_folder
 from vitedge.errors import ArtifactError, ImageError, InvalidResultError, NotInstalledError, UsageError
-from vitedge.files import refuse_existing, sha256
+from vitedge.files import refuse_existing, resource_errors, sha256
 from vitedge.golden import golden_pictures
 from vitedge.images import ImageSet, open_picture
 from vitedge.model_folder import Model
@@ -202,6 +202,11 @@ def export(plan: Plan, progress: Progress = silent) -> Artifact:
         InvalidResultError: the result isn't finite, or fewer layers run quantized than planned.
         ResourceError: disk, memory, permission, or another export to the same folder.
     """
+    with resource_errors(plan.asked):
+        return _export(plan, progress)
+
+
+def _export(plan: Plan, progress: Progress) -> Artifact:
     from vitedge.graph.surgery import load
 
     graph = load(plan.model.onnx_path)

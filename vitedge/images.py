@@ -6,17 +6,24 @@ labels. Only JPEG, PNG, WEBP and BMP are decoded, and only up to :data:`MAX_PIXE
 
 from __future__ import annotations
 
+import bz2
+import contextlib
+import gzip
 import hashlib
 import io
+import lzma
+import os
 import tarfile
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vitedge.errors import ImageError, InputError, UsageError
 
@@ -24,6 +31,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MAX_PIXELS = 100_000_000
 MAX_FILE_BYTES = 256 << 20
+MAX_ARCHIVE_BYTES = 1 << 30  # of a compressed .tar, which has to be kept in memory
+_COMPRESSED = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open))
 LAYOUT = "a data folder has one sub-folder a class: data/cat/1.jpg, data/dog/2.jpg (a .zip or .tar of it will do)"
 
 
@@ -43,13 +52,13 @@ def open_picture(data: bytes, name: str) -> Image.Image:
             warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and large sizes; both are judged here
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
             if picture.width * picture.height > MAX_PIXELS:
-                raise ImageError(
-                    asked, f"it has {picture.width}×{picture.height} pixels; {MAX_PIXELS:,} are allowed", "shrink it"
-                )
+                raise Image.DecompressionBombError
             picture.load()
             return picture
     except ImageError:
         raise
+    except UnidentifiedImageError as error:
+        raise ImageError(asked, "it's not a JPEG, PNG, WEBP or BMP picture", fix) from error
     except Exception as error:  # Pillow's decoders raise many kinds for broken files
         raise ImageError(asked, f"{type(error).__name__}: {error}", fix) from error
 
@@ -94,15 +103,17 @@ class ImageSet:
             ImageError: an archive that can't be read.
         """
         path = Path(source)
-        if not path.exists():
+        if not os.path.exists(path):  # noqa: PTH110 - Path.exists raises for names that are too long
             raise UsageError(asked, f"{path} doesn't exist", LAYOUT)
+        if not path.is_dir() and not path.is_file():
+            raise UsageError(asked, f"{path} is neither a folder nor a file", LAYOUT)
         if path.is_dir():
             found = [(file.relative_to(path).as_posix(), str(file)) for file in _walk(path)]
         elif path.suffix.lower() in SUFFIXES:
             found = [(path.name, str(path))]
         else:
             found = [(name, name) for name in _archive_names(path, asked)]
-        found.sort()
+        found = sorted((_readable(name), member) for name, member in found)
         if not found:
             raise UsageError(asked, f"{path} holds no JPEG, PNG, WEBP or BMP files", LAYOUT)
         parts = [PurePosixPath(name).parts for name, _ in found]
@@ -201,39 +212,117 @@ def _wanted(name: str) -> bool:
     )
 
 
+def _readable(name: str) -> str:
+    """A file name as text that can be written: bytes that aren't UTF-8 as ``\\xNN``."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def _archive_names(path: Path, asked: str) -> list[str]:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 return [info.filename for info in archive.infolist() if not info.is_dir() and _wanted(info.filename)]
-        if tarfile.is_tarfile(path):
-            with tarfile.open(path) as archive:
-                return [info.name for info in archive if info.isreg() and _wanted(info.name)]
+        if _is_tar(path):
+            with _tar(path) as (tar, compressed):
+                return [info.name for info in _tar_members(tar, compressed)]
+    except InputError:
+        raise
     except Exception as error:  # broken archives raise many kinds
         raise ImageError(asked, f"{path}: {type(error).__name__}: {error}", "make the archive again") from error
     raise UsageError(asked, f"{path} is neither a folder nor a .zip or .tar archive", LAYOUT)
 
 
 def _archive_read(images: ImageSet, member: str) -> bytes:
-    """One member; a tar is read through once and kept, because it can't be entered in the middle when compressed."""
-    archive = images._cache.get("zip")
-    if archive is None and "tar" not in images._cache:
-        if zipfile.is_zipfile(images.source):
-            archive = images._cache["zip"] = zipfile.ZipFile(images.source)
-        else:
-            kept: dict[str, bytes] = {}
-            with tarfile.open(images.source) as tar:
-                for info in tar:
-                    if info.isreg() and _wanted(info.name) and info.size <= MAX_FILE_BYTES:
-                        stream = tar.extractfile(info)
-                        kept[info.name] = stream.read() if stream else b""
-            images._cache["tar"] = kept
-    if isinstance(archive, zipfile.ZipFile):
-        if archive.getinfo(member).file_size > MAX_FILE_BYTES:
-            raise ImageError(f"read the picture {member}", f"it's larger than {MAX_FILE_BYTES >> 20} MiB", "shrink it")
-        return archive.read(member)
-    contents = images._cache["tar"]
-    assert isinstance(contents, dict)
-    data = contents[member]
-    assert isinstance(data, bytes)
+    read = images._cache.get("read")
+    if read is None:
+        read = images._cache["read"] = _archive_reader(images.source)
+    assert callable(read)
+    data: bytes = read(member)
     return data
+
+
+def _archive_reader(source: Path) -> Callable[[str], bytes]:
+    """A function from a member's name to its bytes; it may be called by several threads."""
+    if zipfile.is_zipfile(source):
+        archive = zipfile.ZipFile(source)
+
+        def from_zip(member: str) -> bytes:
+            _check_size(member, archive.getinfo(member).file_size)
+            return archive.read(member)
+
+        return from_zip
+    with _tar(source) as (tar, compressed):
+        if compressed:  # it can't be entered in the middle, so it's kept
+            kept = {info.name: _content(tar, info) for info in _tar_members(tar, compressed)}
+            return kept.__getitem__
+        places = {info.name: (info.offset_data, info.size) for info in _tar_members(tar, compressed)}
+
+    def from_tar(member: str) -> bytes:
+        offset, size = places[member]
+        _check_size(member, size)
+        with source.open("rb") as stream:
+            stream.seek(offset)
+            return stream.read(size)
+
+    return from_tar
+
+
+def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+    stream = tar.extractfile(info) if info.size <= MAX_FILE_BYTES else None
+    return stream.read() if stream else b""
+
+
+def _check_size(member: str, size: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise ImageError(f"read the picture {member}", f"it's larger than {MAX_FILE_BYTES >> 20} MiB", "shrink it")
+
+
+class _Limited:
+    """A decompressed stream that hands out no more at once than a picture may have, whatever a header claims."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.seek, self.tell, self._stream = stream.seek, stream.tell, stream
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MAX_FILE_BYTES:
+            raise tarfile.ReadError(f"a header claims {size} bytes")
+        return self._stream.read(size)
+
+
+@contextlib.contextmanager
+def _tar(path: Path) -> Iterator[tuple[tarfile.TarFile, bool]]:
+    """The archive, and whether it's compressed."""
+    with path.open("rb") as stream:
+        magic = stream.read(6)
+    decompress: Any = next((opener for start, opener in _COMPRESSED if magic.startswith(start)), None)
+    if decompress is None:
+        with tarfile.open(path, "r:") as tar:
+            yield tar, False
+    else:
+        with decompress(path) as stream, tarfile.open(fileobj=_Limited(stream), mode="r:") as tar:  # type: ignore[call-overload]
+            yield tar, True
+
+
+def _is_tar(path: Path) -> bool:
+    try:
+        with _tar(path):
+            return True
+    except (tarfile.TarError, OSError, EOFError, lzma.LZMAError, zlib.error):
+        return False
+
+
+def _tar_members(tar: tarfile.TarFile, compressed: bool) -> Iterator[tarfile.TarInfo]:
+    """The pictures among the members.
+
+    Raises:
+        ImageError: a compressed archive that unpacks to more than :data:`MAX_ARCHIVE_BYTES`.
+    """
+    total = 0
+    for info in tar:
+        total += info.size
+        if compressed and total > MAX_ARCHIVE_BYTES:
+            raise ImageError(
+                "read a compressed .tar", f"it unpacks to more than {MAX_ARCHIVE_BYTES >> 30} GiB", "unpack it first"
+            )
+        if info.isreg() and not info.issparse() and _wanted(info.name):
+            yield info

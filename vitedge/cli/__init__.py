@@ -16,6 +16,7 @@ import typer
 
 from vitedge._version import __version__
 from vitedge.errors import InterruptedError_, VitedgeError
+from vitedge.files import resource_errors
 
 VERBS = (
     "demo",
@@ -84,7 +85,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
     try:
-        app(arguments, prog_name="vitedge")
+        with resource_errors("run this command"):
+            app(arguments, prog_name="vitedge")
     except VitedgeError as error:
         if os.environ.get("VITEDGE_DEBUG"):
             raise
