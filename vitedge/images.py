@@ -55,8 +55,8 @@ def open_picture(data: bytes, name: str) -> Image.Image:
                 raise Image.DecompressionBombError
             picture.load()
             return picture
-    except ImageError:
-        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(asked, f"it has more than {MAX_PIXELS:,} pixels", "shrink it") from error
     except UnidentifiedImageError as error:
         raise ImageError(asked, "it's not a JPEG, PNG, WEBP or BMP picture", fix) from error
     except Exception as error:  # Pillow's decoders raise many kinds for broken files
