@@ -6,7 +6,7 @@ the nearest, halves to even, as ONNX's QuantizeLinear does.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
@@ -122,7 +122,8 @@ def _quantize(layer: Layer, observed: Observed, grid: Grid, recipe: Recipe, sche
 
 # --- activations -----------------------------------------------------------------------------------------------------
 
-_SHRINK = 2.0 ** (-np.arange(16) / 3)  # from the whole range to a 32nd of it
+_SHRINK = tuple(2 ** (-k / 3) for k in range(16))  # from the whole range to a 32nd of it
+_NEAR = tuple(2 ** (k / 9) for k in range(-2, 3))  # then around the best of them
 _POOLED_BINS = 4096
 _RESCORED = 8
 
@@ -155,9 +156,16 @@ def activation_grid(
     taps = len(matrix) // len(observed.minimum)
     importance = (matrix**2).sum(axis=1).reshape(-1, taps).sum(axis=1)
     values, weights = pooled(observed, importance)
-    tries = list(dict.fromkeys(affine(low * a, high * b, scheme) for a, b in product(_SHRINK, _SHRINK)))
-    errors = [float(weights @ (values - grid.fake(values)) ** 2) for grid in tries]
-    best = [tries[i] for i in np.argsort(errors, kind="stable")[:_RESCORED]]
+
+    def ranked(pairs: Iterable[tuple[float, float]]) -> list[tuple[float, Grid, tuple[float, float]]]:
+        grids = {affine(low * a, high * b, scheme): (a, b) for a, b in pairs}
+        errors = {grid: float(weights @ (values - grid.fake(values)) ** 2) for grid in grids}
+        return sorted(((errors[grid], grid, grids[grid]) for grid in grids), key=lambda entry: entry[0])
+
+    coarse = ranked(product(_SHRINK, _SHRINK))
+    a, b = coarse[0][2]
+    near = ranked((min(1.0, a * x), min(1.0, b * y)) for x, y in product(_NEAR, _NEAR))
+    best = [grid for _, grid, _ in sorted([*coarse, *near], key=lambda entry: entry[0])[:_RESCORED]]
     rows = observed.rows.astype(np.float32)
     gram = (matrix @ matrix.T).astype(np.float32)
     choice: Grid = min([whole, *best], key=lambda grid: _output_error(rows, grid, gram, unbiased))

@@ -32,7 +32,7 @@ def check(graph: bytes, target: Target) -> list[str]:
     for operator, domain in sorted({(node.op_type, node.domain or "ai.onnx") for node in model.graph.node}):
         if domain == CONTRIB and operator in _OWN:
             continue
-        if domain != "ai.onnx" or not defs.has(operator, "", used.get("ai.onnx", opset)):
+        if domain != "ai.onnx" or not defs.has(operator, used.get("ai.onnx", opset)):
             findings.append(f"operator {operator} of {domain}")
     for tensor in model.graph.initializer:
         if tensor.data_type in _HALF:
