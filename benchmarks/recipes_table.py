@@ -47,7 +47,8 @@ def table(data: str) -> str:
                 rows.append(
                     f"| {target} | `{recipe}` | {percent(line.top1, 2)} % | {points(line.drop_pts)} "
                     f"({points(line.drop_interval.low)} … {points(line.drop_interval.high)}) "
-                    f"| {percent(line.paired.agreement, 2)} % | {divergence.total / divergence.images:.2g} | {spent:.0f} |"
+                    f"| {percent(line.paired.agreement, 2)} % | {divergence.total / divergence.images:.2g} "
+                    f"| {spent:.0f} |"
                 )
     return "\n".join([START, f"Measured on {where}, INT8 against float32 of the same target.", "", *rows, END])
 
