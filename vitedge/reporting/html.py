@@ -57,6 +57,7 @@ def render(results: Sequence[Result], *, shown: Sequence[Shown] = (), images: Im
     page: dict[str, Any] = {
         "decisions": decide(lines),
         "lines": lines,
+        "by_label": {line.label: line for line in reversed(lines)},
         "results": results,
         "title": _title(lines),
         "created": max((result.created for result in results), default=""),

@@ -130,14 +130,30 @@ def _picture(title: str, *, height: float = 3.4, width: float = 5.2) -> Iterator
         picture.svg = picture.render()
 
 
-def _label(axes: Axes, x: float, y: float, text: str, color: str, **more: Any) -> None:
-    axes.annotate(
-        printable(text),
-        (x, y),
-        textcoords="offset points",
-        color=color,
-        **{"xytext": (7, 5), "fontweight": "bold", **more},
-    )
+def _letters(axes: Axes, places: Sequence[tuple[Line, float, float]]) -> None:
+    """A letter beside each (x, y), moved up or down where two would lie on each other; call it when all is drawn."""
+    axes.figure.draw_without_rendering()  # type: ignore[union-attr]  # the layout decides where data lie
+    placed: list[tuple[float, float]] = []
+    for line, x, y in sorted(places, key=lambda place: -place[2]):
+        across, up = axes.transData.transform((x, y))
+        height = up
+        while any(abs(across - other) < _APART and abs(height - level) < _APART for other, level in placed):
+            height -= 1.0
+        placed.append((across, height))
+        offset = (7, (height - up) * 72 / axes.figure.dpi)
+        axes.annotate(
+            line.letter,
+            (x, y),
+            xytext=offset,
+            textcoords="offset points",
+            va="center",
+            color=colour(line),
+            fontweight="bold",
+            annotation_clip=False,
+        )
+
+
+_APART = 16.0  # pixels between letters
 
 
 # --- accuracy against latency ----------------------------------------------------------------------------------------
@@ -187,11 +203,10 @@ def tradeoff(lines: Sequence[Line], title: str) -> str | None:
                 linestyle="none",
                 zorder=3,
             )
-            _label(axes, x, y, line.letter, colour(line))
-        axes.set_xlim(left=0)
-        axes.margins(x=0.1)
+        axes.set_xlim(0, 1.1 * max(line.cost_ms or 0.0 for line in points))
         axes.set_xlabel("milliseconds an image, median" if points[0].row.subject.batch > 1 else "latency p50, ms")
         axes.set_ylabel("top-1, %")
+        _letters(axes, [(line, line.cost_ms or 0.0, 100 * (line.top1 or 0.0)) for line in points])
     return picture.svg
 
 
@@ -206,8 +221,8 @@ def distributions(lines: Sequence[Line], title: str) -> str | None:
     if not timed:
         return None
     with _picture(title) as picture:
-        axes, right = picture.axes, 0.0
-        for line in timed:
+        axes, right, places = picture.axes, 0.0, []
+        for number, line in enumerate(timed):
             assert line.row.latency is not None
             ordered = np.sort(np.asarray(line.row.latency.samples.latency_ns)) / 1e6
             right = max(right, float(ordered[int(0.995 * (len(ordered) - 1))]))
@@ -215,14 +230,15 @@ def distributions(lines: Sequence[Line], title: str) -> str | None:
             shares = np.linspace(0, 1, min(300, len(ordered)))
             values = ordered[np.round(shares * (len(ordered) - 1)).astype(int)]
             axes.plot(values, 100 * shares, color=colour(line), linewidth=1.8)
-            middle = float(ordered[len(ordered) // 2])
-            _label(axes, middle, 50, line.letter, colour(line), xytext=(5, -3))
+            height = 25 + 50 * (number + 0.5) / len(timed)
+            places.append((line, float(ordered[int(height / 100 * (len(ordered) - 1))]), height))
         axes.axhline(95, color=_QUIET, linewidth=0.8, linestyle=(0, (2, 3)))
         axes.annotate("p95", (0, 95), xytext=(3, 2), textcoords="offset points", color=_QUIET, fontsize=9, va="bottom")
         axes.set_xlim(0, 1.08 * right)
         axes.set_ylim(0, 101)
         axes.set_xlabel("latency, ms")
         axes.set_ylabel("inferences, %")
+        _letters(axes, places)
     return picture.svg
 
 
@@ -234,7 +250,7 @@ def over_time(lines: Sequence[Line], title: str) -> str | None:
     if not timed:
         return None
     with _picture(title) as picture:
-        axes, top = picture.axes, 0.0
+        axes, top, places = picture.axes, 0.0, []
         for line in timed:
             assert line.row.latency is not None
             samples = line.row.latency.samples
@@ -252,12 +268,13 @@ def over_time(lines: Sequence[Line], title: str) -> str | None:
                 markersize=3,
             )
             if pairs:
-                _label(axes, *pairs[-1], line.letter, colour(line), xytext=(5, -3))
+                places.append((line, *pairs[-1]))
                 top = max(top, *(y for _, y in pairs))
         axes.set_ylim(0, 1.15 * top)
         axes.margins(x=0.06)
         axes.set_xlabel("seconds since the run began")
         axes.set_ylabel("median of a block, ms")
+        _letters(axes, places)
     return picture.svg
 
 
@@ -330,7 +347,7 @@ def reliability(lines: Sequence[Line], title: str) -> str | None:
     if not shown:
         return None
     with _picture(title) as picture:
-        axes = picture.axes
+        axes, places = picture.axes, []
         axes.plot([0, 100], [0, 100], color=_QUIET, linewidth=1, linestyle=(0, (2, 3)))
         for line in shown:
             assert line.row.accuracy is not None and line.row.accuracy.calibrated is not None
@@ -349,11 +366,12 @@ def reliability(lines: Sequence[Line], title: str) -> str | None:
                 linewidth=1.4,
             )
             if points:
-                _label(axes, *points[-1], line.letter, colour(line), xytext=(4, -10))
-        axes.set_xlim(0, 102)
+                places.append((line, *points[-1]))
+        axes.set_xlim(0, 106)
         axes.set_ylim(0, 102)
         axes.set_xlabel("confidence of the answer, %")
         axes.set_ylabel("correct, %")
+        _letters(axes, places)
     return picture.svg
 
 
