@@ -99,10 +99,10 @@ def curve(history: Sequence[dict[str, float]]) -> bytes:
     epochs = [row["epoch"] for row in history]
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(epochs, [row["train_loss"] for row in history], label="training (smoothed labels, augmented)")
+    left.plot(epochs, [row["train_loss"] for row in history], label="training (smoothed, augmented)")
     left.plot(epochs, [row["held_out_loss"] for row in history], label="held out")
     left.set(xlabel="epoch", ylabel="cross-entropy")
-    left.legend()
+    left.legend(loc="upper right", fontsize="small")
     right.plot(epochs, [row["held_out_top1_percent"] for row in history])
     right.set(xlabel="epoch", ylabel="held-out top-1 (%)")
     for axes in (left, right):
