@@ -20,6 +20,7 @@ from vitedge.schema import Record
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+MAX_RESIZED_PIXELS = 100_000_000
 Byte = Annotated[int, Meta(ge=0, le=255)]
 PositivePixels = Annotated[int, Meta(ge=1, le=4096)]
 _RESAMPLING = {
@@ -74,13 +75,7 @@ class Preprocessing(Record):
         if isinstance(picture, Image.Image):
             rgb = to_rgb(picture, self)
         else:
-            if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
-                raise ImageError(
-                    "preprocess a picture",
-                    f"the array is {picture.dtype} {list(picture.shape)}; uint8 RGB [height, width, 3] is expected",
-                    "convert it first",
-                )
-            rgb = Image.fromarray(np.ascontiguousarray(picture))
+            rgb = Image.fromarray(np.ascontiguousarray(_checked(picture)))
         return np.array(self._crop(self._resize(rgb)), dtype=np.uint8)
 
     def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -125,6 +120,12 @@ class Preprocessing(Record):
     def _resample(self, picture: Image.Image, width: int, height: int) -> Image.Image:
         if picture.size == (width, height):
             return picture
+        if width * height > MAX_RESIZED_PIXELS:
+            raise ImageError(
+                "preprocess a picture",
+                f"{picture.width}×{picture.height} pixels would become {width}×{height} before cropping",
+                "crop it: it's too long for its width",
+            )
         method = _RESAMPLING[self.interpolation]
         if not self.antialias and self.interpolation in ("bilinear", "bicubic"):
             # An affine transform samples at points, without the low-pass filter that resize() applies when shrinking.
@@ -143,6 +144,23 @@ class Preprocessing(Record):
 
 
 _POINT = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def _checked(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The array, proven to be a picture.
+
+    Raises:
+        ImageError: it's something else.
+    """
+    kind = getattr(picture, "dtype", type(picture).__name__)
+    shape = np.shape(picture)
+    if kind != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
+        raise ImageError(
+            "preprocess a picture",
+            f"received {kind} {list(shape)}; a PIL image or uint8 RGB [height, width, 3] is expected",
+            "convert it first",
+        )
+    return picture
 
 
 def to_rgb(picture: Image.Image, contract: Preprocessing) -> Image.Image:
@@ -166,5 +184,5 @@ def to_rgb(picture: Image.Image, contract: Preprocessing) -> Image.Image:
         elif picture.mode == "P" and has_alpha:
             picture = picture.convert("RGBA")
         return picture.convert("RGB")
-    except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError) as error:
+    except Exception as error:  # broken files make Pillow raise many kinds
         raise ImageError("decode a picture", f"{type(error).__name__}: {error}", "replace the file") from error
