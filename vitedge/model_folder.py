@@ -6,9 +6,10 @@ Whatever trained or published the ViT, from here on nothing needs torch. A model
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 import msgspec
@@ -110,7 +111,7 @@ class Model:
         """
         folder = Path(path)
         asked = f"open the model {folder}"
-        if not folder.is_dir():
+        if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for names that are too long
             raise UsageError(asked, "there is no such folder", "run: vitedge import SOURCE --out MODEL")
         record = read_model_record(folder, asked)
         check_digests(folder, record.files, asked, ModelError, "import or copy the model again")
@@ -151,12 +152,18 @@ def check_digests(folder: Path, files: Mapping[str, str], asked: str, error: typ
         InputError: (as ``error``) the first file that differs, by name.
     """
     for name, expected in files.items():
-        path = folder / name
-        if Path(name).is_absolute() or ".." in Path(name).parts or path.is_symlink():
+        parts = PurePosixPath(name).parts
+        if name.startswith("/") or ".." in parts or not parts:
             raise error(asked, f"the file name {name} leaves the folder", fix)
-        if not path.is_file():
-            raise error(asked, f"the file {name} is missing", fix)
-        if sha256_file(path) != expected:
+        try:
+            if any((folder / Path(*parts[:depth])).is_symlink() for depth in range(1, len(parts) + 1)):
+                raise error(asked, f"the file {name} is a link", fix)
+            if not (folder / name).is_file():
+                raise error(asked, f"the file {name} is missing", fix)
+            found = sha256_file(folder / name)
+        except OSError as reason:
+            raise error(asked, f"the file {name} can't be read: {reason.strerror}", fix) from reason
+        if found != expected:
             raise error(asked, f"the file {name} isn't what was written (its SHA-256 differs)", fix)
 
 

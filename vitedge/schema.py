@@ -5,6 +5,7 @@ Unknown keys are errors with the nearest known one; a record written by a newer 
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from pathlib import Path
@@ -98,6 +99,13 @@ def _line_of(text: str | None, key: str) -> str:
     return ""
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} isn't a finite number")
+    return value
+
+
 def load_toml(path: Path, kind: type[T], asked: str) -> T:
     """Read ``path`` as TOML into ``kind``.
 
@@ -106,7 +114,7 @@ def load_toml(path: Path, kind: type[T], asked: str) -> T:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        return msgspec.convert(tomllib.loads(text), kind)
+        return msgspec.convert(tomllib.loads(text, parse_float=_finite), kind)
     except OSError as error:
         raise UsageError(asked, f"{path} can't be read: {error.strerror}", "name a readable TOML file") from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -134,6 +142,8 @@ def decode_json(
     known = getattr(kind, "SCHEMA_VERSION", 1)
     try:
         head = msgspec.json.decode(data, type=_Head)
+        if head.schema_version < 1:
+            raise ValueError(f"schema version {head.schema_version} doesn't exist")
         if head.schema_version > known:
             raise error_type(
                 asked,
