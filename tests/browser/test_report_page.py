@@ -102,5 +102,8 @@ def test_it_prints(browser: Tab, pages: dict[str, Path]) -> None:
     data = base64.b64decode(browser.call("Page.printToPDF", preferCSSPageSize=True)["data"])
     assert data.startswith(b"%PDF")
     browser.open(pages["plain"], dark=True, media="print")
+    browser.open(pages["plain"], width=703, media="print")  # A4 within its margins
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 703
+    assert browser.evaluate("getComputedStyle(document.querySelector('thead')).display") == "table-header-group"
     assert browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert browser.evaluate("getComputedStyle(document.getElementById('save').parentElement).display") == "none"

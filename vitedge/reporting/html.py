@@ -96,7 +96,7 @@ def _environment() -> Any:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,
+        finalize=_shown,
     )
     environment.filters.update(
         ms=rows.milliseconds,
@@ -109,6 +109,11 @@ def _environment() -> Any:
         place=rows.place,
     )
     return environment
+
+
+def _shown(value: Any) -> Any:
+    """Strings without control characters; a percent sign stays beside its number."""
+    return printable(value).replace(" %", "\u00a0%") if type(value) is str else value
 
 
 def _trusted(text: str) -> Markup:
