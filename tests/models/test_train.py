@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.cli.command import fails, vitedge
 from vitedge.errors import ImageError, InterruptedError_, InvalidResultError, ModelError, UsageError
 from vitedge.images import ImageSet
 from vitedge.model_folder import Model
@@ -296,3 +297,17 @@ def test_broken_pictures_are_named_and_few_may_be_broken(
     monkeypatch.setattr(data_module, "UNREADABLE_LIMIT", 0.01)
     with pytest.raises(ImageError, match="1 of 36 pictures can't be read"):
         data_module.decode(images, range(36), preprocessing, workers=1, asked="train")
+
+
+def test_the_command(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    options = ["--epochs", 1, "--batch-size", 8, "--image-size", 8, "--threads", 1, "--optimizer", "adamw"]
+    done = vitedge("train", pictures, "--model", "vit_edge_conv_32", "--out", out, *options)
+    assert (done.code, done.out.strip()) == (0, str(out))
+    record = Model.open(out).record
+    assert record.training is not None and record.training["options"]["optimizer"] == "adamw"
+    _, true, fix = fails(2, "train", pictures, "--model", "vit_edge_conv_32", "--out", out)
+    assert (true, fix) == (f"{out} already exists", "name another --out, or add --overwrite")
+    (tmp_path / "empty").mkdir()
+    _, _, fix = fails(2, "train", tmp_path / "empty", "--model", "vit_edge_conv_32", "--out", tmp_path / "other")
+    assert "a data folder has one sub-folder a class" in fix

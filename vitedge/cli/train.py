@@ -60,7 +60,11 @@ def train(
 
     Stopped or killed, it goes on with --resume and ends with the same weights.
 
-    Example: vitedge train photos/ --model vit_edge_conv_32 --out model/ --epochs 30
+    **Examples**
+
+    `vitedge train photos/ --model vit_edge_conv_32 --out model/ --epochs 30`
+
+    `vitedge train photos/ --model vit_edge_conv_32 --out model/ --epochs 30 --resume`
     """
     from vitedge.errors import NotInstalledError
 
