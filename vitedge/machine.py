@@ -33,7 +33,7 @@ EXTRAS = {
     "report": (("jinja2", "matplotlib"), "reports as one HTML file"),
     "train": (
         ("torch", "onnx", "onnxruntime", "safetensors", "jinja2", "matplotlib"),
-        "train models; take part of import's checks from torch",
+        "train models",
     ),
     "demo": (
         ("onnx", "onnxruntime", "safetensors", "openvino", "jinja2", "matplotlib"),
@@ -105,9 +105,9 @@ def examine(root: Path = hardware.ROOT) -> Machine:
         root: the root of ``/proc``, ``/sys``, ``/dev`` and ``/etc``.
     """
     processor, gpus, board = hardware.processor(root), hardware.gpus(root), hardware.board(root)
-    targets, broken = _targets()
+    targets, broken = readable_targets()
     with ThreadPoolExecutor() as pool:  # each waits for a child process
-        states = list(pool.map(lambda name: _runtime(name, targets), runtimes.names()))
+        states = list(pool.map(lambda name: runtime_state(name, targets), runtimes.names()))
     fits = [fit(target, processor, gpus, states) for target in targets]
     return Machine(
         python=platform.python_version(),
@@ -123,7 +123,7 @@ def examine(root: Path = hardware.ROOT) -> Machine:
     )
 
 
-def _targets() -> tuple[list[Target], list[TargetState]]:
+def readable_targets() -> tuple[list[Target], list[TargetState]]:
     """The targets that load, and a line for each file that doesn't."""
     good, broken = [], []
     for name in catalogue.names("targets"):
@@ -134,7 +134,7 @@ def _targets() -> tuple[list[Target], list[TargetState]]:
     return good, broken
 
 
-def _runtime(name: str, targets: Sequence[Target]) -> RuntimeState:
+def runtime_state(name: str, targets: Sequence[Target]) -> RuntimeState:
     """Ask one runtime in a child process."""
     devices = sorted({target.device for target in targets if target.runtime == name})
     try:
@@ -160,26 +160,38 @@ def fit(
     target: Target, processor: hardware.Processor, gpus: Sequence[hardware.Gpu], states: Sequence[RuntimeState]
 ) -> TargetState:
     """Hold a target against this machine; what's unknown is no reason against it."""
-    reasons = []
     state = next(state for state in states if state.name == target.runtime)
     if target.arch not in ("any", processor.architecture or target.arch):
-        reasons.append(f"it's for {target.arch}; this machine is {processor.architecture}")
-    elif target.isa != "any" and processor.isa is not None and target.isa not in processor.isa:
-        reasons.append(f"this CPU has no {target.isa}")
-    capabilities = {gpu.compute_capability for gpu in gpus}
-    wanted = {target.sm} if target.sm else set(target.sms)
-    unseen = not gpus and state.runs_on.get(target.device, False)  # the runtime finds a GPU that nvidia-smi doesn't
-    if target.device.startswith("cuda") and wanted and not (unseen or None in capabilities or capabilities & wanted):
-        reasons.append(f"no NVIDIA GPU with compute capability {' or '.join(sorted(map(str, wanted)))}")
-    if state.problem:
-        reasons.append(f"{target.runtime} is broken: {state.problem}")
-    elif state.version is None:
-        reasons.append(f"{target.runtime} isn't installed")
-    elif older(state.version, target.runtime_min):
-        reasons.append(f"{target.runtime} {state.version} is older than {target.runtime_min}")
-    elif not reasons and not state.runs_on.get(target.device, False):
-        reasons.append(f"{target.runtime} finds no device {target.device}")
+        reasons = [f"it's for {target.arch}; this machine is {processor.architecture}"]
+    else:
+        reasons = [*_missing_hardware(target, processor, gpus, state), *_missing_runtime(target, state)]
+        if not reasons and not state.runs_on.get(target.device, False):
+            reasons = [f"{target.runtime} finds no device {target.device}"]
     return TargetState(name=target.name, summary=target.summary, runs=not reasons, reasons=tuple(reasons))
+
+
+def _missing_hardware(
+    target: Target, processor: hardware.Processor, gpus: Sequence[hardware.Gpu], state: RuntimeState
+) -> list[str]:
+    reasons = []
+    if target.isa != "any" and processor.isa is not None and target.isa not in processor.isa:
+        reasons.append(f"this CPU has no {target.isa}")
+    wanted = [target.sm] if target.sm else list(target.sms)
+    found = {gpu.compute_capability for gpu in gpus}
+    unseen = not gpus and state.runs_on.get(target.device, False)  # the runtime finds a GPU that nvidia-smi doesn't
+    if target.device.startswith("cuda") and wanted and not (unseen or None in found or found & set(wanted)):
+        reasons.append(f"no NVIDIA GPU with compute capability {' or '.join(wanted)}")
+    return reasons
+
+
+def _missing_runtime(target: Target, state: RuntimeState) -> list[str]:
+    if state.problem:
+        return [f"{target.runtime} is broken: {state.problem}"]
+    if state.version is None:
+        return [f"{target.runtime} isn't installed"]
+    if older(state.version, target.runtime_min):
+        return [f"{target.runtime} {state.version} is older than {target.runtime_min}"]
+    return []
 
 
 def older(version: str, than: str) -> bool:

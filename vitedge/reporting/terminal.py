@@ -319,6 +319,7 @@ def show_doctor(machine: Machine) -> None:
                     text(state.problem, BAD) if state.problem else _runtime_words(state.facts, state.extra),
                 )
                 for state in machine.runtimes
+                if state.name != "null"  # it's everywhere, and no device's
             ],
             title="Runtimes",
         ),
