@@ -123,7 +123,7 @@ def points(inputs: int, outputs: int) -> NDArray[np.float64]:
     matrix = np.zeros((outputs, inputs))
     for row in range(outputs):
         centre = min(max((row + 0.5) * inputs / outputs - 0.5, 0.0), inputs - 1.0)
-        low = int(math.floor(centre))
+        low = math.floor(centre)
         matrix[row, low] += 1.0 - (centre - low)
         matrix[row, min(low + 1, inputs - 1)] += centre - low
     return matrix

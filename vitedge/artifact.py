@@ -162,7 +162,8 @@ class Artifact:
             ArtifactError: not an array file.
         """
         try:
-            return np.asarray(np.load(self.path / name, allow_pickle=False))
+            with (self.path / name).open("rb") as stream:
+                return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
         except (OSError, ValueError, EOFError, MemoryError) as error:
             raise ArtifactError(f"open the artifact {self.path}", f"{name}: {error}", COPY_AGAIN) from error
 
