@@ -25,7 +25,7 @@ from vitedge.images import ImageSet
 from vitedge.reporting import html, plots
 from vitedge.reporting.gallery import Answer, Shown
 from vitedge.reporting.rows import lines
-from vitedge.result import Result, encode_result
+from vitedge.result import Accuracy, Calibrated, Result, Samples, encode_result
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -253,3 +253,24 @@ def test_too_many_classes_are_not_drawn_one_by_one() -> None:
     rows = tuple(replace(row, accuracy=results.accuracy(data)) if row.accuracy else row for row in result.rows)
     line = lines([replace(result, rows=rows, data=data)])[1]
     assert plots.classes(line, "classes") is None and plots.confusions(line, "confusions") is None
+
+
+def test_an_interrupted_run_of_which_nothing_is_left_is_a_page_too() -> None:
+    result = results.demo()
+    nothing = Samples(start_ns=(), latency_ns=(), blocks=())
+    empty = replace(results.latency(3.0), samples=nothing, floor=nothing, readings=(), audit=None)
+    none = Accuracy(predicted=(), rank=(), calibrated=Calibrated(count=(), correct=(), confidence_sum=()))
+    rows = tuple(replace(row, latency=empty, accuracy=none) for row in result.rows[:2])
+    words = Page(html.render([replace(result, rows=rows, partial=True)])).words
+    assert "Nothing was measured here" in words and "A run was interrupted" in words
+
+
+def test_one_class_and_one_image() -> None:
+    result, one = results.demo(), results.data(1, classes=["only"])
+    answer = Accuracy(predicted=(0,), rank=(0,))
+    rows = tuple(replace(row, accuracy=answer) for row in result.rows[:2])
+    assert "100.0" in Page(html.render([replace(result, rows=rows, data=one)])).words
+
+
+def test_no_results_at_all_is_still_a_page() -> None:
+    assert "nothing" in Page(html.render([])).words

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -113,7 +114,7 @@ def _environment() -> Any:
 
 def _shown(value: Any) -> Any:
     """Strings without control characters; a percent sign stays beside its number."""
-    return printable(value).replace(" %", "\u00a0%") if type(value) is str else value
+    return re.sub(r"(?<=\d) %", "\u00a0%", printable(value)) if type(value) is str else value
 
 
 def _trusted(text: str) -> Markup:
