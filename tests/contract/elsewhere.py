@@ -1,0 +1,52 @@
+"""What it takes to run the contract suite in another interpreter: packages, and artifacts of the embedded model."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vitedge import exporting, pipeline
+from vitedge.artifact import Artifact
+
+
+def artifacts_for(target: str, factory: pytest.TempPathFactory) -> list[Path]:
+    """The embedded model for ``target`` in float32 and in INT8, exported once a test run."""
+    folder = factory.getbasetemp() / "embedded"
+    if not (folder / "model").exists():
+        pipeline.import_model("embedded", out=folder / "model")
+    found = []
+    for precision in ("fp32", "int8"):
+        out = folder / f"{target}-{precision}"
+        if not out.exists():
+            exporting.export(exporting.plan_export(folder / "model", target, precision, out, recipe="fast"))
+        found.append(Artifact.open(out).path)
+    return found
+
+
+def python_like_jetpack() -> str:
+    """Python 3.10 where this machine has one, else the running one."""
+    found = shutil.which("python3.10")
+    if found and subprocess.run([found, "-m", "pip", "--version"], capture_output=True).returncode == 0:
+        return found
+    return sys.executable
+
+
+def installed_folder(python: str, packages: tuple[str, ...]) -> Path:
+    """A folder with these packages for ``python``, installed once a machine; skips where pip can't bring them."""
+    version = subprocess.run([python, "--version"], capture_output=True, text=True, check=True).stdout
+    key = hashlib.sha256("\0".join((version, *packages)).encode()).hexdigest()[:12]
+    site = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitedge-tests" / key
+    if not (site / "ready").exists():
+        shutil.rmtree(site, ignore_errors=True)
+        command = [python, "-m", "pip", "install", "-q", "--target", str(site), *packages]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+        if done.returncode:
+            pytest.skip(f"pip can't install {', '.join(packages)}: {done.stderr.strip().splitlines()[-1:]}")
+        (site / "ready").write_text(version)
+    return site
