@@ -274,3 +274,10 @@ def test_one_class_and_one_image() -> None:
 
 def test_no_results_at_all_is_still_a_page() -> None:
     assert "nothing" in Page(html.render([])).words
+
+
+def test_names_in_any_script_are_shown() -> None:
+    names = ("飞机", "автомобиль", "طائر", "고양이", "🦌", "hund", "лягушка", "馬", "πλοίο", "ट्रक")
+    result = replace(results.demo(), data=results.data(classes=names))
+    found = Page(html.render([result]))
+    assert all(name in found.words for name in names)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +125,9 @@ def _picture(title: str, *, height: float = 3.4, width: float = 5.2) -> Iterator
         import matplotlib
     except ModuleNotFoundError as error:
         raise NotInstalledError.for_extra("draw the report's pictures", "matplotlib", "report") from error
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": title}):
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": title}), warnings.catch_warnings():
+        # Text stays text: a letter that our font lacks is drawn by the reader's.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         picture = _Picture(title, height, width)
         yield picture
         picture.svg = picture.render()
