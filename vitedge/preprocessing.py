@@ -120,7 +120,7 @@ class Preprocessing(Record):
     def _resample(self, picture: Image.Image, width: int, height: int) -> Image.Image:
         if picture.size == (width, height):
             return picture
-        if width * height > MAX_RESIZED_PIXELS:
+        if width * max(height, picture.height) > MAX_RESIZED_PIXELS:
             raise ImageError(
                 "preprocess a picture",
                 f"{picture.width}×{picture.height} pixels would become {width}×{height} before cropping",
@@ -133,7 +133,8 @@ class Preprocessing(Record):
             return picture.transform(
                 (width, height), Image.Transform.AFFINE, scale, resample=_POINT[self.interpolation]
             )
-        return picture.resize((width, height), method)
+        # Across, then down: Pillow rounds in between, and which it does first differs between its versions 12 and 13.
+        return picture.resize((width, picture.height), method).resize((width, height), method)
 
     def _crop(self, picture: Image.Image) -> Image.Image:
         height, width = self.size
