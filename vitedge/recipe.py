@@ -32,6 +32,7 @@ class Round(Record):
 
     activations: Literal["minmax", "mse"]  # how the range of a layer's input is chosen
     weights: Literal["minmax", "mse"]  # how each output channel's scale is chosen
+    rounding: Literal["nearest", "gptq"]  # gptq: each weight's error is taken up by the weights still to be rounded
     bias_correction: bool  # take the mean output error back out through the bias
 
 

@@ -27,6 +27,19 @@ def weight_error(matrix: Float64, scale: Float64, limit: int, moments: Float64) 
     return np.array(errors)
 
 
+def brain_surgeon(matrix: Float64, scale: Float64, limit: int, hessian: Float64) -> Float64:
+    """Rounding in the order of falling variance, the inverse of what is left computed anew after every input."""
+    weights, levels = matrix.copy(), np.zeros_like(matrix)
+    left = [int(k) for k in np.argsort(-np.diag(hessian), kind="stable")]
+    while left:
+        k, inverse = left[0], np.linalg.inv(hessian[np.ix_(left, left)])
+        levels[k] = np.clip(np.rint(weights[k] / scale), -limit, limit)
+        error = (weights[k] - levels[k] * scale) / inverse[0, 0]
+        weights[left] -= np.outer(inverse[0], error)
+        left.pop(0)
+    return levels
+
+
 def convolution(x: Float64, weight: Float64, strides: tuple[int, int], pads: tuple[int, ...]) -> Float64:
     """[N, C, H, W] and [C_out, C, kh, kw] -> [N, C_out, rows, columns], tap by tap."""
     top, left, bottom, right = pads

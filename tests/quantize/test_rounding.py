@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.graph.vits import MEAN, STD, random_arrays, random_images, tiny
-from tests.quantize.references import dequantized, weight_error
+from tests.quantize.references import brain_surgeon, dequantized, weight_error
 from tests.quantize.test_improve import observed_of
 from vitedge.architecture import ConvStem
 from vitedge.errors import ModelError
 from vitedge.graph.author import author_vit
 from vitedge.graph.surgery import array, initializers, linear_layers
-from vitedge.quantize.integers import affine, weight_limit
+from vitedge.quantize.gptq import DAMPING, gptq
+from vitedge.quantize.integers import affine, round_weights, weight_limit
 from vitedge.quantize.observe import observe
 from vitedge.quantize.qdq import insert_qdq
 from vitedge.quantize.rounding import (
@@ -91,6 +92,36 @@ def test_error_optimal_weight_scales(seed: int, bits: int) -> None:
     error = weight_error(matrix, best, limit, moments)
     assert (error <= weight_error(matrix, whole, limit, moments) * (1 + 1e-3)).all()
     assert (best <= whole).all() and (best > 0).all()
+
+
+@given(st.integers(0, 10**6), st.sampled_from([5, 70]))
+@settings(deadline=None, max_examples=8)
+def test_gptq_is_the_brain_surgeon(seed: int, inputs: int) -> None:
+    random = np.random.default_rng(seed)
+    matrix = random.standard_normal((inputs, 3))
+    rows = random.standard_normal((4 * inputs, inputs)) @ random.standard_normal((inputs, inputs))
+    covariance = rows.T @ rows / len(rows)
+    scale = weight_scales(matrix, None, 7)
+    hessian = covariance + DAMPING * np.diag(covariance).mean() * np.eye(inputs)
+    expected = brain_surgeon(matrix, scale.astype(np.float64), 63, hessian)
+    found = gptq(matrix, scale, 7, covariance)
+    assert found.dtype == np.int8 and np.array_equal(found, expected)
+
+
+def test_gptq_beats_the_nearest_where_inputs_hang_together() -> None:
+    random = np.random.default_rng(0)
+    matrix, rows = random.standard_normal((40, 8)), random.standard_normal((500, 6)) @ random.standard_normal((6, 40))
+    covariance = rows.T @ rows / len(rows)
+    scale = weight_scales(matrix, None, 7)
+
+    def error(levels: np.ndarray) -> float:
+        delta = matrix - levels * scale.astype(np.float64)
+        return float(np.sum(delta * (covariance @ delta)))
+
+    assert error(gptq(matrix, scale, 7, covariance)) < 0.2 * error(round_weights(matrix, scale, 7))
+    independent = np.diag(random.uniform(0.5, 2, 40))
+    assert np.array_equal(gptq(matrix, scale, 7, independent), round_weights(matrix, scale, 7))
+    assert np.array_equal(gptq(matrix, scale, 7, np.zeros((40, 40))), round_weights(matrix, scale, 7))
 
 
 def test_a_channel_of_zeros_has_a_scale() -> None:

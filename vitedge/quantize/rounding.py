@@ -16,6 +16,7 @@ import onnx
 from numpy.typing import NDArray
 
 from vitedge.errors import ModelError
+from vitedge.quantize.gptq import gptq
 from vitedge.quantize.improve import migrate_layernorms
 from vitedge.quantize.integers import Grid, Scheme, affine, round_weights, weight_limit
 from vitedge.quantize.prepare import with_own_constants
@@ -102,7 +103,10 @@ def _quantize(layer: Layer, observed: Observed, grid: Grid, recipe: Recipe, sche
     assert layer.bias is not None  # with_own_constants gave it one
     moments = observed.covariance() if recipe.round.bias_correction else observed.moments
     scale = weight_scales(matrix, moments if recipe.round.weights == "mse" else None, scheme.weight_bits)
-    weight = round_weights(matrix, scale, scheme.weight_bits)
+    if recipe.round.rounding == "gptq":
+        weight = gptq(matrix, scale, scheme.weight_bits, moments)
+    else:
+        weight = round_weights(matrix, scale, scheme.weight_bits)
     bias = layer.bias.astype(np.float64)
     if recipe.round.bias_correction:
         bias += mean_output_error(observed, matrix, grid, weight * scale.astype(np.float64))

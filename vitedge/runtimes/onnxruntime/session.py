@@ -231,7 +231,7 @@ def _create(package: Any, artifact: Artifact, settings: Any, asked: str) -> Any:
 
 def _explained(error: Exception, asked: str) -> VitedgeError:
     reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", str(error).strip().splitlines()[0])
-    if isinstance(error, MemoryError) or re.search(r"bad_?alloc|[Ff]ailed to allocate memory", str(error)):
+    if isinstance(error, MemoryError) or re.search(r"bad.?alloc|[Ff]ailed to allocate memory", str(error)):
         return ResourceError(asked, f"memory ran out: {reason}", "use a smaller batch, or free memory")
     version = facts.installed()
     return ArtifactError(asked, f"ONNX Runtime {version} refuses the graph: {reason}", COPY_AGAIN)

@@ -1,0 +1,181 @@
+"""Every integer form, executed, against its arithmetic in numpy and against standard Q/DQ executed as written."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.graph.vits import MEAN, STD, random_arrays, random_images, tiny
+from tests.quantize.references import convolution
+from vitedge.architecture import ConvStem, PatchStem, ViTConfig
+from vitedge.graph.author import author_vit
+from vitedge.graph.surgery import pin_batch, to_bytes
+from vitedge.quantize.observe import observe
+from vitedge.quantize.qdq import insert_qdq
+from vitedge.quantize.rounding import QuantizedLayer, Scheme, quantize_layers
+from vitedge.quantize.views import View
+from vitedge.recipe import load_recipe
+from vitedge.runtimes.onnxruntime.interpret import run_graph
+from vitedge.runtimes.onnxruntime.kernels import (
+    attentions,
+    field_indices,
+    integer_convolutions,
+    integer_linears,
+    quantized_attention,
+)
+from vitedge.runtimes.onnxruntime.placement import integer_graph
+
+STEM = ConvStem(channels=(8, 10), strides=(2, 4))
+CONFIGS = {
+    "patches": tiny(),
+    "patches-without-bias": tiny(qkv_bias=False, class_token=False, pool="avg", final_norm="fc_norm"),
+    "stem": tiny(stem=STEM),
+    "stem-stride-3": tiny(stem=ConvStem(channels=(8, 9, 10), strides=(1, 3, 2)), image_size=(30, 36)),
+    "qk-norm": tiny(qk_norm=True, layer_scale=True),
+    "one-head": tiny(num_heads=1, stem=PatchStem(patch_size=4)),
+}
+
+
+def run(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, 1
+    session = onnxruntime.InferenceSession(to_bytes(model), options, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"image": images})[0])
+
+
+def quantized(config: ViTConfig, images: np.ndarray) -> tuple[onnx.ModelProto, dict[str, QuantizedLayer]]:
+    graph, recipe = author_vit(config, random_arrays(config), mean=MEAN, std=STD), load_recipe("fast")
+    return quantize_layers(
+        graph, observe(graph, images, recipe.observe, key="k"), recipe, Scheme("uint8", symmetric=False, weight_bits=7)
+    )
+
+
+def difference(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_form_is_the_arithmetic_of_qdq(name: str) -> None:
+    """A value that falls on the other side of a rounding boundary moves a logit by a fraction of a step, no more."""
+    config = CONFIGS[name]
+    images = random_images(config, 6)
+    improved, layers = quantized(config, images)
+    for form in (integer_linears, integer_convolutions, quantized_attention, integer_graph):
+        kind = {integer_linears: "linear", integer_convolutions: "conv"}.get(form)
+        chosen = {name: layer for name, layer in layers.items() if kind in (None, layer.kind)}
+        if form is quantized_attention:
+            chosen = {name: layer for name, layer in layers.items() if name.endswith("qkv") and not config.qk_norm}
+        found = form(improved, chosen)
+        expected = run_graph(insert_qdq(improved, chosen), images)
+        assert difference(run(found, images), expected) <= 2e-3, form.__name__
+        assert np.array_equal(run(pin_batch(found, 6), images), run(found, images))
+
+
+def test_what_the_whole_consists_of() -> None:
+    config = CONFIGS["stem"]
+    improved, layers = quantized(config, random_images(config, 6))
+    operators = [node.op_type for node in integer_graph(improved, layers).graph.node]
+    assert operators.count("QAttention") == config.depth
+    assert operators.count("MatMulIntegerToFloat") == 3 + 3 * config.depth + 1  # stem, blocks, head
+    assert not {"Conv", "MatMul", "Softmax", "Split"} & set(operators)
+    # the picture is brought to rows once, and never back; each 3 × 3 convolution pads and gathers; the class token pads
+    assert operators.count("Transpose") == 2 and operators.count("Gather") == 2 + 1 and operators.count("Pad") == 2 + 1
+    plain = integer_graph(*quantized(CONFIGS["patches"], random_images(CONFIGS["patches"], 6)))
+    assert "Cast" not in [node.op_type for node in plain.graph.node]  # patches are cut from the picture's bytes
+
+
+def test_a_convolution_that_others_read_too_keeps_its_layout() -> None:
+    """The output of a quantized convolution goes to an operator that knows only [N, C, H, W]."""
+    config = CONFIGS["stem"]
+    images = random_images(config, 6)
+    improved, layers = quantized(config, images)
+    for node in improved.graph.node:
+        if node.name == "patch_embed.stem.0.act":
+            node.op_type = "Sigmoid"
+            del node.attribute[:]
+    chosen = {name: layer for name, layer in layers.items() if layer.kind == "conv"}
+    found, expected = (
+        run(integer_convolutions(improved, chosen), images),
+        run_graph(insert_qdq(improved, chosen), images),
+    )
+    assert difference(found, expected) <= 2e-3
+
+
+@given(
+    st.integers(3, 9), st.integers(3, 9), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3),
+    st.tuples(*[st.integers(0, 2)] * 4),
+)  # fmt: skip
+@settings(deadline=None, max_examples=40)
+def test_gathering_is_convolving(
+    height: int, width: int, kernel: int, stride: int, channels: int, pads: tuple[int, ...]
+) -> None:
+    random = np.random.default_rng(height * width)
+    x, weight = (
+        random.standard_normal((2, channels, height, width)),
+        random.standard_normal((4, channels, kernel, kernel)),
+    )
+    view = View("x", (kernel, kernel), (stride, stride), pads)
+    rows = np.pad(x.reshape(2, channels, -1).transpose(0, 2, 1), ((0, 0), (0, 1), (0, 0)))  # one row of padding more
+    fields = rows[:, field_indices(view, height, width)].reshape(2, -1, kernel * kernel * channels)
+    expected = convolution(x, weight, (stride, stride), pads).reshape(2, 4, -1).transpose(0, 2, 1)
+    assert np.allclose(fields @ weight.transpose(2, 3, 1, 0).reshape(-1, 4), expected)
+
+
+def test_attention_that_differs_is_left_alone() -> None:
+    config = tiny(depth=1)
+    graph = author_vit(config, random_arrays(config), mean=MEAN, std=STD)
+    (one,) = attentions(graph)
+    assert (one.qkv, one.heads, one.head_dim) == ("blocks.0.attn.qkv", 3, 8)
+    assert one.products == ("blocks.0.attn.scores", "blocks.0.attn.context")
+    for name, change in {
+        "blocks.0.attn.softmax": lambda node: setattr(node.attribute[0], "i", 1),
+        "blocks.0.attn.k.transpose": lambda node: node.attribute[0].ints.__setitem__(slice(None), [0, 2, 1, 3]),
+        "blocks.0.attn.scores": lambda node: node.input.__setitem__(slice(None), [node.input[1], node.input[0]]),
+    }.items():
+        other = onnx.ModelProto.FromString(to_bytes(graph))
+        change(next(node for node in other.graph.node if node.name == name))  # type: ignore[no-untyped-call]
+        assert attentions(other) == [], name
+
+
+# --- the instruction that saturates ----------------------------------------------------------------------------------
+
+
+def worst_case(bits: int) -> tuple[float, float]:
+    """(found, exact) product of the largest activations and the largest weights of so many bits, through the form."""
+    limit = {7: 63, 8: 127}[bits]
+    inputs = onnx.helper.make_tensor_value_info("image", 1, [1, 64])
+    output = onnx.helper.make_tensor_value_info("y", 1, [1, 16])
+    weight = onnx.numpy_helper.from_array(np.full((64, 16), float(limit), np.float32), "w")
+    nodes = [onnx.helper.make_node("MatMul", ["image", "w"], ["p"], "layer")]
+    nodes.append(onnx.helper.make_node("Add", ["p", "b"], ["y"], "layer.bias"))
+    bias = onnx.numpy_helper.from_array(np.zeros(16, np.float32), "b")
+    graph = onnx.helper.make_graph(nodes, "g", [inputs], [output], [weight, bias])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
+    layer = QuantizedLayer(
+        "layer", "linear", "image", 1.0, 0, "uint8", np.full((64, 16), limit, np.int8), np.ones(16, np.float32),
+        np.zeros(16, np.float32), 1,
+    )  # fmt: skip
+    return float(
+        run(integer_linears(model, {"layer": layer}), np.full((1, 64), 255, np.float32))[0, 0]
+    ), 64.0 * 255 * limit
+
+
+def test_seven_bits_never_saturate() -> None:
+    found, exact = worst_case(7)
+    assert found == exact
+
+
+def test_eight_bits_saturate_where_pairs_are_added_in_16_bits() -> None:
+    """What the 7-bit rule is for: on AVX2 without VNNI, and only there, the largest 8-bit products are wrong."""
+    from vitedge.hardware import processor
+
+    cpu = processor()
+    isa = set(cpu.isa or ())
+    if cpu.architecture != "x86_64" or "avx2" not in isa:
+        pytest.skip("this processor isn't x86 with AVX2")
+    found, exact = worst_case(8)
+    assert (found == exact) == bool(isa & {"avx_vnni", "avx512_vnni", "amx_int8"})
