@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitedge import embedded, runtimes
+from vitedge import embedded, hardware, runtimes
 from vitedge.artifact import (
     GOLDEN_INPUTS,
     GOLDEN_LOGITS,
@@ -33,6 +33,7 @@ from vitedge.catalogue import cache_folder
 from vitedge.errors import ArtifactError, ImageError, InvalidResultError, NotInstalledError, UsageError
 from vitedge.files import refuse_existing, resource_errors, sha256
 from vitedge.golden import golden_pictures
+from vitedge.hardware import processor
 from vitedge.images import ImageSet, open_picture
 from vitedge.model_folder import Model
 from vitedge.progress import Progress, silent
@@ -379,8 +380,11 @@ def shares(layers: tuple[LayerPlan, ...]) -> dict[str, float]:
 
 
 def runs_here(target: Target) -> bool:
-    """Whether this machine's processor is the target's and its runtime is installed and can open graphs here."""
-    if target.arch not in ("any", platform.machine()):
+    """Whether this machine's processor is the target's and its runtime is installed and can open graphs here.
+
+    Without the instructions that a target promises, its graphs would run and answer wrongly: 8-bit weights saturate.
+    """
+    if target.arch not in ("any", platform.machine()) or target.isa not in ("any", *(processor().isa or ())):
         return False
     facts = runtimes.part(target.runtime, "facts")
     return facts.installed() is not None and facts.runs_here(target.device)

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.contract import artifacts
 from vitedge.artifact import Artifact
 from vitedge.errors import ArtifactError, ModelError, ResourceError, UsageError
+from vitedge.hardware import processor
 from vitedge.runtimes.contract import OpenOptions
 from vitedge.runtimes.executed import unmet_layers
 from vitedge.runtimes.onnxruntime import facts, preflight
@@ -251,3 +252,19 @@ def test_the_interpreter_says_what_stands_against_it() -> None:
     model.graph.node[3].op_type = "Teleport"
     with pytest.raises(ModelError, match="Teleport"):
         run_graph(model, np.zeros((1, 1, 1, 3), np.uint8))
+
+
+def test_the_plan_for_another_processor_is_interpreted() -> None:
+    """For ARM, weights have 8 bits, which saturate here on x86 without VNNI: the golden logits come from Q/DQ."""
+    from vitedge.exporting import runs_here
+
+    target = load_target("raspberry-pi-5")
+    placed = place(artifacts.request(target, INT8, 6))
+    images = np.random.default_rng(2).integers(0, 256, (6, *artifacts.PREPROCESSING.size, 3), dtype=np.uint8)
+    assert placed.interpretable is not None
+    found, expected = run_graph(placed.interpretable, images), artifacts.reference(images)
+    assert np.abs(found - expected).max() <= 0.1 * np.abs(expected).max()
+    machine = processor()
+    assert runs_here(target) == ("dotprod" in (machine.isa or ()))
+    promised = replace(TARGET, isa="avx512_vnni")
+    assert runs_here(promised) == ("avx512_vnni" in (machine.isa or ())) and runs_here(TARGET)

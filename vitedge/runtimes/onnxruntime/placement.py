@@ -22,6 +22,7 @@ import onnx
 
 from vitedge.errors import UsageError, nearest
 from vitedge.graph.surgery import batch_size, linear_layers, pin_batch, set_metadata, shapes, to_bytes
+from vitedge.quantize.qdq import insert_qdq
 from vitedge.quantize.rounding import QuantizedLayer, Scheme, quantize_layers
 from vitedge.quantize.views import quantizable
 from vitedge.runtimes.contract import Placed, Request
@@ -56,22 +57,23 @@ def place(request: Request) -> Placed:
             f"ONNX Runtime has no form of this name{nearest(form, FORMS)}",
             f"use one of {', '.join(FORMS)}",
         )
-    graph, precisions, reasons = FORMS[form](request)
+    graph, standard, precisions, reasons = FORMS[form](request)
     return Placed(
         graph=GRAPH,
         files={GRAPH: to_bytes(set_metadata(pin_batch(graph, request.batch), request.metadata))},
         layers=planned_layers(request.graph, precisions, rest="fp32", reasons=reasons),
         runtime_options={**OPTIONS, **request.target.options},
         built_with={"onnx": str(onnx.__version__), "onnxruntime": facts.installed() or ""},
+        interpretable=standard,
     )
 
 
-#: (graph, precision by layer name, reasons by layer name)
-Form = tuple[onnx.ModelProto, dict[str, str], dict[str, str]]
+#: (graph, the same arithmetic in standard operators, precision by layer name, reasons by layer name)
+Form = tuple[onnx.ModelProto, onnx.ModelProto, dict[str, str], dict[str, str]]
 
 
 def _float(request: Request) -> Form:
-    return request.graph, {}, {}
+    return request.graph, request.graph, {}, {}
 
 
 def _linears_int8(request: Request) -> Form:
@@ -80,7 +82,7 @@ def _linears_int8(request: Request) -> Form:
     left = left_in_float(request.graph)
     names = [layer.name for layer in linear_layers(request.graph) if layer.name not in left]
     graph, layers = quantize_layers(request.graph, request.statistics, request.recipe, scheme, names)
-    return integer_graph(graph, layers), dict.fromkeys(layers, "int8"), left
+    return integer_graph(graph, layers), insert_qdq(graph, layers), dict.fromkeys(layers, "int8"), left
 
 
 def integer_graph(graph: onnx.ModelProto, layers: dict[str, QuantizedLayer]) -> onnx.ModelProto:
