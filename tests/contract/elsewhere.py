@@ -30,11 +30,13 @@ def artifacts_for(target: str, factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def python_like_jetpack() -> str:
-    """Python 3.10 where this machine has one, else the running one."""
-    found = shutil.which("python3.10")
-    if found and subprocess.run([found, "-m", "pip", "--version"], capture_output=True).returncode == 0:
-        return found
-    return sys.executable
+    """Python 3.10 where this machine has one with pip, else the running one."""
+    command = ["python3.10", "-c", "import pip, sys; print(sys.executable)"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYENV_VERSION": "3.10"})
+    except FileNotFoundError:
+        return sys.executable
+    return found.stdout.strip() if found.returncode == 0 else sys.executable
 
 
 def installed_folder(python: str, packages: tuple[str, ...]) -> Path:

@@ -1,0 +1,47 @@
+"""The contract suite on aarch64: the demo's CPU artifacts with the real wheels on an emulated Cortex-A76.
+
+That is a Raspberry Pi 5, or the CPU cores of a Jetson. Times mean nothing there; arithmetic does.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.contract import portable
+from tests.contract.elsewhere import artifacts_for
+
+
+@pytest.fixture(scope="module")
+def aarch64_python() -> Path:
+    """A command that runs a Python script as aarch64 would; see its own help."""
+    tool = Path(os.environ.get("VITEDGE_AARCH64_PYTHON") or ROOT.parent / "shared" / "tools" / "aarch64-python")
+    if not tool.is_file():
+        pytest.skip("no aarch64-python at hand (set VITEDGE_AARCH64_PYTHON)")
+    return tool
+
+
+@pytest.mark.timeout(900)  # the first use installs an interpreter and wheels
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_the_contract_on_aarch64(runtime: str, aarch64_python: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    artifacts = artifacts_for(runtime, tmp_path_factory)
+    command = [aarch64_python, "--cpu", "cortex-a76", "--with", f"{runtime} numpy pillow msgspec"]
+    done = subprocess.run(
+        [*command, portable.__file__, "--reopen", "2", *artifacts],
+        capture_output=True,
+        text=True,
+        timeout=850,
+        env={**os.environ, "AARCH64_PATH": str(ROOT)},
+    )
+    if "no aarch64 wheel" in done.stderr or "apt-get" in done.stderr:
+        pytest.skip(f"aarch64-python can't be set up here: {done.stderr.strip().splitlines()[-1]}")
+    lines = done.stdout.splitlines()
+    assert lines and lines[-1] == f"{2 * len(portable.CHECKS)} checks, 0 failed", done.stdout + done.stderr
+    deviations = re.findall(r"logits: (\S+) from float32 .*?, (\S+) from export's own", done.stdout)
+    assert float(deviations[0][0]) < 1e-5  # float32: sums in another order
+    assert float(deviations[1][1]) < 2e-2  # INT8: levels next to a rounding boundary fall the other way
