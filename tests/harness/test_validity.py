@@ -1,0 +1,104 @@
+"""Every rule of validity fires, and doesn't; what couldn't be seen stays unknown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from tests.harness.nulls import null_artifact
+from tests.harness.test_result import latency, samples
+from vitedge.harness.validity import judge, passed_audit, was_throttled, was_unstable
+from vitedge.result import Audit, Check, Latency, Reading, Row, Subject
+
+STEADY = latency(samples([1000 + n % 7 for n in range(600)], block=30))
+
+
+def seen(*readings: Reading) -> Latency:
+    return replace(STEADY, readings=readings)
+
+
+def clocks(*mhz: float | None) -> Latency:
+    return seen(*(Reading(at_ns=number, clock_mhz=value) for number, value in enumerate(mhz)))
+
+
+@pytest.mark.parametrize(
+    ("measured", "expected"),
+    [
+        (STEADY, None),  # no reading at all
+        (clocks(None, None, None, None), None),  # readings, and nothing in them
+        (clocks(2900, 2900), None),  # too few for a third
+        (clocks(2900, 2890, 2900, 2880, 2900, 2890), False),
+        (clocks(2900, 2900, 2900, 2900, 2700, 2700), True),
+        (clocks(2900, 2900, None, None, 2760, 2760), False),  # 0.952: not under 0.95
+        (clocks(1200, 1200, 2900, 2900, 2900, 2900), False),  # clocks may rise
+        (seen(*(Reading(at_ns=n, throttle_events={"core": 3}) for n in range(4))), False),
+        (seen(Reading(at_ns=0, throttle_events={"core": 3}), Reading(at_ns=1, throttle_events={"core": 4})), True),
+        (seen(Reading(at_ns=0, throttle_events={"core": 3})), None),  # one reading has no difference
+        (seen(Reading(at_ns=0), Reading(at_ns=1, throttle_events={"core": 9})), None),  # nothing to compare with
+        (seen(Reading(at_ns=0, throttle_live={"throttled": False})), False),
+        (seen(*(Reading(at_ns=n, throttle_live={"throttled": n == 1}) for n in range(3))), True),
+    ],
+)
+def test_throttled(measured: Latency, expected: bool | None) -> None:
+    verdict, reason = was_throttled(measured)
+    assert verdict is expected
+    assert bool(reason) is (expected is True)
+
+
+@pytest.mark.parametrize(
+    ("values", "block", "expected"),
+    [
+        ([1000] * 600, 30, False),
+        ([1000] * 480 + [1090] * 120, 30, False),  # 9 % is not over 10 %
+        ([1000] * 480 + [1110] * 120, 30, True),
+        ([1110] * 120 + [1000] * 480, 30, False),  # it may become faster
+        ([1000] * 49, 1, None),
+        ([1000] * 600, 200, None),  # three blocks say nothing about blocks
+        (([1000] * 30 + [1120] * 30) * 10, 30, True),
+        (([1000] * 15 + [1120] * 15) * 20, 30, False),  # a spread within blocks is no spread of blocks
+    ],
+)
+def test_unstable(values: list[int], block: int, expected: bool | None) -> None:
+    verdict, reason = was_unstable(latency(samples(values, block)))
+    assert verdict is expected
+    assert bool(reason) is (expected is True)
+
+
+def audit(**changes: object) -> Latency:
+    whole = Audit(checked=100, differing=0, max_deviation=0.0, allowed_deviation=1e-4)
+    return replace(STEADY, audit=replace(whole, **changes))
+
+
+@pytest.mark.parametrize(
+    ("measured", "expected"),
+    [
+        (STEADY, None),
+        (audit(), True),
+        (audit(differing=1), False),
+        (audit(varied_ns=(1000,) * 9, repeated_ns=(950,) * 9), True),
+        (audit(varied_ns=(1000,) * 9, repeated_ns=(900,) * 9), False),
+        (audit(varied_ns=(900,) * 9, repeated_ns=(1000,) * 9), True),
+        (audit(varied_ns=(1000,) * 6 + (9000,) * 3, repeated_ns=(1000,) * 9), True),  # a neighbour, not a memory
+        (
+            replace(audit(varied_ns=(1000,) * 9, repeated_ns=(900,) * 9), floor=samples([50] * 9)),
+            True,
+        ),  # memory traffic
+    ],
+)
+def test_audit(measured: Latency, expected: bool | None) -> None:
+    assert passed_audit(measured)[0] is expected
+
+
+def test_rows_are_judged_by_all_of_it(tmp_path: Path) -> None:
+    row = Row(subject=Subject.of(null_artifact(tmp_path / "a")), latency=STEADY)
+    assert judge(row).valid and judge(row).throttled is None and judge(row).reasons == ()
+    assert judge(replace(row, latency=None)).valid
+    hot = judge(replace(row, latency=clocks(2900, 2900, 2900, 2900, 2000, 2000)))
+    assert not hot.valid and hot.throttled and hot.unstable is False and "2900 to 2000 MHz" in hot.reasons[0]
+    undecided, wrong = Check(name="a", ok=None, detail="?"), Check(name="golden logits", ok=False, detail="off by 3")
+    assert judge(replace(row, checks=(undecided,))).valid
+    verdict = judge(replace(row, checks=(undecided, wrong), latency=audit(differing=2)))
+    assert not verdict.valid and not verdict.correct and verdict.audited is False
+    assert verdict.reasons == ("golden logits: off by 3", "2 of 100 audited outputs differ from the reference run")
