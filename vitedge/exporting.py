@@ -33,7 +33,6 @@ from vitedge.catalogue import cache_folder
 from vitedge.errors import ArtifactError, ImageError, InvalidResultError, NotInstalledError, UsageError
 from vitedge.files import refuse_existing, resource_errors, sha256
 from vitedge.golden import golden_pictures
-from vitedge.hardware import processor
 from vitedge.images import ImageSet, open_picture
 from vitedge.model_folder import Model
 from vitedge.progress import Progress, silent
@@ -384,7 +383,7 @@ def runs_here(target: Target) -> bool:
 
     Without the instructions that a target promises, its graphs would run and answer wrongly: 8-bit weights saturate.
     """
-    if target.arch not in ("any", platform.machine()) or target.isa not in ("any", *(processor().isa or ())):
+    if target.arch not in ("any", platform.machine()) or target.isa not in ("any", *(hardware.processor().isa or ())):
         return False
     facts = runtimes.part(target.runtime, "facts")
     return facts.installed() is not None and facts.runs_here(target.device)

