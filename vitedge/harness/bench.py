@@ -217,14 +217,7 @@ def _readable(images: ImageSet) -> Iterator[Any]:
 def _frames(pictures: list[NDArray[np.uint8]], batch: int) -> NDArray[np.uint8]:
     """uint8 [k, batch, h, w, 3]: with batch 1, frame i is picture i; no two neighbouring batches are alike."""
     count = max(2, -(-len(pictures) // batch))
+    step = batch + (batch % len(pictures) == 0)
     return np.stack(
-        [
-            np.stack(
-                [
-                    pictures[(turn * batch + place + (turn if batch > 1 else 0)) % len(pictures)]
-                    for place in range(batch)
-                ]
-            )
-            for turn in range(count)
-        ]
+        [np.stack([pictures[(turn * step + place) % len(pictures)] for place in range(batch)]) for turn in range(count)]
     )

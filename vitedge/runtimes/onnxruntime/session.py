@@ -92,7 +92,7 @@ class OnnxRuntimeBackend:
     def __init__(
         self, artifact: Artifact, session: Any, wanted: Mapping[str, Option], info: Mapping[str, Option]
     ) -> None:
-        self.batch, self.info = artifact.manifest.batch, info
+        self.batch, self.info = artifact.manifest.batch, {**info, "slots": SLOTS}
         self._artifact, self._session, self._wanted = artifact, session, wanted
         self._planned = [layer.name for layer in artifact.manifest.layers]
         self._slot = _Slot(session)
