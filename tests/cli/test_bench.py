@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.command import fails, vitedge
+from tests.harness.nulls import null_artifact
+from vitedge.artifact import Artifact
+from vitedge.result import read_result
+
+QUICK = ("--duration", 0.1, "--warmup", 0.02, "--percentile", 50)
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return null_artifact(tmp_path_factory.mktemp("artifact") / "a")
+
+
+def test_table_file_and_json_tell_the_same(artifact: Artifact, tmp_path: Path) -> None:
+    done = vitedge("bench", artifact.path, *QUICK, "--out", tmp_path / "r.json")
+    assert done.code == 0, done.err
+    assert "null fp32" in done.out and "p50 ms" in done.out and "\x1b" not in done.out
+    assert done.err == ""  # nobody looks at a terminal: no progress
+    result = read_result(tmp_path / "r.json")
+    assert result.rows[0].subject.digest == artifact.digest and not result.partial
+    printed = vitedge("bench", artifact.path, artifact.path, *QUICK, "--json", "-")
+    assert printed.code == 0
+    rows = json.loads(printed.out)["rows"]  # JSON and nothing else
+    assert len(rows) == 2 and len(rows[0]["latency"]["samples"]["latency_ns"]) > 10
+
+
+def test_options_reach_the_rules(artifact: Artifact) -> None:
+    done = vitedge(
+        "bench", artifact.path, *QUICK, "--scenario", "camera", "--rate", 60, "--iterations", 20, "--json", "-"
+    )
+    rules = json.loads(done.out)["rows"][0]["latency"]["rules"]
+    assert (rules["scenario"], rules["rate_hz"], rules["min_samples"]) == ("camera", 60, 20)
+    assert (rules["percentile"], rules["warmup_s"], rules["min_duration_s"]) == (50, 0.02, 0.1)
+
+
+def test_percentile_that_the_sample_does_not_support_is_not_printed(artifact: Artifact, tmp_path: Path) -> None:
+    slow = null_artifact(tmp_path / "a", latency_ms=5.0)
+    done = vitedge("bench", slow.path, "--duration", 0, "--warmup", 0.01, "--percentile", 50, "--iterations", 20)
+    assert done.code == 0 and "too few for p95" in done.out
+
+
+def test_refusals(artifact: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text("mine")
+    asked, _, fix = fails(2, "bench", artifact.path, "--out", tmp_path / "r.json")
+    assert (asked, fix) == ("measure latency", "name another --out, or add --overwrite")
+    assert (tmp_path / "r.json").read_text() == "mine"
+    assert "is a folder" in fails(2, "bench", artifact.path, "--out", tmp_path)[1]
+    assert fails(2, "bench", artifact.path, "--scenario", "camera")[2] == "use: --scenario camera --rate 30"
+    assert "no such folder" in fails(2, "bench", tmp_path / "none")[1]
+    assert vitedge("bench", artifact.path, "--percentile", 100).code == 2
+    assert vitedge("bench", artifact.path, "--scenario", "server").code == 2
+
+
+def test_strict_exits_with_7_and_names_what_is_wrong(artifact: Artifact, tmp_path: Path) -> None:
+    liar = null_artifact(tmp_path / "liar", shift=1)
+    done = vitedge("bench", liar.path, *QUICK, "--strict", "--out", tmp_path / "r.json")
+    assert done.code == 7 and "golden logits" in done.error[1]
+    assert "wrong outputs" in done.out and (tmp_path / "r.json").exists()  # kept and shown all the same
+    assert vitedge("bench", liar.path, *QUICK).code == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_bench_leaves_a_partial_result(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    slow = null_artifact(tmp_path / "a", latency_ms=1.0)
+    out = tmp_path / "r.json"
+    arguments = ["bench", slow.path, "--duration", "2", "--iterations", "1000000", "--warmup", "0.05", "--out", out]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "vitedge", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=_told_when_measuring(tmp_path),
+    )
+    _wait_for(tmp_path / "measuring", child)
+    time.sleep(1.0)  # some blocks
+    child.send_signal(number)
+    printed, err = child.communicate(timeout=60)
+    assert child.returncode == code, err
+    assert "Traceback" not in err and err.splitlines()[0] == "error: measure latency"
+    assert f"received {number.name}" in err and "partial" in printed
+    result = read_result(out)
+    latency = result.rows[0].latency
+    assert result.partial and latency is not None and 0 < len(latency.samples) < 1_000_000
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".r.json")]
+
+
+def _told_when_measuring(folder: Path) -> dict[str, str]:
+    """An environment in which the child writes the file ``measuring`` when its first block begins."""
+    import os
+
+    (folder / "sitecustomize.py").write_text(
+        "import sys\n"
+        "from vitedge.harness import load\n"
+        "block = load.Contender.block\n"
+        f"def told(*args): open({str(folder / 'measuring')!r}, 'w').close(); return block(*args)\n"
+        "load.Contender.block = told\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    return {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{root}"}
+
+
+def _wait_for(path: Path, child: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists() and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert path.exists(), child.communicate()
+
+
+def test_hostile_names_in_a_result_are_printed_harmlessly(tmp_path: Path) -> None:
+    from msgspec.structs import replace
+
+    from tests.harness.nulls import TARGET
+
+    hostile = null_artifact(tmp_path / "a", target=replace(TARGET, name="\x1b[31m[bold]red[/bold]<b>"))
+    done = vitedge("bench", hostile.path, *QUICK)
+    assert done.code == 0 and "\x1b" not in done.out and "[bold]red[/bold]<b>" in done.out
