@@ -105,6 +105,16 @@ def test_a_convolution_that_others_read_too_keeps_its_layout() -> None:
     assert difference(found, expected) <= 2e-3
 
 
+def test_a_pointwise_convolution_in_float_takes_rows() -> None:
+    config = CONFIGS["stem"]
+    images = random_images(config, 6)
+    improved, layers = quantized(config, images)
+    chosen = {name: layer for name, layer in layers.items() if layer.kind == "conv" and name != "patch_embed.proj"}
+    found = integer_convolutions(improved, chosen)
+    assert next(node.op_type for node in found.graph.node if node.name == "patch_embed.proj") == "MatMul"
+    assert difference(run(found, images), run_graph(insert_qdq(improved, chosen), images)) <= 2e-3
+
+
 @given(
     st.integers(3, 9), st.integers(3, 9), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3),
     st.tuples(*[st.integers(0, 2)] * 4),

@@ -232,7 +232,8 @@ def integer_convolutions(model: onnx.ModelProto, layers: Layers) -> onnx.ModelPr
     """Every convolution of ``layers`` as rows (im2col, of bytes) and MatMulIntegerToFloat.
 
     Between such convolutions, and behind them as long as nothing else reads it, the picture stays [N, H·W, C]: as the
-    GELUs of a stem and the canonical patch tokens take it. A convolution that reads the picture itself reads its bytes.
+    GELUs of a stem, a pointwise convolution (then a MatMul) and the canonical patch tokens take it. A convolution that
+    reads the picture itself reads its bytes.
     """
     rewriter = _Rewriter(model)
     model = rewriter.model
@@ -264,6 +265,15 @@ def integer_convolutions(model: onnx.ModelProto, layers: Layers) -> onnx.ModelPr
             planes = rewriter.node("Transpose", f"{node.name}.planes", [rows[target]], perm=[0, 2, 1])
             size = rewriter.integers(f"{node.name}.planes.shape", [0, *(dim or 0 for dim in known[target][1:])])
             rewriter.node("Reshape", f"{node.name}.restored", [planes, size], out=target)
+        elif source in rows and node.name in views and pointwise(views[node.name]):
+            rows[target] = f"{target}.rows"
+            weight = array(constants[node.input[1]])
+            product = f"{node.name}.product.out"
+            matrix = rewriter.constant(f"{node.name}.matrix", weight.reshape(len(weight), -1).T)
+            rewriter.node("MatMul", node.name, [rows[source], matrix], out=product)
+            rewriter.node("Add", f"{node.name}.bias", [product, node.input[2]], out=rows[target])
+            node.name += ".planes"
+            rewriter.nodes.append(node)
         elif source in rows and node.op_type == "Gelu":
             rows[target] = f"{target}.rows"
             extra = {"approximate": attribute(node, "approximate", "none")}
@@ -292,7 +302,7 @@ def _receptive_fields(
     """u8 [N, H·W, C] of a picture of ``shape`` (C, H, W) to u8 [N, positions, kh·kw·C], by tap, then by channel."""
     channels, height, width = shape
     (kernel_height, kernel_width), taps = view.kernel, view.kernel[0] * view.kernel[1]
-    if taps == 1 and view.strides == (1, 1) and not any(view.pads):
+    if pointwise(view):
         return picture
     if tiles(view) and height % kernel_height == width % kernel_width == 0:  # patches: whole lines move together
         lines = [0, height // kernel_height, kernel_height, width // kernel_width, kernel_width * channels]
@@ -305,6 +315,11 @@ def _receptive_fields(
     indices = rewriter.constant(f"{name}.indices", index.reshape(-1).astype(np.int32))
     gathered = rewriter.node("Gather", f"{name}.gathered", [padded, indices], axis=1)
     return rewriter.reshape(f"{name}.fields", gathered, [0, len(index), taps * channels])
+
+
+def pointwise(view: View) -> bool:
+    """Whether a convolution reads one pixel for each it writes: a linear over channels."""
+    return view.kernel == view.strides == (1, 1) and not any(view.pads)
 
 
 def tiles(view: View) -> bool:
