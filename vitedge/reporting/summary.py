@@ -78,9 +78,10 @@ def _speedup(line: Line, lines: Sequence[Line]) -> str:
 def _int8(line: Line) -> str:
     """Share of the multiply-accumulates in int8: executed, or planned where nothing could be executed."""
     executed, planned = line.row.precision_executed, line.row.subject.precision_planned
-    if executed is not None:
-        return f"{executed.get('int8', 0.0):.0%}".replace("%", " %")
-    return f"{planned['int8']:.0%} planned".replace("%", " %") if planned.get("int8") else rows.UNKNOWN
+    share = (planned if executed is None else executed).get("int8", 0.0)
+    if executed is None and not share:
+        return rows.UNKNOWN
+    return f"{'plans ' if executed is None else ''}{share:.0%}".replace("%", " %")
 
 
 def _verified(line: Line) -> Text:
@@ -88,8 +89,7 @@ def _verified(line: Line) -> Text:
     if not checks:
         return mark(None)
     passed, failed = (sum(check.ok is wanted for check in checks) for wanted in (True, False))
-    words = f"{passed} of {len(checks)} checks" + (", rest on the device" if passed + failed < len(checks) else "")
-    return text(words, BAD if failed else GOOD)
+    return text(f"{passed} of {len(checks)}", BAD if failed else GOOD)
 
 
 def _notes(lines: Sequence[Line]) -> RenderableType | None:
