@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 from onnx import helper, numpy_helper
 
@@ -23,7 +25,7 @@ from vitedge.errors import ArtifactError, UsageError, VitedgeError
 from vitedge.graph.author import author_vit
 from vitedge.graph.surgery import linear_layers
 from vitedge.runtimes.contract import OpenOptions, Placed
-from vitedge.runtimes.openvino import facts, placement, preflight
+from vitedge.runtimes.openvino import bfloat16, facts, placement, preflight
 from vitedge.runtimes.openvino.session import open_backend, read_contract
 from vitedge.runtimes.session import open_session
 from vitedge.target import Candidate, Target, load_target
@@ -203,6 +205,28 @@ def test_the_bfloat16_form_asks_for_it() -> None:
     placed = artifacts.place(artifacts.request(TARGET, Candidate(precision="bf16", form="bf16")))
     assert placed.runtime_options["INFERENCE_PRECISION_HINT"] == "bf16"
     assert {layer.precision for layer in placed.layers} == {"bf16"}
+
+
+@given(values=st.lists(st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False), min_size=1, max_size=8))
+def test_rounding_to_bfloat16(values: list[float]) -> None:
+    exact = np.array(values, np.float32)
+    found = bfloat16.nearest_bfloat16(exact)
+    assert not (found.view(np.uint32) & 0xFFFF).any()  # 8 bits of mantissa
+    assert (np.abs(found - exact) <= np.abs(exact) * 2.0**-8 + 1e-38).all()
+    above = (found.view(np.uint32) + 0x10000).view(np.float32)
+    assert (np.abs(found - exact) <= np.abs(above - exact)).all()
+
+
+def test_bfloat16_is_interpreted_with_its_roundings() -> None:
+    """Where no processor here has bfloat16, the deviation that's recorded must not be float32's."""
+    pytest.importorskip("onnxruntime")
+    from vitedge.runtimes.onnxruntime.interpret import run_graph
+
+    placed = artifacts.place(artifacts.request(TARGET, Candidate(precision="bf16", form="bf16")))
+    assert placed.interpretable is not None
+    frames = np.random.default_rng(0).integers(0, 256, (8, 32, 48, 3), dtype=np.uint8)
+    deviation = relative(run_graph(placed.interpretable, frames), artifacts.reference(frames))
+    assert 5e-4 < deviation < 5e-2
 
 
 def test_options_of_the_target_win_and_are_read_back(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from vitedge.quantize.qdq import insert_qdq
 from vitedge.quantize.rounding import QuantizedLayer, Scheme, quantize_layers
 from vitedge.quantize.views import quantizable
 from vitedge.runtimes.contract import Placed, Request
+from vitedge.runtimes.openvino.bfloat16 import rounded
 from vitedge.runtimes.openvino.facts import installed, load
 from vitedge.runtimes.plan import planned_layers
 from vitedge.target import Option
@@ -86,7 +87,7 @@ def place(request: Request) -> Placed:
         ),
         runtime_options={**_options(form, request.target.device), **request.target.options},
         built_with={"openvino": installed() or "", "onnx": str(onnx.__version__)},
-        interpretable=typed,
+        interpretable=rounded(graph) if form == "bf16" else typed,
     )
 
 

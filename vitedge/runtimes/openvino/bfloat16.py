@@ -1,0 +1,48 @@
+"""What OpenVINO's bfloat16 hint does to a float32 graph, written out: for machines that can't run it."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from vitedge.graph.surgery import array, copy
+from vitedge.graph.typed import element_types
+
+
+def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with every constant and every intermediate result rounded to bfloat16 and held in float32.
+
+    OpenVINO accumulates in float32 and keeps the first operators (up to the first convolution) in float32; it may fuse
+    operators and then rounds less often, so this errs on the side of rounding.
+    """
+    types = element_types(model)
+    model = copy(model)
+    graph = model.graph
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            tensor.CopyFrom(numpy_helper.from_array(nearest_bfloat16(array(tensor).astype(np.float32)), tensor.name))
+    outputs = {value.name for value in graph.output}
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        casts = []
+        for index, name in enumerate(node.output):
+            if types.get(name) == TensorProto.FLOAT and name not in outputs:
+                node.output[index] = f"{name}.exact"
+                casts += [
+                    helper.make_node("Cast", [f"{name}.exact"], [f"{name}.bf16"], to=TensorProto.BFLOAT16),
+                    helper.make_node("Cast", [f"{name}.bf16"], [name], to=TensorProto.FLOAT),
+                ]
+        nodes += [node, *casts]
+    written = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(written)
+    return model
+
+
+def nearest_bfloat16(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The nearest values that bfloat16 has, halves to even; finite float32 of any shape."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    upper = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
+    return np.asarray(upper.astype(np.uint32).view(np.float32))
