@@ -197,8 +197,12 @@ class Audit(Record):
     differing: Count  # of those, further away than allowed
     max_deviation: float  # largest |difference| / largest |logit| that was seen
     allowed_deviation: float
-    varied_ns: Column = ()  # latencies while the input changes …
-    repeated_ns: Column = ()  # … and while one input repeats: not more than 10 % faster
+    varied_ns: tuple[Column, ...] = ()  # latencies while the input changes, one column a turn …
+    repeated_ns: tuple[Column, ...] = ()  # … and while one input repeats, in the turn after it
+
+    def __post_init__(self) -> None:
+        if len(self.varied_ns) != len(self.repeated_ns):
+            raise ValueError("the turns of changing and of repeated inputs differ in number")
 
 
 class Memory(Record):

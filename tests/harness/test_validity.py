@@ -71,20 +71,24 @@ def audit(**changes: object) -> Latency:
     return replace(STEADY, audit=replace(whole, **changes))
 
 
+def pairs(varied: list[int], repeated: list[int]) -> Latency:
+    """Turns whose fastest sample is given; the others are slower."""
+    turns = [tuple((fastest, 3 * fastest, 9 * fastest) for fastest in column) for column in (varied, repeated)]
+    return audit(varied_ns=turns[0], repeated_ns=turns[1])
+
+
 @pytest.mark.parametrize(
     ("measured", "expected"),
     [
         (STEADY, None),
         (audit(), True),
         (audit(differing=1), False),
-        (audit(varied_ns=(1000,) * 9, repeated_ns=(950,) * 9), True),
-        (audit(varied_ns=(1000,) * 9, repeated_ns=(900,) * 9), False),
-        (audit(varied_ns=(900,) * 9, repeated_ns=(1000,) * 9), True),
-        (audit(varied_ns=(1000,) * 6 + (9000,) * 3, repeated_ns=(1000,) * 9), True),  # a neighbour, not a memory
-        (
-            replace(audit(varied_ns=(1000,) * 9, repeated_ns=(900,) * 9), floor=samples([50] * 9)),
-            True,
-        ),  # memory traffic
+        (pairs([1000] * 8, [950] * 8), True),
+        (pairs([1000] * 8, [900] * 8), False),
+        (pairs([900] * 8, [1000] * 8), True),
+        (pairs([1000] * 8, [900] * 7 + [1500]), False),  # a neighbour came in one turn
+        (pairs([2000] * 5 + [1000] * 3, [1000] * 8), True),  # a neighbour in some turns is no memory
+        (replace(pairs([1000] * 8, [900] * 8), floor=samples([50] * 9)), True),  # memory traffic
     ],
 )
 def test_audit(measured: Latency, expected: bool | None) -> None:

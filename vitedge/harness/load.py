@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 FLOOR_SAMPLES = 32  # inferences of the null runtime in one block
 SIDE_SAMPLES = 8  # pictures preprocessed, and batches postprocessed, beside one block's inferences
 AUDIT_EVERY = 100
-REPEAT_PAIRS, REPEAT_SAMPLES = 6, 50  # turns of varied and of repeated input, and the most inferences in each
+REPEAT_PAIRS, REPEAT_SAMPLES = 8, 40  # turns of varied and of repeated input, and the most inferences in each
 STEADY = 1.05  # largest ratio between the medians of three successive warm-up windows that counts as stable
 
 
@@ -85,8 +85,7 @@ class Contender:
         self._taken: list[_Taken] = []
         self._checked = self._differing = 0
         self._deviation = 0.0
-        self._varied: list[int] = []
-        self._repeated: list[int] = []
+        self._pairs: list[list[tuple[int, ...]]] = []  # of turns: changing inputs, one repeated input
 
     # --- rules
 
@@ -258,17 +257,19 @@ class Contender:
             return
         clock, frames = time.perf_counter_ns, itertools.cycle(self.frames)
         for _ in range(REPEAT_PAIRS):
-            for feed, column in ((frames, self._varied), (itertools.repeat(self.frames[0]), self._repeated)):
-                self.system.run_timed(next(feed))
+            turns: list[tuple[int, ...]] = []
+            for feed in (frames, itertools.repeat(self.frames[0])):
                 taken: list[int] = []
                 with _quiet():
+                    self.system.run_timed(next(feed))
                     until = clock() + int(rules.block_s * 1e9 / 2)
                     while len(taken) < 3 or (len(taken) < REPEAT_SAMPLES and clock() < until):
                         images = next(feed)
                         start = clock()
                         self.system.run_timed(images)
                         taken.append(clock() - start)
-                column += taken
+                turns.append(tuple(taken))
+            self._pairs.append(turns)
 
     # --- what was measured
 
@@ -310,8 +311,8 @@ class Contender:
             differing=self._differing,
             max_deviation=self._deviation,
             allowed_deviation=self._allowed,
-            varied_ns=tuple(self._varied),
-            repeated_ns=tuple(self._repeated),
+            varied_ns=tuple(varied for varied, _ in self._pairs),
+            repeated_ns=tuple(repeated for _, repeated in self._pairs),
         )
 
 
