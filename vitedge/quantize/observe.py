@@ -77,7 +77,7 @@ def _batches(images: Iterable[NDArray[np.uint8]], fixed: int | None) -> Iterator
     """uint8 [N, h, w, 3] each; N follows from the size of the first image unless the graph fixes it."""
     stream = iter(images)
     for first in stream:
-        size = fixed or max(1, min(16, _PIXELS_AT_ONCE // (first.shape[0] * first.shape[1])))
+        size = fixed or max(1, min(64, _PIXELS_AT_ONCE // (first.shape[0] * first.shape[1])))
         yield np.stack([first, *islice(stream, size - 1)])
 
 
@@ -101,6 +101,7 @@ class _Runner:
         )
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # NumPy works in between
         try:
             self._session = onnxruntime.InferenceSession(to_bytes(watched), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions have no common base of their own
