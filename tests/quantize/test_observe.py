@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,20 @@ def test_rows_are_a_sample_that_no_order_changes(graph: onnx.ModelProto, statist
     assert not np.allclose(kept.astype(float), other.astype(float), atol=2e-3)
 
 
+def test_pictures_are_read_a_batch_at_a_time(graph: onnx.ModelProto) -> None:
+    """However many there are, no more than a batch of them is asked for before the first is run."""
+    reads: list[int] = []
+    told: list[int] = []
+
+    def stream() -> Iterator[np.ndarray]:
+        for index in range(150):
+            reads.append(index)
+            yield IMAGES[index % len(IMAGES)]
+
+    observe(graph, stream(), SETTINGS, key="k", progress=lambda _, done, __: told.append(len(reads) - done))
+    assert len(told) > 1 and max(told) <= 1
+
+
 def test_a_fixed_batch_is_padded_and_not_counted(graph: onnx.ModelProto, statistics: Statistics) -> None:
     pinned = observe(pin_batch(graph, 8), IMAGES, SETTINGS, key="k")
     for key, seen in statistics.observed.items():
@@ -117,8 +132,8 @@ def test_no_pictures(graph: onnx.ModelProto) -> None:
 
 def test_progress(graph: onnx.ModelProto) -> None:
     told: list[tuple[str, int, int]] = []
-    observe(graph, IMAGES, SETTINGS, key="k", progress=lambda *state: told.append(state))
-    assert told[-1] == ("observe", 20, 20) and len(told) > 1
+    observe(pin_batch(graph, 8), IMAGES, SETTINGS, key="k", progress=lambda *state: told.append(state))
+    assert told == [("observe", 8, 20), ("observe", 16, 20), ("observe", 20, 20)]
 
 
 @given(

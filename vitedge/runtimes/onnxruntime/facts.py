@@ -18,8 +18,11 @@ def installed() -> str | None:
     """
     if importlib.util.find_spec("onnxruntime") is None:
         return None
-    names = importlib.metadata.packages_distributions().get("onnxruntime", ())
-    return next((importlib.metadata.version(name) for name in sorted(names)), None)
+    try:
+        return importlib.metadata.version("onnxruntime")
+    except importlib.metadata.PackageNotFoundError:  # reading every distribution takes a while, so it comes second
+        names = importlib.metadata.packages_distributions().get("onnxruntime", ())
+        return next((importlib.metadata.version(name) for name in sorted(names)), None)
 
 
 def load() -> ModuleType:
