@@ -32,7 +32,8 @@ def cifar10() -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the user's own cache and settings."""
+    """No test reads or writes the user's own cache and settings, or depends on the width of a terminal."""
+    monkeypatch.delenv("COLUMNS", raising=False)
     home = tmp_path_factory.getbasetemp() / "home"
     monkeypatch.setenv("VITEDGE_CACHE", str(home / "cache"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
