@@ -35,7 +35,7 @@ def test_wilson_equals_newcombes_table(successes: int, count: int, low: float, h
 
 
 @settings(max_examples=200, deadline=None)
-@given(count=st.integers(1, 50_000), share=st.floats(0, 1))
+@given(count=st.integers(1, 50_000), share=st.floats(0, 1, allow_subnormal=False))
 def test_wilson_inverts_the_score_test(count: int, share: float) -> None:
     successes = round(share * count)
     interval, p = wilson(successes, count), successes / count
@@ -139,7 +139,7 @@ def test_calibration_error_by_hand() -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(answers=st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=80))
+@given(answers=st.lists(st.tuples(st.floats(0, 1, allow_subnormal=False), st.booleans()), min_size=1, max_size=80))
 def test_calibration_error_is_guos(answers: list[tuple[float, bool]]) -> None:
     confidence, correct = np.array([c for c, _ in answers]), np.array([right for _, right in answers])
     place = np.minimum((confidence * BINS).astype(int), BINS - 1)

@@ -141,7 +141,7 @@ def test_answers_that_change_during_the_run_are_caught(artifact: Artifact, monke
 
     monkeypatch.setattr(Session, "run_timed", lying)
     verdict = judge(bench([artifact], WISH).rows[0])
-    assert verdict.audited is False and "audited outputs differ" in verdict.reasons[0]
+    assert verdict.audited is False and any("audited outputs differ" in reason for reason in verdict.reasons)
 
 
 def test_outputs_that_are_not_finite_are_refused(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:

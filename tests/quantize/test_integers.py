@@ -10,7 +10,9 @@ from hypothesis.extra.numpy import arrays
 from tests.quantize.references import dequantized, quantized
 from vitedge.quantize.integers import Scheme, affine, round_weights, weight_limit
 
-RANGES = st.tuples(st.floats(-1e4, 1e4, width=32), st.floats(-1e4, 1e4, width=32)).map(sorted)
+RANGES = st.tuples(
+    st.floats(-1e4, 1e4, width=32, allow_subnormal=False), st.floats(-1e4, 1e4, width=32, allow_subnormal=False)
+).map(sorted)
 SCHEMES = st.sampled_from([Scheme("uint8", False), Scheme("uint8", True), Scheme("int8", False), Scheme("int8", True)])
 LIMITS = {"uint8": (0, 255), "int8": (-128, 127)}
 
@@ -28,7 +30,7 @@ def test_a_grid_covers_its_range_and_zero(ends: list[float], scheme: Scheme) -> 
         assert abs(grid.fake(np.float64([end]))[0] - end) <= 1.01 * grid.scale
 
 
-@given(RANGES, SCHEMES, arrays(np.float64, 8, elements=st.floats(-3e4, 3e4)))
+@given(RANGES, SCHEMES, arrays(np.float64, 8, elements=st.floats(-3e4, 3e4, allow_subnormal=False)))
 @settings(deadline=None)
 def test_rounding_is_onnx_rounding(ends: list[float], scheme: Scheme, values: np.ndarray) -> None:
     grid = affine(*ends, scheme)
@@ -50,7 +52,7 @@ def test_an_empty_range_has_a_grid() -> None:
     assert affine(0.0, 0.0, Scheme("uint8", False)).scale == 1
 
 
-@given(arrays(np.float64, (5, 3), elements=st.floats(-10, 10)), st.sampled_from([7, 8]))
+@given(arrays(np.float64, (5, 3), elements=st.floats(-10, 10, allow_subnormal=False)), st.sampled_from([7, 8]))
 @settings(deadline=None)
 def test_weights_keep_to_their_bits(matrix: np.ndarray, bits: int) -> None:
     limit = weight_limit(bits)
