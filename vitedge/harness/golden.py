@@ -16,14 +16,11 @@ if TYPE_CHECKING:
 
 TIMES_RECORDED = 3.0  # the deviation recorded at export may be exceeded so many times …
 LEAST_ALLOWED = 1e-5  # … and rounding in another order is always allowed
-#: bf16 is a property of the runtime, not of the graph: where it couldn't be run at export, nothing was recorded of it.
-LEAST_ALLOWED_BF16 = 0.02
 
 
 def allowed_deviation(artifact: Artifact) -> float:
     """Largest |difference| over largest |logit| that the golden logits may have from the float32 reference."""
-    least = LEAST_ALLOWED_BF16 if artifact.manifest.precision == "bf16" else LEAST_ALLOWED
-    return max(least, TIMES_RECORDED * artifact.manifest.golden.deviation)
+    return max(LEAST_ALLOWED, TIMES_RECORDED * artifact.manifest.golden.deviation)
 
 
 def golden_check(session: Session) -> Check:
