@@ -22,6 +22,7 @@ FLOORS = {
     "hardware": 0,
     "progress": 0,
     "architecture": 1,
+    "deviation": 1,
     "target": 1,
     "recipe": 1,
     "preprocessing": 1,

@@ -30,6 +30,7 @@ from vitedge.artifact import (
     write_artifact,
 )
 from vitedge.catalogue import cache_folder
+from vitedge.deviation import deviation
 from vitedge.errors import ArtifactError, ImageError, InvalidResultError, NotInstalledError, UsageError
 from vitedge.files import refuse_existing, resource_errors, sha256
 from vitedge.golden import golden_pictures
@@ -345,17 +346,15 @@ def _publish(
     )
     logits, executed_by = _golden_logits(plan, manifest, placed, inputs)
     _finite(plan, logits, "the placed graph's logits")
-    deviation = float(np.abs(logits - reference).max() / np.abs(reference).max())
+    lost = deviation(logits, reference)
     from msgspec.structs import replace
 
     size = sum(len(data) for data in placed.files.values())
     manifest = replace(
         manifest,
-        golden=Golden(pictures=tuple(pictures), executed_by=executed_by, deviation=deviation),
+        golden=Golden(pictures=tuple(pictures), executed_by=executed_by, deviation=lost),
         candidates=(
-            CandidateResult(
-                precision=manifest.precision, form=manifest.form, bytes=size, deviation=deviation, chosen=True
-            ),
+            CandidateResult(precision=manifest.precision, form=manifest.form, bytes=size, deviation=lost, chosen=True),
         ),
     )
     progress("prove", 2, 2)

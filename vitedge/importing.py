@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from vitedge import embedded
 from vitedge.architecture import ViTConfig
+from vitedge.deviation import deviation
 from vitedge.errors import InvalidResultError, ModelError, NotInstalledError, UsageError
 from vitedge.files import refuse_existing, sha256_file
 from vitedge.images import ImageSet
@@ -342,7 +343,7 @@ def _convert(path: Path, options: dict[str, Any], images: str | Path | ImageSet 
     def check(candidate: onnx.ModelProto) -> float:
         try:
             found = _runner(candidate, asked)(frames[:STEP_PICTURES])
-            return canonical.relative_deviation(found, expected[:STEP_PICTURES])
+            return deviation(found, expected[:STEP_PICTURES])
         except ModelError:
             return math.inf
 
@@ -430,13 +431,11 @@ def _frames(images: str | Path | ImageSet | None, contract: Preprocessing, asked
 
 
 def _parity(reference: str, found: NDArray[Any], expected: NDArray[Any], asked: str) -> Parity:
-    from vitedge.graph.canonical import relative_deviation
-
     if not np.isfinite(expected).all() or not np.isfinite(found).all():
         raise ModelError(asked, "its logits are NaN or infinite", "use a sound checkpoint")
     return Parity(
         reference=reference,
         images=len(expected),
         max_abs_difference=float(np.abs(found - expected).max()),
-        relative=relative_deviation(found, expected),
+        relative=deviation(found, expected),
     )

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.graph.vits import MEAN, STD, random_arrays, random_images, tiny
+from vitedge.deviation import deviation
 from vitedge.errors import ModelError
 from vitedge.graph import canonical, surgery
 from vitedge.graph.author import author_vit
-from vitedge.graph.canonical import TOLERANCE, Report, relative_deviation
+from vitedge.graph.canonical import TOLERANCE, Report
 from vitedge.preprocessing import Preprocessing
 
 EXPORTS = Path(__file__).parent / "exports"
@@ -39,7 +40,7 @@ def run(model: onnx.ModelProto, images: NDArray[np.uint8]) -> NDArray[np.float32
 def checker(expected: NDArray[np.float32]) -> Callable[[onnx.ModelProto], float]:
     def check(model: onnx.ModelProto) -> float:
         try:
-            return relative_deviation(run(model, IMAGES), expected)
+            return deviation(run(model, IMAGES), expected)
         except Exception:
             return float("inf")
 
@@ -97,7 +98,7 @@ def test_half_precision_is_widened() -> None:
     expected = run(canonical.with_image_input(prepared, source, CONTRACT, 5), IMAGES)
     model, report = convert(halved, expected)
     assert report.architecture is not None
-    assert 0 < relative_deviation(run(model, IMAGES), LOGITS["separate-13"]) < 0.05
+    assert 0 < deviation(run(model, IMAGES), LOGITS["separate-13"]) < 0.05
 
 
 def test_a_rewrite_that_changes_the_logits_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +162,7 @@ def test_every_input_becomes_ours(layout: str, order: str, kind: int) -> None:
     values = (ordered * contract.rescale - np.asarray(contract.mean)) / np.asarray(contract.std)
     weight = surgery.array(raw.graph.initializer[0])
     expected = values.mean(axis=(1, 2)) @ weight
-    assert relative_deviation(run(model, IMAGES), expected) <= 1e-5
+    assert deviation(run(model, IMAGES), expected) <= 1e-5
     model, _ = canonical.canonicalise(model, Report(), contract, checker(expected.astype(np.float32)))
     assert surgery.batch_size(model) is None
     assert {"Gemm", "ReduceMean"} & {node.op_type for node in model.graph.node} == {"ReduceMean"}

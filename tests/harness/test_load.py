@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.harness.fakes import MS, Clock, Fake, frames
+from vitedge.deviation import deviation
 from vitedge.harness import load
-from vitedge.harness.load import Contender, Run, deviation
+from vitedge.harness.load import Contender, Run
 from vitedge.result import Rules, samples_needed
 
 RULES = Rules(

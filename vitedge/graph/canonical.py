@@ -10,7 +10,6 @@ Running graphs is the business of the caller, who passes ``check``: this module 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -391,12 +390,3 @@ def _named(model: onnx.ModelProto) -> onnx.ModelProto:
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__
-
-
-def relative_deviation(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> float:
-    """Largest absolute difference over largest absolute expected value; infinite where the shapes differ."""
-    if found.shape != expected.shape or not np.isfinite(found).all():
-        return math.inf
-    scale = float(np.abs(expected).max())
-    difference = float(np.abs(found.astype(np.float64) - expected.astype(np.float64)).max())
-    return difference / scale if scale > 0 else (0.0 if difference == 0 else math.inf)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitedge.artifact import GOLDEN_INPUTS, GOLDEN_REFERENCE
-from vitedge.harness.load import deviation
+from vitedge.deviation import deviation
 from vitedge.result import Check
 
 if TYPE_CHECKING:

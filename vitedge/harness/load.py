@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from vitedge.deviation import deviation
 from vitedge.harness.sensors import Sensors
 from vitedge.progress import Progress, silent
 from vitedge.result import Audit, Block, Latency, Memory, Reading, Rules, Samples, Warmup, samples_needed
@@ -401,15 +402,6 @@ class Run:
             readings=tuple(self.readings),
             audit=contender.audit(),
         )
-
-
-def deviation(logits: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
-    """Largest |difference| over the largest |reference|; infinite when the shapes differ or a value isn't finite."""
-    if logits.shape != reference.shape or not np.isfinite(logits).all():
-        return float("inf")
-    largest = float(np.abs(reference).max(initial=0.0))
-    difference = float(np.abs(logits.astype(np.float64) - reference).max(initial=0.0))
-    return difference / largest if largest else (0.0 if difference == 0.0 else float("inf"))
 
 
 def _time(function: Callable[[Any], Any], argument: Any) -> int:
