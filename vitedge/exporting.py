@@ -6,7 +6,6 @@ Nothing is written before everything has been checked, and nothing that was aske
 from __future__ import annotations
 
 import importlib.util
-import platform
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitedge import embedded, hardware, runtimes
+from vitedge import embedded, runtimes
 from vitedge.artifact import (
     GOLDEN_INPUTS,
     GOLDEN_LOGITS,
@@ -382,7 +381,7 @@ def runs_here(target: Target) -> bool:
 
     Without the instructions that a target promises, its graphs would run and answer wrongly: 8-bit weights saturate.
     """
-    if target.arch not in ("any", platform.machine()) or target.isa not in ("any", *(hardware.processor().isa or ())):
+    if runtimes.elsewhere(target):
         return False
     facts = runtimes.part(target.runtime, "facts")
     return facts.installed() is not None and facts.runs_here(target.device)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 import re
 from collections.abc import Mapping
 
 import numpy as np
 
-from vitedge import hardware, runtimes
+from vitedge import runtimes
 from vitedge.artifact import GOLDEN_INPUTS, Artifact
 from vitedge.errors import ImageError
 from vitedge.harness.golden import golden_check
@@ -40,7 +39,7 @@ def verify(artifact: Artifact, options: OpenOptions | None = None) -> list[Check
         check_preprocessing(artifact),
     ]
     runtime = manifest.target.runtime
-    elsewhere = _elsewhere(artifact)
+    elsewhere = runtimes.elsewhere(manifest.target)
     if elsewhere:
         remaining = "versions, golden logits, executed precision, options"
         todo = f"{elsewhere}; run on the device: vitedge verify {artifact.path.name}"
@@ -51,19 +50,6 @@ def verify(artifact: Artifact, options: OpenOptions | None = None) -> list[Check
     with open_session(artifact, options) as session:
         checks += [check_options(session), golden_check(session), check_executed(session)]
     return checks
-
-
-def _elsewhere(artifact: Artifact) -> str:
-    """Why a session can't be expected on this machine, whatever is installed; empty where it can."""
-    target = artifact.manifest.target
-    if target.arch not in ("any", platform.machine()):
-        return f"it's for {target.arch}, and this machine is {platform.machine()}"
-    if target.device.startswith("cuda") and not hardware.gpus():
-        return "it's for an NVIDIA GPU, and there is none here"
-    isa = hardware.processor().isa
-    if target.isa != "any" and isa is not None and target.isa not in isa:
-        return f"it's for processors with {target.isa}, and this one has none"
-    return ""
 
 
 def check_preprocessing(artifact: Artifact) -> Check:

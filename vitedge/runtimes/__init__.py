@@ -14,10 +14,13 @@ A runtime is found by its folder's name, and only the module that is asked for i
 from __future__ import annotations
 
 import importlib
+import platform
 from pathlib import Path
 from types import ModuleType
 
+from vitedge import hardware
 from vitedge.errors import NotInstalledError, UsageError, nearest
+from vitedge.target import Target
 
 
 def names() -> list[str]:
@@ -57,3 +60,18 @@ def require(runtime: str, asked: str) -> str:
         otherwise = facts.not_from_pip() if hasattr(facts, "not_from_pip") else None
         raise NotInstalledError(missing.asked, missing.true, otherwise) if otherwise else missing
     return str(version)
+
+
+def elsewhere(target: Target) -> str:
+    """Why this machine can't stand for a target's, whatever is installed; empty where it can.
+
+    What can't be read of the processor is no reason against it.
+    """
+    if target.arch not in ("any", platform.machine()):
+        return f"it's for {target.arch}, and this machine is {platform.machine()}"
+    if target.device.startswith("cuda") and not hardware.gpus():
+        return "it's for an NVIDIA GPU, and there is none here"
+    isa = hardware.processor().isa
+    if target.isa != "any" and isa is not None and target.isa not in isa:
+        return f"it's for processors with {target.isa}, and this one has none"
+    return ""
