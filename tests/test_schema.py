@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from vitedge import catalogue
 from vitedge.errors import ArtifactError, InputError, ModelError, UsageError, printable
+from vitedge.preprocessing import Preprocessing
 from vitedge.recipe import Recipe, load_recipe
 from vitedge.schema import Record, decode_json, encode_json, load_toml
-from vitedge.target import Target, load_target
+from vitedge.target import Budget, Target, load_target
 
 TARGET = (catalogue.shipped_folder("targets") / "intel-cpu.toml").read_text()
 RECIPE = (catalogue.shipped_folder("calibration") / "default.toml").read_text()
@@ -256,3 +257,20 @@ def test_records_have_no_infinities() -> None:
         msgspec.json.decode(b'{"number": 1, "ratio": 1e999}', type=Inner)
     found: Any = msgspec.json.decode(encode_json(Inner(number=1, ratio=math.pi)), type=Inner)
     assert found.ratio == math.pi
+
+
+def test_zero_is_refused_also_where_subnormals_are_flushed() -> None:
+    """A runtime may set the processor so for the whole process; then 0 equals the smallest subnormal."""
+    torch = pytest.importorskip("torch")
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor can't flush subnormals")
+    try:
+        for record, wrong in (
+            (Preprocessing, {"size": [4, 4], "crop_fraction": 0}),
+            (Preprocessing, {"size": [4, 4], "std": [1, 1, 0]}),
+            (Budget, {"max_accuracy_drop_pts": 1, "latency_p95_ms": 0}),
+        ):
+            with pytest.raises(msgspec.ValidationError):
+                msgspec.convert(wrong, record)
+    finally:
+        torch.set_flush_denormal(False)

@@ -15,7 +15,7 @@ from msgspec import Meta
 from PIL import Image, ImageOps
 
 from vitedge.errors import ImageError
-from vitedge.schema import Record
+from vitedge.schema import PositiveReal, Record
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,17 +40,13 @@ class Preprocessing(Record):
     resize: Literal["shortest", "squash", "pad"] = "shortest"
     interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bicubic"
     antialias: bool = True  # False: no low-pass filter when shrinking, as tensor resizes without antialias do
-    crop_fraction: Annotated[float, Meta(gt=0, le=1)] = 1.0  # part of the resized picture that the centre crop keeps
+    crop_fraction: Annotated[float, Meta(ge=1e-9, le=1)] = 1.0  # part of the resized picture that the centre crop keeps
     crop_rounding: Literal["floor", "round", "ceil"] = "floor"  # of size / crop_fraction; timm floors
     fill: tuple[Byte, Byte, Byte] = (0, 0, 0)  # RGB, around a padded picture
     channel_order: Literal["rgb", "bgr"] = "rgb"  # what the model was trained with; the graph swaps, the input is RGB
     rescale: float = 1.0 / 255.0
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # in the model's channel order, after rescale
-    std: tuple[Annotated[float, Meta(gt=0)], Annotated[float, Meta(gt=0)], Annotated[float, Meta(gt=0)]] = (
-        0.229,
-        0.224,
-        0.225,
-    )
+    std: tuple[PositiveReal, PositiveReal, PositiveReal] = (0.229, 0.224, 0.225)
     exif_orientation: bool = True  # turn the picture as its EXIF says
     grey: Literal["replicate"] = "replicate"  # one channel becomes three equal ones
     cmyk: Literal["convert"] = "convert"  # without a colour profile, as Pillow does

@@ -26,7 +26,7 @@ from vitedge._version import __version__
 from vitedge.artifact import Artifact
 from vitedge.errors import ArtifactError, InterruptedError_, UsageError
 from vitedge.files import write_atomic
-from vitedge.schema import Record, decode_json, encode_json
+from vitedge.schema import PositiveReal, Record, decode_json, encode_json
 from vitedge.target import Budget, Option
 
 RESULT_JSON = "result.json"
@@ -92,12 +92,12 @@ class Rules(Record):
     warmup_s: Annotated[float, Meta(ge=0)]  # at least; it goes on until the rolling median is stable
     min_duration_s: Annotated[float, Meta(ge=0)]
     min_samples: Count
-    percentile: Annotated[float, Meta(gt=0, lt=100)]  # the claimed one: measuring goes on until it's supported
-    block_s: Annotated[float, Meta(gt=0)]  # sessions take turns in blocks of this length
+    percentile: Annotated[float, Meta(ge=1e-9, lt=100)]  # the claimed one: measuring goes on until it's supported
+    block_s: PositiveReal  # sessions take turns in blocks of this length
     settle: Count  # untimed inferences at the start of every block
     seed: int  # of the order within each round of blocks
     pictures: str  # what was fed: "golden", or the name of a data set
-    rate_hz: Annotated[float, Meta(gt=0)] | None = None  # arrivals a second of scenario ``camera``
+    rate_hz: PositiveReal | None = None  # arrivals a second of scenario ``camera``
 
     def __post_init__(self) -> None:
         if (self.scenario == "camera") != (self.rate_hz is not None):

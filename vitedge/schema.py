@@ -9,7 +9,7 @@ import math
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 
@@ -30,6 +30,10 @@ else:
 
 
 T = TypeVar("T")
+
+#: A number above 0. Not ``gt=0``: msgspec compares with the smallest subnormal, which *is* 0 once a runtime has told
+#: the processor to flush subnormals.
+PositiveReal = Annotated[float, msgspec.Meta(ge=1e-9)]
 
 _UNKNOWN = re.compile(r"unknown field `(?P<key>[^`]*)`")
 _MISSING = re.compile(r"missing required field `(?P<key>[^`]*)`")

@@ -9,12 +9,11 @@ from msgspec import Meta, field
 
 from vitedge import catalogue
 from vitedge.errors import UsageError
-from vitedge.schema import Record, load_toml
+from vitedge.schema import PositiveReal, Record, load_toml
 
 Precision = Literal["fp32", "bf16", "fp16", "int8", "fp8", "mixed"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8", "fp8", "mixed")
 Positive = Annotated[int, Meta(ge=1)]
-PositiveReal = Annotated[float, Meta(gt=0)]
 Version = Annotated[str, Meta(pattern=r"^\d+(\.\d+)*$")]  # "10.3"
 Option = str | int | float | bool
 
