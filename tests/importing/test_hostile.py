@@ -11,7 +11,8 @@ import pytest
 from tests.importing.test_import import EXPORTS, NORMALISATION, pictures, timm_folder
 from vitedge.errors import ModelError, VitedgeError
 from vitedge.graph import mappings
-from vitedge.importing import _convert, import_model
+from vitedge.importing import import_model
+from vitedge.importing.onnx_file import convert
 from vitedge.isolation import ChildError, run_isolated
 
 __all__ = ["pictures"]  # a fixture
@@ -116,7 +117,7 @@ def convert_all(paths: list[Path], images: Path) -> list[str]:
     outcomes = []
     for path in paths:
         try:
-            imported = _convert(path, {**NORMALISATION, "size": (32, 48)}, images, f"import {path.name}")
+            imported = convert(path, {**NORMALISATION, "size": (32, 48)}, images, f"import {path.name}")
             assert imported.parity.relative <= 1e-4
             outcomes.append("valid")
         except VitedgeError as error:
@@ -163,10 +164,10 @@ def test_a_crash_while_reading_a_graph_is_refused(
 ) -> None:
     import os
 
-    from vitedge import importing
+    from vitedge.importing import onnx_file
 
-    monkeypatch.setattr(importing, "_convert", os.abort)
-    monkeypatch.setattr(importing, "run_isolated", lambda function, *_, **options: run_isolated(function))
+    monkeypatch.setattr(onnx_file, "convert", os.abort)
+    monkeypatch.setattr(onnx_file, "run_isolated", lambda function, *_, **options: run_isolated(function))
     with pytest.raises(ModelError, match="killed by SIGABRT") as refusal:
         import_model(EXPORTS / "dynamo-20.onnx", tmp_path / "model", images=pictures, preprocessing=NORMALISATION)
     assert refusal.value.exit_code == 3 and not (tmp_path / "model").exists()

@@ -1,0 +1,62 @@
+"""A published checkpoint becomes a graph: authored from its arrays, held against a float64 forward pass in numpy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from vitedge.errors import ModelError
+from vitedge.files import sha256_file
+from vitedge.images import ImageSet
+from vitedge.importing.options import contract_of
+from vitedge.importing.proof import Imported, frames_of, parity_of, runner
+from vitedge.model_folder import MODEL_ONNX, MODEL_WEIGHTS
+
+if TYPE_CHECKING:
+    from vitedge.graph.mappings import Checkpoint
+
+
+def import_checkpoint(
+    kind: str, path: Path, options: dict[str, Any], images: str | Path | ImageSet | None, asked: str
+) -> Imported:
+    """Author the graph of a published checkpoint; its referee is the float64 forward pass in numpy."""
+    from vitedge.graph import author, mappings, reference, surgery
+
+    checkpoint: Checkpoint = mappings.read_timm(path) if kind == "timm" else mappings.read_own(path)
+    contract = contract_of({**msgspec.structs.asdict(checkpoint.preprocessing), **options}, asked)
+    if contract.size != checkpoint.config.image_size:
+        true = f"its weights are for images of {checkpoint.config.image_size}; size {contract.size} was given"
+        raise ModelError(asked, true, "leave the size out")
+    normalisation: dict[str, Any] = {"mean": contract.mean, "std": contract.std, "rescale": contract.rescale}
+    graph = author.author_vit(
+        checkpoint.config, checkpoint.arrays, channel_order=contract.channel_order, **normalisation
+    )
+    frames = frames_of(images, contract, asked)
+    ordered = frames[..., ::-1] if contract.channel_order == "bgr" else frames
+    step = max(1, (1 << 16) // (frames.shape[1] * frames.shape[2]))  # pictures at once, so that memory stays small
+    pieces = [ordered[first : first + step] for first in range(0, len(ordered), step)]
+    expected = np.concatenate(
+        [reference.reference_logits(checkpoint.config, checkpoint.arrays, piece, **normalisation) for piece in pieces]
+    )
+    parity = parity_of("float64 forward pass in numpy", runner(graph, asked)(frames), expected, asked)
+    files, record = {MODEL_ONNX: surgery.to_bytes(graph)}, checkpoint.record
+    if record is not None:
+        files[MODEL_WEIGHTS] = (path / MODEL_WEIGHTS).read_bytes()
+    weights = path / MODEL_WEIGHTS if path.is_dir() else path
+    return Imported(
+        kind=record.origin.kind if record is not None and kind != "embedded" else kind,
+        name=checkpoint.name,
+        num_classes=checkpoint.config.num_classes,
+        files=files,
+        preprocessing=contract,
+        parity=parity,
+        details={**checkpoint.details, "weights_sha256": sha256_file(weights)},
+        classes=checkpoint.classes,
+        licence=checkpoint.licence,
+        architecture=checkpoint.config,
+        training=record.training if record is not None else None,
+        accuracy=record.accuracy if record is not None else None,
+    )

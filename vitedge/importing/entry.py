@@ -1,0 +1,122 @@
+"""The one function that imports: recognise the source, convert it, hold it against the source, write the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vitedge import embedded
+from vitedge.errors import InvalidResultError, ModelError, UsageError
+from vitedge.files import refuse_existing
+from vitedge.images import ImageSet
+from vitedge.importing.checkpoint import import_checkpoint
+from vitedge.importing.labels import read_labels
+from vitedge.importing.onnx_file import import_onnx
+from vitedge.importing.proof import TOLERANCE
+from vitedge.model_folder import MODEL_JSON, Model, ModelRecord, Origin, class_table, write_model
+
+LAYOUTS = "a timm folder (config.json, model.safetensors), an ONNX file, a folder of `vitedge train`, or: embedded"
+
+
+def import_model(
+    source: str | Path,
+    out: str | Path,
+    *,
+    labels: str | Path | Sequence[str] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    licence: str | None = None,
+    images: str | Path | ImageSet | None = None,
+    overwrite: bool = False,
+) -> Model:
+    """Bring a model into a canonical folder, with proof that nothing changed on the way.
+
+    Args:
+        source: a folder in timm's published layout or its ``model.safetensors``, an ONNX file, a folder that
+            ``vitedge train`` wrote, or ``"embedded"``.
+        out: the model folder to write.
+        labels: class names in the order of the logits: a list, a text file (one a line), JSON (a list, or a dictionary
+            from id to name), or a folder of class folders, sorted. Without it the source's own, else numbers.
+        preprocessing: fields of :class:`~vitedge.preprocessing.Preprocessing` that override or complete the source's.
+            An ONNX file with float input needs at least ``mean`` and ``std``, and ``size`` where its input has none.
+        licence: of the model, where the source doesn't say.
+        images: pictures to compare on; without them the embedded ones.
+        overwrite: permit replacing an existing model folder.
+
+    Raises:
+        UsageError: no such source, an existing output, a preprocessing that isn't one.
+        ModelError: a source that can't be read, or tensors, labels or classes that don't fit.
+        InvalidResultError: the logits differ from the source's.
+    """
+    asked = f"import {source}"
+    refuse_existing(Path(out), overwrite=overwrite, asked=asked)
+    kind, path = recognised(source, asked)
+    options = dict(preprocessing or {})
+    if kind == "onnx":
+        imported = import_onnx(path, options, images, asked)
+    else:
+        imported = import_checkpoint(kind, path, options, images, asked)
+    count, parity = imported.num_classes, imported.parity
+    if not parity.relative <= TOLERANCE:
+        raise InvalidResultError(
+            asked,
+            f"the logits differ from the source's by {parity.relative:.1e} of the largest; {TOLERANCE:.0e} is allowed",
+            "report it with the source's architecture; nothing was written",
+        )
+    classes = read_labels(labels, count, asked) if labels is not None else imported.classes
+    record = ModelRecord(
+        name=imported.name,
+        classes=classes or class_table([f"class {index}" for index in range(count)], [None] * count),
+        preprocessing=imported.preprocessing,
+        origin=Origin(kind=imported.kind, source=imported.name, details=imported.details, parity=parity),
+        licence=licence or imported.licence,
+        architecture=imported.architecture,
+        training=imported.training,
+        accuracy=imported.accuracy,
+    )
+    return write_model(out, record, imported.files, overwrite=overwrite, asked=asked)
+
+
+def summary(model: Model) -> dict[str, Any]:
+    """One flat row for people and for ``--json``: what was imported and how well it agrees with its source."""
+    record, parity = model.record, model.record.origin.parity
+    row: dict[str, Any] = {
+        "model": str(model.path),
+        "name": record.name,
+        "origin": record.origin.kind,
+        "classes": len(record.classes),
+        "input_size": "×".join(map(str, record.preprocessing.size)),
+        "licence": record.licence,
+    }
+    if record.architecture is not None:
+        row |= {"blocks": record.architecture.depth, "channels": record.architecture.embed_dim}
+        row |= {"million_macs": round(record.architecture.macs() / 1e6, 1)}
+    if record.origin.details.get("operators_left_alone"):
+        row["operators_left_alone"] = ", ".join(sorted(record.origin.details["operators_left_alone"]))
+    if parity is not None:
+        row |= {"compared_with": parity.reference, "pictures": parity.images, "relative_difference": parity.relative}
+    return row
+
+
+def recognised(source: str | Path, asked: str) -> tuple[str, Path]:
+    """(kind, path) of a source: "embedded", "train", "timm" or "onnx"."""
+    if source == "embedded":
+        return "embedded", embedded.FOLDER
+    path = Path(source)
+    if not path.exists():
+        raise UsageError(asked, "there is no such file or folder", f"name {LAYOUTS}")
+    if path.is_dir():
+        if (path / MODEL_JSON).is_file():
+            return "train", path
+        graphs = sorted(path.glob("*.onnx"))
+        if (path / "config.json").is_file() and (list(path.glob("*.safetensors")) or not graphs):
+            return "timm", path
+        if len(graphs) == 1:
+            return "onnx", graphs[0]
+        raise UsageError(asked, f"{len(graphs)} ONNX files and no known checkpoint lie in it", f"name {LAYOUTS}")
+    suffix = path.suffix.lower()
+    if suffix in (".onnx", ".safetensors"):
+        return ("onnx" if suffix == ".onnx" else "timm"), path
+    if suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".tar"):
+        raise ModelError(asked, "pickled checkpoints can run code and aren't opened", "save the weights as safetensors")
+    raise UsageError(asked, f"files ending in '{suffix}' aren't known", f"name {LAYOUTS}")

@@ -1,0 +1,115 @@
+"""An ONNX file from anyone becomes the canonical graph: parsed and run in a child process, held against itself."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitedge.deviation import deviation
+from vitedge.errors import ModelError, UsageError
+from vitedge.files import sha256_file
+from vitedge.images import ImageSet
+from vitedge.importing.options import contract_of
+from vitedge.importing.proof import TOLERANCE, Frames, Imported, frames_of, parity_of, runner
+from vitedge.isolation import ChildError, run_isolated
+from vitedge.model_folder import MODEL_ONNX
+from vitedge.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    import onnx
+
+STEP_PICTURES = 2  # for the check after each rewrite; the result is compared on all
+TIMEOUT_S = 900.0
+
+
+def import_onnx(path: Path, options: dict[str, Any], images: str | Path | ImageSet | None, asked: str) -> Imported:
+    """Bring a foreign graph to the canonical form; its referee is the graph as it came, in ONNX Runtime."""
+    memory_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+    try:
+        return run_isolated(convert, path, options, images, asked, timeout_s=TIMEOUT_S, memory_mb=memory_mb)
+    except ChildError as error:
+        fix = "export the model again; check the file with onnx.checker"
+        raise ModelError(asked, f"the graph could not be read or run: {error}", fix) from error
+
+
+def completed(model: onnx.ModelProto, options: dict[str, Any], asked: str) -> dict[str, Any]:
+    """Preprocessing options completed by what the input of an ONNX file tells."""
+    from onnx import TensorProto
+
+    from vitedge.graph import surgery
+
+    weights = surgery.initializers(model)
+    value = next((value for value in model.graph.input if value.name not in weights), None)
+    if value is None:
+        raise ModelError(asked, "its graph has no input", "export the model again")
+    shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+    if "size" not in options and len(shape) == 4:
+        sides = shape[2:] if shape[1] == 3 else shape[1:3]
+        if all(side > 0 for side in sides):
+            options = {**options, "size": tuple(sides)}
+    if value.type.tensor_type.elem_type == TensorProto.UINT8:  # normalised inside, if at all
+        options = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "rescale": 1.0, **options}
+    if missing := [f"--{name}" for name in ("size", "mean", "std") if name not in options]:
+        true = f"an ONNX file doesn't say how its pictures are prepared; {', '.join(missing)} is missing"
+        raise UsageError(asked, true, "give what the model was trained with, say --mean 0.485,0.456,0.406")
+    return options
+
+
+def convert(path: Path, options: dict[str, Any], images: str | Path | ImageSet | None, asked: str) -> Imported:
+    """Canonicalise a foreign graph. Runs in a child process."""
+    from vitedge.graph import canonical, surgery
+
+    raw = surgery.load(path)
+    contract = contract_of(completed(raw, options, asked), asked)
+    frames = frames_of(images, contract, asked)
+    prepared, report = canonical.prepare(raw, asked)
+    source = canonical.describe(prepared, contract, asked)
+    if canonical.ends_in_probabilities(prepared, source.output) and contract.activation != "none":
+        true = f"its output '{source.output}' holds probabilities, not logits; softmax would be applied twice"
+        raise ModelError(asked, true, "add --activation none, or export without the last layer")
+    widened = "half precision widened" in report.rewrites
+    original = runner(prepared if widened else raw, asked, source.output)
+    expected = original(_source_input(frames, source, contract))
+    if expected.ndim != 2 or expected.shape[1] < 1:
+        true = f"its output '{source.output}' is {list(expected.shape)}; logits [N, classes] are expected"
+        raise ModelError(asked, true, "export the classifier, head included")
+    if not np.isfinite(expected).all():
+        raise ModelError(asked, "its logits are NaN or infinite", "check the source's weights and preprocessing")
+
+    def check(candidate: onnx.ModelProto) -> float:
+        try:
+            found = runner(candidate, asked)(frames[:STEP_PICTURES])
+            return deviation(found, expected[:STEP_PICTURES])
+        except ModelError:
+            return math.inf
+
+    model = canonical.with_image_input(prepared, source, contract, expected.shape[1])
+    if not check(model) <= TOLERANCE:
+        raise ModelError(asked, "behind an image input its logits are others", "report it with the graph")
+    model, report = canonical.canonicalise(model, report, contract, check)
+    referee = f"the source{', widened to float32,' if widened else ''} in ONNX Runtime"
+    parity = parity_of(referee, runner(model, asked)(frames), expected, asked)
+    return Imported(
+        kind="onnx",
+        name=path.stem,
+        num_classes=expected.shape[1],
+        files={MODEL_ONNX: surgery.to_bytes(model)},
+        preprocessing=contract,
+        parity=parity,
+        details={**report.details(), "onnx_sha256": sha256_file(path)},
+        architecture=report.architecture,
+    )
+
+
+def _source_input(frames: Frames, source: Any, contract: Preprocessing) -> NDArray[Any]:
+    """uint8 RGB [N, H, W, 3] as a foreign graph wants it."""
+    pixels: NDArray[Any] = frames[..., ::-1] if contract.channel_order == "bgr" else frames
+    if source.dtype == "float32":
+        values = (pixels.astype(np.float64) * contract.rescale - np.asarray(contract.mean)) / np.asarray(contract.std)
+        pixels = values.astype(np.float32)
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2) if source.layout == "nchw" else pixels)

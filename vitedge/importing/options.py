@@ -1,0 +1,58 @@
+"""Preprocessing as a caller spells it: the command line's words, and one contract from all that is known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from vitedge.errors import UsageError
+from vitedge.preprocessing import Preprocessing
+
+
+def preprocessing_options(
+    *,
+    size: str | None = None,
+    mean: str | None = None,
+    std: str | None = None,
+    **others: Any,
+) -> dict[str, Any]:
+    """Command-line spellings as fields of :class:`~vitedge.preprocessing.Preprocessing`; what is None is left out.
+
+    Args:
+        size: ``HEIGHT`` or ``HEIGHTxWIDTH`` in pixels.
+        mean: three numbers with commas between.
+        std: likewise.
+        **others: fields whose values need no parsing.
+
+    Raises:
+        UsageError: not numbers.
+    """
+    options = {name: value for name, value in others.items() if value is not None}
+    if size is not None:
+        sides = size.lower().replace("×", "x").split("x")
+        if not all(side.strip().isdecimal() for side in sides) or len(sides) > 2:
+            raise UsageError("set the input size", f"'{size}' isn't HEIGHT or HEIGHTxWIDTH", "write, say, --size 224")
+        options["size"] = (int(sides[0]), int(sides[-1]))
+    for name, text in (("mean", mean), ("std", std)):
+        if text is None:
+            continue
+        try:
+            options[name] = tuple(float(part) for part in text.split(","))
+        except ValueError as error:
+            fix = f"write, say, --{name} 0.5,0.5,0.5"
+            raise UsageError(f"set --{name}", f"'{text}' isn't three numbers with commas between", fix) from error
+    return options
+
+
+def contract_of(options: Mapping[str, Any], asked: str) -> Preprocessing:
+    """The contract that these fields make.
+
+    Raises:
+        UsageError: an unknown field, or a value out of its range.
+    """
+    try:
+        return msgspec.convert(dict(options), Preprocessing, from_attributes=True)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise UsageError(asked, f"the preprocessing is wrong: {error}", "run: vitedge import --help") from error

@@ -1,0 +1,111 @@
+"""Proof that nothing changed on the way: a graph's logits on pictures, and how far they are from the source's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitedge import embedded
+from vitedge.architecture import ViTConfig
+from vitedge.deviation import deviation
+from vitedge.errors import ModelError, NotInstalledError
+from vitedge.images import ImageSet
+from vitedge.model_folder import ClassLabel, Parity
+from vitedge.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    import onnx
+
+Frames = NDArray[np.uint8]
+Logits = NDArray[np.float32]
+
+TOLERANCE = 1e-4  # largest absolute difference over largest absolute logit
+PICTURES = 8  # for parity, where the caller names none
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What both ways of importing come to."""
+
+    kind: str
+    name: str
+    num_classes: int
+    files: Mapping[str, bytes]
+    preprocessing: Preprocessing
+    parity: Parity
+    details: dict[str, Any]
+    classes: tuple[ClassLabel, ...] | None = None
+    licence: str | None = None
+    architecture: ViTConfig | None = None
+    training: dict[str, Any] | None = None
+    accuracy: dict[str, Any] | None = None
+
+
+def frames_of(images: str | Path | ImageSet | None, contract: Preprocessing, asked: str) -> Frames:
+    """Pictures through the contract, uint8 [N, H, W, 3]."""
+    if images is None:
+        pictures = embedded.pictures("calibration")
+        pictures = pictures.subset(pictures.order(0)[:PICTURES])
+    else:
+        pictures = images if isinstance(images, ImageSet) else ImageSet.open(images, asked=asked)
+    return np.stack([contract.apply(pictures.read(index)) for index in range(len(pictures))])
+
+
+def runner(model: onnx.ModelProto, asked: str, output: str = "logits") -> Callable[[NDArray[Any]], Logits]:
+    """A function that runs a graph on [N, …] in ONNX Runtime, in as many pieces as its batch wants.
+
+    Raises:
+        NotInstalledError: no onnxruntime.
+        ModelError: ONNX Runtime refuses the graph.
+    """
+    try:
+        import onnxruntime  # type: ignore[import-untyped]  # it ships no types
+    except ImportError as error:
+        raise NotInstalledError.for_extra(asked, "onnxruntime", "host") from error
+    from vitedge.graph import surgery
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    fix = "export the model again; check the file with onnx.checker"
+    try:
+        session = onnxruntime.InferenceSession(surgery.to_bytes(model), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime's own kinds
+        raise ModelError(asked, f"ONNX Runtime refuses the graph: {_first_line(error)}", fix) from error
+
+    def run(pictures: NDArray[Any]) -> Logits:
+        value = session.get_inputs()[0]
+        piece = value.shape[0] if value.shape and isinstance(value.shape[0], int) else len(pictures)
+        try:
+            padded = np.concatenate([pictures, np.repeat(pictures[:1], -len(pictures) % piece, axis=0)])
+            parts = [padded[i : i + piece] for i in range(0, len(padded), piece)]
+            logits = np.concatenate([session.run([output], {value.name: part})[0] for part in parts])
+        except Exception as error:  # the runtime's own kinds
+            raise ModelError(asked, f"ONNX Runtime can't run the graph: {_first_line(error)}", fix) from error
+        return logits[: len(pictures)].astype(np.float32)
+
+    return run
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+
+
+def parity_of(reference: str, found: NDArray[Any], expected: NDArray[Any], asked: str) -> Parity:
+    """How far logits [N, classes] are from the expected ones.
+
+    Raises:
+        ModelError: NaN or infinite logits on either side.
+    """
+    if not np.isfinite(expected).all() or not np.isfinite(found).all():
+        raise ModelError(asked, "its logits are NaN or infinite", "use a sound checkpoint")
+    return Parity(
+        reference=reference,
+        images=len(expected),
+        max_abs_difference=float(np.abs(found - expected).max()),
+        relative=deviation(found, expected),
+    )
