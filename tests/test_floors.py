@@ -30,6 +30,8 @@ FLOORS = {
     "golden": 1,
     "model_folder": 1,
     "artifact": 1,
+    "percentiles": 1,
+    "latency": 1,
     "result": 1,
     "embedded": 1,
     "graph": 2,
@@ -43,6 +45,7 @@ FLOORS = {
     "checks": 6,
     "reporting": 6,
     "machine": 6,
+    "calibrating": 7,
     "exporting": 7,
     "pipeline": 7,
     "demo": 7,
@@ -63,10 +66,12 @@ ORDER_WITHIN = {
         "golden",
         "model_folder",
         "artifact",
+        "percentiles",
+        "latency",
         "result",
         "embedded",
     ],
-    7: ["exporting", "pipeline", "demo"],
+    7: ["calibrating", "exporting", "pipeline", "demo"],
 }
 
 #: Heavy packages, and the parts of vitedge that may import them when they are imported themselves.

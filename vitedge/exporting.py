@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,10 +27,10 @@ from vitedge.artifact import (
     npy,
     write_artifact,
 )
-from vitedge.catalogue import cache_folder
+from vitedge.calibrating import calibrate
 from vitedge.deviation import deviation
-from vitedge.errors import ArtifactError, ImageError, InvalidResultError, NotInstalledError, UsageError
-from vitedge.files import refuse_existing, resource_errors, sha256
+from vitedge.errors import ArtifactError, InvalidResultError, NotInstalledError, UsageError
+from vitedge.files import refuse_existing, resource_errors
 from vitedge.golden import golden_pictures
 from vitedge.images import ImageSet, open_picture
 from vitedge.model_folder import Model
@@ -40,7 +39,6 @@ from vitedge.recipe import Recipe, load_recipe
 from vitedge.runtimes.contract import OpenOptions, Placed, Request
 from vitedge.runtimes.executed import unmet_layers
 from vitedge.runtimes.session import Session
-from vitedge.schema import encode_json
 from vitedge.target import Candidate, Target, load_target
 
 if TYPE_CHECKING:
@@ -210,7 +208,12 @@ def _export(plan: Plan, progress: Progress) -> Artifact:
     from vitedge.graph.surgery import load
 
     graph = load(plan.model.onnx_path)
-    statistics, calibration = _observe(plan, graph, progress) if plan.recipe else (None, None)
+    statistics: Statistics | None = None
+    calibration: Calibration | None = None
+    if plan.recipe is not None and plan.images is not None:
+        statistics, calibration = calibrate(
+            plan.model, graph, plan.images, plan.recipe.observe, asked=plan.asked, progress=progress
+        )
     progress("place", 0, 1)
     placement = runtimes.part(plan.target.runtime, "placement")
     placed: Placed = placement.place(
@@ -243,67 +246,6 @@ def preflight(plan: Plan, placed: Placed) -> None:
             f"{plan.target.runtime} {plan.target.runtime_min} can't take this graph: {'; '.join(findings[:8])}",
             "export with another --precision, or simplify the model's graph",
         )
-
-
-# --- observing -------------------------------------------------------------------------------------------------------
-
-
-def _observe(plan: Plan, graph: onnx.ModelProto, progress: Progress) -> tuple[Statistics, Calibration]:
-    """Statistics of the calibration images, from the cache or from one pass over them."""
-    from vitedge.quantize.observe import observe
-    from vitedge.quantize.statistics import Statistics
-
-    assert plan.recipe is not None and plan.images is not None
-    settings = plan.recipe.observe
-    chosen, skipped = _choose(plan, plan.images, settings.num_samples, settings.seed)
-    digests = [digest for _, digest in chosen]
-    embedded.refuse_display(set(digests), plan.asked)
-    key = sha256("\0".join([plan.model.record.files["model.onnx"], sha256(encode_json(settings)), *digests]).encode())
-    calibration = Calibration(
-        source=plan.images.source.name,
-        count=len(digests),
-        digest=sha256("".join(sorted(digests)).encode()),
-        image_digests=tuple(sorted(digest[:16] for digest in digests)),
-        skipped=tuple(skipped),
-    )
-    cached = cache_folder() / "statistics" / key[:32]
-    statistics = Statistics.load(cached, key)
-    if statistics is None:
-        images = plan.images
-        contract = plan.model.record.preprocessing
-
-        def frames() -> Iterator[NDArray[np.uint8]]:
-            for done, (index, _) in enumerate(chosen):
-                progress("observe", done, len(chosen))
-                yield contract.apply(images.read(index))
-
-        statistics = observe(graph, frames(), settings, key=key)
-        progress("observe", len(chosen), len(chosen))
-        statistics.save(cached)
-    return statistics, calibration
-
-
-def _choose(plan: Plan, images: ImageSet, wanted: int, seed: int) -> tuple[list[tuple[int, str]], list[str]]:
-    """The first ``wanted`` readable images of the seeded order with their digests, and the names of the unreadable."""
-    chosen: list[tuple[int, str]] = []
-    skipped: list[str] = []
-    for index in images.order(seed):
-        if len(chosen) == wanted:
-            break
-        try:
-            data = images.read_bytes(index)
-            plan.model.record.preprocessing.apply(open_picture(data, images.records[index].name))
-            chosen.append((index, sha256(data)))
-        except ImageError:
-            skipped.append(images.records[index].name)
-    if len(chosen) < wanted:
-        raise ImageError(
-            plan.asked,
-            f"{images.source} has {len(chosen)} readable images of the {wanted} asked for; "
-            f"{len(skipped)} can't be read: {', '.join(skipped[:5])}",
-            f"replace them, or add: --num-samples {len(chosen)}",
-        )
-    return chosen, skipped
 
 
 # --- publishing ------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from vitedge.architecture import ConvStem
 from vitedge.errors import InvalidResultError, ModelError
 from vitedge.graph.author import author_vit
 from vitedge.graph.surgery import pin_batch
-from vitedge.quantize.observe import Histogram, observe
+from vitedge.quantize.observe import Histogram, observe, spanned
 from vitedge.quantize.statistics import INDEX, TENSORS, Observed, Statistics
 from vitedge.quantize.views import quantizable
 from vitedge.recipe import Observe
@@ -146,7 +146,7 @@ def test_progress(graph: onnx.ModelProto) -> None:
 def test_a_histogram_whose_range_doubles_loses_nothing(values: list[list[float]], pieces: int) -> None:
     array = np.array(values, np.float32)
     batches = np.array_split(array, min(pieces, len(array)))
-    histogram = Histogram(batches[0].min(axis=0), batches[0].max(axis=0), 16)
+    histogram = Histogram(*spanned(batches[0]), np.zeros((batches[0].shape[1], 16), np.uint32))
     for batch in batches:
         histogram.add(batch)
     assert (histogram.counts.sum(axis=1) == len(array)).all()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import onnx
@@ -31,9 +32,6 @@ def observe(
 ) -> Statistics:
     """Observe the input of every quantizable layer.
 
-    The order of the images changes nothing but the last bits of the sums: which rows are kept is drawn by a hash of
-    the seed, the image and the row's position.
-
     Args:
         model: the float graph; its one input takes uint8 [N, h, w, 3].
         images: uint8 [h, w, 3] each, read one batch at a time.
@@ -46,39 +44,95 @@ def observe(
         InvalidResultError: an activation isn't finite (the tensor is named).
         NotInstalledError: onnxruntime is missing.
     """
-    views = {layer.view.key: layer.view for layer in quantizable(model)[0]}
-    tensors = list(dict.fromkeys(view.tensor for view in views.values()))
-    watchers: dict[str, _Watcher] = {}
-    run = _Runner(model, tensors)
-    fixed, seen = batch_size(model), 0
-    for batch in _batches(images, fixed):
-        padded = np.concatenate([batch, np.repeat(batch[-1:], (fixed or 0) - len(batch), axis=0)]) if fixed else batch
-        values = run(padded)
-        keys = [_image_key(settings.seed, image) for image in batch]
-        for name, view in views.items():
+    observer = Observer(model, settings)
+    for batch in observer.batches(images):
+        observer.add(batch)
+        progress("observe", observer.samples, settings.num_samples)
+    return observer.statistics(key)
+
+
+class Observer:
+    """Statistics in the making. What it holds can be taken out between two batches and put back in another process.
+
+    The order of the images changes nothing but the last bits of the sums: which rows are kept is drawn by a hash of
+    the seed, the image and the row's position.
+    """
+
+    def __init__(self, model: onnx.ModelProto, settings: Observe) -> None:
+        """As :func:`observe`.
+
+        Raises:
+            ModelError: the graph doesn't load.
+            NotInstalledError: onnxruntime is missing.
+        """
+        self.samples = 0  # images seen
+        self._settings = settings
+        self._views = {layer.view.key: layer.view for layer in quantizable(model)[0]}
+        self._watchers: dict[str, _Watcher] = {}
+        self._run = _Runner(model, list(dict.fromkeys(view.tensor for view in self._views.values())))
+        self._fixed = batch_size(model)
+
+    def batches(self, images: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+        """The images as uint8 [N, h, w, 3]; N follows from the size of the first unless the graph fixes it."""
+        stream = iter(images)
+        for first in stream:
+            size = self._fixed or max(1, min(64, _PIXELS_AT_ONCE // (first.shape[0] * first.shape[1])))
+            yield np.stack([first, *islice(stream, size - 1)])
+
+    def add(self, batch: NDArray[np.uint8]) -> None:
+        """See uint8 [N, h, w, 3]; fewer than the graph's fixed batch are padded, and the padding isn't counted.
+
+        Raises:
+            ModelError: the graph doesn't run.
+            InvalidResultError: an activation isn't finite.
+        """
+        missing = (self._fixed or len(batch)) - len(batch)
+        values = self._run(np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)]) if missing else batch)
+        keys = [_image_key(self._settings.seed, image) for image in batch]
+        for name, view in self._views.items():
             value = values[view.tensor][: len(batch)]
             if not np.isfinite(value).all():
                 raise InvalidResultError(
                     "observe the calibration images",
-                    f"'{view.tensor}' isn't finite on one of the images {seen + 1} to {seen + len(batch)}",
+                    f"'{view.tensor}' isn't finite on one of the images {self.samples + 1} to "
+                    f"{self.samples + len(batch)}",
                     "check the model's weights and its preprocessing",
                 )
-            if name not in watchers:
-                watchers[name] = _Watcher(view, settings, value)
-            watchers[name].add(value, keys)
-        seen += len(batch)
-        progress("observe", seen, settings.num_samples)
-    if not seen:
-        raise ModelError("observe the calibration images", "there were none", "name a folder with pictures")
-    return Statistics(key, seen, {name: watcher.finish() for name, watcher in watchers.items()})
+            if name not in self._watchers:
+                self._watchers[name] = _Watcher.looking_at(view, self._settings, value)
+            self._watchers[name].add(value, keys)
+        self.samples += len(batch)
 
+    def statistics(self, key: str) -> Statistics:
+        """What was seen.
 
-def _batches(images: Iterable[NDArray[np.uint8]], fixed: int | None) -> Iterator[NDArray[np.uint8]]:
-    """uint8 [N, h, w, 3] each; N follows from the size of the first image unless the graph fixes it."""
-    stream = iter(images)
-    for first in stream:
-        size = fixed or max(1, min(64, _PIXELS_AT_ONCE // (first.shape[0] * first.shape[1])))
-        yield np.stack([first, *islice(stream, size - 1)])
+        Raises:
+            ModelError: nothing was.
+        """
+        if not self.samples:
+            raise ModelError("observe the calibration images", "there were none", "name a folder with pictures")
+        observed = {name: watcher.finish() for name, watcher in self._watchers.items()}
+        return Statistics(key, self.samples, observed)
+
+    def state(self) -> dict[str, NDArray[np.generic]]:
+        """Everything it holds, as arrays by name."""
+        return {
+            f"{name}#{part}": np.asarray(value)
+            for name, watcher in self._watchers.items()
+            for part, value in watcher.state().items()
+        }
+
+    def restore(self, state: Mapping[str, NDArray[np.generic]], samples: int) -> None:
+        """Take up where :meth:`state` was taken, ``samples`` images into the stream.
+
+        Raises:
+            KeyError: a part is missing.
+        """
+        self._watchers = {
+            name: _Watcher(view, self._settings, {part: state[f"{name}#{part}"] for part in _Watcher.PARTS})
+            for name, view in self._views.items()
+        }
+        self.samples = samples
 
 
 def _image_key(seed: int, image: NDArray[np.uint8]) -> int:
@@ -120,17 +174,51 @@ class _Runner:
 class _Watcher:
     """Accumulates the observation of one view."""
 
-    def __init__(self, view: View, settings: Observe, values: NDArray[np.float32]) -> None:
-        """``values`` is a first look at the tensor, for sizes and ranges; it isn't counted."""
-        channels, width = view.channels(values), view.rows(values[:1]).shape[1]
+    PARTS = ("count", "minimum", "maximum", "sum", "moments", "histogram", "low", "high", "keys", "rows")
+
+    def __init__(self, view: View, settings: Observe, state: Mapping[str, NDArray[Any]]) -> None:
         self._view = view
         self._capacity = settings.reservoir_rows
-        self._count = 0
-        self._minimum, self._maximum = channels.min(axis=0), channels.max(axis=0)
-        self._sum, self._moments = np.zeros(width), np.zeros((width, width))
+        self._count = int(state["count"])
+        self._minimum, self._maximum = state["minimum"], state["maximum"]
+        self._sum, self._moments = state["sum"].copy(), state["moments"].copy()
+        self._histogram = Histogram(state["low"], state["high"], state["histogram"].copy())
+        self._keys, self._rows = state["keys"], state["rows"]
+
+    @classmethod
+    def looking_at(cls, view: View, settings: Observe, values: NDArray[np.float32]) -> _Watcher:
+        """An empty one. ``values`` is a first look at the tensor, for sizes and ranges; it isn't counted."""
+        channels, width = view.channels(values), view.rows(values[:1]).shape[1]
+        low, high = spanned(channels)
         bins = settings.histogram_bins + settings.histogram_bins % 2  # pairs are merged
-        self._histogram = Histogram(self._minimum, self._maximum, bins)
-        self._keys, self._rows = np.zeros(0, np.uint64), np.zeros((0, width), np.float16)
+        empty: dict[str, NDArray[Any]] = {
+            "count": np.int64(0),
+            "minimum": channels.min(axis=0),
+            "maximum": channels.max(axis=0),
+            "sum": np.zeros(width),
+            "moments": np.zeros((width, width)),
+            "histogram": np.zeros((len(low), bins), np.uint32),
+            "low": low,
+            "high": high,
+            "keys": np.zeros(0, np.uint64),
+            "rows": np.zeros((0, width), np.float16),
+        }
+        return cls(view, settings, empty)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """What the constructor takes."""
+        return {
+            "count": np.asarray(self._count, np.int64),
+            "minimum": self._minimum,
+            "maximum": self._maximum,
+            "sum": self._sum,
+            "moments": self._moments,
+            "histogram": self._histogram.counts,
+            "low": self._histogram.low,
+            "high": self._histogram.high,
+            "keys": self._keys,
+            "rows": self._rows,
+        }
 
     def add(self, values: NDArray[np.float32], image_keys: list[int]) -> None:
         """One batch of the tensor, float32 with the images along its first axis."""
@@ -184,16 +272,19 @@ def mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return mixed_values
 
 
+def spanned(values: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Range [C] of each channel of values [n, C], widened where a channel was constant."""
+    low, high = values.min(axis=0).astype(np.float64), values.max(axis=0).astype(np.float64)
+    largest = max(float(np.abs(low).max()), float(np.abs(high).max()), 1e-30)
+    return low, np.where(high - low < 1e-6 * largest, low + 1e-6 * largest, high)
+
+
 class Histogram:
     """One histogram per channel; a range that is exceeded doubles, and neighbouring bins merge."""
 
-    def __init__(self, low: NDArray[np.float32], high: NDArray[np.float32], bins: int) -> None:
-        """Ranges [C] to begin with, and an even number of bins."""
-        self.low, self.high = low.astype(np.float64), high.astype(np.float64)
-        largest = max(float(np.abs(self.low).max()), float(np.abs(self.high).max()), 1e-30)
-        narrow = self.high - self.low < 1e-6 * largest  # a channel that was constant so far
-        self.high[narrow] = self.low[narrow] + 1e-6 * largest
-        self.counts = np.zeros((len(low), bins), np.uint32)
+    def __init__(self, low: NDArray[np.float64], high: NDArray[np.float64], counts: NDArray[np.uint32]) -> None:
+        """Ranges [C] to begin with, and counts [C, bins], an even number of bins."""
+        self.low, self.high, self.counts = low.copy(), high.copy(), counts
 
     def add(self, values: NDArray[np.float32]) -> None:
         """Count values [n, C]."""
