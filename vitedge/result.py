@@ -6,19 +6,15 @@ nanoseconds on a monotonic clock that starts with the measurement; what a sensor
 
 from __future__ import annotations
 
-import math
 import platform
 import re
 import signal
-from collections.abc import Sequence
 from datetime import datetime, timezone
-from fractions import Fraction
-from functools import cache
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
-from msgspec import Meta, field
+from msgspec import field
 from msgspec.structs import replace
 
 from vitedge import hardware
@@ -26,205 +22,28 @@ from vitedge._version import __version__
 from vitedge.artifact import Artifact
 from vitedge.errors import ArtifactError, InterruptedError_, UsageError
 from vitedge.files import write_atomic
-from vitedge.schema import PositiveReal, Record, decode_json, encode_json
+from vitedge.latency import Audit as Audit
+from vitedge.latency import Block as Block
+from vitedge.latency import Column as Column
+from vitedge.latency import Count as Count
+from vitedge.latency import Dialect as Dialect
+from vitedge.latency import Latency as Latency
+from vitedge.latency import Layer as Layer
+from vitedge.latency import Memory as Memory
+from vitedge.latency import Profile as Profile
+from vitedge.latency import Reading as Reading
+from vitedge.latency import Rules as Rules
+from vitedge.latency import Samples as Samples
+from vitedge.latency import Scenario as Scenario
+from vitedge.latency import Warmup as Warmup
+from vitedge.percentiles import METHOD as METHOD
+from vitedge.percentiles import percentile as percentile
+from vitedge.percentiles import samples_needed as samples_needed
+from vitedge.schema import Record, decode_json, encode_json
 from vitedge.target import Budget, Option
 
 RESULT_JSON = "result.json"
-Scenario = Literal["single", "offline", "camera"]
-Column = tuple[int, ...]
-Count = Annotated[int, Meta(ge=0)]
-
-# --- percentiles -----------------------------------------------------------------------------------------------------
-
-Method = Literal["nearest-rank", "loadgen", "trtexec"]
-#: The method of every percentile that vitedge prints: the smallest sample that at least p % of the samples don't
-#: exceed, without interpolation. benchmark_app's is the same.
-METHOD: Method = "nearest-rank"
-
-
-def percentile(ordered: Sequence[int], percent: float, method: Method = METHOD) -> int:
-    """One percentile of ascending samples, by the rule of the tool that is named.
-
-    With N samples, counted from 0, and p = percent / 100:
-
-    - ``nearest-rank``: ⌈p·N⌉ − 1 (benchmark_app);
-    - ``loadgen``: ⌊p·N⌋, MLPerf LoadGen;
-    - ``trtexec``: N − 1 − ⌊(1 − p)·N⌋.
-
-    Raises:
-        ValueError: no samples, or a percentage outside 0 … 100.
-    """
-    count = len(ordered)
-    if not count or not 0 <= percent <= 100:
-        raise ValueError(f"{percent}th percentile of {count} samples")
-    part = Fraction(str(percent)) / 100  # exact, so that 99.9 % of 1000 is 999
-    index = {
-        "nearest-rank": math.ceil(part * count) - 1,
-        "loadgen": math.floor(part * count),
-        "trtexec": count - 1 - math.floor((1 - part) * count),
-    }[method]
-    return ordered[min(max(index, 0), count - 1)]
-
-
-@cache
-def samples_needed(percent: float) -> int:
-    """How many samples a percentile needs before it may be printed: 11, 64, 130, 662, 6636 for p50, 90, 95, 99, 99.9.
-
-    The smallest N for which at most one of N samples beyond the true percentile has a probability of at most 1 %, as
-    in MLPerf LoadGen's early stopping: pᴺ + N·(1 − p)·pᴺ⁻¹ ≤ 0.01.
-    """
-    p = percent / 100
-    if not 0 < p < 1:
-        return 1
-    count = 1
-    while p**count + count * (1 - p) * p ** (count - 1) > 0.01:
-        count += 1
-    return count
-
-
-# --- what was measured -----------------------------------------------------------------------------------------------
-
-
-class Rules(Record):
-    """How a latency was measured; rows under different rules aren't ranked against each other."""
-
-    scenario: Scenario
-    warmup_s: Annotated[float, Meta(ge=0)]  # at least; it goes on until the rolling median is stable
-    min_duration_s: Annotated[float, Meta(ge=0)]
-    min_samples: Count
-    percentile: Annotated[float, Meta(ge=1e-9, lt=100)]  # the claimed one: measuring goes on until it's supported
-    block_s: PositiveReal  # sessions take turns in blocks of this length
-    settle: Count  # untimed inferences at the start of every block
-    seed: int  # of the order within each round of blocks
-    pictures: str  # what was fed: "golden", or the name of a data set
-    rate_hz: PositiveReal | None = None  # arrivals a second of scenario ``camera``
-
-    def __post_init__(self) -> None:
-        if (self.scenario == "camera") != (self.rate_hz is not None):
-            raise ValueError("the scenario 'camera', and no other, has a rate")
-
-
-class Block(Record):
-    """One turn of one session; block i of every session measured together belongs to round i."""
-
-    start_ns: Count
-    end_ns: Count  # the last inference had been answered
-    samples: Count
-    arrivals: Count = 0  # scenario ``camera``: scheduled arrivals, of which ``samples`` were served
-
-
-class Samples(Record):
-    """Columns of equal length, one entry an inference, in order of their blocks.
-
-    A stage's column is empty where the runtime can't separate the stage. In ``single`` and ``offline`` the pictures are
-    prepared beforehand: preprocessing and postprocessing are timed beside the inferences, some in every block, and
-    their columns have lengths of their own. In ``camera`` they lie within every sample.
-    """
-
-    start_ns: Column  # the call; ``camera``: the scheduled arrival
-    latency_ns: Column  # from ``start_ns`` until the logits (``camera``: the prediction) are the caller's
-    blocks: tuple[Block, ...]
-    preprocess_ns: Column = ()  # one decoded picture to the model's input
-    transfer_in_ns: Column = ()
-    compute_ns: Column = ()
-    transfer_out_ns: Column = ()
-    postprocess_ns: Column = ()  # one batch of logits to its predictions
-
-    def __post_init__(self) -> None:
-        count = len(self.latency_ns)
-        columns = (self.transfer_in_ns, self.compute_ns, self.transfer_out_ns)
-        if len(self.start_ns) != count or any(len(column) not in (0, count) for column in columns):
-            raise ValueError("the columns of samples differ in length")
-        if sum(block.samples for block in self.blocks) != count:
-            raise ValueError("the blocks don't hold as many samples as there are")
-
-    def __len__(self) -> int:
-        return len(self.latency_ns)
-
-    def percentile_ns(self, percent: float) -> int | None:
-        """One percentile of the latency by :data:`METHOD`; None when there are too few samples for it."""
-        if len(self) < samples_needed(percent):
-            return None
-        return percentile(sorted(self.latency_ns), percent)
-
-    def block_latencies(self) -> list[Column]:
-        """The latencies of each block."""
-        found, start = [], 0
-        for block in self.blocks:
-            found.append(self.latency_ns[start : start + block.samples])
-            start += block.samples
-        return found
-
-    def throughput(self, batch: int) -> float | None:
-        """Images a second: batch × inferences over the time that the blocks took; None without samples."""
-        span_ns = sum(block.end_ns - block.start_ns for block in self.blocks)
-        return batch * len(self) * 1e9 / span_ns if span_ns else None
-
-    @property
-    def missed(self) -> int:
-        """Scheduled arrivals that were never served because a newer one had come (``camera``)."""
-        return sum(max(0, block.arrivals - block.samples) for block in self.blocks)
-
-    @property
-    def arrivals(self) -> int:
-        """Scheduled arrivals (``camera``)."""
-        return sum(block.arrivals for block in self.blocks)
-
-
-class Warmup(Record):
-    """What was run before anything was counted."""
-
-    samples: Count
-    duration_ns: Count
-    stable: bool  # the rolling median stopped moving before time was up
-
-
-class Reading(Record):
-    """The sensors at one moment; null where nothing could be read."""
-
-    at_ns: Count
-    clock_mhz: float | None = None  # of the fastest processor
-    temperature_c: float | None = None  # the hottest sensor of the processor
-    power_w: float | None = None
-    throttle_events: dict[str, int] = field(default_factory=dict)  # counters since boot, by name
-    throttle_live: dict[str, bool] = field(default_factory=dict)  # what says so at this moment
-
-
-class Audit(Record):
-    """The harness watching itself, after MLPerf's compliance tests."""
-
-    checked: Count  # outputs of the timed run that were compared with the reference run
-    differing: Count  # of those, further away than allowed
-    max_deviation: float  # largest |difference| / largest |logit| that was seen
-    allowed_deviation: float
-    varied_ns: tuple[Column, ...] = ()  # latencies while the input changes, one column a turn …
-    repeated_ns: tuple[Column, ...] = ()  # … and while one input repeats, in the turn after it
-
-    def __post_init__(self) -> None:
-        if len(self.varied_ns) != len(self.repeated_ns):
-            raise ValueError("the turns of changing and of repeated inputs differ in number")
-
-
-class Memory(Record):
-    """Resident set of the process, bytes."""
-
-    before_bytes: Count | None  # before the artifact was opened
-    after_bytes: Count | None  # after its first inference
-    peak_bytes: Count | None  # of the process until the end of the run, whatever else it had open
-
-
-class Latency(Record):
-    """One artifact under one set of rules."""
-
-    rules: Rules
-    load_ns: Count  # opening the artifact in its runtime
-    first_ns: Count  # the first inference
-    warmup: Warmup
-    samples: Samples
-    memory: Memory
-    floor: Samples | None = None  # the null runtime through the same code, in the same rounds: the harness's own cost
-    readings: tuple[Reading, ...] = ()
-    audit: Audit | None = None
+SCHEMA_VERSION = 2  # 2: profile, dialects, GPU readings, device memory, what was resumed
 
 
 class Calibrated(Record):
@@ -338,6 +157,8 @@ class Row(Record):
     accuracy: Accuracy | None = None
     checks: tuple[Check, ...] = ()
     referees: tuple[Referee, ...] = ()
+    profile: Profile | None = None
+    dialects: tuple[Dialect, ...] = ()  # the same artifact by other tools' rules
 
 
 class Circumstances(Record):
@@ -386,14 +207,15 @@ def _power_source(root: Path) -> str | None:
 class Result(Record):
     """``result.json``."""
 
-    SCHEMA_VERSION: ClassVar[int] = 1
-    schema_version: int = 1
+    SCHEMA_VERSION: ClassVar[int] = SCHEMA_VERSION
+    schema_version: int = SCHEMA_VERSION
     vitedge_version: str = __version__
     created: str  # UTC, ISO 8601
     circumstances: Circumstances
     rows: tuple[Row, ...]
     data: DataSet | None = None
     partial: bool = False  # interrupted: what had been measured by then
+    resumed: tuple[str, ...] = ()  # when an interrupted measurement went on; UTC, ISO 8601
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -423,6 +245,8 @@ def now() -> str:
 def combine(first: Result, second: Result) -> Result:
     """One result of two runs on one machine: rows of the same artifact are joined, ``second`` winning.
 
+    An artifact that was measured several ways (a sweep of threads) keeps its rows, and each gets the accuracy.
+
     Raises:
         ValueError: other circumstances, or other data.
     """
@@ -430,16 +254,25 @@ def combine(first: Result, second: Result) -> Result:
         raise ValueError("the results were measured under different circumstances")
     if first.data and second.data and first.data != second.data:
         raise ValueError("the results were measured on different data")
-    rows = {row.subject.digest: row for row in first.rows}
-    for row in second.rows:
-        old = rows.get(row.subject.digest)
-        rows[row.subject.digest] = row if old is None else _joined(old, row)
+    rows, left = [], list(second.rows)
+    for old in first.rows:
+        new = next((row for row in left if row.subject.digest == old.subject.digest), None)
+        if new is not None:
+            left.remove(new)
+        rows.append(_evaluated(old, second.rows) if new is None else _joined(old, new))
     return replace(
         second,
-        rows=tuple(rows.values()),
+        rows=(*rows, *left),
         data=second.data or first.data,
         partial=first.partial or second.partial,
+        resumed=(*first.resumed, *second.resumed),
+        schema_version=SCHEMA_VERSION,
     )
+
+
+def _evaluated(row: Row, others: tuple[Row, ...]) -> Row:
+    accuracy = next((other.accuracy for other in others if other.subject.digest == row.subject.digest), None)
+    return replace(row, accuracy=row.accuracy or accuracy)
 
 
 def _joined(old: Row, new: Row) -> Row:
@@ -452,6 +285,8 @@ def _joined(old: Row, new: Row) -> Row:
         accuracy=new.accuracy or old.accuracy,
         checks=new.checks or old.checks,
         referees=new.referees or old.referees,
+        profile=new.profile or old.profile,
+        dialects=new.dialects or old.dialects,
     )
 
 

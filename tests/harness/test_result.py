@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from msgspec.structs import replace
 from tests.harness.nulls import null_artifact
 from vitedge.errors import ArtifactError, UsageError
 from vitedge.hardware import Board, Processor
+from vitedge.percentiles import early_stopping
 from vitedge.result import (
     Accuracy,
     Block,
@@ -64,7 +66,8 @@ def test_percentiles_by_their_definitions(samples: list[int], percent: float) ->
     assert sum(value <= found for value in ordered) * 1000 >= parts * count  # at least p % don't exceed it …
     assert sum(value < found for value in ordered) * 1000 < parts * count or found == ordered[0]  # … and it's the least
     assert percentile(ordered, percent, "loadgen") == ordered[min(parts * count // 1000, count - 1)]
-    assert percentile(ordered, percent, "trtexec") == ordered[max(0, count - 1 - (1000 - parts) * count // 1000)]
+    left_out = int((np.float32(1) - np.float32(percent) / np.float32(100)) * np.float32(count))  # as C++ floats do
+    assert percentile(ordered, percent, "trtexec") == ordered[max(0, count - 1 - left_out)]
 
 
 def test_named_tools_on_recorded_samples() -> None:
@@ -77,7 +80,24 @@ def test_named_tools_on_recorded_samples() -> None:
     assert percentile(list(range(1000)), 99.9) == 998  # 99.9 % of 1000 is 999, not 999.0000000000001
     assert percentile(list(range(1000)), 99.9, "loadgen") == 999
     assert percentile(list(range(100)), 50, "trtexec") == 49
+    assert percentile(list(range(100)), 99, "trtexec") == 99  # 1 - 0.99f is under 0.01: nothing is left out
+    assert percentile(list(range(1000)), 99, "trtexec") == 990
     assert percentile(list(range(100)), 50, "loadgen") == 50
+
+
+@pytest.mark.parametrize(("count", "percent"), [(63, 90), (64, 90), (100, 90), (1000, 90), (661, 99), (2000, 99)])
+def test_early_stopping_is_loadgens(count: int, percent: float) -> None:
+    """By the binomial distribution itself: at most t of the samples lie beyond with a probability of at most 1 %."""
+    p = Fraction(str(percent)) / 100
+    term, at_most, allowed = p**count, p**count, []
+    for t in range(1, count // 4):
+        term *= Fraction(count - t + 1, t) * (1 - p) / p
+        at_most += term
+        if at_most > Fraction(1, 100):
+            break
+        allowed.append(t)
+    expected = count - max(allowed) if allowed else None
+    assert early_stopping(range(count), percent) == expected
 
 
 @pytest.mark.parametrize("percent", [50, 90, 95, 99, 99.9])
@@ -177,7 +197,7 @@ def test_newer_and_damaged_files_are_refused(result: Result, tmp_path: Path) -> 
         with pytest.raises(ArtifactError, match=words):
             read_result(path)
 
-    refused({**good, "schema_version": 2, "vitedge_version": "9.9"}, r'(?s)schema version 2.*"vitedge>=9\.9"')
+    refused({**good, "schema_version": 3, "vitedge_version": "9.9"}, r'(?s)schema version 3.*"vitedge>=9\.9"')
     refused({**good, "surprise": 1}, "surprise")
     refused("{", "isn't a valid record")
     broken = json.loads(encode_result(result))
@@ -188,6 +208,32 @@ def test_newer_and_damaged_files_are_refused(result: Result, tmp_path: Path) -> 
     refused(broken, "more images than the data set")
     with pytest.raises(UsageError, match="no such file"):
         read_result(tmp_path / "absent.json")
+
+
+def test_results_of_the_first_version_are_read(result: Result, tmp_path: Path) -> None:
+    """Its files lack what version 2 added."""
+    old = json.loads(encode_result(result))
+    del old["resumed"]
+    for row in old["rows"]:
+        del row["profile"], row["dialects"]
+        for key in ("power_of", "resumed_ns"):
+            del row["latency"][key]
+        for key in ("alone", "device_before_bytes", "device_after_bytes"):
+            del row["latency"]["memory"][key]
+        del row["latency"]["rules"]["replay"]
+    (tmp_path / "result.json").write_text(json.dumps({**old, "schema_version": 1}))
+    assert read_result(tmp_path).rows == result.rows
+
+
+def test_rows_of_a_sweep_keep_their_latencies(result: Result) -> None:
+    row = result.rows[0]
+    sweep = [replace(row, accuracy=None, session={"threads": threads}) for threads in (1, 2)]
+    evaluated = replace(row, latency=None, accuracy=Accuracy(predicted=(0,), rank=(0,)), session={})
+    data = DataSet(source="d", digest="0", classes=("a",), names=("a/1",), label=(0,))
+    measured = replace(result, rows=tuple(sweep), data=None)
+    both = combine(measured, replace(result, rows=(evaluated,), data=data))
+    assert [joined.session["threads"] for joined in both.rows] == [1, 2]
+    assert all(joined.latency and joined.accuracy for joined in both.rows)
 
 
 def test_existing_files_are_refused(tmp_path: Path) -> None:
