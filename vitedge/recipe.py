@@ -25,6 +25,8 @@ class Improve(Record):
     """Exact changes of the float graph before rounding."""
 
     layernorm_migration: bool  # per-channel shift and scale moved from LayerNorm into the next linear (RepQ-ViT)
+    value_migration: bool = False  # the same for attention's output, from the values' weights into the projection's
+    gelu_shift: bool = False  # GELU's output centred, where the runtime's grids are symmetric
 
 
 class Round(Record):
@@ -34,6 +36,7 @@ class Round(Record):
     weights: Literal["minmax", "mse"]  # how each output channel's scale is chosen
     rounding: Literal["nearest", "gptq"]  # gptq: each weight's error is taken up by the weights still to be rounded
     bias_correction: bool  # take the mean output error back out through the bias
+    ridge: bool = False  # weights make up for what rounding their inputs does (ERQ), where unseen rows confirm it
 
 
 class Recipe(Record):

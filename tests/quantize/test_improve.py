@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.graph.vits import MEAN, STD, random_arrays, random_images, tiny
+from vitedge.architecture import ViTConfig
 from vitedge.graph.author import author_vit
 from vitedge.graph.surgery import array, initializers, linear_layers
-from vitedge.quantize.improve import ALPHAS, migrate_layernorms, migration
-from vitedge.quantize.integers import Scheme
+from vitedge.quantize.improve import ALPHAS, improve, migrate_layernorms, migration
+from vitedge.quantize.integers import Scheme, affine
 from vitedge.quantize.observe import observe
 from vitedge.quantize.prepare import with_own_constants
+from vitedge.quantize.rounding import compensated
 from vitedge.quantize.statistics import Observed
-from vitedge.recipe import Observe
+from vitedge.recipe import Improve, Observe
 from vitedge.runtimes.onnxruntime.interpret import run_graph
 
 SETTINGS = Observe(num_samples=16, seed=0, reservoir_rows=128, histogram_bins=64)
@@ -122,3 +125,85 @@ def test_layers_get_constants_of_their_own() -> None:
     assert len({layer.weight for layer in layers}) == len({layer.bias for layer in layers}) == len(layers)
     images = random_images(config, 4)
     assert np.allclose(run_graph(graph, images), run_graph(own, images), atol=1e-5)
+
+
+def outlying(config: ViTConfig) -> dict[str, np.ndarray]:
+    """Weights with outlier channels at the values and at the GELUs."""
+    arrays = random_arrays(config)
+    dim = config.embed_dim
+    for block in range(config.depth):
+        arrays[f"blocks.{block}.attn.qkv.weight"][2 * dim + 3] *= 50
+        if config.qkv_bias:
+            arrays[f"blocks.{block}.attn.qkv.bias"][2 * dim + 5] += 20
+        arrays[f"blocks.{block}.mlp.fc1.bias"][7] += 30
+    return arrays
+
+
+@pytest.mark.parametrize("changes", [{}, {"qkv_bias": False}, {"qk_norm": True}, {"layer_scale": True}])
+def test_values_and_gelus_move_without_a_trace(changes: dict[str, object]) -> None:
+    config = tiny(**changes)
+    graph = author_vit(config, outlying(config), mean=MEAN, std=STD)
+    images = random_images(config, 16)
+    names = [linear.name for linear in linear_layers(graph)]
+    statistics = observe(graph, images, SETTINGS, key="k")
+    wanted = Improve(layernorm_migration=True, value_migration=True, gelu_shift=True)
+    prepared = with_own_constants(graph)
+    for scheme, shifts in ((SCHEME, 0), (Scheme("int8", symmetric=True), config.depth)):
+        improved, moved = improve(prepared, statistics, wanted, scheme, names)
+        before, after = run_graph(graph, images), run_graph(improved, images)
+        assert np.abs(before - after).max() <= 1e-4 * np.abs(before).max()
+        assert sum(node.op_type == "Sub" and node.name.endswith(".shift") for node in improved.graph.node) == shifts
+        again = observe(improved, images, SETTINGS, key="k").observed
+        for key, seen in again.items():  # what is told of the improved graph is what it does
+            told, spread = moved.observed[key], np.abs(seen.maximum).max()
+            assert np.allclose(told.minimum, seen.minimum, atol=2e-3 * spread), key
+            assert np.allclose(told.mean, seen.mean, atol=2e-3 * spread), key
+        spreads = [
+            np.ptp(
+                [
+                    values["blocks.0.attn.context.reshape.out"].minimum,
+                    values["blocks.0.attn.context.reshape.out"].maximum,
+                ]
+            )
+            for values in (statistics.observed, moved.observed)
+        ]
+        assert spreads[1] < spreads[0] / 4
+
+
+def test_values_are_left_alone_where_something_else_reads_them() -> None:
+    config = tiny(depth=1)
+    graph = author_vit(config, outlying(config), mean=MEAN, std=STD)
+    statistics = observe(graph, random_images(config, 16), SETTINGS, key="k")
+    prepared = with_own_constants(graph)
+    context = next(node for node in prepared.graph.node if node.name == "blocks.0.attn.context.reshape").output[0]
+    prepared.graph.output.append(onnx.helper.make_tensor_value_info(context, onnx.TensorProto.FLOAT, None))
+    wanted = Improve(layernorm_migration=False, value_migration=True, gelu_shift=False)
+    improved, _ = improve(prepared, statistics, wanted, SCHEME, ["blocks.0.attn.proj"])
+    assert improved == prepared
+
+
+@given(st.integers(0, 10**6), st.booleans())
+@settings(deadline=None, max_examples=20)
+def test_compensation_is_the_ridge_solution_and_helps(seed: int, unbiased: bool) -> None:
+    """Dependent inputs, coarsely rounded: the output error over fresh rows falls, or nothing is changed."""
+    random = np.random.default_rng(seed)
+    mix = random.standard_normal((5, 12))
+    rows, fresh = (random.standard_normal((count, 5)) @ mix + 0.01 for count in (400, 400))
+    matrix = random.standard_normal((12, 6))
+    grid = affine(rows.min(), rows.max(), SCHEME)._replace(scale=np.float32(0.9))
+    found = compensated(matrix, observed_of(rows), grid, unbiased=unbiased)
+
+    def error(weights: np.ndarray) -> float:
+        difference = grid.fake(fresh) @ weights - fresh @ matrix
+        return float(
+            (difference - (difference.mean(axis=0) if unbiased else 0)).var() if unbiased else (difference**2).mean()
+        )
+
+    assert error(found) < 0.8 * error(matrix)
+
+
+def test_compensation_leaves_exact_inputs_alone() -> None:
+    rows = np.random.default_rng(0).integers(-20, 20, (64, 8)).astype(float)
+    matrix = np.random.default_rng(1).standard_normal((8, 3))
+    grid = affine(-127, 127, Scheme("int8", symmetric=True))
+    assert np.array_equal(compensated(matrix, observed_of(rows), grid, unbiased=False), matrix)

@@ -1,20 +1,25 @@
-"""Exact changes of the float graph that make it easier to round: outliers move from activations into weights."""
+"""Exact changes of the float graph that make it easier to round: outliers move from activations into weights.
+
+What stands behind a tensor x [.., C] takes (x - shift) / scale instead, and undoes it in its own constants. Shift and
+scale are chosen by the output error that is left once both sides are rounded, "not at all" among the candidates.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
-from vitedge.graph.surgery import array, consumers, copy, initializers
+from vitedge.graph.surgery import array, attribute, consumers, copy, initializers, producers
 from vitedge.quantize.integers import Scheme, affine, round_weights, weight_limit
 from vitedge.quantize.prepare import replaced
 from vitedge.quantize.statistics import Observed, Statistics
 from vitedge.quantize.views import Layer, quantizable
+from vitedge.recipe import Improve
 
 #: How much of a channel's spread moves into the weights; None leaves shift and scale alone.
 ALPHAS: tuple[float | None, ...] = (None, 0.0, 0.25, 0.5, 0.75, 1.0)
@@ -22,6 +27,31 @@ _ROWS = 1024  # of the reservoir, for choosing among them
 _SMALLEST = 1e-3  # a channel's share of the largest spread, below which it isn't widened any further
 
 Float64 = NDArray[np.float64]
+
+
+def improve(
+    model: onnx.ModelProto, statistics: Statistics, settings: Improve, scheme: Scheme, layers: Collection[str]
+) -> tuple[onnx.ModelProto, Statistics]:
+    """The recipe's improvements, one after the other.
+
+    Args:
+        model: a float graph whose layers have constants of their own
+            (:func:`vitedge.quantize.prepare.with_own_constants`).
+        statistics: of its layers.
+        settings: which improvements.
+        scheme: what it will be rounded to.
+        layers: names of the layers that will be rounded.
+
+    Returns:
+        A graph of the same function, and its statistics.
+    """
+    if settings.layernorm_migration:
+        model, statistics = migrate_layernorms(model, statistics, scheme, layers)
+    if settings.value_migration:
+        model, statistics = migrate_values(model, statistics, scheme, layers)
+    if settings.gelu_shift and scheme.symmetric:
+        model, statistics = shift_gelus(model, statistics, scheme, layers)
+    return model, statistics
 
 
 def migrate_layernorms(
@@ -66,6 +96,131 @@ def migrate_layernorms(
             values.update(_moved(layer, shift, scale))
         observed[node.output[0]] = observed[node.output[0]].moved(shift, scale)
     return replaced(model, values), replace(statistics, observed=observed)
+
+
+def migrate_values(
+    model: onnx.ModelProto, statistics: Statistics, scheme: Scheme, layers: Collection[str]
+) -> tuple[onnx.ModelProto, Statistics]:
+    """Shift and scale attention's output, by its values, and undo it in the projection behind.
+
+    Softmax's rows sum to 1, so values v' = (v - c)/s give the context (softmax v - c)/s: W_v' = W_v diag(1/s),
+    b_v' = (b_v - c)/s; then W_proj' = diag(s) W_proj, b_proj' = b_proj + W_projᵀ c. Arguments as :func:`improve`.
+    """
+    by_name = {layer.name: layer for layer in quantizable(model)[0]}
+    observed = dict(statistics.observed)
+    for projection, source, columns in list(_values(model, by_name)):
+        key = projection.view.key
+        if projection.name not in layers or key not in observed:
+            continue
+        shift, scale = choose_migration(observed[key], projection.matrix, scheme)
+        linear, matrix, bias = source.linear, source.matrix, source.bias
+        assert bias is not None and linear.bias is not None
+        bias = bias.astype(np.float64)
+        matrix[:, columns] /= scale
+        bias[columns] = (bias[columns] - shift) / scale
+        moved = _moved(projection, shift, scale) | {linear.weight: source.from_matrix(matrix), linear.bias: bias}
+        model = replaced(model, moved)
+        observed[key] = observed[key].moved(shift, scale)
+    return model, replace(statistics, observed=observed)
+
+
+def _values(model: onnx.ModelProto, layers: dict[str, Layer]) -> Iterator[tuple[Layer, Layer, slice]]:
+    """(projection, linear that makes the values, its output channels that are values) of every canonical attention."""
+    writers, readers, constants = producers(model), consumers(model), initializers(model)
+    made_by = {layer.linear.output: layer for layer in layers.values() if layer.linear.kind == "linear"}
+    outputs = {value.name for value in model.graph.output}
+
+    def alone(tensor: str) -> str:
+        if tensor in outputs or len(readers[tensor]) != 1:
+            raise LookupError(tensor)
+        return tensor
+
+    def behind(tensor: str, operator: str) -> onnx.NodeProto:
+        node = writers[alone(tensor)]
+        if node.op_type != operator:
+            raise LookupError(tensor)
+        return node
+
+    def heads_first(tensor: str) -> str:
+        node = behind(tensor, "Transpose")
+        if attribute(node, "perm") != [0, 2, 1, 3]:
+            raise LookupError(tensor)
+        return str(node.input[0])
+
+    for projection in layers.values():
+        try:
+            joined = behind(projection.linear.input, "Reshape")
+            product = behind(heads_first(joined.input[0]), "MatMul")
+            behind(product.input[0], "Softmax")
+            split = behind(heads_first(product.input[1]), "Reshape")
+            if array(constants[joined.input[1]]).tolist() != [0, 0, len(projection.matrix)]:
+                continue
+            if array(constants[split.input[1]]).tolist()[:2] != [0, 0]:
+                continue
+            tensor, width = alone(split.input[0]), len(projection.matrix)
+            if tensor in made_by:
+                yield projection, made_by[tensor], slice(0, width)
+                continue
+            parts = writers[tensor]
+            packed = made_by[alone(parts.input[0])]
+            sizes = array(constants[parts.input[1]]).tolist() if len(parts.input) > 1 else []
+            equal = packed.matrix.shape[1] == width * len(parts.output) and set(sizes) <= {width}
+            if parts.op_type == "Split" and attribute(parts, "axis", 0) in (-1, 2) and equal:
+                at = list(parts.output).index(tensor) * width
+                yield projection, packed, slice(at, at + width)
+        except LookupError:  # KeyError is one
+            continue
+
+
+def shift_gelus(
+    model: onnx.ModelProto, statistics: Statistics, scheme: Scheme, layers: Collection[str]
+) -> tuple[onnx.ModelProto, Statistics]:
+    """Centre what leaves a GELU, for kernels whose zero point is the middle.
+
+    GELU's values lie between -0.17 and M, so that half of a symmetric grid is never used. With c = (max + min)/2 the
+    linear behind takes g - c, and b' = b + Wᵀ c. A node ``X.shift`` is added behind the GELU ``X``, where that is worth
+    more than a tenth of the output error. Arguments as :func:`improve`.
+    """
+    model = copy(model)
+    readers = consumers(model)
+    by_name = {layer.name: layer for layer in quantizable(model)[0] if layer.name in layers}
+    outputs = {value.name for value in model.graph.output}
+    observed = dict(statistics.observed)
+    values: dict[str, Float64] = {}
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        nodes.append(node)
+        behind = [by_name.get(reader.name) for reader in readers.get(node.output[0], [])] if node.output else []
+        seen = observed.get(node.output[0]) if node.output else None
+        if node.op_type != "Gelu" or seen is None or not behind or None in behind or node.output[0] in outputs:
+            continue
+        linears = [layer for layer in behind if layer is not None and layer.view.key == node.output[0]]
+        if len(linears) != len(behind):
+            continue
+        matrix = np.concatenate([layer.matrix for layer in linears], axis=1)
+        width = len(matrix)
+        shift = np.full(width, (float(seen.maximum.max()) + float(seen.minimum.min())) / 2)
+        rows = seen.rows[:_ROWS].astype(np.float64)
+        ones, exact = np.ones(width), rows @ matrix
+        kept, moved = (_rounded_error(seen, rows, exact, matrix, scheme, c, ones) for c in (0 * shift, shift))
+        if moved > 0.9 * kept:
+            continue
+        for layer in linears:
+            values.update(_moved(layer, shift, ones))
+        name = f"{node.name}.shift"
+        centred, constant = f"{name}.out", f"{name}.by"
+        model.graph.initializer.append(numpy_helper.from_array(shift[:1].astype(np.float32), constant))
+        nodes.append(helper.make_node("Sub", [node.output[0], constant], [centred], name))
+        for reader in readers[node.output[0]]:
+            reader.input[0] = centred
+        observed[centred] = seen.moved(shift, ones)
+    new = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(new)
+    return replaced(model, values), replace(statistics, observed=observed)
+
+
+# --- choosing --------------------------------------------------------------------------------------------------------
 
 
 def choose_migration(observed: Observed, matrix: Float64, scheme: Scheme) -> tuple[Float64, Float64]:
