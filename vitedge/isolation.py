@@ -64,7 +64,7 @@ def run_isolated(
                 os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
         if child.returncode != 0:
-            raise ChildError(f"{_cause_of_death(child.returncode)}{_tail(words)}")
+            raise ChildError(f"{cause_of_death(child.returncode)}{_tail(words)}")
         answer.seek(0)
         succeeded, value = pickle.load(answer)
     if succeeded:
@@ -72,7 +72,8 @@ def run_isolated(
     raise value
 
 
-def _cause_of_death(code: int) -> str:
+def cause_of_death(code: int) -> str:
+    """What the exit status of a child process says, in words."""
     if code >= 0:
         return f"the process ended with code {code}"
     try:

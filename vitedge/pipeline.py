@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,6 +155,9 @@ def evaluate(
     options: OpenOptions | None = None,
     *,
     limit: int | None = None,
+    workers: int | None = None,
+    earlier: Result | None = None,
+    keep: Callable[[Result], None] | None = None,
     progress: Progress = silent,
 ) -> Result:
     """Measure the accuracy of artifacts on labelled pictures, in one pass.
@@ -165,6 +168,9 @@ def evaluate(
             embedded model have pictures of their own (``held-out``).
         options: how each is opened.
         limit: evaluate so many images, the same ones on every machine.
+        workers: processes that decode; None decides by the number of images and cores.
+        earlier: a partial result to go on from.
+        keep: called with a partial result every few seconds.
         progress: called with (task, done, total).
 
     Raises:
@@ -183,7 +189,7 @@ def evaluate(
             "name a folder with one sub-folder a class: --data labelled/",
         )
     images = embedded.open_images(data or "held-out", asked=asked)
-    return judge(opened, images, options, limit=limit, progress=progress)
+    return judge(opened, images, options, limit=limit, workers=workers, earlier=earlier, keep=keep, progress=progress)
 
 
 def classify(

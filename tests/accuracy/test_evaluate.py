@@ -17,7 +17,7 @@ from vitedge.artifact import Artifact, Calibration
 from vitedge.errors import ImageError, InvalidResultError, UsageError
 from vitedge.images import ImageSet
 from vitedge.model_folder import class_table
-from vitedge.result import Stopped, decode_result, encode_result
+from vitedge.result import Result, Stopped, decode_result, encode_result
 from vitedge.runtimes.session import Session
 
 
@@ -176,3 +176,98 @@ def test_an_interruption_leaves_whole_columns(
     assert decode_result(encode_result(result), "result") == result
     assert result.data is not None and len(result.data.names) == 32
     assert [len(row.accuracy.predicted) for row in result.rows if row.accuracy] == [32, 32]
+
+
+def interrupted(
+    artifacts: list[Artifact], images: ImageSet, monkeypatch: pytest.MonkeyPatch, after: int = 40
+) -> Result:
+    """What's left of an evaluation that is interrupted in its second chunk."""
+    run, calls = Session.run, iter(range(10**9))
+
+    def stops(self: Session, images: np.ndarray) -> np.ndarray:
+        if next(calls) == after:
+            raise KeyboardInterrupt
+        return run(self, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "run", stops)
+        with pytest.raises(Stopped) as caught:
+            evaluate(artifacts, images)
+    assert caught.value.result.partial
+    return decode_result(encode_result(caught.value.result), "result")
+
+
+def timeless(result: Result) -> Result:
+    rows = [replace(row, accuracy=replace(row.accuracy, duration_ns=0)) for row in result.rows if row.accuracy]
+    return replace(result, created="", resumed=(), rows=tuple(rows))
+
+
+def test_an_interrupted_run_goes_on_and_equals_a_whole_one(
+    artifact: Artifact, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = null_artifact(tmp_path / "b", batch=4, precision="int8")
+    images = ImageSet.open(data)
+    left = interrupted([artifact, other], images, monkeypatch, after=42)
+    assert left.data is not None and len(left.data.names) == 32
+    read: list[int] = []
+    original = ImageSet.read
+    monkeypatch.setattr(ImageSet, "read", lambda self, index: read.append(index) or original(self, index))
+    resumed = evaluate([artifact, other], images, earlier=left)
+    assert sorted(read) == list(range(32, 60))  # the rest alone
+    assert resumed.created == left.created and not resumed.partial and len(resumed.resumed) == 1
+    assert timeless(resumed) == timeless(evaluate([artifact, other], images))
+    again = evaluate([artifact, other], images, earlier=resumed)  # of a whole result nothing is left to do
+    assert again == resumed
+
+
+def test_unreadable_images_are_counted_once_over_an_interruption(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = labelled(tmp_path / "data", each=20)
+    (folder / "ant" / "007.png").write_bytes(b"no picture")
+    left = interrupted([artifact], ImageSet.open(folder), monkeypatch)
+    assert left.data is not None and left.data.skipped == ("ant/007.png",)
+    resumed = evaluate([artifact], ImageSet.open(folder), earlier=left)
+    assert resumed.data is not None and resumed.data.skipped == ("ant/007.png",) and len(resumed.data.names) == 119
+    assert timeless(resumed) == timeless(evaluate([artifact], ImageSet.open(folder)))
+
+
+def test_only_the_same_evaluation_goes_on(
+    artifact: Artifact, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = ImageSet.open(data)
+    left = interrupted([artifact], images, monkeypatch)
+    other = null_artifact(tmp_path / "b", precision="int8")
+    with pytest.raises(UsageError, match="other artifacts or options"):
+        evaluate([other], images, earlier=left)
+    with pytest.raises(UsageError, match="other images"):
+        evaluate([artifact], images, limit=50, earlier=left)
+    changed = labelled(tmp_path / "changed", wrong=4)
+    with pytest.raises(UsageError, match="other images"):
+        evaluate([artifact], ImageSet.open(changed), earlier=left)
+    with pytest.raises(UsageError, match="other images"):
+        evaluate([artifact], images.subset(range(20)), earlier=left)
+    where = replace(left.circumstances, memory_mb=1)
+    with pytest.raises(UsageError, match="another machine"):
+        evaluate([artifact], images, earlier=replace(left, circumstances=where))
+
+
+def test_what_has_been_evaluated_is_kept_meanwhile(
+    artifact: Artifact, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitedge.accuracy.evaluate.KEEP_S", 0.0)
+    kept: list[Result] = []
+    whole = evaluate([artifact], ImageSet.open(data), keep=kept.append)
+    assert [len(result.data.names) for result in kept if result.data] == [32, 60] and all(r.partial for r in kept)
+    assert timeless(evaluate([artifact], ImageSet.open(data), earlier=kept[0])) == timeless(whole)
+
+
+def test_chunks_are_whole_batches(
+    artifact: Artifact, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    big = null_artifact(tmp_path / "big", batch=7)
+    sizes: list[int] = []
+    run = Session.run
+    monkeypatch.setattr(Session, "run", lambda self, images: sizes.append(len(images)) or run(self, images))
+    evaluate([big], ImageSet.open(data))
+    assert sizes == [7] * 9  # 60 pictures: only the last batch is padded

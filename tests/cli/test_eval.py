@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,3 +50,41 @@ def test_pictures_of_a_hostile_folder(artifact: Artifact, data: Path, tmp_path: 
     shutil.copytree(data, folder)
     done = vitedge("eval", artifact.path, "--data", folder)
     assert done.code == 0 and "\x1b" not in done.out and "<i>pictures" in done.out
+
+
+def test_a_killed_run_leaves_a_partial_result_and_goes_on(artifact: Artifact, data: Path, tmp_path: Path) -> None:
+    """SIGKILL leaves nobody time to write: the result in --out was kept meanwhile."""
+    out = tmp_path / "r.json"
+    # After the second chunk the process kills itself; everything is kept at once instead of every few seconds.
+    code = (
+        f"import os, signal, sys; sys.path[:] = {sys.path!r}\n"
+        "from vitedge.accuracy import evaluate as module\n"
+        "module.KEEP_S, seen, answer = -1.0, [], module._answer\n"
+        "def kills(*given):\n"
+        "    seen.append(1)\n"
+        "    return answer(*given) if len(seen) < 2 else os.kill(os.getpid(), signal.SIGKILL)\n"
+        "module._answer = kills\n"
+        "from vitedge.cli import main\n"
+        f"main(['eval', {str(artifact.path)!r}, '--data', {str(data)!r}, '--out', {str(out)!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    left = read_result(out)
+    assert left.partial and left.data is not None and len(left.data.names) == 32
+    assert "partial" in vitedge("report", out, "--format", "md").out
+    assert fails(2, "eval", artifact.path, "--data", data, "--out", out)[1].endswith("already exists")
+    resumed = vitedge("eval", artifact.path, "--data", data, "--out", out, "--resume")
+    assert resumed.code == 0, resumed.err
+    whole = read_result(out)
+    assert not whole.partial and whole.data is not None and whole.data.names[:32] == left.data.names
+    assert vitedge("eval", artifact.path, "--data", data, "--out", out, "--resume").code == 0  # nothing left to do
+    assert read_result(out) == whole
+
+
+def test_resume_needs_a_file_and_begins_where_there_is_none(artifact: Artifact, data: Path, tmp_path: Path) -> None:
+    assert "--out" in fails(2, "eval", artifact.path, "--data", data, "--resume")[1]
+    done = vitedge("eval", artifact.path, "--data", data, "--resume", "--out", tmp_path / "new.json")
+    assert done.code == 0 and not read_result(tmp_path / "new.json").partial
+    (tmp_path / "bad.json").write_text("{}")
+    fails(3, "eval", artifact.path, "--data", data, "--resume", "--out", tmp_path / "bad.json")
+    assert (tmp_path / "bad.json").read_text() == "{}"

@@ -1,26 +1,26 @@
 """``vitedge eval``: any number of artifacts in one pass over labelled pictures.
 
-Pictures are read and preprocessed by threads (Pillow works without the interpreter's lock) a few chunks ahead, so that
-the runtimes don't wait. A chunk counts when every artifact has answered it, so an interruption leaves whole columns.
+Pictures are decoded ahead (:mod:`vitedge.accuracy.decoding`). A chunk counts when every artifact has answered it, so an
+interruption leaves whole columns, and a run can go on where another one stopped.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
+import math
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+from msgspec.structs import replace
 
+from vitedge.accuracy.decoding import Ready, cores, decoded
 from vitedge.artifact import Artifact
 from vitedge.errors import ImageError, InterruptedError_, InvalidResultError, UsageError
 from vitedge.files import sha256
 from vitedge.images import ImageSet
-from vitedge.preprocessing import Preprocessing
 from vitedge.progress import Progress, silent
 from vitedge.result import (
     Accuracy,
@@ -41,9 +41,12 @@ from vitedge.runtimes.session import Session, open_session
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+Number = TypeVar("Number", int, float)
+
 BINS = 15  # of the reliability diagram
-CHUNK = 32
+CHUNK, LARGEST_CHUNK = 32, 256
 MOST_UNREADABLE = 0.01
+KEEP_S = 10.0  # what has been evaluated is kept so often
 
 
 def evaluate(
@@ -52,6 +55,9 @@ def evaluate(
     options: OpenOptions | None = None,
     *,
     limit: int | None = None,
+    workers: int | None = None,
+    earlier: Result | None = None,
+    keep: Callable[[Result], None] | None = None,
     progress: Progress = silent,
 ) -> Result:
     """Top-1 and what belongs to it, on every image or on a seeded choice of ``limit``.
@@ -61,11 +67,14 @@ def evaluate(
         images: labelled by class folders.
         options: how each is opened.
         limit: evaluate so many images, the same ones on every machine.
+        workers: processes that decode; None decides by the number of images and cores.
+        earlier: a partial result of the same artifacts on the same images: go on from there.
+        keep: called with a partial result every :data:`KEEP_S` seconds, to survive being killed.
         progress: called with (task, done, total).
 
     Raises:
-        UsageError: classes that differ among the artifacts or don't match the folders, or images that an artifact
-            was calibrated on.
+        UsageError: classes that differ among the artifacts or don't match the folders, images that an artifact was
+            calibrated on, or an ``earlier`` result of something else.
         ImageError: more than 1 % unreadable.
         InvalidResultError: an output that isn't finite.
         NotInstalledError: a runtime isn't installed.
@@ -82,27 +91,27 @@ def evaluate(
     for artifact in artifacts:
         refuse_calibrated(artifact, digests, images, asked)
 
-    done: list[_Chunk] = []
-    skipped: list[str] = []
+    reference = reference_artifact(artifacts)
     with contextlib.ExitStack() as stack:
         progress("open", 0, len(artifacts))
         sessions = [stack.enter_context(open_session(artifact, options)) for artifact in artifacts]
         progress("open", len(artifacts), len(artifacts))
-        shares = [executed_shares(session.artifact.manifest.layers, session.executed()) for session in sessions]
+        rows = [
+            Row(
+                subject=Subject.of(session.artifact),
+                session=dict(session.info),
+                precision_executed=executed_shares(session.artifact.manifest.layers, session.executed()),
+            )
+            for session in sessions
+        ]
         created, where = now(), Circumstances.here()
+        resumed: tuple[str, ...] = ()
+        indices: list[int] = []
+        skipped: list[str] = []
+        parts: list[list[Accuracy]] = [[] for _ in sessions]  # of each artifact, one a chunk
 
-        def result(*, partial: bool) -> Result:
-            rows = [
-                Row(
-                    subject=Subject.of(session.artifact),
-                    session=dict(session.info),
-                    precision_executed=share,
-                    accuracy=_accuracy(session, [chunk.answers[number] for chunk in done], reference.digest),
-                )
-                for number, (session, share) in enumerate(zip(sessions, shares, strict=True))
-            ]
-            indices = [index for chunk in done for index in chunk.indices]
-            data = DataSet(
+        def data() -> DataSet:
+            return DataSet(
                 source=images.source.name,
                 digest=sha256("".join(sorted(str(digests[index]) for index in indices)).encode()),
                 classes=tuple(label.name for label in classes),
@@ -110,12 +119,39 @@ def evaluate(
                 label=tuple(int(labels[index]) for index in indices),
                 skipped=tuple(skipped),
             )
-            return Result(created=created, circumstances=where, rows=tuple(rows), data=data, partial=partial)
 
-        reference = reference_artifact(artifacts)
-        first = artifacts.index(reference)
+        def result(*, partial: bool) -> Result:
+            found = [
+                replace(row, accuracy=together(answers, reference.digest))
+                for row, answers in zip(rows, parts, strict=True)
+            ]
+            return Result(
+                created=created,
+                circumstances=where,
+                rows=tuple(found),
+                data=data(),
+                partial=partial,
+                resumed=resumed,
+            )
+
+        start = 0
+        if earlier is not None and earlier.data is not None:
+            start = len(earlier.data.names) + len(earlier.data.skipped)
+            skipped += earlier.data.skipped
+            passed_over = set(skipped)
+            before = range(min(start, len(images)))
+            indices += [index for index in before if images.records[index].name not in passed_over]
+            _refuse_other(earlier, Result(created=created, circumstances=where, rows=tuple(rows), data=data()), asked)
+            resumed = (*earlier.resumed, created) if earlier.partial else earlier.resumed
+            created = earlier.created
+            for part, row in zip(parts, earlier.rows, strict=True):
+                part += [row.accuracy] if row.accuracy is not None else []
+
+        contracts = list(dict.fromkeys(session.artifact.manifest.preprocessing for session in sessions))
+        kept = time.monotonic()
+        progress("evaluate", start, len(images))
         try:
-            for ready in _decoded(images, sessions):
+            for ready in decoded(images, contracts, _chunk_size(sessions), start=start, workers=workers):
                 skipped += ready.skipped
                 if len(skipped) > MOST_UNREADABLE * len(images):
                     raise ImageError(
@@ -124,11 +160,54 @@ def evaluate(
                         "replace or remove them",
                     )
                 if ready.indices:
-                    done.append(_answer(sessions, ready, labels[ready.indices], first))
+                    answers = _answer(sessions, ready, labels[ready.indices], artifacts.index(reference))
+                    indices += ready.indices
+                    for part, answer in zip(parts, answers, strict=True):
+                        part.append(answer)
                 progress("evaluate", ready.end, len(images))
+                if keep is not None and time.monotonic() - kept > KEEP_S:
+                    keep(result(partial=True))
+                    kept = time.monotonic()
         except (KeyboardInterrupt, InterruptedError_) as stop:
             raise Stopped("evaluate accuracy", result(partial=True), stop) from stop
         return result(partial=False)
+
+
+def _chunk_size(sessions: Sequence[Session]) -> int:
+    """Pictures decoded together: whole batches of every session where that isn't too many."""
+    whole = math.lcm(*(session.batch for session in sessions))
+    whole = whole if whole <= LARGEST_CHUNK else max(session.batch for session in sessions)
+    return whole * -(-CHUNK // whole)
+
+
+def _refuse_other(earlier: Result, beginning: Result, asked: str) -> None:
+    """Refuse to go on from a result of other artifacts, images, versions or another machine.
+
+    Args:
+        earlier: what was evaluated before.
+        beginning: what this run would have written of the same images.
+        asked: the wish, for the error text.
+
+    Raises:
+        UsageError: the two differ.
+    """
+    ours = [(row.subject, row.session, row.precision_executed) for row in beginning.rows]
+    theirs = [(row.subject, row.session, row.precision_executed) for row in earlier.rows]
+    other = [
+        name
+        for name, same in {
+            "artifacts or options": ours == theirs,
+            "images": earlier.data == beginning.data,
+            "a machine": earlier.circumstances == beginning.circumstances,
+        }.items()
+        if not same
+    ]
+    if other:
+        raise UsageError(
+            f"{asked}, going on from an earlier result",
+            f"it's of other {' and '.join(other)}".replace("other a ", "another "),
+            "name another --out, or begin anew with --overwrite",
+        )
 
 
 def reference_artifact(artifacts: Sequence[Artifact]) -> Artifact:
@@ -175,77 +254,15 @@ def _digests(images: ImageSet) -> list[str | None]:
         return None
 
     first = digest(0)  # an archive is opened once, here, and not by every thread
-    with ThreadPoolExecutor(_workers()) as pool:
+    with ThreadPoolExecutor(min(4, cores())) as pool:
         return [first, *pool.map(digest, range(1, len(images)))]
-
-
-def _workers() -> int:
-    return min(4, os.cpu_count() or 1)
-
-
-# --- decoding --------------------------------------------------------------------------------------------------------
-
-
-class _Ready(NamedTuple):
-    """A chunk of decoded pictures."""
-
-    end: int  # images of the set up to here
-    indices: list[int]  # of those that could be read
-    frames: dict[Preprocessing, list[NDArray[np.uint8]]]
-    skipped: list[str]
-
-
-def _decoded(images: ImageSet, sessions: Sequence[Session]) -> Iterator[_Ready]:
-    """The chunks in order, decoded ahead by threads; each picture is decoded once."""
-    size = max(CHUNK, *(session.batch for session in sessions))
-    contracts = list(dict.fromkeys(session.artifact.manifest.preprocessing for session in sessions))
-
-    def decode(start: int) -> _Ready:
-        ready = _Ready(min(start + size, len(images)), [], {contract: [] for contract in contracts}, [])
-        for index in range(start, ready.end):
-            try:
-                picture = images.read(index)
-                frames = [contract.apply(picture) for contract in contracts]
-            except ImageError:
-                ready.skipped.append(images.records[index].name)
-                continue
-            ready.indices.append(index)
-            for contract, frame in zip(contracts, frames, strict=True):
-                ready.frames[contract].append(frame)
-        return ready
-
-    with ThreadPoolExecutor(_workers()) as pool:
-        ahead: deque[Future[_Ready]] = deque()
-        try:
-            for start in range(0, len(images), size):
-                ahead.append(pool.submit(decode, start))
-                if len(ahead) > 2 * _workers():
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------
 
 
-class _Answers(NamedTuple):
-    """What one artifact answered to one chunk; arrays have one entry an image."""
-
-    predicted: NDArray[np.int64]
-    rank: NDArray[np.int64]
-    confidence: NDArray[np.float64] | None
-    divergence: NDArray[np.float64] | None
-    duration_ns: int
-
-
-class _Chunk(NamedTuple):
-    indices: list[int]
-    answers: list[_Answers]  # one an artifact
-
-
-def _answer(sessions: Sequence[Session], ready: _Ready, labels: NDArray[np.int64], first: int) -> _Chunk:
+def _answer(sessions: Sequence[Session], ready: Ready, labels: NDArray[np.int64], first: int) -> list[Accuracy]:
+    """What each artifact answers to one chunk; ``first`` is the reference's number."""
     logits, durations = [], []
     for session in sessions:
         frames = ready.frames[session.artifact.manifest.preprocessing]
@@ -258,33 +275,41 @@ def _answer(sessions: Sequence[Session], ready: _Ready, labels: NDArray[np.int64
                 "the model's output isn't finite",
                 f"run: vitedge verify {session.artifact.path}",
             )
-    answers = [
-        _judged(session, found, logits[first], labels, duration)
+    reference = sessions[first].artifact.digest, logits[first]
+    return [
+        _judged(session, found, reference, labels, duration)
         for session, found, duration in zip(sessions, logits, durations, strict=True)
     ]
-    return _Chunk(ready.indices, answers)
 
 
 def _judged(
     session: Session,
     logits: NDArray[np.float64],
-    reference: NDArray[np.float64],
+    reference: tuple[str, NDArray[np.float64]],
     labels: NDArray[np.int64],
     duration_ns: int,
-) -> _Answers:
+) -> Accuracy:
     """Logits [n, classes] against labels [n]. Equal logits rank in the order of their classes, as argmax does."""
     predicted = logits.argmax(axis=1)
     true = logits[np.arange(len(labels)), labels][:, None]
     earlier = np.arange(logits.shape[1])[None] < labels[:, None]
     rank = ((logits > true) | ((logits == true) & earlier)).sum(axis=1)
     contract = session.artifact.manifest.preprocessing
-    confidence = divergence = None
+    calibrated = divergence = None
     if contract.activation != "none":
         confidence = contract.probabilities(logits.astype(np.float32)).max(axis=1).astype(np.float64)
+        calibrated = reliability(confidence, rank == 0)
     if contract.activation == "softmax":
-        ours, theirs = _log_softmax(logits), _log_softmax(reference)
-        divergence = (np.exp(theirs) * (theirs - ours)).sum(axis=1)
-    return _Answers(predicted, rank, confidence, divergence, duration_ns)
+        ours, theirs = _log_softmax(logits), _log_softmax(reference[1])
+        total = float((np.exp(theirs) * (theirs - ours)).sum())
+        divergence = Divergence(reference=reference[0], images=len(labels), total=total)
+    return Accuracy(
+        predicted=tuple(predicted.tolist()),
+        rank=tuple(rank.tolist()),
+        calibrated=calibrated,
+        divergence=divergence,
+        duration_ns=duration_ns,
+    )
 
 
 def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -292,22 +317,33 @@ def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
-def _accuracy(session: Session, answers: Sequence[_Answers], reference: str) -> Accuracy:
-    predicted = [int(value) for part in answers for value in part.predicted]
-    rank = [int(value) for part in answers for value in part.rank]
-    confidence = [part.confidence for part in answers if part.confidence is not None]
-    divergence = [part.divergence for part in answers if part.divergence is not None]
+def together(parts: Sequence[Accuracy], reference: str) -> Accuracy:
+    """One accuracy of those of successive chunks; ``reference`` is the digest of what they diverge from."""
+    bins = [part.calibrated for part in parts if part.calibrated is not None]
+    divergence = [part.divergence for part in parts if part.divergence is not None]
     return Accuracy(
-        predicted=tuple(predicted),
-        rank=tuple(rank),
-        calibrated=reliability(np.concatenate(confidence), np.array(rank) == 0) if confidence else None,
+        predicted=tuple(value for part in parts for value in part.predicted),
+        rank=tuple(value for part in parts for value in part.rank),
+        calibrated=Calibrated(
+            count=_sums([part.count for part in bins]),
+            correct=_sums([part.correct for part in bins]),
+            confidence_sum=_sums([part.confidence_sum for part in bins]),
+        )
+        if bins
+        else None,
         divergence=Divergence(
-            reference=reference, images=len(rank), total=float(sum(part.sum() for part in divergence))
+            reference=reference,
+            images=sum(part.images for part in divergence),
+            total=sum(part.total for part in divergence),
         )
         if divergence
         else None,
-        duration_ns=sum(part.duration_ns for part in answers),
+        duration_ns=sum(part.duration_ns for part in parts),
     )
+
+
+def _sums(columns: Sequence[tuple[Number, ...]]) -> tuple[Number, ...]:
+    return tuple(sum(values[1:], values[0]) for values in zip(*columns, strict=True))
 
 
 def reliability(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> Calibrated:

@@ -7,19 +7,17 @@ from typing import Annotated
 
 import typer
 
+from vitedge.cli.options import Device, Json, Quiet, Threads
+
 
 def classify(
     artifact: Annotated[Path, typer.Argument(help="An artifact folder.")],
     picture: Annotated[list[str], typer.Argument(help="Pictures, or folders and archives of them.")],
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, max=100, help="Classes to show.")] = 5,
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=0, help="Compute threads; 0 is the machine's physical cores.")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", help="The runtime's own word, instead of the target's.")
-    ] = None,
-    json: Annotated[str | None, typer.Option("--json", help="Write JSON to a file, or to stdout with -.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    threads: Threads = None,
+    device: Device = None,
+    json: Json = None,
+    quiet: Quiet = False,
 ) -> None:
     """Classify pictures with an artifact, in its runtime on this machine.
 

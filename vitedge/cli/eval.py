@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vitedge.cli.options import Device, Json, Overwrite, Quiet, ResultOut, Threads
+
 
 def eval_(
     artifact: Annotated[list[Path], typer.Argument(help="Artifact folders; all answer in one pass over the images.")],
@@ -21,35 +23,53 @@ def eval_(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Evaluate so many images, the same ones on every machine.")
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=0, help="Compute threads; 0 is the machine's physical cores.")
+    threads: Threads = None,
+    device: Device = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers", min=0, max=64, help="Processes that decode images; by default one a core, none for few images."
+        ),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", help="The runtime's own word, instead of the target's.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the result with every answer.")] = None,
-    json: Annotated[str | None, typer.Option("--json", help="Write JSON to a file, or to stdout with -.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing result.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    out: ResultOut = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the partial result in --out, if there is one.")
+    ] = False,
+    json: Json = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure the accuracy of one or more artifacts on labelled images, paired with the float32 one among them.
 
     Top-1 and top-5 with intervals, the difference with McNemar's exact test, flips, and calibration of the
-    probabilities. Images that an artifact was calibrated on are refused.
+    probabilities. Images that an artifact was calibrated on are refused. With --out, what has been evaluated is written
+    every few seconds and marked partial: whatever kills the run, --resume goes on from there.
 
     **Examples**
 
     `vitedge eval float/ int8/ --data labelled/ --out accuracy.json`
 
+    `vitedge eval float/ int8/ --data labelled/ --out accuracy.json --resume`
+
     `vitedge eval artifact/ --data test.tar.gz --limit 1000`
     """
     from vitedge import pipeline
-    from vitedge.cli.outcome import result_to
+    from vitedge.cli.outcome import keeper, result_to, resumable
     from vitedge.progress import bars
     from vitedge.runtimes.contract import OpenOptions
 
     options = OpenOptions(device=device, threads=threads)
-    with result_to(out, json, overwrite=overwrite, asked="evaluate accuracy") as deliver:
+    earlier = resumable(out, wanted=resume, asked="evaluate accuracy")
+    with result_to(out, json, overwrite=overwrite or earlier is not None, asked="evaluate accuracy") as deliver:
         with bars(quiet=quiet) as progress:
-            result = pipeline.evaluate(artifact, data, options, limit=limit, progress=progress)
+            result = pipeline.evaluate(
+                artifact,
+                data,
+                options,
+                limit=limit,
+                workers=workers,
+                earlier=earlier,
+                keep=keeper(out),
+                progress=progress,
+            )
         deliver(result)

@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
+from vitedge.cli.options import Json
+
 
 def inspect(
     path: Annotated[Path, typer.Argument(help="A model folder, an artifact, a result, or an ONNX file.")],
     everything: Annotated[
         bool, typer.Option("--all", "-a", help="Show every layer, class and file, however many.")
     ] = False,
-    json: Annotated[str | None, typer.Option("--json", help="Write JSON to a file, or to stdout with -.")] = None,
+    json: Json = None,
 ) -> None:
     """Say what a file or folder is: classes, preprocessing, precision by layer, sizes, digests, origin, licence.
 

@@ -48,6 +48,32 @@ def result_to(out: Path | None, json: str | None, *, overwrite: bool, asked: str
         raise
 
 
+def resumable(out: Path | None, *, wanted: bool, asked: str) -> Result | None:
+    """The result to go on from with ``--resume``; None when there is none yet.
+
+    Raises:
+        UsageError: no ``--out``.
+        ArtifactError: not a result.
+    """
+    from vitedge.errors import UsageError
+    from vitedge.result import read_result
+
+    if not wanted:
+        return None
+    if out is None:
+        raise UsageError(asked, "--resume goes on from the file of --out", "add: --out result.json")
+    if not out.exists():
+        return None
+    return read_result(out)
+
+
+def keeper(out: Path | None) -> Callable[[Result], None] | None:
+    """What keeps a partial result in ``--out`` while measuring; None without one."""
+    from vitedge.result import write_result
+
+    return None if out is None else lambda result: write_result(result, out)
+
+
 def refuse_invalid(result: Result) -> None:
     """Turn the first row that isn't valid into an error.
 

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from vitedge.cli.options import Json, Overwrite
+
 
 class Format(str, Enum):
     """What a report is written as."""
@@ -28,10 +30,8 @@ def report(
         str | None,
         typer.Option("--data", help="The labelled images that eval was given: shows those whose answers differ."),
     ] = None,
-    json: Annotated[
-        str | None, typer.Option("--json", help="Write the rows as JSON to a file, or to stdout with -.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    json: Json = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Say which artifact to deploy and why, with every number behind it: one HTML file, Markdown, or CSV.
 

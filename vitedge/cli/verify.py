@@ -7,16 +7,14 @@ from typing import Annotated
 
 import typer
 
+from vitedge.cli.options import Device, Json, Threads
+
 
 def verify(
     artifact: Annotated[Path, typer.Argument(help="An artifact folder.")],
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=0, help="Compute threads; 0 is the machine's physical cores.")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", help="The runtime's own word, instead of the target's.")
-    ] = None,
-    json: Annotated[str | None, typer.Option("--json", help="Write JSON to a file, or to stdout with -.")] = None,
+    threads: Threads = None,
+    device: Device = None,
+    json: Json = None,
 ) -> None:
     """Test on this machine that an artifact is, and computes, what was exported.
 
