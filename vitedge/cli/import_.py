@@ -9,10 +9,21 @@ import typer
 
 
 def import_(
-    source: Annotated[
-        str, typer.Argument(help="A timm folder, an ONNX file, a folder of `vitedge train`, or `embedded`.")
-    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The model folder to write.")],
+    source: Annotated[
+        str | None,
+        typer.Argument(help="A timm folder, an ONNX file, a folder of `vitedge train`, or `embedded`."),
+    ] = None,
+    factory: Annotated[
+        str | None,
+        typer.Option("--factory", help="Instead of a source: package.module:function, which returns a torch module."),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="A state dict to load into the factory's module: safetensors.")
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Permit pickled --weights (.pt); tensors alone are read from them.")
+    ] = False,
     labels: Annotated[
         Path | None,
         typer.Option("--labels", help="Class names: a text file (one a line), JSON, or a folder of class folders."),
@@ -44,16 +55,20 @@ def import_(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing model folder.")] = False,
     json: Annotated[str | None, typer.Option("--json", help="Write JSON to a file, or to stdout with -.")] = None,
 ) -> None:
-    """Bring a published ViT or anybody's ONNX file into a model folder, with proof that nothing changed on the way.
+    """Bring a published ViT, a torch module or an ONNX file into a model folder, proving that nothing changed.
 
     **Examples**
 
     `vitedge import vit_tiny_patch16_224/ --out model/`
 
     `vitedge import classifier.onnx --labels names.txt --size 224 --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5 --out model/`
+
+    `vitedge import --factory my_models:small_swin --weights swin.safetensors --size 224 --mean … --std … --out model/`
     """
     from vitedge import importing, pipeline
     from vitedge.reporting import terminal
+
+    chosen = importing.chosen_source(source, factory, weights, allow_pickle=allow_pickle)
 
     overrides = importing.preprocessing_options(
         size=size,
@@ -66,6 +81,6 @@ def import_(
         activation=activation,
     )
     model = pipeline.import_model(
-        source, out, labels=labels, preprocessing=overrides, licence=licence, overwrite=overwrite
+        chosen, out, labels=labels, preprocessing=overrides, licence=licence, overwrite=overwrite
     )
     terminal.emit([importing.summary(model)], json, terminal.show_models)

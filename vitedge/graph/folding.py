@@ -234,41 +234,60 @@ def shape_arithmetic(model: onnx.ModelProto) -> int:
     """Shapes computed while running become constants wherever they don't depend on the batch.
 
     The graph's shapes are inferred for two batch sizes; a tensor computed from shapes that comes out equal is a
-    constant, and a Reshape target that differs in one place has a wildcard there.
+    constant, and a Reshape whose result differs in one place has a wildcard there.
     """
-    if surgery.batch_size(model) is not None:
-        known = [_known_integers(model, None)] * 2
-    else:
-        known = [_known_integers(model, batch) for batch in _BATCHES]
+    batches = _BATCHES if surgery.batch_size(model) is None else (None,)
+    known, shapes = zip(*(_known_integers(model, batch) for batch in batches), strict=True)
     count, index = 0, Index(model)
     for node in model.graph.node:
         for position, name in enumerate(node.input):
             if not name or name in index.constants or any(name not in values for values in known):
                 continue
-            first, second = known[0][name], known[1][name]
-            target = _reshape_target(first, second) if node.op_type == "Reshape" and position == 1 else None
-            if np.array_equal(first, second) and first.dtype == second.dtype:
+            first, last = known[0][name], known[-1][name]
+            if np.array_equal(first, last) and first.dtype == last.dtype:
                 node.input[position] = set_constant(model, f"{name}.folded", first)
-            elif target is not None and not attribute(node, "allowzero", 0):
-                node.input[position] = set_constant(model, f"{name}.target", target)
+            elif node.op_type == "Reshape" and position == 1:
+                target = _reshape_target([found.get(node.output[0], (None,)) for found in shapes])
+                if target is None:
+                    continue
+                node.input[position] = set_constant(model, f"{node.output[0]}.target", target)
+            elif node.op_type == "Expand" and position == 1:
+                sizes = [(found.get(node.input[0], (None,)), found.get(node.output[0], (None,))) for found in shapes]
+                target = _expand_target(sizes)
+                if target is None:
+                    continue
+                node.input[position] = set_constant(model, f"{node.output[0]}.target", target)
             else:
                 continue
             count += 1
     return count
 
 
-def _reshape_target(first: Array, second: Array) -> Array | None:
-    """One target for both batch sizes: -1 where they differ, or 0 (as in the input) in front where -1 is taken."""
-    differs = np.flatnonzero(first != second) if first.shape == second.shape and first.ndim == 1 else np.empty(0)
-    if differs.size != 1 or not ((first > 0).all() or differs[0] == 0):
+def _expand_target(sizes: Sequence[tuple[tuple[int | None, ...], tuple[int | None, ...]]]) -> Array | None:
+    """One target for both batch sizes: 1, which keeps what is there, in the places that aren't expanded."""
+    (first_in, first), (last_in, last) = sizes[0], sizes[-1]
+    if None in first or None in first_in or len({len(first_in), len(first), len(last_in), len(last)}) != 1:
         return None
-    target: Array = first.copy()
-    target[int(differs[0])] = -1 if (first > 0).all() else 0
-    return target
+    kept = [one == out and other == end for one, out, other, end in zip(first_in, first, last_in, last, strict=True)]
+    target = [1 if keep else size for keep, size in zip(kept, first, strict=True)]
+    fixed = all(keep or size == other for keep, size, other in zip(kept, first, last, strict=True))
+    return np.asarray(target, np.int64) if fixed else None
 
 
-def _known_integers(model: onnx.ModelProto, batch: int | None) -> dict[str, Array]:
-    """Every small tensor that shape inference and constant folding determine at this batch size."""
+def _reshape_target(results: Sequence[tuple[int | None, ...]]) -> Array | None:
+    """One target for results of both batch sizes: the shape, with -1 in the one place where they differ."""
+    first, last = results[0], results[-1]
+    if None in first or not all(first) or len(first) != len(last):
+        return None
+    differs = [axis for axis, (one, other) in enumerate(zip(first, last, strict=True)) if one != other]
+    target = [-1 if axis in differs else size for axis, size in enumerate(first)]
+    return np.asarray(target, np.int64) if len(differs) == 1 else None
+
+
+def _known_integers(
+    model: onnx.ModelProto, batch: int | None
+) -> tuple[dict[str, Array], dict[str, tuple[int | None, ...]]]:
+    """Every small tensor that shape inference and constant folding determine at this batch size, and all shapes."""
     light = surgery.copy(model) if batch is None else surgery.pin_batch(model, batch)
     for tensor in list(light.graph.initializer):
         if math.prod(tensor.dims) > 1024:  # weights: their shape is enough
@@ -290,7 +309,8 @@ def _known_integers(model: onnx.ModelProto, batch: int | None) -> dict[str, Arra
         if not constants(light) and not found:
             break
     before = {tensor.name for tensor in model.graph.initializer}
-    return {tensor.name: surgery.array(tensor) for tensor in light.graph.initializer if tensor.name not in before}
+    made = {tensor.name: surgery.array(tensor) for tensor in light.graph.initializer if tensor.name not in before}
+    return made, surgery.shapes(light)
 
 
 def identities(model: onnx.ModelProto) -> int:

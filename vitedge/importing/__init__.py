@@ -1,12 +1,24 @@
-"""Import: a published checkpoint, an ONNX file from anyone or the embedded model becomes a canonical ``model/`` folder.
+"""Import: a checkpoint, a torch module, an ONNX file from anyone or the embedded model becomes a ``model/`` folder.
 
 Whatever comes in is compared with its source on pictures before anything is written: a checkpoint with a float64
-forward pass in numpy, an ONNX file with itself as it was. Foreign ONNX files are parsed and run in a child process.
+forward pass in numpy, a torch module and an ONNX file with themselves. The user's code and foreign ONNX files run in
+child processes.
 """
 
 from vitedge.importing.entry import import_model, summary
+from vitedge.importing.factory import chosen_source
 from vitedge.importing.labels import read_labels
 from vitedge.importing.options import preprocessing_options
 from vitedge.importing.proof import PICTURES, TOLERANCE
+from vitedge.models.factory import Factory
 
-__all__ = ["PICTURES", "TOLERANCE", "import_model", "preprocessing_options", "read_labels", "summary"]
+__all__ = [
+    "PICTURES",
+    "TOLERANCE",
+    "Factory",
+    "chosen_source",
+    "import_model",
+    "preprocessing_options",
+    "read_labels",
+    "summary",
+]

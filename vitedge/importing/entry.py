@@ -11,16 +11,18 @@ from vitedge.errors import InvalidResultError, ModelError, UsageError
 from vitedge.files import refuse_existing
 from vitedge.images import ImageSet
 from vitedge.importing.checkpoint import import_checkpoint
+from vitedge.importing.factory import import_factory
 from vitedge.importing.labels import read_labels
 from vitedge.importing.onnx_file import import_onnx
 from vitedge.importing.proof import TOLERANCE
 from vitedge.model_folder import MODEL_JSON, Model, ModelRecord, Origin, class_table, write_model
+from vitedge.models.factory import PICKLED, Factory
 
 LAYOUTS = "a timm folder (config.json, model.safetensors), an ONNX file, a folder of `vitedge train`, or: embedded"
 
 
 def import_model(
-    source: str | Path,
+    source: str | Path | Factory,
     out: str | Path,
     *,
     labels: str | Path | Sequence[str] | None = None,
@@ -33,7 +35,7 @@ def import_model(
 
     Args:
         source: a folder in timm's published layout or its ``model.safetensors``, an ONNX file, a folder that
-            ``vitedge train`` wrote, or ``"embedded"``.
+            ``vitedge train`` wrote, ``"embedded"``, or a :class:`~vitedge.models.factory.Factory` of a torch module.
         out: the model folder to write.
         labels: class names in the order of the logits: a list, a text file (one a line), JSON (a list, or a dictionary
             from id to name), or a folder of class folders, sorted. Without it the source's own, else numbers.
@@ -48,14 +50,17 @@ def import_model(
         ModelError: a source that can't be read, or tensors, labels or classes that don't fit.
         InvalidResultError: the logits differ from the source's.
     """
-    asked = f"import {source}"
+    asked = f"import {source.name if isinstance(source, Factory) else source}"
     refuse_existing(Path(out), overwrite=overwrite, asked=asked)
-    kind, path = recognised(source, asked)
     options = dict(preprocessing or {})
-    if kind == "onnx":
-        imported = import_onnx(path, options, images, asked)
+    if isinstance(source, Factory):
+        imported = import_factory(source, options, images, asked)
     else:
-        imported = import_checkpoint(kind, path, options, images, asked)
+        kind, path = recognised(source, asked)
+        if kind == "onnx":
+            imported = import_onnx(path, options, images, asked)
+        else:
+            imported = import_checkpoint(kind, path, options, images, asked)
     count, parity = imported.num_classes, imported.parity
     if not parity.relative <= TOLERANCE:
         raise InvalidResultError(
@@ -117,6 +122,9 @@ def recognised(source: str | Path, asked: str) -> tuple[str, Path]:
     suffix = path.suffix.lower()
     if suffix in (".onnx", ".safetensors"):
         return ("onnx" if suffix == ".onnx" else "timm"), path
-    if suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".tar"):
-        raise ModelError(asked, "pickled checkpoints can run code and aren't opened", "save the weights as safetensors")
+    if suffix in PICKLED:
+        fix = (
+            "save the weights as safetensors, or load them into your own code with --factory, --weights, --allow-pickle"
+        )
+        raise ModelError(asked, "pickled checkpoints can run code and aren't opened", fix)
     raise UsageError(asked, f"files ending in '{suffix}' aren't known", f"name {LAYOUTS}")

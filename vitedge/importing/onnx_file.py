@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from vitedge.errors import ModelError, UsageError
 from vitedge.files import sha256_file
 from vitedge.images import ImageSet
 from vitedge.importing.options import contract_of
-from vitedge.importing.proof import TOLERANCE, Frames, Imported, frames_of, parity_of, runner
+from vitedge.importing.proof import TOLERANCE, Frames, Imported, Logits, frames_of, parity_of, runner
 from vitedge.isolation import ChildError, run_isolated
 from vitedge.model_folder import MODEL_ONNX
 from vitedge.preprocessing import Preprocessing
@@ -27,11 +28,30 @@ STEP_PICTURES = 2  # for the check after each rewrite; the result is compared on
 TIMEOUT_S = 900.0
 
 
-def import_onnx(path: Path, options: dict[str, Any], images: str | Path | ImageSet | None, asked: str) -> Imported:
-    """Bring a foreign graph to the canonical form; its referee is the graph as it came, in ONNX Runtime."""
+def import_onnx(
+    path: Path,
+    options: dict[str, Any],
+    images: str | Path | ImageSet | None,
+    asked: str,
+    referee: tuple[str, Logits] | None = None,
+) -> Imported:
+    """Bring a foreign graph to the canonical form; its referee is the graph as it came, in ONNX Runtime.
+
+    Args:
+        path: the ONNX file.
+        options: fields of the preprocessing contract.
+        images: pictures to compare on; without them the embedded ones.
+        asked: for error texts.
+        referee: another one: its name, and its logits [N, classes] for these pictures.
+
+    Raises:
+        UsageError: the preprocessing isn't complete.
+        ModelError: a graph that can't be read, run or classified with.
+    """
     memory_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+    limits: dict[str, Any] = {"timeout_s": TIMEOUT_S, "memory_mb": memory_mb}
     try:
-        return run_isolated(convert, path, options, images, asked, timeout_s=TIMEOUT_S, memory_mb=memory_mb)
+        return run_isolated(convert, path, options, images, asked, referee, **limits)
     except ChildError as error:
         fix = "export the model again; check the file with onnx.checker"
         raise ModelError(asked, f"the graph could not be read or run: {error}", fix) from error
@@ -54,13 +74,24 @@ def completed(model: onnx.ModelProto, options: dict[str, Any], asked: str) -> di
             options = {**options, "size": tuple(sides)}
     if value.type.tensor_type.elem_type == TensorProto.UINT8:  # normalised inside, if at all
         options = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "rescale": 1.0, **options}
-    if missing := [f"--{name}" for name in ("size", "mean", "std") if name not in options]:
-        true = f"an ONNX file doesn't say how its pictures are prepared; {', '.join(missing)} is missing"
-        raise UsageError(asked, true, "give what the model was trained with, say --mean 0.485,0.456,0.406")
+    demand(options, "an ONNX file", asked)
     return options
 
 
-def convert(path: Path, options: dict[str, Any], images: str | Path | ImageSet | None, asked: str) -> Imported:
+def demand(options: Mapping[str, Any], source: str, asked: str) -> None:
+    """Refuse preprocessing without what no source of this kind can be guessed to mean."""
+    if missing := [f"--{name}" for name in ("size", "mean", "std") if name not in options]:
+        true = f"{source} doesn't say how its pictures are prepared; {', '.join(missing)} is missing"
+        raise UsageError(asked, true, "give what the model was trained with, say --mean 0.485,0.456,0.406")
+
+
+def convert(
+    path: Path,
+    options: dict[str, Any],
+    images: str | Path | ImageSet | None,
+    asked: str,
+    referee: tuple[str, Logits] | None = None,
+) -> Imported:
     """Canonicalise a foreign graph. Runs in a child process."""
     from vitedge.graph import canonical, surgery
 
@@ -74,7 +105,7 @@ def convert(path: Path, options: dict[str, Any], images: str | Path | ImageSet |
         raise ModelError(asked, true, "add --activation none, or export without the last layer")
     widened = "half precision widened" in report.rewrites
     original = runner(prepared if widened else raw, asked, source.output)
-    expected = original(_source_input(frames, source, contract))
+    expected = original(source_input(frames, contract, source.layout, source.dtype))
     if expected.ndim != 2 or expected.shape[1] < 1:
         true = f"its output '{source.output}' is {list(expected.shape)}; logits [N, classes] are expected"
         raise ModelError(asked, true, "export the classifier, head included")
@@ -92,8 +123,9 @@ def convert(path: Path, options: dict[str, Any], images: str | Path | ImageSet |
     if not check(model) <= TOLERANCE:
         raise ModelError(asked, "behind an image input its logits are others", "report it with the graph")
     model, report = canonical.canonicalise(model, report, contract, check)
-    referee = f"the source{', widened to float32,' if widened else ''} in ONNX Runtime"
-    parity = parity_of(referee, runner(model, asked)(frames), expected, asked)
+    name = f"the source{', widened to float32,' if widened else ''} in ONNX Runtime"
+    name, truth = referee or (name, expected)
+    parity = parity_of(name, runner(model, asked)(frames), truth, asked)
     return Imported(
         kind="onnx",
         name=path.stem,
@@ -106,10 +138,10 @@ def convert(path: Path, options: dict[str, Any], images: str | Path | ImageSet |
     )
 
 
-def _source_input(frames: Frames, source: Any, contract: Preprocessing) -> NDArray[Any]:
-    """uint8 RGB [N, H, W, 3] as a foreign graph wants it."""
+def source_input(frames: Frames, contract: Preprocessing, layout: str, dtype: str) -> NDArray[Any]:
+    """uint8 RGB [N, H, W, 3] as a foreign model wants it: nchw or nhwc, uint8 or normalised float32."""
     pixels: NDArray[Any] = frames[..., ::-1] if contract.channel_order == "bgr" else frames
-    if source.dtype == "float32":
+    if dtype == "float32":
         values = (pixels.astype(np.float64) * contract.rescale - np.asarray(contract.mean)) / np.asarray(contract.std)
         pixels = values.astype(np.float32)
-    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2) if source.layout == "nchw" else pixels)
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2) if layout == "nchw" else pixels)

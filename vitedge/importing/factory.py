@@ -1,0 +1,86 @@
+"""A user's own torch module becomes the canonical graph: exported by torch, then as any ONNX file; held against torch.
+
+Two child processes: the user's code and torch run in the first, ONNX's parsers and ONNX Runtime in the second.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vitedge.errors import ModelError, UsageError
+from vitedge.files import sha256_file
+from vitedge.images import ImageSet
+from vitedge.importing.onnx_file import demand, import_onnx, source_input
+from vitedge.importing.options import contract_of
+from vitedge.importing.proof import Imported, Logits, frames_of
+from vitedge.isolation import ChildError, run_isolated
+from vitedge.models.factory import Factory
+
+TIMEOUT_S = 3600.0
+
+
+def chosen_source(
+    source: str | None, factory: str | None, weights: Path | None, *, allow_pickle: bool
+) -> str | Factory:
+    """What a command line asks to import: a source, or a factory with what belongs to it.
+
+    Raises:
+        UsageError: neither or both, or weights without a factory.
+    """
+    if factory is None and source is not None and weights is None and not allow_pickle:
+        return source
+    asked = f"import {factory or source or 'a model'}"
+    if factory is None and source is not None:
+        raise UsageError(
+            asked, "--weights and --allow-pickle belong to --factory", "name the factory, or leave them out"
+        )
+    if factory is None:
+        raise UsageError(asked, "there is neither a source nor a factory", "run: vitedge import --help")
+    if source is not None:
+        raise UsageError(asked, f"a source was given too: {source}", "give one of them")
+    return Factory(factory, weights, allow_pickle)
+
+
+def import_factory(
+    factory: Factory, options: dict[str, Any], images: str | Path | ImageSet | None, asked: str
+) -> Imported:
+    """Export a factory's module and bring it to the canonical form; its referee is the module itself, in torch."""
+    factory.check(asked)
+    with tempfile.TemporaryDirectory(prefix="vitedge-") as folder:
+        path = Path(folder) / "module.onnx"
+        try:
+            contract, logits, details = run_isolated(
+                _export, factory, options, images, path, asked, timeout_s=TIMEOUT_S
+            )
+        except ChildError as error:
+            fix = "try the function in Python: build the module, call it, torch.onnx.export it"
+            raise ModelError(asked, f"the module could not be built or exported: {error}", fix) from error
+        referee = f"the module in torch {details['torch']}"
+        imported = import_onnx(path, contract, images, asked, referee=(referee, logits))
+    if factory.weights is not None:
+        details["weights_sha256"] = sha256_file(factory.weights)
+    del imported.details["onnx_sha256"]  # of a file that nobody keeps
+    return replace(
+        imported,
+        kind="factory",
+        name=factory.name.rpartition(":")[2].rpartition(".")[2],
+        details={"factory": factory.name, **details, **imported.details},
+    )
+
+
+def _export(
+    factory: Factory, options: dict[str, Any], images: str | Path | ImageSet | None, path: Path, asked: str
+) -> tuple[dict[str, Any], Logits, dict[str, Any]]:
+    """Write the module to ``path``; returns the contract's fields, its logits, and what is told. In a child process."""
+    from vitedge.models import factory as torch_modules
+
+    module = torch_modules.build(factory, asked)
+    fields = {**torch_modules.told_preprocessing(module), **options}
+    demand(fields, "a torch module", asked)
+    contract = contract_of(fields, asked)
+    pixels = source_input(frames_of(images, contract, asked), contract, "nchw", "float32")
+    logits = torch_modules.logits(module, pixels, asked)
+    return fields, logits, torch_modules.export(module, contract, path, asked)
