@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.graph.vits import MEAN, STD, random_arrays, random_images, tiny
-from vitedge.architecture import ConvStem, PatchStem, ViTConfig
+from vitedge.architecture import ConvStem, PatchStem, Rope, ViTConfig
 
 torch = pytest.importorskip("torch", reason="torch isn't installed (vitedge[train])")
 
@@ -41,8 +41,11 @@ def test_every_member_of_the_zoo(name: str) -> None:
         tiny(class_token=False, pool="avg", final_norm="fc_norm", register_tokens=1, qkv_bias=False),
         tiny(pool="avg", position_embedding="none", stem=ConvStem(channels=(6, 8), strides=(2, 4))),
         tiny(position_embedding_covers_prefix=False, stem=PatchStem(patch_size=16)),
+        tiny(rope=Rope(kind="centred", pairs="halves"), position_embedding="none", mlp="swiglu", register_tokens=4),
+        tiny(rope=Rope(kind="axial", reference_grid=(3, 3)), qk_norm=True, pool="token_avg"),
+        tiny(rope=Rope(kind="mixed", first_axis="column"), pool="avg", final_norm="fc_norm"),
     ],
-    ids=["distilled", "qk-norm", "average", "no-positions", "patches-only"],
+    ids=["distilled", "qk-norm", "average", "no-positions", "patches-only", "dinov3", "rope", "rope-mixed"],
 )
 def test_the_rarer_options(config: ViTConfig) -> None:
     compare(config)

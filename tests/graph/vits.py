@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from vitedge.architecture import ConvStem, PatchStem, ViTConfig
+from vitedge.architecture import ConvStem, PatchStem, Rope, ViTConfig
 from vitedge.graph.author import expected_parameters
 
 MEAN, STD = (0.48, 0.45, 0.40), (0.22, 0.23, 0.24)
@@ -58,10 +58,22 @@ def configs(draw: st.DrawFn) -> ViTConfig:
     heads = draw(st.integers(1, 3))
     class_token = draw(st.booleans())
     distilled = class_token and draw(st.booleans())
+    embed_dim = heads * draw(st.sampled_from([4, 8, 10]))
+    pools = ["token"] if distilled else ["token", "avg", "token_avg"] if class_token else ["avg"]
+    pool = draw(st.sampled_from(pools))
+    rope = None
+    if embed_dim // heads % 4 == 0 and draw(st.booleans()):
+        rope = Rope(
+            kind=draw(st.sampled_from(["axial", "centred", "mixed"])),
+            temperature=draw(st.sampled_from([10.0, 10_000.0])),
+            first_axis=draw(st.sampled_from(["row", "column"])),
+            reference_grid=draw(st.sampled_from([None, (3, 5)])),
+            pairs=draw(st.sampled_from(["neighbours", "halves"])),
+        )
     return ViTConfig(
         image_size=(stem.stride * draw(st.integers(1, 4)), stem.stride * draw(st.integers(1, 4))),
         stem=stem,
-        embed_dim=heads * draw(st.sampled_from([4, 8, 10])),
+        embed_dim=embed_dim,
         depth=draw(st.integers(1, 2)),
         num_heads=heads,
         mlp_hidden=draw(st.integers(1, 40)),
@@ -71,12 +83,14 @@ def configs(draw: st.DrawFn) -> ViTConfig:
         register_tokens=draw(st.integers(0, 2)),
         position_embedding=draw(st.sampled_from(["learned", "none"])),
         position_embedding_covers_prefix=draw(st.booleans()),
+        rope=rope,
         qkv_bias=draw(st.booleans()),
         qk_norm=draw(st.booleans()),
         layer_scale=draw(st.booleans()),
         pre_norm=draw(st.booleans()),
-        pool="token" if distilled or (class_token and draw(st.booleans())) else "avg",
-        final_norm=draw(st.sampled_from(["norm", "fc_norm"])) if not distilled else "norm",
+        pool=pool,
+        final_norm=draw(st.sampled_from(["norm", "fc_norm"])) if not distilled and pool != "token_avg" else "norm",
         layer_norm_eps=draw(st.sampled_from([1e-6, 1e-5])),
         activation=draw(st.sampled_from(["gelu", "gelu_tanh"])),
+        mlp=draw(st.sampled_from(["plain", "swiglu"])),
     )

@@ -10,12 +10,14 @@ The graph is the one that ``ARCHITECTURE`` calls canonical: opset 20, IR version
 - Convolutions: ``patch_embed.proj`` and, with a convolutional stem, ``patch_embed.stem.{i}.conv``. Linears:
   ``blocks.{i}.attn.qkv``, ``blocks.{i}.attn.proj``, ``blocks.{i}.mlp.fc1``, ``blocks.{i}.mlp.fc2``, ``head`` and, for
   a distilled DeiT, ``head_dist``.
-- Everything else: ``blocks.{i}.norm1``, ``.attn.scores``, ``.attn.softmax``, ``.attn.context``, ``.add1``, ``.norm2``,
-  ``.mlp.act``, ``.add2``; ``prefix_tokens``, ``pos_embed``, ``norm_pre``, ``pool``, ``norm`` or ``fc_norm``.
+- Everything else: ``blocks.{i}.norm1``, ``.attn.q.rope``, ``.attn.k.rope``, ``.attn.scores``, ``.attn.softmax``,
+  ``.attn.context``, ``.add1``, ``.norm2``, ``.mlp.act``, ``.mlp.gate``, ``.add2``; ``prefix_tokens``, ``pos_embed``,
+  ``norm_pre``, ``pool``, ``norm`` or ``fc_norm``.
 
 Folded exactly (in float64, then rounded once): mean and standard deviation into a patch convolution, BatchNorm into
 its convolution, LayerScale into ``attn.proj`` and ``mlp.fc2``, the attention scale head_dim^-½ into the query third of
-``attn.qkv`` (or, with QK-norm, into the affine of ``attn.q_norm``), the mean of two heads into their weights. A stem
+``attn.qkv`` (or, with QK-norm, into the affine of ``attn.q_norm``), the mean of two heads into their weights, and the
+pairing of a rotary embedding into the order of q's and k's channels. A stem
 with padding pads with the mean colour, so there the mean stays an explicit subtraction and only the factor is folded.
 The class, distillation and register tokens and the position embedding are one constant, added to the patch tokens
 behind as many zero rows: no Shape, Expand or Concat, so the batch stays symbolic without any shape arithmetic.
@@ -33,6 +35,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from vitedge.architecture import ConvStem, ViTConfig
 from vitedge.errors import ModelError
+from vitedge.graph.positions import half_order, rotary_angles
 
 OPSET = 20
 IR_VERSION = 9
@@ -87,6 +90,7 @@ def author_vit(
         )
     graph = _Graph(arrays)
     order = slice(None, None, -1) if channel_order == "bgr" else slice(None)
+    _rotary_tables(graph, config)
     x = _embed(graph, config, mean=(means / rescale)[order], factor=(rescale / stds)[order], order=order)
     for index in range(config.depth):
         x = _block(graph, config, x, f"blocks.{index}")
@@ -124,6 +128,8 @@ def expected_parameters(config: ViTConfig, *, folded_stem: bool = False) -> Iter
     if config.position_embedding == "learned":
         prefix = config.prefix_tokens if config.position_embedding_covers_prefix else 0
         yield "pos_embed", (1, prefix + config.grid[0] * config.grid[1], dim)
+    if config.rope is not None and config.rope.kind == "mixed":
+        yield "rope.freqs", (2, config.depth, config.num_heads, config.head_dim // 2)
     if config.pre_norm:
         yield from _affine("norm_pre", dim)
     for index in range(config.depth):
@@ -139,12 +145,12 @@ def expected_parameters(config: ViTConfig, *, folded_stem: bool = False) -> Iter
         if config.layer_scale:
             yield f"{block}.ls1.gamma", (dim,)
         yield from _affine(f"{block}.norm2", dim)
-        yield from _affine(f"{block}.mlp.fc1", config.mlp_hidden, dim)
+        yield from _affine(f"{block}.mlp.fc1", config.fc1_width, dim)
         yield from _affine(f"{block}.mlp.fc2", dim, config.mlp_hidden)
         if config.layer_scale:
             yield f"{block}.ls2.gamma", (dim,)
     yield from _affine(config.final_norm, dim)
-    yield from _affine("head", config.num_classes, dim)
+    yield from _affine("head", config.num_classes, config.pooled_dim)
     if config.distillation_token:
         yield from _affine("head_dist", config.num_classes, dim)
 
@@ -164,8 +170,6 @@ def checked_parameters(config: ViTConfig, arrays: Mapping[str, NDArray[np.generi
         raise ModelError(
             asked, "the model has no classification head (num_classes is 0)", "pass a fine-tuned classifier"
         )
-    if config.distillation_token and config.pool != "token":
-        raise ModelError(asked, "a model with a distillation token pools by token, not by average", fix)
     if config.depth > len(arrays) or config.tokens > MAX_TOKENS:
         raise ModelError(asked, f"{config.depth} blocks of {config.tokens} tokens do not fit {len(arrays)} arrays", fix)
     folded = not any(key.startswith("patch_embed.stem.") and ".norm." in key for key in arrays)
@@ -235,10 +239,12 @@ class _Graph:
         x = self.node("MatMul", name, x, self.weight(f"{name}.weight", weight.T), out=out if bias is None else None)
         return x if bias is None else self.node("Add", f"{name}.bias", x, self.weight(f"{name}.bias", bias), out=out)
 
-    def layer_norm(self, name: str, x: str, eps: float, *, factor: float = 1.0) -> str:
-        """Over the last axis; ``factor`` is folded into the affine."""
-        weight = self.weight(f"{name}.weight", factor * self.array(f"{name}.weight"))
-        bias = self.weight(f"{name}.bias", factor * self.array(f"{name}.bias"))
+    def layer_norm(
+        self, name: str, x: str, eps: float, *, factor: float = 1.0, order: NDArray[np.intp] | slice = slice(None)
+    ) -> str:
+        """Over the last axis; ``factor`` and an ``order`` of the channels are folded into the affine."""
+        weight = self.weight(f"{name}.weight", factor * self.array(f"{name}.weight")[order])
+        bias = self.weight(f"{name}.bias", factor * self.array(f"{name}.bias")[order])
         return self.node("LayerNormalization", name, x, weight, bias, axis=-1, epsilon=eps)
 
     def gelu(self, name: str, x: str, kind: str = "gelu") -> str:
@@ -356,9 +362,41 @@ def _block(graph: _Graph, config: ViTConfig, x: str, block: str) -> str:
     y = graph.linear(
         f"{block}.mlp.fc1", y, graph.array(f"{block}.mlp.fc1.weight"), graph.array(f"{block}.mlp.fc1.bias")
     )
-    y = graph.gelu(f"{block}.mlp.act", y, config.activation)
+    if config.mlp == "swiglu":  # silu(gate) · value
+        gate, value = f"{block}.mlp.split.gate", f"{block}.mlp.split.value"
+        graph.split(f"{block}.mlp.split", y, (gate, value), config.mlp_hidden)
+        y = graph.node("Mul", f"{block}.mlp.act", gate, graph.node("Sigmoid", f"{block}.mlp.sigmoid", gate))
+        y = graph.node("Mul", f"{block}.mlp.gate", y, value)
+    else:
+        y = graph.gelu(f"{block}.mlp.act", y, config.activation)
     y = _scaled_linear(graph, f"{block}.mlp.fc2", y, _layer_scale(graph, config, f"{block}.ls2"))
     return graph.node("Add", f"{block}.add2", x, y)
+
+
+def _rotary_tables(graph: _Graph, config: ViTConfig) -> None:
+    """Constants ``rope.cos`` and ``rope.sin`` [T, 1, d], or one pair a block with [T, heads, d] where it has its own.
+
+    Partners of a pair are half a head apart: turned = x · cos + (x, its halves swapped) · sin, the first half of sin
+    negative. Prefix tokens have cos 1 and sin 0.
+    """
+    if config.rope is None:
+        return
+    own = graph.array("rope.freqs") if config.rope.kind == "mixed" else None
+    for index in range(1 if own is None else config.depth):
+        angles = rotary_angles(config.rope, config.grid, config.head_dim, None if own is None else own[:, index])
+        angles = np.concatenate([np.zeros((config.prefix_tokens, *angles.shape[1:])), angles])
+        name = "rope" if own is None else f"blocks.{index}.attn.rope"
+        graph.weight(f"{name}.cos", np.concatenate([np.cos(angles)] * 2, axis=-1))
+        graph.weight(f"{name}.sin", np.concatenate([-np.sin(angles), np.sin(angles)], axis=-1))
+
+
+def _rotate(graph: _Graph, config: ViTConfig, x: str, name: str, tables: str) -> str:
+    """[N, T, heads, d] turned by the rotary embedding; 5 operators, every one elementwise or a copy."""
+    first, second = f"{name}.rope.split.first", f"{name}.rope.split.second"
+    graph.split(f"{name}.rope.split", x, (first, second), config.head_dim // 2)
+    swapped = graph.node("Concat", f"{name}.rope.swap", second, first, axis=-1)
+    cos = graph.node("Mul", f"{name}.rope.cos", x, f"{tables}.cos")
+    return graph.node("Add", f"{name}.rope", cos, graph.node("Mul", f"{name}.rope.sin", swapped, f"{tables}.sin"))
 
 
 def _layer_scale(graph: _Graph, config: ViTConfig, name: str) -> Float64 | float:
@@ -380,6 +418,11 @@ def _attention(graph: _Graph, config: ViTConfig, x: str, name: str, *, scale: Fl
         weight[:dim] *= head_dim**-0.5
         if bias is not None:
             bias[:dim] *= head_dim**-0.5
+    order = half_order(head_dim, config.rope.pairs) if config.rope is not None else np.arange(head_dim)
+    rows = (np.arange(0, 2 * dim, head_dim)[:, None] + order).ravel()  # channels of q and k; their products don't mind
+    weight[: 2 * dim] = weight[rows]
+    if bias is not None:
+        bias[: 2 * dim] = bias[rows]
     qkv = graph.linear(f"{name}.qkv", x, weight, bias)  # [N, T, 3 D]
     parts = [f"{name}.split.{part}" for part in "qkv"]
     graph.split(f"{name}.split", qkv, parts, dim)
@@ -388,8 +431,11 @@ def _attention(graph: _Graph, config: ViTConfig, x: str, name: str, *, scale: Fl
         for part, split in zip("qkv", parts, strict=True)
     )
     if config.qk_norm:
-        q = graph.layer_norm(f"{name}.q_norm", q, config.layer_norm_eps, factor=head_dim**-0.5)
-        k = graph.layer_norm(f"{name}.k_norm", k, config.layer_norm_eps)
+        q = graph.layer_norm(f"{name}.q_norm", q, config.layer_norm_eps, factor=head_dim**-0.5, order=order)
+        k = graph.layer_norm(f"{name}.k_norm", k, config.layer_norm_eps, order=order)
+    if config.rope is not None:
+        tables = f"{name}.rope" if config.rope.kind == "mixed" else "rope"
+        q, k = _rotate(graph, config, q, f"{name}.q", tables), _rotate(graph, config, k, f"{name}.k", tables)
     q = graph.transpose(f"{name}.q.transpose", q, [0, 2, 1, 3])  # -> [N, heads, T, head_dim]
     k = graph.transpose(f"{name}.k.transpose", k, [0, 2, 3, 1])  # -> [N, heads, head_dim, T]
     v = graph.transpose(f"{name}.v.transpose", v, [0, 2, 1, 3])
@@ -404,12 +450,15 @@ def _attention(graph: _Graph, config: ViTConfig, x: str, name: str, *, scale: Fl
 def _classify(graph: _Graph, config: ViTConfig, x: str) -> None:
     """tokens [N, T, D] -> ``logits`` [N, classes]; LayerNorm goes token by token, so a selected one is normed alone."""
     eps, norm = config.layer_norm_eps, config.final_norm
-    if config.pool == "avg":
+    if config.pool != "token":
         if norm == "norm":
             x = graph.layer_norm(norm, x, eps)
+        token = graph.token("pool.token", x, 0) if config.pool == "token_avg" else None
         if config.prefix_tokens:
             x = graph.slice_tokens("pool.patches", x, config.prefix_tokens, config.tokens)
         x = graph.node("ReduceMean", "pool", x, graph.integers("pool.axes", [1]), keepdims=0)
+        if token is not None:
+            x = graph.node("Concat", "pool.concat", token, x, axis=-1)  # [N, 2 D]
         if norm == "fc_norm":
             x = graph.layer_norm(norm, x, eps)
     elif not config.distillation_token:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitedge.architecture import ConvStem, ViTConfig
+from vitedge.graph.positions import rotary_angles
 
 Float64 = NDArray[np.float64]
 
@@ -57,30 +58,46 @@ def reference_logits(
 
     for i in range(config.depth):
         block = f"blocks.{i}"
-        y = _attention(config, p, _layer_norm(x, p, f"{block}.norm1", config.layer_norm_eps), f"{block}.attn")
+        y = _attention(config, p, _layer_norm(x, p, f"{block}.norm1", config.layer_norm_eps), i)
         x = x + y * p.get(f"{block}.ls1.gamma", 1.0)
         y = _linear(_layer_norm(x, p, f"{block}.norm2", config.layer_norm_eps), p, f"{block}.mlp.fc1")
-        y = _linear(_gelu(y, config.activation), p, f"{block}.mlp.fc2")
+        if config.mlp == "swiglu":
+            gate, value = np.split(y, 2, axis=-1)
+            y = gate / (1 + np.exp(-gate)) * value
+        else:
+            y = _gelu(y, config.activation)
+        y = _linear(y, p, f"{block}.mlp.fc2")
         x = x + y * p.get(f"{block}.ls2.gamma", 1.0)
 
     if config.final_norm == "norm":
         x = _layer_norm(x, p, "norm", config.layer_norm_eps)
     if config.distillation_token:
         return (_linear(x[:, 0], p, "head") + _linear(x[:, 1], p, "head_dist")) / 2
-    x = x[:, 0] if config.pool == "token" else x[:, config.prefix_tokens :].mean(axis=1)
+    token, patches = x[:, 0], x[:, config.prefix_tokens :].mean(axis=1)
+    x = {"token": token, "avg": patches, "token_avg": np.concatenate([token, patches], axis=-1)}[config.pool]
     if config.final_norm == "fc_norm":
         x = _layer_norm(x, p, "fc_norm", config.layer_norm_eps)
     return _linear(x, p, "head")
 
 
-def _attention(config: ViTConfig, p: Mapping[str, Float64], x: Float64, name: str) -> Float64:
+def _attention(config: ViTConfig, p: Mapping[str, Float64], x: Float64, block: int) -> Float64:
     """softmax(q kᵀ / √head_dim) v in every head, [N, T, D] -> [N, T, D]."""
+    name = f"blocks.{block}.attn"
     batch, tokens, dim = x.shape
     qkv = _linear(x, p, f"{name}.qkv").reshape(batch, tokens, 3, config.num_heads, config.head_dim)
     q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each [N, heads, T, head_dim]
     if config.qk_norm:
         q = _layer_norm(q, p, f"{name}.q_norm", config.layer_norm_eps)
         k = _layer_norm(k, p, f"{name}.k_norm", config.layer_norm_eps)
+    if config.rope is not None:
+        freqs = p["rope.freqs"][:, block] if config.rope.kind == "mixed" else None
+        angles = rotary_angles(config.rope, config.grid, config.head_dim, freqs).swapaxes(0, 1)  # [1 or heads, P, d/2]
+        for turned in (q, k):  # views of one array, turned in place
+            patches = turned[:, :, config.prefix_tokens :]
+            halves = config.rope.pairs == "halves"
+            first, second = np.split(patches, 2, axis=-1) if halves else (patches[..., ::2], patches[..., 1::2])
+            complex_pairs = (first + 1j * second) * np.exp(1j * angles)
+            first[...], second[...] = complex_pairs.real, complex_pairs.imag
     scores = q @ k.swapaxes(-1, -2) / math.sqrt(config.head_dim)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     context = weights / weights.sum(axis=-1, keepdims=True) @ v
