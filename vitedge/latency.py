@@ -194,3 +194,35 @@ class Latency(Record):
     audit: Audit | None = None
     power_of: tuple[str, ...] = ()  # what the readings' power is of: "board", "processor", "GPU"
     resumed_ns: Column = ()  # when an interrupted run went on; the time in between is left out
+
+
+def join_samples(before: Samples, after: Samples) -> Samples:
+    """One run that was interrupted and went on; a stage that only one part separates is left out."""
+
+    def stage(name: str) -> Column:
+        first, second = getattr(before, name), getattr(after, name)
+        whole = len(first) == len(before) and len(second) == len(after)
+        return (*first, *second) if whole else ()
+
+    return Samples(
+        start_ns=(*before.start_ns, *after.start_ns),
+        latency_ns=(*before.latency_ns, *after.latency_ns),
+        blocks=(*before.blocks, *after.blocks),
+        preprocess_ns=(*before.preprocess_ns, *after.preprocess_ns),
+        transfer_in_ns=stage("transfer_in_ns"),
+        compute_ns=stage("compute_ns"),
+        transfer_out_ns=stage("transfer_out_ns"),
+        postprocess_ns=(*before.postprocess_ns, *after.postprocess_ns),
+    )
+
+
+def join_audits(before: Audit, after: Audit) -> Audit:
+    """What the audits of an interrupted run and of its end saw together."""
+    return Audit(
+        checked=before.checked + after.checked,
+        differing=before.differing + after.differing,
+        max_deviation=max(before.max_deviation, after.max_deviation),
+        allowed_deviation=after.allowed_deviation,
+        varied_ns=(*before.varied_ns, *after.varied_ns),
+        repeated_ns=(*before.repeated_ns, *after.repeated_ns),
+    )

@@ -11,8 +11,10 @@ from vitedge.progress import Progress, silent
 if TYPE_CHECKING:
     from vitedge.accuracy.classify import Classified
     from vitedge.artifact import Artifact
+    from vitedge.comparison import Allowed, Comparison
     from vitedge.harness.bench import Wish
     from vitedge.model_folder import Model
+    from vitedge.models.factory import Factory
     from vitedge.models.train import TrainOptions
     from vitedge.recipe import Recipe
     from vitedge.result import Check, Result
@@ -21,11 +23,12 @@ if TYPE_CHECKING:
     from vitedge.target import Option, Target
 
 
-def import_model(source: str | Path, out: str | Path, **options: Any) -> Model:
-    """Bring a published ViT, an ONNX file or the embedded model into a model folder.
+def import_model(source: str | Path | Factory, out: str | Path, **options: Any) -> Model:
+    """Bring a published ViT, a torch module, an ONNX file or the embedded model into a model folder.
 
     Args:
-        source: a folder or file in timm's layout, an ONNX file, a folder of ``vitedge train``, or ``"embedded"``.
+        source: a folder or file in timm's layout, an ONNX file, a folder of ``vitedge train``, ``"embedded"``, or a
+            :class:`vitedge.importing.Factory` of a torch module.
         out: the model folder to write.
         **options: as :func:`vitedge.importing.import_model`: ``labels``, preprocessing fields, ``licence``,
             ``overwrite``.
@@ -110,6 +113,36 @@ def open(
     return open_session(artifact, OpenOptions(device=device, threads=threads, options=dict(options or {})))
 
 
+def build(
+    artifact: Artifact | str | Path,
+    *,
+    sms: Sequence[str] = (),
+    out: str | Path | None = None,
+    options: Mapping[str, Option] | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> list[dict[str, Any]]:
+    """Build an artifact's engines into this device's cache, and with ``out`` into a folder that travels beside it.
+
+    Args:
+        artifact: of TensorRT or TensorRT-RTX.
+        sms: compute capabilities for TensorRT-RTX to build for; none: those that the target names.
+        out: an export folder; called ``ARTIFACT.engines`` beside the artifact it's found on opening.
+        options: build options over the manifest's.
+        overwrite: permit replacing ``out``.
+        progress: called with (task, done, total).
+
+    Raises:
+        as :func:`vitedge.building.build`.
+    """
+    from vitedge import building
+
+    where = None if out is None else Path(out)
+    return building.build(
+        _opened(artifact), sms=sms, out=where, options=options, overwrite=overwrite, progress=progress
+    )
+
+
 def verify(artifact: Artifact | str | Path, options: OpenOptions | None = None) -> list[Check]:
     """The self-test of an artifact on this machine; a check that failed has ``ok`` False.
 
@@ -129,6 +162,8 @@ def bench(
     *,
     data: str | Path | None = None,
     progress: Progress = silent,
+    resume: Result | None = None,
+    keep: Callable[[Result], None] | None = None,
 ) -> Result:
     """Measure the latency of artifacts, which take turns within one run.
 
@@ -138,6 +173,8 @@ def bench(
         options: how each is opened.
         data: pictures to feed, instead of the golden ones.
         progress: called with (task, done, total).
+        resume: a partial result, whose measurement goes on.
+        keep: called now and then with the partial result, to save it.
 
     Raises:
         as :func:`vitedge.harness.bench.bench`.
@@ -146,7 +183,8 @@ def bench(
     from vitedge.harness.bench import bench as measure
 
     images = None if data is None else embedded.open_images(data, asked="measure latency")
-    return measure([_opened(artifact) for artifact in artifacts], wish, options, images=images, progress=progress)
+    opened = [_opened(artifact) for artifact in artifacts]
+    return measure(opened, wish, options, images=images, progress=progress, resume=resume, keep=keep)
 
 
 def evaluate(
@@ -156,7 +194,7 @@ def evaluate(
     *,
     limit: int | None = None,
     workers: int | None = None,
-    earlier: Result | None = None,
+    resume: Result | None = None,
     keep: Callable[[Result], None] | None = None,
     progress: Progress = silent,
 ) -> Result:
@@ -169,7 +207,7 @@ def evaluate(
         options: how each is opened.
         limit: evaluate so many images, the same ones on every machine.
         workers: processes that decode; None decides by the number of images and cores.
-        earlier: a partial result to go on from.
+        resume: a partial result to go on from.
         keep: called with a partial result every few seconds.
         progress: called with (task, done, total).
 
@@ -189,7 +227,66 @@ def evaluate(
             "name a folder with one sub-folder a class: --data labelled/",
         )
     images = embedded.open_images(data or "held-out", asked=asked)
-    return judge(opened, images, options, limit=limit, workers=workers, earlier=earlier, keep=keep, progress=progress)
+    return judge(opened, images, options, limit=limit, workers=workers, resume=resume, keep=keep, progress=progress)
+
+
+def compare(
+    baseline: Artifact | str | Path,
+    candidates: Sequence[Artifact | str | Path],
+    allowed: Allowed | None = None,
+    options: OpenOptions | None = None,
+    *,
+    duration_s: float | None = None,
+    data: str | Path | None = None,
+    limit: int | None = None,
+    progress: Progress = silent,
+) -> tuple[Result, list[Comparison]]:
+    """Hold artifacts against a baseline: latency in turns within one run, accuracy on the same images.
+
+    Args:
+        baseline: an artifact.
+        candidates: at least one artifact.
+        allowed: what a candidate may cost; None: its target's budget, and no slow-down.
+        options: how each is opened.
+        duration_s: measure each for at least so many seconds; None: as long as the targets say.
+        data: labelled images to compare the accuracy on; None: latency alone.
+        limit: compare on so many of the images.
+        progress: called with (task, done, total).
+
+    Returns:
+        The result, whose first row is the baseline's, and one comparison a candidate.
+
+    Raises:
+        as :func:`bench` and :func:`evaluate`.
+    """
+    from msgspec.structs import replace
+
+    from vitedge import comparison
+
+    opened = [_opened(artifact) for artifact in (baseline, *candidates)]
+    result = bench(opened, comparison.Rounds(duration_s=duration_s), options, progress=progress)
+    if data is not None:
+        judged = evaluate(opened, data, options, limit=limit, progress=progress)
+        pairs = zip(result.rows, judged.rows, strict=True)
+        rows = tuple(replace(row, accuracy=other.accuracy) for row, other in pairs)
+        result = replace(result, rows=rows, data=judged.data)
+    first, *others = ((result, row) for row in result.rows)
+    return result, [comparison.compare(first, other, allowed) for other in others]
+
+
+def compare_results(results: Sequence[Result | str | Path], allowed: Allowed | None = None) -> list[Comparison]:
+    """Hold rows that were measured before against each other: those of one result against its first, or two results'.
+
+    Raises:
+        UsageError: nothing to pair, or rows that can't be compared.
+        ArtifactError: not a result.
+    """
+    from vitedge import comparison
+    from vitedge.result import Result, read_result
+
+    read = [one if isinstance(one, Result) else read_result(one) for one in results]
+    found = comparison.pairs(read, "compare results")
+    return [comparison.compare(before, after, allowed) for before, after in found]
 
 
 def classify(

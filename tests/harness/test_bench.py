@@ -73,7 +73,7 @@ def replace_wish(**changes: object) -> Wish:
 
 
 def test_batches_are_not_all_alike(tmp_path: Path) -> None:
-    from vitedge.harness.bench import PICTURES, _frames
+    from vitedge.harness.entry import PICTURES, _frames
 
     pictures = [np.full((2, 2, 3), index, np.uint8) for index in range(PICTURES)]
     for batch in (1, 5, PICTURES, 2 * PICTURES + 1):

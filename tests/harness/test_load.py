@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ from msgspec.structs import replace
 
 from tests.harness.fakes import MS, Clock, Fake, frames
 from vitedge.deviation import deviation
-from vitedge.harness import load
-from vitedge.harness.load import Contender, Run
-from vitedge.result import Rules, samples_needed
+from vitedge.errors import UsageError
+from vitedge.harness import load, turns
+from vitedge.harness.arrivals import Arrivals
+from vitedge.harness.load import Contender
+from vitedge.harness.turns import Run
+from vitedge.result import Memory, Rules, samples_needed
 
 RULES = Rules(
     scenario="single",
@@ -34,6 +38,7 @@ RULES = Rules(
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(load, "time", clock)
+    monkeypatch.setattr(turns, "time", clock)
     return clock
 
 
@@ -153,12 +158,13 @@ def test_camera_accounts_for_every_arrival(
     clock = Clock(oversleep_us * 1000)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(load, "time", clock)
+        patch.setattr(turns, "time", clock)
         measured = contender(Fake(clock, lambda call: round(latency_ms * MS * (1 + jitter[call % len(jitter)]))))
         rules = replace(RULES, scenario="camera", rate_hz=rate, block_s=0.5, warmup_s=0.0, min_duration_s=0.5)
         Run([measured], replace(rules, percentile=0.001)).measure()
         samples = measured.samples()
     period = 1e9 / rate
-    assert samples.arrivals == sum(max(1, round(rate * 0.5)) for _ in samples.blocks)
+    assert all(abs(block.arrivals - rate * 0.5) <= 1 for block in samples.blocks)
     assert samples.arrivals == len(samples) + samples.missed
     start = 0
     for block in samples.blocks:
@@ -172,6 +178,34 @@ def test_camera_accounts_for_every_arrival(
         assert all(latency >= latency_ms * MS * 0.999 for latency in latencies)  # from the schedule, never before
         ends = [due + latency for due, latency in zip(starts, latencies, strict=True)]
         assert ends == sorted(ends)
+
+
+@pytest.mark.parametrize("rate", [30.0, 120.0])
+def test_blocks_of_arrivals_go_on_where_the_last_one_ended(rate: float) -> None:
+    arrivals = Arrivals.steady(rate)
+    numbers = [number for _ in range(7) for _, number in arrivals.block(100_000_000)]
+    assert numbers == list(range(len(numbers))) and len(numbers) in (round(0.7 * rate), round(0.7 * rate) - 1)
+
+
+def test_recorded_arrivals_are_replayed_with_their_gaps(clock: Clock) -> None:
+    """Two pictures close together and a pause, over and over; the second of a pair comes while the first is busy."""
+    times = [0, 5 * MS, 100 * MS, 105 * MS, 200 * MS]
+    measured = contender(steady(clock, 20 * MS), arrivals=Arrivals.replayed(times))
+    rules = replace(RULES, scenario="camera", rate_hz=20.0, replay="clip", block_s=0.5, warmup_s=0.0)
+    Run([measured], replace(rules, min_duration_s=2.0)).measure()
+    samples = measured.samples()
+    assert samples.arrivals == len(samples) + samples.missed
+    found = [due for block in [samples.blocks[0]] for due in samples.start_ns[: block.samples]]
+    gaps = [round((after - before) / MS) for before, after in pairwise(found)]
+    assert set(gaps) <= {5, 50, 95, 100} and 5 in gaps
+    waited = [latency for latency in samples.latency_ns if latency > 30 * MS]
+    assert waited and max(samples.latency_ns) <= 36 * MS  # the second of a pair waits for the first
+
+
+def test_recorded_arrivals_that_are_none_are_refused() -> None:
+    for times in ([], [1], [2, 1], [3, 3, 3]):
+        with pytest.raises(UsageError, match="replay recorded arrivals"):
+            Arrivals.replayed(times)
 
 
 def test_camera_misses_only_what_it_is_too_slow_for(clock: Clock) -> None:
@@ -249,3 +283,46 @@ def test_deviation() -> None:
 
 def test_samples_needed_are_loadgens() -> None:
     assert [samples_needed(percent) for percent in (90, 95, 99, 99.9)] == [64, 130, 662, 6636]
+
+
+def test_what_is_kept_meanwhile_is_whole(clock: Clock) -> None:
+    measured = contender(steady(clock))
+    run = Run([measured], replace(RULES, min_duration_s=100.0))
+    seen: list[int] = []
+
+    def keep() -> None:
+        samples = measured.samples(run.origin_ns)
+        assert sum(block.samples for block in samples.blocks) == len(samples)
+        seen.append(len(samples))
+        clock.now += 10 * MS
+
+    run.measure(keep=keep)
+    assert 5 <= len(seen) <= 10 and seen == sorted(seen)
+
+
+def test_an_interrupted_run_goes_on(clock: Clock) -> None:
+    def latency(call: int) -> int:
+        if call == 600:
+            raise KeyboardInterrupt
+        return 2 * MS
+
+    cut = contender(Fake(clock, latency))
+    first = Run([cut], replace(RULES, min_duration_s=3.0))
+    with pytest.raises(KeyboardInterrupt):
+        first.measure()
+    memory = Memory(before_bytes=None, after_bytes=None, peak_bytes=None)
+    before = first.latency(cut, load_ns=1, first_ns=1, memory=memory)
+    assert before is not None and len(before.samples) < 600
+    clock.now += 10**12  # a long time later
+    again = contender(steady(clock))
+    again.go_on_from(before.samples, before.audit)
+    second = Run([again], replace(RULES, min_duration_s=3.0), before=before)
+    second.measure()
+    whole = second.latency(again, load_ns=1, first_ns=1, memory=memory)
+    assert whole is not None and whole.samples.latency_ns[: len(before.samples)] == before.samples.latency_ns
+    assert 1450 <= len(whole.samples) <= 1600  # three seconds in all, not three more
+    starts = whole.samples.start_ns
+    assert list(starts) == sorted(starts) and max(starts) < 4 * 10**9  # the time in between is left out
+    assert whole.resumed_ns == (before.samples.blocks[-1].end_ns,)
+    assert whole.audit is not None and before.audit is not None
+    assert whole.audit.checked > before.audit.checked and len(whole.audit.varied_ns) == load.REPEAT_PAIRS

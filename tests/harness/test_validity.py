@@ -15,8 +15,25 @@ from vitedge.result import Audit, Check, Latency, Reading, Row, Subject
 STEADY = latency(samples([1000 + n % 7 for n in range(600)], block=30))
 
 
-def seen(*readings: Reading) -> Latency:
-    return replace(STEADY, readings=readings)
+def seen(*readings: Reading, until: float = 1.0, **more: object) -> Latency:
+    """Readings evenly over the run, or over a part of it."""
+    length = STEADY.samples.blocks[-1].end_ns * until
+    spread = [
+        replace(reading, at_ns=round(number * length / max(1, len(readings) - 1)))
+        for number, reading in enumerate(readings)
+    ]
+    return replace(STEADY, readings=tuple(spread), **more)
+
+
+def counted(*counts: int, name: str = "core", **more: object) -> Latency:
+    return seen(*(Reading(at_ns=0, throttle_events={name: count}) for count in counts), **more)
+
+
+def over_current(*pairs: tuple[int, float | None]) -> Latency:
+    events = [{"soctherm/oc3_event_cnt": count} for count, _ in pairs]
+    return seen(
+        *(Reading(at_ns=0, throttle_events=event, clock_mhz=mhz) for event, (_, mhz) in zip(events, pairs, strict=True))
+    )
 
 
 def clocks(*mhz: float | None) -> Latency:
@@ -33,11 +50,23 @@ def clocks(*mhz: float | None) -> Latency:
         (clocks(2900, 2900, 2900, 2900, 2700, 2700), True),
         (clocks(2900, 2900, None, None, 2760, 2760), False),  # 0.952: not under 0.95
         (clocks(1200, 1200, 2900, 2900, 2900, 2900), False),  # clocks may rise
-        (seen(*(Reading(at_ns=n, throttle_events={"core": 3}) for n in range(4))), False),
-        (seen(Reading(at_ns=0, throttle_events={"core": 3}), Reading(at_ns=1, throttle_events={"core": 4})), True),
-        (seen(Reading(at_ns=0, throttle_events={"core": 3})), None),  # one reading has no difference
+        (seen(*(Reading(at_ns=n, clock_mhz=2900) for n in range(9)), until=0.5), None),  # then it fell silent
+        (seen(*(Reading(at_ns=n, clock_mhz=2900 - 300 * n) for n in range(9)), until=0.5), True),
+        (seen(*(Reading(at_ns=n, gpu_clock_mhz=1500) for n in range(6))), False),
+        (seen(*(Reading(at_ns=n, clock_mhz=2900, gpu_clock_mhz=1500 - 100 * n) for n in range(6))), True),
+        (counted(3, 3, 3, 3), False),
+        (counted(3, 4), True),
+        (counted(3, 4, 4, 1), True),  # also when something resets it
+        (counted(3), None),  # one reading has no difference
+        (counted(3, 3, 5, 5, resumed_ns=(300_000,)), False),  # it rose between an interruption and its end
+        (counted(3, 3, 5, 6, resumed_ns=(300_000,)), True),
+        (over_current((0, 1500), (4, 1500), (4, 1500)), False),  # short peaks; the clocks held
+        (over_current((0, 1500), (4, 1500), (4, 1500), (4, 700), (4, 1500)), True),
+        (over_current((0, None), (4, None)), True),  # no clock to acquit it
+        (over_current((4, 1500), (4, 1500), (4, 1500)), False),
         (seen(Reading(at_ns=0), Reading(at_ns=1, throttle_events={"core": 9})), None),  # nothing to compare with
-        (seen(Reading(at_ns=0, throttle_live={"throttled": False})), False),
+        (seen(*(Reading(at_ns=0, throttle_live={"throttled": False}) for _ in range(2))), False),
+        (seen(*(Reading(at_ns=0, power_capped=True) for _ in range(3))), None),  # a limit that's kept is no fault
         (seen(*(Reading(at_ns=n, throttle_live={"throttled": n == 1}) for n in range(3))), True),
     ],
 )
@@ -93,6 +122,15 @@ def pairs(varied: list[int], repeated: list[int]) -> Latency:
 )
 def test_audit(measured: Latency, expected: bool | None) -> None:
     assert passed_audit(measured)[0] is expected
+
+
+def test_a_power_cap_is_told_apart(tmp_path: Path) -> None:
+    row = Row(subject=Subject.of(null_artifact(tmp_path / "a")), latency=STEADY)
+    assert judge(row).power_capped is None
+    for capped in (False, True):
+        measured = seen(*(Reading(at_ns=0, clock_mhz=2900, power_capped=capped and n == 2) for n in range(4)))
+        verdict = judge(replace(row, latency=measured))
+        assert verdict.power_capped is capped and verdict.throttled is False and verdict.valid
 
 
 def test_rows_are_judged_by_all_of_it(tmp_path: Path) -> None:

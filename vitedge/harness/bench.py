@@ -3,37 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
+from vitedge import hardware
 from vitedge.artifact import Artifact
-from vitedge.errors import ImageError, InterruptedError_, InvalidResultError, UsageError
-from vitedge.harness.golden import golden_check
-from vitedge.harness.load import FLOOR_SAMPLES, Contender, Run
-from vitedge.harness.sensors import Sensors, resident_bytes
-from vitedge.images import ImageSet, open_picture
+from vitedge.errors import InterruptedError_, UsageError
+from vitedge.harness.arrivals import Replay
+from vitedge.harness.dialects import TOOLS
+from vitedge.harness.entry import Entry, pictures_of
+from vitedge.harness.nvml import open_nvml
+from vitedge.harness.telemetry import Telemetry
+from vitedge.harness.turns import Run
+from vitedge.images import ImageSet
+from vitedge.latency import Rules, Scenario
 from vitedge.progress import Progress, silent
-from vitedge.result import Check, Circumstances, Memory, Result, Row, Rules, Scenario, Stopped, Subject, now
+from vitedge.result import Circumstances, Result, Row, Stopped, now
 from vitedge.runtimes.contract import OpenOptions
-from vitedge.runtimes.executed import executed_shares
-from vitedge.runtimes.session import open_session
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-PICTURES = 24
-LEAST_ALLOWED_REPEAT = 1e-4  # of the largest logit, between two runs of one session on one input
 BLOCKS = 20  # at least so many turns within the minimum duration, and none longer than a second
 
 
 @dataclass(frozen=True)
 class Wish:
-    """How to measure; None takes what the artifacts' targets say."""
+    """How to measure; None takes what the artifacts' targets say.
+
+    ``threads`` and ``batches`` are sweeps: every artifact with each number of compute threads; only the artifacts that
+    were exported for these batches. ``like`` are keys of :data:`vitedge.harness.dialects.TOOLS`.
+    """
 
     scenario: Scenario = "single"
     rate_hz: float | None = None
@@ -42,6 +40,11 @@ class Wish:
     iterations: int = 1
     percentile: float = 95.0
     seed: int = 0
+    threads: tuple[int, ...] = ()
+    batches: tuple[int, ...] = ()
+    like: tuple[str, ...] = ()
+    profile: bool = False
+    replay: Replay | None = None
 
     def rules(self, artifacts: Sequence[Artifact], pictures: str) -> Rules:
         """One set of rules for all: the longest that any of the targets demands.
@@ -49,7 +52,8 @@ class Wish:
         Raises:
             UsageError: a wish that contradicts itself.
         """
-        if (self.scenario == "camera") != (self.rate_hz is not None):
+        rate_hz = self.replay.rate_hz if self.replay is not None else self.rate_hz
+        if (self.scenario == "camera") != (rate_hz is not None):
             raise UsageError(
                 f"measure scenario {self.scenario}",
                 "a rate of arrivals belongs to the scenario 'camera', and the other way round",
@@ -72,9 +76,30 @@ class Wish:
             block_s=min(1.0, max(0.01, duration_s / BLOCKS)),
             settle=2,
             seed=self.seed,
-            pictures=pictures,
-            rate_hz=self.rate_hz,
+            pictures=pictures if self.replay is None else self.replay.name,
+            rate_hz=rate_hz,
+            replay=None if self.replay is None else self.replay.name,
         )
+
+    def of_batches(self, artifacts: Sequence[Artifact]) -> list[Artifact]:
+        """The artifacts of the batch sweep; an artifact takes the batch it was exported for, and no other.
+
+        Raises:
+            UsageError: no artifact has a batch of the sweep.
+        """
+        if not self.batches:
+            return list(artifacts)
+        for batch in self.batches:
+            if all(artifact.manifest.batch != batch for artifact in artifacts):
+                have = ", ".join(sorted({str(artifact.manifest.batch) for artifact in artifacts}))
+                manifest = artifacts[0].manifest
+                raise UsageError(
+                    f"measure batch {batch}",
+                    f"a graph's batch is set when it's exported; the artifacts here take {have}",
+                    f"run: vitedge export MODEL --target {manifest.target.name} --precision {manifest.precision} "
+                    f"--batch {batch} --out ARTIFACT, and name it here, too",
+                )
+        return [artifact for artifact in artifacts if artifact.manifest.batch in self.batches]
 
 
 def bench(
@@ -84,6 +109,9 @@ def bench(
     *,
     images: ImageSet | None = None,
     progress: Progress = silent,
+    resume: Result | None = None,
+    keep: Callable[[Result], None] | None = None,
+    root: Path = hardware.ROOT,
 ) -> Result:
     """Measure artifacts, taking turns within one run.
 
@@ -93,131 +121,131 @@ def bench(
         options: how each is opened.
         images: pictures to preprocess and feed; None takes the artifacts' golden ones and their mirror images.
         progress: called with (task, done, total).
+        resume: a partial result, whose measurement goes on.
+        keep: called now and then with the partial result, to save it.
+        root: of ``/proc`` and ``/sys``, where the sensors are.
 
     Raises:
-        UsageError: a wish that contradicts itself, or an option that a runtime refuses.
+        UsageError: a wish that contradicts itself, an option that a runtime refuses, or a result that can't go on here.
         NotInstalledError: a runtime isn't installed.
         ImageError: too few pictures can be read.
         Stopped: interrupted; it holds what was measured until then.
     """
     wish, options = wish or Wish(), options or OpenOptions()
+    for tool in wish.like:
+        if tool not in TOOLS:
+            raise UsageError(f"measure like '{tool}'", f"the tools are {', '.join(TOOLS)}", "name one of them")
+    artifacts = wish.of_batches(artifacts)
     rules = wish.rules(artifacts, "golden" if images is None else images.source.name)
+    ways = [replace(options, threads=threads) for threads in wish.threads] or [options]
+    lots = [(artifact, way) for artifact in artifacts for way in ways]
+    where = Circumstances.here(root)
+    rows = _rows_before(resume, rules, where, [artifact.digest for artifact, _ in lots])
+    on_gpu = any((way.device or artifact.manifest.target.device).startswith("cuda") for artifact, way in lots)
     with contextlib.ExitStack() as stack:
-        entries: list[_Entry] = []
-        for number, artifact in enumerate(artifacts):
-            progress("open", number, len(artifacts))
-            entries.append(_Entry(artifact, options, stack, _pictures(artifact, images)))
-        progress("open", len(artifacts), len(artifacts))
+        nvml = open_nvml() if on_gpu else None
+        entries: list[Entry] = []
+        for number, (artifact, way) in enumerate(lots):
+            progress("open", number, len(lots))
+            pictures = pictures_of(artifact, images) if wish.replay is None else wish.replay.pictures
+            entry = Entry(
+                artifact,
+                way,
+                stack,
+                pictures,
+                replay=wish.replay,
+                nvml=nvml,
+                alone=len(lots) > 1,
+                before=rows[number],
+            )
+            _refuse_other_threads(entry, way, wish)
+            _refuse_other_session(entry, rows[number])
+            entries.append(entry)
+        progress("open", len(lots), len(lots))
         floors = {entry.shape: entry.floor(stack) for entry in entries}
-        run = Run([entry.contender for entry in entries], rules, floors=tuple(floors.values()), sensors=Sensors())
+        telemetry = stack.enter_context(Telemetry(root, gpu=on_gpu))
+        run = Run(
+            [entry.contender for entry in entries],
+            rules,
+            floors=tuple(floors.values()),
+            telemetry=telemetry,
+            before=next((row.latency for row in rows if row is not None and row.latency is not None), None),
+        )
+        created = resume.created if resume is not None else now()
+        resumed = (*resume.resumed, now()) if resume is not None else ()
 
         def result(*, partial: bool) -> Result:
-            rows = tuple(entry.row(run, floors[entry.shape]) for entry in entries)
-            return Result(created=created, circumstances=where, rows=rows, partial=partial)
+            found = tuple(entry.row(run, floors[entry.shape]) for entry in entries)
+            return Result(created=created, circumstances=where, rows=found, partial=partial, resumed=resumed)
 
-        created, where = now(), Circumstances.here()
         try:
-            run.measure(progress)
+            run.measure(progress, None if keep is None else lambda: keep(result(partial=True)))
+            _more(entries, wish, progress)
         except (KeyboardInterrupt, InterruptedError_) as stop:
             raise Stopped("measure latency", result(partial=True), stop) from stop
         return result(partial=False)
 
 
-class _Entry:
-    """One artifact under measurement."""
+def _more(entries: Sequence[Entry], wish: Wish, progress: Progress) -> None:
+    """What is measured beside the run, once it's over: profiles, other tools' rules."""
+    if wish.profile:
+        for number, entry in enumerate(entries):
+            progress("profile", number, len(entries))
+            entry.take_profile()
+    turns = [(entry, tool) for tool in wish.like for entry in entries]
+    for number, (entry, tool) in enumerate(turns):
+        progress(tool, number, len(turns))
+        entry.speak(tool, wish.duration_s)
 
-    def __init__(
-        self, artifact: Artifact, options: OpenOptions, stack: contextlib.ExitStack, pictures: list[Any]
-    ) -> None:
-        self.artifact, self.pictures = artifact, pictures
-        before, _ = resident_bytes()
-        start = time.perf_counter_ns()
-        self.session = session = stack.enter_context(open_session(artifact, options))
-        self.load_ns = time.perf_counter_ns() - start
-        self.frames = _frames([session.preprocess(picture) for picture in pictures], session.batch)
-        start = time.perf_counter_ns()
-        session.run(self.frames[0])
-        self.first_ns = time.perf_counter_ns() - start
-        self.before_bytes, (self.after_bytes, _) = before, resident_bytes()
-        self.check: Check = golden_check(session)
-        self.executed = executed_shares(artifact.manifest.layers, session.executed())
-        expected = np.stack([session.run(frame) for frame in self.frames])
-        if not np.isfinite(expected).all():
-            raise InvalidResultError(
-                f"measure {artifact.path}", "the model's output isn't finite", f"run: vitedge verify {artifact.path}"
-            )
-        self.contender = Contender(
-            session,
-            self.frames,
-            preprocess=self._preprocess,
-            postprocess=self._postprocess,
-            expected=expected,
-            allowed_deviation=max(LEAST_ALLOWED_REPEAT, artifact.manifest.golden.deviation),
-            slots=int(session.info.get("slots", 1)),
-        )
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """What the floor depends on: [batch, h, w, 3, classes]."""
-        return (*self.session.input_shape, len(self.session.classes))
+def _refuse_other_threads(entry: Entry, way: OpenOptions, wish: Wish) -> None:
+    """A sweep of threads says nothing where the runtime has none.
 
-    def _preprocess(self, index: int) -> NDArray[np.uint8]:
-        return self.session.preprocess(self.pictures[index])
-
-    def _postprocess(self, logits: NDArray[np.float32]) -> list[Any]:
-        return [self.session.predictions(row) for row in logits]
-
-    def floor(self, stack: contextlib.ExitStack) -> Contender:
-        """The null runtime in this artifact's shapes."""
-        from vitedge.runtimes.null.session import null_session
-
-        session = stack.enter_context(null_session(self.artifact))
-        return Contender(
-            session, self.frames, preprocess=self._preprocess, postprocess=self._postprocess, most=FLOOR_SAMPLES
-        )
-
-    def row(self, run: Run, floor: Contender) -> Row:
-        """The result's row, with what has been measured so far."""
-        memory = Memory(before_bytes=self.before_bytes, after_bytes=self.after_bytes, peak_bytes=resident_bytes()[1])
-        return Row(
-            subject=Subject.of(self.artifact),
-            session=dict(self.session.info),
-            precision_executed=self.executed,
-            latency=run.latency(
-                self.contender, load_ns=self.load_ns, first_ns=self.first_ns, memory=memory, floor=floor
-            ),
-            checks=(self.check,),
+    Raises:
+        UsageError: the session has another number of threads than asked for.
+    """
+    got = entry.session.info.get("threads")
+    if wish.threads and way.threads and got != way.threads:
+        raise UsageError(
+            f"measure {entry.artifact.path} with {way.threads} threads",
+            f"its session has {got or 'no'} compute threads on {entry.session.info.get('device')}",
+            "leave --threads out",
         )
 
 
-def _pictures(artifact: Artifact, images: ImageSet | None) -> list[Any]:
-    """:data:`PICTURES` decoded pictures, PIL images."""
-    if images is None:
-        golden = [open_picture((artifact.path / name).read_bytes(), name) for name in artifact.manifest.golden.pictures]
-        turns = (None, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.ROTATE_180)
-        return [picture if turn is None else picture.transpose(turn) for turn in turns for picture in golden]
-    found = list(_readable(images))
-    if len(found) < 2:
-        raise ImageError(
-            "measure on these pictures", f"{images.source} has {len(found)} readable ones", "name at least two"
+def _refuse_other_session(entry: Entry, before: Row | None) -> None:
+    """An interrupted run goes on with the same runtime, device, threads and options.
+
+    Raises:
+        UsageError: this session was opened otherwise.
+    """
+    if before is not None and dict(before.session) != dict(entry.session.info):
+        other = [key for key, value in entry.session.info.items() if before.session.get(key) != value]
+        raise UsageError(
+            "go on with an interrupted measurement",
+            f"its session had another {', '.join(other) or 'set of options'}",
+            "open it as it was, or measure anew: leave --resume out, and add --overwrite",
         )
-    return found
 
 
-def _readable(images: ImageSet) -> Iterator[Any]:
-    found = 0
-    for index in images.order(0):
-        if found == PICTURES:
-            return
-        with contextlib.suppress(ImageError):
-            yield images.read(index)
-            found += 1
+def _rows_before(resume: Result | None, rules: Rules, where: Circumstances, digests: list[str]) -> list[Row | None]:
+    """The interrupted run's rows, in order.
 
-
-def _frames(pictures: list[NDArray[np.uint8]], batch: int) -> NDArray[np.uint8]:
-    """uint8 [k, batch, h, w, 3]: with batch 1, frame i is picture i; no two neighbouring batches are alike."""
-    count = max(2, -(-len(pictures) // batch))
-    step = batch + (batch % len(pictures) == 0)
-    return np.stack(
-        [np.stack([pictures[(turn * step + place) % len(pictures)] for place in range(batch)]) for turn in range(count)]
-    )
+    Raises:
+        UsageError: the result is whole, or it was measured on something else, elsewhere or by other rules.
+    """
+    if resume is None:
+        return [None] * len(digests)
+    asked, fix = "go on with an interrupted measurement", "measure anew: leave --resume out, and add --overwrite"
+    if not resume.partial:
+        raise UsageError(asked, "the result is whole; nothing was interrupted", fix)
+    if [row.subject.digest for row in resume.rows] != digests:
+        raise UsageError(asked, "it was about other artifacts, or about the same in another order", fix)
+    if resume.circumstances != where:
+        raise UsageError(asked, "it was measured under other circumstances (machine, versions, power source)", fix)
+    measured = [row.latency for row in resume.rows if row.latency is not None]
+    if any(latency.rules != rules for latency in measured):
+        old = measured[0].rules
+        other = [name for name in rules.__struct_fields__ if getattr(old, name) != getattr(rules, name)]
+        raise UsageError(asked, f"it was measured by other rules: {', '.join(other)}", fix)
+    return list(resume.rows)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
-import random
 import time
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from statistics import median
@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from vitedge.deviation import deviation
-from vitedge.harness.sensors import Sensors
-from vitedge.progress import Progress, silent
-from vitedge.result import Audit, Block, Latency, Memory, Reading, Rules, Samples, Warmup, samples_needed
+from vitedge.harness.arrivals import Arrivals
+from vitedge.latency import Audit, Block, Rules, Samples, Warmup, join_audits, join_samples
+from vitedge.percentiles import samples_needed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,6 +64,7 @@ class Contender:
         postprocess: turns logits [batch, classes] into predictions.
         slots: inferences that may be in flight in ``offline``.
         most: end a block after so many inferences.
+        arrivals: when pictures arrive in ``camera``; None: at the steady rate of the rules.
     """
 
     def __init__(
@@ -77,12 +78,15 @@ class Contender:
         allowed_deviation: float = 0.0,
         slots: int = 1,
         most: int | None = None,
+        arrivals: Arrivals | None = None,
     ) -> None:
         self.system, self.frames, self.expected = system, list(frames), expected
         self.preprocess, self.postprocess = preprocess, postprocess
         self.slots, self.most = slots, most if most is not None else 1 << 62
         self.warmup = Warmup(samples=0, duration_ns=0, stable=False)
-        self._allowed = allowed_deviation
+        self._allowed, self._arrivals = allowed_deviation, arrivals
+        self._before: Samples | None = None  # of an interrupted run that goes on
+        self._audit_before: Audit | None = None
         self._taken: list[_Taken] = []
         self._checked = self._differing = 0
         self._deviation = 0.0
@@ -90,15 +94,27 @@ class Contender:
 
     # --- rules
 
+    def go_on_from(self, samples: Samples, audit: Audit | None) -> None:
+        """Count what an interrupted run had measured."""
+        self._before, self._audit_before = samples, audit
+
+    @property
+    def elapsed_ns(self) -> int:
+        """When the interrupted run's last block ended, on its own clock."""
+        return self._before.blocks[-1].end_ns if self._before is not None and self._before.blocks else 0
+
     @property
     def measured_ns(self) -> int:
         """Time spent in whole blocks."""
-        return sum(taken.end - taken.begin for taken in self._taken)
+        before = self._before.blocks if self._before is not None else ()
+        return sum(block.end_ns - block.start_ns for block in before) + sum(
+            taken.end - taken.begin for taken in self._taken
+        )
 
     @property
     def count(self) -> int:
         """Inferences in whole blocks."""
-        return sum(len(taken.latencies) for taken in self._taken)
+        return len(self._before or ()) + sum(len(taken.latencies) for taken in self._taken)
 
     def progress(self, rules: Rules) -> float:
         """How much of what the rules demand is there; 1.0 and above is enough."""
@@ -131,7 +147,7 @@ class Contender:
         run = {"single": self._single, "offline": self._offline, "camera": self._camera}[rules.scenario]
         beside = 0 if rules.scenario == "camera" else min(SIDE_SAMPLES, self.most)
         prepared = [_time(self.preprocess, picture % len(self.frames)) for picture in range(beside)]
-        with _quiet():
+        with quiet():
             self._settle(rules)
             taken = run(rules)
         taken.preprocess += prepared
@@ -200,24 +216,23 @@ class Contender:
         return taken
 
     def _camera(self, rules: Rules) -> _Taken:
-        """Pictures arrive at a steady rate; the newest that has arrived is taken, older ones are missed."""
-        assert rules.rate_hz is not None
+        """Pictures arrive when they arrive; the newest that has arrived is taken, older ones are missed."""
+        if self._arrivals is None:
+            assert rules.rate_hz is not None
+            self._arrivals = Arrivals.steady(rules.rate_hz)
         taken, clock, run = _Taken(), time.perf_counter_ns, self.system.run_timed
-        period = 1e9 / rules.rate_hz
-        taken.arrivals = min(self.most, max(1, round(rules.block_s * rules.rate_hz)))
+        schedule = self._arrivals.block(int(rules.block_s * 1e9))[: self.most]
+        taken.arrivals = len(schedule)
         taken.begin = clock()
-        first = taken.begin + round(period)
+        due = [taken.begin + offset for offset, _ in schedule]
         arrival = 0
         while arrival < taken.arrivals:
             now = clock()
-            due = first + round(arrival * period)
-            if now < due:
-                time.sleep((due - now) / 1e9)
+            if now < due[arrival]:
+                time.sleep((due[arrival] - now) / 1e9)
                 continue
-            newest = min(taken.arrivals - 1, int((now - first) / period))
-            if newest > arrival:
-                arrival, due = newest, first + round(newest * period)
-            index = (self.count + arrival) % len(self.frames)
+            arrival = bisect_right(due, now) - 1
+            index = schedule[arrival][1] % len(self.frames)
             begin = clock()
             frame = self.preprocess(index)
             ready = clock()
@@ -225,8 +240,8 @@ class Contender:
             answered = clock()
             self.postprocess(logits)
             end = clock()
-            taken.starts.append(due)
-            taken.latencies.append(end - due)
+            taken.starts.append(due[arrival])
+            taken.latencies.append(end - due[arrival])
             taken.stages.append(parts)
             taken.preprocess.append(ready - begin)
             taken.postprocess.append(end - answered)
@@ -257,11 +272,12 @@ class Contender:
         if self.expected is None:
             return
         clock, frames = time.perf_counter_ns, itertools.cycle(self.frames)
-        for _ in range(REPEAT_PAIRS):
+        done = len(self._audit_before.varied_ns) if self._audit_before is not None else 0
+        for _ in range(REPEAT_PAIRS - done):
             turns: list[tuple[int, ...]] = []
             for feed in (frames, itertools.repeat(self.frames[0])):
                 taken: list[int] = []
-                with _quiet():
+                with quiet():
                     self.system.run_timed(next(feed))
                     until = clock() + int(rules.block_s * 1e9 / 2)
                     while len(taken) < 3 or (len(taken) < REPEAT_SAMPLES and clock() < until):
@@ -275,7 +291,7 @@ class Contender:
     # --- what was measured
 
     def samples(self, origin_ns: int = 0) -> Samples:
-        """Everything in whole blocks; times count from ``origin_ns``."""
+        """Everything in whole blocks, an interrupted run's first; times count from ``origin_ns``."""
         blocks, starts = [], []
         for taken in self._taken:
             starts += [start - origin_ns for start in taken.starts]
@@ -289,7 +305,7 @@ class Contender:
             )
         stages = self._column("stages")
         transfer_in, compute, transfer_out = zip(*stages, strict=True) if stages else ((), (), ())
-        return Samples(
+        found = Samples(
             start_ns=tuple(starts),
             latency_ns=self._column("latencies"),
             blocks=tuple(blocks),
@@ -299,6 +315,7 @@ class Contender:
             transfer_out_ns=_known(transfer_out),
             postprocess_ns=self._column("postprocess"),
         )
+        return found if self._before is None else join_samples(self._before, found)
 
     def _column(self, name: str) -> tuple[Any, ...]:
         return tuple(itertools.chain.from_iterable(getattr(taken, name) for taken in self._taken))
@@ -307,7 +324,7 @@ class Contender:
         """What the audit saw; None when there was nothing to compare with."""
         if self.expected is None:
             return None
-        return Audit(
+        found = Audit(
             checked=self._checked,
             differing=self._differing,
             max_deviation=self._deviation,
@@ -315,6 +332,7 @@ class Contender:
             varied_ns=tuple(varied for varied, _ in self._pairs),
             repeated_ns=tuple(repeated for _, repeated in self._pairs),
         )
+        return found if self._audit_before is None else join_audits(self._audit_before, found)
 
 
 class _Taken:
@@ -330,80 +348,6 @@ class _Taken:
         self.kept: list[tuple[int, NDArray[np.float32]]] = []  # (index of the frame, its logits), for the audit
 
 
-class Run:
-    """Contenders that take turns in blocks, in a seeded random order within each round.
-
-    Args:
-        contenders: what is measured.
-        rules: how.
-        floors: null runtimes, measured in the same rounds, for a few inferences each.
-        sensors: read before the first block and after every one; None: nothing is read.
-    """
-
-    def __init__(
-        self,
-        contenders: Sequence[Contender],
-        rules: Rules,
-        *,
-        floors: Sequence[Contender] = (),
-        sensors: Sensors | None = None,
-    ) -> None:
-        self.contenders, self.rules, self.floors, self.sensors = contenders, rules, floors, sensors
-        self.readings: list[Reading] = []
-        self.origin_ns = time.perf_counter_ns()
-
-    def measure(self, progress: Progress = silent) -> None:
-        """Measure until every contender has what the rules demand; an exception leaves all whole blocks in place.
-
-        Args:
-            progress: called with (task, done, total).
-        """
-        rules, turns = self.rules, [*self.contenders, *self.floors]
-        for number, contender in enumerate(turns):
-            progress("warm up", number, len(turns))
-            contender.warm_up(rules)
-        progress("warm up", len(turns), len(turns))
-        order = random.Random(rules.seed)
-        self.origin_ns = time.perf_counter_ns()
-        self._look()
-        gc.collect()
-        gc.freeze()
-        try:
-            while (enough := min(contender.progress(rules) for contender in self.contenders)) < 1.0:
-                progress("measure", int(100 * enough), 100)
-                for contender in order.sample(turns, len(turns)):
-                    contender.block(rules)
-                    self._look()
-            progress("measure", 100, 100)
-            for contender in self.contenders:
-                contender.audit_repeats(rules)
-        finally:
-            gc.unfreeze()
-
-    def _look(self) -> None:
-        if self.sensors is not None:
-            self.readings.append(self.sensors.read(self.origin_ns))
-
-    def latency(
-        self, contender: Contender, *, load_ns: int, first_ns: int, memory: Memory, floor: Contender | None = None
-    ) -> Latency | None:
-        """What a contender has measured so far, as a result's row has it; None without a single sample."""
-        samples = contender.samples(self.origin_ns)
-        if not len(samples):
-            return None
-        return Latency(
-            rules=self.rules,
-            load_ns=load_ns,
-            first_ns=first_ns,
-            warmup=contender.warmup,
-            samples=samples,
-            memory=memory,
-            floor=floor.samples(self.origin_ns) if floor is not None else None,
-            readings=tuple(self.readings),
-            audit=contender.audit(),
-        )
-
-
 def _time(function: Callable[[Any], Any], argument: Any) -> int:
     """Nanoseconds of one call."""
     start = time.perf_counter_ns()
@@ -417,7 +361,7 @@ def _known(stage: Sequence[int | None]) -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Collect garbage now, and not before the end of this block."""
     gc.collect()
     was_enabled = gc.isenabled()

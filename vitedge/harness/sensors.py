@@ -8,70 +8,88 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from vitedge import hardware
 from vitedge.hardware import read_text
-from vitedge.result import Reading
+from vitedge.harness.nvml import Nvml
+from vitedge.harness.power import JetsonRails, PowerMeter, RaplPackages, RaspberryPmic, integer, vcgencmd
+from vitedge.latency import Reading
 
-#: Words in the names of thermal zones and hwmon chips that mean the processor.
+#: Words in the names of thermal zones and hwmon chips that mean the processor, or the GPU of a Jetson.
 _PROCESSOR_SENSORS = ("cpu", "soc", "x86_pkg", "coretemp", "k10temp", "zenpower", "tj-thermal", "package")
+_GPU_SENSORS = ("gpu",)
+#: Clocks of so many processors are read: on x86 each reading asks the core itself, and costs it a moment.
+MOST_CLOCKS = 8
 
 
 class Sensors:
-    """What can be read without root while measuring; the files are found once and read many times."""
+    """What can be read without root while measuring; the files are found once and read many times.
 
-    def __init__(self, root: Path = hardware.ROOT) -> None:
+    Args:
+        root: of ``/proc``, ``/sys`` and ``/usr``.
+        nvml: of the NVIDIA GPU that is measured; None: nothing is asked of a discrete GPU.
+    """
+
+    def __init__(self, root: Path = hardware.ROOT, nvml: Nvml | None = None) -> None:
         cpus = root / "sys/devices/system/cpu"
-        self._clocks = sorted(cpus.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))
-        self._temperatures = _temperature_files(root)
-        self._powers = _jetson_rails(root)
-        self._energies = _rapl_packages(root)
-        self._energy: tuple[int, dict[Path, int]] | None = None
-        self._events = {
-            **{f"{file.parts[-3]}/{file.stem}": file for file in cpus.glob("cpu[0-9]*/thermal_throttle/*_count")},
-            **{f"soctherm/{file.stem}": file for file in (root / "sys/class/hwmon").glob("hwmon*/oc*_event_cnt")},
+        self._clocks = sorted(cpus.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"), key=_number_of_cpu)[:MOST_CLOCKS]
+        self._gpu_clock = next(iter(sorted((root / "sys/class/devfreq").glob("*[.-]g[pav]*/cur_freq"))), None)
+        self._temperatures = _temperature_files(root, _PROCESSOR_SENSORS)
+        self._gpu_temperatures = _temperature_files(root, _GPU_SENSORS)
+        self._events = sorted(cpus.glob("cpu[0-9]*/thermal_throttle/*_count"))
+        self._soctherm = {
+            f"soctherm/{file.stem}": file for file in (root / "sys/class/hwmon").glob("hwmon*/oc*_event_cnt")
         }
         # The Raspberry Pi's firmware, as `vcgencmd get_throttled` prints it.
         self._throttled = next((root / "sys/devices/platform").glob("soc*/*firmware/get_throttled"), None)
+        self._vcgencmd = vcgencmd(root, "get_throttled") if self._throttled is None else None
+        self._nvml = nvml
+        self._meters = _meters(root, nvml)
 
-    def read(self, since_ns: int) -> Reading:
-        """One reading; ``at_ns`` counts from ``since_ns`` on the clock of :func:`time.perf_counter_ns`."""
-        events = {name: count for name, file in self._events.items() if (count := _integer(file)) is not None}
-        live: dict[str, bool] = {}
-        if self._throttled and (bits := read_text(self._throttled)):
-            live, sticky = raspberry_throttled(bits)
-            events.update(sticky)
-        clocks = [khz for file in self._clocks if (khz := _integer(file)) is not None]
-        temperatures = [value for file in self._temperatures if (value := _integer(file)) is not None]
+    @property
+    def power_of(self) -> tuple[str, ...]:
+        """What a reading's power is the sum of."""
+        return tuple(meter.of for meter in self._meters)
+
+    def read(self) -> Reading:
+        """One reading; ``at_ns`` is the clock of :func:`time.perf_counter_ns`, the same in every process."""
+        live, events = self._firmware()
+        for file in self._events:  # of all cores together: one that throttles is enough
+            if (count := integer(file)) is not None:
+                events[file.name] = events.get(file.name, 0) + count
+        events.update({name: count for name, file in self._soctherm.items() if (count := integer(file)) is not None})
+        gpu = self._nvml.read() if self._nvml is not None else None
+        watts = [meter.watts() for meter in self._meters]
+        gpu_hz = integer(self._gpu_clock) if self._gpu_clock is not None else None
+        gpu_clock_mhz = None if gpu_hz is None else gpu_hz / 1e6
         return Reading(
-            at_ns=max(0, time.perf_counter_ns() - since_ns),
-            clock_mhz=max(clocks) / 1000 if clocks else None,
-            temperature_c=max(temperatures) / 1000 if temperatures else None,
-            power_w=self._power(),
+            at_ns=time.perf_counter_ns(),
+            clock_mhz=_largest(self._clocks, 1000),
+            temperature_c=_largest(self._temperatures, 1000),
+            power_w=sum(value for value in watts if value is not None) if watts and None not in watts else None,
             throttle_events=dict(sorted(events.items())),
-            throttle_live=live,
+            throttle_live={**live, **(gpu.throttled if gpu else {})},
+            gpu_clock_mhz=gpu.clock_mhz if gpu else gpu_clock_mhz,
+            gpu_temperature_c=gpu.temperature_c if gpu else _largest(self._gpu_temperatures, 1000),
+            power_capped=gpu.power_capped if gpu else None,
         )
 
-    def _power(self) -> float | None:
-        """Watts at this moment from a Jetson's rails, or on average since the last reading from RAPL's counters."""
-        if self._powers:
-            rails = [(_integer(volts), _integer(amps)) for volts, amps in self._powers]
-            if all(volts is not None and amps is not None for volts, amps in rails):
-                return sum((volts or 0) * (amps or 0) for volts, amps in rails) / 1e6  # mV × mA
-            return None
-        now = time.perf_counter_ns()
-        counts = {file: count for file in self._energies if (count := _integer(file)) is not None}
-        before, self._energy = self._energy, (now, counts) if counts else None
-        if before is None or before[1].keys() != counts.keys() or now == before[0]:
-            return None
-        joules = 0.0
-        for file, count in counts.items():
-            used = count - before[1][file]
-            if used < 0:  # the counter has wrapped
-                used += _integer(file.with_name("max_energy_range_uj")) or 0
-            joules += used / 1e6
-        return joules * 1e9 / (now - before[0]) if joules >= 0 else None
+    def _firmware(self) -> tuple[dict[str, bool], dict[str, int]]:
+        if self._throttled is not None:
+            return raspberry_throttled(read_text(self._throttled) or "")
+        if self._vcgencmd is not None:
+            return raspberry_throttled(self._vcgencmd() or "")
+        return {}, {}
+
+
+def _meters(root: Path, nvml: Nvml | None) -> list[PowerMeter]:
+    """The board's input where it's metered, else the processor's packages; and a discrete GPU's."""
+    boards: list[PowerMeter] = [meter for meter in (JetsonRails(root), RaspberryPmic(root)) if meter.readable]
+    processor = RaplPackages(root)
+    found = boards[:1] or ([processor] if processor.readable else [])
+    return [*found, nvml] if nvml is not None and nvml.readable else found
 
 
 #: Bits of the Raspberry Pi's firmware, of which 0 to 3 are now and 16 to 19 have happened since boot.
@@ -97,39 +115,22 @@ def resident_bytes(root: Path = hardware.ROOT) -> tuple[int | None, int | None]:
     return now, peak
 
 
-def _integer(file: Path) -> int | None:
-    text = read_text(file)
-    try:
-        return int(text) if text else None
-    except ValueError:
-        return None
+def _largest(files: Iterable[Path], unit: int) -> float | None:
+    found = [value for file in files if (value := integer(file)) is not None]
+    return max(found) / unit if found else None
 
 
-def _temperature_files(root: Path) -> list[Path]:
-    def of_processor(name: Path) -> bool:
-        return any(word in (read_text(name) or "").lower() for word in _PROCESSOR_SENSORS)
+def _number_of_cpu(file: Path) -> int:
+    return int(file.parts[-3].removeprefix("cpu"))
+
+
+def _temperature_files(root: Path, words: tuple[str, ...]) -> list[Path]:
+    def wanted(name: Path) -> bool:
+        return any(word in (read_text(name) or "").lower() for word in words)
 
     zones = sorted((root / "sys/class/thermal").glob("thermal_zone*"))
     chips = sorted((root / "sys/class/hwmon").glob("hwmon*"))
     return [
-        *(zone / "temp" for zone in zones if of_processor(zone / "type")),
-        *(file for chip in chips if of_processor(chip / "name") for file in sorted(chip.glob("temp*_input"))),
+        *(zone / "temp" for zone in zones if wanted(zone / "type")),
+        *(file for chip in chips if wanted(chip / "name") for file in sorted(chip.glob("temp*_input"))),
     ]
-
-
-def _jetson_rails(root: Path) -> list[tuple[Path, Path]]:
-    """(millivolts, milliamperes) of the rail that feeds the whole board, or of all rails where none is called so."""
-    rails: dict[str, tuple[Path, Path]] = {}
-    for label in sorted((root / "sys/bus/i2c/devices").glob("*/hwmon/hwmon*/in*_label")):
-        number = label.name.removeprefix("in").removesuffix("_label")
-        volts, amps = label.with_name(f"in{number}_input"), label.with_name(f"curr{number}_input")
-        if amps.exists():
-            rails[read_text(label) or label.name] = (volts, amps)
-    whole = [pair for name, pair in rails.items() if name in ("VDD_IN", "VIN_SYS_5V0")]
-    return whole or list(rails.values())
-
-
-def _rapl_packages(root: Path) -> list[Path]:
-    """Energy counters of the processor packages; since 2020 kernels let only root read them."""
-    found = sorted((root / "sys/class/powercap").glob("intel-rapl:[0-9]*/energy_uj"))
-    return [file for file in found if file.parent.name.count(":") == 1 and read_text(file) is not None]

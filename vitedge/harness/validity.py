@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 
 from vitedge.result import Latency, Reading, Row, percentile
 
 CLOCK_FELL = 0.95  # last third's median clock over the first third's, below which the machine throttled
+COVERED = 0.9  # of the run has to lie between the first and the last reading before "not throttled" may be said
 MEDIAN_ROSE = 1.10  # last fifth's median latency over the first fifth's, above which the run was unstable
 BLOCKS_SPREAD = 0.10  # interquartile range of the blocks' medians over their median, above which it was unstable
 REPEATS_FASTER = 1.10  # changing inputs over one repeated input, above which answers are remembered …
@@ -30,6 +32,7 @@ class Verdict:
     audited: bool | None  # outputs and caching; None: not audited
     correct: bool  # no check failed
     reasons: tuple[str, ...]
+    power_capped: bool | None = None  # the GPU kept to its power limit; nothing against the row
 
     @property
     def valid(self) -> bool:
@@ -41,41 +44,81 @@ def judge(row: Row) -> Verdict:
     """Everything that stands against one row."""
     reasons: list[str] = [f"{check.name}: {check.detail}" for check in row.checks if check.ok is False]
     correct = not reasons
-    throttled = unstable = audited = None
+    throttled = unstable = audited = capped = None
     if row.latency is not None:
         (throttled, why), (unstable, how), (audited, what) = (
             rule(row.latency) for rule in (was_throttled, was_unstable, passed_audit)
         )
         reasons += [reason for reason in (why, how, what) if reason]
-    return Verdict(throttled, unstable, audited, correct, tuple(reasons))
+        capped = was_power_capped(row.latency)
+    return Verdict(throttled, unstable, audited, correct, tuple(reasons), capped)
 
 
 def was_throttled(latency: Latency) -> tuple[bool | None, str]:
-    """(verdict, reason): a throttle counter rose, a live bit was set, or the clock fell; None where nothing tells."""
+    """(verdict, reason): a throttle counter rose, a live bit was set, or the clock fell; None where nothing tells.
+
+    A Jetson's over-current counters (``soctherm``) count when the clocks fell, too: they rise at every short peak.
+    """
     readings = latency.readings
     for reading in readings:
         live = [name for name, is_set in reading.throttle_live.items() if is_set]
         if live:
             return True, f"throttled: {', '.join(live)}"
-    rose = _risen(readings)
-    if rose:
-        return True, f"throttled: {', '.join(rose)}"
-    clocks = [reading.clock_mhz for reading in readings if reading.clock_mhz is not None]
-    third = len(clocks) // 3
-    if third:
-        first, last = median(clocks[:third]), median(clocks[-third:])
+    fell = [fall for fall in (_fall(readings, "clock_mhz"), _fall(readings, "gpu_clock_mhz")) if fall is not None]
+    rose = _risen(readings, latency.resumed_ns)
+    certain = [name for name in rose if not name.startswith("soctherm/") or not fell or _dipped(readings)]
+    if certain:
+        return True, f"throttled: {', '.join(certain)}"
+    for what, first, last in fell:
         if last < CLOCK_FELL * first:
-            return True, f"throttled: the clock fell from {first:.0f} to {last:.0f} MHz"
+            return True, f"throttled: the {what} fell from {first:.0f} to {last:.0f} MHz"
     counted = len(readings) > 1 and bool(readings[0].throttle_events)
-    return (False, "") if third or counted or any(reading.throttle_live for reading in readings) else (None, "")
+    told = fell or counted or any(reading.throttle_live for reading in readings)
+    return (False, "") if told and _covered(latency) else (None, "")
 
 
-def _risen(readings: Sequence[Reading]) -> list[str]:
-    """The throttle counters that are higher at the end than at the beginning."""
-    if len(readings) < 2:
-        return []
-    before, after = readings[0].throttle_events, readings[-1].throttle_events
-    return [name for name, count in after.items() if count > before.get(name, count)]
+def _fall(readings: Sequence[Reading], name: str) -> tuple[str, float, float] | None:
+    """(what, first third's median, last third's); None with fewer than three readings of it."""
+    clocks = [clock for reading in readings if (clock := getattr(reading, name)) is not None]
+    third = len(clocks) // 3
+    what = "GPU's clock" if name == "gpu_clock_mhz" else "clock"
+    return (what, median(clocks[:third]), median(clocks[-third:])) if third else None
+
+
+def _dipped(readings: Sequence[Reading]) -> bool:
+    """Whether a clock was under its own median at any time by as much as counts for throttling."""
+    for name in ("clock_mhz", "gpu_clock_mhz"):
+        clocks = [clock for reading in readings if (clock := getattr(reading, name)) is not None]
+        if clocks and min(clocks) < CLOCK_FELL * median(clocks):
+            return True
+    return False
+
+
+def _risen(readings: Sequence[Reading], resumed_ns: Sequence[int]) -> list[str]:
+    """The throttle counters that rose while measuring; what happened between an interruption and its end isn't."""
+    rose: dict[str, None] = {}
+    for before, after in pairwise(readings):
+        if any(before.at_ns < at <= after.at_ns for at in resumed_ns):
+            continue
+        for name, count in after.throttle_events.items():
+            if count > before.throttle_events.get(name, count):
+                rose[name] = None
+    return list(rose)
+
+
+def _covered(latency: Latency) -> bool:
+    """Whether the readings go on until the end of the run: a sensor that fell silent saw nothing."""
+    blocks = latency.samples.blocks
+    if not blocks or not latency.readings:
+        return False
+    first, last = latency.readings[0].at_ns, latency.readings[-1].at_ns
+    return last - first >= COVERED * (blocks[-1].end_ns - blocks[0].start_ns)
+
+
+def was_power_capped(latency: Latency) -> bool | None:
+    """Whether the GPU kept to its power limit in any reading; None where it can't tell."""
+    told = [reading.power_capped for reading in latency.readings if reading.power_capped is not None]
+    return any(told) if told else None
 
 
 def was_unstable(latency: Latency) -> tuple[bool | None, str]:

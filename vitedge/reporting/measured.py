@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vitedge.reporting import rows, terminal
+from vitedge.reporting import latency_details, rows, terminal
 from vitedge.reporting.rows import Line, milliseconds, percent, points, rate
 from vitedge.reporting.terminal import BAD, GOOD, UNSURE, mark, megabytes, table, text
 
@@ -21,7 +21,9 @@ def show_result(result: Result) -> None:
     """Latency, accuracy, and what has to be known before trusting them."""
     found = rows.lines([result])
     setting = text(_setting(result), terminal.QUIET)
-    terminal.show(_latency(found), _beside(found), _accuracy(found), _notes(found), setting)
+    terminal.show(
+        _latency(found), _beside(found), *latency_details.tables(found), _accuracy(found), _notes(found), setting
+    )
 
 
 def _latency(lines: Sequence[Line]) -> RenderableType | None:

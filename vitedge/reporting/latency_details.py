@@ -1,0 +1,141 @@
+"""Tables of what lies behind a latency: memory and energy, load over time, layers, other tools' fields."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vitedge.harness import dialects, profile, sustained
+from vitedge.reporting.rows import UNKNOWN, Line
+from vitedge.reporting.terminal import QUIET, megabytes, table, text
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from vitedge.latency import Dialect, Latency
+
+CURVE_ROWS = 12  # of the curve in a terminal
+
+
+def tables(lines: Sequence[Line]) -> list[RenderableType | None]:
+    """Everything there is of these lines; nothing where nothing was measured."""
+    measured = [(line, line.row.latency) for line in lines if line.row.latency is not None]
+    curves = [_curve(line, latency) for line, latency in measured]
+    profiled = [_profile(line) for line in lines]
+    spoken = [_dialect(line, latency, dialect) for line, latency in measured for dialect in line.row.dialects]
+    return [_resources(measured), _sustained(measured), *curves, *profiled, *spoken]
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    """So many digits that matter; thousands in full."""
+    if value is None:
+        return UNKNOWN
+    return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
+
+
+def _resources(measured: Sequence[tuple[Line, Latency]]) -> RenderableType | None:
+    if not measured:
+        return None
+
+    def size(value: int | None) -> str:
+        return UNKNOWN if value is None else megabytes(value)
+
+    def row(line: Line, latency: Latency) -> tuple[object, ...]:
+        memory = latency.memory
+        gpu = (memory.device_before_bytes, memory.device_after_bytes)
+        energy = sustained.energy_j(latency)
+        return (
+            line.letter,
+            line.label,
+            size(memory.before_bytes),
+            size(memory.after_bytes),
+            size(memory.peak_bytes),
+            UNKNOWN if None in gpu else megabytes(max(0, (gpu[1] or 0) - (gpu[0] or 0))),
+            _number(None if energy is None else energy * 1e3 / line.row.subject.batch),
+            " + ".join(latency.power_of) or "no power meter can be read",
+        )
+
+    return table(
+        ["", "artifact", ">before MB", ">open MB", ">peak MB", ">GPU MB", ">mJ an image", "of"],
+        [row(line, latency) for line, latency in measured],
+        "Resident memory of the process, and energy",
+    )
+
+
+def _sustained(measured: Sequence[tuple[Line, Latency]]) -> RenderableType | None:
+    rows = []
+    for line, latency in measured:
+        found = sustained.burst_and_sustained(latency, line.row.subject.batch)
+        if found is not None:
+            rows.append(
+                (
+                    line.letter,
+                    line.label,
+                    _number(found.burst_p50_ms),
+                    _number(found.sustained_p50_ms),
+                    f"{found.slowdown:+.1%}",
+                    _number(found.burst_images_per_s),
+                    _number(found.sustained_images_per_s),
+                )
+            )
+    columns = [
+        "",
+        "artifact",
+        ">burst p50 ms",
+        ">sustained p50 ms",
+        ">change",
+        ">burst images/s",
+        ">sustained images/s",
+    ]
+    title = f"Burst (the first {sustained.BURST_S:g} s) and sustained load (the last third)"
+    return table(columns, rows, title) if rows else None
+
+
+def _curve(line: Line, latency: Latency) -> RenderableType | None:
+    if sustained.duration_s(latency) < sustained.LONG_S:
+        return None
+    return table(
+        [">from s", ">p50 ms", ">p95 ms", ">images/s", ">CPU MHz", ">GPU MHz", ">°C", ">W"],
+        [
+            (
+                f"{window.start_s:.0f}",
+                *map(_number, (window.p50_ms, window.p95_ms, window.images_per_s)),
+                *(_number(value, 4) for value in (window.clock_mhz, window.gpu_clock_mhz)),
+                *map(_number, (window.temperature_c, window.power_w)),
+            )
+            for window in sustained.curve(latency, line.row.subject.batch, CURVE_ROWS)
+        ],
+        f"{line.letter} over time",
+    )
+
+
+def _profile(line: Line) -> RenderableType | None:
+    """Shares by part of the model, and in the blocks by part."""
+    found = line.row.profile
+    if found is None:
+        return None
+    sums = profile.by_part(found)
+    whole = sum(sums.values()) or 1.0
+    blocks = profile.by_block(found)
+    inside = [number for number in blocks if number is not None]
+    rows = [(part, f"{ns / 1e6:.3f}", f"{ns / whole:.1%}") for part, ns in sums.items()]
+    each = [sum(blocks[number].values()) / 1e6 for number in inside]
+    if each:
+        rows.append((f"the {len(each)} blocks", f"{min(each):.3f} … {max(each):.3f}", f"{sum(each) * 1e6 / whole:.1%}"))
+    return table(["part of the model", ">ms", ">share"], rows, f"{line.letter} layer by layer, as its runtime profiles")
+
+
+def _dialect(line: Line, latency: Latency, dialect: Dialect) -> RenderableType:
+    from rich.console import Group
+
+    tool = dialects.TOOLS[dialect.tool]
+    fields = dialects.fields(dialect, latency, line.row.subject.batch)
+    made = table(
+        [tool.title, ">theirs", ">ours", "unit"],
+        [(field.name, _number(field.theirs, 4), _number(field.ours, 4), field.unit) for field in fields],
+        f"{line.letter} by the rules of {dialect.tool}",
+    )
+    short = (
+        f" Measured for {dialect.min_duration_s:g} s, not its {tool.min_duration_s:g} s." if dialect.shortened else ""
+    )
+    return Group(made, text(f"{tool.why}{short}", QUIET))
