@@ -26,6 +26,7 @@ FLOORS = {
     "target": 1,
     "recipe": 1,
     "preprocessing": 1,
+    "shards": 1,
     "images": 1,
     "golden": 1,
     "model_folder": 1,
@@ -45,8 +46,12 @@ FLOORS = {
     "checks": 6,
     "reporting": 6,
     "machine": 6,
+    "comparison": 6,
+    "tuning": 6,
     "calibrating": 7,
+    "judging": 7,
     "exporting": 7,
+    "building": 7,
     "pipeline": 7,
     "demo": 7,
     "cli": 8,
@@ -62,6 +67,7 @@ ORDER_WITHIN = {
         "target",
         "recipe",
         "preprocessing",
+        "shards",
         "images",
         "golden",
         "model_folder",
@@ -71,7 +77,8 @@ ORDER_WITHIN = {
         "result",
         "embedded",
     ],
-    7: ["calibrating", "exporting", "pipeline", "demo"],
+    3: ["models", "importing"],
+    7: ["calibrating", "judging", "exporting", "building", "pipeline", "demo"],
 }
 
 #: Heavy packages, and the parts of vitedge that may import them when they are imported themselves.

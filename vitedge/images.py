@@ -1,7 +1,8 @@
-"""Labelled pictures in folders and archives, read one at a time and never unpacked to disk.
+"""Labelled pictures in folders, archives and tar shards, read one at a time and never unpacked to disk.
 
-A data set is a folder (or ``.zip``, ``.tar``, ``.tar.gz``) with one sub-folder a class, or a flat folder without
-labels. Only JPEG, PNG, WEBP and BMP are decoded, and only up to :data:`MAX_PIXELS`.
+A data set is a folder (or ``.zip``, ``.tar``, ``.tar.gz``) with one sub-folder a class, a flat folder without labels,
+or shards in webdataset's layout (:mod:`vitedge.shards`). Only JPEG, PNG, WEBP and BMP are decoded, and only up to
+:data:`MAX_PIXELS`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vitedge.errors import ImageError, InputError, UsageError
+from vitedge.shards import read_shards, shard_files
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -89,10 +91,11 @@ class ImageSet:
     """
 
     source: Path
-    classes: tuple[str, ...]  # class folders, sorted; empty when unlabelled
+    classes: tuple[str, ...]  # class folders, sorted (of shards: by their numbers); empty when unlabelled
     records: tuple[ImageRecord, ...]
     _members: tuple[str, ...] = field(repr=False)  # where each record lies: a path, or a member of the archive
     _cache: dict[str, object] = field(default_factory=dict, repr=False, compare=False)
+    sharded: bool = False  # members are "offset:size:shard"
 
     @classmethod
     def open(cls, source: str | Path, *, asked: str = "read images") -> ImageSet:
@@ -103,6 +106,13 @@ class ImageSet:
             ImageError: an archive that can't be read.
         """
         path = Path(source)
+        if shards := shard_files(path):
+            samples, classes = read_shards(shards, SUFFIXES, asked)
+            if not samples:
+                raise UsageError(asked, f"{path} holds no JPEG, PNG, WEBP or BMP files", LAYOUT)
+            records = tuple(ImageRecord(_readable(sample.name), sample.label) for sample in samples)
+            places = tuple(f"{sample.offset}:{sample.size}:{sample.shard}" for sample in samples)
+            return cls(path, classes, records, places, sharded=True)
         if not os.path.exists(path):  # noqa: PTH110 - Path.exists raises for names that are too long
             raise UsageError(asked, f"{path} doesn't exist", LAYOUT)
         if not path.is_dir() and not path.is_file():
@@ -139,6 +149,7 @@ class ImageSet:
             self.classes,
             tuple(self.records[i] for i in indices),
             tuple(self._members[i] for i in indices),
+            sharded=self.sharded,
         )
 
     def read_bytes(self, index: int) -> bytes:
@@ -149,6 +160,8 @@ class ImageSet:
         """
         name, member = self.records[index].name, self._members[index]
         try:
+            if self.sharded:
+                return _read_place(name, member)
             if self.source.is_dir() or self.source.suffix.lower() in SUFFIXES:
                 if Path(member).stat().st_size > MAX_FILE_BYTES:
                     raise ImageError(
@@ -265,6 +278,15 @@ def _archive_reader(source: Path) -> Callable[[str], bytes]:
             return stream.read(size)
 
     return from_tar
+
+
+def _read_place(name: str, place: str) -> bytes:
+    """A picture in a shard, from ``offset:size:shard``."""
+    offset, size, shard = place.split(":", 2)
+    _check_size(name, int(size))
+    with open(shard, "rb") as stream:  # noqa: PTH123 - a million of them, each for one picture
+        stream.seek(int(offset))
+        return stream.read(int(size))
 
 
 def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:

@@ -23,8 +23,10 @@ torch = pytest.importorskip("torch", reason="torch isn't installed (vitedge[trai
 
 from vitedge.models import data as data_module  # noqa: E402
 from vitedge.models.augment import Augmentation  # noqa: E402
-from vitedge.models.data import Pixels, split  # noqa: E402
-from vitedge.models.train import CHECKPOINT, Trainer, TrainOptions, train  # noqa: E402
+from vitedge.models.checkpoint import CHECKPOINT  # noqa: E402
+from vitedge.models.data import Batch, Pixels, digests_of, split  # noqa: E402
+from vitedge.models.train import TrainOptions, train  # noqa: E402
+from vitedge.models.trainer import Trainer  # noqa: E402
 
 EVERYTHING = Augmentation(2, True, 5.0, 0.5, 0.2, 1.0)
 SMALL = TrainOptions(
@@ -103,11 +105,12 @@ def test_the_graph_is_of_the_float32_upcast(trained: Path, pictures: Path) -> No
 
 def test_held_out_pictures_are_never_trained_on(trained: Path, pictures: Path) -> None:
     images = ImageSet.open(pictures)
-    training, held = split(images, 0.25, 0, "train")
+    digests = digests_of(images)
+    training, held = split(images, digests, 0.25, 0, "train")
     assert sorted(training + held) == list(range(36))
     assert [images.records[index].folder for index in held] == ["blue"] * 3 + ["green"] * 3 + ["red"] * 3
     assert (trained / "held_out.txt").read_text().split() == [images.records[index].name for index in held]
-    assert split(images, 0.25, 1, "train")[1] != held  # the seed draws
+    assert split(images, digests, 0.25, 1, "train")[1] != held  # the seed draws
 
 
 def test_a_batch_never_holds_a_held_out_picture(
@@ -116,9 +119,9 @@ def test_a_batch_never_holds_a_held_out_picture(
     seen: list[bytes] = []
     plain = Trainer.update
 
-    def spy(self: Trainer, forward: object, pixels: torch.Tensor, labels: torch.Tensor) -> None:
-        seen.extend(image.numpy().tobytes() for image in pixels)
-        plain(self, forward, pixels, labels)  # type: ignore[arg-type]
+    def spy(self: Trainer, forward: object, parts: list[Batch]) -> None:
+        seen.extend(image.numpy().tobytes() for batch in parts for image in batch.pixels)
+        plain(self, forward, parts)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Trainer, "update", spy)
     model = train(str(pictures), SMALL, tmp_path / "model")
@@ -201,10 +204,10 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(
     options = replace(SMALL, checkpoint_seconds=0.0)
     plain = Trainer.update
 
-    def broken(self: Trainer, forward: object, pixels: torch.Tensor, labels: torch.Tensor) -> None:
+    def broken(self: Trainer, forward: object, parts: list[Batch]) -> None:
         if self.step == 4:
-            forward = lambda x: self.model(x) * float("nan")  # noqa: E731
-        plain(self, forward, pixels, labels)  # type: ignore[arg-type]
+            forward = lambda x: (self.model(x) * float("nan"), None, None)  # noqa: E731
+        plain(self, forward, parts)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Trainer, "update", broken)
     with pytest.raises(InvalidResultError, match=r"the loss is nan .* at step 4; the last good checkpoint is") as e:
@@ -212,7 +215,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(
     assert e.value.exit_code == 7
     state = torch.load(tmp_path / "model.run" / CHECKPOINT, weights_only=True)
     assert state["step"] == 4
-    assert all(value.isfinite().all() for value in state["model"].values())
+    assert all(value.isfinite().all() for value in state["student"].values())
     assert not (tmp_path / "model").exists()
 
 

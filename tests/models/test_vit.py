@@ -15,6 +15,7 @@ from vitedge.models.zoo import EMBEDDED, ZOO, zoo_config
 torch = pytest.importorskip("torch", reason="torch isn't installed (vitedge[train])")
 
 from vitedge.models.evaluate import shipped_model  # noqa: E402
+from vitedge.models.randomness import keys_of  # noqa: E402
 from vitedge.models.vit import VisionTransformer, fold_batch_norm  # noqa: E402
 
 
@@ -75,13 +76,19 @@ def test_average_pooling_leaves_the_prefix_out() -> None:
 
 
 def test_stochastic_depth_keeps_the_expectation() -> None:
-    from vitedge.models.vit import DropPath
-
+    model = VisionTransformer(tiny(depth=3), drop_path=0.5).train()
+    keys = keys_of(0, torch.arange(20000))
+    model.draw_paths(keys)
     x = torch.ones(20000, 1, 1)
-    dropped = DropPath(0.25).train()(x)
-    assert dropped.unique().tolist() == pytest.approx([0.0, 4 / 3])
-    assert dropped.mean().item() == pytest.approx(1.0, abs=0.02)
-    assert torch.equal(DropPath(0.25).eval()(x), x)
+    branches = [model.blocks[1].drop_path1, model.blocks[1].drop_path2]  # halfway: 0.25
+    first, second = (branch(x) for branch in branches)
+    assert first.unique().tolist() == pytest.approx([0.0, 4 / 3])
+    assert first.mean().item() == pytest.approx(1.0, abs=0.02)
+    assert not torch.equal(first, second)
+    assert torch.equal(model.blocks[0].drop_path1(x), x)  # the first block's rate is 0
+    assert torch.equal(branches[0].eval()(x), x)
+    model.draw_paths(keys[:100])
+    assert torch.equal(branches[1](x[:100]), second[:100])  # an image's key decides
 
 
 def test_folded_batch_norm_gives_the_same_logits() -> None:

@@ -1,13 +1,14 @@
-"""Training data: the split, decoded pictures, and batches in an order that depends on seed and epoch alone."""
+"""Training data: the split, decoded pictures, and batches by their indices."""
 
 from __future__ import annotations
 
 import hashlib
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from vitedge.errors import ImageError, UsageError, printable
 from vitedge.images import LAYOUT, ImageSet
+from vitedge.models.randomness import seed_of
 from vitedge.preprocessing import Preprocessing
 from vitedge.progress import bars
 
@@ -24,11 +26,6 @@ UNREADABLE_LIMIT = 0.01  # part of the pictures that may be unreadable; each is 
 BATCHES_AHEAD = 3  # decoded while the model trains on another
 
 Colour = tuple[float, float, float]
-
-
-def seed_of(*words: object) -> int:
-    """A 63-bit seed from any words, the same on every machine: ``seed_of(seed, "step", 17)``."""
-    return int.from_bytes(hashlib.sha256(repr(words).encode()).digest()[:8], "little") >> 1
 
 
 def open_data(source: str, asked: str) -> ImageSet:
@@ -45,8 +42,8 @@ def open_data(source: str, asked: str) -> ImageSet:
     return images
 
 
-def open_test(source: str, images: ImageSet, asked: str) -> ImageSet:
-    """The evaluation split that goes with the training data ``images``.
+def open_test(source: str, images: ImageSet, digests: Sequence[str], asked: str) -> ImageSet:
+    """The evaluation split that goes with the training data ``images``, whose digests are given.
 
     Raises:
         UsageError: other classes, or pictures that are among the training data, byte for byte.
@@ -54,7 +51,7 @@ def open_test(source: str, images: ImageSet, asked: str) -> ImageSet:
     test = open_data(source, asked)
     if test.classes != images.classes:
         raise UsageError(asked, f"the classes of {source} aren't those of the training data", "name a matching --test")
-    seen = {images.digest(index) for index in range(len(images))}
+    seen = set(digests)
     shared = [test.records[index].name for index in range(len(test)) if test.digest(index) in seen]
     if shared:
         raise UsageError(
@@ -65,39 +62,84 @@ def open_test(source: str, images: ImageSet, asked: str) -> ImageSet:
     return test
 
 
-def split(images: ImageSet, holdout: float, seed: int, asked: str) -> tuple[list[int], list[int]]:
+def digests_of(images: ImageSet) -> list[str]:
+    """Hex SHA-256 of every picture's file; empty for one that can't be read, which decoding will name."""
+    digests = []
+    with bars() as show:
+        for index in range(len(images)):
+            try:
+                digests.append(images.digest(index))
+            except ImageError:
+                digests.append("")
+            if index % 100 == 0:
+                show("comparing", index, len(images))
+    return digests
+
+
+def split(
+    images: ImageSet, digests: Sequence[str], holdout: float, seed: int, asked: str
+) -> tuple[list[int], list[int]]:
     """(training, held-out) indices: a part ``holdout`` of every class, at least one picture, drawn by the seed.
 
+    A picture that equals a held-out one byte for byte is in neither.
+
     Raises:
-        UsageError: a class with a single picture can't be split.
+        UsageError: a class with a single picture, or copies of it, can't be split.
     """
     members: dict[str | None, list[int]] = {folder: [] for folder in images.classes}
     for index in images.order(seed):
         members[images.records[index].folder].append(index)
     held: list[int] = []
     for folder, indices in members.items():
+        if not indices:
+            continue
         if len(indices) < 2:
             raise UsageError(asked, f"the class '{folder}' has one picture; one more is needed to hold out", LAYOUT)
         held += indices[: min(max(1, round(holdout * len(indices))), len(indices) - 1)]
-    return sorted(set(range(len(images))) - set(held)), sorted(held)
+    seen = {digests[index] for index in held} - {""}
+    training = [index for index in sorted(set(range(len(images))) - set(held)) if digests[index] not in seen]
+    kept = {images.records[index].folder for index in training}
+    if emptied := [folder for folder, indices in members.items() if indices and folder not in kept]:
+        true = f"the pictures of the class '{emptied[0]}' are equal; different ones are needed to hold out"
+        raise UsageError(asked, true, LAYOUT)
+    return training, sorted(held)
+
+
+class Batch(NamedTuple):
+    """Pictures of one pass through the model."""
+
+    indices: Tensor  # int64 [B]: places in the set
+    pixels: Tensor  # uint8 [B, h, w, 3]
+    labels: Tensor  # int64 [B]
 
 
 @dataclass(frozen=True)
-class Pixels:
-    """Decoded pictures in memory: ``pixels`` uint8 [n, h, w, 3], ``labels`` int64 [n], ``names`` n."""
+class _Pictures:
+    """Some pictures of an image set, at the model's size."""
 
-    pixels: Tensor
-    labels: Tensor
-    names: tuple[str, ...]
+    images: ImageSet
+    indices: tuple[int, ...]  # in the image set
+    labels: Tensor  # int64 [n]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.indices)
 
-    def batches(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """uint8 [B, h, w, 3] and int64 [B], following ``order``; the last batch may be smaller."""
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            yield self.pixels[chosen], self.labels[chosen]
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the files."""
+        return tuple(self.images.records[index].name for index in self.indices)
+
+
+@dataclass(frozen=True)
+class Pixels(_Pictures):
+    """Decoded pictures in memory: ``pixels`` uint8 [n, h, w, 3]."""
+
+    pixels: Tensor
+
+    def batches(self, plan: Iterable[Tensor]) -> Iterator[Batch]:
+        """One batch for each tensor of indices, int64 [B]."""
+        for chosen in plan:
+            yield Batch(chosen, self.pixels[chosen], self.labels[chosen])
 
     def colour(self) -> tuple[Colour, Colour]:
         """(mean, std) of each channel after rescaling to 0…1, to four digits."""
@@ -105,28 +147,17 @@ class Pixels:
 
 
 @dataclass(frozen=True)
-class Files:
+class Files(_Pictures):
     """Pictures decoded when they are needed, by threads (Pillow lets go of the interpreter): for data beyond memory."""
 
-    images: ImageSet
-    indices: tuple[int, ...]
     preprocessing: Preprocessing
-    labels: Tensor
     workers: int
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of the pictures, as :attr:`Pixels.names`."""
-        return tuple(self.images.records[index].name for index in self.indices)
 
     def read(self, position: int) -> NDArray[np.uint8]:
         """One picture, uint8 [h, w, 3]."""
         return self.preprocessing.apply(self.images.read(self.indices[position]))
 
-    def batches(self, order: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, plan: Iterable[Tensor]) -> Iterator[Batch]:
         """As :meth:`Pixels.batches`.
 
         Raises:
@@ -135,8 +166,7 @@ class Files:
         pool = ThreadPoolExecutor(max(1, self.workers))
         waiting: deque[tuple[Tensor, list[Future[NDArray[np.uint8]]]]] = deque()
         try:
-            for start in range(0, len(order), batch_size):
-                chosen = order[start : start + batch_size]
+            for chosen in plan:
                 waiting.append((chosen, [pool.submit(self.read, position) for position in chosen.tolist()]))
                 if len(waiting) > BATCHES_AHEAD:
                     yield self._collect(*waiting.popleft())
@@ -145,13 +175,30 @@ class Files:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _collect(self, chosen: Tensor, pictures: list[Future[NDArray[np.uint8]]]) -> tuple[Tensor, Tensor]:
-        return torch.from_numpy(np.stack([picture.result() for picture in pictures])), self.labels[chosen]
+    def _collect(self, chosen: Tensor, pictures: list[Future[NDArray[np.uint8]]]) -> Batch:
+        pixels = torch.from_numpy(np.stack([picture.result() for picture in pictures]))
+        return Batch(chosen, pixels, self.labels[chosen])
 
     def colour(self) -> tuple[Colour, Colour]:
         """As :meth:`Pixels.colour`, over a thousand pictures drawn by a fixed seed."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed_of("colour")))[:1000]
-        return _colour(np.concatenate([pixels.numpy() for pixels, _ in self.batches(order, 50)]))
+        return _colour(np.concatenate([batch.pixels.numpy() for batch in self.batches(torch.split(order, 50))]))
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run learns from and is judged by."""
+
+    training: Pixels | Files
+    held: Pixels | Files
+    preprocessing: Preprocessing
+    digests: tuple[str, ...]  # hex SHA-256 of each training picture's file
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of which pictures are in which part."""
+        words = "\n".join((*self.training.names, *self.digests, "", *self.held.names))
+        return hashlib.sha256(words.encode(errors="surrogateescape")).hexdigest()
 
 
 def decode(
@@ -165,7 +212,7 @@ def decode(
     height, width = preprocessing.size
     labels = torch.from_numpy(images.labels(images.classes, asked=asked))
     if len(indices) * height * width * 3 > MEMORY_BYTES:
-        return Files(images, tuple(indices), preprocessing, labels[list(indices)], workers)
+        return Files(images, tuple(indices), labels[list(indices)], preprocessing, workers)
     pixels = np.empty((len(indices), height, width, 3), np.uint8)
     kept: list[int] = []
     broken: list[ImageError] = []
@@ -183,8 +230,7 @@ def decode(
         raise ImageError(
             asked, f"{len(broken)} of {len(indices)} pictures can't be read; first: {broken[0].true}", broken[0].fix
         )
-    names = tuple(images.records[index].name for index in kept)
-    return Pixels(torch.from_numpy(pixels[: len(kept)]), labels[kept], names)
+    return Pixels(images, tuple(kept), labels[kept], torch.from_numpy(pixels[: len(kept)]))
 
 
 def _colour(pixels: NDArray[np.uint8]) -> tuple[Colour, Colour]:

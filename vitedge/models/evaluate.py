@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from vitedge.architecture import ViTConfig
 from vitedge.models.data import Files, Pixels
+from vitedge.models.engine import Processes
 from vitedge.models.vit import VisionTransformer
 from vitedge.preprocessing import Preprocessing
 
@@ -30,16 +31,21 @@ def placed(model: VisionTransformer, device: torch.device) -> VisionTransformer:
 
 @torch.no_grad()
 def evaluate(
-    model: VisionTransformer, pictures: Pixels | Files, preprocessing: Preprocessing, device: torch.device
+    model: VisionTransformer, pictures: Pixels | Files, preprocessing: Preprocessing, group: Processes
 ) -> dict[str, float]:
-    """Top-1 (percent), mean cross-entropy and number of pictures: float32, one view of each picture."""
+    """Top-1 (percent), mean cross-entropy and number of pictures: float32, one view of each picture.
+
+    The processes of the group share the pictures.
+    """
     model.eval()
-    right, loss = 0, 0.0
-    for pixels, labels in pictures.batches(torch.arange(len(pictures)), 250):
-        x = normalise(pixels.to(device).permute(0, 3, 1, 2).float(), preprocessing)
+    right, loss = 0.0, 0.0
+    mine = torch.arange(group.rank, len(pictures), group.count)
+    for _, pixels, labels in pictures.batches(torch.split(mine, 250) if len(mine) else ()):
+        x = normalise(pixels.to(group.device).permute(0, 3, 1, 2).float(), preprocessing)
         logits = model(x.contiguous(memory_format=torch.channels_last)).cpu()
         right += int((logits.argmax(1) == labels).sum())
         loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
+    right, loss = group.add([right, loss])
     count = len(pictures)
     return {"top1_percent": 100 * right / count, "loss": loss / count, "images": count}
 

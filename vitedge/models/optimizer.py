@@ -11,6 +11,8 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from vitedge.models.vit import VisionTransformer
+
 
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised by Newton–Schulz iteration (Jordan et al., 2024), scaled as in Liu et al., 2502.16982.
@@ -20,7 +22,12 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], lr: float, *, momentum: float = 0.95, weight_decay: float = 0.0
+        self,
+        parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        lr: float,
+        *,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
     ) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
@@ -67,30 +74,62 @@ def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
 
 
 def build_optimizers(
-    model: nn.Module, name: str, *, lr: float, weight_decay: float, betas: tuple[float, float] = (0.9, 0.95)
+    model: VisionTransformer,
+    name: str,
+    *,
+    lr: float,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    extra: Iterable[nn.Parameter] = (),
+    betas: tuple[float, float] = (0.9, 0.95),
 ) -> list[torch.optim.Optimizer]:
     """The optimisers for a model, to be stepped together. Vectors (norms, biases, tokens, positions) don't decay.
 
+    Each group's ``lr_scale`` is ``layer_decay`` to the power of the layers above (Clark et al., 2003.10555; as in
+    Bao et al., 2106.08254): 1 for the head and the last norm, ``layer_decay`` for the last block, …, the smallest for
+    the stem, the tokens and the positions. Parameters that need no gradient belong to none.
+
     Args:
+        model: what is trained.
         name: ``adamw``, or ``muon``: Muon for hidden matrices, AdamW for the first layer, the heads and the vectors.
+        lr: of ``lr_scale`` 1.
+        weight_decay: of matrices.
+        layer_decay: see above; 1 treats all layers alike.
+        extra: further matrices and vectors beside the head.
+        betas: AdamW's.
     """
-    matrices: list[nn.Parameter] = []
-    ends: list[nn.Parameter] = []
-    vectors: list[nn.Parameter] = []
+    groups: dict[tuple[str, float], list[nn.Parameter]] = {}
     first_layer = True
     for parameter_name, parameter in model.named_parameters():
         if parameter.ndim < 2 or parameter_name.endswith(("_token", "pos_embed")):
-            vectors.append(parameter)
+            kind = "vectors"
         elif first_layer or parameter_name.startswith("head"):
-            first_layer = False
-            ends.append(parameter)
+            first_layer, kind = False, "ends"
         else:
-            matrices.append(parameter)
+            kind = "matrices"
+        scale = layer_decay ** (model.config.depth + 1 - layer_of(parameter_name, model.config.depth))
+        if parameter.requires_grad:
+            groups.setdefault((kind, scale), []).append(parameter)
+    for parameter in extra:
+        groups.setdefault(("vectors" if parameter.ndim < 2 else "ends", 1.0), []).append(parameter)
+
+    def chosen(*kinds: str) -> list[dict[str, Any]]:
+        decays = {"vectors": 0.0}
+        return [
+            {"params": parameters, "lr_scale": scale, "weight_decay": decays.get(kind, weight_decay)}
+            for (kind, scale), parameters in groups.items()
+            if kind in kinds
+        ]
+
     if name == "adamw":
-        ends, matrices = ends + matrices, []
-    groups: list[dict[str, Any]] = [
-        {"params": ends, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=lr, betas=betas)]
-    return optimizers if name == "adamw" else [Muon(matrices, lr, weight_decay=weight_decay), *optimizers]
+        return [torch.optim.AdamW(chosen("ends", "matrices", "vectors"), lr=lr, betas=betas)]
+    hidden = chosen("matrices")
+    adamw = torch.optim.AdamW(chosen("ends", "vectors"), lr=lr, betas=betas)
+    return [Muon(hidden, lr), adamw] if hidden else [adamw]
+
+
+def layer_of(name: str, depth: int) -> int:
+    """0 for the stem, the tokens and the positions, i + 1 for block i, ``depth`` + 1 for what comes after."""
+    if name.startswith("blocks."):
+        return int(name.split(".")[1]) + 1
+    return depth + 1 if name.startswith(("norm.", "fc_norm.", "head")) else 0

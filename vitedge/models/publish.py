@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from vitedge._version import __version__
 from vitedge.graph.author import author_vit
@@ -20,54 +19,59 @@ from vitedge.images import ImageSet
 from vitedge.model_folder import MODEL_ONNX, MODEL_WEIGHTS, ModelRecord, Origin, class_table, write_model
 
 if TYPE_CHECKING:
-    from vitedge.models.train import Trainer
+    from vitedge.models.trainer import Trainer
 
 
 def write_trained(
     out: Path,
     trainer: Trainer,
-    arrays: Mapping[str, NDArray[np.float16]],
     images: ImageSet,
     accuracy: dict[str, Any],
     *,
     command: str,
     overwrite: bool,
 ) -> Path:
-    """Write ``model.safetensors`` (the arrays), ``model.onnx`` of their float32 upcast, ``model.json`` and the log.
+    """Write ``model.safetensors`` (float16), ``model.onnx`` of its float32 upcast, ``model.json`` and the log.
 
     Raises:
         UsageError, ResourceError: as :func:`vitedge.files.new_folder`.
     """
     from safetensors.numpy import save
 
-    preprocessing, options = trainer.preprocessing, trainer.options
+    preprocessing, options, arrays = trainer.data.preprocessing, trainer.options, trainer.shipped()
+    name = options.model or trainer.start.name or "vit"
     graph = author_vit(
         trainer.config,
         {name: value.astype(np.float32) for name, value in arrays.items()},
         mean=preprocessing.mean,
         std=preprocessing.std,
         rescale=preprocessing.rescale,
-        name=options.model,
+        name=name,
     )
     training = {
         "command": command,
-        "options": asdict(options),
+        "options": _recorded(trainer),
         "seed": options.seed,
         "epochs": options.epochs,
         "steps": trainer.step,
         "best_epoch": trainer.best["epoch"],
-        "training_images": len(trainer.train_set),
-        "held_out_images": len(trainer.held_set),
+        "training_images": len(trainer.data.training),
+        "held_out_images": len(trainer.data.held),
         "wall_time_s": round(trainer.elapsed_s, 1),
         "parameters": sum(value.size for value in arrays.values()),
         "macs": trainer.config.macs(),
-        **circumstances(trainer.device, bf16=trainer.bf16),
+        "processes": trainer.group.count,
+        **circumstances(trainer.group.device, bf16=trainer.bf16),
     }
+    if trainer.start.digest is not None:
+        training["initial_weights"] = {"name": trainer.start.name, "sha256": trainer.start.digest}
+    if trainer.answers is not None:
+        training["teacher"] = {"name": trainer.answers.teacher.name, "digest": trainer.answers.teacher.digest}
     record = ModelRecord(
-        name=options.model,
+        name=name,
         classes=class_table(images.classes),
         preprocessing=preprocessing,
-        origin=Origin(kind="train", source=options.model),
+        origin=Origin(kind="train", source=name),
         architecture=trainer.config,
         training=training,
         accuracy=accuracy,
@@ -78,6 +82,14 @@ def write_trained(
         **trainer.logs(),
     }
     return write_model(out, record, files, overwrite=overwrite, asked=trainer.asked).path
+
+
+def _recorded(trainer: Trainer) -> dict[str, Any]:
+    """The options, with names in place of this machine's paths."""
+    options = asdict(trainer.options) | {"init_from": trainer.start.name}
+    if trainer.answers is not None:
+        options["distillation"] |= {"teacher": trainer.answers.teacher.name, "cache": None}
+    return options
 
 
 def circumstances(device: torch.device, *, bf16: bool) -> dict[str, Any]:

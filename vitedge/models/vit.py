@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitedge.architecture import ConvStem, PatchStem, ViTConfig
+from vitedge.architecture import ConvStem, PatchStem, Rope, ViTConfig
+from vitedge.graph.positions import rotary_angles
+from vitedge.models.batch_norm import GlobalBatchNorm2d
+from vitedge.models.randomness import uniform
 
 BATCH_NORM_EPS = 1e-5
 
@@ -38,7 +41,7 @@ class ConvNormAct(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int, *, folded: bool) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=folded)
-        self.norm = nn.Identity() if folded else nn.BatchNorm2d(outputs, eps=BATCH_NORM_EPS)
+        self.norm = nn.Identity() if folded else GlobalBatchNorm2d(outputs, eps=BATCH_NORM_EPS)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] -> [B, out, H/stride, W/stride]."""
@@ -60,6 +63,37 @@ class ConvEmbedding(nn.Module):
         return cast(Tensor, x).flatten(2).transpose(1, 2)  # -> [B, h·w, D]
 
 
+class Rotation(nn.Module):
+    """Angles of the rotary position embedding: fixed, or learned for each block and head."""
+
+    def __init__(self, config: ViTConfig, rope: Rope) -> None:
+        super().__init__()
+        angles = rotary_angles(rope, config.grid, config.head_dim)  # [patches, 1, d/2]
+        self.freqs: nn.Parameter | None = None
+        if rope.kind == "mixed":
+            shape = (2, config.depth, config.num_heads, config.head_dim // 2)
+            self.freqs = nn.Parameter(torch.zeros(shape))
+            units = np.eye(2)[:, :, None, None].repeat(config.head_dim // 2, axis=3)  # of the two axes: [2, 2, 1, d/2]
+            angles = np.stack([rotary_angles(rope, config.grid, config.head_dim, unit) for unit in units])
+        self.register_buffer("fixed", torch.tensor(angles, dtype=torch.float32).transpose(-3, -2), persistent=False)
+
+    def angles(self, block: int) -> Tensor:
+        """[1 or heads, patches, d/2]."""
+        if self.freqs is None:
+            return cast(Tensor, self.fixed)  # [1, patches, d/2]
+        return (cast(Tensor, self.fixed) * self.freqs[:, block, :, None]).sum(0)  # [2, 1, p, d/2] · [2, heads, 1, d/2]
+
+
+def rotate(x: Tensor, angles: Tensor, pairs: str) -> Tensor:
+    """Turn pairs of channels of the last tokens, [B, heads, N, d], by angles [1 or heads, patches, d/2]."""
+    prefix, patches = x[:, :, : -angles.shape[1]], x[:, :, -angles.shape[1] :]
+    a, b = patches.chunk(2, dim=-1) if pairs == "halves" else (patches[..., ::2], patches[..., 1::2])
+    cos, sin = angles.cos(), angles.sin()
+    turned = a * cos - b * sin, b * cos + a * sin
+    patches = torch.cat(turned, dim=-1) if pairs == "halves" else torch.stack(turned, dim=-1).flatten(-2)
+    return torch.cat([prefix, patches], dim=2)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with queries, keys and values packed in one linear layer."""
 
@@ -67,16 +101,20 @@ class Attention(nn.Module):
         super().__init__()
         dim, eps = config.embed_dim, config.layer_norm_eps
         self.heads = config.num_heads
+        self.pairs = "" if config.rope is None else config.rope.pairs
         self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias)
         self.q_norm = nn.LayerNorm(config.head_dim, eps) if config.qk_norm else nn.Identity()
         self.k_norm = nn.LayerNorm(config.head_dim, eps) if config.qk_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, angles: Tensor | None = None) -> Tensor:
         """[B, N, D] -> [B, N, D]."""
         qkv = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [B, N, 3D] -> [3, B, heads, N, d]
         q, k, v = qkv.unbind(0)
-        x = functional.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)  # scale 1/√d; [B, heads, N, d]
+        q, k = self.q_norm(q), self.k_norm(k)
+        if angles is not None:
+            q, k = rotate(q, angles, self.pairs), rotate(k, angles, self.pairs)
+        x = functional.scaled_dot_product_attention(q, k, v)  # scale 1/√d; [B, heads, N, d]
         return cast(Tensor, self.proj(x.transpose(1, 2).flatten(2)))  # [B, heads, N, d] -> [B, N, D]
 
 
@@ -85,12 +123,18 @@ class Mlp(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.embed_dim, config.mlp_hidden)
-        self.act = nn.GELU(approximate="tanh" if config.activation == "gelu_tanh" else "none")
+        self.fc1 = nn.Linear(config.embed_dim, config.fc1_width)
+        self.gated = config.mlp == "swiglu"
+        self.act = (
+            nn.SiLU() if self.gated else nn.GELU(approximate="tanh" if config.activation == "gelu_tanh" else "none")
+        )
         self.fc2 = nn.Linear(config.mlp_hidden, config.embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, D] -> [B, N, D]."""
+        if self.gated:
+            gate, value = self.fc1(x).chunk(2, dim=-1)
+            return cast(Tensor, self.fc2(self.act(gate) * value))
         return cast(Tensor, self.fc2(self.act(self.fc1(x))))  # [B, N, D] -> [B, N, hidden] -> [B, N, D]
 
 
@@ -107,18 +151,22 @@ class LayerScale(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al., 1603.09382): in training, leaves a residual branch out for some of the images."""
+    """Stochastic depth (Huang et al., 1603.09382): in training, leaves a residual branch out for some of the images.
+
+    What remains is scaled up by 1/(1 - rate). Which images' branches are left out is drawn before the forward pass
+    (:meth:`VisionTransformer.draw_paths`); as long as nothing was drawn, none is.
+    """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
+        self.kept: Tensor | None = None  # [B, 1, 1]: 0, or 1/(1 - rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, D] -> [B, N, D]."""
-        if not self.training or self.rate == 0.0:
+        if not self.training or self.kept is None:
             return x
-        keep = 1.0 - self.rate
-        return x * (torch.rand(x.shape[0], 1, 1, device=x.device) < keep).to(x.dtype) / keep
+        return x * self.kept.to(x.dtype)
 
 
 class Block(nn.Module):
@@ -130,15 +178,16 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps)
         self.attn = Attention(config)
         self.ls1 = LayerScale(dim) if config.layer_scale else nn.Identity()
+        self.drop_path1 = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(dim, eps)
         self.mlp = Mlp(config)
         self.ls2 = LayerScale(dim) if config.layer_scale else nn.Identity()
-        self.drop_path = DropPath(drop_path)
+        self.drop_path2 = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, N, D] -> [B, N, D]."""
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x))))
-        x = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+    def forward(self, x: Tensor, angles: Tensor | None = None) -> Tensor:
+        """[B, N, D] -> [B, N, D]; the angles are the rotary embedding's."""
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), angles)))
+        x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
         return x
 
 
@@ -165,12 +214,13 @@ class VisionTransformer(nn.Module):
         positions = config.tokens if config.position_embedding_covers_prefix else config.tokens - config.prefix_tokens
         learned = config.position_embedding == "learned"
         self.pos_embed = nn.Parameter(torch.zeros(1, positions, dim)) if learned else None
+        self.rope = Rotation(config, config.rope) if config.rope is not None else None
         self.norm_pre = nn.LayerNorm(dim, eps) if config.pre_norm else nn.Identity()
         rates = np.linspace(0.0, drop_path, config.depth)
         self.blocks = nn.Sequential(*(Block(config, float(rate)) for rate in rates))
         self.norm = nn.LayerNorm(dim, eps) if config.final_norm == "norm" else nn.Identity()
         self.fc_norm = nn.LayerNorm(dim, eps) if config.final_norm == "fc_norm" else nn.Identity()
-        self.head = nn.Linear(dim, config.num_classes)
+        self.head = nn.Linear(config.pooled_dim, config.num_classes)
         self.head_dist = nn.Linear(dim, config.num_classes) if config.distillation_token else None
         self._initialise()
 
@@ -206,19 +256,40 @@ class VisionTransformer(nn.Module):
 
     def features(self, image: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, N, D]: the tokens after the last block (and after ``norm`` where it stands there)."""
-        return cast(Tensor, self.norm(self.blocks(self.norm_pre(self.tokens(image)))))
+        x = self.norm_pre(self.tokens(image))
+        for index, block in enumerate(self.blocks):
+            x = block(x) if self.rope is None else block(x, self.rope.angles(index))
+        return cast(Tensor, self.norm(x))
+
+    def draw_paths(self, keys: Tensor) -> None:
+        """Decide by the images' keys (int64 [B]) which branches the next forward passes of these images leave out."""
+        for name, module in self.named_modules():
+            if isinstance(module, DropPath) and module.rate:
+                keep = 1.0 - module.rate
+                module.kept = (uniform(keys, name) < keep)[:, None, None] / keep
+
+    def heads(self, image: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Normalised float images [B, 3, H, W] (RGB) -> logits of both heads [B, classes] and what the first one reads.
+
+        The second head is a distilled model's, else None; what the heads read is the normalised, pooled token [B, D].
+        """
+        x = self.features(image)  # [B, N, D]
+        pooled = x[:, 0]
+        if self.config.pool != "token":
+            patches = x[:, self.config.prefix_tokens :].mean(dim=1)
+            pooled = patches if self.config.pool == "avg" else torch.cat([pooled, patches], dim=1)
+        pooled = cast(Tensor, self.fc_norm(pooled))
+        logits = cast(Tensor, self.head(pooled))  # [B, D] -> [B, classes]
+        second = None if self.head_dist is None else cast(Tensor, self.head_dist(self.fc_norm(x[:, 1])))
+        return logits, second, pooled
 
     def forward(self, image: Tensor) -> Tensor:
         """Normalised float images [B, 3, H, W] (RGB) -> logits [B, classes].
 
         A distilled model has two heads; its logits are their mean (Touvron et al., 2012.12877).
         """
-        x = self.features(image)  # [B, N, D]
-        pooled = x[:, 0] if self.config.pool == "token" else x[:, self.config.prefix_tokens :].mean(dim=1)
-        logits = cast(Tensor, self.head(self.fc_norm(pooled)))  # [B, D] -> [B, classes]
-        if self.head_dist is None:
-            return logits
-        return (logits + cast(Tensor, self.head_dist(self.fc_norm(x[:, 1])))) / 2
+        logits, second, _ = self.heads(image)
+        return logits if second is None else (logits + second) / 2
 
 
 def fold_batch_norm(state: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:

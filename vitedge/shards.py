@@ -1,0 +1,150 @@
+"""Tar shards in the layout of webdataset: ``0001.jpg`` beside ``0001.cls`` or ``0001.json``, in numbered archives.
+
+A source is a folder of such archives, one of them, or a range of them: ``train-{0000..0146}.tar``. What belongs
+together has one name up to its first dot. ``.cls`` holds the class: its number or its name. ``.json`` holds it under
+``cls``, ``class`` or ``label``. Where classes are numbers, ``classes.txt`` beside the shards names them, one a line;
+without it a number is its class's name.
+
+Only headers and labels are read here; a picture is read later, by its place in the archive.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from vitedge.errors import ImageError, UsageError
+
+CLASSES = "classes.txt"
+LABEL_KEYS = ("cls", "class", "label")
+MAX_LABEL_BYTES = 1 << 20
+MAX_SHARDS = 1_000_000
+LABELS = "give each picture a .cls or .json file of the same name that holds its class"
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture of a shard."""
+
+    name: str  # "train-0001.tar/0042.jpg"
+    shard: Path
+    offset: int  # of its bytes in the shard
+    size: int
+    label: str
+
+
+def shard_files(source: Path) -> list[Path]:
+    """The archives that ``source`` stands for; empty when it's something else."""
+    if match := _RANGE.search(source.name):
+        first, last = match.groups()
+        numbers = range(int(first), min(int(last) + 1, int(first) + MAX_SHARDS))
+        start, end = source.name[: match.start()], source.name[match.end() :]
+        return [source.with_name(f"{start}{number:0{len(first)}d}{end}") for number in numbers]
+    if os.path.isdir(source):  # noqa: PTH112 - Path.is_dir raises for names that are too long
+        files = sorted(path for path in source.iterdir() if not path.name.startswith("."))
+        tars = [path for path in files if path.suffix.lower() == ".tar" and path.is_file()]
+        return tars if {path.name for path in files} <= {path.name for path in tars} | {CLASSES} else []
+    return [source] if source.suffix.lower() == ".tar" and _holds_labels(source) else []
+
+
+def read_shards(shards: Sequence[Path], suffixes: Sequence[str], asked: str) -> tuple[list[Sample], tuple[str, ...]]:
+    """All samples, in the order of their names, and the classes in the order of their ids.
+
+    Args:
+        shards: the archives.
+        suffixes: of the files that are pictures.
+        asked: the wish, for error texts.
+
+    Raises:
+        UsageError: a shard is missing.
+        ImageError: a shard that can't be read, or a picture without a class.
+    """
+    samples = []
+    for shard in shards:
+        try:
+            samples += list(_samples(shard, tuple(suffixes), asked))
+        except FileNotFoundError as error:
+            raise UsageError(asked, f"the shard {shard} doesn't exist", "correct the range, or copy it") from error
+        except (tarfile.TarError, OSError, EOFError, ValueError, RecursionError) as error:
+            raise ImageError(asked, f"{shard}: {type(error).__name__}: {error}", "make the shard again") from error
+    names, labels = _named(sorted(samples, key=lambda sample: sample.name), shards[0].parent / CLASSES, asked)
+    return names, labels
+
+
+def _named(samples: list[Sample], table: Path, asked: str) -> tuple[list[Sample], tuple[str, ...]]:
+    """Numbers become ids (named by ``table`` where there is one); names are sorted."""
+    found = {sample.label for sample in samples}
+    if not all(label.isdecimal() for label in found):
+        return samples, tuple(sorted(found))
+    ids = sorted(map(int, found))
+    try:
+        names = tuple(line.strip() for line in table.read_text(encoding="utf-8").strip().splitlines())
+    except FileNotFoundError:
+        names = tuple(map(str, range(len(ids))))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ImageError(asked, f"{table} can't be read: {error}", "give a UTF-8 text file, one name a line") from error
+    if len(set(names)) != len(names) or (ids and ids[-1] >= len(names)):
+        raise ImageError(
+            asked,
+            f"the shards' {len(ids)} classes go up to number {ids[-1]}; that isn't a number of {len(names)} "
+            "different classes",
+            f"number them 0, 1, 2, …, or name every class in {CLASSES}",
+        )
+    return [
+        Sample(sample.name, sample.shard, sample.offset, sample.size, names[int(sample.label)]) for sample in samples
+    ], names
+
+
+def _samples(shard: Path, suffixes: tuple[str, ...], asked: str) -> Iterator[Sample]:
+    pictures: dict[str, tarfile.TarInfo] = {}
+    labels: dict[str, str] = {}
+    with tarfile.open(shard, "r:") as tar:
+        for info in tar:
+            key, extension = _parts(info.name)
+            if not info.isreg() or info.issparse():
+                continue
+            if f".{extension.rsplit('.', 1)[-1]}" in suffixes:
+                if key in pictures:
+                    raise ImageError(asked, f"{shard.name} holds two pictures named '{key}'", "rename one")
+                pictures[key] = info
+            elif extension in ("cls", "json") and info.size <= MAX_LABEL_BYTES and key not in labels:
+                stream = tar.extractfile(info)
+                text = stream.read().decode() if stream else ""
+                label = _label(text, extension)
+                if label is not None:
+                    labels[key] = label
+    for key, info in pictures.items():
+        if key not in labels:
+            raise ImageError(asked, f"{info.name} in {shard.name} has no class", LABELS)
+        yield Sample(f"{shard.name}/{info.name}", shard, info.offset_data, info.size, labels[key])
+
+
+def _label(text: str, extension: str) -> str | None:
+    if extension == "cls":
+        return text.strip() or None
+    data = json.loads(text)
+    values = [data[key] for key in LABEL_KEYS if key in data] if isinstance(data, dict) else []
+    known = next((value for value in values if isinstance(value, str | int) and not isinstance(value, bool)), None)
+    return None if known is None else str(known).strip() or None
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """("folder/0001", "jpg") of ``folder/0001.jpg``: the key, and the extension from the first dot on, lower case."""
+    path = PurePosixPath(name)
+    stem, _, extension = path.name.partition(".")
+    return str(path.parent / stem), extension.lower()
+
+
+def _holds_labels(path: Path) -> bool:
+    """Whether a .tar has a label among its first files, so that it's a shard rather than an archive of folders."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            return any(_parts(info.name)[1] in ("cls", "json") for info, _ in zip(tar, range(16), strict=False))
+    except (tarfile.TarError, OSError, EOFError, ValueError):
+        return False
