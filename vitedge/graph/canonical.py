@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, inliner, version_converter
 
 from vitedge.architecture import ViTConfig
 from vitedge.errors import ModelError
-from vitedge.graph import folding, rewrites, surgery
+from vitedge.graph import affine, folding, rewrites, surgery
 from vitedge.graph.author import IR_VERSION, OPSET, author_vit
 from vitedge.graph.lift import lift
 from vitedge.graph.surgery import attribute
@@ -236,7 +236,8 @@ def _attempt(
             total += count
             if count == 0:
                 break
-    except ModelError:  # shapes that contradict each other, constants that can't be read: not ours to repair
+    except (ArithmeticError, LookupError, ModelError, TypeError, ValueError):  # a malformed graph: not ours to repair
+        report.rejected[name] = float("inf")
         return model
     if total == 0:
         return model
@@ -278,14 +279,15 @@ _SIMPLIFICATIONS: tuple[tuple[str, Callable[[onnx.ModelProto], int]], ...] = (
     ("no-ops passed over", folding.identities),
     ("GELU", rewrites.gelu),
     ("LayerNorm", rewrites.layer_norm),
-    ("Gemm to MatMul and Add", rewrites.gemm),
-    ("BatchNorm folded", rewrites.batch_norm),
-    ("channel factors folded", rewrites.channel_scale),
+    ("Gemm to MatMul and Add", affine.gemm),
+    ("BatchNorm folded", affine.batch_norm),
+    ("reshapes joined", folding.reshapes),
+    ("channel factors folded", affine.channel_scale),
     ("tokens as Pad and Add", rewrites.tokens),
 )
 _FINISH: tuple[tuple[str, Callable[[onnx.ModelProto], int]], ...] = (
-    ("attention scale", rewrites.attention_scale),
-    ("normalisation folded", rewrites.normalisation),
+    ("attention scale", affine.attention_scale),
+    ("normalisation folded", affine.normalisation),
     ("batch made symbolic", _free_batch),
 )
 

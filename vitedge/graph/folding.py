@@ -333,6 +333,28 @@ def identities(model: onnx.ModelProto) -> int:
     return count
 
 
+def reshapes(model: onnx.ModelProto) -> int:
+    """A reshape of a reshape becomes one, and those that keep the shape are passed over."""
+    movers, count = ("Reshape", "Flatten", "Squeeze", "Unsqueeze"), 0
+    fixed = surgery.batch_size(model)
+    pinned = [model] if fixed is not None else [surgery.pin_batch(model, batch) for batch in _BATCHES]
+    known = [surgery.shapes(candidate) for candidate in pinned]
+    index = Index(model)
+    for node in model.graph.node:
+        if node.op_type not in movers or node.output[0] in index.outputs:
+            continue
+        before = index.producers.get(node.input[0])
+        target = index.constant(node.input[1]) if node.op_type == "Reshape" else None
+        if before is not None and before.op_type in movers and target is not None and target.all():
+            node.input[0] = before.input[0]
+            count += 1
+        ends = [(shapes.get(node.input[0], (None,)), shapes.get(node.output[0], ())) for shapes in known]
+        if all(start == end and None not in start for start, end in ends):
+            reroute(model, node.output[0], node.input[0])
+            index, count = Index(model), count + 1
+    return count
+
+
 def _is_float(index: Index, name: str, floats: set[str]) -> bool:
     """Whether a tensor is float32 for certain: an input, a constant, or written by an operator that makes floats."""
     producer = index.producers.get(name)

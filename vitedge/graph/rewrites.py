@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from vitedge.graph import surgery
-from vitedge.graph.folding import Array, Index, copied, reroute, set_constant, splice
-from vitedge.graph.surgery import Linear, attribute
+from vitedge.graph.folding import Array, Index, set_constant, splice
+from vitedge.graph.surgery import attribute
 
 Float64 = NDArray[np.float64]
 
@@ -161,97 +161,6 @@ def _row(model: onnx.ModelProto, index: Index, name: str) -> str:
     return name if len(tensor.dims) == 1 else set_constant(model, f"{name}.row", surgery.array(tensor).reshape(-1))
 
 
-def gemm(model: onnx.ModelProto) -> int:
-    """Gemm with constant weights becomes MatMul and Add; alpha, beta and the transposition go into the constants."""
-    index, found = Index(model), {}
-    for node in model.graph.node:
-        weight = index.constant(node.input[1]) if node.op_type == "Gemm" else None
-        if weight is None or attribute(node, "transA", 0) or node.input[0] in index.constants:
-            continue
-        bias = index.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-        if len(node.input) > 2 and node.input[2] and bias is None:
-            continue
-        matrix = (weight.T if attribute(node, "transB", 0) else weight).astype(np.float64)
-        name = node.name or node.output[0]
-        product = node.output[0] if bias is None else f"{name}.out"
-        inputs = [
-            node.input[0],
-            set_constant(model, f"{name}.weight", _float32(matrix * attribute(node, "alpha", 1.0))),
-        ]
-        found[node.output[0]] = [helper.make_node("MatMul", inputs, [product], name=name)]
-        if bias is not None:
-            offset = np.broadcast_to(
-                bias.astype(np.float64) * attribute(node, "beta", 1.0), (*bias.shape[:-1], matrix.shape[1])
-            )
-            inputs = [product, set_constant(model, f"{name}.bias", _float32(offset))]
-            found[node.output[0]].append(helper.make_node("Add", inputs, [node.output[0]], name=f"{name}.bias"))
-    splice(model, found)
-    return len(found)
-
-
-def batch_norm(model: onnx.ModelProto) -> int:
-    """BatchNorm (Ioffe & Szegedy, 1502.03167) in inference form is folded into the convolution before it."""
-    index, count = Index(model), 0
-    layers = {layer.output: layer for layer in surgery.linear_layers(model) if layer.kind == "conv"}
-    for node in model.graph.node:
-        layer = layers.get(node.input[0]) if node.op_type == "BatchNormalization" else None
-        if layer is None or index.reader(layer.output) is None or node.output[0] in index.outputs:
-            continue
-        parts = [index.constant(name) for name in node.input[1:5]]
-        if any(part is None for part in parts):
-            continue
-        gamma, beta, mean, var = (part.astype(np.float64) for part in parts if part is not None)
-        gain = gamma / np.sqrt(var + float(attribute(node, "epsilon", 1e-5)))
-        _scale_layer(model, index, layer, gain, beta - mean * gain)
-        reroute(model, node.output[0], layer.output)
-        count += 1
-    return count
-
-
-def channel_scale(model: onnx.ModelProto) -> int:
-    """A factor per output channel behind a linear layer or a convolution (LayerScale, for one) is folded into it."""
-    index, count = Index(model), 0
-    for layer in surgery.linear_layers(model):
-        reader = index.reader(layer.output)
-        pair = index.operand(reader) if reader is not None and reader.op_type in ("Mul", "Div") else None
-        if reader is None or pair is None or reader.output[0] in index.outputs:
-            continue
-        factor = surgery.array(index.constants[pair[1]]).astype(np.float64)
-        if reader.op_type == "Div":
-            if reader.input[0] != pair[0] or not factor.all():
-                continue
-            factor = 1 / factor
-        channels = index.constants[layer.weight].dims[layer.channel_axis]
-        axis = -1 if layer.kind == "linear" else -3
-        along = factor.shape[axis] if factor.ndim >= -axis else 1
-        if factor.size == 1:
-            factor = np.full(channels, factor.reshape(-1)[0])
-        elif factor.size != channels or along != channels:
-            continue
-        _scale_layer(model, index, layer, factor.reshape(-1), np.zeros(channels))
-        reroute(model, reader.output[0], layer.output)
-        index, count = Index(model), count + 1
-    return count
-
-
-def _scale_layer(model: onnx.ModelProto, index: Index, layer: Linear, gain: Float64, offset: Float64) -> None:
-    """Fold y -> gain · y + offset, per output channel, into the layer's own constants, in place."""
-    weight = surgery.array(index.constants[layer.weight]).astype(np.float64)
-    shape = [1] * weight.ndim
-    shape[layer.channel_axis] = -1
-    shared = len(index.consumers[layer.weight]) > 1
-    name = f"{layer.name}.scaled_weight" if shared else layer.weight
-    layer.node.input[1] = set_constant(model, name, _float32(weight * gain.reshape(shape)))
-    if layer.bias is not None:
-        bias = surgery.array(index.constants[layer.bias]).astype(np.float64)
-        owner = layer.bias_node if layer.bias_node is not None else layer.node
-        position = list(owner.input).index(layer.bias)
-        name = f"{layer.name}.scaled_bias" if len(index.consumers[layer.bias]) > 1 else layer.bias
-        owner.input[position] = set_constant(model, name, _float32(bias * gain + offset))
-    elif offset.any():  # a convolution; a linear layer without bias has nowhere to put one, and no caller asks it to
-        layer.node.input.append(set_constant(model, f"{layer.name}.bias", _float32(offset)))
-
-
 def tokens(model: onnx.ModelProto) -> int:
     """Constant tokens joined to the sequence become zero rows and one constant Add; successive constants are summed.
 
@@ -353,106 +262,6 @@ def _summed_constants(model: onnx.ModelProto) -> int:
         break  # the next round sees the new graph
     splice(model, found)
     return len(found)
-
-
-def attention_scale(model: onnx.ModelProto) -> int:
-    """Factors around q·kᵀ, on q, on k, on both (as torch writes it) or on the scores, become one: in the query's own
-    linear layer where nothing but transposition lies between, else one Mul on q."""
-    count = 0
-    for name in [node.output[0] for node in model.graph.node if node.op_type == "MatMul"]:
-        index = Index(model)
-        scores = index.producers[name]
-        if any(source in index.constants for source in scores.input):
-            continue
-        downstream, total, tail = [], 1.0, scores.output[0]
-        while (reader := index.reader(tail)) is not None and (step := index.factor(reader)) is not None:
-            downstream.append(reader)
-            total, tail = total * step[1], reader.output[0]
-        softmax = index.reader(tail)
-        if softmax is None or softmax.op_type != "Softmax":
-            continue
-        query, key = (_scale_chain(index, source) for source in scores.input[:2])
-        factors = [*query[0], *key[0]]
-        total *= math.prod(factor for _, factor in factors)
-        layers = {layer.output: layer for layer in surgery.linear_layers(model)}
-        layer = layers.get(query[1])
-        on_query = len(query[0]) == 1 and not key[0] and not downstream
-        if total == 1.0 or not (factors or downstream) or (on_query and layer is None):
-            continue
-        for node in [*downstream, *(node for node, _ in factors)]:
-            step = index.factor(node)
-            if step is not None:
-                reroute(model, node.output[0], step[0])
-        if layer is not None:
-            channels = index.constants[layer.weight].dims[layer.channel_axis]
-            _scale_layer(model, index, layer, np.full(channels, total), np.zeros(channels))
-        else:
-            prefix = scores.name or scores.output[0]
-            factor = set_constant(model, f"{prefix}.scale.weight", np.asarray(total, np.float32))
-            scaled = helper.make_node("Mul", [scores.input[0], factor], [f"{prefix}.scale.out"], name=f"{prefix}.scale")
-            new = copied(scores)
-            new.input[0] = f"{prefix}.scale.out"
-            splice(model, {scores.output[0]: [scaled, new]})
-        count += 1
-    return count
-
-
-def _scale_chain(index: Index, name: str) -> tuple[list[tuple[onnx.NodeProto, float]], str]:
-    """Scalings between ``name`` and where it comes from through data movement alone, and that tensor."""
-    found: list[tuple[onnx.NodeProto, float]] = []
-    while True:
-        node = index.producers.get(name)
-        if node is None or index.reader(name) is None:
-            return found, name
-        step = index.factor(node)
-        if step is not None:
-            found.append((node, step[1]))
-            name = step[0]
-        elif node.op_type in ("Transpose", "Reshape"):
-            name = node.input[0]
-        else:
-            return found, name
-
-
-def normalisation(model: onnx.ModelProto) -> int:
-    """Mean and factor in front of a convolution without padding are folded into it.
-
-    They are the nodes ``image.mean`` (Sub) and ``image.scale`` (Mul), constants [3, 1, 1], that import puts there.
-    """
-    index = Index(model)
-    nodes = {node.name: node for node in model.graph.node}
-    subtract, multiply = nodes.get("image.mean"), nodes.get("image.scale")
-    if subtract is None or multiply is None:
-        return 0
-    conv = index.reader(multiply.output[0])
-    layer = next(
-        (layer for layer in surgery.linear_layers(model) if conv is not None and layer.output == conv.output[0]), None
-    )
-    if conv is None or layer is None or conv.op_type != "Conv" or attribute(conv, "group", 1) != 1:
-        return 0
-    padded = any(attribute(conv, "pads", []) or []) or attribute(conv, "auto_pad", "NOTSET") not in ("NOTSET", "VALID")
-    if padded or (len(conv.input) > 2 and layer.bias is None):
-        return 0
-    mean, factor = (
-        surgery.array(index.constants[node.input[1]]).astype(np.float64).reshape(3) for node in (subtract, multiply)
-    )
-    weight = surgery.array(index.constants[layer.weight]).astype(np.float64) * factor[:, None, None]
-    bias = (
-        np.zeros(weight.shape[0])
-        if layer.bias is None
-        else surgery.array(index.constants[layer.bias]).astype(np.float64)
-    )
-    new = copied(conv)
-    del new.input[:]
-    new.input.extend(
-        [
-            subtract.input[0],
-            set_constant(model, f"{conv.name}.weight", _float32(weight)),
-            set_constant(model, f"{conv.name}.bias", _float32(bias - np.einsum("oikl,i->o", weight, mean))),
-        ]
-    )
-    splice(model, {conv.output[0]: [new]})
-    return 1
 
 
 def attention_operator(model: onnx.ModelProto) -> int:
