@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from vitedge._version import __version__
 
 if TYPE_CHECKING:
-    from vitedge.pipeline import bench, classify, evaluate, export, import_model, open, train, verify
+    from vitedge.pipeline import bench, classify, compare, evaluate, export, import_model, open, train, verify
 
 __all__ = [
     "__version__",
     "bench",
     "classify",
+    "compare",
     "evaluate",
     "export",
     "import_model",

@@ -50,6 +50,9 @@ def export(
     recipe: Recipe | str | Path = "default",
     data: str | Path | None = None,
     num_samples: int | None = None,
+    held_out: str | Path | None = None,
+    max_drop: float | None = None,
+    min_agreement: float | None = None,
     batch: int | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
@@ -59,11 +62,15 @@ def export(
     Args:
         model: a model folder.
         target: a target's name, or a TOML file that describes one.
-        precision: ``fp32``, ``fp16``, ``int8``, … as the target offers.
+        precision: ``fp32``, ``fp16``, ``int8``, … as the target offers; ``auto``: the first that holds the budget.
         out: the artifact folder to write.
         recipe: how to calibrate; used by quantized precisions.
         data: calibration images; only the embedded model has its own.
         num_samples: calibration images to observe, instead of the recipe's number.
+        held_out: pictures that judge what is lost; by default what calibration leaves over of ``data``.
+        max_drop: percentage points of top-1 that may be lost against float32, at the worse end of its 95 % interval.
+            Layers go back to float until it holds.
+        min_agreement: per cent of the pictures that must be called as float32 calls them, likewise.
         batch: pictures per inference, instead of the target's.
         overwrite: replace an existing artifact.
         progress: called with (task, done, total).
@@ -82,6 +89,9 @@ def export(
         recipe=recipe,
         data=data,
         num_samples=num_samples,
+        held_out=held_out,
+        max_drop=max_drop,
+        min_agreement=min_agreement,
         batch=batch,
         overwrite=overwrite,
     )

@@ -212,11 +212,11 @@ def test_an_interrupted_run_goes_on_and_equals_a_whole_one(
     read: list[int] = []
     original = ImageSet.read
     monkeypatch.setattr(ImageSet, "read", lambda self, index: read.append(index) or original(self, index))
-    resumed = evaluate([artifact, other], images, earlier=left)
+    resumed = evaluate([artifact, other], images, resume=left)
     assert sorted(read) == list(range(32, 60))  # the rest alone
     assert resumed.created == left.created and not resumed.partial and len(resumed.resumed) == 1
     assert timeless(resumed) == timeless(evaluate([artifact, other], images))
-    again = evaluate([artifact, other], images, earlier=resumed)  # of a whole result nothing is left to do
+    again = evaluate([artifact, other], images, resume=resumed)  # of a whole result nothing is left to do
     assert again == resumed
 
 
@@ -227,7 +227,7 @@ def test_unreadable_images_are_counted_once_over_an_interruption(
     (folder / "ant" / "007.png").write_bytes(b"no picture")
     left = interrupted([artifact], ImageSet.open(folder), monkeypatch)
     assert left.data is not None and left.data.skipped == ("ant/007.png",)
-    resumed = evaluate([artifact], ImageSet.open(folder), earlier=left)
+    resumed = evaluate([artifact], ImageSet.open(folder), resume=left)
     assert resumed.data is not None and resumed.data.skipped == ("ant/007.png",) and len(resumed.data.names) == 119
     assert timeless(resumed) == timeless(evaluate([artifact], ImageSet.open(folder)))
 
@@ -239,17 +239,17 @@ def test_only_the_same_evaluation_goes_on(
     left = interrupted([artifact], images, monkeypatch)
     other = null_artifact(tmp_path / "b", precision="int8")
     with pytest.raises(UsageError, match="other artifacts or options"):
-        evaluate([other], images, earlier=left)
+        evaluate([other], images, resume=left)
     with pytest.raises(UsageError, match="other images"):
-        evaluate([artifact], images, limit=50, earlier=left)
+        evaluate([artifact], images, limit=50, resume=left)
     changed = labelled(tmp_path / "changed", wrong=4)
     with pytest.raises(UsageError, match="other images"):
-        evaluate([artifact], ImageSet.open(changed), earlier=left)
+        evaluate([artifact], ImageSet.open(changed), resume=left)
     with pytest.raises(UsageError, match="other images"):
-        evaluate([artifact], images.subset(range(20)), earlier=left)
+        evaluate([artifact], images.subset(range(20)), resume=left)
     where = replace(left.circumstances, memory_mb=1)
     with pytest.raises(UsageError, match="another machine"):
-        evaluate([artifact], images, earlier=replace(left, circumstances=where))
+        evaluate([artifact], images, resume=replace(left, circumstances=where))
 
 
 def test_what_has_been_evaluated_is_kept_meanwhile(
@@ -259,7 +259,7 @@ def test_what_has_been_evaluated_is_kept_meanwhile(
     kept: list[Result] = []
     whole = evaluate([artifact], ImageSet.open(data), keep=kept.append)
     assert [len(result.data.names) for result in kept if result.data] == [32, 60] and all(r.partial for r in kept)
-    assert timeless(evaluate([artifact], ImageSet.open(data), earlier=kept[0])) == timeless(whole)
+    assert timeless(evaluate([artifact], ImageSet.open(data), resume=kept[0])) == timeless(whole)
 
 
 def test_chunks_are_whole_batches(

@@ -56,7 +56,7 @@ def evaluate(
     *,
     limit: int | None = None,
     workers: int | None = None,
-    earlier: Result | None = None,
+    resume: Result | None = None,
     keep: Callable[[Result], None] | None = None,
     progress: Progress = silent,
 ) -> Result:
@@ -68,13 +68,13 @@ def evaluate(
         options: how each is opened.
         limit: evaluate so many images, the same ones on every machine.
         workers: processes that decode; None decides by the number of images and cores.
-        earlier: a partial result of the same artifacts on the same images: go on from there.
+        resume: a partial result of the same artifacts on the same images: go on from there.
         keep: called with a partial result every :data:`KEEP_S` seconds, to survive being killed.
         progress: called with (task, done, total).
 
     Raises:
         UsageError: classes that differ among the artifacts or don't match the folders, images that an artifact was
-            calibrated on, or an ``earlier`` result of something else.
+            calibrated on, or a result of something else to resume.
         ImageError: more than 1 % unreadable.
         InvalidResultError: an output that isn't finite.
         NotInstalledError: a runtime isn't installed.
@@ -135,16 +135,16 @@ def evaluate(
             )
 
         start = 0
-        if earlier is not None and earlier.data is not None:
-            start = len(earlier.data.names) + len(earlier.data.skipped)
-            skipped += earlier.data.skipped
+        if resume is not None and resume.data is not None:
+            start = len(resume.data.names) + len(resume.data.skipped)
+            skipped += resume.data.skipped
             passed_over = set(skipped)
             before = range(min(start, len(images)))
             indices += [index for index in before if images.records[index].name not in passed_over]
-            _refuse_other(earlier, Result(created=created, circumstances=where, rows=tuple(rows), data=data()), asked)
-            resumed = (*earlier.resumed, created) if earlier.partial else earlier.resumed
-            created = earlier.created
-            for part, row in zip(parts, earlier.rows, strict=True):
+            _refuse_other(resume, Result(created=created, circumstances=where, rows=tuple(rows), data=data()), asked)
+            resumed = (*resume.resumed, created) if resume.partial else resume.resumed
+            created = resume.created
+            for part, row in zip(parts, resume.rows, strict=True):
                 part += [row.accuracy] if row.accuracy is not None else []
 
         contracts = list(dict.fromkeys(session.artifact.manifest.preprocessing for session in sessions))

@@ -68,7 +68,7 @@ def eval_(
                 options,
                 limit=limit,
                 workers=workers,
-                earlier=earlier,
+                resume=earlier,
                 keep=keeper(out),
                 progress=progress,
             )

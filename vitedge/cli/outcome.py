@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from vitedge.comparison import Comparison
     from vitedge.result import Result
 
 
@@ -88,4 +89,49 @@ def refuse_invalid(result: Result) -> None:
         if not verdict.valid:
             raise InvalidResultError(
                 f"measure {row.subject.name} strictly", "; ".join(verdict.reasons), "measure again on a quiet machine"
+            )
+
+
+def separate(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """(artifacts, results) among what ``compare`` was given: only one of them holds any.
+
+    Raises:
+        UsageError: both kinds, neither kind, or too few.
+    """
+    from vitedge.artifact import MANIFEST
+    from vitedge.errors import UsageError
+    from vitedge.result import RESULT_JSON
+
+    asked = f"compare {' with '.join(str(path) for path in paths)}"
+    artifacts = [path for path in paths if (path / MANIFEST).is_file()]
+    results = [path for path in paths if path.is_file() or (path / RESULT_JSON).is_file()]
+    neither = [str(path) for path in paths if path not in artifacts and path not in results]
+    if neither:
+        raise UsageError(
+            asked, f"{neither[0]} is neither an artifact nor a result", "name artifact folders, or results"
+        )
+    if artifacts and results:
+        raise UsageError(asked, "an artifact and a result can't be compared", "name artifacts, or results")
+    if len(artifacts) == 1 or len(results) > 2:
+        raise UsageError(asked, "a baseline and a candidate are needed", "run: vitedge compare BASELINE CANDIDATE")
+    return artifacts, results
+
+
+def refuse_worse(found: Sequence[Comparison], *, strict: bool) -> None:
+    """Turn a candidate that isn't allowed into an error; with ``strict`` also one about which something isn't certain.
+
+    Raises:
+        InvalidResultError: what stands against it.
+    """
+    from vitedge.errors import InvalidResultError
+
+    for one in found:
+        against = one.failures + (one.cautions if strict else ())
+        if against:
+            raise InvalidResultError(
+                f"compare {one.candidate} with {one.baseline}",
+                "; ".join(against),
+                "don't deploy it, or permit it: --max-slowdown PERCENT --max-drop POINTS"
+                if one.failures
+                else "measure longer, on more images, on a quiet machine; or leave --strict out",
             )

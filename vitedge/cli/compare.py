@@ -1,0 +1,94 @@
+"""``vitedge compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitedge.cli.options import Device, Json, Overwrite, Quiet, ResultOut, Threads
+
+
+def compare(
+    what: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="BASELINE CANDIDATE…",
+            help="Artifact folders, or results: one with several rows, or an earlier and a later one.",
+        ),
+    ],
+    max_slowdown: Annotated[
+        float,
+        typer.Option(
+            "--max-slowdown", min=-99, help="Percent that a candidate may take longer; negative demands a gain."
+        ),
+    ] = 0.0,
+    max_drop: Annotated[
+        float | None,
+        typer.Option("--max-drop", min=0, help="Points of top-1 that it may lose, instead of its target's budget."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Labelled images on which to compare the accuracy of artifacts.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Compare on so many of the images.")] = None,
+    duration: Annotated[
+        float | None, typer.Option("--duration", min=0.1, help="Measure each for at least so many seconds.")
+    ] = None,
+    threads: Threads = None,
+    device: Device = None,
+    out: ResultOut = None,
+    json: Json = None,
+    overwrite: Overwrite = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 7 also for what can't be ruled out, and for invalid rows.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say how much faster and how much less accurate a candidate is; exit with 7 when it's worse than allowed.
+
+    Artifacts take turns within one run. The ratio of their times comes with a bootstrap interval, the difference of
+    their accuracy with McNemar's exact test. The budgets are those of the candidate's target.
+
+    **Examples**
+
+    `vitedge compare float/ int8/ --data labelled/`
+
+    `vitedge compare released/ new/ --max-slowdown 5 --max-drop 0.5 --data labelled/`
+
+    `vitedge compare result.json`
+    """
+    from vitedge import pipeline
+    from vitedge.cli.outcome import refuse_worse, separate
+    from vitedge.comparison import Allowed
+    from vitedge.errors import UsageError
+    from vitedge.progress import bars
+    from vitedge.reporting import compared, terminal
+    from vitedge.result import refuse_existing_result, write_result
+    from vitedge.runtimes.contract import OpenOptions
+
+    allowed = Allowed(max_slowdown_pct=max_slowdown, max_drop_pts=max_drop)
+    artifacts, results = separate(what)
+    if out is not None:
+        refuse_existing_result(out, overwrite=overwrite, asked="compare")
+    if results:
+        if data or duration or out or threads is not None or device:
+            raise UsageError("compare results", "nothing is measured anew", "leave out how to measure")
+        found = pipeline.compare_results(results, allowed)
+    else:
+        options = OpenOptions(device=device, threads=threads)
+        with bars(quiet=quiet) as progress:
+            result, found = pipeline.compare(
+                artifacts[0],
+                artifacts[1:],
+                allowed,
+                options,
+                duration_s=duration,
+                data=data,
+                limit=limit,
+                progress=progress,
+            )
+        if out is not None:
+            write_result(result, out)
+    terminal.emit(found, json, compared.show_comparisons)
+    refuse_worse(found, strict=strict)
