@@ -35,6 +35,7 @@ FLOORS = {
     "latency": 1,
     "result": 1,
     "embedded": 1,
+    "clip": 1,
     "graph": 2,
     "quantize": 3,
     "models": 3,
@@ -76,7 +77,9 @@ ORDER_WITHIN = {
         "latency",
         "result",
         "embedded",
+        "clip",
     ],
+    5: ["harness", "accuracy", "camera"],
     3: ["models", "importing"],
     7: ["calibrating", "judging", "exporting", "building", "pipeline", "demo"],
 }

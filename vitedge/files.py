@@ -83,7 +83,7 @@ def refuse_existing(out: Path, *, overwrite: bool, asked: str) -> None:
         raise UsageError(asked, f"{out} already exists", "name another --out, or add --overwrite")
     if not out.is_dir() or out.is_symlink():
         raise UsageError(asked, f"{out} isn't a folder", "name another --out")
-    marks = ("manifest.json", "model.json", "result.json", "report.html")
+    marks = ("manifest.json", "model.json", "result.json", "report.html", "engines.json")
     if any(out.iterdir()) and not any((out / mark).exists() for mark in marks):
         raise UsageError(
             asked, f"{out} holds files that vitedge didn't write; --overwrite would delete them", "name another --out"

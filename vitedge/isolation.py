@@ -6,13 +6,15 @@ may abort, overflow their stack or hang. It contains accidents; it isn't a sandb
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from vitedge.errors import VitedgeError
@@ -31,7 +33,12 @@ class ChildError(Exception):
 
 
 def run_isolated(
-    function: Callable[..., T], *args: Any, timeout_s: float = 60.0, memory_mb: int | None = None, **kwargs: Any
+    function: Callable[..., T],
+    *args: Any,
+    timeout_s: float = 60.0,
+    memory_mb: int | None = None,
+    heard: Callable[[str], None] | None = None,
+    **kwargs: Any,
 ) -> T:
     """Call ``function(*args, **kwargs)`` in a fresh process and return its value.
 
@@ -40,19 +47,21 @@ def run_isolated(
         args: positional arguments, picklable.
         timeout_s: after so many seconds the child and its children are killed.
         memory_mb: limit of the child's address space.
+        heard: called, in a thread, with each line that the function says by :func:`tell`.
         kwargs: keyword arguments, picklable.
 
     Raises:
         VitedgeError: raised by the function; it passes unchanged.
         ChildError: a crash, the time limit, or any other exception of the function.
     """
-    with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as words:
+    with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as words, _listening(heard) as line:
+        numbers = [answer.fileno(), memory_mb or 0, line]
         child = subprocess.Popen(
-            [sys.executable, "-c", _CHILD.format(path=sys.path), str(answer.fileno()), str(memory_mb or 0)],
+            [sys.executable, "-c", _CHILD.format(path=sys.path), *map(str, numbers)],
             stdin=subprocess.PIPE,
             stdout=words,
             stderr=words,
-            pass_fds=[answer.fileno()],
+            pass_fds=[answer.fileno(), *([line] if line else [])],
             start_new_session=True,
         )
         try:
@@ -70,6 +79,38 @@ def run_isolated(
     if succeeded:
         return value  # type: ignore[no-any-return]  # the type is the function's
     raise value
+
+
+_line = 0  # in the child: where :func:`tell` writes; 0: nobody listens
+
+
+def tell(text: str) -> None:
+    """Say a line to whoever called :func:`run_isolated`; nothing happens where nobody listens."""
+    if _line:
+        with contextlib.suppress(OSError):  # the parent has gone
+            os.write(_line, text.replace("\n", " ").encode() + b"\n")
+
+
+@contextlib.contextmanager
+def _listening(heard: Callable[[str], None] | None) -> Iterator[int]:
+    """Yield the descriptor that the child says its lines to, 0 where nobody listens; all has been heard at the end."""
+    if heard is None:
+        yield 0
+        return
+    reading, writing = os.pipe()
+
+    def listen() -> None:
+        with os.fdopen(reading, errors="replace") as lines:
+            for line in lines:
+                heard(line.rstrip("\n"))
+
+    thread = threading.Thread(target=listen, name="isolation", daemon=True)
+    thread.start()
+    try:
+        yield writing
+    finally:
+        os.close(writing)
+        thread.join(timeout=5.0)  # a grandchild may still hold the other end
 
 
 def cause_of_death(code: int) -> str:
@@ -91,7 +132,8 @@ def _tail(words: Any) -> str:
 
 def _serve() -> None:
     """The child: read the call from stdin, write (succeeded, value or exception) to the file that was passed on."""
-    answer, memory_mb = int(sys.argv[1]), int(sys.argv[2])
+    global _line
+    answer, memory_mb, _line = map(int, sys.argv[1:4])
     if memory_mb:
         import resource
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 #: Called with the task's name, how much is done, and how much there is.
@@ -12,6 +13,22 @@ Progress = Callable[[str, int, int], None]
 
 def silent(task: str, done: int, total: int) -> None:
     """Show nothing."""
+
+
+def lines() -> Progress:
+    """A line on stderr for each tenth, with what is left: for where a bar may be drawn by somebody else already."""
+    if not sys.stderr.isatty():
+        return silent
+    started, said = time.monotonic(), dict[str, int]()
+
+    def show(task: str, done: int, total: int) -> None:
+        tenth = 10 * done // max(1, total)
+        if tenth > said.get(task, -1):
+            said[task] = tenth
+            left = (time.monotonic() - started) * (total - done) / done if done else 0.0
+            sys.stderr.write(f"{task}: {10 * tenth} %{f', about {left:.0f} s left' if left >= 1 else ''}\n")
+
+    return show
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.graph.vits import tiny
-from tests.runtimes.nvidia_stand_in import CudaStandIn, TensorRTStandIn, plan
+from tests.runtimes.nvidia_stand_in import KERNEL, CudaStandIn, TensorRTStandIn, plan
 from tests.runtimes.typed_vits import request, trained_like
 from vitedge import hardware, isolation, runtimes
 from vitedge.artifact import (
@@ -26,11 +27,12 @@ from vitedge.artifact import (
     npy,
     write_artifact,
 )
+from vitedge.building import build as build_engines
 from vitedge.errors import ArtifactError, NotInstalledError, ResourceError, UsageError
 from vitedge.model_folder import Origin
-from vitedge.runtimes._nvidia import engine, session
-from vitedge.runtimes._nvidia.engine import BuildOptions
-from vitedge.runtimes.contract import Executed, OpenOptions
+from vitedge.runtimes._nvidia import building, engine, engines, layers, session, slot
+from vitedge.runtimes._nvidia.engine import BuildOptions, Built
+from vitedge.runtimes.contract import Executed, OpenOptions, Placed, Request
 from vitedge.runtimes.session import Session, open_session
 from vitedge.target import Option
 
@@ -38,9 +40,14 @@ CONFIG = tiny()
 SHAPE = (2, *CONFIG.image_size, 3)
 
 
-def artifact(folder: Path, target: str = "jetson-orin-nano", **changes: Any) -> Artifact:
+@functools.cache
+def placed_for(target: str) -> tuple[Request, Placed]:
     wish = request(trained_like(CONFIG), CONFIG, "fp16", target, batch=SHAPE[0])
-    placed = runtimes.part("tensorrt", "placement").place(wish)
+    return wish, runtimes.part("tensorrt", "placement").place(wish)
+
+
+def artifact(folder: Path, target: str = "jetson-orin-nano", **changes: Any) -> Artifact:
+    wish, placed = placed_for(target)
     empty = npy(np.zeros((0, 1), np.float32))
     manifest = Manifest(
         name="tiny",
@@ -89,7 +96,12 @@ def test_the_python_api_has_what_sessions_use() -> None:
     used = {
         trt: "Runtime TensorIOMode LayerInformationFormat IProfiler ProfilingVerbosity MemoryPoolType BuilderFlag",
         trt.ICudaEngine: "num_io_tensors get_tensor_name get_tensor_mode get_tensor_shape create_execution_context "
-        "create_engine_inspector",
+        "create_engine_inspector create_runtime_config",
+        trt.IRuntimeConfig: "create_runtime_cache set_runtime_cache",
+        trt.IRuntimeCache: "serialize deserialize",
+        trt.IBuilderConfig: "create_timing_cache set_timing_cache get_timing_cache progress_monitor max_aux_streams "
+        "builder_optimization_level set_memory_pool_limit profiling_verbosity",
+        trt.IProgressMonitor: "phase_start step_complete phase_finish",
         trt.IExecutionContext: "set_tensor_address execute_async_v3 profiler",
         trt.EngineInspector: "get_engine_information",
         trt.IProfiler: "report_layer_time",
@@ -127,9 +139,9 @@ def test_facts_for_the_doctor() -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"tf23": True}, "there is no build option 'tf23' = True; the nearest is 'tf32'"),
-        ({"tf32": 1}, "there is no build option 'tf32' = 1"),
-        ({"workspace_mb": True}, "there is no build option 'workspace_mb' = True"),
+        ({"tf23": True}, "there is no option 'tf23' = True; the nearest is 'tf32'"),
+        ({"tf32": 1}, "there is no option 'tf32' = 1"),
+        ({"workspace_mb": True}, "there is no option 'workspace_mb' = True"),
         ({"strongly_typed": False}, "its graph isn't meant to be strongly typed"),
     ],
 )
@@ -160,44 +172,49 @@ LAYERS = [
     },
     {"Name": "reformat", "LayerType": "Reformat", "Inputs": [{"Format/Datatype": "Half"}], "Outputs": []},
 ]
+COMPUTE = KERNEL * len(LAYERS)
 
 
 @pytest.fixture
 def cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CudaStandIn]:
-    """CUDA and TensorRT are replaced; nothing may be left when the test ends."""
+    """CUDA and TensorRT are replaced; time is the stand-in's; nothing may be left when the test ends."""
     cuda = CudaStandIn()
     monkeypatch.setenv("VITEDGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
-    monkeypatch.setitem(sys.modules, "tensorrt", TensorRTStandIn(cuda))
-    monkeypatch.setattr(engine, "installed", lambda package: "10.3.0")
-    monkeypatch.setattr(session, "gpus", lambda: ["a GPU"])
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, TensorRTStandIn(cuda, name))
+    monkeypatch.setattr(engine, "installed", lambda package: VERSION[-1])
+    for module in (session, building):
+        monkeypatch.setattr(module, "gpus", lambda: ["a GPU"])
     monkeypatch.setattr(isolation, "run_isolated", build)
+    monkeypatch.setattr(slot.time, "perf_counter_ns", lambda: cuda.clock * 1000)
+    monkeypatch.setattr(build, "result", plan(*SHAPE[:3], CONFIG.num_classes, LAYERS))
     build.graphs.clear()
+    VERSION[:] = ["10.3.0"]
     yield cuda
     assert cuda.alive == 0
+
+
+VERSION = ["10.3.0"]
 
 
 class _Build:
     """In place of the child process: notes what was built."""
 
     def __init__(self) -> None:
-        self.graphs: list[tuple[str, bytes, BuildOptions]] = []
-        self.result: bytes | Exception = plan(*SHAPE[:3], CONFIG.num_classes, LAYERS)
+        self.graphs: list[tuple[Any, ...]] = []
+        self.result: bytes | Exception = b""
 
-    def __call__(self, function: object, *arguments: Any, timeout_s: float) -> bytes:
+    def __call__(self, function: object, *arguments: Any, timeout_s: float, heard: Any) -> Built:
         assert function is engine.build and timeout_s > 60
         self.graphs.append(arguments)
+        heard("500")
         if isinstance(self.result, Exception):
             raise self.result
-        return self.result
+        return Built(self.result, b"timings", 12.5)
 
 
 build = _Build()
-
-
-@pytest.fixture(autouse=True)
-def _sound_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "result", plan(*SHAPE[:3], CONFIG.num_classes, LAYERS))
 
 
 def images(seed: int = 0) -> np.ndarray:
@@ -208,14 +225,20 @@ def sums(pictures: np.ndarray) -> np.ndarray:
     return pictures.reshape(len(pictures), -1).sum(axis=1, dtype=np.float32)
 
 
+def plainly(**options: Option) -> OpenOptions:
+    """Nothing to choose: every option that is measured otherwise is set."""
+    return OpenOptions(options={"cuda_graph": False, "zero_copy": False, **options})
+
+
 def test_an_inference_and_its_stages(tmp_path: Path, cuda: CudaStandIn) -> None:
-    with open_session(artifact(tmp_path)) as opened:
+    with open_session(artifact(tmp_path), plainly()) as opened:
         logits, stages = opened.run_timed(images())
         np.testing.assert_array_equal(logits[:, 0], sums(images()))
-        assert stages == (2_000_000, 2_000_000, 2_000_000), "the stand-in's clock: one copy, one inference, one copy"
+        assert stages == (1_000_000, COMPUTE * 1_000_000, 1_000_000), "the stand-in's clock"
         kept = logits.copy()
         opened.run(images(1))
-        np.testing.assert_array_equal(logits, kept), "the caller's logits are the caller's"
+        np.testing.assert_array_equal(logits, kept, "the caller's logits are the caller's")
+        engine_digest = opened.info["engine"]
         assert opened.info == {
             "runtime": "tensorrt",
             "version": "10.3.0",
@@ -223,16 +246,108 @@ def test_an_inference_and_its_stages(tmp_path: Path, cuda: CudaStandIn) -> None:
             "sm": "8.7",
             "strongly_typed": True,
             "tf32": False,
+            "workspace_mb": 1024,
+            "engine": engine_digest,
+            "contexts": 2,
+            "cuda_graph": False,
+            "zero_copy": False,
         }
 
 
-def test_asynchronous_answers_come_to_their_tickets(tmp_path: Path, cuda: CudaStandIn) -> None:
+# --- how an inference is started ---
+
+
+def test_a_graph_is_captured_where_it_is_faster_and_the_choice_is_noted(tmp_path: Path, cuda: CudaStandIn) -> None:
+    made = artifact(tmp_path)
+    with open_session(made) as opened:
+        assert opened.info["cuda_graph"] is True and opened.info["zero_copy"] is False
+        assert (opened.info["plain_us"], opened.info["CUDA graph_us"]) == (COMPUTE + 2, 3)
+        logits, stages = opened.run_timed(images())
+        np.testing.assert_array_equal(logits[:, 0], sums(images()))
+        assert stages == (1_000_000, 1_000_000, 1_000_000)
+        first = dict(opened.info)
+    measured = cuda.launches
+    with open_session(made) as opened:
+        assert dict(opened.info) == first
+        assert cuda.launches == measured, "read from the note, not measured again"
+
+
+def test_a_graph_that_gains_nothing_isnt_taken(tmp_path: Path, cuda: CudaStandIn, monkeypatch: Any) -> None:
+    monkeypatch.setattr(slot.time, "perf_counter_ns", lambda: 0)
     with open_session(artifact(tmp_path)) as opened:
-        tickets = [opened.submit(images(seed)) for seed in range(4)]
+        assert opened.info["cuda_graph"] is False
+
+
+def test_a_graph_that_cant_be_captured_isnt_taken(tmp_path: Path, cuda: CudaStandIn) -> None:
+    cuda.refuses_capture = True
+    with open_session(artifact(tmp_path)) as opened:
+        assert opened.info["cuda_graph"] is False and "CUDA graph_us" not in opened.info
+        np.testing.assert_array_equal(opened.run(images())[:, 0], sums(images()))
+    with pytest.raises(ResourceError, match="cudaStreamBeginCapture: cudaErrorStreamCaptureUnsupported"):
+        open_session(artifact(tmp_path / "wished"), OpenOptions(options={"cuda_graph": True}))
+
+
+def test_shared_memory_is_used_without_copies_where_it_is_faster(tmp_path: Path, cuda: CudaStandIn) -> None:
+    cuda.gpu.integrated = 1
+    with open_session(artifact(tmp_path)) as opened:
+        assert (opened.info["zero_copy"], opened.info["cuda_graph"]) == (True, True)
+        logits, stages = opened.run_timed(images())
+        np.testing.assert_array_equal(logits[:, 0], sums(images()))
+        assert stages == (None, 1_000_000, None), "there is nothing to copy"
+        tickets = [opened.submit(images(seed)) for seed in range(3)]
+        for seed, ticket in enumerate(tickets):
+            np.testing.assert_array_equal(opened.collect(ticket)[:, 0], sums(images(seed)))
+
+
+@pytest.mark.parametrize("note", [b"", b"{}", b'{"way": "by magic", "us": {}}', b'{"way": "plain", "us": 3}'])
+def test_a_note_that_says_nothing_is_measured_again(tmp_path: Path, cuda: CudaStandIn, note: bytes) -> None:
+    made = artifact(tmp_path)
+    open_session(made).close()
+    (file,) = (path for path in (tmp_path / "cache").rglob("*.json") if path.name != engines.INDEX)
+    file.write_bytes(note)
+    with open_session(made) as opened:
+        assert opened.info["cuda_graph"] is True
+
+
+@pytest.mark.parametrize("contexts", [1, 2, 3])
+def test_asynchronous_answers_come_to_their_tickets(tmp_path: Path, cuda: CudaStandIn, contexts: int) -> None:
+    with open_session(artifact(tmp_path), OpenOptions(options={"contexts": contexts})) as opened:
+        before = len(cuda.streams)
+        tickets = [opened.submit(images(seed)) for seed in range(5)]
+        assert len(cuda.streams) == contexts >= before
         between = opened.run(images(9))
-        for seed in (2, 0, 3, 1):
+        for seed in (2, 0, 4, 3, 1):
             np.testing.assert_array_equal(opened.collect(tickets[seed])[:, 0], sums(images(seed)))
         np.testing.assert_array_equal(between[:, 0], sums(images(9)))
+        with pytest.raises(UsageError, match="isn't outstanding"):
+            opened.collect(tickets[0])
+
+
+def test_the_stand_in_notices_misuse(cuda: CudaStandIn) -> None:
+    """Tests against it mean something only if it fails where the real thing would."""
+    _, stream = cuda.cudaStreamCreate()
+    _, host = cuda.cudaMallocHost(8)
+    _, device = cuda.cudaMalloc(8)
+    assert host is not None and device is not None
+    with pytest.raises(AssertionError, match="4 bytes of 8"):
+        cuda.cudaMemcpyAsync(device, host, 4, "in", stream)
+    with pytest.raises(AssertionError, match="memory expected"):
+        cuda.cudaMemcpyAsync(host, host, 8, "in", stream)
+    ctypes_host = cuda.at(host, 8, "host")
+    ctypes_host[0] = 7
+    cuda.cudaMemcpyAsync(device, host, 8, "in", stream)
+    assert cuda.at(device, 8, "device")[0] == 0xAB, "what wasn't waited for isn't there"
+    with pytest.raises(AssertionError, match="freed while work is waiting"):
+        cuda.cudaFree(device)
+    cuda.cudaStreamSynchronize(stream)
+    assert cuda.at(device, 8, "device")[0] == 7
+    cuda.cudaFree(device)
+    with pytest.raises(AssertionError, match="isn't there, or no longer"):
+        cuda.cudaMemcpyAsync(device, host, 8, "in", stream)
+    cuda.cudaFreeHost(host)
+    cuda.cudaStreamDestroy(stream)
+    with pytest.raises(AssertionError, match="isn't there, or no longer"):
+        cuda.cudaEventRecord(0, stream)
 
 
 def test_executed_layers_have_their_onnx_names_and_types(tmp_path: Path, cuda: CudaStandIn) -> None:
@@ -242,10 +357,18 @@ def test_executed_layers_have_their_onnx_names_and_types(tmp_path: Path, cuda: C
             Executed("blocks.0.attn.qkv.bias", "gemm", "int8"),
             Executed("reformat", "Reformat", "fp16"),
         ]
+        assert opened.info["cuda_graph"] is True
         rounds = opened.profile(images(), repeats=3)
         assert [[(time.name, time.type, time.ns) for time in one] for one in rounds] == [
-            [("__myl_Fc_1", "", 250_000), ("reformat", "fp16", 250_000)]
-        ] * 3
+            [("__myl_Fc_1", "int8", 250_000), ("reformat", "fp16", 250_000)]
+        ] * 3, "kernel by kernel, although inferences run as a graph"
+        assert layers.parse(opened.layer_information() or "")[0].nodes == (
+            "blocks.0.attn.qkv",
+            "blocks.0.attn.qkv.bias",
+        )
+
+
+# --- engines and their passports ---
 
 
 def test_the_engine_is_built_once(tmp_path: Path, cuda: CudaStandIn) -> None:
@@ -253,26 +376,192 @@ def test_the_engine_is_built_once(tmp_path: Path, cuda: CudaStandIn) -> None:
     for _ in range(3):
         open_session(made).close()
     graph = made.graph_path.read_bytes()
-    assert build.graphs == [("tensorrt", graph, BuildOptions(tf32=False))]
+    options = BuildOptions(tf32=False, workspace_mb=1024)
+    assert build.graphs == [("tensorrt", graph, options, b"")]
     open_session(made, OpenOptions(options={"tf32": True})).close()
-    assert build.graphs[1:] == [("tensorrt", graph, BuildOptions(tf32=True))]
+    assert build.graphs[1:] == [("tensorrt", graph, BuildOptions(tf32=True, workspace_mb=1024), b"timings")]
+    open_session(made).close()
+    assert len(build.graphs) == 2, "both are kept"
 
 
-@pytest.mark.parametrize("damage", ["plan", "passport", "half"])
+def test_a_copy_of_the_artifact_finds_the_engine(tmp_path: Path, cuda: CudaStandIn) -> None:
+    """What is built while an artifact is still being exported serves the finished one."""
+    open_session(artifact(tmp_path)).close()
+    open_session(artifact(tmp_path / "again", licence="MIT")).close()
+    assert len(build.graphs) == 1
+
+
+@pytest.mark.parametrize("damage", ["plan", "index", "gone", "newer"])
 def test_an_engine_that_isnt_what_was_built_is_built_anew(tmp_path: Path, cuda: CudaStandIn, damage: str) -> None:
     made = artifact(tmp_path)
     open_session(made).close()
-    (file,) = (tmp_path / "cache").rglob("engine.plan")
-    passport = file.with_name("engine.json")
-    assert json.loads(passport.read_bytes())["gpu"] == "Stand-in 8.7"
+    (file,) = (tmp_path / "cache").rglob("*.plan")
+    index = file.with_name(engines.INDEX)
+    (passport,) = json.loads(index.read_bytes())["engines"]
+    assert (passport["gpu"], passport["sm"], passport["version"]) == ("Stand-in", "8.7", "10.3.0")
+    assert (passport["driver"], passport["cuda"], passport["seconds"]) == ("12.6", "12.6", 12.5)
     if damage == "plan":
         file.write_bytes(file.read_bytes() + b" ")
-    elif damage == "passport":
-        passport.write_bytes(b"{")
+    elif damage == "index":
+        index.write_bytes(b"{")
+    elif damage == "newer":
+        index.write_bytes(b'{"schema_version": 99, "vitedge_version": "9"}')
     else:
-        passport.unlink()
+        file.unlink()
     open_session(made).close()
     assert len(build.graphs) == 2
+    assert len(list((tmp_path / "cache").rglob("*.plan"))) == 1
+
+
+def foreign(cuda: CudaStandIn, what: str) -> str:
+    """Change this place; returns what has to be said."""
+    if what == "version":
+        VERSION[:] = ["10.7.0"]
+        return "version 10.3.0, here 10.7.0"
+    if what == "driver":
+        cuda.driver = 13000
+        return "driver 12.6, here 13.0"
+    if what == "cuda":
+        cuda.runtime = 12090
+        return "CUDA 12.6, here 12.9"
+    cuda.gpu.name, cuda.gpu.minor = b"Other", 9
+    return "GPU Stand-in, here Other; compute capability 8.7, here 8.9"
+
+
+@pytest.mark.parametrize("what", ["version", "driver", "cuda", "gpu"])
+def test_a_foreign_engine_is_never_loaded(tmp_path: Path, cuda: CudaStandIn, what: str) -> None:
+    made = artifact(tmp_path)
+    open_session(made).close()
+    said = foreign(cuda, what)
+    loaded = sys.modules["tensorrt"].loaded
+    with pytest.raises(ArtifactError) as refused:
+        open_session(made, OpenOptions(build=False))
+    assert refused.value.true == f"the engine that is there was built for something else: {said}"
+    assert refused.value.fix == f"run: vitedge build {made.path}"
+    assert sys.modules["tensorrt"].loaded == loaded
+    (row,) = build_engines(made)
+    assert row["because"].endswith(said) and row["built"]
+    assert len(build.graphs) == 2
+    open_session(made, OpenOptions(build=False)).close()
+
+
+def test_without_an_engine_and_without_building(tmp_path: Path, cuda: CudaStandIn) -> None:
+    with pytest.raises(ArtifactError, match=r"there is no engine of it for TensorRT 10.3.0 for Stand-in, SM 8.7"):
+        open_session(artifact(tmp_path), OpenOptions(build=False))
+
+
+def test_engines_travel_beside_the_artifact(tmp_path: Path, cuda: CudaStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = artifact(tmp_path)
+    digest = made.digest
+    (row,) = build_engines(made, out=tmp_path / "artifact.engines")
+    assert row["folder"] == str(tmp_path / "artifact.engines") and row["gpu"] == "Stand-in"
+    monkeypatch.setenv("VITEDGE_CACHE", str(tmp_path / "another device"))
+    with open_session(made, OpenOptions(build=False)) as opened:
+        np.testing.assert_array_equal(opened.run(images())[:, 0], sums(images()))
+    assert Artifact.open(made.path).digest == digest
+    with pytest.raises(UsageError, match="already exists"):
+        build_engines(made, out=tmp_path / "artifact.engines")
+    build_engines(made, out=tmp_path / "artifact.engines", overwrite=True)
+    (file,) = (tmp_path / "artifact.engines").glob("*.plan")
+    file.write_bytes(b"another engine")
+    with pytest.raises(ArtifactError, match="isn't what was written"):
+        open_session(made, OpenOptions(build=False))
+
+
+def test_progress_is_told(tmp_path: Path, cuda: CudaStandIn) -> None:
+    told: list[tuple[str, int, int]] = []
+    open_session(artifact(tmp_path), OpenOptions(progress=lambda *step: told.append(step))).close()
+    assert told == [("build", 0, 1000), ("build", 500, 1000), ("build", 1000, 1000)]
+
+
+def test_tensorrt_builds_for_the_gpu_that_is_here_alone(tmp_path: Path, cuda: CudaStandIn, monkeypatch: Any) -> None:
+    made = artifact(tmp_path)
+    with pytest.raises(UsageError, match="builds for the GPU that it finds, not for compute"):
+        build_engines(made, sms=["8.9"])
+    monkeypatch.setattr(building, "gpus", list)
+    with pytest.raises(ResourceError, match="run there: vitedge build artifact"):
+        build_engines(made)
+
+
+def test_tensorrt_rtx_builds_ahead_and_keeps_what_it_compiled(tmp_path: Path, cuda: CudaStandIn) -> None:
+    made = artifact(tmp_path, "tensorrt-rtx")
+    rows = build_engines(made, sms=["8.6", "8.9"])
+    assert [(row["sm"], row["gpu"], row["because"]) for row in rows] == [("8.6", None, ""), ("8.9", None, "")]
+    cuda.gpu.minor = 9
+    for _ in range(2):
+        with open_session(made, OpenOptions(build=False)) as opened:
+            np.testing.assert_array_equal(opened.run(images())[:, 0], sums(images()))
+    (file,) = (tmp_path / "cache").rglob("*.jit")
+    assert file.read_bytes() == b"kernels"
+
+
+def test_fp8_on_a_gpu_without(tmp_path: Path, cuda: CudaStandIn) -> None:
+    made = artifact(tmp_path)
+    planned = tuple(replace(layer, precision="fp8") for layer in made.manifest.layers)
+    with pytest.raises(UsageError, match=r"FP8 needs compute capability 8.9; this GPU has 8.7"):
+        open_session(artifact(tmp_path / "fp8", layers=planned))
+
+
+# --- the builder's own calls ---
+
+
+def test_a_build_sets_everything_explicitly(cuda: CudaStandIn) -> None:
+    wanted = BuildOptions(tf32=False, optimization_level=4, workspace_mb=256, aux_streams=1)
+    built = engine.build("tensorrt", b"a graph", wanted, b"before")
+    config = sys.modules["tensorrt"].config
+    assert config.flags == set() and config.pools == {"workspace": 256 << 20}
+    assert (config.builder_optimization_level, config.max_aux_streams) == (4, 1)
+    assert config.profiling_verbosity == "detailed"
+    assert config.timings == b"before" and built.timing_cache == b"before+timed"
+    engine.build("tensorrt", b"a graph", BuildOptions(tf32=True), b"foreign GPU's")
+    assert sys.modules["tensorrt"].config.flags == {"TF32"}
+    assert sys.modules["tensorrt"].config.timings == b""
+
+
+def test_out_of_memory_says_what_to_lower(cuda: CudaStandIn) -> None:
+    sys.modules["tensorrt"].fails = "Internal Error: Cuda Runtime (out of memory)"
+    with pytest.raises(ResourceError, match="lower the batch, or workspace_mb"):
+        engine.build("tensorrt", b"a graph")
+    sys.modules["tensorrt"].fails = "Could not find any implementation for node {ForeignNode}"
+    with pytest.raises(ArtifactError, match="Could not find any implementation"):
+        engine.build("tensorrt", b"a graph")
+
+
+def test_progress_of_nested_phases_never_goes_back() -> None:
+    told: list[float] = []
+    phases = engine.Phases(told.append)
+    phases.start("whole", None, 2)
+    phases.start("inner", "whole", 4)
+    for _ in range(4):
+        phases.step("inner")
+    phases.finish("inner")
+    phases.step("whole")
+    phases.start("inner", "whole", 2)
+    phases.step("inner")
+    phases.step("whole")
+    phases.finish("whole")
+    phases.step("nobody started this")
+    assert told == [0.125, 0.25, 0.375, 0.495, 0.5, 0.75, 1.0]
+
+
+@pytest.mark.parametrize(("free_mb", "swap_mb", "enough"), [(4000, 0, True), (900, 0, False), (900, 8192, True)])
+def test_little_memory_on_a_board(tmp_path: Path, free_mb: int, swap_mb: int, enough: bool) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text(
+        f"MemTotal: 8000000 kB\nMemAvailable: {free_mb * 1024} kB\nSwapTotal: {swap_mb * 1024} kB\n"
+    )
+    options = BuildOptions(workspace_mb=1024)
+    engines.refuse_little_memory(20 << 20, options, "build", tmp_path)  # no board
+    (tmp_path / "etc/nv_tegra_release").write_text("# R36 (release), REVISION: 4.3, GCID: 1, BOARD: generic")
+    if enough:
+        engines.refuse_little_memory(20 << 20, options, "build", tmp_path)
+    else:
+        with pytest.raises(ResourceError, match=r"about 2,004 MiB .* 900 MiB are free, with 0 MiB of swap"):
+            engines.refuse_little_memory(20 << 20, options, "build", tmp_path)
+
+
+# --- closing and failing ---
 
 
 def test_close_twice_and_reopen(tmp_path: Path, cuda: CudaStandIn) -> None:
@@ -290,13 +579,13 @@ def test_close_twice_and_reopen(tmp_path: Path, cuda: CudaStandIn) -> None:
 
 def test_closing_with_work_in_flight_waits_for_it(tmp_path: Path, cuda: CudaStandIn) -> None:
     opened = open_session(artifact(tmp_path))
-    opened.submit(images())
+    for seed in range(2):
+        opened.submit(images(seed))
     opened.close()
 
 
 def test_failures_leave_nothing_behind(tmp_path: Path, cuda: CudaStandIn) -> None:
     made = artifact(tmp_path)
-
     build.result = isolation.ChildError("the process was killed by SIGSEGV")
     with pytest.raises(ArtifactError, match=r"building the engine with TensorRT 10.3.0: the process was killed by SIG"):
         open_session(made)
@@ -307,7 +596,7 @@ def test_failures_leave_nothing_behind(tmp_path: Path, cuda: CudaStandIn) -> Non
     with pytest.raises(ArtifactError, match=r"the engine's 'image' is \[1, 32, 48, 3\]; expected \[2, 32, 48, 3\]"):
         open_session(made)
     build.result = b"not an engine"
-    with pytest.raises(ArtifactError, match="the engine in the cache can't be loaded"):
+    with pytest.raises(ArtifactError, match="the engine can't be loaded, although its passport fits"):
         open_session(made, OpenOptions(options={"tf32": True}))
     build.result = plan(*SHAPE[:3], CONFIG.num_classes)
     sys.modules["tensorrt"].no_context = True
@@ -315,8 +604,9 @@ def test_failures_leave_nothing_behind(tmp_path: Path, cuda: CudaStandIn) -> Non
         open_session(made, OpenOptions(options={"workspace_mb": 1}))
     sys.modules["tensorrt"].no_context = False
     cuda.left = 16
-    with pytest.raises(ResourceError, match="cudaMalloc: cudaErrorMemoryAllocation"):
+    with pytest.raises(ResourceError, match="cudaMalloc: cudaErrorMemoryAllocation") as refused:
         open_session(made, OpenOptions(options={"workspace_mb": 1}))
+    assert "lower the batch or the option 'contexts'" in refused.value.fix
     assert cuda.alive == 0
 
 

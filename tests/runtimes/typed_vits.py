@@ -21,7 +21,10 @@ from vitedge.preprocessing import Preprocessing
 from vitedge.quantize.observe import observe
 from vitedge.recipe import load_recipe
 from vitedge.runtimes.contract import Request
-from vitedge.target import load_target
+from vitedge.target import Candidate, load_target
+
+#: Not every target that the tests use has a GPU for it.
+FP8 = Candidate(precision="fp8", form="linears-fp8-rest-fp16")
 
 VIT_TI = ViTConfig(
     image_size=(224, 224),
@@ -89,7 +92,7 @@ def request(
     """What export would hand to a placement; ``images`` are the calibration set of a quantized precision."""
     device = load_target(target)
     recipe = statistics = None
-    if precision == "int8":
+    if precision in ("int8", "fp8"):
         assert images is not None
         recipe = load_recipe("fast")
         recipe = replace(recipe, observe=replace(recipe.observe, num_samples=len(images)))
@@ -97,7 +100,7 @@ def request(
     return Request(
         graph=graph,
         target=device,
-        candidate=device.candidates(precision)[0],
+        candidate=FP8 if precision == "fp8" else device.candidates(precision)[0],
         batch=batch,
         preprocessing=Preprocessing(size=config.image_size, resize="squash", interpolation="bilinear"),
         classes=class_table([f"class {index}" for index in range(config.num_classes)]),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vitedge.artifact import LayerPlan
 from vitedge.model_folder import ClassLabel, contract_metadata
 from vitedge.preprocessing import Preprocessing
+from vitedge.progress import Progress
 from vitedge.recipe import Recipe
 from vitedge.target import Candidate, Option, Target
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vitedge.quantize.statistics import Statistics
+
+#: Why a layer that could be quantized isn't.
+BUDGET = "the accuracy budget needs it in float"
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,13 @@ class Request:
     classes: tuple[ClassLabel, ...]
     recipe: Recipe | None = None  # of a quantized candidate
     statistics: Statistics | None = None
+    quantized: frozenset[str] | None = None  # layers that may be quantized; None: all that the form quantizes
+
+    def left_in_float(self, layers: Iterable[str]) -> dict[str, str]:
+        """Those of ``layers`` that may not be quantized, with the reason."""
+        if self.quantized is None:
+            return {}
+        return {name: BUDGET for name in layers if name not in self.quantized}
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -60,6 +71,8 @@ class OpenOptions:
     device: str | None = None
     threads: int | None = None
     options: Mapping[str, Option] = field(default_factory=dict)
+    build: bool = True  # where an engine is missing or doesn't fit, build it into the cache; else refuse
+    progress: Progress | None = None  # of that; None says a few lines on a terminal
 
 
 class Stages(NamedTuple):

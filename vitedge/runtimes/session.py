@@ -140,6 +140,12 @@ class Session:
         with self._lock:
             return self._open().executed()
 
+    def layer_information(self) -> str | None:
+        """The runtime's own description of what it compiled, in its own format; None where it has none."""
+        with self._lock:
+            told = getattr(self._open(), "layer_information", None)
+            return None if told is None else str(told())
+
     def profile(self, images: NDArray[np.uint8], repeats: int = 20) -> list[list[LayerTime]]:
         """Per-node times of ``repeats`` inferences of uint8 [batch, h, w, 3]."""
         self._check(images)

@@ -10,13 +10,20 @@ import importlib
 import importlib.metadata
 import importlib.util
 import re
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from vitedge import isolation
 from vitedge.errors import ArtifactError, NotInstalledError, ResourceError, UsageError
+from vitedge.progress import Progress, silent
 
 EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
 WORDS = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+BUILD_TIMEOUT_S = 3600.0  # small boards take many minutes
+STEPS = 1000  # of the progress bar
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,16 @@ class BuildOptions:
     sm: str | None = None  # TensorRT-RTX: compute capability to build for; None: the GPU that is here
     optimization_level: int | None = None  # 0 to 5; None: TensorRT's default, 3
     workspace_mb: int | None = None  # None: all the GPU has
+    aux_streams: int | None = None  # further streams of one inference; None: TensorRT's own choice
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build gives."""
+
+    plan: bytes
+    timing_cache: bytes = b""  # empty where the package keeps none
+    seconds: float = 0.0
 
 
 def installed(package: str) -> str | None:
@@ -54,13 +71,51 @@ def load(package: str, asked: str) -> Any:
         raise missing from error
 
 
-def build(package: str, graph: bytes, options: BuildOptions = BuildOptions()) -> bytes:
-    """A serialised engine. Call it through :func:`vitedge.isolation.run_isolated`: builders have crashed.
+def build_isolated(
+    package: str,
+    version: str,
+    graph: bytes,
+    options: BuildOptions,
+    timing_cache: bytes = b"",
+    *,
+    asked: str,
+    progress: Progress = silent,
+) -> Built:
+    """:func:`build` in a child process; a crash or a hang of the builder is an error like any other.
+
+    Raises:
+        ArtifactError: the graph is refused, or the builder crashed.
+        UsageError, ResourceError, NotInstalledError: as :func:`build`.
+    """
+    task = f"build for SM {options.sm}" if options.sm else "build"
+
+    def heard(line: str) -> None:
+        if line.isdigit():
+            progress(task, min(int(line), STEPS), STEPS)
+
+    progress(task, 0, STEPS)
+    try:
+        built: Built = isolation.run_isolated(
+            build, package, graph, options, timing_cache, timeout_s=BUILD_TIMEOUT_S, heard=heard
+        )
+    except isolation.ChildError as error:
+        raise ArtifactError(
+            asked,
+            f"building the engine with {WORDS[package]} {version}: {error}",
+            "export in another precision, or report this graph",
+        ) from error
+    progress(task, STEPS, STEPS)
+    return built
+
+
+def build(package: str, graph: bytes, options: BuildOptions = BuildOptions(), timing_cache: bytes = b"") -> Built:
+    """A serialised engine. Call it through :func:`build_isolated`: builders have crashed.
 
     Args:
         package: "tensorrt" or "tensorrt_rtx".
         graph: an ONNX file that passed :func:`vitedge.runtimes._nvidia.table.check`.
         options: see :class:`BuildOptions`.
+        timing_cache: what earlier builds on this GPU measured.
 
     Raises:
         ArtifactError: the parser or the builder refuses the graph; node and operator are named.
@@ -69,6 +124,7 @@ def build(package: str, graph: bytes, options: BuildOptions = BuildOptions()) ->
         NotInstalledError: the package isn't here.
     """
     asked = f"build an engine with {WORDS[package]}"
+    started = time.monotonic()
     trt = load(package, asked)
     log = logger(trt)
     try:
@@ -86,10 +142,18 @@ def build(package: str, graph: bytes, options: BuildOptions = BuildOptions()) ->
             "export in another precision, or report this graph",
         )
     config = _configure(trt, builder, options, asked)
+    monitor = progress_monitor(trt, lambda share: isolation.tell(str(round(share * STEPS))))
+    config.progress_monitor = monitor
+    keeps_timings = package == "tensorrt"  # TensorRT-RTX times nothing ahead of time
+    if keeps_timings:
+        cache = config.create_timing_cache(timing_cache)
+        if not config.set_timing_cache(cache, ignore_mismatch=False):  # another GPU's or version's: begin anew
+            config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise _build_error(f"{WORDS[package]} {trt.__version__}", log.text(), asked)
-    return bytes(plan)
+    timings = bytes(config.get_timing_cache().serialize()) if keeps_timings else b""
+    return Built(bytes(plan), timings, time.monotonic() - started)
 
 
 def capability_names(trt: Any) -> list[str]:
@@ -106,6 +170,8 @@ def _configure(trt: Any, builder: Any, options: BuildOptions, asked: str) -> Any
         config.builder_optimization_level = options.optimization_level
     if options.workspace_mb is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
+    if options.aux_streams is not None:
+        config.max_aux_streams = options.aux_streams
     if options.sm is not None:
         known = capability_names(trt)
         if options.sm not in known:
@@ -120,7 +186,9 @@ def _configure(trt: Any, builder: Any, options: BuildOptions, asked: str) -> Any
 def _build_error(builder: str, text: str, asked: str) -> ArtifactError | ResourceError:
     if re.search(r"out ?of ?memory|insufficient memory", text, re.IGNORECASE):
         return ResourceError(
-            asked, f"{builder} ran out of memory: {text}", "lower the batch or workspace_mb, or free GPU memory"
+            asked,
+            f"{builder} ran out of memory: {text}",
+            "lower the batch, or workspace_mb in the target's [options]; or free memory (docs/jetson.md says how)",
         )
     return ArtifactError(asked, f"{builder} can't build it: {text}", "export in another precision, or report it")
 
@@ -147,3 +215,60 @@ def logger(trt: Any) -> Any:
             return "; ".join(dict.fromkeys(self.errors[-4:])) or "it gave no reason"
 
     return Logger()
+
+
+class Phases:
+    """How far a build is: phases have steps, and a phase may be a step of another. Called by several threads."""
+
+    def __init__(self, told: Callable[[float], None]) -> None:
+        self._told, self._lock = told, threading.Lock()
+        self._phases: dict[str, tuple[str | None, int, int]] = {}  # name -> (parent, steps, done)
+        self._furthest = 0.0
+
+    def start(self, name: str, parent: str | None, steps: int) -> None:
+        """A phase begins."""
+        with self._lock:
+            self._phases[name] = (parent, max(1, steps), 0)
+
+    def step(self, name: str) -> None:
+        """One of its steps is done."""
+        with self._lock:
+            parent, steps, done = self._phases.get(name, (None, 1, 0))
+            self._phases[name] = (parent, steps, min(done + 1, steps))
+            share = max((self._share(root) for root, (above, _, _) in self._phases.items() if above is None), default=0)
+            if share > self._furthest:  # it never goes back, although a phase may be started again
+                self._furthest = share
+                self._told(share)
+
+    def finish(self, name: str) -> None:
+        """The phase ends, all its steps done or not."""
+        with self._lock:
+            self._phases.pop(name, None)
+
+    def _share(self, name: str) -> float:
+        _, steps, done = self._phases[name]
+        inside = max(
+            (self._share(child) for child, (parent, _, _) in self._phases.items() if parent == name), default=0
+        )
+        return min(1.0, (done + min(inside, 0.99)) / steps)
+
+
+def progress_monitor(trt: Any, told: Callable[[float], None]) -> Any:
+    """An ``IProgressMonitor`` that tells the share of the build that is done, 0 to 1."""
+    phases = Phases(told)
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the module has no stubs
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            phases.start(phase_name, parent_phase or None, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            phases.step(phase_name)
+            return True  # go on
+
+        def phase_finish(self, phase_name: str) -> None:
+            phases.finish(phase_name)
+
+    return Monitor()

@@ -9,6 +9,7 @@ fp16                    float16 but for the picture's way to the first layer and
 linears-int8-rest-fp16  fp16, and Q/DQ (signed, symmetric; per tensor for activations, per output channel for weights)
                         around the Linears between the first and the last layer. Biases stay float. Convolutions, the
                         head and attention stay fp16: Q/DQ there costs accuracy, and splits the fused attention
+linears-fp8-rest-fp16   the same in FP8 (E4M3; one scale a tensor), for GPUs from compute capability 8.9 on
 ======================  ===============================================================================================
 
 One file serves TensorRT 10.3 to 11, where precision comes from the graph alone (``STRONGLY_TYPED``).
@@ -38,7 +39,7 @@ from vitedge.graph.typed import to_half
 from vitedge.runtimes.contract import Placed, Request
 from vitedge.runtimes.plan import planned_layers
 
-FORMS = ("float", "fp16", "linears-int8-rest-fp16")
+FORMS = ("float", "fp16", "linears-int8-rest-fp16", "linears-fp8-rest-fp16")
 GRAPH = "model.onnx"
 #: An integer near every data set's mean colour, exact in float16.
 _CENTRE = 128.0
@@ -64,7 +65,7 @@ def place(request: Request, forms: Collection[str], runtime: str) -> Placed:
             f"use one of {', '.join(forms)}",
         )
     graph, precisions, reasons = request.graph, dict[str, str](), dict[str, str]()
-    if form == "linears-int8-rest-fp16":
+    if form.startswith("linears-"):
         graph, precisions, reasons = _quantized(request)
     if form != "float":
         graph = to_half(centre_pixels(graph), keep=_float32_nodes(graph))
@@ -125,18 +126,28 @@ def _float32_nodes(graph: onnx.ModelProto) -> set[str]:
 
 def _quantized(request: Request) -> tuple[onnx.ModelProto, dict[str, str], dict[str, str]]:
     """The graph with Q/DQ, the precision of each quantized layer, and why the others aren't."""
-    from vitedge.quantize.qdq import insert_qdq
-    from vitedge.quantize.rounding import Scheme, quantize_layers
-
     assert request.statistics is not None and request.recipe is not None, "a quantized form needs statistics"
     inner = inner_linears(request.graph)
-    scheme = Scheme(activation="int8", symmetric=True, weight_bits=8)
-    graph, layers = quantize_layers(request.graph, request.statistics, request.recipe, scheme, layers=inner)
+    left = request.left_in_float(inner)
+    inner = [name for name in inner if name not in left]
     kinds = {layer.name: layer.kind for layer in linear_layers(request.graph)}
     words = {"conv": "convolutions stay fp16", "linear": "the head stays fp16", "": "attention stays fp16"}
     reasons = {
-        node.name: words[kinds.get(node.name, "")] for node in request.graph.graph.node if node.name not in layers
-    }
+        node.name: words[kinds.get(node.name, "")] for node in request.graph.graph.node if node.name not in inner
+    } | left
+    if request.candidate.form == "linears-fp8-rest-fp16":
+        from vitedge.quantize.fp8 import quantize_fp8
+
+        return (
+            quantize_fp8(request.graph, request.statistics, request.recipe, inner),
+            dict.fromkeys(inner, "fp8"),
+            reasons,
+        )
+    from vitedge.quantize.qdq import insert_qdq
+    from vitedge.quantize.rounding import Scheme, quantize_layers
+
+    scheme = Scheme(activation="int8", symmetric=True, weight_bits=8)
+    graph, layers = quantize_layers(request.graph, request.statistics, request.recipe, scheme, layers=inner)
     return insert_qdq(graph, layers), dict.fromkeys(layers, "int8"), reasons
 
 

@@ -1,42 +1,40 @@
 """A session on an NVIDIA GPU, for TensorRT and TensorRT-RTX alike.
 
-Opening looks for the engine in the cache, by artifact, package version and GPU; where there is none it's built once
-from the artifact's ONNX file. One stream, one execution context, device and pinned host memory allocated once; the
-stages are timed by CUDA events.
+Opening finds the engine whose passport fits (beside the artifact or in the cache), or builds it once from the
+artifact's ONNX file. How an inference is started (copies or shared memory, kernel by kernel or as a CUDA graph) is
+measured on first opening and noted beside the engine. Asynchronous work runs in several contexts.
 """
 
 from __future__ import annotations
 
-import ctypes
-import importlib
+import contextlib
 import itertools
 import json
-import math
-import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitedge import isolation
 from vitedge.artifact import Artifact
-from vitedge.catalogue import cache_folder
-from vitedge.errors import ArtifactError, NotInstalledError, ResourceError, UsageError, nearest
+from vitedge.errors import ArtifactError, ResourceError, UsageError, VitedgeError, nearest
 from vitedge.files import sha256, write_atomic
 from vitedge.hardware import gpus
-from vitedge.runtimes._nvidia import engine
+from vitedge.progress import lines
+from vitedge.runtimes._nvidia import engine, engines, layers, passport
+from vitedge.runtimes._nvidia.driver import Cuda, GpuFacts
+from vitedge.runtimes._nvidia.slot import Slot, Tensors, Way, fastest, measured
 from vitedge.runtimes.contract import Executed, LayerTime, OpenOptions, Stages
 from vitedge.target import Option
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-BUILD_TIMEOUT_S = 3600.0  # small boards take many minutes
-_BUILD_KEYS = {"tf32": bool, "optimization_level": int, "workspace_mb": int}
-_TYPE = re.compile(r"\b(fp32|float|fp16|half|bf16|int8|fp8)\b", re.IGNORECASE)
-_WORDS = {"float": "fp32", "half": "fp16"}
-_WIDTHS = ("fp8", "int8", "fp16", "bf16", "fp32")
+_BUILD_KEYS = {"tf32": bool, "optimization_level": int, "workspace_mb": int, "aux_streams": int}
+_SESSION_KEYS = {"cuda_graph": bool, "zero_copy": bool, "contexts": int}
+#: Asynchronous inferences at once: one computes while the next one's picture is copied.
+CONTEXTS = 2
 
 
 def read_contract(artifact: Artifact) -> dict[str, str] | None:
@@ -62,7 +60,8 @@ def open_backend(package: str, version: str, artifact: Artifact, options: OpenOp
     device = options.device or artifact.manifest.target.device
     if device != "cuda:0":
         raise UsageError(asked, f"the device is '{device}'; vitedge opens the first that CUDA shows", "use cuda:0")
-    build = build_options({**artifact.manifest.runtime_options, **options.options}, asked)
+    wanted = {**artifact.manifest.runtime_options, **options.options}
+    build, way = build_options(wanted, asked), session_options(wanted)
     if not gpus():
         raise ResourceError(
             asked,
@@ -70,18 +69,22 @@ def open_backend(package: str, version: str, artifact: Artifact, options: OpenOp
             "copy the artifact to the device and open it there; its engine is built on first opening",
         )
     cuda = Cuda(asked, engine.EXTRAS[package])
-    gpu = cuda("cudaGetDeviceProperties", 0)
-    name, sm = gpu.name.decode().strip("\0"), f"{gpu.major}.{gpu.minor}"
-    plan = cached_engine(package, version, artifact, f"{name} {sm}", build, asked)
+    gpu = cuda.gpu()
+    refuse_missing_types(artifact, gpu.sm, asked)
+    place = passport.here(package, version, sha256(artifact.graph_path.read_bytes()), build, cuda)
+    found = engines.obtain(
+        artifact, place, build, may_build=options.build, progress=options.progress or lines(), asked=asked
+    )
     info: dict[str, Option] = {
         "runtime": package,
         "version": version,
-        "device": f"{device} {name}",
-        "sm": sm,
+        "device": f"{device} {gpu.name}",
+        "sm": gpu.sm,
         "strongly_typed": True,
-        "tf32": build.tf32,
+        **{key: value for key, value in place.options.items() if value is not None},
+        "engine": found.passport.engine[:12],
     }
-    return TensorRTBackend(trt, cuda, plan, artifact, info)
+    return TensorRTBackend(trt, cuda, gpu, found, artifact, info, way)
 
 
 def build_options(options: Mapping[str, Option], asked: str) -> engine.BuildOptions:
@@ -90,179 +93,198 @@ def build_options(options: Mapping[str, Option], asked: str) -> engine.BuildOpti
     Raises:
         UsageError: an unknown option, a value of another type, or a graph that isn't strongly typed.
     """
-    settings = {key: value for key, value in options.items() if key != "strongly_typed"}
-    for key, value in settings.items():
-        if key not in _BUILD_KEYS or type(value) is not _BUILD_KEYS[key]:
+    known = _BUILD_KEYS | _SESSION_KEYS
+    for key, value in options.items():
+        if key != "strongly_typed" and (key not in known or type(value) is not known[key]):
             raise UsageError(
                 asked,
-                f"there is no build option '{key}' = {value!r}{nearest(key, _BUILD_KEYS)}",
-                f"use {', '.join(f'{name} ({kind.__name__})' for name, kind in _BUILD_KEYS.items())}",
+                f"there is no option '{key}' = {value!r}{nearest(key, known)}",
+                f"use {', '.join(f'{name} ({kind.__name__})' for name, kind in known.items())}",
             )
     if options.get("strongly_typed") is not True:
         raise UsageError(asked, "its graph isn't meant to be strongly typed", "export it again")
+    settings = {key: value for key, value in options.items() if key in _BUILD_KEYS}
+    assert settings.keys() <= {field.name for field in fields(engine.BuildOptions)}
     return engine.BuildOptions(**settings)  # type: ignore[arg-type]  # checked just above
 
 
-def cached_engine(
-    package: str, version: str, artifact: Artifact, hardware: str, build: engine.BuildOptions, asked: str
-) -> bytes:
-    """The engine for this artifact, package version, GPU and options: from the cache, or built into it.
+def session_options(options: Mapping[str, Option]) -> dict[str, Option]:
+    """Those of checked options that say how a session runs."""
+    return {key: value for key, value in options.items() if key in _SESSION_KEYS}
 
-    An engine is taken from the cache only with the digest that was noted when it was built.
+
+def refuse_missing_types(artifact: Artifact, sm: str, asked: str) -> None:
+    """Refuse FP8 on a GPU that has none, before a builder says so in its own words.
 
     Raises:
-        ArtifactError, ResourceError: see :func:`vitedge.runtimes._nvidia.engine.build`; a crash of the builder too.
+        UsageError: the GPU's compute capability, and what to export instead.
     """
-    folder = artifact.cache(version, json.dumps([package, hardware, asdict(build)]))
-    plan_file, passport_file = folder / "engine.plan", folder / "engine.json"
-    try:
-        plan = plan_file.read_bytes()
-        if json.loads(passport_file.read_bytes())["sha256"] == sha256(plan):
-            return plan
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # nothing there, or half a cache: build
-    graph = artifact.graph_path.read_bytes()
-    try:
-        plan = isolation.run_isolated(engine.build, package, graph, build, timeout_s=BUILD_TIMEOUT_S)
-    except isolation.ChildError as error:
-        raise ArtifactError(
-            asked, f"building the engine with {engine.WORDS[package]} {version}: {error}", "export in another precision"
-        ) from error
-    passport = {"sha256": sha256(plan), "package": package, "version": version, "gpu": hardware, **asdict(build)}
-    write_atomic(plan_file, plan, asked)
-    write_atomic(passport_file, json.dumps(passport, indent=2).encode(), asked)
-    return plan
-
-
-class Cuda:
-    """``cuda("cudaMalloc", 64)``: the CUDA runtime's functions, whose error codes become exceptions."""
-
-    def __init__(self, asked: str, extra: str) -> None:
-        try:
-            self.names: Any = importlib.import_module("cuda.bindings.runtime")
-        except ImportError as error:
-            raise NotInstalledError.for_extra(asked, "cuda-python", extra) from error
-        self._asked = asked
-
-    def __call__(self, function: str, *arguments: Any) -> Any:
-        code, *values = getattr(self.names, function)(*arguments)
-        if code != self.names.cudaError_t.cudaSuccess:
-            raise ResourceError(self._asked, f"{function}: {code.name}", "free GPU memory, or check the driver")
-        return values[0] if values else None
+    planned = {layer.precision for layer in artifact.manifest.layers}
+    if "fp8" in planned and tuple(map(int, sm.split("."))) < (8, 9):
+        raise UsageError(
+            asked, f"FP8 needs compute capability 8.9; this GPU has {sm}", "export it with --precision fp16 or int8"
+        )
 
 
 class TensorRTBackend:
-    """One engine, one context, one stream. See :class:`vitedge.runtimes.contract.Backend`."""
+    """One engine and its slots. See :class:`vitedge.runtimes.contract.Backend`."""
 
-    def __init__(self, trt: Any, cuda: Cuda, plan: bytes, artifact: Artifact, info: Mapping[str, Option]) -> None:
+    def __init__(
+        self,
+        trt: Any,
+        cuda: Cuda,
+        gpu: GpuFacts,
+        found: engines.Found,
+        artifact: Artifact,
+        info: Mapping[str, Option],
+        wishes: Mapping[str, Option],
+    ) -> None:
         self.batch = artifact.manifest.batch
-        self.info = info
         self._trt, self._cuda = trt, cuda
-        self._free: list[tuple[str, Any]] = []  # what to call with what, last first, when closing
-        self._tickets = itertools.count()
-        self._pending: int | None = None
-        self._done: dict[int, NDArray[np.float32]] = {}
         self._asked = f"open the artifact {artifact.path}"
+        self._slots: list[Slot] = []
+        self._turns = itertools.count()
+        self._pending: dict[int, Slot] = {}  # ticket -> where it runs
+        self._done: dict[int, NDArray[np.float32]] = {}
+        self._contexts = max(1, int(wishes.get("contexts", CONTEXTS)))
+        self._runtime_cache: Any = None
+        self._cache_file = engines.cache_of(found.passport.graph, artifact.manifest.name) / f"{info['engine']}.jit"
         height, width = artifact.manifest.preprocessing.size
         try:
-            self._open(plan, (self.batch, height, width, 3), (self.batch, len(artifact.manifest.classes)))
+            self._load(found.plan)
+            shapes = (self.batch, height, width, 3), (self.batch, len(artifact.manifest.classes))
+            self._tensors = self._described(*shapes)
+            note = self._cache_file.with_suffix(".json")
+            way, times = self._choose(ways(gpu, wishes), note)
+            self._slots = self._slots or [self._slot(way)]
         except BaseException:
             self.close()
             raise
+        self.info: Mapping[str, Option] = {
+            **info,
+            "contexts": self._contexts,
+            "cuda_graph": way.graph,
+            "zero_copy": way.zero_copy,
+            **{f"{name}_us": us for name, us in times.items()},
+        }
 
-    def _open(self, plan: bytes, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> None:
-        trt, cuda = self._trt, self._cuda
-        self._runtime = trt.Runtime(engine.logger(trt))
+    def _load(self, plan: bytes) -> None:
+        self._runtime = self._trt.Runtime(engine.logger(self._trt))
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise ArtifactError(
                 self._asked,
-                "the engine in the cache can't be loaded",
-                f"delete {cache_folder() / 'artifacts'}, and open again",
+                "the engine can't be loaded, although its passport fits",
+                f"delete {self._cache_file.parent}, and open again",
             )
+        if hasattr(self._engine, "create_runtime_config") and self._trt.__name__ == "tensorrt_rtx":
+            self._runtime_cache = self._engine.create_runtime_config().create_runtime_cache()
+            with contextlib.suppress(OSError):  # TensorRT-RTX compiles its kernels when they first run
+                self._runtime_cache.deserialize(self._cache_file.read_bytes())
+
+    def _described(self, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Tensors:
+        """The engine's tensors, which must be the manifest's.
+
+        Raises:
+            ArtifactError: they aren't.
+        """
+        trt = self._trt
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         modes = [self._engine.get_tensor_mode(name) for name in names]
         if sorted(mode == trt.TensorIOMode.INPUT for mode in modes) != [False, True]:
             raise ArtifactError(self._asked, f"the engine has the tensors {', '.join(names)}", "export it again")
-        source = names[modes.index(trt.TensorIOMode.INPUT)]
-        target = names[modes.index(trt.TensorIOMode.OUTPUT)]
+        source, target = names[modes.index(trt.TensorIOMode.INPUT)], names[modes.index(trt.TensorIOMode.OUTPUT)]
         for name, shape in ((source, inputs), (target, outputs)):
             if tuple(self._engine.get_tensor_shape(name)) != shape:
                 true = f"the engine's '{name}' is {list(self._engine.get_tensor_shape(name))}; expected {list(shape)}"
                 raise ArtifactError(self._asked, true, "export it again")
-        self._context = self._engine.create_execution_context()
-        if self._context is None:
-            raise ResourceError(self._asked, "the GPU has no memory for the engine's activations", "lower the batch")
-        self._stream = self._keep("cudaStreamDestroy", cuda("cudaStreamCreate"))
-        self._events = [self._keep("cudaEventDestroy", cuda("cudaEventCreate")) for _ in range(4)]
-        self._input, self._device_input = self._buffers(inputs, np.uint8)
-        self._output, self._device_output = self._buffers(outputs, np.float32)
-        self._context.set_tensor_address(source, int(self._device_input))
-        self._context.set_tensor_address(target, int(self._device_output))
+        return Tensors(source, inputs, target, outputs)
 
-    def _keep(self, release: str, thing: Any) -> Any:
-        self._free.append((release, thing))
-        return thing
+    def _slot(self, way: Way) -> Slot:
+        return Slot(self._cuda, self._context, self._tensors, way, self._asked)
 
-    def _buffers(self, shape: tuple[int, ...], dtype: type[np.generic]) -> tuple[NDArray[Any], Any]:
-        """A pinned array on the host, and device memory of the same size."""
-        size = math.prod(shape) * np.dtype(dtype).itemsize
-        pinned = self._keep("cudaFreeHost", self._cuda("cudaMallocHost", size))
-        pages = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(int(pinned)))
-        return pages.view(dtype).reshape(shape), self._keep("cudaFree", self._cuda("cudaMalloc", size))
+    def _context(self) -> Any:
+        if self._runtime_cache is None:
+            return self._engine.create_execution_context()
+        config = self._engine.create_runtime_config()
+        config.set_runtime_cache(self._runtime_cache)
+        return self._engine.create_execution_context(config)
+
+    def _choose(self, possible: list[Way], note: Path) -> tuple[Way, dict[str, int]]:
+        """The fastest way on this GPU, and median microseconds by way: measured once for each engine, then noted.
+
+        A way that doesn't open here (a graph that can't be captured) isn't taken.
+        """
+        if len(possible) == 1:
+            return possible[0], {}
+        names = [way.words for way in possible]
+        try:
+            noted = json.loads(note.read_bytes())
+            return possible[names.index(noted["way"])], {str(name): int(us) for name, us in noted["us"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass
+        slots: list[Slot] = []
+        try:
+            for way in possible:
+                with contextlib.suppress(ResourceError) if slots else contextlib.nullcontext():
+                    slots.append(self._slot(way))
+            times = measured(slots, np.zeros(self._tensors.inputs, np.uint8))
+            chosen = slots[fastest([slot.way for slot in slots], times)]
+            taken = {slot.way.words: round(time / 1000) for slot, time in zip(slots, times, strict=True)}
+            slots.remove(chosen)
+            self._slots = [chosen]
+        finally:
+            for slot in slots:
+                slot.close()
+        with contextlib.suppress(VitedgeError):  # a cache that can't be written costs a measurement the next time
+            write_atomic(note, json.dumps({"way": chosen.way.words, "us": taken}).encode(), self._asked)
+        return chosen.way, taken
 
     def infer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], Stages]:
         """See the contract; the stages are CUDA events' times."""
-        self._settle()
-        self._enqueue(images)
-        self._cuda("cudaStreamSynchronize", self._stream)
-        pairs = itertools.pairwise(self._events)
-        return self._output, Stages(*(round(self._cuda("cudaEventElapsedTime", *pair) * 1e6) for pair in pairs))
-
-    def _enqueue(self, images: NDArray[np.uint8]) -> None:
-        cuda, stream, kinds = self._cuda, self._stream, self._cuda.names.cudaMemcpyKind
-        np.copyto(self._input, images)
-        cuda("cudaEventRecord", self._events[0], stream)
-        to_device = kinds.cudaMemcpyHostToDevice
-        cuda("cudaMemcpyAsync", self._device_input, self._input.ctypes.data, self._input.nbytes, to_device, stream)
-        cuda("cudaEventRecord", self._events[1], stream)
-        if not self._context.execute_async_v3(int(stream)):
-            raise ResourceError(self._asked, "the inference couldn't be started", "run it with vitedge --debug")
-        cuda("cudaEventRecord", self._events[2], stream)
-        to_host = kinds.cudaMemcpyDeviceToHost
-        cuda("cudaMemcpyAsync", self._output.ctypes.data, self._device_output, self._output.nbytes, to_host, stream)
-        cuda("cudaEventRecord", self._events[3], stream)
+        slot = self._slots[0]
+        self._settle(slot)
+        slot.start(images)
+        logits = slot.wait()
+        return logits, slot.stages()
 
     def submit(self, images: NDArray[np.uint8]) -> int:
-        """See the contract; one inference is in flight at a time."""
-        self._settle()
-        self._enqueue(images)
-        self._pending = next(self._tickets)
-        return self._pending
+        """See the contract; ``contexts`` inferences are in flight at a time, the rest waits here."""
+        while len(self._slots) < self._contexts:
+            self._slots.append(self._slot(self._slots[0].way))
+        ticket = next(self._turns)
+        slot = self._slots[ticket % len(self._slots)]
+        self._settle(slot)
+        slot.start(images)
+        self._pending[ticket] = slot
+        return ticket
 
     def collect(self, ticket: int) -> NDArray[np.float32]:
         """See the contract."""
-        if ticket == self._pending:
-            self._settle()
+        if ticket in self._pending:
+            self._settle(self._pending[ticket])
         return self._done.pop(ticket)
 
-    def _settle(self) -> None:
-        """Wait for what is in flight, and keep its answer: the buffers are needed again."""
-        if self._pending is not None:
-            self._cuda("cudaStreamSynchronize", self._stream)
-            self._done[self._pending] = self._output.copy()
-            self._pending = None
+    def _settle(self, slot: Slot) -> None:
+        """Keep the answer of what runs in this slot: its memory is needed again."""
+        for ticket in [ticket for ticket, where in self._pending.items() if where is slot]:
+            self._done[ticket] = slot.wait().copy()
+            del self._pending[ticket]
 
     def executed(self) -> list[Executed]:
         """The engine's layers under the names of the ONNX nodes in them, with the narrowest type they read."""
+        return layers.executed(self.layer_information())
+
+    def layer_information(self) -> str:
+        """The engine inspector's JSON."""
         inspector = self._engine.create_engine_inspector()
-        text = inspector.get_engine_information(self._trt.LayerInformationFormat.JSON)
-        return [node for layer in json.loads(text)["Layers"] for node in engine_layer(layer)]
+        return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
 
     def profile(self, images: NDArray[np.uint8], repeats: int) -> list[list[LayerTime]]:
-        """Per-layer times, by a profiler attached to a context of its own run."""
-        self._settle()
-        types = {node.name: node for node in self.executed()}
+        """Per-layer times, by a profiler of the context; a CUDA graph would hide the layers, so none is used."""
+        slot = self._slots[0]
+        self._settle(slot)
+        types = {layer.name: layer for layer in layers.parse(self.layer_information())}
         rounds: list[list[LayerTime]] = []
 
         class Profiler(self._trt.IProfiler):  # type: ignore[misc, name-defined]  # the module has no stubs
@@ -270,33 +292,36 @@ class TensorRTBackend:
                 trt.IProfiler.__init__(self)
 
             def report_layer_time(self, name: str, ms: float) -> None:
-                known = types.get(name, Executed(name, "", ""))
-                rounds[-1].append(LayerTime(name, known.operator, known.type, round(ms * 1e6)))
+                known = types.get(name)
+                kind, type_ = (known.kind, known.type) if known else ("", "")
+                rounds[-1].append(LayerTime(name, kind, type_, round(ms * 1e6)))
 
-        self._context.profiler = Profiler(self._trt)
+        slot.context.profiler = profiler = Profiler(self._trt)
         try:
             for _ in range(repeats):
                 rounds.append([])
-                self._enqueue(images)
-                self._cuda("cudaStreamSynchronize", self._stream)
+                slot.start(images, captured=False)
+                slot.wait()
         finally:
-            self._context.profiler = None
+            slot.context.profiler = None
+            del profiler
         return rounds
 
     def close(self) -> None:
         """See the contract; work in flight is waited for, since its memory goes."""
-        self._settle()
-        self._context = self._engine = self._runtime = None
-        self._input = self._output = np.empty(0)
-        while self._free:
-            self._cuda(*self._free.pop())
+        for slot in self._slots:
+            slot.wait()
+        while self._slots:
+            self._slots.pop().close()
+        self._pending.clear()
+        if self._runtime_cache is not None and not self._cache_file.exists():
+            with contextlib.suppress(VitedgeError):  # kernels are compiled anew the next time
+                write_atomic(self._cache_file, bytes(self._runtime_cache.serialize()), self._asked)
+        self._runtime_cache = self._engine = self._runtime = None
 
 
-def engine_layer(layer: Mapping[str, Any]) -> list[Executed]:
-    """One layer of the engine inspector's JSON, as the ONNX nodes it was fused from."""
-    formats = [str(tensor.get("Format/Datatype", "")) for tensor in layer.get("Inputs", []) or layer.get("Outputs", [])]
-    words = {word.lower() for text in formats for word in _TYPE.findall(text)}
-    found = {_WORDS.get(word, word) for word in words}
-    narrowest = next((name for name in _WIDTHS if name in found), "")
-    nodes = re.findall(r"\[ONNX Layer: ([^\]]+)\]", str(layer.get("Metadata", ""))) or [str(layer.get("Name", ""))]
-    return [Executed(node, str(layer.get("LayerType", "")), narrowest) for node in nodes]
+def ways(gpu: GpuFacts, wishes: Mapping[str, Option]) -> list[Way]:
+    """The ways to run that are worth trying on this GPU, the plainest first; a wish leaves one value of its kind."""
+    copies = [bool(wishes["zero_copy"])] if "zero_copy" in wishes else [False, True] if gpu.integrated else [False]
+    graphs = [bool(wishes["cuda_graph"])] if "cuda_graph" in wishes else [False, True]
+    return [Way(zero_copy, graph) for zero_copy in copies for graph in graphs]

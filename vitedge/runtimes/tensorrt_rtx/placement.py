@@ -5,7 +5,7 @@ from __future__ import annotations
 from vitedge.runtimes._nvidia import placement
 from vitedge.runtimes.contract import Placed, Request
 
-FORMS = ("float", "fp16")
+FORMS = ("float", "fp16", "linears-fp8-rest-fp16")
 
 
 def place(request: Request) -> Placed:

@@ -15,8 +15,8 @@ from vitedge.errors import NotInstalledError, VitedgeError
 from vitedge.runtimes._nvidia.engine import BuildOptions, build
 from vitedge.runtimes.tensorrt_rtx.facts import EXTRA, PACKAGE, installed
 
-#: Ampere, Ada and Blackwell: what a graph for any current NVIDIA GPU should build for.
-SMS = ("8.6", "8.9", "12.0")
+#: Turing, Ampere, Ada and Blackwell: every compute capability that TensorRT-RTX knows.
+SMS = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def _sizes(graph: bytes, sms: tuple[str, ...]) -> dict[str, int | str]:
     found: dict[str, int | str] = {}
     for sm in sms:
         try:
-            found[sm] = len(build(PACKAGE, graph, BuildOptions(sm=sm)))
+            found[sm] = len(build(PACKAGE, graph, BuildOptions(sm=sm)).plan)
         except VitedgeError as error:
             found[sm] = error.true
     return found

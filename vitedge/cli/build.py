@@ -1,0 +1,92 @@
+"""``vitedge build``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vitedge.cli.options import Json, Overwrite, Quiet
+
+
+def build(
+    artifact: Annotated[list[Path], typer.Argument(help="Artifacts for TensorRT or TensorRT-RTX.")],
+    sm: Annotated[
+        list[str] | None,
+        typer.Option("--sm", help="TensorRT-RTX: compute capability to build for, as 8.9; repeat it for several."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Write the engines there, too; with --autotune, copy the artifact chosen."),
+    ] = None,
+    autotune: Annotated[
+        bool, typer.Option("--autotune", help="Measure several artifacts of one model; keep the fastest within budget.")
+    ] = False,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Labelled pictures, for the accuracy of --autotune's candidates.")
+    ] = None,
+    duration: Annotated[
+        float | None, typer.Option("--duration", min=0, help="--autotune measures each for at least so many seconds.")
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say what the engines do: types, reformats, fused attention.")
+    ] = False,
+    optimization_level: Annotated[
+        int | None, typer.Option("--optimization-level", min=0, max=5, help="Instead of TensorRT's 3.")
+    ] = None,
+    workspace_mb: Annotated[
+        int | None, typer.Option("--workspace-mb", min=1, help="Memory that a layer may take while it computes.")
+    ] = None,
+    overwrite: Overwrite = False,
+    json: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Build the engines of an artifact on the device, before they are first needed.
+
+    They go to this device's cache, where opening the artifact finds them. TensorRT builds for the GPU that is here;
+    TensorRT-RTX builds ahead of time for those that the target names, without a GPU. A folder written with --out
+    travels beside the artifact: as ARTIFACT.engines it's found on opening.
+
+    **Examples**
+
+    `vitedge build artifact/`
+
+    `vitedge build artifact/ --sm 8.9 --sm 12.0 --out artifact.engines`
+
+    `vitedge build fp16/ int8/ --autotune --data labelled/ --out best/`
+
+    `vitedge build fp16/ int8/ --explain`
+    """
+    from vitedge import building
+    from vitedge.artifact import Artifact
+    from vitedge.errors import UsageError
+    from vitedge.progress import bars
+    from vitedge.reporting import built as tables
+    from vitedge.reporting import terminal
+
+    opened = [Artifact.open(path) for path in artifact]
+    chosen = {"optimization_level": optimization_level, "workspace_mb": workspace_mb}
+    options = {name: value for name, value in chosen.items() if value is not None}
+    if out is not None and len(opened) > 1 and not autotune:
+        raise UsageError("write engines", "one folder is for one artifact", "build one at a time, or add: --autotune")
+    if autotune:
+        with bars(quiet=quiet) as progress:
+            timed = building.autotune(
+                opened, data=data, out=out, overwrite=overwrite, duration_s=duration, progress=progress
+            )
+        terminal.emit(timed, json, tables.show_tuned)
+    else:
+        with bars(quiet=quiet) as progress:
+            rows = [
+                row
+                for one in opened
+                for row in building.build(
+                    one, sms=sm or (), out=out, options=options, overwrite=overwrite, progress=progress
+                )
+            ]
+        terminal.emit(rows, None if explain else json, tables.show_built)
+    if explain:
+        with bars(quiet=quiet) as progress:
+            found, compared = building.explain(opened, progress=progress)
+        terminal.emit({"engines": found, "compared": compared}, json, tables.show_explained)

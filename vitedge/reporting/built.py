@@ -1,0 +1,62 @@
+"""Tables of ``vitedge build`` on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vitedge.reporting.terminal import GOOD, QUIET, UNSURE, mark, megabytes, show, table, text
+
+if TYPE_CHECKING:
+    from vitedge.building import Timed
+
+
+def show_built(rows: Sequence[Mapping[str, Any]]) -> None:
+    """One row an engine; what stood against the engine that was there is said below."""
+    show(
+        table(
+            ["artifact", "!built with", "!SM", "GPU", ">MB", ">seconds", "lies in"],
+            [
+                (
+                    row["artifact"],
+                    row["runtime"],
+                    row["sm"],
+                    row["gpu"] or "any of it",
+                    megabytes(row["bytes"]),
+                    f"{row['seconds']:.1f}" if row["built"] else text("was there", QUIET),
+                    row["folder"],
+                )
+                for row in rows
+            ],
+        ),
+        *(text(f"SM {row['sm']}: {row['because']}", UNSURE) for row in rows if row["because"]),
+    )
+
+
+def show_tuned(timed: Sequence[Timed]) -> None:
+    """One row a candidate, the chosen one marked."""
+    show(
+        table(
+            ["", "artifact", "!precision", ">p50 ms", ">p95 ms", ">top-1 lost", "why"],
+            [
+                (
+                    mark(one.chosen or None),
+                    one.artifact,
+                    one.precision,
+                    f"{one.latency_p50_ms:.3f}",
+                    f"{one.latency_p95_ms:.3f}",
+                    "" if one.drop_pts is None else f"{one.drop_pts:+.2f}",
+                    text(one.reason, GOOD if one.chosen else QUIET),
+                )
+                for one in timed
+            ],
+        )
+    )
+
+
+def show_explained(found: Mapping[str, Any]) -> None:
+    """Sentences, engine by engine, and what they say together."""
+    parts = []
+    for name, one in found["engines"].items():
+        parts += [text(name, "bold"), *(text(sentence) for sentence in one.sentences)]
+    show(*parts, *(text(sentence) for sentence in found["compared"]))

@@ -1,0 +1,74 @@
+"""Engines before they are first needed: for the GPU that is here or, with TensorRT-RTX, for others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from vitedge.artifact import Artifact
+from vitedge.errors import ResourceError, UsageError
+from vitedge.files import sha256
+from vitedge.hardware import gpus
+from vitedge.progress import Progress
+from vitedge.runtimes._nvidia import engine, engines, passport, session
+from vitedge.runtimes._nvidia.driver import Cuda
+from vitedge.runtimes._nvidia.engines import Found
+from vitedge.target import Option
+
+
+def build(
+    package: str,
+    version: str,
+    artifact: Artifact,
+    sms: Sequence[str],
+    options: dict[str, Option],
+    progress: Progress,
+) -> list[Found]:
+    """The engines of one artifact, in the cache: taken from there where they fit, else built.
+
+    Args:
+        package: "tensorrt" or "tensorrt_rtx".
+        version: of the package.
+        artifact: opened.
+        sms: compute capabilities to build for; none: those that the target names, or the GPU that is here.
+        options: over the manifest's.
+        progress: called with (task, done, total).
+
+    Raises:
+        UsageError: an unknown option or compute capability, or one that this package can't build for from here.
+        ResourceError: no GPU where one is needed, or not enough memory.
+        ArtifactError: the graph is refused, or the builder crashed.
+    """
+    asked = f"build the engines of {artifact.path}"
+    wanted = session.build_options({**artifact.manifest.runtime_options, **options}, asked)
+    graph = sha256(artifact.graph_path.read_bytes())
+    if package in engines.AHEAD_OF_TIME:
+        sms = sms or artifact.manifest.target.sms
+    elif sms:
+        raise UsageError(
+            asked,
+            f"{engine.WORDS[package]} builds for the GPU that it finds, not for compute capability {', '.join(sms)}",
+            f"copy the artifact to the device and run there: vitedge build {artifact.path.name}",
+        )
+    if not sms:
+        if not gpus():
+            raise ResourceError(
+                asked,
+                f"no NVIDIA GPU answers here, and {engine.WORDS[package]} builds for the one that it finds",
+                f"copy the artifact to the device and run there: vitedge build {artifact.path.name}",
+            )
+        place = passport.here(package, version, graph, wanted, Cuda(asked, engine.EXTRAS[package]))
+        session.refuse_missing_types(artifact, place.sm, asked)
+        return [engines.obtain(artifact, place, wanted, progress=progress, asked=asked)]
+    for sm in sms:
+        session.refuse_missing_types(artifact, sm, asked)
+    return [
+        engines.obtain(
+            artifact,
+            passport.for_building(package, version, graph, wanted, sm),
+            replace(wanted, sm=sm),
+            progress=progress,
+            asked=asked,
+        )
+        for sm in sms
+    ]

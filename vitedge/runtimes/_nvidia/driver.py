@@ -1,0 +1,103 @@
+"""The few functions of the CUDA runtime that sessions call: a thin interface, so that a stand-in can take its place."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from vitedge.errors import NotInstalledError, ResourceError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class GpuFacts(NamedTuple):
+    """The GPU that a session runs on."""
+
+    name: str
+    sm: str
+    integrated: bool  # it shares the processor's memory, as a Jetson's does
+    memory_mb: int
+
+
+class Cuda:
+    """``cuda("cudaMalloc", 64)``: the CUDA runtime's functions, whose error codes become exceptions.
+
+    Raises:
+        NotInstalledError: cuda-python isn't here.
+    """
+
+    def __init__(self, asked: str, extra: str) -> None:
+        try:
+            self.names: Any = importlib.import_module("cuda.bindings.runtime")
+        except ImportError as error:
+            raise NotInstalledError.for_extra(asked, "cuda-python", extra) from error
+        self._asked = asked
+
+    def __call__(self, function: str, *arguments: Any) -> Any:
+        code, *values = getattr(self.names, function)(*arguments)
+        if code != self.names.cudaError_t.cudaSuccess:
+            fix = {
+                "cudaErrorMemoryAllocation": "lower the batch or the option 'contexts', or free GPU memory",
+                "cudaErrorInsufficientDriver": "update the driver, or install the cuda-python of its CUDA version",
+            }.get(code.name, "check the driver: nvidia-smi, or on a Jetson: tegrastats")
+            raise ResourceError(self._asked, f"{function}: {code.name}", fix)
+        return values[0] if values else None
+
+    def gpu(self) -> GpuFacts:
+        """The first GPU that CUDA shows."""
+        found = self("cudaGetDeviceProperties", 0)
+        return GpuFacts(
+            name=found.name.decode().strip("\0"),
+            sm=f"{found.major}.{found.minor}",
+            integrated=bool(found.integrated),
+            memory_mb=int(found.totalGlobalMem) >> 20,
+        )
+
+    def version(self, function: str) -> str:
+        """``cudaDriverGetVersion`` and ``cudaRuntimeGetVersion`` as "12.6"."""
+        number = int(self(function))
+        return f"{number // 1000}.{number % 1000 // 10}"
+
+
+class Holder:
+    """What was made, and how it's destroyed: last first."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda = cuda
+        self._made: list[tuple[str, Any]] = []
+
+    def keep(self, destroy: str, thing: Any) -> Any:
+        """Remember that ``destroy(thing)`` is due; returns the thing."""
+        self._made.append((destroy, thing))
+        return thing
+
+    def release(self) -> None:
+        """Destroy everything; a second call finds nothing."""
+        while self._made:
+            self._cuda(*self._made.pop())
+
+
+class Buffer(NamedTuple):
+    """A pinned array on the host, and where the GPU reads or writes it."""
+
+    host: NDArray[Any]
+    device: int
+    copied: bool  # False: the GPU works in the host's own memory
+
+
+def buffer(cuda: Cuda, holder: Holder, shape: tuple[int, ...], dtype: type[np.generic], *, zero_copy: bool) -> Buffer:
+    """Memory for one tensor; with ``zero_copy`` the host's pages are mapped into the GPU's address space."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if zero_copy:
+        pinned = holder.keep("cudaFreeHost", cuda("cudaHostAlloc", size, cuda.names.cudaHostAllocMapped))
+        device = cuda("cudaHostGetDevicePointer", pinned, 0)
+    else:
+        pinned = holder.keep("cudaFreeHost", cuda("cudaMallocHost", size))
+        device = holder.keep("cudaFree", cuda("cudaMalloc", size))
+    pages = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(int(pinned)))
+    return Buffer(pages.view(dtype).reshape(shape), int(device), not zero_copy)

@@ -1,0 +1,203 @@
+"""Where engines lie: in the cache of this device, or in an export folder that travels beside the artifact.
+
+Both are folders with an ``engines.json``, which lists a passport for each engine. An engine is loaded only with the
+digest that stands there, and only where its passport fits.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+from msgspec.structs import replace
+
+from vitedge import hardware
+from vitedge._version import __version__
+from vitedge.artifact import Artifact
+from vitedge.catalogue import cache_folder
+from vitedge.errors import ArtifactError, ResourceError, VitedgeError
+from vitedge.files import new_folder, sha256, write_atomic
+from vitedge.progress import Progress, silent
+from vitedge.runtimes._nvidia import engine
+from vitedge.runtimes._nvidia.engine import BuildOptions
+from vitedge.runtimes._nvidia.passport import Passport, differences, identity, words
+from vitedge.schema import Record, decode_json, encode_json
+
+INDEX = "engines.json"
+#: TensorRT-RTX is the same software wherever it builds; TensorRT has to be where the engine will run.
+AHEAD_OF_TIME = ("tensorrt_rtx",)
+#: Building takes more memory than running: the libraries and CUDA's own, and several copies of the weights.
+BASE_MB, COPIES = 900, 4
+
+
+class Engines(Record):
+    """``engines.json``."""
+
+    SCHEMA_VERSION: ClassVar[int] = 1
+    schema_version: int = 1
+    vitedge_version: str = __version__
+    artifact: str = ""  # its name, for people
+    engines: tuple[Passport, ...] = ()
+
+
+class Found(NamedTuple):
+    """An engine, and how it was come by."""
+
+    plan: bytes
+    passport: Passport
+    folder: Path
+    built: bool  # just now
+    rebuilt_because: str = ""  # what stood against the one that was there
+
+
+def cache_of(graph: str, name: str) -> Path:
+    """The folder of this device's engines for one ONNX file; it need not exist."""
+    readable = re.sub(r"[^\w.-]", "_", name)[:64]
+    return cache_folder() / "engines" / f"{readable}-{graph[:24]}"
+
+
+def beside(artifact: Path) -> Path:
+    """Where an export folder is looked for: ``artifact.engines`` beside ``artifact``."""
+    whole = artifact.absolute()
+    return whole.with_name(f"{whole.name}.engines")
+
+
+def index(folder: Path) -> Engines:
+    """The folder's list of engines; empty where there is none, or half of one."""
+    try:
+        return decode_json((folder / INDEX).read_bytes(), Engines, asked="look for an engine", file=INDEX)
+    except (OSError, VitedgeError):
+        return Engines()
+
+
+def look_for(folder: Path, wanted: Passport) -> Found | list[str]:
+    """The engine that fits, or what stands against the nearest one; nothing to say where there is none."""
+    nearest: list[str] = []
+    for passport in index(folder).engines:
+        if wanted.gpu is None and passport.sm != wanted.sm:
+            continue  # built ahead of time for another GPU: it isn't in question
+        against = differences(passport, wanted)
+        if not against:
+            try:
+                plan = (folder / Path(passport.file).name).read_bytes()
+            except OSError:
+                against = [f"its file {passport.file} can't be read"]
+            else:
+                if sha256(plan) == passport.engine:
+                    return Found(plan, passport, folder, built=False)
+                against = [f"its file {passport.file} isn't what was written"]
+        if not nearest or len(against) < len(nearest):
+            nearest = against
+    return nearest
+
+
+def obtain(
+    artifact: Artifact,
+    wanted: Passport,
+    options: BuildOptions,
+    *,
+    may_build: bool = True,
+    progress: Progress = silent,
+    asked: str,
+) -> Found:
+    """The engine for ``wanted``: from the export folder beside the artifact, from the cache, or built into the cache.
+
+    Raises:
+        ArtifactError: it would have to be built, and may not be; or the graph is refused, or the builder crashed.
+        ResourceError: not enough memory to build.
+    """
+    graph = artifact.graph_path.read_bytes()
+    cache = cache_of(wanted.graph, artifact.manifest.name)
+    against: list[str] = []
+    for folder in (beside(artifact.path), cache):
+        found = look_for(folder, wanted)
+        if isinstance(found, Found):
+            return found
+        against = against or found
+    because = f"the engine that is there was built for something else: {'; '.join(against)}" if against else ""
+    if not may_build:
+        raise ArtifactError(
+            asked,
+            because or f"there is no engine of it for {words(wanted)}, and building one wasn't permitted",
+            f"run: vitedge build {artifact.path}",
+        )
+    found = build_into(cache, artifact.manifest.name, graph, wanted, options, progress=progress, asked=asked)
+    return found._replace(rebuilt_because=because)
+
+
+def build_into(
+    folder: Path,
+    name: str,
+    graph: bytes,
+    wanted: Passport,
+    options: BuildOptions,
+    *,
+    progress: Progress = silent,
+    asked: str,
+) -> Found:
+    """Build one engine, and write it and its passport into a folder; what earlier builds here measured is used."""
+    if wanted.package not in AHEAD_OF_TIME:
+        refuse_little_memory(len(graph), options, asked)
+    timings = timing_cache(wanted)
+    known = timings.read_bytes() if timings.is_file() else b""
+    built = engine.build_isolated(wanted.package, wanted.version, graph, options, known, asked=asked, progress=progress)
+    if built.timing_cache:
+        write_atomic(timings, built.timing_cache, asked)
+    passport = add(folder, name, built.plan, replace(wanted, seconds=round(built.seconds, 3)), asked)
+    return Found(built.plan, passport, folder, built=True)
+
+
+def add(folder: Path, name: str, plan: bytes, passport: Passport, asked: str) -> Passport:
+    """Write an engine, then list it; the one that it replaces goes last."""
+    digest = sha256(plan)
+    passport = replace(passport, engine=digest, file=f"sm{passport.sm.replace('.', '')}-{digest[:12]}.plan")
+    write_atomic(folder / passport.file, plan, asked)
+    before = index(folder).engines
+    kept = tuple(other for other in before if identity(other) != identity(passport))
+    write_atomic(folder / INDEX, encode_json(Engines(artifact=name, engines=(*kept, passport))), asked)
+    for other in before:
+        if other not in kept and other.file != passport.file:
+            (folder / Path(other.file).name).unlink(missing_ok=True)
+    return passport
+
+
+def timing_cache(passport: Passport) -> Path:
+    """What TensorRT measured while it built on this GPU in this version, for all models."""
+    key = sha256(json.dumps([passport.package, passport.version, passport.gpu, passport.sm]).encode())[:16]
+    return cache_folder() / "timings" / f"{passport.package}-{passport.version}-{key}.cache"
+
+
+def export_engines(artifact: Artifact, found: Sequence[Found], out: Path, *, overwrite: bool, asked: str) -> Path:
+    """Write engines as a folder that travels beside the artifact, under the name that :func:`beside` gives or another.
+
+    Raises:
+        UsageError: it exists.
+        ResourceError: disk, permission.
+    """
+    with new_folder(out, overwrite=overwrite, asked=asked, last=INDEX) as folder:
+        for one in found:
+            add(folder, artifact.manifest.name, one.plan, one.passport, asked)
+    return out
+
+
+def refuse_little_memory(graph_bytes: int, options: BuildOptions, asked: str, root: Path = hardware.ROOT) -> None:
+    """On a board whose GPU shares its memory, refuse a build that would be killed half-way.
+
+    Raises:
+        ResourceError: what is there and what is needed, and what to lower.
+    """
+    if hardware.board(root).l4t is None:
+        return
+    memory = hardware.memory(root)
+    needed = BASE_MB + COPIES * (graph_bytes >> 20) + (options.workspace_mb or 0)
+    if memory.available_mb is None or memory.available_mb + (memory.swap_mb or 0) >= needed:
+        return
+    raise ResourceError(
+        asked,
+        f"building takes about {needed:,} MiB of the memory that GPU and processor share; {memory.available_mb:,} MiB "
+        f"are free, with {memory.swap_mb or 0:,} MiB of swap",
+        "free memory (sudo init 3 stops the desktop), add swap, or lower the batch or workspace_mb; see docs/jetson.md",
+    )

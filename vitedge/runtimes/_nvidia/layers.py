@@ -1,0 +1,74 @@
+"""What the engine inspector tells of an engine's layers: JSON, whose detail ``ProfilingVerbosity.DETAILED`` gives."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from vitedge.errors import ArtifactError
+from vitedge.runtimes.contract import Executed
+
+_TYPE = re.compile(r"\b(fp32|float|fp16|half|bf16|bfloat16|int8|fp8|e4m3)\b", re.IGNORECASE)
+_WORDS = {"float": "fp32", "half": "fp16", "bfloat16": "bf16", "e4m3": "fp8"}
+_WIDTHS = ("fp8", "int8", "fp16", "bf16", "fp32")
+
+
+class Layer(NamedTuple):
+    """One layer of an engine: a kernel, with the ONNX nodes that were fused into it."""
+
+    name: str
+    kind: str  # the inspector's LayerType: "gemm", "kgen", "Reformat", …
+    type: str  # the narrowest that it reads: "int8", "fp16", …; "" where it isn't told
+    nodes: tuple[str, ...]  # of the ONNX file
+    tactic: str = ""
+
+    @property
+    def reformats(self) -> bool:
+        """It computes nothing: it moves a tensor into another layout or type."""
+        return self.kind.lower() == "reformat" or self.name.startswith("Reformatting CopyNode")
+
+    @property
+    def attends(self) -> bool:
+        """It's a whole attention in one kernel: scores, softmax and context together."""
+        if re.search(r"mha|fmha|flash", f"{self.name} {self.tactic}", re.IGNORECASE):
+            return True
+        ends = {node.rsplit(".", 1)[-1] for node in self.nodes}
+        return {"scores", "softmax", "context"} <= ends
+
+
+def parse(text: str) -> list[Layer]:
+    """The layers of ``get_engine_information(LayerInformationFormat.JSON)``.
+
+    Raises:
+        ArtifactError: the text isn't that.
+    """
+    try:
+        found = json.loads(text)["Layers"]
+        return [_layer(entry) for entry in found]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(
+            "read an engine's layers", f"the inspector's answer has another form: {error}", "report this version"
+        ) from error
+
+
+def executed(text: str) -> list[Executed]:
+    """The layers under the names of the ONNX nodes in them; a layer without is listed under its own."""
+    return [Executed(node, layer.kind, layer.type) for layer in parse(text) for node in (layer.nodes or (layer.name,))]
+
+
+def _layer(entry: Mapping[str, Any] | str) -> Layer:
+    if isinstance(entry, str):  # an engine without detail tells names alone
+        return Layer(entry, "", "", ())
+    tensors = entry.get("Inputs") or entry.get("Outputs") or []
+    words = [word.lower() for tensor in tensors for word in _TYPE.findall(str(tensor.get("Format/Datatype", "")))]
+    types = {_WORDS.get(word, word) for word in words}
+    nodes = re.findall(r"\[ONNX Layer: ([^\]]+)\]", str(entry.get("Metadata", "")))
+    return Layer(
+        name=str(entry.get("Name", "")),
+        kind=str(entry.get("LayerType", "")),
+        type=next((name for name in _WIDTHS if name in types), ""),
+        nodes=tuple(dict.fromkeys(nodes)),
+        tactic=str(entry.get("TacticName", "")),
+    )

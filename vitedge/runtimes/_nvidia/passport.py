@@ -1,0 +1,91 @@
+"""The engine's passport: what it was built from, with and for; held against where it would run, before it's loaded."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from vitedge import hardware
+from vitedge.runtimes._nvidia.engine import WORDS, BuildOptions
+from vitedge.schema import Record
+from vitedge.target import Option
+
+
+class Passport(Record):
+    """One engine, or the place where one would run. None is what wasn't known when it was built, and fits anything."""
+
+    package: str  # "tensorrt" or "tensorrt_rtx"
+    version: str  # of the package, "10.3.0"
+    sm: str  # compute capability
+    graph: str  # SHA-256 of the ONNX file
+    options: dict[str, Option | None]  # as :class:`vitedge.runtimes._nvidia.engine.BuildOptions`, without the SM
+    gpu: str | None = None  # its name
+    driver: str | None = None  # the newest CUDA that the driver serves, "12.6"
+    cuda: str | None = None  # of the runtime library that sessions call
+    jetpack: str | None = None
+    file: str = ""  # name of the engine's file
+    engine: str = ""  # SHA-256 of the engine
+    seconds: float | None = None  # that building it took
+
+
+#: What is compared, and the word for it. TensorRT loads an engine only in the version and on the GPU that built it.
+_COMPARED = {
+    "package": "package",
+    "version": "version",
+    "gpu": "GPU",
+    "sm": "compute capability",
+    "driver": "driver",
+    "cuda": "CUDA",
+    "jetpack": "JetPack",
+    "graph": "graph",
+    "options": "build options",
+}
+
+
+def differences(built: Passport, here: Passport) -> list[str]:
+    """What stands between an engine and this place, as ``version 10.3.0, here 10.7.0``; empty where it fits."""
+    found = []
+    for field, word in _COMPARED.items():
+        before, now = getattr(built, field), getattr(here, field)
+        if before == now or before is None or now is None:
+            continue
+        if field == "graph":
+            before, now = f"{before[:8]}…", f"{now[:8]}…"
+        elif field == "options":
+            keys = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+            before, now = (", ".join(f"{key} = {side.get(key)}" for key in keys) for side in (before, now))
+        found.append(f"{word} {before}, here {now}")
+    return found
+
+
+def identity(passport: Passport) -> tuple[Any, ...]:
+    """What one folder keeps one engine of: the newer replaces the older."""
+    return passport.package, passport.sm, passport.gpu, passport.graph, tuple(sorted(passport.options.items()))
+
+
+def for_building(package: str, version: str, graph: str, options: BuildOptions, sm: str, **known: Any) -> Passport:
+    """The passport of an engine that is yet to be built."""
+    settings = {key: value for key, value in asdict(options).items() if key != "sm"}
+    return Passport(package=package, version=version, sm=sm, graph=graph, options=settings, **known)
+
+
+def here(package: str, version: str, graph: str, options: BuildOptions, cuda: Any) -> Passport:
+    """This place as a passport; ``cuda`` is a :class:`vitedge.runtimes._nvidia.driver.Cuda`."""
+    gpu = cuda.gpu()
+    return for_building(
+        package,
+        version,
+        graph,
+        options,
+        gpu.sm,
+        gpu=gpu.name,
+        driver=cuda.version("cudaDriverGetVersion"),
+        cuda=cuda.version("cudaRuntimeGetVersion"),
+        jetpack=hardware.board().jetpack,
+    )
+
+
+def words(passport: Passport) -> str:
+    """``TensorRT 10.3.0 for Orin, SM 8.7``."""
+    gpu = f"{passport.gpu}, " if passport.gpu else ""
+    return f"{WORDS[passport.package]} {passport.version} for {gpu}SM {passport.sm}"

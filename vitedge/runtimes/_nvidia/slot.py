@@ -1,0 +1,171 @@
+"""One inference in flight: an execution context with its stream, events, memory, and, where it pays, a CUDA graph."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from vitedge.errors import ResourceError
+from vitedge.runtimes._nvidia.driver import Cuda, Holder, buffer
+from vitedge.runtimes.contract import Stages
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: A more complicated way to run is taken only where it's so much faster.
+WORTH = 0.98
+WARM, ROUNDS = 5, 20
+
+
+class Way(NamedTuple):
+    """How an inference is started."""
+
+    zero_copy: bool  # the GPU reads and writes the host's pinned memory; no copies
+    graph: bool  # the engine's kernels are launched as one captured CUDA graph
+
+    @property
+    def words(self) -> str:
+        """``zero copy, CUDA graph``."""
+        return (
+            ", ".join(word for word, is_so in zip(("zero copy", "CUDA graph"), self, strict=True) if is_so) or "plain"
+        )
+
+
+class Tensors(NamedTuple):
+    """Names and shapes of what goes in and comes out."""
+
+    source: str
+    inputs: tuple[int, ...]  # uint8 [batch, h, w, 3]
+    target: str
+    outputs: tuple[int, ...]  # float32 [batch, classes]
+
+
+class Slot:
+    """Everything that one inference needs, allocated once.
+
+    Args:
+        cuda: the driver.
+        make_context: a new execution context of the engine, or None where the GPU has no memory for one.
+        tensors: of the engine.
+        way: how it's run.
+        asked: the wish, for error texts.
+
+    Raises:
+        ResourceError: GPU memory, or a graph that can't be captured.
+    """
+
+    def __init__(self, cuda: Cuda, make_context: Callable[[], Any], tensors: Tensors, way: Way, asked: str) -> None:
+        self.way, self._cuda, self._asked = way, cuda, asked
+        self._made = Holder(cuda)
+        self._waiting = False
+        self.context: Any = None
+        self._launch: Any = None
+        try:
+            self.context = make_context()
+            if self.context is None:
+                raise ResourceError(asked, "the GPU has no memory for the engine's activations", "lower the batch")
+            self._stream = self._made.keep("cudaStreamDestroy", cuda("cudaStreamCreate"))
+            self._events = [self._made.keep("cudaEventDestroy", cuda("cudaEventCreate")) for _ in range(4)]
+            self._input = buffer(cuda, self._made, tensors.inputs, np.uint8, zero_copy=way.zero_copy)
+            self._output = buffer(cuda, self._made, tensors.outputs, np.float32, zero_copy=way.zero_copy)
+            self.context.set_tensor_address(tensors.source, self._input.device)
+            self.context.set_tensor_address(tensors.target, self._output.device)
+            if way.graph:
+                self._capture()
+        except BaseException:
+            self.close()
+            raise
+
+    def _capture(self) -> None:
+        """Record the engine's work once; from then on one launch starts it all."""
+        cuda, stream = self._cuda, self._stream
+        self._execute()  # the first one of a context does work that can't be captured
+        cuda("cudaStreamSynchronize", stream)
+        cuda("cudaStreamBeginCapture", stream, cuda.names.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+        try:
+            self._execute()
+        finally:
+            recorded = cuda("cudaStreamEndCapture", stream)
+        graph = self._made.keep("cudaGraphDestroy", recorded)
+        self._launch = self._made.keep("cudaGraphExecDestroy", cuda("cudaGraphInstantiate", graph, 0))
+
+    def _execute(self) -> None:
+        if self._launch is not None:
+            self._cuda("cudaGraphLaunch", self._launch, self._stream)
+        elif not self.context.execute_async_v3(int(self._stream)):
+            raise ResourceError(self._asked, "the inference couldn't be started", "run it with vitedge --debug")
+
+    def start(self, images: NDArray[np.uint8], *, captured: bool = True) -> None:
+        """Copy uint8 [batch, h, w, 3] into pinned memory and start; what is still running is waited for first.
+
+        Args:
+            images: checked by the caller.
+            captured: False: the engine itself, although there is a graph (a profiler sees nothing of a graph).
+        """
+        self.wait()
+        cuda, stream, kinds = self._cuda, self._stream, self._cuda.names.cudaMemcpyKind
+        np.copyto(self._input.host, images)
+        self._waiting = True
+        cuda("cudaEventRecord", self._events[0], stream)
+        if self._input.copied:
+            host, size = self._input.host.ctypes.data, self._input.host.nbytes
+            cuda("cudaMemcpyAsync", self._input.device, host, size, kinds.cudaMemcpyHostToDevice, stream)
+        cuda("cudaEventRecord", self._events[1], stream)
+        launch, self._launch = self._launch, self._launch if captured else None
+        try:
+            self._execute()
+        finally:
+            self._launch = launch
+        cuda("cudaEventRecord", self._events[2], stream)
+        if self._output.copied:
+            host, size = self._output.host.ctypes.data, self._output.host.nbytes
+            cuda("cudaMemcpyAsync", host, self._output.device, size, kinds.cudaMemcpyDeviceToHost, stream)
+        cuda("cudaEventRecord", self._events[3], stream)
+
+    def wait(self) -> NDArray[np.float32]:
+        """The logits of what was started, in this slot's memory, when they are there."""
+        self._synchronize()
+        return self._output.host
+
+    def _synchronize(self) -> None:
+        if self._waiting:
+            self._cuda("cudaStreamSynchronize", self._stream)
+            self._waiting = False
+
+    def stages(self) -> Stages:
+        """Nanoseconds between CUDA's events of the last inference; without copies there is but one stage."""
+        first, compute, last = (
+            round(self._cuda("cudaEventElapsedTime", *pair) * 1e6) for pair in itertools.pairwise(self._events)
+        )
+        return Stages(None, compute, None) if self.way.zero_copy else Stages(first, compute, last)
+
+    def close(self) -> None:
+        """Release everything; work in flight is waited for, since its memory goes."""
+        try:
+            self._synchronize()
+        finally:
+            self._launch = self.context = None
+            self._made.release()
+
+
+def measured(slots: Sequence[Slot], images: NDArray[np.uint8]) -> list[int]:
+    """Median nanoseconds of one whole inference in each slot, taken in turns."""
+    times: list[list[int]] = [[] for _ in slots]
+    for number in range(WARM + ROUNDS):
+        for slot, kept in zip(slots, times, strict=True):
+            start = time.perf_counter_ns()
+            slot.start(images)
+            slot.wait()
+            if number >= WARM:
+                kept.append(time.perf_counter_ns() - start)
+    return [round(float(np.median(kept))) for kept in times]
+
+
+def fastest(ways: Sequence[Way], times: Sequence[int]) -> int:
+    """Which way to take: the plain one, unless another is faster by more than chance."""
+    best = min(range(len(ways)), key=lambda i: times[i])
+    return best if times[best] < WORTH * times[0] else 0

@@ -1,0 +1,20 @@
+"""Engines of TensorRT-RTX: see :mod:`vitedge.runtimes._nvidia.building`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from vitedge.artifact import Artifact
+from vitedge.progress import Progress
+from vitedge.runtimes._nvidia import building, engines, explain, layers
+from vitedge.runtimes._nvidia.engines import Found
+from vitedge.runtimes.tensorrt_rtx.facts import PACKAGE, installed
+from vitedge.target import Option
+
+parse_layers, explain_layers, compare = layers.parse, explain.explain, explain.compare
+export_engines = engines.export_engines
+
+
+def build(artifact: Artifact, sms: Sequence[str], options: Mapping[str, Option], progress: Progress) -> list[Found]:
+    """The engines of one artifact, in the cache."""
+    return building.build(PACKAGE, installed() or "", artifact, sms, dict(options), progress)
