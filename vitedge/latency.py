@@ -196,6 +196,26 @@ class Latency(Record):
     resumed_ns: Column = ()  # when an interrupted run went on; the time in between is left out
 
 
+def first_blocks(samples: Samples, count: int) -> Samples:
+    """What the first ``count`` blocks hold; what was timed beside them in equal parts."""
+    inside = sum(block.samples for block in samples.blocks[:count])
+
+    def part(column: Column) -> Column:
+        each_sample = len(column) == len(samples)
+        return column[:inside] if each_sample else column[: len(column) * count // max(1, len(samples.blocks))]
+
+    return Samples(
+        start_ns=samples.start_ns[:inside],
+        latency_ns=samples.latency_ns[:inside],
+        blocks=samples.blocks[:count],
+        preprocess_ns=part(samples.preprocess_ns),
+        transfer_in_ns=samples.transfer_in_ns[:inside],
+        compute_ns=samples.compute_ns[:inside],
+        transfer_out_ns=samples.transfer_out_ns[:inside],
+        postprocess_ns=part(samples.postprocess_ns),
+    )
+
+
 def join_samples(before: Samples, after: Samples) -> Samples:
     """One run that was interrupted and went on; a stage that only one part separates is left out."""
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +13,16 @@ from msgspec.structs import replace
 from PIL import Image
 
 from tests.harness.nulls import TARGET, null_artifact
+from tests.harness.test_sensors import INTEL, tree
 from vitedge.artifact import Artifact
 from vitedge.errors import ImageError, InterruptedError_, InvalidResultError, UsageError
+from vitedge.files import write_atomic
+from vitedge.harness.arrivals import Replay
 from vitedge.harness.bench import Wish, bench
 from vitedge.harness.validity import judge
 from vitedge.images import ImageSet
-from vitedge.result import Latency, Stopped, decode_result, encode_result
+from vitedge.latency import first_blocks
+from vitedge.result import Latency, Result, Stopped, decode_result, encode_result
 from vitedge.runtimes.session import Session
 
 WISH = Wish(duration_s=0.1, warmup_s=0.02, percentile=50)
@@ -120,10 +126,40 @@ def test_remembered_answers_are_caught(tmp_path: Path) -> None:
     assert not judge(row).valid and any("golden logits" in reason for reason in judge(row).reasons)
 
 
-def test_another_models_answers_are_caught(tmp_path: Path) -> None:
-    row = bench([null_artifact(tmp_path / "a", shift=1)], WISH).rows[0]
+def test_a_runtime_that_remembers_the_last_picture_is_caught(tmp_path: Path) -> None:
+    """Its answers are right; only the time of a repeated input gives it away."""
+    row = bench([null_artifact(tmp_path / "a", remembers=True, latency_ms=1.0)], WISH).rows[0]
+    verdict = judge(row)
+    assert verdict.correct and verdict.audited is False and "repeated input" in verdict.reasons[-1]
+
+
+@pytest.mark.parametrize("faults", [{"shift": 1}, {"another": True}])
+def test_another_models_answers_are_caught(tmp_path: Path, faults: dict[str, Any]) -> None:
+    row = bench([null_artifact(tmp_path / "a", **faults)], WISH).rows[0]
     verdict = judge(row)
     assert not verdict.correct and "another top-1" in verdict.reasons[0]
+
+
+@pytest.mark.parametrize("falls", [True, False])
+def test_a_machine_that_throttles_is_caught(artifact: Artifact, tmp_path: Path, falls: bool) -> None:
+    """Its clock falls while the run lasts; the sensors see it, whatever the latencies say."""
+    tree(tmp_path, INTEL)
+    clock = tmp_path / "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq"
+    begun: list[float] = []
+
+    def progress(task: str, done: int, total: int) -> None:
+        if task != "measure" or not falls:
+            return
+        begun.append(time.monotonic())
+        if begun[-1] - begun[0] > 0.4:
+            write_atomic(clock, b"1500000", "let a clock fall")
+
+    wish = replace_wish(duration_s=1.5)
+    row = bench([artifact], wish, progress=progress, root=tmp_path).rows[0]
+    verdict = judge(row)
+    assert row.latency is not None and len(row.latency.readings) >= 4
+    assert verdict.throttled is falls and ("2900 to 1500 MHz" in " ".join(verdict.reasons)) is falls
+    assert row.latency.power_of == ("processor packages (RAPL)",)
 
 
 def test_a_runtime_that_slows_down_is_caught(tmp_path: Path) -> None:
@@ -179,3 +215,102 @@ def test_an_interruption_leaves_a_partial_result(
     latency = result.rows[0].latency
     assert latency is not None and 0 < len(latency.samples) < 1000
     assert sum(block.samples for block in latency.samples.blocks) == len(latency.samples)
+
+
+# --- going on --------------------------------------------------------------------------------------------------------
+
+
+def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wish: Wish, *artifacts: Artifact) -> Result:
+    run, calls = Session.run_timed, iter(range(10**9))
+
+    def stops(self: Session, images: np.ndarray) -> object:
+        if next(calls) == 700:
+            raise KeyboardInterrupt
+        return run(self, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "run_timed", stops)
+        with pytest.raises(Stopped) as caught:
+            bench(artifacts, wish)
+    return decode_result(encode_result(caught.value.result), "result")
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = null_artifact(tmp_path / "a", latency_ms=1.0)
+    wish = replace_wish(duration_s=1.0)
+    part = interrupted(tmp_path, monkeypatch, wish, slow)
+    before = part.rows[0].latency
+    assert part.partial and before is not None
+    kept: list[Result] = []
+    whole = bench([slow], wish, resume=part, keep=kept.append)
+    after = whole.rows[0].latency
+    assert not whole.partial and len(whole.resumed) == 1 and whole.created == part.created
+    assert before.floor is not None
+    rounds = min(len(before.samples.blocks), len(before.floor.blocks))
+    kept_ns = first_blocks(before.samples, rounds).latency_ns
+    assert after is not None and kept_ns and after.samples.latency_ns[: len(kept_ns)] == kept_ns
+    assert len(after.resumed_ns) == 1 and (after.load_ns, after.first_ns) == (before.load_ns, before.first_ns)
+    assert after.floor is not None
+    assert len(after.floor.blocks) == len(after.samples.blocks) and len(after.floor) > len(before.floor)
+    assert judge(whole.rows[0]).audited is True
+
+
+def test_what_cannot_go_on_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, artifact: Artifact) -> None:
+    slow = null_artifact(tmp_path / "a", latency_ms=1.0)
+    wish = replace_wish(duration_s=1.0)
+    part = interrupted(tmp_path, monkeypatch, wish, slow)
+    elsewhere = replace(part.circumstances, versions={**part.circumstances.versions, "numpy": "1.0"})
+    otherwise = tuple(replace(row, session={**row.session, "threads": 7}) for row in part.rows)
+    for before, artifacts, other, words in (
+        (replace(part, partial=False), [slow], wish, "nothing was interrupted"),
+        (part, [artifact], wish, "other artifacts"),
+        (part, [slow, slow], wish, "other artifacts"),
+        (part, [slow], replace_wish(duration_s=2.0), "other rules: min_duration_s"),
+        (replace(part, circumstances=elsewhere), [slow], wish, "other circumstances"),
+        (replace(part, rows=otherwise), [slow], wish, "another threads"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            bench(artifacts, other, resume=before)
+
+
+# --- sweeps, profiles, dialects, memory ------------------------------------------------------------------------------
+
+
+def test_sweep_of_threads(artifact: Artifact) -> None:
+    rows = bench([artifact], replace_wish(threads=(1, 3))).rows
+    assert [row.session["threads"] for row in rows] == [1, 3]
+    assert all(row.latency is not None and row.subject.digest == artifact.digest for row in rows)
+    memory = rows[0].latency.memory if rows[0].latency else None
+    assert memory is not None and memory.alone and 10**7 < (memory.after_bytes or 0) <= (memory.peak_bytes or 0)
+
+
+def test_sweep_of_threads_is_refused_where_there_are_none(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Session, "info", {"device": "cuda:0"})
+    with pytest.raises(UsageError, match="no compute threads on cuda:0"):
+        bench([artifact], replace_wish(threads=(1, 2)))
+
+
+def test_sweep_of_batches_takes_the_artifacts_that_have_them(artifact: Artifact, tmp_path: Path) -> None:
+    eight = null_artifact(tmp_path / "8", batch=8)
+    rows = bench([artifact, eight], replace_wish(batches=(8,))).rows
+    assert [row.subject.batch for row in rows] == [8]
+    with pytest.raises(UsageError, match=r"artifacts here take 1, 8") as caught:
+        bench([artifact, eight], replace_wish(batches=(1, 4)))
+    assert "--batch 4" in caught.value.fix
+
+
+def test_other_tools_rules_and_profiles_stand_beside_the_run(artifact: Artifact) -> None:
+    row = bench([artifact], replace_wish(like=("ultralytics", "benchmark-app"), profile=True)).rows[0]
+    assert [dialect.tool for dialect in row.dialects] == ["ultralytics", "benchmark-app"]
+    assert row.dialects[1].shortened and row.profile is None  # the null runtime has no layers
+    with pytest.raises(UsageError, match="the tools are trtexec10"):
+        bench([artifact], replace_wish(like=("trtexec",)))
+
+
+def test_a_recorded_clip_is_replayed(artifact: Artifact) -> None:
+    pictures = [Image.new("RGB", (20, 10), (red, 0, 0)) for red in range(5)]
+    clip = Replay("yard.clip 0a1b2c", [0, 8_000_000, 40_000_000, 48_000_000, 80_000_000], pictures)
+    (latency,) = measured(artifact, wish=replace_wish(scenario="camera", replay=clip))
+    assert latency.rules.replay == latency.rules.pictures == "yard.clip 0a1b2c"
+    assert latency.rules.rate_hz == pytest.approx(50)
+    assert latency.samples.arrivals == len(latency.samples) + latency.samples.missed > 0

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from msgspec import structs
+
 from vitedge import hardware
 from vitedge.artifact import Artifact
 from vitedge.errors import InterruptedError_, UsageError
@@ -17,7 +19,7 @@ from vitedge.harness.nvml import open_nvml
 from vitedge.harness.telemetry import Telemetry
 from vitedge.harness.turns import Run
 from vitedge.images import ImageSet
-from vitedge.latency import Rules, Scenario
+from vitedge.latency import Rules, Scenario, first_blocks
 from vitedge.progress import Progress, silent
 from vitedge.result import Circumstances, Result, Row, Stopped, now
 from vitedge.runtimes.contract import OpenOptions
@@ -229,7 +231,7 @@ def _refuse_other_session(entry: Entry, before: Row | None) -> None:
 
 
 def _rows_before(resume: Result | None, rules: Rules, where: Circumstances, digests: list[str]) -> list[Row | None]:
-    """The interrupted run's rows, in order.
+    """The interrupted run's rows, in order, without the round that it was interrupted in.
 
     Raises:
         UsageError: the result is whole, or it was measured on something else, elsewhere or by other rules.
@@ -248,4 +250,26 @@ def _rows_before(resume: Result | None, rules: Rules, where: Circumstances, dige
         old = measured[0].rules
         other = [name for name in rules.__struct_fields__ if getattr(old, name) != getattr(rules, name)]
         raise UsageError(asked, f"it was measured by other rules: {', '.join(other)}", fix)
-    return list(resume.rows)
+    return _whole_rounds(resume.rows)
+
+
+def _whole_rounds(rows: Sequence[Row]) -> list[Row | None]:
+    """Block i of every row and of its floor belongs to round i, so all of them go on with the same round."""
+    latencies = [row.latency for row in rows]
+    known = [latency for latency in latencies if latency is not None and latency.floor is not None]
+    if len(known) < len(rows):
+        return [None] * len(rows)
+    rounds = min(len(part.blocks) for latency in known for part in (latency.samples, latency.floor) if part)
+    if not rounds:
+        return [None] * len(rows)
+    return [
+        structs.replace(
+            row,
+            latency=structs.replace(
+                latency,
+                samples=first_blocks(latency.samples, rounds),
+                floor=first_blocks(latency.floor, rounds) if latency.floor is not None else None,
+            ),
+        )
+        for row, latency in zip(rows, known, strict=True)
+    ]

@@ -4,7 +4,9 @@ Options (``OpenOptions.options``), all off by default:
 
 - ``latency_ms``: each inference waits so long;
 - ``drift_ms``: and so much longer than the one before it;
-- ``cached``: every answer is the first one's, whatever the picture.
+- ``cached``: every answer is the first one's, whatever the picture;
+- ``remembers``: the last picture is answered again at once, without ``latency_ms``;
+- ``another``: the answers are another model's.
 """
 
 from __future__ import annotations
@@ -26,7 +28,13 @@ from vitedge.target import Option
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-FAULTS: dict[str, Option] = {"latency_ms": 0.0, "drift_ms": 0.0, "cached": False}
+FAULTS: dict[str, Option] = {
+    "latency_ms": 0.0,
+    "drift_ms": 0.0,
+    "cached": False,
+    "remembers": False,
+    "another": False,
+}
 
 
 def read_contract(artifact: Artifact) -> dict[str, str] | None:
@@ -44,7 +52,7 @@ def open_backend(artifact: Artifact, options: OpenOptions) -> NullBackend:
     own = manifest.runtime_options if manifest.target.runtime == "null" else {}  # another runtime's mean nothing here
     planted = {**FAULTS, **own, **options.options}
     for key, value in planted.items():
-        if key not in FAULTS or isinstance(value, (bool, str)) is not (key == "cached"):
+        if key not in FAULTS or isinstance(value, (bool, str)) is not (FAULTS[key] is False):
             raise UsageError(
                 f"open the artifact {artifact.path}",
                 f"the null runtime has no option '{key}' = {value!r}{nearest(key, FAULTS)}",
@@ -61,7 +69,8 @@ def open_backend(artifact: Artifact, options: OpenOptions) -> NullBackend:
 
 def null_session(like: Artifact, **faults: Option) -> Session:
     """A null session with the shapes of ``like``: times measured with it are the harness's floor."""
-    return Session(like, open_backend(like, OpenOptions(device="null", options=faults)))
+    options = {**FAULTS, **faults}  # none of those that are planted in the artifact itself
+    return Session(like, open_backend(like, OpenOptions(device="null", options=options)))
 
 
 class NullBackend:
@@ -79,13 +88,20 @@ class NullBackend:
         self._answers = np.eye(classes, dtype=np.float32)[np.arange(256) % classes]  # [256, classes]
         self._wait_s, self._drift_s = (float(planted[key]) / 1000 for key in ("latency_ms", "drift_ms"))
         self._cached, self._first = planted["cached"], np.empty((0, classes), np.float32)
+        self._remembers, self._last = planted["remembers"], b""
+        if planted["another"]:
+            self._answers = np.roll(self._answers, 1, axis=1)
         self._tickets = itertools.count()
         self._done: dict[int, NDArray[np.float32]] = {}
 
     def infer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], Stages]:
         """See the contract."""
         start = time.perf_counter_ns()
-        if self._wait_s or self._drift_s:
+        again = False
+        if self._remembers:
+            before, self._last = self._last, images.tobytes()
+            again = before == self._last
+        if (self._wait_s or self._drift_s) and not again:
             time.sleep(self._wait_s)
             self._wait_s += self._drift_s
         logits = self._answers[images[:, 0, 0, 0]]
