@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, inliner, version_converter
 
 from vitedge.architecture import ViTConfig
 from vitedge.errors import ModelError
-from vitedge.graph import affine, folding, rewrites, surgery
+from vitedge.graph import affine, folding, image_input, rewrites, surgery
 from vitedge.graph.author import IR_VERSION, OPSET, author_vit
 from vitedge.graph.lift import lift
 from vitedge.graph.surgery import attribute
@@ -197,15 +197,14 @@ def canonicalise(
     """
     for name, rewrite in _SIMPLIFICATIONS:
         model = _attempt(model, name, rewrite, report, check)
+    told: dict[str, Any] = {name: getattr(preprocessing, name) for name in ("mean", "std", "rescale", "channel_order")}
+    if image_input.JOINED in report.rewrites:
+        told = image_input.normalisation_inside(model)
     for config, arrays in lift(model, preprocessing.size):
-        authored = author_vit(
-            config,
-            arrays,
-            mean=preprocessing.mean,
-            std=preprocessing.std,
-            rescale=preprocessing.rescale,
-            channel_order=preprocessing.channel_order,
-        )
+        try:
+            authored = author_vit(config, arrays, **told)
+        except ModelError:  # a normalisation or weights that no ViT has
+            continue
         if check(authored) <= TOLERANCE:
             report.architecture = config
             model = authored
@@ -277,6 +276,7 @@ _SIMPLIFICATIONS: tuple[tuple[str, Callable[[onnx.ModelProto], int]], ...] = (
     ("shape arithmetic resolved", folding.shape_arithmetic),
     ("constants of shapes folded", folding.constants),
     ("no-ops passed over", folding.identities),
+    (image_input.JOINED, image_input.image_path),
     ("GELU", rewrites.gelu),
     ("LayerNorm", rewrites.layer_norm),
     ("Gemm to MatMul and Add", affine.gemm),

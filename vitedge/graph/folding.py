@@ -314,7 +314,7 @@ def _known_integers(
 
 
 def identities(model: onnx.ModelProto) -> int:
-    """Identity, Dropout, casts from float32 to float32 and scalings by one are passed over."""
+    """Identity, Dropout, Concat of one, casts from float32 to float32 and scalings by one are passed over."""
     index, count = Index(model), 0
     floats = {value.name for value in model.graph.input if value.type.tensor_type.elem_type == TensorProto.FLOAT}
     for node in model.graph.node:
@@ -326,7 +326,8 @@ def identities(model: onnx.ModelProto) -> int:
         step = index.factor(node)
         scaling = step is not None and step[1] == 1.0
         source = step[0] if step is not None else node.input[0] if node.input else ""
-        if (node.op_type in ("Identity", "Dropout") or cast or scaling) and node.output[0] not in index.outputs:
+        alone = node.op_type == "Concat" and len(node.input) == 1
+        if (node.op_type in ("Identity", "Dropout") or alone or cast or scaling) and node.output[0] not in index.outputs:
             reroute(model, node.output[0], source)
             count += 1
             index = Index(model)
@@ -360,6 +361,8 @@ def _is_float(index: Index, name: str, floats: set[str]) -> bool:
     producer = index.producers.get(name)
     if producer is None:
         return name in floats or (name in index.constants and index.constants[name].data_type == TensorProto.FLOAT)
+    if producer.op_type == "Cast":
+        return bool(attribute(producer, "to") == TensorProto.FLOAT)
     made = ("Conv", "Gemm", "LayerNormalization", "Gelu", "Softmax", "Erf", "Tanh", "Sqrt", "BatchNormalization")
     if producer.op_type in made:
         return True

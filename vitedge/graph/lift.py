@@ -8,6 +8,7 @@ one did is for the caller to prove by its logits.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,6 +23,11 @@ from vitedge.graph.folding import Index
 from vitedge.graph.surgery import Linear, attribute
 
 Arrays = dict[str, NDArray[Any]]
+
+_MOVES_OR_LAYERS = re.compile(
+    r"Cast|Conv|Flatten|Gather|Gelu|GlobalAveragePool|Identity|LayerNormalization|MatMul|Pad|ReduceMean|Reshape|Slice|"
+    r"Softmax|Split|Squeeze|Transpose|Unsqueeze"
+)
 
 
 class _NotPlain(Exception):
@@ -57,6 +63,7 @@ def lift(model: onnx.ModelProto, image_size: tuple[int, int]) -> list[tuple[ViTC
 
 def _lift(model: onnx.ModelProto, image_size: tuple[int, int]) -> _Lifted:
     index, layers = Index(model), surgery.linear_layers(model)
+    _refuse_others(index, layers)
     patch, *linears = layers
     dim = _patch_embedding(index, patch)
     arrays: Arrays = {}
@@ -113,6 +120,26 @@ def _lift(model: onnx.ModelProto, image_size: tuple[int, int]) -> _Lifted:
         ),
         arrays,
     )
+
+
+def _refuse_others(index: Index, layers: list[Linear]) -> None:
+    """Anything that a plain ViT doesn't compute: rotary positions, attention biases, gates, other activations.
+
+    That the logits agree doesn't show it where the weights happen to make it small, as in an untrained network.
+    """
+    biases = {layer.bias_node.name for layer in layers if layer.bias_node is not None}
+    tables = 0
+    for node in index.model.graph.node:
+        if _MOVES_OR_LAYERS.fullmatch(node.op_type) or node.name.startswith("image.") or node.name in biases:
+            continue
+        pair = index.operand(node)
+        if node.op_type == "Add":
+            tables += pair is not None
+            if pair is None or (tables == 1 and len(index.constants[pair[1]].dims) == 3):
+                continue
+        elif index.factor(node) is not None:
+            continue
+        raise _NotPlain(f"{node.op_type} '{node.name}'")
 
 
 def _scores(index: Index, name: str) -> onnx.NodeProto:

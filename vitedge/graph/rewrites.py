@@ -265,12 +265,16 @@ def _summed_constants(model: onnx.ModelProto) -> int:
 
 
 def attention_operator(model: onnx.ModelProto) -> int:
-    """Attention-23 without mask, cache or soft cap on [N, heads, T, head_dim] becomes MatMul, Softmax, MatMul."""
-    known, found = surgery.shapes(model), {}
+    """Attention-23 without cache or soft cap on [N, heads, T, head_dim] becomes MatMul, Softmax, MatMul.
+
+    A mask of numbers is added to the scores, as the operator's specification has it.
+    """
+    known, types, found = surgery.shapes(model), _float_tensors(model), {}
     for node in model.graph.node:
-        plain = (
-            node.op_type == "Attention" and len([name for name in node.input if name]) == 3 and len(node.output) == 1
-        )
+        mask = node.input[3] if len(node.input) > 3 else ""
+        given = [name for name in node.input if name]
+        plain = node.op_type == "Attention" and len(given) == 3 + bool(mask) and len(node.output) == 1
+        plain = plain and (not mask or mask in types)
         shapes = [known.get(name, ()) for name in node.input[:3]]
         if not plain or any(len(shape) != 4 for shape in shapes) or len({shape[1] for shape in shapes}) != 1:
             continue
@@ -284,8 +288,22 @@ def attention_operator(model: onnx.ModelProto) -> int:
             helper.make_node("Mul", [q, factor], [f"{name}.q"], name=f"{name}.scale"),
             helper.make_node("Transpose", [k], [f"{name}.k"], name=f"{name}.transpose", perm=[0, 1, 3, 2]),
             helper.make_node("MatMul", [f"{name}.q", f"{name}.k"], [f"{name}.s"], name=f"{name}.scores"),
-            helper.make_node("Softmax", [f"{name}.s"], [f"{name}.w"], name=f"{name}.softmax", axis=-1),
+            *([helper.make_node("Add", [f"{name}.s", mask], [f"{name}.m"], name=f"{name}.mask")] if mask else []),
+            helper.make_node(
+                "Softmax", [f"{name}.m" if mask else f"{name}.s"], [f"{name}.w"], name=f"{name}.softmax", axis=-1
+            ),
             helper.make_node("MatMul", [f"{name}.w", v], [node.output[0]], name=f"{name}.context"),
         ]
     splice(model, found)
     return len(found)
+
+
+def _float_tensors(model: onnx.ModelProto) -> set[str]:
+    """Tensors that hold float32 for certain."""
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model).graph
+    except Exception:  # whatever a malformed graph raises; then nothing is certain
+        return set()
+    values = {value.name: value.type.tensor_type.elem_type for value in (*inferred.input, *inferred.value_info)}
+    values.update({tensor.name: tensor.data_type for tensor in inferred.initializer})
+    return {name for name, kind in values.items() if kind == onnx.TensorProto.FLOAT}
