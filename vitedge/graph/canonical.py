@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, inliner, version_converter
 
 from vitedge.architecture import ViTConfig
 from vitedge.errors import ModelError
-from vitedge.graph import affine, folding, image_input, rewrites, surgery
+from vitedge.graph import affine, folding, image_input, rewrites, shaping, surgery
 from vitedge.graph.author import IR_VERSION, OPSET, author_vit
 from vitedge.graph.lift import lift
 from vitedge.graph.surgery import attribute
@@ -273,7 +273,7 @@ def _free_batch(model: onnx.ModelProto) -> int:
 
 _SIMPLIFICATIONS: tuple[tuple[str, Callable[[onnx.ModelProto], int]], ...] = (
     ("constants folded", folding.constants),
-    ("shape arithmetic resolved", folding.shape_arithmetic),
+    ("shape arithmetic resolved", shaping.shape_arithmetic),
     ("constants of shapes folded", folding.constants),
     ("no-ops passed over", folding.identities),
     (image_input.JOINED, image_input.image_path),
@@ -281,7 +281,7 @@ _SIMPLIFICATIONS: tuple[tuple[str, Callable[[onnx.ModelProto], int]], ...] = (
     ("LayerNorm", rewrites.layer_norm),
     ("Gemm to MatMul and Add", affine.gemm),
     ("BatchNorm folded", affine.batch_norm),
-    ("reshapes joined", folding.reshapes),
+    ("reshapes joined", shaping.reshapes),
     ("channel factors folded", affine.channel_scale),
     ("tokens as Pad and Add", rewrites.tokens),
 )

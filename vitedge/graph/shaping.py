@@ -1,0 +1,124 @@
+"""Shapes of foreign graphs: what is computed from shapes while running becomes constant, reshapes become few.
+
+As :mod:`vitedge.graph.folding`: every function changes the model in place and counts its finds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from vitedge.graph import surgery
+from vitedge.graph.folding import Array, Index, constants, copied, reroute, set_constant
+from vitedge.graph.surgery import attribute
+
+_BATCHES = (3, 5)
+
+
+def shape_arithmetic(model: onnx.ModelProto) -> int:
+    """Shapes computed while running become constants wherever they don't depend on the batch.
+
+    The graph's shapes are inferred for two batch sizes; a tensor computed from shapes that comes out equal is a
+    constant, and a Reshape whose result differs in one place has a wildcard there.
+    """
+    batches = _BATCHES if surgery.batch_size(model) is None else (None,)
+    known, shapes = zip(*(_known_integers(model, batch) for batch in batches), strict=True)
+    count, index = 0, Index(model)
+    for node in model.graph.node:
+        for position, name in enumerate(node.input):
+            if not name or name in index.constants or any(name not in values for values in known):
+                continue
+            first, last = known[0][name], known[-1][name]
+            if np.array_equal(first, last) and first.dtype == last.dtype:
+                node.input[position] = set_constant(model, f"{name}.folded", first)
+            elif node.op_type == "Reshape" and position == 1:
+                target = _reshape_target([found.get(node.output[0], (None,)) for found in shapes])
+                if target is None:
+                    continue
+                node.input[position] = set_constant(model, f"{node.output[0]}.target", target)
+            elif node.op_type == "Expand" and position == 1:
+                sizes = [(found.get(node.input[0], (None,)), found.get(node.output[0], (None,))) for found in shapes]
+                target = _expand_target(sizes)
+                if target is None:
+                    continue
+                node.input[position] = set_constant(model, f"{node.output[0]}.target", target)
+            else:
+                continue
+            count += 1
+    return count
+
+
+def _expand_target(sizes: Sequence[tuple[tuple[int | None, ...], tuple[int | None, ...]]]) -> Array | None:
+    """One target for both batch sizes: 1, which keeps what is there, in the places that aren't expanded."""
+    (first_in, first), (last_in, last) = sizes[0], sizes[-1]
+    if None in first or None in first_in or len({len(first_in), len(first), len(last_in), len(last)}) != 1:
+        return None
+    kept = [one == out and other == end for one, out, other, end in zip(first_in, first, last_in, last, strict=True)]
+    target = [1 if keep else size for keep, size in zip(kept, first, strict=True)]
+    fixed = all(keep or size == other for keep, size, other in zip(kept, first, last, strict=True))
+    return np.asarray(target, np.int64) if fixed else None
+
+
+def _reshape_target(results: Sequence[tuple[int | None, ...]]) -> Array | None:
+    """One target for results of both batch sizes: the shape, with -1 in the one place where they differ."""
+    first, last = results[0], results[-1]
+    if None in first or not all(first) or len(first) != len(last):
+        return None
+    differs = [axis for axis, (one, other) in enumerate(zip(first, last, strict=True)) if one != other]
+    target = [-1 if axis in differs else size for axis, size in enumerate(first)]
+    return np.asarray(target, np.int64) if len(differs) == 1 else None
+
+
+def _known_integers(
+    model: onnx.ModelProto, batch: int | None
+) -> tuple[dict[str, Array], dict[str, tuple[int | None, ...]]]:
+    """Every small tensor that shape inference and constant folding determine at this batch size, and all shapes."""
+    light = surgery.copy(model) if batch is None else surgery.pin_batch(model, batch)
+    for tensor in list(light.graph.initializer):
+        if math.prod(tensor.dims) > 1024:  # weights: their shape is enough
+            light.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+            light.graph.initializer.remove(tensor)
+    for _ in range(64):
+        shapes = surgery.shapes(light)
+        found = {}
+        for node in light.graph.node:
+            if node.op_type == "Shape" and None not in shapes.get(node.input[0], (None,)):
+                dims = np.asarray(shapes[node.input[0]], np.int64)
+                start, end = attribute(node, "start", 0), attribute(node, "end", len(dims))
+                found[node.output[0]] = dims[start:end]
+        nodes = [copied(node) for node in light.graph.node if node.output[0] not in found]
+        del light.graph.node[:]
+        light.graph.node.extend(nodes)
+        for name, values in found.items():
+            set_constant(light, name, values)
+        if not constants(light) and not found:
+            break
+    before = {tensor.name for tensor in model.graph.initializer}
+    made = {tensor.name: surgery.array(tensor) for tensor in light.graph.initializer if tensor.name not in before}
+    return made, surgery.shapes(light)
+
+
+def reshapes(model: onnx.ModelProto) -> int:
+    """A reshape of a reshape becomes one, and those that keep the shape are passed over."""
+    movers, count = ("Reshape", "Flatten", "Squeeze", "Unsqueeze"), 0
+    fixed = surgery.batch_size(model)
+    pinned = [model] if fixed is not None else [surgery.pin_batch(model, batch) for batch in _BATCHES]
+    known = [surgery.shapes(candidate) for candidate in pinned]
+    index = Index(model)
+    for node in model.graph.node:
+        if node.op_type not in movers or node.output[0] in index.outputs:
+            continue
+        before = index.producers.get(node.input[0])
+        target = index.constant(node.input[1]) if node.op_type == "Reshape" else None
+        if before is not None and before.op_type in movers and target is not None and target.all():
+            node.input[0] = before.input[0]
+            count += 1
+        ends = [(shapes.get(node.input[0], (None,)), shapes.get(node.output[0], ())) for shapes in known]
+        if all(start == end and None not in start for start, end in ends):
+            reroute(model, node.output[0], node.input[0])
+            index, count = Index(model), count + 1
+    return count
