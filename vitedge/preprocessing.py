@@ -42,6 +42,7 @@ class Preprocessing(Record):
     antialias: bool = True  # False: no low-pass filter when shrinking, as tensor resizes without antialias do
     crop_fraction: Annotated[float, Meta(ge=1e-9, le=1)] = 1.0  # part of the resized picture that the centre crop keeps
     crop_rounding: Literal["floor", "round", "ceil"] = "floor"  # of size / crop_fraction; timm floors
+    crop_offset: Literal["round", "floor"] = "round"  # of half of what is cut off; transformers floors
     fill: tuple[Byte, Byte, Byte] = (0, 0, 0)  # RGB, around a padded picture
     channel_order: Literal["rgb", "bgr"] = "rgb"  # what the model was trained with; the graph swaps, the input is RGB
     rescale: float = 1.0 / 255.0
@@ -91,37 +92,48 @@ class Preprocessing(Record):
             return round(exact)
         return math.floor(exact) if self.crop_rounding == "floor" else math.ceil(exact)
 
-    def _resize(self, picture: Image.Image) -> Image.Image:
-        """The picture at the size from which the centre crop is cut (torchvision's rounding)."""
-        height, width = (self.before_crop(pixels) for pixels in self.size)
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) that a picture is resized to before it's padded or cropped (torchvision's rounding).
+
+        A picture of that size isn't resized again: ``resized(*resized(w, h)) == resized(w, h)``.
+
+        Raises:
+            ImageError: it would be enormous.
+        """
+        down, across = (self.before_crop(pixels) for pixels in self.size)
         if self.resize == "squash":
-            return self._resample(picture, width, height)
-        if self.resize == "pad":
-            ratio = min(width / picture.width, height / picture.height)
-            inner = self._resample(picture, max(1, round(picture.width * ratio)), max(1, round(picture.height * ratio)))
-            padded = Image.new("RGB", (width, height), self.fill)
-            padded.paste(inner, ((width - inner.width) // 2, (height - inner.height) // 2))
-            return padded
-        # shortest: one side becomes exactly `short`, the other follows, truncated, as torchvision does
-        short = max(height, width) if height == width else None
-        if short is not None:
-            if picture.width <= picture.height:
-                return self._resample(picture, short, max(short, int(short * picture.height / picture.width)))
-            return self._resample(picture, max(short, int(short * picture.width / picture.height)), short)
-        ratio = max(width / picture.width, height / picture.height)
-        return self._resample(
-            picture, max(width, round(picture.width * ratio)), max(height, round(picture.height * ratio))
-        )
+            new = across, down
+        elif self.resize == "pad":
+            ratio = min(across / width, down / height)
+            new = max(1, round(width * ratio)), max(1, round(height * ratio))
+        elif across != down:
+            ratio = max(across / width, down / height)
+            new = max(across, round(width * ratio)), max(down, round(height * ratio))
+        elif width <= height:  # shortest: one side becomes exactly that, the other follows, truncated
+            new = across, max(across, int(across * height / width))
+        else:
+            new = max(down, int(down * width / height)), down
+        if new != (width, height) and new[0] * max(new[1], height) > MAX_RESIZED_PIXELS:
+            raise ImageError(
+                "preprocess a picture",
+                f"{width}×{height} pixels would become {new[0]}×{new[1]} before cropping",
+                "crop it: it's too long for its width",
+            )
+        return new
+
+    def _resize(self, picture: Image.Image) -> Image.Image:
+        """The picture at the size from which the centre crop is cut."""
+        resized = self._resample(picture, *self.resized(*picture.size))
+        if self.resize != "pad":
+            return resized
+        height, width = (self.before_crop(pixels) for pixels in self.size)
+        padded = Image.new("RGB", (width, height), self.fill)
+        padded.paste(resized, ((width - resized.width) // 2, (height - resized.height) // 2))
+        return padded
 
     def _resample(self, picture: Image.Image, width: int, height: int) -> Image.Image:
         if picture.size == (width, height):
             return picture
-        if width * max(height, picture.height) > MAX_RESIZED_PIXELS:
-            raise ImageError(
-                "preprocess a picture",
-                f"{picture.width}×{picture.height} pixels would become {width}×{height} before cropping",
-                "crop it: it's too long for its width",
-            )
         method = _RESAMPLING[self.interpolation]
         if not self.antialias and self.interpolation in ("bilinear", "bicubic"):
             # An affine transform samples at points, without the low-pass filter that resize() applies when shrinking.
@@ -136,7 +148,8 @@ class Preprocessing(Record):
         height, width = self.size
         if picture.size == (width, height):
             return picture
-        left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
+        whole = round if self.crop_offset == "round" else math.floor
+        left, top = whole((picture.width - width) / 2), whole((picture.height - height) / 2)
         return picture.crop((left, top, left + width, top + height))
 
 

@@ -25,11 +25,16 @@ def import_checkpoint(
     """Author the graph of a published checkpoint; its referee is the float64 forward pass in numpy."""
     from vitedge.graph import author, mappings, reference, surgery
 
-    checkpoint: Checkpoint = mappings.read_timm(path) if kind == "timm" else mappings.read_own(path)
+    patch_size = options.pop("patch_size", None)
+    checkpoint: Checkpoint
+    if kind == "published":
+        checkpoint = mappings.read_published(path, options, patch_size=patch_size)
+    else:
+        checkpoint = mappings.read_own(path)
     contract = contract_of({**msgspec.structs.asdict(checkpoint.preprocessing), **options}, asked)
-    if contract.size != checkpoint.config.image_size:
+    if contract.size != checkpoint.config.image_size or patch_size not in (None, checkpoint.config.stem.stride):
         true = f"its weights are for images of {checkpoint.config.image_size}; size {contract.size} was given"
-        raise ModelError(asked, true, "leave the size out")
+        raise ModelError(asked, true, "leave the sizes out, or train it on with another: vitedge train --init-from")
     normalisation: dict[str, Any] = {"mean": contract.mean, "std": contract.std, "rescale": contract.rescale}
     graph = author.author_vit(
         checkpoint.config, checkpoint.arrays, channel_order=contract.channel_order, **normalisation
@@ -47,7 +52,7 @@ def import_checkpoint(
         files[MODEL_WEIGHTS] = (path / MODEL_WEIGHTS).read_bytes()
     weights = path / MODEL_WEIGHTS if path.is_dir() else path
     return Imported(
-        kind=record.origin.kind if record is not None and kind != "embedded" else kind,
+        kind=checkpoint.kind if record is None else record.origin.kind if kind != "embedded" else kind,
         name=checkpoint.name,
         num_classes=checkpoint.config.num_classes,
         files=files,

@@ -104,7 +104,7 @@ def summary(model: Model) -> dict[str, Any]:
 
 
 def recognised(source: str | Path, asked: str) -> tuple[str, Path]:
-    """(kind, path) of a source: "embedded", "train", "timm" or "onnx"."""
+    """(kind, path) of a source: "embedded", "train", "published" or "onnx"."""
     if source == "embedded":
         return "embedded", embedded.FOLDER
     path = Path(source)
@@ -115,13 +115,13 @@ def recognised(source: str | Path, asked: str) -> tuple[str, Path]:
             return "train", path
         graphs = sorted(path.glob("*.onnx"))
         if (path / "config.json").is_file() and (list(path.glob("*.safetensors")) or not graphs):
-            return "timm", path
+            return "published", path
         if len(graphs) == 1:
             return "onnx", graphs[0]
         raise UsageError(asked, f"{len(graphs)} ONNX files and no known checkpoint lie in it", f"name {LAYOUTS}")
     suffix = path.suffix.lower()
     if suffix in (".onnx", ".safetensors"):
-        return ("onnx" if suffix == ".onnx" else "timm"), path
+        return ("onnx" if suffix == ".onnx" else "published"), path
     if suffix in PICKLED:
         fix = (
             "save the weights as safetensors, or load them into your own code with --factory, --weights, --allow-pickle"

@@ -1,0 +1,335 @@
+"""transformers' published layout: ``config.json``, ``preprocessor_config.json`` and ``model.safetensors``.
+
+Read are ``ViTForImageClassification``, ``DeiTForImageClassification``, ``DeiTForImageClassificationWithTeacher``,
+``Dinov2ForImageClassification`` and ``Dinov2WithRegistersForImageClassification``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from msgspec.structs import replace
+
+from vitedge.architecture import PatchStem, ViTConfig
+from vitedge.errors import ModelError, UsageError
+from vitedge.graph.author import checked_parameters, expected_parameters
+from vitedge.graph.checkpoint import (
+    CONFIG_JSON,
+    TO_ONNX,
+    Arrays,
+    Checkpoint,
+    contract_from,
+    image_size_of,
+    read_json,
+    readme_licence,
+    resized,
+    weights_of,
+)
+from vitedge.model_folder import ClassLabel, class_table
+
+PREPROCESSOR = "preprocessor_config.json"
+
+
+@dataclass(frozen=True)
+class _Family:
+    """What an architecture's class means."""
+
+    prefix: str  # of its tensors
+    distillation: Literal["none", "register", "head"] = "none"  # "register": its token is there, its head isn't
+    dino: bool = False  # LayerScale, a head on class token and average, any image size
+    antialias: bool = False  # of resized position embeddings
+
+
+FAMILIES = {
+    "ViTForImageClassification": _Family("vit"),
+    "DeiTForImageClassification": _Family("deit", distillation="register"),
+    "DeiTForImageClassificationWithTeacher": _Family("deit", distillation="head"),
+    "Dinov2ForImageClassification": _Family("dinov2", dino=True),
+    "Dinov2WithRegistersForImageClassification": _Family("dinov2_with_registers", dino=True, antialias=True),
+}
+
+
+class _Config(msgspec.Struct, frozen=True, kw_only=True):
+    """What is read of ``config.json``; its other keys don't touch inference. Defaults are the format's own."""
+
+    architectures: tuple[str, ...]
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int | None = None
+    mlp_ratio: float = 4.0
+    hidden_act: str = "gelu"
+    layer_norm_eps: float | None = None
+    image_size: int | tuple[int, int] = 224
+    patch_size: int | tuple[int, int] | None = None
+    num_channels: int = 3
+    qkv_bias: bool = True
+    use_swiglu_ffn: bool = False
+    num_register_tokens: int = 4
+    id2label: dict[int, str] | None = None
+    num_labels: int | None = None
+    name: str | None = msgspec.field(name="_name_or_path", default=None)
+
+
+def read_huggingface(
+    path: Path, given: Mapping[str, Any] | None = None, *, patch_size: int | None = None
+) -> Checkpoint:
+    """A folder in transformers' published layout, or the weights file in it.
+
+    Args:
+        path: the folder or the file.
+        given: fields of the preprocessing that override the published ones.
+        patch_size: side in pixels, where another one is wanted.
+
+    Raises:
+        UsageError: no such file, or preprocessing that isn't one.
+        ModelError: malformed files, another architecture, or tensors that don't fit.
+    """
+    folder, given = path if path.is_dir() else path.parent, given or {}
+    asked = f"import the Hugging Face checkpoint {path}"
+    published = read_json(folder / CONFIG_JSON, _Config, asked)
+    name = published.architectures[0] if published.architectures else "none"
+    family = FAMILIES.get(name)
+    if family is None:
+        true = f"architecture '{name[:80]}' isn't known here; these are: {', '.join(FAMILIES)}"
+        raise ModelError(asked, true, TO_ONNX)
+    source = weights_of(path, asked)
+    config = _architecture(published, family, source, asked)
+    config, arrays = _gathered(config, family, source, asked)
+    fields = _preprocessing(folder / PREPROCESSOR, config, given, asked)
+    size = image_size_of(given.get("size", fields["size"]), asked, PREPROCESSOR)
+    if size != config.image_size and "size" not in given and not family.dino:
+        true = f"{PREPROCESSOR} makes {size[0]}×{size[1]} pixels and {CONFIG_JSON} says {published.image_size}"
+        raise ModelError(asked, true, "say which with --size; position embeddings are resized")
+    config, arrays, done = resized(config, arrays, size, asked, patch_size=patch_size, antialias=family.antialias)
+    return Checkpoint(
+        kind="huggingface",
+        name=Path(published.name or "").name or folder.resolve().name,
+        config=config,
+        arrays=arrays,
+        preprocessing=contract_from(fields, given, PREPROCESSOR, asked),
+        classes=_classes(published, config.num_classes, asked),
+        licence=readme_licence(folder),
+        details={"architecture": name, **done},
+    )
+
+
+def _architecture(published: _Config, family: _Family, source: Arrays, asked: str) -> ViTConfig:
+    activation: Any = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}.get(
+        published.hidden_act
+    )
+    if activation is None:
+        raise ModelError(asked, f"the activation '{published.hidden_act}' isn't GELU", TO_ONNX)
+    if published.num_channels != 3:
+        raise ModelError(asked, f"it takes {published.num_channels} channels, not RGB", "other models aren't offered")
+    default = {"dinov2": 14}.get(family.prefix, 16)
+    patch = image_size_of(published.patch_size or default, asked)
+    head = "cls_classifier" if family.distillation == "head" else "classifier"
+    if f"{head}.weight" not in source:
+        fix = "use a checkpoint that was fine-tuned for classification"
+        raise ModelError(asked, f"it has no classification head (tensor '{head}.weight' is missing)", fix)
+    if patch[0] != patch[1]:
+        raise ModelError(asked, f"patches of {patch[0]}×{patch[1]} pixels aren't square", TO_ONNX)
+    hidden = published.intermediate_size or 4 * published.hidden_size
+    if family.dino:
+        hidden = int(published.hidden_size * published.mlp_ratio)
+        if published.use_swiglu_ffn:  # two thirds, in eights
+            hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
+    registers = published.num_register_tokens if family.prefix == "dinov2_with_registers" else 0
+    try:
+        return ViTConfig(
+            image_size=image_size_of(published.image_size, asked),
+            stem=PatchStem(patch_size=patch[0]),
+            embed_dim=published.hidden_size,
+            depth=published.num_hidden_layers,
+            num_heads=published.num_attention_heads,
+            mlp_hidden=hidden,
+            mlp="swiglu" if family.dino and published.use_swiglu_ffn else "plain",
+            num_classes=int(source[f"{head}.weight"].shape[0]) if source[f"{head}.weight"].ndim else 0,
+            distillation_token=family.distillation == "head",
+            register_tokens=1 if family.distillation == "register" else registers,
+            qkv_bias=published.qkv_bias,
+            layer_scale=family.dino,
+            pool="token_avg" if family.dino else "token",
+            layer_norm_eps=published.layer_norm_eps or (1e-6 if family.dino else 1e-12),
+            activation=activation,
+        )
+    except (ValueError, ArithmeticError) as error:
+        raise ModelError(asked, str(error), f"correct {CONFIG_JSON}") from error
+
+
+def _gathered(config: ViTConfig, family: _Family, source: Arrays, asked: str) -> tuple[ViTConfig, Arrays]:
+    """The tensors under our names, each one's shape checked under the source's; what is left over is refused."""
+    fix = "download the checkpoint again, or pass the configuration that belongs to it"
+    if config.depth > len(source) or config.tokens > 1 << 14:
+        raise ModelError(asked, f"{config.depth} blocks of {config.tokens} tokens don't fit {len(source)} tensors", fix)
+    arrays: Arrays = {}
+    used: set[str] = set()
+    patches = config.grid[0] * config.grid[1]
+    registers = family.prefix == "dinov2_with_registers"
+    for ours, shape in expected_parameters(config):
+        if ours == "pos_embed" and registers:  # there for the class token and the patches, none for the registers
+            shape = (1, 1 + patches, config.embed_dim)
+        names = _theirs(ours, family, config.mlp == "swiglu")
+        expected = (shape[0] // len(names), *shape[1:])
+        for name in names:
+            if name not in source:
+                raise ModelError(asked, f"tensor '{name}' is missing; expected shape {list(expected)}", fix)
+            if source[name].shape != expected:
+                true = f"tensor '{name}': expected shape {list(expected)}, received {list(source[name].shape)}"
+                raise ModelError(asked, true, fix)
+        used.update(names)
+        arrays[ours] = np.concatenate([source[name] for name in names]) if len(names) > 1 else source[names[0]]
+    if unknown := sorted(name for name in source.keys() - used if not _idle(name, family)):
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        true = f"tensor '{unknown[0]}' {list(source[unknown[0]].shape)}{more}: the configuration has no place for it"
+        raise ModelError(asked, true, fix)
+    if registers:
+        positions = arrays["pos_embed"].astype(np.float32)
+        arrays["cls_token"] = arrays["cls_token"].astype(np.float32) + positions[:, :1]
+        arrays["pos_embed"] = positions[:, 1:]
+        config = replace(config, position_embedding_covers_prefix=False)
+    checked_parameters(config, arrays)
+    return config, arrays
+
+
+_EMBEDDINGS = {
+    "patch_embed.proj": "patch_embeddings.projection",
+    "cls_token": "cls_token",
+    "dist_token": "distillation_token",
+    "reg_token": "register_tokens",
+    "pos_embed": "position_embeddings",
+}
+_HEADS = {"norm": "layernorm", "head": "classifier", "head_dist": "distillation_classifier"}
+_VIT_BLOCK = {
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+_DINO_BLOCK = {"ls1.gamma": "layer_scale1.lambda1", "ls2.gamma": "layer_scale2.lambda1"}
+
+
+def _theirs(ours: str, family: _Family, swiglu: bool) -> tuple[str, ...]:
+    """The source's tensors that make one of ours, one below the other."""
+    part, _, kind = ours.rpartition(".")
+    if ours == "reg_token" and family.distillation == "register":
+        return (f"{family.prefix}.embeddings.distillation_token",)
+    if ours in _EMBEDDINGS:
+        return (f"{family.prefix}.embeddings.{_EMBEDDINGS[ours]}",)
+    if part in _EMBEDDINGS:
+        return (f"{family.prefix}.embeddings.{_EMBEDDINGS[part]}.{kind}",)
+    if part == "norm":
+        return (f"{family.prefix}.layernorm.{kind}",)
+    if part in _HEADS:
+        first = part == "head" and family.distillation == "head"
+        return (f"{'cls_' if first else ''}{_HEADS[part]}.{kind}",)
+    _, index, inside = ours.split(".", 2)
+    block, inside = f"{family.prefix}.encoder.layer.{index}", inside.removesuffix(f".{kind}")
+    if inside == "attn.qkv":
+        return tuple(f"{block}.attention.attention.{third}.{kind}" for third in ("query", "key", "value"))
+    if inside == "attn.proj":
+        return (f"{block}.attention.output.dense.{kind}",)
+    if f"{inside}.{kind}" in _DINO_BLOCK:
+        return (f"{block}.{_DINO_BLOCK[f'{inside}.{kind}']}",)
+    if swiglu and inside.startswith("mlp."):
+        return (f"{block}.mlp.{'weights_in' if inside == 'mlp.fc1' else 'weights_out'}.{kind}",)
+    return (f"{block}.{inside if family.dino else _VIT_BLOCK[inside]}.{kind}",)
+
+
+class _Processor(msgspec.Struct, frozen=True, kw_only=True):
+    """What is read of ``preprocessor_config.json``."""
+
+    image_processor_type: str | None = None
+    feature_extractor_type: str | None = None  # until 2022
+    do_resize: bool = True
+    size: int | dict[str, int | None] | None = None
+    resample: int = 3
+    do_center_crop: bool | None = None
+    crop_size: int | dict[str, int] | None = None
+    do_rescale: bool = True
+    rescale_factor: float = 1 / 255
+    do_normalize: bool = True
+    image_mean: tuple[float, float, float] | None = None
+    image_std: tuple[float, float, float] | None = None
+
+
+_RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers
+_CROPPING = {"ViT": False, "DeiT": True, "Bit": True, "CLIP": True}
+
+
+def _preprocessing(path: Path, config: ViTConfig, given: Mapping[str, Any], asked: str) -> dict[str, Any]:
+    """The image processor as fields of the contract: resize to a size or a shortest edge, then a centre crop."""
+    if not path.is_file():
+        if missing := [f"--{name}" for name in ("mean", "std") if name not in given]:
+            true = f"{PREPROCESSOR} is missing, which says how its pictures are prepared; so is {', '.join(missing)}"
+            raise UsageError(asked, true, "give what the model was trained with, say --mean 0.485,0.456,0.406")
+        return {"size": config.image_size}
+    source, fix = read_json(path, _Processor, asked), "give the preprocessing yourself: --resize, --crop-fraction"
+    told = source.image_processor_type or source.feature_extractor_type or ""
+    kind = told.replace("Fast", "").removesuffix("ImageProcessor").removesuffix("FeatureExtractor")
+    if kind not in _CROPPING:
+        raise ModelError(asked, f"the image processor '{told[:60]}' isn't known here", fix)
+    if not source.do_resize or source.size is None or source.resample not in range(len(_RESAMPLE)):
+        raise ModelError(asked, f"{PREPROCESSOR} doesn't say to which size and how pictures are resized", fix)
+    square = kind in ("ViT", "DeiT")
+    size: Mapping[str, int | None] = source.size if isinstance(source.size, dict) else {}
+    if isinstance(source.size, int):
+        size = {"height": source.size, "width": source.size} if square else {"shortest_edge": source.size}
+    edge, height, width = (size.get(key) for key in ("shortest_edge", "height", "width"))
+    if (edge is None) == (height is None or width is None) or size.get("longest_edge") is not None:
+        raise ModelError(asked, f"the size {dict(size)} isn't height and width, or shortest_edge", fix)
+    before = (height, width) if height is not None and width is not None else (edge or 0, edge or 0)
+    cropped = _CROPPING[kind] if source.do_center_crop is None else source.do_center_crop
+    after: tuple[int, int] = before
+    if cropped and source.crop_size is not None:
+        crop = (
+            source.crop_size
+            if isinstance(source.crop_size, dict)
+            else {"height": source.crop_size, "width": source.crop_size}
+        )
+        after = image_size_of([crop.get("height"), crop.get("width")], asked, PREPROCESSOR)
+    elif edge is not None or cropped:
+        raise ModelError(asked, f"{PREPROCESSOR} makes pictures of no fixed size", fix)
+    after, before = image_size_of(after, asked, PREPROCESSOR), image_size_of(before, asked, PREPROCESSOR)
+    if after[0] > before[0] or after[0] * before[1] != after[1] * before[0] or (edge and after[0] != after[1]):
+        raise ModelError(asked, f"a crop of {after[0]}×{after[1]} from {before[0]}×{before[1]} isn't offered", fix)
+    if source.do_normalize and (source.image_mean is None or source.image_std is None):
+        raise ModelError(asked, f"{PREPROCESSOR} has no image_mean or image_std", "give --mean and --std")
+    return {
+        "size": after,
+        "resize": "shortest" if edge is not None else "squash",
+        "interpolation": _RESAMPLE[source.resample],
+        "crop_fraction": after[0] / before[0],
+        "crop_rounding": "round",
+        "crop_offset": "floor",
+        "rescale": source.rescale_factor if source.do_rescale else 1.0,
+        "mean": source.image_mean if source.do_normalize else (0.0, 0.0, 0.0),
+        "std": source.image_std if source.do_normalize else (1.0, 1.0, 1.0),
+    }
+
+
+def _classes(published: _Config, count: int, asked: str) -> tuple[ClassLabel, ...] | None:
+    """``id2label``; transformers' own placeholders LABEL_0, LABEL_1, … are none."""
+    names = published.id2label
+    if not names or all(name == f"LABEL_{index}" for index, name in names.items()):
+        return None
+    if sorted(names) != list(range(count)):
+        fix = f"correct {CONFIG_JSON}, or name a file with --labels"
+        raise ModelError(asked, f"id2label names {len(names)} classes; the head has {count}", fix)
+    listed = [names[index] for index in range(count)]
+    return class_table(listed, [name if listed.count(name) == 1 else None for name in listed])
+
+
+def _idle(name: str, family: _Family) -> bool:
+    """Tensors that classification doesn't use: the mask token of pre-training, the pooler of the bare model."""
+    return name in (
+        f"{family.prefix}.embeddings.mask_token",
+        f"{family.prefix}.pooler.dense.weight",
+        f"{family.prefix}.pooler.dense.bias",
+    )
