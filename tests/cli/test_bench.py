@@ -12,6 +12,7 @@ import pytest
 from tests.cli.command import fails, vitedge
 from tests.harness.nulls import null_artifact
 from vitedge.artifact import Artifact
+from vitedge.cli.bench import seconds
 from vitedge.result import read_result
 
 QUICK = ("--duration", 0.1, "--warmup", 0.02, "--percentile", 50)
@@ -95,13 +96,83 @@ def test_a_stopped_bench_leaves_a_partial_result(tmp_path: Path, number: signal.
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".r.json")]
 
 
-def _told_when_measuring(folder: Path) -> dict[str, str]:
+def test_a_killed_bench_leaves_a_partial_result_and_goes_on(tmp_path: Path) -> None:
+    slow = null_artifact(tmp_path / "a", latency_ms=1.0)
+    out = tmp_path / "r.json"
+    arguments = ["bench", slow.path, "--duration", "2s", "--iterations", "700", "--warmup", "0.05", "--out", out]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "vitedge", *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=_told_when_measuring(tmp_path, keep_every_s=0.1),
+    )
+    until = time.monotonic() + 60
+    while not out.exists() and child.poll() is None and time.monotonic() < until:
+        time.sleep(0.005)
+    child.kill()
+    child.wait()
+    part = read_result(out)
+    assert part.partial and part.rows[0].latency is not None
+    kept = part.rows[0].latency.samples
+    assert vitedge(*arguments).code == 2  # without a word it isn't overwritten
+    done = vitedge(*arguments, "--resume", "--quiet")
+    assert done.code == 0, done.err
+    whole = read_result(out)
+    latency = whole.rows[0].latency
+    assert not whole.partial and len(whole.resumed) == 1 and latency is not None
+    assert len(latency.samples) >= 700 and latency.samples.latency_ns[:20] == kept.latency_ns[:20]
+    again = vitedge(*arguments, "--resume")  # nothing is left to do
+    assert again.code == 0 and read_result(out) == whole
+
+
+def test_resume_begins_anew_where_nothing_was_interrupted(artifact: Artifact, tmp_path: Path) -> None:
+    assert vitedge("bench", artifact.path, *QUICK, "--out", tmp_path / "new.json", "--resume").code == 0
+    assert not read_result(tmp_path / "new.json").partial
+    assert fails(2, "bench", artifact.path, "--resume")[2] == "add: --out result.json"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("90", 90), ("0.5", 0.5), ("90s", 90), ("10m", 600), ("1.5h", 5400), (" 2 m ", 120)]
+)
+def test_times(text: str, expected: float) -> None:
+    assert seconds(text) == expected
+
+
+def test_words_that_are_no_times_or_lists_are_refused(artifact: Artifact) -> None:
+    for text in ("soon", "10 minutes", "-1", "1e3", ""):
+        done = vitedge("bench", artifact.path, "--duration", text)
+        assert done.code == 2 and "Traceback" not in done.err
+    for option in ("--threads", "--batch"):
+        for text in ("many", "1,1", "1,,2", "-1", "1.5"):
+            assert fails(2, "bench", artifact.path, option, text)[2].startswith(f"write {option} 4")
+    assert vitedge("bench", artifact.path, "--like", "mlperf").code == 2
+
+
+def test_other_tools_stand_side_by_side(artifact: Artifact) -> None:
+    slow = [*QUICK, "--like", "benchmark-app", "--like", "ultralytics", "--profile"]
+    done = vitedge("bench", artifact.path, *slow)
+    assert done.code == 0, done.err
+    assert "by the rules of benchmark-app" in done.out and "Latency: Median" in done.out
+    assert "theirs" in done.out and "0.1 s instead of the tool's 60 s" in done.out
+    assert "ms/im" in done.out and "mean over one pass" in done.out
+
+
+def test_sweeps(artifact: Artifact, tmp_path: Path) -> None:
+    eight = null_artifact(tmp_path / "8", batch=8)
+    done = vitedge("bench", artifact.path, eight.path, *QUICK, "--threads", "1,2", "--batch", "8", "--json", "-")
+    rows = json.loads(done.out)["rows"]
+    assert [(row["subject"]["batch"], row["session"]["threads"]) for row in rows] == [(8, 1), (8, 2)]
+    assert "--batch 3" in fails(2, "bench", artifact.path, *QUICK, "--batch", "1,3")[2]
+
+
+def _told_when_measuring(folder: Path, keep_every_s: float = 10.0) -> dict[str, str]:
     """An environment in which the child writes the file ``measuring`` when its first block begins."""
     import os
 
     (folder / "sitecustomize.py").write_text(
         "import sys\n"
-        "from vitedge.harness import load\n"
+        "from vitedge.harness import load, turns\n"
+        f"turns.KEEP_EVERY_S = {keep_every_s}\n"
         "block = load.Contender.block\n"
         f"def told(*args): open({str(folder / 'measuring')!r}, 'w').close(); return block(*args)\n"
         "load.Contender.block = told\n"

@@ -302,6 +302,7 @@ def test_sweep_of_batches_takes_the_artifacts_that_have_them(artifact: Artifact,
 def test_other_tools_rules_and_profiles_stand_beside_the_run(artifact: Artifact) -> None:
     row = bench([artifact], replace_wish(like=("ultralytics", "benchmark-app"), profile=True)).rows[0]
     assert [dialect.tool for dialect in row.dialects] == ["ultralytics", "benchmark-app"]
+    assert not row.dialects[0].shortened and len(row.dialects[0].samples) == 24  # one pass
     assert row.dialects[1].shortened and row.profile is None  # the null runtime has no layers
     with pytest.raises(UsageError, match="the tools are trtexec10"):
         bench([artifact], replace_wish(like=("trtexec",)))

@@ -135,7 +135,5 @@ def _dialect(line: Line, latency: Latency, dialect: Dialect) -> RenderableType:
         [(field.name, _number(field.theirs, 4), _number(field.ours, 4), field.unit) for field in fields],
         f"{line.letter} by the rules of {dialect.tool}",
     )
-    short = (
-        f" Measured for {dialect.min_duration_s:g} s, not its {tool.min_duration_s:g} s." if dialect.shortened else ""
-    )
-    return Group(made, text(f"{tool.why}{short}", QUIET))
+    times = f"{dialect.min_duration_s:g} s instead of the tool's {tool.min_duration_s:g} s"
+    return Group(made, text(f"{tool.why} Measured for {times}." if dialect.shortened else tool.why, QUIET))
