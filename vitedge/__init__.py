@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vitedge._version import __version__
 
 if TYPE_CHECKING:
-    from vitedge.pipeline import bench, classify, compare, evaluate, export, import_model, open, train, verify
+    from vitedge.pipeline import bench, classify, compare, evaluate, export, import_model, open, stream, train, verify
 
 __all__ = [
     "__version__",
@@ -21,6 +21,7 @@ __all__ = [
     "export",
     "import_model",
     "open",
+    "stream",
     "train",
     "verify",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,8 @@ from vitedge.progress import Progress, silent
 if TYPE_CHECKING:
     from vitedge.accuracy.classify import Classified
     from vitedge.artifact import Artifact
+    from vitedge.camera.records import FrameRecord
+    from vitedge.camera.settings import Settings
     from vitedge.comparison import Allowed, Comparison
     from vitedge.harness.bench import Wish
     from vitedge.model_folder import Model
@@ -325,6 +327,56 @@ def classify(
                 found.append(entry)
                 progress("classify", len(found), total)
     return found
+
+
+def stream(
+    artifact: Artifact | str | Path | None = None,
+    source: str | Sequence[str] | None = None,
+    *,
+    settings: str | Path | Settings | None = None,
+    **flags: Any,
+) -> Generator[FrameRecord, None, None]:
+    """Classify camera streams: one record a frame, for as long as the sources last.
+
+    Leaving the loop, or closing the generator, stops the readers. A loop that takes its time is like a slow model:
+    frames of a live source are dropped and counted, none is queued.
+
+    Args:
+        artifact: an artifact folder.
+        source: one or several sources, as ``vitedge stream`` takes them.
+        settings: a TOML file with the flags' names, or settings made before.
+        **flags: flags of ``vitedge stream`` with underscores, put over the settings: ``policy="every"``,
+            ``smoothing=0.5``. The page is off unless ``headless=False`` is given.
+
+    Raises:
+        UsageError: a wish that can't be met.
+        StreamError: a source that isn't there, or gave up.
+        InputError: a file that can't be decoded.
+        NotInstalledError: a package or program is missing.
+    """
+    from vitedge.camera.records import FrameRecord
+    from vitedge.camera.run import open_artifact, refuse_failed, running
+    from vitedge.camera.settings import Settings, merged, read_settings
+    from vitedge.runtimes.contract import OpenOptions
+    from vitedge.runtimes.session import open_session
+
+    given: dict[str, Any] = {"headless": True, **flags}
+    if source is not None:
+        given["source"] = (source,) if isinstance(source, str) else tuple(source)
+    if artifact is not None:
+        given["artifact"] = str(getattr(artifact, "path", artifact))
+    chosen = merged(settings, given) if isinstance(settings, Settings) else read_settings(settings, given)
+    options = OpenOptions(device=chosen.device, threads=chosen.threads)
+    with open_session(open_artifact(chosen), options) as session, running(session, chosen) as engine:
+        items = engine.items()
+        try:
+            for item in items:
+                if isinstance(item, FrameRecord):
+                    yield item
+        finally:
+            items.close()
+    assert engine.final is not None
+    refuse_failed(engine.final, stopped=False)
 
 
 def train(data: str | Path, options: TrainOptions, out: str | Path, **more: Any) -> Path:

@@ -7,7 +7,7 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
@@ -74,7 +74,7 @@ class Engine:
         self._stopping.set()
         os.eventfd_write(self._wake, 1)
 
-    def items(self) -> Iterator[Item]:
+    def items(self) -> Generator[Item, None, None]:
         """Run until every source has ended, the duration is over, or :meth:`stop`; each item also goes to the sinks.
 
         Raises:

@@ -139,17 +139,25 @@ def read_settings(path: str | Path | None, given: dict[str, Any]) -> Settings:
     Raises:
         UsageError: an unreadable file, an unknown key, a value that isn't possible.
     """
+    settings = Settings() if path is None else load_toml(Path(path), Settings, "classify a stream")
+    return merged(settings, given)
+
+
+def merged(settings: Settings, given: dict[str, Any]) -> Settings:
+    """The settings with others over them, by Python's names; None: not given.
+
+    Raises:
+        UsageError: an unknown name, a value that isn't possible.
+    """
     asked = "classify a stream"
-    settings = Settings() if path is None else load_toml(Path(path), Settings, asked)
     wishes = {name: value for name, value in given.items() if value is not None}
     unknown = [name for name in wishes if name not in Settings.__struct_fields__]
     if unknown:
         known = nearest(unknown[0], Settings.__struct_fields__)
         raise UsageError(asked, f"there is no setting '{unknown[0]}'{known}", "see: vitedge stream --help")
     values = {**msgspec.structs.asdict(settings), **wishes}
-    kebab = {name.replace("_", "-"): value for name, value in values.items()}
     try:
-        return msgspec.convert(kebab, Settings)
+        return msgspec.convert({name.replace("_", "-"): value for name, value in values.items()}, Settings)
     except msgspec.ValidationError as error:
         where = str(error).partition(" - at `$.")[2].rstrip("`")
         raise UsageError(asked, f"--{where}: {str(error).split(' - at')[0]}", "see: vitedge stream --help") from error

@@ -31,6 +31,7 @@ VERBS = (
     "eval",
     "compare",
     "report",
+    "stream",
     "inspect",
     "targets",
     "recipes",

@@ -1,0 +1,43 @@
+"""What ``vitedge stream`` does around the engine: signals, words, books, the exit code."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+
+from vitedge.camera.outputs import books_in_words
+from vitedge.camera.run import open_artifact, refuse_failed, running, words
+from vitedge.camera.settings import Settings
+from vitedge.runtimes.contract import OpenOptions
+from vitedge.runtimes.session import open_session
+
+
+def run(settings: Settings) -> None:
+    """Run until the sources end, the duration is over, or a signal comes; then print the books.
+
+    Raises:
+        VitedgeError: as :func:`vitedge.camera.run.running` and :func:`vitedge.camera.run.refuse_failed`.
+    """
+    signals: list[int] = []
+    options = OpenOptions(device=settings.device, threads=settings.threads)
+    with open_session(open_artifact(settings), options) as session, running(session, settings) as engine:
+
+        def drain(number: int, frame: FrameType | None) -> None:
+            if signals:  # asked twice: at once
+                raise KeyboardInterrupt
+            signals.append(number)
+            engine.stop()
+
+        engine.sinks.append(words(settings, engine.stop))
+        before = {number: signal.signal(number, drain) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            for _ in engine.items():
+                pass
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            if engine.final is not None and not settings.quiet:
+                sys.stderr.write("".join(f"{line}\n" for line in books_in_words(engine.final)))
+    assert engine.final is not None
+    refuse_failed(engine.final, stopped=bool(signals))
