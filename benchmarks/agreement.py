@@ -1,0 +1,221 @@
+"""Does `vitedge bench` find the latency that other tools find on the same artifact?
+
+    python benchmarks/agreement.py [MODEL] [--rounds 10] [--seconds 3] [--threads 1] [--out FILE]
+
+Two pairs, each in turns of so many seconds, in a seeded random order within each round:
+
+- OpenVINO: our load generator and `benchmark_app -hint none -api sync -nireq 1 -nstreams 1`, started anew each time,
+  with the artifact's own options; its median is the one it prints.
+- ONNX Runtime: our load generator and a bare loop around `InferenceSession.run`, with the same options.
+
+Without MODEL, a ViT-Ti/16 at 224 pixels with random weights is exported in float32: latency doesn't depend on their
+values. Prints both medians (of the rounds' medians), their ratio with the rounds' spread, and whether it's within 3 %;
+exits with 7 when one isn't.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from vitedge import pipeline
+from vitedge.artifact import Artifact
+from vitedge.hardware import processor
+from vitedge.harness.load import Contender, quiet
+from vitedge.latency import Rules
+from vitedge.runtimes.contract import OpenOptions
+from vitedge.runtimes.session import Session, open_session
+
+ALLOWED = 0.03
+MODEL = "vit_tiny_patch16_224"
+Turn = Callable[[], float]  # one turn; its median in milliseconds
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("model", nargs="?", help="a model folder")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each turn")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    options = OpenOptions(threads=arguments.threads)
+    found: dict[str, Any] = {}
+    print(f"{processor().model}, {arguments.threads} threads, {arguments.rounds} rounds of {arguments.seconds:g} s")
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(arguments.model) if arguments.model else random_model(Path(folder) / "model")
+        for runtime, other in (("openvino", benchmark_app), ("onnxruntime", bare_loop)):
+            artifact = pipeline.export(model, runtime, "fp32", Path(folder) / runtime)
+            with open_session(artifact, options) as session:
+                turns = {
+                    "ours": ours(session, arguments.seconds),
+                    "theirs": other(artifact, session, arguments.seconds),
+                }
+                rounds = in_turns(turns, arguments.rounds, arguments.seed)
+            found[runtime] = rounds
+            show(runtime, other.__name__, rounds)
+    if arguments.out:
+        arguments.out.write_text(json.dumps({"arguments": {**vars(arguments), "out": ""}, **found}, default=str))
+    return 0 if all(abs(ratio(rounds) - 1) <= ALLOWED for rounds in found.values()) else 7
+
+
+def in_turns(turns: dict[str, Turn], rounds: int, seed: int) -> list[dict[str, float]]:
+    """Medians by round, in milliseconds."""
+    order, found = random.Random(seed), []
+    for number in range(rounds):
+        names = order.sample(sorted(turns), len(turns))
+        found.append({name: turns[name]() for name in names})
+        print(f"\r{number + 1} of {rounds}", end="", file=sys.stderr, flush=True)
+    print("\r", end="", file=sys.stderr)
+    return found
+
+
+def ratio(rounds: list[dict[str, float]]) -> float:
+    """Ours over theirs, the median of the rounds' ratios: what slows a round slows both."""
+    return median(turn["ours"] / turn["theirs"] for turn in rounds)
+
+
+def show(runtime: str, other: str, rounds: list[dict[str, float]]) -> None:
+    ratios = sorted(turn["ours"] / turn["theirs"] for turn in rounds)
+    word = "within" if abs(ratio(rounds) - 1) <= ALLOWED else "NOT within"
+    print(
+        f"{runtime:<12} ours {median(turn['ours'] for turn in rounds):.3f} ms, "
+        f"{other.replace('_', ' ')} {median(turn['theirs'] for turn in rounds):.3f} ms, "
+        f"ratio {ratio(rounds):.4f} ({ratios[0]:.3f} … {ratios[-1]:.3f}), {word} {ALLOWED:.0%}"
+    )
+
+
+# --- whoever measures ------------------------------------------------------------------------------------------------
+
+
+def ours(session: Session, seconds: float) -> Turn:
+    """Our load generator, one block a turn."""
+    artifact = session.artifact
+    frames = np.stack([image[None] for image in artifact.array("golden/inputs.npy")])
+    measured = Contender(
+        session,
+        frames,
+        preprocess=lambda index: frames[index, 0],
+        postprocess=lambda logits: [session.predictions(row) for row in logits],
+    )
+    rules = Rules(
+        scenario="single",
+        warmup_s=1.0,
+        min_duration_s=seconds,
+        min_samples=1,
+        percentile=50,
+        block_s=seconds,
+        settle=2,
+        seed=0,
+        pictures="golden",
+    )
+    measured.warm_up(rules)
+
+    def turn() -> float:
+        measured.block(rules)
+        return median(measured.samples().block_latencies()[-1]) / 1e6
+
+    return turn
+
+
+def benchmark_app(artifact: Artifact, session: Session, seconds: float) -> Turn:
+    """OpenVINO's own, in a process of its own, with the options that our session has."""
+    command = shutil.which("benchmark_app") or str(Path(sys.executable).with_name("benchmark_app"))
+    kept = ("INFERENCE_PRECISION_HINT", "ENABLE_CPU_PINNING", "EXECUTION_MODE_HINT")
+    config = Path(tempfile.mkdtemp()) / "config.json"
+    settings = {key: str(value).upper() if isinstance(value, bool) else value for key, value in session.info.items()}
+    config.write_text(json.dumps({"CPU": {key: settings[key] for key in kept if key in settings}}))
+    words = [
+        "-hint",
+        "none",
+        "-api",
+        "sync",
+        "-nireq",
+        "1",
+        "-nstreams",
+        "1",
+        "-nthreads",
+        str(session.info["threads"]),
+    ]
+    call = [command, "-m", str(artifact.graph_path), "-d", "CPU", *words, "-t", str(max(1, round(seconds)))]
+
+    def turn() -> float:
+        done = subprocess.run([*call, "-load_config", str(config)], capture_output=True, text=True, check=False)
+        match = re.search(r"Median:\s+([\d.]+) (ms|us)", done.stdout)
+        if match is None:
+            raise SystemExit(f"benchmark_app gave no median:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        return float(match[1]) / (1000 if match[2] == "us" else 1)
+
+    return turn
+
+
+def bare_loop(artifact: Artifact, session: Session, seconds: float) -> Turn:
+    """ONNX Runtime as its documentation calls it: a dictionary in, an array out."""
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads, settings.inter_op_num_threads = int(session.info["threads"]), 1
+    for key, value in artifact.manifest.runtime_options.items():
+        if "." in key:
+            settings.add_session_config_entry(key, str(int(value)) if isinstance(value, bool) else str(value))
+    bare = onnxruntime.InferenceSession(str(artifact.graph_path), settings, providers=["CPUExecutionProvider"])
+    images = [image[None] for image in artifact.array("golden/inputs.npy")]
+    for image in images:
+        bare.run(None, {"image": image})
+
+    def turn() -> float:
+        for _ in range(2):
+            bare.run(None, {"image": images[0]})
+        taken, until = [], time.perf_counter_ns() + int(seconds * 1e9)
+        with quiet():
+            while time.perf_counter_ns() < until:
+                image = images[len(taken) % len(images)]
+                start = time.perf_counter_ns()
+                bare.run(None, {"image": image})
+                taken.append(time.perf_counter_ns() - start)
+        return median(taken) / 1e6
+
+    return turn
+
+
+def random_model(out: Path) -> Path:
+    """A ViT-Ti/16 with random weights and a thousand classes."""
+    import torch
+
+    from vitedge.graph.author import author_vit
+    from vitedge.model_folder import ModelRecord, Origin, class_table, write_model
+    from vitedge.models.vit import VisionTransformer, fold_batch_norm
+    from vitedge.models.zoo import zoo_config
+    from vitedge.preprocessing import Preprocessing
+
+    torch.manual_seed(0)
+    config = zoo_config(MODEL, num_classes=1000)
+    arrays = fold_batch_norm(VisionTransformer(config).state_dict())
+    preprocessing = Preprocessing(size=(224, 224))
+    graph = author_vit(config, arrays, mean=preprocessing.mean, std=preprocessing.std, name=MODEL)
+    record = ModelRecord(
+        name=MODEL,
+        classes=class_table([f"class {number}" for number in range(1000)]),
+        preprocessing=preprocessing,
+        origin=Origin(kind="train", source="random weights"),
+        architecture=config,
+    )
+    return write_model(out, record, {"model.onnx": graph.SerializeToString(deterministic=True)}).path
+
+
+if __name__ == "__main__":
+    sys.exit(main())
