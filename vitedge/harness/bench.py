@@ -47,6 +47,7 @@ class Wish:
     like: tuple[str, ...] = ()
     profile: bool = False
     replay: Replay | None = None
+    memory_alone: bool = True  # of several artifacts, in a process of each one's own; costs a second or more each
 
     def rules(self, artifacts: Sequence[Artifact], pictures: str) -> Rules:
         """One set of rules for all: the longest that any of the targets demands.
@@ -157,7 +158,7 @@ def bench(
                 pictures,
                 replay=wish.replay,
                 nvml=nvml,
-                alone=len(lots) > 1,
+                alone=wish.memory_alone and len(lots) > 1,
                 before=rows[number],
             )
             _refuse_other_threads(entry, way, wish)
