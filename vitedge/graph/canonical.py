@@ -1,8 +1,8 @@
 """An ONNX file from anyone becomes the canonical form, with parity proven after every step.
 
 First the graph is made readable (:func:`prepare`): functions inlined, half precision widened, opset 20. Then our input
-is put in front (:func:`with_image_input`). Then every rewrite is tried on a copy, and kept only if the logits stay what
-they were. If the result is a plain ViT it is authored anew; otherwise it stays a graph of its own, its batch is freed
+is put in front (:mod:`vitedge.graph.interface`). Then every rewrite is tried on a copy, and kept only if the logits
+stay what they were. If the result is a plain ViT it is authored anew; otherwise it stays a graph of its own, its batch is freed
 where that can be proven, and the operators that aren't canonical are named in the report. They still run.
 
 Running graphs is the business of the caller, who passes ``check``: this module imports no runtime.
@@ -13,16 +13,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, inliner, version_converter
+from onnx import helper, inliner, version_converter
 
 from vitedge.architecture import ViTConfig
 from vitedge.errors import ModelError
 from vitedge.graph import affine, folding, image_input, rewrites, shaping, surgery
 from vitedge.graph.author import IR_VERSION, OPSET, author_vit
+from vitedge.graph.interface import FIX
 from vitedge.graph.lift import lift
 from vitedge.graph.surgery import attribute
 from vitedge.preprocessing import Preprocessing
@@ -32,22 +33,10 @@ from vitedge.preprocessing import Preprocessing
 Check = Callable[[onnx.ModelProto], float]
 
 TOLERANCE = 1e-4
-FIX = "export the model again, with a recent torch.onnx.export at opset 20 or lower"
 
 _CANONICAL = re.compile(
     r"Cast|Transpose|Sub|Mul|Conv|Reshape|Pad|Add|LayerNormalization|MatMul|Split|Softmax|Gelu|Gather|Slice|ReduceMean"
 )
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a foreign graph takes and gives."""
-
-    input: str
-    layout: Literal["nchw", "nhwc"]
-    dtype: Literal["float32", "uint8"]
-    batch: int | None  # None: symbolic
-    output: str
 
 
 @dataclass
@@ -106,91 +95,13 @@ def prepare(model: onnx.ModelProto, asked: str) -> tuple[onnx.ModelProto, Report
     return model, report
 
 
-def describe(model: onnx.ModelProto, preprocessing: Preprocessing, asked: str) -> Source:
-    """Find the image input and the logits output.
-
-    Raises:
-        ModelError: not exactly one image input, another size than the preprocessing's, or no single logits output.
-    """
-    if len(model.graph.input) != 1:
-        names = [value.name for value in model.graph.input]
-        raise ModelError(asked, f"it takes {len(names)} inputs {names}; one image is expected", FIX)
-    value = model.graph.input[0]
-    kind = {TensorProto.FLOAT: "float32", TensorProto.UINT8: "uint8"}.get(value.type.tensor_type.elem_type)
-    dims = value.type.tensor_type.shape.dim
-    shape = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in dims]
-    height, width = preprocessing.size
-    layouts = {"nchw": [shape[0], 3, height, width], "nhwc": [shape[0], height, width, 3]} if len(shape) == 4 else {}
-    fits = [
-        layout
-        for layout, expected in layouts.items()
-        if all(known in (None, want) for known, want in zip(shape, expected, strict=True))
-    ]
-    if kind is None or not fits:
-        name = helper.tensor_dtype_to_string(value.type.tensor_type.elem_type).removeprefix("TensorProto.").lower()
-        received = f"{name} {shape}"
-        expected = f"float32 or uint8 [N, 3, {height}, {width}] or [N, {height}, {width}, 3]"
-        raise ModelError(asked, f"input '{value.name}': expected {expected}, received {received}", "give its size")
-    output = _logits(model, asked)
-    layout: Literal["nchw", "nhwc"] = "nchw" if fits[0] == "nchw" else "nhwc"
-    return Source(value.name, layout, "uint8" if kind == "uint8" else "float32", shape[0], output)
-
-
-def with_image_input(
-    model: onnx.ModelProto, source: Source, preprocessing: Preprocessing, classes: int
-) -> onnx.ModelProto:
-    """The model behind our interface: uint8 RGB ``image`` [N, H, W, 3] in, ``logits`` out, normalisation explicit."""
-    new = surgery.copy(model)
-    nodes, weights, tensor = [], [], "image"
-
-    def then(operator: str, name: str, *constants: tuple[str, Any], **attributes: Any) -> None:
-        nonlocal tensor
-        names = []
-        for part, values in constants:
-            weights.append(onnx.numpy_helper.from_array(np.asarray(values), f"{name}.{part}"))
-            names.append(f"{name}.{part}")
-        nodes.append(helper.make_node(operator, [tensor, *names], [f"{name}.out"], name=name, **attributes))
-        tensor = f"{name}.out"
-
-    channels = (3, 1, 1) if source.layout == "nchw" else (3,)
-    if source.dtype == "float32":
-        then("Cast", "image.float", to=TensorProto.FLOAT)
-    if source.layout == "nchw":
-        then("Transpose", "image.nchw", perm=[0, 3, 1, 2])
-    if preprocessing.channel_order == "bgr":
-        index = np.asarray([2, 1, 0], np.int64)
-        then("Gather", "image.order", ("index", index), axis=1 if source.layout == "nchw" else 3)
-    if source.dtype == "float32":
-        mean = np.asarray(preprocessing.mean) / preprocessing.rescale
-        factor = preprocessing.rescale / np.asarray(preprocessing.std)
-        then("Sub", "image.mean", ("weight", mean.reshape(channels).astype(np.float32)))
-        then("Mul", "image.scale", ("weight", factor.reshape(channels).astype(np.float32)))
-
-    renamed = {"image": "image.source", "logits": "logits.source", source.input: tensor, source.output: "logits"}
-    for node in new.graph.node:
-        for names in (node.input, node.output):
-            names[:] = [renamed.get(name, name) for name in names]
-    for weight in new.graph.initializer:
-        weight.name = renamed.get(weight.name, weight.name)
-    old = [folding.copied(node) for node in new.graph.node]
-    del new.graph.node[:], new.graph.input[:], new.graph.output[:]
-    new.graph.node.extend([*nodes, *old])
-    new.graph.initializer.extend(weights)
-    batch = "N" if source.batch is None else source.batch
-    shape = [batch, *preprocessing.size, 3]
-    new.graph.input.append(helper.make_tensor_value_info("image", TensorProto.UINT8, shape))
-    new.graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, classes]))
-    folding.prune(new)
-    return new
-
-
 def canonicalise(
     model: onnx.ModelProto, report: Report, preprocessing: Preprocessing, check: Check
 ) -> tuple[onnx.ModelProto, Report]:
     """Bring a graph with our interface to the canonical form, as far as its logits permit.
 
     Args:
-        model: from :func:`with_image_input`; unchanged.
+        model: from :func:`~vitedge.graph.interface.with_image_input`; unchanged.
         report: from :func:`prepare`; it is filled in and returned.
         preprocessing: the contract; mean and std are those of the nodes that import put in front.
         check: compares a candidate with the source. It is called once a step.
@@ -252,6 +163,7 @@ def _free_batch(model: onnx.ModelProto) -> int:
     """A fixed batch of one becomes symbolic; whether the graph works for other batches is what the check proves."""
     if surgery.batch_size(model) != 1:
         return 0
+    known = surgery.shapes(model)
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "N"
     index = folding.Index(model)
@@ -259,8 +171,11 @@ def _free_batch(model: onnx.ModelProto) -> int:
         shape = index.constant(node.input[1]) if node.op_type == "Reshape" else None
         if shape is None or shape.size == 0 or (attribute(node, "allowzero", 0) and not shape.all()):
             continue
+        result = known.get(node.output[0], (None,))
         target = shape.copy()
-        if -1 not in target:
+        if None not in result:  # pictures lie one after the other, whatever else the leading axis counts
+            target = np.asarray([-1, *result[1:]], np.int64)
+        elif -1 not in target:
             target[0] = -1
         elif target[0] == 1:
             target[0] = 0  # copied from the input
@@ -324,25 +239,6 @@ def _to_lower_opset(model: onnx.ModelProto, report: Report, asked: str) -> None:
     for entry in model.opset_import:
         if entry.domain in ("", "ai.onnx"):
             entry.version = OPSET
-
-
-def _logits(model: onnx.ModelProto, asked: str) -> str:
-    """The one output of rank two, or the one called logits."""
-    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in model.graph.output}
-    flat = [name for name, rank in ranks.items() if rank == 2]
-    name = (
-        "logits" if "logits" in ranks else flat[0] if len(flat) == 1 else next(iter(ranks)) if len(ranks) == 1 else None
-    )
-    if name is None:
-        true = f"it has {len(ranks)} outputs {list(ranks)}, and none is called 'logits'"
-        raise ModelError(asked, true, "export it with the class logits as its only output")
-    return name
-
-
-def ends_in_probabilities(model: onnx.ModelProto, output: str) -> bool:
-    """Whether the output is written by a Softmax or Sigmoid, so that it holds no logits."""
-    node = surgery.producers(model).get(output)
-    return node is not None and node.op_type in ("Softmax", "LogSoftmax", "Sigmoid")
 
 
 def _forget_documentation(model: onnx.ModelProto) -> None:

@@ -93,14 +93,14 @@ def convert(
     referee: tuple[str, Logits] | None = None,
 ) -> Imported:
     """Canonicalise a foreign graph. Runs in a child process."""
-    from vitedge.graph import canonical, surgery
+    from vitedge.graph import canonical, interface, surgery
 
     raw = surgery.load(path)
     contract = contract_of(completed(raw, options, asked), asked)
     frames = frames_of(images, contract, asked)
     prepared, report = canonical.prepare(raw, asked)
-    source = canonical.describe(prepared, contract, asked)
-    if canonical.ends_in_probabilities(prepared, source.output) and contract.activation != "none":
+    source = interface.describe(prepared, contract, asked)
+    if interface.ends_in_probabilities(prepared, source.output) and contract.activation != "none":
         true = f"its output '{source.output}' holds probabilities, not logits; softmax would be applied twice"
         raise ModelError(asked, true, "add --activation none, or export without the last layer")
     widened = "half precision widened" in report.rewrites
@@ -119,7 +119,7 @@ def convert(
         except ModelError:
             return math.inf
 
-    model = canonical.with_image_input(prepared, source, contract, expected.shape[1])
+    model = interface.with_image_input(prepared, source, contract, expected.shape[1])
     if not check(model) <= TOLERANCE:
         raise ModelError(asked, "behind an image input its logits are others", "report it with the graph")
     model, report = canonical.canonicalise(model, report, contract, check)

@@ -1,0 +1,142 @@
+"""What torch's older exporter makes of plain and hybrid networks, in every opset, layout, type and choice of axes.
+
+The graphs are made while the tests run; `exports/` holds those of the newer exporter.
+"""
+
+from __future__ import annotations
+
+import itertools
+from functools import cache
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from tests.graph.test_canonical import checker, run
+from tests.graph.vits import MEAN, STD, random_images, tiny
+from vitedge.deviation import deviation
+from vitedge.graph import canonical, interface, surgery
+from vitedge.graph.canonical import TOLERANCE, Report
+from vitedge.preprocessing import Preprocessing
+
+torch = pytest.importorskip("torch", reason="the graphs are exported by torch")
+networks = pytest.importorskip("tests.graph.networks")
+
+IMAGES = random_images(tiny(), 3)
+FAMILIES = {
+    "packed": lambda: networks.ours(layer_scale=True, register_tokens=1),
+    "pooled": lambda: networks.ours(class_token=False, pool="avg", final_norm="fc_norm"),
+    "separate": networks.Separate,
+    "hybrid": networks.Hybrid,
+    "windows": networks.Windows,
+    "rows": networks.Rows,
+    "folded": networks.Folded,
+}
+PLAIN = ("packed", "pooled", "separate")
+#: opset, axes, layout, input, normalisation inside, half precision
+WAYS = list(
+    itertools.product(
+        (13, 14, 17, 18, 20),
+        ("fixed", "batch", "all"),
+        ("nchw", "nhwc"),
+        ("float", "uint8"),
+        (True, False),
+        (False,),
+    )
+)
+CHOSEN = [
+    ("packed", (14, "batch", "nchw", "float", False, False)),
+    ("packed", (17, "all", "nhwc", "float", True, False)),
+    ("packed", (20, "fixed", "nhwc", "uint8", True, False)),
+    ("packed", (18, "batch", "nchw", "float", False, True)),
+    ("pooled", (16, "fixed", "nchw", "uint8", True, False)),
+    ("separate", (13, "all", "nchw", "float", True, False)),
+    ("separate", (17, "batch", "nhwc", "float", False, True)),
+    ("hybrid", (13, "fixed", "nhwc", "float", True, False)),
+    ("hybrid", (20, "batch", "nchw", "uint8", True, False)),
+    ("hybrid", (17, "batch", "nchw", "float", False, True)),
+    ("windows", (13, "batch", "nchw", "float", False, False)),
+    ("windows", (18, "fixed", "nhwc", "uint8", True, False)),
+    ("rows", (13, "batch", "nchw", "float", False, False)),
+    ("rows", (20, "fixed", "nchw", "float", True, False)),
+    ("folded", (14, "batch", "nchw", "float", False, False)),
+    ("folded", (17, "fixed", "nhwc", "float", False, False)),
+]
+Way = tuple[int, str, str, str, bool, bool]
+
+
+def label(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    opset, axes, layout, kind, inside, half = value  # type: ignore[misc]
+    return "-".join([str(opset), axes, layout, kind, *(["inside"] if inside else []), *(["half"] if half else [])])
+
+
+@cache
+def network(family: str) -> torch.nn.Module:
+    torch.manual_seed(1)
+    return networks.randomised(FAMILIES[family]())
+
+
+def exported(family: str, way: Way) -> tuple[onnx.ModelProto, NDArray[np.float32], Preprocessing]:
+    """The graph, torch's logits, and the preprocessing that a user would give."""
+    import copy
+
+    opset, axes, layout, kind, inside, half = way
+    module = networks.Export(copy.deepcopy(network(family)), layout, kind, inside=inside).eval()
+    module = module.half() if half else module
+    pixels = module.pictures(IMAGES)
+    with torch.inference_mode():
+        logits = module(pixels).float().numpy()
+    told = {"mean": (0, 0, 0), "std": (1, 1, 1), "rescale": 1.0} if inside else {"mean": MEAN, "std": STD}
+    graph = onnx.load_model_from_string(networks.older_export(module, pixels, opset, axes))
+    return graph, logits, Preprocessing(size=networks.SIZE, **told)
+
+
+def prove(family: str, way: Way) -> Report:
+    """Convert, and hold the result against torch."""
+    raw, logits, contract = exported(family, way)
+    prepared, report = canonical.prepare(raw, "test")
+    source = interface.describe(prepared, contract, "test")
+    assert source.layout == way[2]
+    model = interface.with_image_input(prepared, source, contract, 5)
+    allowed = 1e-5
+    if way[-1]:  # weights and products of half precision: the source, widened, is the referee
+        assert report.rewrites["half precision widened"] and not half_precision(prepared)
+        assert deviation(run(model, IMAGES), logits) < 0.05
+        logits, allowed = run(model, IMAGES), TOLERANCE  # constants of GELU, rounded, become exact
+    model, report = canonical.canonicalise(model, report, contract, checker(logits))
+    assert deviation(run(model, IMAGES), logits) <= allowed
+    assert report.rejected == {} and surgery.batch_size(model) is None
+    assert report.opset == way[0]
+    if family in PLAIN:
+        assert report.architecture is not None and report.left_alone == {}
+        assert {"patch_embed.proj", "blocks.0.attn.qkv", "head"} <= {node.name for node in model.graph.node}
+    else:
+        assert report.architecture is None and report.left_alone
+        operators = {node.op_type for node in model.graph.node}
+        assert not operators & {"BatchNormalization", "Gemm", "Shape", "Erf", "Identity", "Constant"}
+        assert len(surgery.linear_layers(model)) == {"hybrid": 10, "windows": 5, "rows": 4, "folded": 9}[family]
+    return report
+
+
+def half_precision(model: onnx.ModelProto) -> bool:
+    return any(tensor.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16) for tensor in surgery.tensors(model))
+
+
+@pytest.mark.parametrize(("family", "way"), CHOSEN, ids=label)
+def test_an_export_becomes_canonical(family: str, way: Way) -> None:
+    prove(family, way)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS, ids=label)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_way_of_exporting(family: str, way: Way) -> None:
+    if way[0] == 13 and family in ("packed", "pooled"):
+        pytest.skip("torch exports its attention from opset 14 on")
+    if way[3] == "uint8" and not way[4]:
+        pytest.skip("a graph that takes bytes normalises them")
+    prove(family, way)

@@ -1,0 +1,143 @@
+"""The interface of a foreign graph, and ours in front of it: where its picture goes in and its logits come out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from vitedge.errors import ModelError
+from vitedge.graph import folding, surgery
+from vitedge.preprocessing import Preprocessing
+
+FIX = "export the model again, with a recent torch.onnx.export at opset 20 or lower"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a foreign graph takes and gives."""
+
+    input: str
+    layout: Literal["nchw", "nhwc"]
+    dtype: Literal["float32", "uint8"]
+    batch: int | None  # None: symbolic
+    output: str
+
+
+def describe(model: onnx.ModelProto, preprocessing: Preprocessing, asked: str) -> Source:
+    """Find the image input and the logits output.
+
+    Raises:
+        ModelError: not exactly one image input, another size than the preprocessing's, or no single logits output.
+    """
+    if len(model.graph.input) != 1:
+        names = [value.name for value in model.graph.input]
+        raise ModelError(asked, f"it takes {len(names)} inputs {names}; one image is expected", FIX)
+    value = model.graph.input[0]
+    kind = {TensorProto.FLOAT: "float32", TensorProto.UINT8: "uint8"}.get(value.type.tensor_type.elem_type)
+    dims = value.type.tensor_type.shape.dim
+    shape = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in dims]
+    height, width = preprocessing.size
+    layouts = {"nchw": [shape[0], 3, height, width], "nhwc": [shape[0], height, width, 3]} if len(shape) == 4 else {}
+    fits = [
+        layout
+        for layout, expected in layouts.items()
+        if all(known in (None, want) for known, want in zip(shape, expected, strict=True))
+    ]
+    if kind is None or not fits:
+        name = helper.tensor_dtype_to_string(value.type.tensor_type.elem_type).removeprefix("TensorProto.").lower()
+        received = f"{name} {shape}"
+        expected = f"float32 or uint8 [N, 3, {height}, {width}] or [N, {height}, {width}, 3]"
+        raise ModelError(asked, f"input '{value.name}': expected {expected}, received {received}", "give its size")
+    output = _logits(model, asked)
+    layout: Literal["nchw", "nhwc"] = "nchw" if fits[0] == "nchw" else "nhwc"
+    if len(fits) == 2 and _first_channels(model, layouts["nchw"]) != 3 == _first_channels(model, layouts["nhwc"]):
+        layout = "nhwc"
+    return Source(value.name, layout, "uint8" if kind == "uint8" else "float32", shape[0], output)
+
+
+def _first_channels(model: onnx.ModelProto, shape: Sequence[int | None]) -> int | None:
+    """Channels that reach the first convolution when the input has this shape; None where that can't be inferred."""
+    new = surgery.copy(model)
+    new.graph.input[0].CopyFrom(
+        helper.make_tensor_value_info(
+            model.graph.input[0].name, model.graph.input[0].type.tensor_type.elem_type, [size or 1 for size in shape]
+        )
+    )
+    conv = next((node for node in new.graph.node if node.op_type == "Conv"), None)
+    try:
+        known = surgery.shapes(new).get(conv.input[0], ()) if conv is not None else ()
+    except ModelError:
+        return None
+    return known[1] if len(known) == 4 else None
+
+
+def with_image_input(
+    model: onnx.ModelProto, source: Source, preprocessing: Preprocessing, classes: int
+) -> onnx.ModelProto:
+    """The model behind our interface: uint8 RGB ``image`` [N, H, W, 3] in, ``logits`` out, normalisation explicit."""
+    new = surgery.copy(model)
+    nodes, weights, tensor = [], [], "image"
+
+    def then(operator: str, name: str, *constants: tuple[str, Any], **attributes: Any) -> None:
+        nonlocal tensor
+        names = []
+        for part, values in constants:
+            weights.append(onnx.numpy_helper.from_array(np.asarray(values), f"{name}.{part}"))
+            names.append(f"{name}.{part}")
+        nodes.append(helper.make_node(operator, [tensor, *names], [f"{name}.out"], name=name, **attributes))
+        tensor = f"{name}.out"
+
+    channels = (3, 1, 1) if source.layout == "nchw" else (3,)
+    if source.dtype == "float32":
+        then("Cast", "image.float", to=TensorProto.FLOAT)
+    if source.layout == "nchw":
+        then("Transpose", "image.nchw", perm=[0, 3, 1, 2])
+    if preprocessing.channel_order == "bgr":
+        index = np.asarray([2, 1, 0], np.int64)
+        then("Gather", "image.order", ("index", index), axis=1 if source.layout == "nchw" else 3)
+    if source.dtype == "float32":
+        mean = np.asarray(preprocessing.mean) / preprocessing.rescale
+        factor = preprocessing.rescale / np.asarray(preprocessing.std)
+        then("Sub", "image.mean", ("weight", mean.reshape(channels).astype(np.float32)))
+        then("Mul", "image.scale", ("weight", factor.reshape(channels).astype(np.float32)))
+
+    renamed = {"image": "image.source", "logits": "logits.source", source.input: tensor, source.output: "logits"}
+    for node in new.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [renamed.get(name, name) for name in names]
+    for weight in new.graph.initializer:
+        weight.name = renamed.get(weight.name, weight.name)
+    old = [folding.copied(node) for node in new.graph.node]
+    del new.graph.node[:], new.graph.input[:], new.graph.output[:]
+    new.graph.node.extend([*nodes, *old])
+    new.graph.initializer.extend(weights)
+    batch = "N" if source.batch is None else source.batch
+    shape = [batch, *preprocessing.size, 3]
+    new.graph.input.append(helper.make_tensor_value_info("image", TensorProto.UINT8, shape))
+    new.graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, classes]))
+    folding.prune(new)
+    return new
+
+
+def _logits(model: onnx.ModelProto, asked: str) -> str:
+    """The one output of rank two, or the one called logits."""
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in model.graph.output}
+    flat = [name for name, rank in ranks.items() if rank == 2]
+    name = (
+        "logits" if "logits" in ranks else flat[0] if len(flat) == 1 else next(iter(ranks)) if len(ranks) == 1 else None
+    )
+    if name is None:
+        true = f"it has {len(ranks)} outputs {list(ranks)}, and none is called 'logits'"
+        raise ModelError(asked, true, "export it with the class logits as its only output")
+    return name
+
+
+def ends_in_probabilities(model: onnx.ModelProto, output: str) -> bool:
+    """Whether the output is written by a Softmax or Sigmoid, so that it holds no logits."""
+    node = surgery.producers(model).get(output)
+    return node is not None and node.op_type in ("Softmax", "LogSoftmax", "Sigmoid")
