@@ -40,7 +40,19 @@ ONNXRUNTIME = [
 ]
 
 
-@pytest.mark.parametrize("spelling", [OPENVINO, ONNXRUNTIME], ids=["openvino", "onnxruntime"])
+TENSORRT = [
+    ("image.float+image.nchw+patch_embed.proj", "gemm", "fp16", "patch embedding", None),
+    ("blocks.0.norm1+blocks.0.attn.qkv.input.q", "kgen", "fp16", "norm", 0),
+    ("blocks.0.attn.qkv+blocks.0.attn.qkv.bias", "gemm", "int8", "attention", 0),
+    ("blocks.0.attn.scores+blocks.0.attn.softmax+blocks.0.attn.context", "fmha", "fp16", "attention", 0),
+    ("blocks.0.add1+blocks.0.norm2+blocks.0.mlp.fc1", "gemm", "int8", "mlp", 0),
+    ("blocks.0.mlp.fc2+blocks.0.add2+blocks.1.norm1", "gemm", "int8", "mlp", None),
+    ("{ForeignNode[blocks.1.attn.qkv...head]}", "Myelin", "", "fused", None),
+    ("Reformatting CopyNode for Output Tensor 0 to logits", "Reformat", "fp32", "head", None),
+]
+
+
+@pytest.mark.parametrize("spelling", [OPENVINO, ONNXRUNTIME, TENSORRT], ids=["openvino", "onnxruntime", "tensorrt"])
 def test_every_node_finds_its_place(spelling: list[tuple[str, str, str, str, int | None]]) -> None:
     rounds = [[LayerTime(name, operator, type_, 1000) for name, operator, type_, _, _ in spelling] for _ in range(3)]
     profile = profile_of(rounds)

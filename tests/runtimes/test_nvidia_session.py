@@ -360,7 +360,7 @@ def test_executed_layers_have_their_onnx_names_and_types(tmp_path: Path, cuda: C
         assert opened.info["cuda_graph"] is True
         rounds = opened.profile(images(), repeats=3)
         assert [[(time.name, time.type, time.ns) for time in one] for one in rounds] == [
-            [("__myl_Fc_1", "int8", 250_000), ("reformat", "fp16", 250_000)]
+            [("blocks.0.attn.qkv+blocks.0.attn.qkv.bias", "int8", 250_000), ("reformat", "fp16", 250_000)]
         ] * 3, "kernel by kernel, although inferences run as a graph"
         assert layers.parse(opened.layer_information() or "")[0].nodes == (
             "blocks.0.attn.qkv",

@@ -15,13 +15,16 @@ if TYPE_CHECKING:
 
 REPEATS = 20
 
-#: Parts of a ViT in reading order; ``other`` is what neither name nor operator tells.
-PARTS = ("input", "patch embedding", "norm", "attention", "mlp", "residual", "quantize", "head", "other")
+#: Parts of a ViT in reading order; ``fused`` computes several of the heavy ones in one, ``other`` is what neither name
+#: nor operator tells.
+PARTS = ("input", "patch embedding", "norm", "attention", "mlp", "residual", "quantize", "head", "fused", "other")
+_HEAVY = ("patch embedding", "attention", "mlp", "head")
 
 _QUANTIZE = re.compile(r"^(Dynamic)?(De)?[Qq]uantize(Linear)?$|^FakeQuantize$|^(Q|DQ)$|Quantize(d)?Scale")
 _QUANTIZE_NAME = re.compile(r"[._](q|dq|quantize|dequantize)(_\w*)?$")
 _NORM = re.compile(r"LayerNorm|^MVN$|Normalization|^(Skip)?RMSNorm", re.IGNORECASE)
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
+_BETWEEN = re.compile(r"\.\.\.|[+,\s\[\]{}]+")  # the names of what was fused, as runtimes join them
 _NAMES = (  # the first that matches the canonical name
     (re.compile(r"\bnorm\d*\b"), "norm"),
     (re.compile(r"\b(attn|attention)\b"), "attention"),
@@ -74,9 +77,7 @@ def placed(profile: Profile) -> list[Placed]:
     for layer in reversed(profile.layers):
         told = _part_of_name(layer.name)
         if told is not None:
-            part = told
-            match = _BLOCK.search(layer.name)
-            block = int(match[1]) if match else None
+            part, block = told, _block_of_name(layer.name)
         found.append(Placed(layer, _part_of_operator(layer) or part, block))
     found.reverse()
     for number in range(1, len(found)):
@@ -94,7 +95,26 @@ def _part_of_operator(layer: Layer) -> str | None:
 
 
 def _part_of_name(name: str) -> str | None:
-    return next((part for pattern, part in _NAMES if pattern.search(name)), None)
+    """The part that a name tells; of several fused ones the heavy one, or ``fused`` where there are several heavy."""
+    words = [word for word in _BETWEEN.split(name) if word]
+    told = dict.fromkeys(part for word in words if (part := _part_of_word(word, alone=len(words) == 1)) is not None)
+    heavy = [part for part in told if part in _HEAVY]
+    if len(heavy) > 1:
+        return "fused"
+    return next(iter(heavy or told), None)
+
+
+def _part_of_word(word: str, *, alone: bool) -> str | None:
+    if not alone and _QUANTIZE_NAME.search(word):
+        return "quantize"
+    return next((part for pattern, part in _NAMES if pattern.search(word)), None)
+
+
+def _block_of_name(name: str) -> int | None:
+    """The one block that all of it lies in; None where some lies in another, or in none."""
+    words = [word for word in _BETWEEN.split(name) if _part_of_word(word, alone=True) is not None]
+    blocks = {int(match[1]) if (match := _BLOCK.search(word)) else None for word in words}
+    return blocks.pop() if len(blocks) == 1 else None
 
 
 def by_part(profile: Profile) -> dict[str, float]:

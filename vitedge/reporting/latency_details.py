@@ -52,7 +52,8 @@ def _resources(measured: Sequence[tuple[Line, Latency]]) -> RenderableType | Non
             size(memory.peak_bytes),
             UNKNOWN if None in gpu else megabytes(max(0, (gpu[1] or 0) - (gpu[0] or 0))),
             _number(None if energy is None else energy * 1e3 / line.row.subject.batch),
-            " + ".join(latency.power_of) or "no power meter can be read",
+            (" + ".join(latency.power_of) or "no power meter can be read")
+            + (", at its power limit" if line.verdict.power_capped else ""),
         )
 
     return table(

@@ -294,7 +294,8 @@ class TensorRTBackend:
             def report_layer_time(self, name: str, ms: float) -> None:
                 known = types.get(name)
                 kind, type_ = (known.kind, known.type) if known else ("", "")
-                rounds[-1].append(LayerTime(name, kind, type_, round(ms * 1e6)))
+                nodes = "+".join(known.nodes) if known else ""  # the model's names say more than the engine's
+                rounds[-1].append(LayerTime(nodes or name, kind, type_, round(ms * 1e6)))
 
         slot.context.profiler = profiler = Profiler(self._trt)
         try:
