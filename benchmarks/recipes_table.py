@@ -15,7 +15,7 @@ from pathlib import Path
 
 import vitedge
 from vitedge import catalogue
-from vitedge.exporting import runs_here
+from vitedge.judging import runs_here
 from vitedge.reporting.rows import lines, percent, place, points
 from vitedge.target import load_target
 

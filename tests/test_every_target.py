@@ -8,7 +8,7 @@ import pytest
 
 import vitedge
 from vitedge import catalogue, hardware, runtimes
-from vitedge.exporting import runs_here
+from vitedge.judging import runs_here
 from vitedge.target import load_target
 
 WISHES = [
@@ -23,7 +23,7 @@ def test_export_and_verify(name: str, precision: str, small_model: Path, small_d
     target = load_target(name)
     if target.runtime == "openvino" and runtimes.installed("openvino") is None:
         pytest.skip("OpenVINO isn't installed")
-    data = {"data": small_data, "num_samples": 32} if precision == "int8" else {}
+    data = {"data": small_data, "num_samples": 32} if precision in ("int8", "fp8", "mixed") else {}
     artifact = vitedge.export(small_model, name, precision, tmp_path / "artifact", **data)
     checks = vitedge.verify(artifact)
     assert [check for check in checks if check.ok is False] == []

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from msgspec import field
@@ -44,6 +44,7 @@ class LayerPlan(Record):
     precision: str  # "fp32", "fp16", "int8", …
     macs: int  # multiply-accumulates at batch 1
     reason: str = ""  # why not the precision asked for, where it isn't
+    sensitivity: float | None = None  # mean KL to the float logits with only this layer's group quantized
 
 
 class Calibration(Record):
@@ -64,6 +65,36 @@ class Golden(Record):
     deviation: float  # of golden/logits.npy from the float32 reference: largest |difference| / largest |logit|
 
 
+class Flip(Record):
+    """A picture that the quantized graph calls by another name than the float one."""
+
+    picture: str
+    label: str  # the float graph's
+    instead: str
+    margin: float  # of the float graph's two largest probabilities
+
+
+class Drop(Record):
+    """Top-1 lost against the float graph on the same labelled pictures, percentage points, with its 95 % interval."""
+
+    points: float
+    low: float
+    high: float
+
+
+class Fidelity(Record):
+    """What was lost against the float graph."""
+
+    source: str  # name of the data set
+    seen: Literal["held-out", "calibration"]  # calibration: there were no others, so this flatters
+    pictures: int
+    executed_by: str  # what ran the quantized graph
+    divergence: float  # mean KL divergence to the float graph's probabilities, nats
+    agreement: float  # share of pictures with the same top-1
+    drop: Drop | None = None  # None: the pictures have no labels that the model knows
+    flips: tuple[Flip, ...] = ()  # the worst: those the float graph was surest of
+
+
 class CandidateResult(Record):
     """One candidate that was built: what it costs and what it loses."""
 
@@ -73,6 +104,9 @@ class CandidateResult(Record):
     deviation: float
     latency_p50_ms: float | None = None  # None: not measured
     agreement: float | None = None
+    divergence: float | None = None  # None: not quantized, so not measured
+    drop_pts: float | None = None  # None: no labels
+    holds: bool | None = None  # None: there was no budget
     chosen: bool = False
 
 
@@ -101,7 +135,7 @@ class Manifest(Record):
     licence: str | None = None
     recipe: Recipe | None = None  # of a quantized artifact
     calibration: Calibration | None = None
-    accuracy: dict[str, Any] = field(default_factory=dict)  # against the float model on held-out images
+    fidelity: Fidelity | None = None  # of a quantized artifact
     files: dict[str, str] = field(default_factory=dict)  # SHA-256 of every other file but manifest.sha256
 
 

@@ -14,6 +14,7 @@ from vitedge.artifact import Artifact
 from vitedge.errors import NotInstalledError
 from vitedge.files import new_folder
 from vitedge.harness.bench import Wish
+from vitedge.judging import runs_here
 from vitedge.model_folder import Model
 from vitedge.progress import Progress, silent
 from vitedge.reporting.gallery import Answer, Shown
@@ -86,7 +87,7 @@ def demo(
                 continue
             artifacts[target, precision] = artifact
             rows[target, precision] = _verified(artifact)
-        running = [artifact for artifact in artifacts.values() if exporting.runs_here(artifact.manifest.target)]
+        running = [artifact for artifact in artifacts.values() if runs_here(artifact.manifest.target)]
         say(f"measure {len(running)} artifacts, by turns")
         measured = pipeline.bench(running, Wish(duration_s=duration_s), progress=progress)
         say("evaluate them on the held-out pictures")
@@ -125,7 +126,7 @@ def _verified(artifact: Artifact) -> Row:
     """The row of an artifact as far as verification goes: its checks, and for TensorRT what the referee says."""
     checks: list[Check] = pipeline.verify(artifact)
     row = Row(subject=Subject.of(artifact), checks=tuple(checks))
-    if artifact.manifest.target.runtime != "tensorrt" or exporting.runs_here(artifact.manifest.target):
+    if artifact.manifest.target.runtime != "tensorrt" or runs_here(artifact.manifest.target):
         return row
     return replace(
         row,

@@ -79,7 +79,8 @@ def test_logits_stay(changes: dict[str, object]) -> None:
     arrays = random_arrays(config)
     for block in range(config.depth):  # outliers, so that there is something to move
         arrays[f"blocks.{block}.norm1.weight"][3] *= 50
-        arrays[f"blocks.{block}.norm2.bias"][5] += 20
+        arrays[f"blocks.{block}.norm2.weight"][5] *= 50
+    arrays["norm.weight"][2] *= 50
     graph = author_vit(config, arrays, mean=MEAN, std=STD)
     images = random_images(config, 16)
     names = [linear.name for linear in linear_layers(graph)]
@@ -101,7 +102,10 @@ def test_logits_stay(changes: dict[str, object]) -> None:
 
 def test_only_where_nothing_else_reads_the_norm() -> None:
     config = tiny(depth=1)
-    graph = author_vit(config, random_arrays(config), mean=MEAN, std=STD)
+    arrays = random_arrays(config)
+    for norm in ("blocks.0.norm1", "blocks.0.norm2", "norm"):
+        arrays[f"{norm}.weight"][1] *= 50
+    graph = author_vit(config, arrays, mean=MEAN, std=STD)
     statistics = observe(graph, random_images(config, 16), SETTINGS, key="k")
     prepared = with_own_constants(graph)
     improved, moved = migrate_layernorms(prepared, statistics, SCHEME, ["blocks.0.mlp.fc1"])

@@ -257,7 +257,7 @@ def test_the_interpreter_says_what_stands_against_it() -> None:
 
 def test_the_plan_for_another_processor_is_interpreted() -> None:
     """For ARM, weights have 8 bits, which saturate here on x86 without VNNI: the golden logits come from Q/DQ."""
-    from vitedge.exporting import runs_here
+    from vitedge.judging import runs_here
 
     target = load_target("raspberry-pi-5")
     placed = place(artifacts.request(target, INT8, 6))

@@ -17,7 +17,10 @@ def export(
         Path, typer.Option("--out", "-o", help="The artifact folder to write; with several targets, their parent.")
     ],
     precision: Annotated[
-        str | None, typer.Option("--precision", "-p", help="fp32, fp16, int8, … as the target offers.")
+        str | None,
+        typer.Option(
+            "--precision", "-p", help="fp32, fp16, int8, … as the target offers; auto: what holds the budget."
+        ),
     ] = None,
     int8: Annotated[bool, typer.Option("--int8", help="A spelling of --precision int8.")] = False,
     half: Annotated[bool, typer.Option("--half", help="A spelling of --precision fp16.")] = False,
@@ -28,6 +31,18 @@ def export(
     ] = None,
     num_samples: Annotated[
         int | None, typer.Option("--num-samples", min=1, help="Calibration images, instead of the recipe's number.")
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option("--max-drop", min=0.0, help="Points of top-1 that may be lost; layers go back to float for it."),
+    ] = None,
+    min_agreement: Annotated[
+        float | None,
+        typer.Option("--min-agreement", min=0.0, max=100.0, help="Per cent of pictures that float32 calls the same."),
+    ] = None,
+    held_out: Annotated[
+        str | None,
+        typer.Option("--held-out", help="Pictures that judge the loss [what calibration leaves of --data]."),
     ] = None,
     batch: Annotated[int | None, typer.Option("--batch", "-b", min=1, max=1024, help="Pictures per inference.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing artifact.")] = False,
@@ -40,6 +55,8 @@ def export(
     **Examples**
 
     `vitedge export model/ --target openvino --precision int8 --data images/ --out artifact/`
+
+    `vitedge export model/ --target onnxruntime --precision auto --max-drop 0.5 --data images/ --out artifact/`
 
     `vitedge export model/ -t jetson-orin-nano -t raspberry-pi-5 --int8 --data images/ --out boards/`
     """
@@ -58,6 +75,9 @@ def export(
             recipe=recipe,
             data=data,
             num_samples=num_samples,
+            held_out=held_out,
+            max_drop=max_drop,
+            min_agreement=min_agreement,
             batch=batch,
             overwrite=overwrite,
         )
@@ -78,17 +98,18 @@ def chosen_precision(precision: str | None, *, int8: bool, half: bool) -> str:
         UsageError: none, or several that differ.
     """
     from vitedge.errors import UsageError, nearest
-    from vitedge.target import PRECISIONS
+    from vitedge.target import PRECISIONS as OF_TARGETS
 
+    precisions = (*OF_TARGETS, "auto")
     wishes = {wish for wish, given in ((precision, precision), ("int8", int8), ("fp16", half)) if given}
     asked = f"export in precision {' and '.join(sorted(map(str, wishes))) or '(none)'}"
     if len(wishes) != 1:
-        raise UsageError(asked, "one precision is needed", f"choose: --precision {'|'.join(PRECISIONS)}")
+        raise UsageError(asked, "one precision is needed", f"choose: --precision {'|'.join(precisions)}")
     wish = str(wishes.pop())
-    if wish not in PRECISIONS:
+    if wish not in precisions:
         raise UsageError(
             asked,
-            f"no precision has this name{nearest(wish, PRECISIONS)}",
-            f"choose: --precision {'|'.join(PRECISIONS)}",
+            f"no precision has this name{nearest(wish, precisions)}",
+            f"choose: --precision {'|'.join(precisions)}",
         )
     return wish

@@ -23,6 +23,10 @@ from vitedge.recipe import Improve
 
 #: How much of a channel's spread moves into the weights; None leaves shift and scale alone.
 ALPHAS: tuple[float | None, ...] = (None, 0.0, 0.25, 0.5, 0.75, 1.0)
+#: Of the squared error without it: what a migration has to come under. It's there for outliers: where every channel
+#: fills the grid to its ends, whatever calibration didn't see is clipped, and smaller gains over the calibration images
+#: were losses elsewhere.
+WORTHWHILE = 0.1
 _ROWS = 1024  # of the reservoir, for choosing among them
 _SMALLEST = 1e-3  # a channel's share of the largest spread, below which it isn't widened any further
 
@@ -178,8 +182,8 @@ def shift_gelus(
     """Centre what leaves a GELU, for kernels whose zero point is the middle.
 
     GELU's values lie between -0.17 and M, so that half of a symmetric grid is never used. With c = (max + min)/2 the
-    linear behind takes g - c, and b' = b + Wᵀ c. A node ``X.shift`` is added behind the GELU ``X``, where that is worth
-    more than a tenth of the output error. Arguments as :func:`improve`.
+    linear behind takes g - c, and b' = b + Wᵀ c. A node ``X.shift`` is added behind the GELU ``X``, where that brings
+    enough. Arguments as :func:`improve`.
     """
     model = copy(model)
     readers = consumers(model)
@@ -203,7 +207,7 @@ def shift_gelus(
         rows = seen.rows[:_ROWS].astype(np.float64)
         ones, exact = np.ones(width), rows @ matrix
         kept, moved = (_rounded_error(seen, rows, exact, matrix, scheme, c, ones) for c in (0 * shift, shift))
-        if moved > 0.9 * kept:
+        if moved > 0.5 * kept:  # nothing is clipped that wasn't before
             continue
         for layer in linears:
             values.update(_moved(layer, shift, ones))
@@ -229,7 +233,8 @@ def choose_migration(observed: Observed, matrix: Float64, scheme: Scheme) -> tup
     rows = observed.rows[:_ROWS].astype(np.float64)
     exact = rows @ matrix
     errors = [_rounded_error(observed, rows, exact, matrix, scheme, *moved) for moved in tries]
-    return tries[int(np.argmin(errors))]
+    best = int(np.argmin(errors))
+    return tries[best if errors[best] < WORTHWHILE * errors[0] else 0]
 
 
 def migration(observed: Observed, matrix: Float64, alpha: float | None) -> tuple[Float64, Float64]:

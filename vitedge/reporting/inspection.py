@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec import to_builtins
 
-from vitedge.artifact import MANIFEST, Artifact, LayerPlan
+from vitedge.artifact import MANIFEST, Artifact, Fidelity, LayerPlan
 from vitedge.errors import ModelError, NotInstalledError, UsageError
 from vitedge.files import sha256_file
 from vitedge.isolation import ChildError, run_isolated
@@ -124,7 +124,7 @@ def _artifact(artifact: Artifact, most: int | None) -> Inspection:
         f"largest deviation from float32 {manifest.golden.deviation:.1e} of the largest logit",
         "runtime options": _words(manifest.runtime_options),
         "built with": _words(manifest.built_with),
-        **{f"accuracy {name}": _words(value) for name, value in manifest.accuracy.items()},
+        **_fidelity(manifest.fidelity),
         "written by": f"vitedge {manifest.vitedge_version}",
         "digest": artifact.digest,
     }
@@ -136,6 +136,23 @@ def _artifact(artifact: Artifact, most: int | None) -> Inspection:
     )
     record = to_builtins(manifest, str_keys=True)
     return Inspection(kind="artifact", path=str(artifact.path), facts=facts, sections=sections, record=record)
+
+
+def _fidelity(found: Fidelity | None) -> dict[str, str]:
+    """What was lost against the float graph, in words."""
+    if found is None:
+        return {}
+    words = f"KL {found.divergence:.2g}, {100 * found.agreement:.2f} % called alike"
+    if found.drop is not None:
+        drop = found.drop
+        words += f", {drop.points:.2f} points of top-1 lost (95 %: {drop.low:.2f} to {drop.high:.2f})"
+    where = f"{found.pictures} pictures of {found.source}"
+    if found.seen == "calibration":
+        where += " that it was calibrated on"
+    flips = ", ".join(f"{flip.picture} ({flip.label} → {flip.instead})" for flip in found.flips[:3])
+    return {"against float": f"{words}; {where}, run by {found.executed_by}"} | (
+        {"worst flips": flips} if flips else {}
+    )
 
 
 def contract_in_words(contract: Preprocessing) -> list[str]:

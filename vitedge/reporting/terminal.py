@@ -182,7 +182,7 @@ def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
     """What ``export`` wrote: one row an artifact."""
     show(
         table(
-            ["artifact", "target", "!precision", "form", "share of MACs", ">MB", ">deviation", "proved by"],
+            ["artifact", "target", "!precision", "form", "share of MACs", ">MB", ">alike", ">points lost", "proved by"],
             [
                 (
                     row["artifact"],
@@ -191,11 +191,18 @@ def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
                     row["form"],
                     ", ".join(f"{name} {share:.0%}" for name, share in row["obtained"].items()),
                     megabytes(row["bytes"]),
-                    f"{row['deviation']:.1e}",
+                    "" if row["agreement"] is None else f"{100 * row['agreement']:.2f} %",
+                    "" if row["drop"] is None else f"{row['drop']['points']:.2f} (≤ {row['drop']['high']:.2f})",
                     row["executed_by"],
                 )
                 for row in rows
             ],
+        ),
+        *(text(f"judged on {judges}") for judges in dict.fromkeys(row["judged_on"] for row in rows) if judges),
+        *(
+            text(f"{row['artifact']}: {len(row['left_in_float'])} layers stay in float for the budget")
+            for row in rows
+            if row["left_in_float"]
         ),
         _skipped(rows),
     )

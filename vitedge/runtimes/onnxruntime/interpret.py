@@ -24,12 +24,13 @@ _MOVING = (  # they round nothing
 _BATCH = 16
 
 
-def run_graph(model: onnx.ModelProto, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def run_graph(model: onnx.ModelProto, images: NDArray[np.uint8], *, optimized: bool = False) -> NDArray[np.float32]:
     """Run a graph of standard operators literally.
 
     Args:
         model: one input uint8 [N, h, w, 3], one output [N, classes]; N may be symbolic or fixed.
         images: uint8 [count, h, w, 3]; the last batch of a fixed N is padded.
+        optimized: let ONNX Runtime fuse; for float32 graphs, where only the last bits change.
 
     Returns:
         float32 [count, classes].
@@ -42,7 +43,8 @@ def run_graph(model: onnx.ModelProto, images: NDArray[np.uint8]) -> NDArray[np.f
         raise NotInstalledError.for_extra("interpret a graph", "onnxruntime", "host")
     runtime = facts.load()
     options = runtime.SessionOptions()
-    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    level = runtime.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
     options.log_severity_level = 3
     fixed = batch_size(model)
     size = fixed or _BATCH

@@ -86,6 +86,7 @@ def _linears_int8(request: Request) -> Form:
     assert request.statistics is not None and request.recipe is not None, "a quantized form needs statistics"
     scheme = Scheme("uint8", symmetric=False, weight_bits=8 if request.target.isa in WIDE_SUMS else 7)
     left = left_in_float(request.graph)
+    left |= request.left_in_float(layer.name for layer in linear_layers(request.graph) if layer.name not in left)
     names = [layer.name for layer in linear_layers(request.graph) if layer.name not in left]
     graph, layers = quantize_layers(request.graph, request.statistics, request.recipe, scheme, names)
     return integer_graph(graph, layers), insert_qdq(graph, layers), dict.fromkeys(layers, "int8"), left

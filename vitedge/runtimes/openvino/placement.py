@@ -114,6 +114,8 @@ def _quantized(request: Request) -> tuple[onnx.ModelProto, dict[str, QuantizedLa
             reasons[layer.name] = "it reads the picture's own bytes, and OpenVINO takes their quantization away"
         else:
             names.append(layer.name)
+    reasons |= request.left_in_float(names)
+    names = [name for name in names if name not in reasons]
     bits: Literal[7, 8] = 8 if request.target.isa in WIDE_SUMS else 7
     scheme = Scheme(activation="uint8", symmetric=False, weight_bits=bits)
     return *quantize_layers(request.graph, request.statistics, request.recipe, scheme, names), reasons

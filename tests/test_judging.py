@@ -1,0 +1,112 @@
+"""Budgets from end to end: layers go back to float until the budget holds, or nothing is published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vitedge
+from vitedge.errors import InvalidResultError, UsageError
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """400 generated pictures without labels."""
+    folder = tmp_path_factory.mktemp("pictures")
+    draw = np.random.default_rng(3)
+    for number in range(400):
+        coarse = Image.fromarray(draw.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        coarse.resize((32, 32), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+    return folder
+
+
+def test_every_quantized_artifact_says_what_it_lost(small_model: Path, pictures: Path, tmp_path: Path) -> None:
+    artifact = vitedge.export(small_model, "onnxruntime", "int8", tmp_path / "a", data=pictures, num_samples=64)
+    found = artifact.manifest.fidelity
+    assert found is not None and found.seen == "held-out" and found.pictures == 336 and found.drop is None
+    assert 0 < found.divergence < 0.1 and 0.5 < found.agreement <= 1
+    assert len(found.flips) <= round((1 - found.agreement) * 336)
+    few = vitedge.export(small_model, "onnxruntime", "int8", tmp_path / "b", data=pictures, num_samples=390)
+    assert few.manifest.fidelity is not None
+    assert (few.manifest.fidelity.seen, few.manifest.fidelity.pictures) == ("calibration", 390)
+    plain = vitedge.export(small_model, "onnxruntime", "fp32", tmp_path / "c")
+    assert plain.manifest.fidelity is None
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt"])
+def test_layers_go_back_to_float_until_the_budget_holds(
+    small_model: Path, pictures: Path, tmp_path: Path, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A budget between what everything in integers loses and what the least of it does."""
+    from vitedge.judging import Jury
+
+    judge = Jury.judge
+
+    def strict(self: Jury, trial: object, count: int | None = None) -> object:
+        """As if one MLP were what the agreement suffers from."""
+        from msgspec.structs import replace
+
+        found = judge(self, trial, count)  # type: ignore[arg-type]
+        graph = getattr(trial, "session", None)
+        layers = graph.artifact.manifest.layers if graph is not None else ()
+        broken = any(layer.name.startswith("blocks.1.mlp") and layer.precision == "int8" for layer in layers)
+        return replace(found, agreement=1 - 0.05 * broken)
+
+    monkeypatch.setattr(Jury, "judge", strict)
+    asked = {"data": pictures, "num_samples": 64, "recipe": "fast"}
+    if target == "tensorrt":  # interpreted: agreement is always whole, nothing goes back
+        artifact = vitedge.export(small_model, target, "int8", tmp_path / "a", min_agreement=98.0, **asked)  # type: ignore[arg-type]
+        assert artifact.manifest.candidates[0].holds
+        return
+    artifact = vitedge.export(small_model, target, "int8", tmp_path / "a", min_agreement=98.0, **asked)  # type: ignore[arg-type]
+    precision = {layer.name: layer.precision for layer in artifact.manifest.layers}
+    assert precision["blocks.1.mlp.fc1"] == precision["blocks.1.mlp.fc2"] == "fp32"
+    assert "int8" in precision.values()
+    reverted = [layer for layer in artifact.manifest.layers if "budget" in layer.reason]
+    assert {"blocks.1.mlp.fc1", "blocks.1.mlp.fc2"} <= {layer.name for layer in reverted}
+    assert all(layer.sensitivity is not None for layer in reverted)
+    assert artifact.manifest.candidates[0].holds and artifact.manifest.candidates[0].chosen
+    assert all(check.ok is not False for check in vitedge.verify(artifact))
+
+
+def test_a_budget_that_nothing_holds_publishes_nothing(
+    small_model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from msgspec.structs import replace
+
+    from vitedge.judging import Jury
+
+    judge = Jury.judge
+    monkeypatch.setattr(Jury, "judge", lambda *given: replace(judge(*given), agreement=0.5))
+    asked = {"data": pictures, "num_samples": 64, "recipe": "fast", "min_agreement": 90.0}
+    with pytest.raises(InvalidResultError, match=r"no candidate holds it: linears-int8 50\.00 % alike"):
+        vitedge.export(small_model, "onnxruntime", "int8", tmp_path / "a", **asked)  # type: ignore[arg-type]
+    assert not (tmp_path / "a").exists()
+    chosen = vitedge.export(small_model, "onnxruntime", "auto", tmp_path / "b", **asked)  # type: ignore[arg-type]
+    assert chosen.manifest.precision == "fp32"
+    assert [(each.precision, each.holds, each.chosen) for each in chosen.manifest.candidates] == [
+        ("int8", False, False),
+        ("fp32", None, True),
+    ]
+
+
+def test_budgets_that_cannot_be_shown_are_refused(
+    small_model: Path, pictures: Path, small_data: Path, tmp_path: Path
+) -> None:
+    def refused(**asked: object) -> str:
+        with pytest.raises(UsageError) as caught:
+            vitedge.export(small_model, "onnxruntime", "int8", tmp_path / "a", recipe="fast", **asked)  # type: ignore[arg-type]
+        return str(caught.value)
+
+    assert "--max-drop needs labels" in refused(data=pictures, num_samples=64, max_drop=1.0)
+    assert "40 held-out pictures can't show" in refused(
+        data=pictures, num_samples=64, max_drop=1.0, held_out=small_data
+    )
+    assert "too few left" in refused(data=pictures, num_samples=390, min_agreement=50.0)
+    assert "were calibrated on" in refused(data=pictures, num_samples=64, held_out=pictures, min_agreement=50.0)
+    assert "for display alone" in refused(data=pictures, num_samples=64, held_out="display", min_agreement=50.0)
+    with pytest.raises(UsageError, match="nothing is quantized"):
+        vitedge.export(small_model, "onnxruntime", "fp32", tmp_path / "a", max_drop=1.0)

@@ -1,0 +1,86 @@
+"""Layers in groups that stay together: one attention, one MLP, one convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vitedge.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from vitedge.runtimes.contract import LayerTime
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers that are quantized together or not at all."""
+
+    name: str  # "blocks.3.attn"
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What each group costs and gains, by its name."""
+
+    divergence: Mapping[str, float]  # mean KL to the float logits with this group alone quantized
+    gain: Mapping[str, float]  # what quantizing it saves: nanoseconds, or multiply-accumulates where not measured
+    measured: bool  # whether the gain was measured
+
+    def worst_first(self, groups: Iterable[Group]) -> list[Group]:
+        """The order in which groups go back to float: most divergence for least gain, groups without gain at first."""
+
+        def price(group: Group) -> float:
+            gain = self.gain.get(group.name, 0.0)
+            return self.divergence[group.name] / gain if gain > 0 else float("inf")
+
+        return sorted(groups, key=lambda group: (-price(group), group.name))
+
+
+def grouped(layers: Iterable[str]) -> list[Group]:
+    """Groups by what stands before the last dot of a name; a name without a dot is a group of its own."""
+    found: dict[str, list[str]] = {}
+    for layer in layers:
+        found.setdefault(layer.rpartition(".")[0] or layer, []).append(layer)
+    return [Group(name, tuple(members)) for name, members in found.items()]
+
+
+def divergences(
+    groups: Sequence[Group], divergence: Callable[[frozenset[str]], float], progress: Progress = silent
+) -> dict[str, float]:
+    """Sensitivity of every group: what ``divergence`` says when this group's layers alone are quantized."""
+    found = {}
+    for done, group in enumerate(groups):
+        progress("sensitivity", done, len(groups))
+        found[group.name] = divergence(frozenset(group.layers))
+    progress("sensitivity", len(groups), len(groups))
+    return found
+
+
+def saved_ns(groups: Sequence[Group], before: Sequence[LayerTime], after: Sequence[LayerTime]) -> dict[str, float]:
+    """Nanoseconds that quantizing saves in each group, from one profile without and one with it.
+
+    A node belongs to the group whose name its own begins with, so what quantizing adds (``blocks.3.attn.qkv.input.q``)
+    counts against the group.
+    """
+
+    def spent(times: Sequence[LayerTime]) -> dict[str, float]:
+        total = dict.fromkeys((group.name for group in groups), 0.0)
+        for time in times:
+            name = max((name for name in total if _inside(time.name, name)), key=len, default=None)
+            if name is not None:
+                total[name] += time.ns
+        return total
+
+    plain, quantized = spent(before), spent(after)
+    return {group.name: plain[group.name] - quantized[group.name] for group in groups}
+
+
+def fastest(rounds: Sequence[Sequence[LayerTime]]) -> list[LayerTime]:
+    """Every node's least time over profiled inferences of the same nodes."""
+    return [min(times, key=lambda time: time.ns) for times in zip(*rounds, strict=True)]
+
+
+def _inside(node: str, group: str) -> bool:
+    return node == group or node.startswith((f"{group}.", f"{group}+"))
