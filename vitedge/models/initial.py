@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,7 +16,6 @@ from torch import Tensor
 from vitedge import embedded
 from vitedge.architecture import ViTConfig
 from vitedge.errors import ModelError, UsageError
-from vitedge.graph import mappings
 from vitedge.graph.positions import resize_positions
 from vitedge.model_folder import MODEL_JSON
 from vitedge.models.optimizer import layer_of
@@ -24,6 +24,9 @@ from vitedge.models.randomness import seed_of
 from vitedge.models.vit import VisionTransformer
 from vitedge.models.zoo import zoo_config
 from vitedge.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from vitedge.graph.mappings import Arrays, Checkpoint
 
 HEADS = ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias")
 
@@ -103,7 +106,9 @@ def _from_model(options: TrainOptions, classes: Sequence[str], asked: str) -> St
         prefix = theirs.prefix_tokens if theirs.position_embedding_covers_prefix else 0
         arrays["pos_embed"] = resize_positions(arrays["pos_embed"], theirs.grid, config.grid, prefix)
     weights = {key: torch.from_numpy(np.array(value, np.float32)) for key, value in arrays.items()}
-    if contract.channel_order == "bgr":  # we train on RGB: the first kernel's channels change places
+    if (
+        contract is not None and contract.channel_order == "bgr"
+    ):  # we train on RGB: the first kernel's channels change places
         first = next(key for key in weights if key.endswith("weight") and weights[key].ndim == 4)
         weights[first] = weights[first].flip(1)
         contract = replace(contract, channel_order="rgb", mean=contract.mean[::-1], std=contract.std[::-1])
@@ -120,12 +125,14 @@ def _from_model(options: TrainOptions, classes: Sequence[str], asked: str) -> St
     )
 
 
-def _read(source: str, asked: str) -> mappings.Checkpoint:
+def _read(source: str, asked: str) -> Checkpoint:
+    from vitedge.graph import mappings
+
     path = embedded.FOLDER if source == "embedded" else Path(source)
     if not path.exists():
         raise UsageError(asked, f"{path} doesn't exist", "name a model folder, a published checkpoint, or: embedded")
     if not (path / MODEL_JSON).is_file():
-        return mappings.read_timm(path)
+        return mappings.read_published(path)
     try:
         return mappings.read_own(path)
     except ModelError as error:
@@ -133,7 +140,7 @@ def _read(source: str, asked: str) -> mappings.Checkpoint:
         raise ModelError(asked, f"can't start from {source}: {error.true}", fix) from error
 
 
-def _digest(arrays: mappings.Arrays) -> str:
+def _digest(arrays: Arrays) -> str:
     digest = hashlib.sha256()
     for name in sorted(arrays):
         digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}\n".encode())

@@ -269,7 +269,7 @@ class Trainer:
 
 
 def parts_of_batch(batch_size: int, count: int, asked: str) -> list[Tensor]:
-    """Places 0 … ``batch_size`` - 1, cut into parts of nearly equal length, int64, each sorted.
+    """Places 0 … ``batch_size`` - 1, cut into parts of about equal length, int64, each sorted.
 
     Place ``i`` and ``batch_size`` - 1 - ``i``, which mixing pairs, are in one part.
 
@@ -280,7 +280,7 @@ def parts_of_batch(batch_size: int, count: int, asked: str) -> list[Tensor]:
     if len(front) < count:
         raise UsageError(
             asked,
-            f"a batch of {batch_size} pictures can't be cut into {count} parts of at least two",
+            f"a batch of {batch_size} pictures can't be cut into {count} parts",
             "use a larger --batch-size, less --accumulate or fewer processes",
         )
     return [torch.unique(torch.cat([part, batch_size - 1 - part])) for part in front.tensor_split(count)]
