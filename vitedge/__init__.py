@@ -10,11 +10,24 @@ from typing import TYPE_CHECKING, Any
 from vitedge._version import __version__
 
 if TYPE_CHECKING:
-    from vitedge.pipeline import bench, classify, compare, evaluate, export, import_model, open, stream, train, verify
+    from vitedge.pipeline import (
+        bench,
+        build,
+        classify,
+        compare,
+        evaluate,
+        export,
+        import_model,
+        open,
+        stream,
+        train,
+        verify,
+    )
 
 __all__ = [
     "__version__",
     "bench",
+    "build",
     "classify",
     "compare",
     "evaluate",

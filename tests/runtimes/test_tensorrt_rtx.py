@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from onnx import TensorProto, helper, numpy_helper
 
+import vitedge
 from tests.graph.vits import tiny
+from tests.runtimes.test_nvidia_session import artifact
 from tests.runtimes.typed_vits import VIT_TI, embedded, pictures, request, trained_like
-from vitedge import runtimes
+from vitedge import files, runtimes
 from vitedge.architecture import ConvStem
-from vitedge.errors import NotInstalledError, UsageError
+from vitedge.errors import ArtifactError, NotInstalledError, UsageError
 from vitedge.graph.surgery import to_bytes
+from vitedge.runtimes._nvidia import engine
 from vitedge.runtimes.tensorrt_rtx import referee as module
 from vitedge.runtimes.tensorrt_rtx.referee import SMS, referee
 
@@ -44,18 +50,51 @@ def test_small_graphs_build(name: str, precision: str) -> None:
     assert report.errors == {} and report.engines["8.6"] > 10_000 and report.passed
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_the_embedded_model_builds_for_ampere_ada_and_blackwell(precision: str) -> None:
+def capable(precision: str) -> tuple[str, ...]:
+    """Every compute capability that has the precision's types."""
+    return tuple(sm for sm in SMS if precision != "fp8" or float(sm) >= 8.9)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "fp8"])
+def test_the_embedded_model_builds_for_every_compute_capability(precision: str) -> None:
     graph, config = embedded()
-    report = referee(placed(graph, config, precision))
-    assert report.errors == {} and set(report.engines) == set(SMS) == {"8.6", "8.9", "12.0"}
-
-
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_vit_ti_builds_for_ampere_ada_and_blackwell(precision: str) -> None:
-    report = referee(placed(trained_like(VIT_TI), VIT_TI, precision))
-    assert report.errors == {} and set(report.engines) == set(SMS)
+    report = referee(placed(graph, config, precision), capable(precision))
+    assert SMS == ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+    assert report.errors == {} and tuple(report.engines) == capable(precision)
     assert report.version == runtimes.installed("tensorrt_rtx")
+
+
+#: In the quick suite each of the larger models is built in one precision for one GPU, and the four cover each precision
+#: and both ends of the capabilities: a ViT has one set of operators whatever its size, and a capability changes what
+#: the builder makes of them, which the embedded model shows for all. The slow suite builds everything for everything.
+LARGER = {"ViT-Ti": ("int8", "8.6"), "ViT-S": ("fp16", "12.0"), "DeiT": ("fp8", "8.9"), "registers": ("int8", "7.5")}
+VITS = {
+    "ViT-Ti": VIT_TI,
+    "ViT-S": replace(VIT_TI, embed_dim=384, num_heads=6, mlp_hidden=1536),
+    "DeiT": replace(VIT_TI, distillation_token=True),
+    "registers": replace(VIT_TI, register_tokens=4),
+}
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_a_larger_model_builds(name: str) -> None:
+    precision, sm = LARGER[name]
+    report = referee(placed(trained_like(VITS[name]), VITS[name], precision), [sm])
+    assert report.errors == {} and list(report.engines) == [sm]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("precision", ["fp16", "int8", "fp8"])
+@pytest.mark.parametrize("name", VITS)
+def test_every_larger_model_builds_for_every_compute_capability(name: str, precision: str) -> None:
+    report = referee(placed(trained_like(VITS[name]), VITS[name], precision), capable(precision))
+    assert report.errors == {} and tuple(report.engines) == capable(precision)
+
+
+def test_fp8_is_refused_where_the_gpu_has_none() -> None:
+    text = referee(placed(trained_like(tiny()), tiny(), "fp8"), ["8.6"]).errors["8.6"]
+    assert "fp8_e4m3" in text and "can't build it" in text
 
 
 def test_a_capability_it_doesnt_know_is_an_error_of_its_own() -> None:
@@ -93,6 +132,45 @@ def _crash_on_ada(graph: bytes, sms: tuple[str, ...]) -> dict[str, int | str]:
     return dict.fromkeys(sms, 1)
 
 
+def test_a_crash_of_the_builder_is_an_error_when_engines_are_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "build", _crash)
+    with pytest.raises(ArtifactError, match=r"with TensorRT-RTX 1\.7: the process was killed by SIGSEGV"):
+        engine.build_isolated("tensorrt_rtx", "1.7", b"", engine.BuildOptions(sm="8.6"), asked="build it")
+
+
+def _crash(*arguments: object) -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def test_progress_of_a_real_build(tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    graph = placed(trained_like(tiny()), tiny(), "fp16")
+    options = engine.BuildOptions(sm="8.9")
+    built = engine.build_isolated(
+        "tensorrt_rtx", "any", graph, options, asked="build it", progress=lambda *step: told.append(step)
+    )
+    assert len(built.plan) > 10_000 and built.seconds > 0 and built.timing_cache == b""
+    shares = [done for _, done, _ in told]
+    assert shares == sorted(shares) and shares[0] == 0 and shares[-1] == 1000 and len(set(shares)) > 5
+
+
+def test_engines_are_built_ahead_of_time_and_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITEDGE_CACHE", str(tmp_path / "cache"))
+    made = artifact(tmp_path, "tensorrt-rtx")
+    rows = vitedge.build(made, sms=["8.6", "8.9"], out=tmp_path / "artifact.engines")
+    assert [(row["sm"], row["built"]) for row in rows] == [("8.6", True), ("8.9", True)]
+    listed = json.loads((tmp_path / "artifact.engines/engines.json").read_bytes())["engines"]
+    assert [(one["package"], one["sm"], one["gpu"]) for one in listed] == [
+        ("tensorrt_rtx", "8.6", None),
+        ("tensorrt_rtx", "8.9", None),
+    ]
+    for one in listed:
+        assert files.sha256_file(tmp_path / "artifact.engines" / one["file"]) == one["engine"]
+    assert [row["built"] for row in vitedge.build(made, sms=["8.9"])] == [False]
+    with pytest.raises(UsageError, match=r"compute capability 8\.7 isn't among 7\.5, 8\.0, 8\.6, 8\.9, 12\.0, 12\.1"):
+        vitedge.build(made, sms=["8.7"])
+
+
 def _sleep(graph: bytes, sms: tuple[str, ...]) -> dict[str, int | str]:
     import time
 
@@ -102,7 +180,7 @@ def _sleep(graph: bytes, sms: tuple[str, ...]) -> dict[str, int | str]:
 
 def test_a_crashing_builder_is_an_error_and_the_others_are_still_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_sizes", _crash_on_ada)
-    report = referee(b"", SMS)
+    report = referee(b"", ["8.6", "8.9", "12.0"])
     assert report.engines == {"8.6": 1, "12.0": 1}
     assert report.errors == {"8.9": "the process was killed by SIGSEGV"}
 

@@ -32,7 +32,9 @@ class Layer(NamedTuple):
     @property
     def attends(self) -> bool:
         """It's a whole attention in one kernel: scores, softmax and context together."""
-        if re.search(r"mha|fmha|flash", f"{self.name} {self.tactic}", re.IGNORECASE):
+        if self.reformats:
+            return False
+        if re.search(r"mha|flash", f"{self.name} {self.tactic}", re.IGNORECASE):
             return True
         ends = {node.rsplit(".", 1)[-1] for node in self.nodes}
         return {"scores", "softmax", "context"} <= ends
