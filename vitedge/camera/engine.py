@@ -236,6 +236,7 @@ class _Lane:
         self._rhythm = Rhythm(settings.gap)
         self._ages: deque[float] = deque(maxlen=LATEST)
         self._last: Taken | None = None
+        self._clock_s = 0.0  # of the smoother: presentation times as far as there are any
         self._dropped_before = 0
         self._broken = True  # nothing is known that the next frame could continue
         self._rates = _Rates()
@@ -257,8 +258,8 @@ class _Lane:
                 events.append(self._event("gap", taken, text="the presentation time jumped"))
         elif last is not None:
             self._rhythm.broken_by((taken.monotonic_ns - last.monotonic_ns) / 1e9)
-        at_s = taken.monotonic_ns / 1e9 if taken.presentation_s is None else taken.presentation_s
-        self._smoothed, changes = self._smoother.update(probabilities, at_s)
+        self._clock_s += _interval_s(last, taken)
+        self._smoothed, changes = self._smoother.update(probabilities, self._clock_s)
         events += [self._changed(change, taken) for change in changes]
         self._last, self._broken = taken, False
         capture.classified += 1
@@ -384,6 +385,15 @@ class _Rates:
         then, captured, classified = self._marks[0]
         span = now - then
         return ((books.captured - captured) / span, (books.classified - classified) / span) if span > 0 else (0.0, 0.0)
+
+
+def _interval_s(before: Taken | None, after: Taken) -> float:
+    """Seconds between two frames, never negative."""
+    if before is None:
+        return 0.0
+    if before.presentation_s is None or after.presentation_s is None:
+        return max(0.0, (after.monotonic_ns - before.monotonic_ns) / 1e9)
+    return max(0.0, after.presentation_s - before.presentation_s)
 
 
 def iso(wall_ns: int) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitedge.camera.pattern import parse_pattern, show
+from vitedge.camera.rhythm import Rhythm
 from vitedge.camera.task import Task
 from vitedge.errors import InputError
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 TIMELESS = ("mpjpeg", "mjpeg", "image2pipe", "yuv4mpegpipe", "jpeg_pipe")
 #: Codecs whose every frame stands alone: damage doesn't reach the next one.
 INTRA_ONLY = ("mjpeg", "rawvideo", "png", "wrapped_avframe", "prores", "dnxhd", "ffv1", "huffyuv", "dvvideo")
+#: Formats whose packets FFmpeg hands over only when the next one begins, so the last one before a silence comes stale.
+HELD_BACK = ("rtsp", "rtp", "sdp", "mpegts", "h264", "hevc")
 #: FFmpeg follows whatever a playlist or a container names; a file may name nothing but files.
 PROTOCOLS = {
     "videos": "file,crypto,data",
@@ -39,13 +42,17 @@ class Failure(Exception):
 
 
 class Captured(NamedTuple):
-    """One frame as it came. ``content`` is None when it's broken."""
+    """One frame as it came. ``content`` is None when it's broken.
+
+    ``stale``: it was held back over a silence, so it doesn't say what is there now.
+    """
 
     content: av.video.VideoFrame | NDArray[np.uint8] | None
     presentation_s: float | None
     monotonic_ns: int
     wall_ns: int
     truth: str | None = None
+    stale: bool = False
 
 
 def captured(task: Task, opened: Opened) -> Generator[Captured, None, None]:
@@ -187,16 +194,16 @@ def _decoded(
         stream.thread_type = "SLICE" if task.live else "AUTO"  # whole frames in parallel would come late
         ends = container.format.name == "hls" and container.duration is not None
         opened(stream.codec_context.name, ends or not task.live)
-        timeless = container.format.name in TIMELESS
-        intra = stream.codec_context.name in INTRA_ONLY
-        yield from _frames(container, stream, task, timeless=timeless, intra=intra)
+        yield from _frames(container, stream, task)
 
 
-def _frames(
-    container: av.container.InputContainer, stream: Any, task: Task, *, timeless: bool, intra: bool
-) -> Iterator[Captured]:
+def _frames(container: av.container.InputContainer, stream: Any, task: Task) -> Iterator[Captured]:
     import av.error
 
+    timeless = container.format.name in TIMELESS
+    intra = stream.codec_context.name in INTRA_ONLY
+    held_back = task.live and container.format.name in HELD_BACK
+    rhythm, before = Rhythm(task.gap_s), time.monotonic_ns()
     arrivals: dict[int, tuple[int, int]] = {}  # pts -> clocks
     begin: int | None = None
     damaged = False  # until the next key frame everything may have been predicted from what was broken
@@ -209,6 +216,8 @@ def _frames(
         except av.error.FFmpegError as error:
             raise Failure(_words(error, f"silent for {task.stall_s:g} s")) from None
         clocks = time.monotonic_ns(), time.time_ns()
+        stale = held_back and rhythm.broken_by((clocks[0] - before) / 1e9)
+        before = clocks[0]
         if packet.pts is not None:
             arrivals[packet.pts] = clocks
             if len(arrivals) > 512:
@@ -232,7 +241,7 @@ def _frames(
                 yield Captured(None, at, monotonic, wall)
             else:
                 damaged = False
-                yield Captured(frame, at, monotonic, wall)
+                yield Captured(frame, at, monotonic, wall, stale=stale)
 
 
 def _words(error: Any, silence: str) -> str:

@@ -96,8 +96,10 @@ class Reader:
             if frame.content is None:
                 memory.count(corrupt=1)
             else:
-                gap |= self._jumped(frame.presentation_s)
-                if whole % task.every:
+                gap |= self._jumped(frame.presentation_s) or frame.stale
+                if frame.stale:
+                    memory.count(dropped=1)
+                elif whole % task.every:
                     memory.count(skipped=1)
                 else:
                     self._publish(number, frame, gap)
