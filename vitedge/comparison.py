@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from vitedge.accuracy.statistics import Paired
 from vitedge.accuracy.statistics import compare as paired
 from vitedge.artifact import Artifact
 from vitedge.errors import UsageError
 from vitedge.harness.bench import Wish
-from vitedge.harness.ratio import ROUNDS, SAME, Ratio, interleaved, ratio
+from vitedge.harness.ratio import ROUNDS, SAME, TURN, Ratio, interleaved, ratio
 from vitedge.harness.validity import judge
 from vitedge.latency import Rules
 from vitedge.result import Result, Row
@@ -69,14 +71,24 @@ class Comparison(Record):
 
 @dataclass(frozen=True)
 class Rounds(Wish):
-    """A wish with many short turns, so that both have the same neighbours."""
+    """A wish with many short turns, so that both artifacts have the same neighbours.
+
+    A turn holds :data:`vitedge.harness.ratio.TURN` inferences at least: one that ended by the clock while a neighbour
+    has the processor would hold none that wasn't interrupted.
+    """
+
+    memory_alone: bool = False  # memory isn't compared
+    rounds: int = ROUNDS
 
     def rules(self, artifacts: Sequence[Artifact], pictures: str) -> Rules:
-        """As :meth:`Wish.rules`, with :data:`vitedge.harness.ratio.ROUNDS` turns."""
-        from msgspec.structs import replace
-
+        """As :meth:`Wish.rules`, in ``rounds`` turns."""
         rules = super().rules(artifacts, pictures)
-        return replace(rules, block_s=min(rules.block_s, max(0.005, rules.min_duration_s / ROUNDS)))
+        return msgspec.structs.replace(
+            rules,
+            block_s=min(1.0, max(0.005, rules.min_duration_s / self.rounds)),
+            block_samples=TURN,
+            min_samples=max(rules.min_samples, self.rounds * TURN),
+        )
 
 
 def compare(baseline: tuple[Result, Row], candidate: tuple[Result, Row], allowed: Allowed | None = None) -> Comparison:

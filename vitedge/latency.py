@@ -31,6 +31,7 @@ class Rules(Record):
     seed: int  # of the order within each round of blocks
     pictures: str  # what was fed: "golden", or the name of a data set
     rate_hz: PositiveReal | None = None  # arrivals a second of scenario ``camera``, on average
+    block_samples: Count = 0  # … and until they have held so many inferences, however a neighbour stretches them
     replay: str | None = None  # the recorded clip whose arrival times are replayed, and its digest
 
     def __post_init__(self) -> None:

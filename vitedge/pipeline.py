@@ -248,7 +248,7 @@ def compare(
     allowed: Allowed | None = None,
     options: OpenOptions | None = None,
     *,
-    duration_s: float | None = None,
+    wish: Wish | None = None,
     data: str | Path | None = None,
     limit: int | None = None,
     progress: Progress = silent,
@@ -260,7 +260,7 @@ def compare(
         candidates: at least one artifact.
         allowed: what a candidate may cost; None: its target's budget, and no slow-down.
         options: how each is opened.
-        duration_s: measure each for at least so many seconds; None: as long as the targets say.
+        wish: how to measure; None is a :class:`vitedge.comparison.Rounds`.
         data: labelled images to compare the accuracy on; None: latency alone.
         limit: compare on so many of the images.
         progress: called with (task, done, total).
@@ -276,7 +276,7 @@ def compare(
     from vitedge import comparison
 
     opened = [_opened(artifact) for artifact in (baseline, *candidates)]
-    result = bench(opened, comparison.Rounds(duration_s=duration_s), options, progress=progress)
+    result = bench(opened, wish or comparison.Rounds(), options, progress=progress)
     if data is not None:
         judged = evaluate(opened, data, options, limit=limit, progress=progress)
         pairs = zip(result.rows, judged.rows, strict=True)

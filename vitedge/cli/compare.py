@@ -35,6 +35,10 @@ def compare(
     duration: Annotated[
         float | None, typer.Option("--duration", min=0.1, help="Measure each for at least so many seconds.")
     ] = None,
+    rounds: Annotated[
+        int,
+        typer.Option("--rounds", min=10, help="Turns of each, of ten inferences at least; more narrow the interval."),
+    ] = 60,
     threads: Threads = None,
     device: Device = None,
     out: ResultOut = None,
@@ -60,7 +64,7 @@ def compare(
     """
     from vitedge import pipeline
     from vitedge.cli.outcome import refuse_worse, separate
-    from vitedge.comparison import Allowed
+    from vitedge.comparison import Allowed, Rounds
     from vitedge.errors import UsageError
     from vitedge.progress import bars
     from vitedge.reporting import compared, terminal
@@ -83,7 +87,7 @@ def compare(
                 artifacts[1:],
                 allowed,
                 options,
-                duration_s=duration,
+                wish=Rounds(duration_s=duration, rounds=rounds),
                 data=data,
                 limit=limit,
                 progress=progress,

@@ -170,8 +170,8 @@ class Contender:
         starts, latencies, stages = taken.starts, taken.latencies, taken.stages
         taken.begin = end = clock()
         deadline = end + int(rules.block_s * 1e9)
-        most = self.most
-        while end < deadline and len(latencies) < most:
+        least, most = rules.block_samples, self.most
+        while (end < deadline or len(latencies) < least) and len(latencies) < most:
             index, images = next(frames)
             start = clock()
             logits, parts = run(images)
@@ -204,7 +204,7 @@ class Contender:
         taken.begin = end = clock()
         deadline = end + int(rules.block_s * 1e9)
         started = 0
-        while end < deadline and started < self.most:
+        while (end < deadline or started < rules.block_samples) and started < self.most:
             index, images = next(frames)
             start = clock()
             flying.append((index, start, system.submit(images)))
