@@ -60,11 +60,13 @@ def test_planted_latency_is_measured(tmp_path: Path, artifact: Artifact) -> None
     assert 4_000_000 <= compute <= p50
 
 
-def test_camera_goes_through_the_whole_picture(artifact: Artifact) -> None:
-    wish = replace_wish(scenario="camera", rate_hz=120.0)
+@pytest.mark.parametrize("rate", [30.0, 120.0])
+def test_camera_goes_through_the_whole_picture(artifact: Artifact, rate: float) -> None:
+    wish = replace_wish(scenario="camera", rate_hz=rate, duration_s=0.5)
     (latency,) = measured(artifact, wish=wish)
     samples = latency.samples
     assert samples.arrivals == len(samples) + samples.missed > 0
+    assert all(block.arrivals == max(1, int(rate * latency.rules.block_s)) for block in samples.blocks)
     assert len(samples.preprocess_ns) == len(samples.postprocess_ns) == len(samples)
     for total, *parts in zip(
         samples.latency_ns, samples.preprocess_ns, samples.compute_ns, samples.postprocess_ns, strict=True
