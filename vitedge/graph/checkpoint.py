@@ -175,10 +175,7 @@ def read_json(path: Path, kind: type[T], asked: str) -> T:
         ModelError: unreadable, or not what the format says.
     """
     try:
-        raw = msgspec.json.decode(path.read_bytes())
-        if not isinstance(raw, dict):
-            raise ModelError(asked, f"{path.name} is no JSON object", "download it again")
-        return msgspec.convert(raw, kind)
+        return msgspec.json.decode(path.read_bytes(), type=kind)
     except OSError as error:
         fix = f"name a folder that holds {CONFIG_JSON} and {MODEL_WEIGHTS}"
         raise ModelError(asked, f"{path.name} can't be read: {error.strerror}", fix) from error

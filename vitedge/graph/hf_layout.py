@@ -270,7 +270,11 @@ def _preprocessing(path: Path, config: ViTConfig, given: Mapping[str, Any], aske
             true = f"{PREPROCESSOR} is missing, which says how its pictures are prepared; so is {', '.join(missing)}"
             raise UsageError(asked, true, "give what the model was trained with, say --mean 0.485,0.456,0.406")
         return {"size": config.image_size}
-    source, fix = read_json(path, _Processor, asked), "give the preprocessing yourself: --resize, --crop-fraction"
+    return _fields(read_json(path, _Processor, asked), asked)
+
+
+def _fields(source: _Processor, asked: str) -> dict[str, Any]:
+    fix = "give the preprocessing yourself: --resize, --crop-fraction"
     told = source.image_processor_type or source.feature_extractor_type or ""
     kind = told.replace("Fast", "").removesuffix("ImageProcessor").removesuffix("FeatureExtractor")
     if kind not in _CROPPING:

@@ -115,7 +115,7 @@ _WORDS = re.compile(
     r"tiny|wee|xsmall|little|small|medium|mediumd|betwixt|base|large|huge|giant|gigantic|so150m|so150m2|so400m"
 )
 # Heads by width where the width isn't 64 channels a head.
-_HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
+_HEADS = {1152: 16, 1280: 16, 1408: 16, 1536: 24, 1664: 16}
 _WIDTHS_64 = (192, 256, 320, 384, 448, 512, 576, 640, 768, 832, 896, 1024)
 _ODD_HEADS = {"test_vit": 2, "test_vit2": 2, "vit_base_patch16_gap_224": 16}
 # Keys of ``model_args`` that the tensors or the fields above tell already, or that matter in training alone.
