@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -88,9 +89,11 @@ def test_a_hole_in_the_stream_is_a_gap(opened: Session) -> None:
     gaps = [record for record in ran.records[1:] if record.gap]
     assert len(gaps) == 1 and len(ran.events("connected")) == 1
     times = [record.presentation_s for record in ran.records if record.presentation_s is not None]
-    assert max(later - sooner for sooner, later in zip(times, times[1:], strict=False)) == pytest.approx(2, abs=0.2)
+    assert max(later - sooner for sooner, later in pairwise(times)) >= 2
     index = ran.records.index(gaps[0])
-    assert level_of(gaps[0]) == level(AFTER + 2 * RATE) and level_of(ran.records[index - 1]) == level(AFTER - 1)
+    # What was predicted from lost frames isn't believed; the next key frame is. The last before the hole came too late.
+    assert level_of(gaps[0]) == level(AFTER + 2 * RATE + 5) and level_of(ran.records[index - 1]) == level(AFTER - 2)
+    assert ran.books.corrupt == 5
     forgotten = [event for event in ran.events("exit") if event.text == "no frames"]
     assert len(forgotten) == 1 and ran.items.index(forgotten[0]) < ran.items.index(gaps[0])
     assert ran.books.balanced
@@ -179,8 +182,5 @@ def readers() -> list[int]:
 
 def processes() -> list[str]:
     """Arguments and environment of this process's readers, as anybody on the machine may ask for them."""
-    found = []
-    for process in readers():
-        for name in ("cmdline", "environ"):
-            found.append(Path(f"/proc/{process}/{name}").read_bytes().decode(errors="replace"))
-    return found
+    files = [Path(f"/proc/{process}/{name}") for process in readers() for name in ("cmdline", "environ")]
+    return [file.read_bytes().decode(errors="replace") for file in files]

@@ -260,7 +260,8 @@ class _Lane:
             self._rhythm.broken_by((taken.monotonic_ns - last.monotonic_ns) / 1e9)
         self._clock_s += _interval_s(last, taken)
         self._smoothed, changes = self._smoother.update(probabilities, self._clock_s)
-        events += [self._changed(change, taken) for change in changes]
+        fallen = len(changes) == 1 and changes[0].kind == "exit"
+        events += [self._changed(change, taken, "below its threshold" if fallen else None) for change in changes]
         self._last, self._broken = taken, False
         capture.classified += 1
         dropped = capture.books.dropped

@@ -27,6 +27,11 @@ TIMELESS = ("mpjpeg", "mjpeg", "image2pipe", "yuv4mpegpipe", "jpeg_pipe")
 INTRA_ONLY = ("mjpeg", "rawvideo", "png", "wrapped_avframe", "prores", "dnxhd", "ffv1", "huffyuv", "dvvideo")
 #: Formats whose packets FFmpeg hands over only when the next one begins, so the last one before a silence comes stale.
 HELD_BACK = ("rtsp", "rtp", "sdp", "mpegts", "h264", "hevc")
+#: Decoders don't notice that whole frames are missing, and go on from the wrong picture. On a live source an interval
+#: of two and a half usual ones, and at least this long, counts as such a loss.
+LOSS_S = 0.1
+#: After damage frames count as corrupt until the next key frame; so long at most, for cameras that send none.
+MOST_DAMAGED_S = 10.0
 #: FFmpeg follows whatever a playlist or a container names; a file may name nothing but files.
 PROTOCOLS = {
     "videos": "file,crypto,data",
@@ -204,9 +209,11 @@ def _frames(container: av.container.InputContainer, stream: Any, task: Task) -> 
     intra = stream.codec_context.name in INTRA_ONLY
     held_back = task.live and container.format.name in HELD_BACK
     rhythm, before = Rhythm(task.gap_s), time.monotonic_ns()
+    predicted = task.live and not intra and not timeless
+    times, last_s, damaged_s = Rhythm(LOSS_S), None, 0.0
     arrivals: dict[int, tuple[int, int]] = {}  # pts -> clocks
     begin: int | None = None
-    damaged = False  # until the next key frame everything may have been predicted from what was broken
+    damaged = False
     packets = container.demux(stream)
     while True:
         try:
@@ -227,17 +234,19 @@ def _frames(container: av.container.InputContainer, stream: Any, task: Task) -> 
         except av.error.FFmpegError as error:
             if isinstance(error, av.error.PermissionError):  # what PyAV says of hardware that it can't use
                 raise Failure(f"hardware decoding by {task.hardware} isn't possible here") from None
-            damaged = not intra
+            damaged, damaged_s = not intra, clocks[0] / 1e9
             yield Captured(None, None, *clocks)
             continue
         for frame in frames:
             monotonic, wall = arrivals.pop(frame.pts, clocks) if frame.pts is not None else clocks
             begin = monotonic if begin is None else begin
             at = (monotonic - begin) / 1e9 if timeless else frame.time
-            if frame.is_corrupt:
-                damaged = not intra
+            lost = predicted and at is not None and last_s is not None and times.broken_by(at - last_s)
+            last_s = at
+            if frame.is_corrupt or (lost and not frame.key_frame):
+                damaged, damaged_s = not intra, monotonic / 1e9
                 yield Captured(None, at, monotonic, wall)
-            elif damaged and not frame.key_frame:
+            elif damaged and not frame.key_frame and monotonic / 1e9 - damaged_s < MOST_DAMAGED_S:
                 yield Captured(None, at, monotonic, wall)
             else:
                 damaged = False

@@ -112,7 +112,8 @@ class Words(QueuedSink):
         """See the base."""
         assert isinstance(item, Event)
         if item.kind in ("enter", "exit"):
-            if self._labels:
+            replaced = item.kind == "exit" and item.text is None  # the line of the next label says it
+            if self._labels and not replaced:
                 _to_stdout(f"{printable(say(item))}\n".encode(), self._broken)
         elif self._narrate:
             sys.stderr.write(f"{printable(say(item))}\n")
@@ -124,7 +125,7 @@ def say(event: Event) -> str:
     at = event.time[11:19] if event.presentation_s is None else f"{event.time[11:19]} at {event.presentation_s:.2f} s"
     text = {
         "enter": f"{event.label} ({event.probability or 0:.0%})",
-        "exit": f"no longer {event.label}, after {event.duration_s or 0:.1f} s",
+        "exit": f"no longer {event.label}, after {event.duration_s or 0:.1f} s: {event.text}",
         "connected": f"connected, {event.text}",
         "lost": f"lost: {event.text}; next attempt in {event.duration_s or 0:.1f} s",
         "ended": "ended",

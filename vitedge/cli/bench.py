@@ -62,6 +62,10 @@ def bench(
     rate: Annotated[
         float | None, typer.Option("--rate", min=0.1, max=10_000, help="Arrivals a second, for camera.")
     ] = None,
+    replay: Annotated[
+        Path | None,
+        typer.Option("--replay", help="Pictures and arrival times of a clip that `vitedge stream --record` kept."),
+    ] = None,
     duration: Annotated[
         float | None,
         typer.Option(
@@ -134,6 +138,7 @@ def bench(
     `vitedge bench artifact/ --like benchmark-app --like trtexec10`
     """
     from vitedge import pipeline
+    from vitedge.camera.replay import open_replay
     from vitedge.cli.outcome import refuse_invalid, result_to
     from vitedge.harness.bench import Wish
     from vitedge.progress import bars
@@ -152,6 +157,7 @@ def bench(
         batches=counts(batch, "--batch") if batch is not None else (),
         like=tuple(tool.value for tool in like or ()),
         profile=profile,
+        replay=None if replay is None else open_replay(replay),
     )
     options = OpenOptions(device=device, threads=sweep[0] if len(sweep) == 1 else None)
     before = _interrupted(out) if resume else None

@@ -64,11 +64,13 @@ class Replay:
         name: of the clip, with its digest.
         times_ns: when each picture arrived, ascending, from any zero.
         pictures: as many; PIL images or uint8 RGB [H, W, 3]. Decoded on access is fine: it then counts as preparing.
+        prepared: they're uint8 RGB [h, w, 3] at the model's size already, as a stream's reader prepared them.
     """
 
     name: str
     times_ns: Sequence[int]
     pictures: Sequence[Any]
+    prepared: bool = False
 
     @property
     def rate_hz(self) -> float:

@@ -66,7 +66,7 @@ class Entry:
         start = time.perf_counter_ns()
         self.session = session = stack.enter_context(open_session(artifact, options))
         self.load_ns = time.perf_counter_ns() - start
-        self.frames = _frames([session.preprocess(picture) for picture in pictures], session.batch)
+        self.frames = _frames([self._preprocess(index) for index in range(len(pictures))], session.batch)
         start = time.perf_counter_ns()
         session.run(self.frames[0])
         self.first_ns = time.perf_counter_ns() - start
@@ -113,7 +113,9 @@ class Entry:
         return None if self._replay is None else Arrivals.replayed(self._replay.times_ns)
 
     def _preprocess(self, index: int) -> NDArray[np.uint8]:
-        return self.session.preprocess(self.pictures[index])
+        picture = self.pictures[index]
+        prepared = self._replay is not None and self._replay.prepared
+        return picture if prepared else self.session.preprocess(picture)
 
     def _postprocess(self, logits: NDArray[np.float32]) -> list[Any]:
         return [self.session.predictions(row) for row in logits]

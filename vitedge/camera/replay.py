@@ -1,0 +1,31 @@
+"""A clip that ``vitedge stream --record`` kept, for ``vitedge bench --scenario camera --replay``."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+from vitedge.clip import Clip
+from vitedge.errors import UsageError
+from vitedge.harness.arrivals import Replay
+
+MOST_FRAMES = 2000  # they're held in memory: 300 MB at 224 pixels
+
+
+def open_replay(path: Path) -> Replay:
+    """The clip's frames and their arrival times; of a long one, the first :data:`MOST_FRAMES`.
+
+    Raises:
+        ArtifactError: not a clip, or a damaged one.
+        UsageError: fewer than two frames, or recorded over a restart of the machine.
+    """
+    asked = f"replay {path}"
+    clip = Clip(path)
+    count = min(len(clip), MOST_FRAMES)
+    if count < 2:
+        raise UsageError(asked, f"it holds {count} frames", "record for longer")
+    times = clip.times_ns[:count]
+    if any(later < sooner for sooner, later in pairwise(times)):
+        raise UsageError(asked, "its times go back: it was recorded over a restart of the machine", "record it again")
+    part = "" if count == len(clip) else f", first {count} of {len(clip)} frames"
+    return Replay(f"{path.name} ({clip.digest()[:12]}{part})", times, clip[:count], prepared=True)
