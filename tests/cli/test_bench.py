@@ -129,6 +129,8 @@ def test_resume_begins_anew_where_nothing_was_interrupted(artifact: Artifact, tm
     assert vitedge("bench", artifact.path, *QUICK, "--out", tmp_path / "new.json", "--resume").code == 0
     assert not read_result(tmp_path / "new.json").partial
     assert fails(2, "bench", artifact.path, "--resume")[2] == "add: --out result.json"
+    (tmp_path / "broken.json").write_text('{"schema_version": 2, "rows": [')
+    assert "isn't a valid record" in fails(3, "bench", artifact.path, "--resume", "--out", tmp_path / "broken.json")[1]
 
 
 @pytest.mark.parametrize(

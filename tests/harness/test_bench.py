@@ -15,8 +15,9 @@ from PIL import Image
 from tests.harness.nulls import TARGET, null_artifact
 from tests.harness.test_sensors import INTEL, tree
 from vitedge.artifact import Artifact
-from vitedge.errors import ImageError, InterruptedError_, InvalidResultError, UsageError
+from vitedge.errors import ImageError, InterruptedError_, InvalidResultError, ResourceError, UsageError
 from vitedge.files import write_atomic
+from vitedge.harness import turns
 from vitedge.harness.arrivals import Replay
 from vitedge.harness.bench import Wish, bench
 from vitedge.harness.validity import judge
@@ -255,6 +256,18 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert after.floor is not None
     assert len(after.floor.blocks) == len(after.samples.blocks) and len(after.floor) > len(before.floor)
     assert judge(whole.rows[0]).audited is True
+
+
+def test_a_full_disk_does_not_end_a_measurement(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[Result] = []
+
+    def full(result: Result) -> None:
+        tries.append(result)
+        raise ResourceError("write", "no space left on device", "free some")
+
+    monkeypatch.setattr(turns, "KEEP_EVERY_S", 0.0)
+    assert not bench([artifact], WISH, keep=full).partial
+    assert tries and all(result.partial for result in tries)
 
 
 def test_what_cannot_go_on_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, artifact: Artifact) -> None:

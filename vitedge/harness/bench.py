@@ -11,7 +11,7 @@ from msgspec import structs
 
 from vitedge import hardware
 from vitedge.artifact import Artifact
-from vitedge.errors import InterruptedError_, UsageError
+from vitedge.errors import InterruptedError_, ResourceError, UsageError
 from vitedge.harness.arrivals import Replay
 from vitedge.harness.dialects import TOOLS
 from vitedge.harness.entry import Entry, pictures_of
@@ -182,11 +182,17 @@ def bench(
             return Result(created=created, circumstances=where, rows=found, partial=partial, resumed=resumed)
 
         try:
-            run.measure(progress, None if keep is None else lambda: keep(result(partial=True)))
+            run.measure(progress, None if keep is None else lambda: _kept(keep, result(partial=True)))
             _more(entries, wish, progress)
         except (KeyboardInterrupt, InterruptedError_) as stop:
             raise Stopped("measure latency", result(partial=True), stop) from stop
         return result(partial=False)
+
+
+def _kept(keep: Callable[[Result], None], result: Result) -> None:
+    """A disk that is full now may have room at the end: the measurement goes on."""
+    with contextlib.suppress(ResourceError):
+        keep(result)
 
 
 def _more(entries: Sequence[Entry], wish: Wish, progress: Progress) -> None:

@@ -6,6 +6,7 @@ can't be read is None: an unreadable sensor is neither cold nor unthrottled, and
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterable
@@ -20,7 +21,7 @@ from vitedge.latency import Reading
 #: Words in the names of thermal zones and hwmon chips that mean the processor, or the GPU of a Jetson.
 _PROCESSOR_SENSORS = ("cpu", "soc", "x86_pkg", "coretemp", "k10temp", "zenpower", "tj-thermal", "package")
 _GPU_SENSORS = ("gpu",)
-#: Clocks of so many processors are read: on x86 each reading asks the core itself, and costs it a moment.
+#: Clocks of so many of the processors that this process may use are read: on x86 each reading asks the core itself.
 MOST_CLOCKS = 8
 
 
@@ -34,7 +35,9 @@ class Sensors:
 
     def __init__(self, root: Path = hardware.ROOT, nvml: Nvml | None = None) -> None:
         cpus = root / "sys/devices/system/cpu"
-        self._clocks = sorted(cpus.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"), key=_number_of_cpu)[:MOST_CLOCKS]
+        clocks = sorted(cpus.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"), key=_number_of_cpu)
+        ours = os.sched_getaffinity(0) if root == hardware.ROOT else range(1 << 16)
+        self._clocks = [file for file in clocks if _number_of_cpu(file) in ours][:MOST_CLOCKS]
         self._gpu_clock = next(iter(sorted((root / "sys/class/devfreq").glob("*[.-]g[pav]*/cur_freq"))), None)
         self._temperatures = _temperature_files(root, _PROCESSOR_SENSORS)
         self._gpu_temperatures = _temperature_files(root, _GPU_SENSORS)
