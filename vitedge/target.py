@@ -39,6 +39,14 @@ class Budget(Record):
     latency_p95_ms: PositiveReal | None = None
 
 
+class Provider(Record):
+    """An execution provider of ONNX Runtime that runs the graph, whole but for a named remainder."""
+
+    name: Literal["CUDA", "TensorRT", "NvTensorRtRtx", "OpenVINO", "CoreML", "QNN", "XNNPACK"]
+    options: dict[str, Option] = field(default_factory=dict)  # the provider's own: "device_type", "trt_fp16_enable", …
+    remainder: tuple[str, ...] = ()  # operators that may stay on the CPU: "Cast"
+
+
 class Target(Record):
     """A device and what is known of it. Keys carry their units; see ``docs/targets.md``."""
 
@@ -60,6 +68,7 @@ class Target(Record):
     memory_mb: Positive | None = None
     refused: dict[Precision, str] = field(default_factory=dict)  # why a precision that people ask for isn't offered
     options: dict[str, Option] = field(default_factory=dict)  # passed to the runtime, read back, recorded
+    providers: Annotated[tuple[Provider, ...], Meta(max_length=1)] = ()  # of ONNX Runtime; none: its CPU kernels
     name: str = ""  # the file's stem; not written in the file
 
     def candidates(self, precision: str) -> tuple[Candidate, ...]:
@@ -90,6 +99,8 @@ def load_target(name: str | Path) -> Target:
 
     path = catalogue.find("targets", str(name))
     target = load_toml(path, Target, f"target '{name}'")
+    if target.providers and target.runtime != "onnxruntime":
+        raise UsageError(f"target '{name}'", f"{path}: {target.runtime} has no providers", "remove [[providers]]")
     if target.name:
         raise UsageError(f"target '{name}'", f"{path}: the key 'name' is the file's own name", "remove the key")
     return replace(target, name=path.stem)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 
 import numpy as np
@@ -136,11 +137,10 @@ def test_fp8_quantizes_the_same_layers_with_one_scale_a_tensor() -> None:
     assert refused == ["float8e4m3fn needs compute capability 8.9; this target has 8.7"]
 
 
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize("precision", ["fp16", "int8", "fp8"])
-def test_the_typed_arithmetic_stays_within_the_budget(precision: str) -> None:
-    """What TensorRT receives, interpreted operator by operator, on pictures that calibration never saw."""
-    graph, config = embedded()
+@functools.cache
+def held_out() -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64], NDArray[np.float32]]:
+    """The embedded model's calibration pictures, its held-out ones, their labels, and the float32 logits."""
+    graph, _ = embedded()
     record = read_model_record(shipped.FOLDER, "read the embedded model")
     calibration, held_out = shipped.pictures("calibration"), shipped.pictures("held-out")
 
@@ -148,14 +148,23 @@ def test_the_typed_arithmetic_stays_within_the_budget(precision: str) -> None:
         return np.stack([record.preprocessing.apply(images.read(index)) for index in range(count)])
 
     labels = held_out.labels([label.folder for label in record.classes], asked="test")
-    wish = request(graph, config, precision, "tensorrt", images=frames(calibration, 128))
+    images = frames(held_out, len(held_out))
+    return frames(calibration, 128), images, labels, run_graph(graph, images)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("precision", ["fp16", "int8", "fp8"])
+def test_the_typed_arithmetic_stays_within_the_budget(precision: str) -> None:
+    """What TensorRT receives, interpreted operator by operator, on pictures that calibration never saw."""
+    graph, config = embedded()
+    calibration, images, labels, expected = held_out()
+    wish = request(graph, config, precision, "tensorrt", images=calibration)
     placed = runtimes.part("tensorrt", "placement").place(wish)
     assert placed.interpretable is not None
-    images = frames(held_out, len(held_out))
-    expected, received = run_graph(graph, images), run_graph(placed.interpretable, images)
+    received = run_graph(placed.interpretable, images)
     lost = 100 * float(np.mean(expected.argmax(1) == labels) - np.mean(received.argmax(1) == labels))
     assert lost <= wish.target.budget.max_accuracy_drop_pts
-    assert np.mean(expected.argmax(1) != received.argmax(1)) < {"fp16": 0.002}.get(precision, 0.02)
+    assert np.mean(expected.argmax(1) != received.argmax(1)) <= {"fp16": 0.002}.get(precision, 0.02)
 
 
 def test_centred_pixels_are_the_same_function() -> None:

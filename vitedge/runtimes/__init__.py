@@ -71,6 +71,9 @@ def elsewhere(target: Target) -> str:
         return f"it's for {target.arch}, and this machine is {platform.machine()}"
     if target.device.startswith("cuda") and not hardware.gpus():
         return "it's for an NVIDIA GPU, and there is none here"
+    facts = part(target.runtime, "facts")
+    if target.providers and facts.installed() is not None and (why := facts.lacks(target)):
+        return str(why)
     isa = hardware.processor().isa
     if target.isa != "any" and isa is not None and target.isa not in isa:
         return f"it's for processors with {target.isa}, and this one has none"

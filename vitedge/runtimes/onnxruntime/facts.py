@@ -8,6 +8,8 @@ import importlib.util
 from types import ModuleType
 from typing import Any
 
+from vitedge.target import Target
+
 EXTRA = "onnxruntime"
 
 
@@ -33,8 +35,23 @@ def load() -> ModuleType:
 
 
 def runs_here(device: str) -> bool:
-    """Whether a session can be opened on ``device`` on this machine: the CPU, anywhere it's installed."""
-    return device == "cpu" and installed() is not None
+    """Whether a session can be opened on ``device`` on this machine: the CPU, anywhere it's installed.
+
+    Another device is a provider's: see :func:`lacks`.
+    """
+    if installed() is None:
+        return False
+    return device == "cpu" or bool(
+        set(load().get_available_providers()) - {"CPUExecutionProvider", "AzureExecutionProvider"}
+    )
+
+
+def lacks(target: Target) -> str:
+    """Why this build can't serve a target's provider; empty where it can, or where there is none."""
+    from vitedge.runtimes.onnxruntime import providers
+
+    available = load().get_available_providers()
+    return next((why for provider in target.providers if (why := providers.missing(provider, available))), "")
 
 
 def describe() -> dict[str, Any]:

@@ -19,8 +19,8 @@ from vitedge.artifact import COPY_AGAIN, Artifact
 from vitedge.errors import ArtifactError, ResourceError, UsageError, VitedgeError, nearest
 from vitedge.hardware import processor
 from vitedge.runtimes.contract import Executed, LayerTime, OpenOptions, Stages
-from vitedge.runtimes.onnxruntime import facts
-from vitedge.target import Option
+from vitedge.runtimes.onnxruntime import facts, providers
+from vitedge.target import Option, Provider
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,7 +33,9 @@ MODES = {"sequential": "ORT_SEQUENTIAL", "parallel": "ORT_PARALLEL"}
 #: Asynchronous inferences at once: one computes while the next one's input is copied.
 SLOTS = 2
 
-_INT8 = re.compile(r"MatMulInteger|^Q(Gemm|Attention|Linear)|^ConvInteger$|^DynamicQuantize(MatMul|LSTM)$")
+_INT8 = re.compile(
+    r"MatMulInteger|^Q(Gemm|Attention|Linear)|^ConvInteger$|^DynamicQuantize(MatMul|LSTM)$|^MatMulNBits$"
+)
 _ELEMENT_TYPES = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 _TIMED = "_kernel_time"
 
@@ -63,14 +65,17 @@ def open_backend(artifact: Artifact, options: OpenOptions) -> OnnxRuntimeBackend
     manifest = artifact.manifest
     asked = f"open the artifact {artifact.path}"
     device = options.device or manifest.target.device
-    if device != "cpu":
+    provider = next(iter(manifest.target.providers), None)
+    if device != (manifest.target.device if provider else "cpu"):
         raise UsageError(asked, f"ONNX Runtime runs on 'cpu' here, not on '{device}'", "add: --device cpu")
     package = facts.load()
     wanted = {**manifest.runtime_options, **options.options}
     threads = manifest.target.threads if options.threads is None else options.threads
     settings = _settings(package, wanted, threads or _available_cores(), asked)
-    session = _create(package, artifact, settings, asked)
-    if session.get_providers() != ["CPUExecutionProvider"]:
+    if provider is not None:
+        providers.require(provider, package.get_available_providers(), asked)
+    session = _create(package, artifact, settings, asked, provider)
+    if provider is None and session.get_providers() != [providers.CPU]:
         raise UsageError(asked, f"ONNX Runtime took the providers {session.get_providers()}", "report this build")
     height, width = manifest.preprocessing.size
     _expect(asked, "image", session.get_inputs(), "tensor(uint8)", [manifest.batch, height, width, 3])
@@ -78,12 +83,15 @@ def open_backend(artifact: Artifact, options: OpenOptions) -> OnnxRuntimeBackend
     info: dict[str, Option] = {
         "runtime": "onnxruntime",
         "version": facts.installed() or "",
-        "device": "cpu",
-        "provider": "CPUExecutionProvider",
+        "device": device,
+        "provider": session.get_providers()[0],
         "threads": session.get_session_options().intra_op_num_threads,
         **_read_back(session.get_session_options(), wanted),
     }
-    return OnnxRuntimeBackend(artifact, session, wanted, info)
+    backend = OnnxRuntimeBackend(artifact, session, wanted, info)
+    if provider is not None:
+        backend.info["ran_by"] = providers.check_placement(provider, backend.kernels(), asked)
+    return backend
 
 
 class OnnxRuntimeBackend:
@@ -92,7 +100,8 @@ class OnnxRuntimeBackend:
     def __init__(
         self, artifact: Artifact, session: Any, wanted: Mapping[str, Option], info: Mapping[str, Option]
     ) -> None:
-        self.batch, self.info = artifact.manifest.batch, {**info, "slots": SLOTS}
+        self.batch = artifact.manifest.batch
+        self.info: dict[str, Option] = {**info, "slots": SLOTS}
         self._artifact, self._session, self._wanted = artifact, session, wanted
         self._planned = [layer.name for layer in artifact.manifest.layers]
         self._slot = _Slot(session)
@@ -143,6 +152,10 @@ class OnnxRuntimeBackend:
             found += [Executed(name, operator, type_ if i == 0 else "fp32") for i, name in enumerate(names)]
         return found
 
+    def kernels(self) -> list[dict[str, Any]]:
+        """The kernel events of one profiled inference, as ONNX Runtime writes them."""
+        return self._profiled(np.zeros_like(self._slot.images), 1)[0]
+
     def profile(self, images: NDArray[np.uint8], repeats: int) -> list[list[LayerTime]]:
         """See the contract; ONNX Runtime counts whole microseconds."""
         rounds = []
@@ -168,7 +181,9 @@ class OnnxRuntimeBackend:
             settings = _settings(package, self._wanted, int(self.info["threads"]), "profile")
             settings.enable_profiling = True
             settings.profile_file_prefix = str(Path(folder) / "profile")
-            session = _create(package, self._artifact, settings, f"profile the artifact {self._artifact.path}")
+            provider = next(iter(self._artifact.manifest.target.providers), None)
+            asked = f"profile the artifact {self._artifact.path}"
+            session = _create(package, self._artifact, settings, asked, provider)
             slot = _Slot(session)
             slot.images[...] = images
             for _ in range(repeats + 1):  # the first one allocates
@@ -222,9 +237,13 @@ class _Slot:
             raise _explained(error, "run an inference") from error
 
 
-def _create(package: Any, artifact: Artifact, settings: Any, asked: str) -> Any:
+def _create(package: Any, artifact: Artifact, settings: Any, asked: str, provider: Provider | None = None) -> Any:
+    how: dict[str, Any] = {"providers": [providers.CPU]}
+    if provider is not None:
+        providers.configure(settings, provider)
+        how = providers.arguments(provider)
     try:
-        return package.InferenceSession(str(artifact.graph_path), settings, providers=["CPUExecutionProvider"])
+        return package.InferenceSession(str(artifact.graph_path), settings, **how)
     except Exception as error:  # onnxruntime's exceptions have no common base of their own
         raise _explained(error, asked) from error
 
@@ -234,6 +253,12 @@ def _explained(error: Exception, asked: str) -> VitedgeError:
     if isinstance(error, MemoryError) or re.search(r"bad.?alloc|[Ff]ailed to allocate memory", str(error)):
         return ResourceError(asked, f"memory ran out: {reason}", "use a smaller batch, or free memory")
     version = facts.installed()
+    if "fallback to CPU EP has been explicitly disabled" in str(error):
+        return ArtifactError(
+            asked,
+            "the target's provider doesn't take the graph whole, and ONNX Runtime would run the rest on the CPU",
+            "export for another target; or name what may stay behind as the provider's remainder in the target",
+        )
     return ArtifactError(asked, f"ONNX Runtime {version} refuses the graph: {reason}", COPY_AGAIN)
 
 

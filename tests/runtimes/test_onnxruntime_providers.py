@@ -1,0 +1,170 @@
+"""ONNX Runtime's execution providers: whole or refused, never a silent fall-back.
+
+What a provider of another build does is planted; that ONNX Runtime refuses a graph that would go to the CPU is real,
+by the Azure provider, which every build has and which takes no node.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from msgspec.structs import replace
+
+import vitedge
+from vitedge import runtimes
+from vitedge.artifact import Artifact
+from vitedge.errors import ArtifactError, NotInstalledError, UsageError
+from vitedge.runtimes.contract import OpenOptions
+from vitedge.runtimes.onnxruntime import providers
+from vitedge.runtimes.onnxruntime.session import open_backend
+from vitedge.runtimes.session import open_session
+from vitedge.target import Provider, load_target
+
+ALL = ["CUDAExecutionProvider", "OpenVINOExecutionProvider", "CPUExecutionProvider"]
+
+
+@pytest.fixture(scope="module")
+def exported(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return vitedge.export(small_model, "onnxruntime", "fp32", tmp_path_factory.mktemp("providers") / "artifact")
+
+
+def with_provider(artifact: Artifact, provider: Provider, device: str = "cpu") -> Artifact:
+    """The same files, for another target."""
+    target = replace(artifact.manifest.target, providers=(provider,), device=device)
+    return Artifact(artifact.path, replace(artifact.manifest, target=target))
+
+
+def target_file(folder: Path, text: str, **changes: str) -> Path:
+    source = Path(vitedge.catalogue.find("targets", "onnxruntime")).read_text()
+    for old, new in changes.items():
+        source = source.replace(old, new)
+    file = folder / "board.toml"
+    file.write_text(source + text)
+    return file
+
+
+def test_a_target_names_a_provider_and_its_options(tmp_path: Path) -> None:
+    text = '\n[[providers]]\nname = "OpenVINO"\noptions = { device_type = "GPU" }\nremainder = ["Cast"]\n'
+    (provider,) = load_target(target_file(tmp_path, text)).providers
+    assert provider == Provider(name="OpenVINO", options={"device_type": "GPU"}, remainder=("Cast",))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('\n[[providers]]\nname = "OpenVNO"\n', "OpenVNO"),
+        ('\n[[providers]]\nname = "CUDA"\n[[providers]]\nname = "QNN"\n', "providers"),
+        ('\n[[providers]]\nname = "CUDA"\nremainders = []\n', "unknown key 'remainders'"),
+    ],
+)
+def test_a_target_that_says_it_wrong(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        load_target(target_file(tmp_path, text))
+
+
+def test_other_runtimes_have_none(tmp_path: Path) -> None:
+    file = target_file(tmp_path, '\n[[providers]]\nname = "CUDA"\n', **{'"onnxruntime"': '"openvino"'})
+    with pytest.raises(UsageError, match="openvino has no providers"):
+        load_target(file)
+
+
+def test_a_provider_that_this_build_hasnt(exported: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    made = with_provider(exported, Provider(name="CUDA"))
+    with pytest.raises(NotInstalledError, match="onnxruntime-gpu brings it") as refused:
+        open_session(made)
+    assert refused.value.fix == "run: pip uninstall onnxruntime && pip install onnxruntime-gpu"
+    assert "CUDAExecutionProvider" in runtimes.elsewhere(made.manifest.target)
+    (undecided,) = (check for check in vitedge.verify(made) if check.ok is None)
+    assert "onnxruntime-gpu brings it" in undecided.detail
+    with pytest.raises(NotInstalledError, match="has no XnnpackExecutionProvider") as refused:
+        open_session(with_provider(exported, Provider(name="XNNPACK")))
+    assert refused.value.fix.startswith("build ONNX Runtime with it")
+
+
+def test_every_provider_is_known_to_this_onnxruntime() -> None:
+    known = onnxruntime.get_all_providers()
+    assert [full for full, _ in providers.NAMES.values() if full not in known] == []
+
+
+def test_what_a_session_is_created_with() -> None:
+    whole = Provider(name="CUDA", options={"device_id": 0, "use_tf32": False})
+    assert providers.arguments(whole) == {
+        "providers": [("CUDAExecutionProvider", {"device_id": "0", "use_tf32": "0"})],
+        "enable_fallback": 0,
+    }
+    settings = onnxruntime.SessionOptions()
+    providers.configure(settings, whole)
+    assert settings.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
+    partly = Provider(name="CUDA", remainder=("Cast",))
+    assert [name for name, _ in providers.arguments(partly)["providers"]] == ["CUDAExecutionProvider", providers.CPU]
+    settings = onnxruntime.SessionOptions()
+    providers.configure(settings, partly)
+    with pytest.raises(RuntimeError):
+        settings.get_session_config_entry("session.disable_cpu_ep_fallback")
+
+
+@pytest.fixture
+def azure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A provider that is really here, and takes nothing."""
+    if "AzureExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has no AzureExecutionProvider")
+    monkeypatch.setitem(providers.NAMES, "OpenVINO", ("AzureExecutionProvider", "onnxruntime"))
+
+
+@pytest.mark.usefixtures("azure")
+def test_a_graph_that_would_go_to_the_cpu_is_refused(exported: Artifact) -> None:
+    with pytest.raises(ArtifactError, match="doesn't take the graph whole"):
+        open_session(with_provider(exported, Provider(name="OpenVINO")))
+    some = Provider(name="OpenVINO", remainder=("Cast", "Transpose"))
+    with pytest.raises(ArtifactError, match=r"the graph whole: it leaves .*Conv \(1\).* to the CPU"):
+        open_session(with_provider(exported, some))
+
+
+@pytest.mark.usefixtures("azure")
+def test_a_provider_that_takes_nothing_is_refused_whatever_may_stay_behind(exported: Artifact) -> None:
+    with open_session(exported) as plain:
+        operators = {node.operator for node in plain.executed()}
+    provider = Provider(name="OpenVINO", remainder=tuple(sorted(operators)))
+    with pytest.raises(ArtifactError, match="it takes none"):
+        open_session(with_provider(exported, provider))
+
+
+def event(provider: str, operator: str) -> dict[str, Any]:
+    return {"args": {"provider": provider, "op_name": operator}}
+
+
+def test_where_kernels_ran() -> None:
+    cuda = [event("CUDAExecutionProvider", "MatMul")] * 3
+    cast = [event("CPUExecutionProvider", "Cast")]
+    assert providers.check_placement(Provider(name="CUDA"), cuda, "open it") == "CUDA 3"
+    partly = Provider(name="CUDA", remainder=("Cast",))
+    assert providers.check_placement(partly, [*cuda, *cast], "open it") == "CUDA 3, CPU: Cast 1"
+    with pytest.raises(ArtifactError, match=r"it leaves Cast \(1\) to the CPU") as refused:
+        providers.check_placement(Provider(name="CUDA"), [*cuda, *cast], "open it")
+    assert refused.value.fix.endswith("name what may stay behind as the provider's remainder in the target")
+
+
+def test_another_device_than_the_targets_is_refused(exported: Artifact) -> None:
+    made = with_provider(exported, Provider(name="CUDA"), device="cuda:0")
+    with pytest.raises(UsageError, match="not on 'cpu'"):
+        open_backend(made, OpenOptions(device="cpu"))
+
+
+@pytest.mark.skipif(
+    "OpenVINOExecutionProvider" not in onnxruntime.get_available_providers(),
+    reason="this ONNX Runtime has no OpenVINO provider (pip install onnxruntime-openvino)",
+)
+def test_openvino_through_onnxruntime_answers_the_same(exported: Artifact) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
+    with open_session(exported) as plain:
+        expected = plain.run(images)
+    provider = Provider(name="OpenVINO", options={"device_type": "CPU"})
+    with open_session(with_provider(exported, provider)) as session:
+        assert session.info["provider"] == "OpenVINOExecutionProvider"
+        assert str(session.info["ran_by"]).startswith("OpenVINO ")
+        np.testing.assert_allclose(session.run(images), expected, rtol=1e-3, atol=1e-4)

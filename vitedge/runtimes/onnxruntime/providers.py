@@ -1,0 +1,94 @@
+"""ONNX Runtime's execution providers: other devices and libraries through the same package.
+
+A target names one, with its options. The provider has to take the whole graph: what it leaves to the CPU is refused,
+unless the target names those operators as its remainder. ONNX Runtime itself would fall back without a word.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from vitedge.errors import ArtifactError, NotInstalledError
+from vitedge.target import Provider
+
+CPU = "CPUExecutionProvider"
+#: The words of a target, and the names and distributions that ONNX Runtime has for them.
+NAMES = {
+    "CUDA": ("CUDAExecutionProvider", "onnxruntime-gpu"),
+    "TensorRT": ("TensorrtExecutionProvider", "onnxruntime-gpu"),
+    "NvTensorRtRtx": ("NvTensorRTRTXExecutionProvider", "onnxruntime-trt-rtx"),
+    "OpenVINO": ("OpenVINOExecutionProvider", "onnxruntime-openvino"),
+    "CoreML": ("CoreMLExecutionProvider", "onnxruntime"),
+    "QNN": ("QNNExecutionProvider", "onnxruntime-qnn"),
+    "XNNPACK": ("XnnpackExecutionProvider", "a build of your own"),
+}
+
+
+def missing(provider: Provider, available: Iterable[str]) -> str:
+    """Why this ONNX Runtime hasn't the provider, or an empty string."""
+    full, distribution = NAMES[provider.name]
+    if full in available:
+        return ""
+    return f"this ONNX Runtime has no {full}; {distribution} brings it"
+
+
+def require(provider: Provider, available: Iterable[str], asked: str) -> None:
+    """Demand the provider.
+
+    Raises:
+        NotInstalledError: the distribution that brings it is named.
+    """
+    if why := missing(provider, available):
+        distribution = NAMES[provider.name][1]
+        fix = f"run: pip uninstall onnxruntime && pip install {distribution}"
+        if " " in distribution or distribution == "onnxruntime":
+            fix = "build ONNX Runtime with it, or use another target"
+        raise NotInstalledError(asked, why, fix)
+
+
+def arguments(provider: Provider) -> dict[str, Any]:
+    """What a session is created with: the provider, the CPU only for a named remainder, and no fall-back."""
+    options = {key: _text(value) for key, value in provider.options.items()}
+    wanted = [(NAMES[provider.name][0], options)]
+    return {"providers": [*wanted, (CPU, {})] if provider.remainder else wanted, "enable_fallback": 0}
+
+
+def configure(settings: Any, provider: Provider) -> None:
+    """Without a remainder, creating the session fails where a node would go to the CPU."""
+    if not provider.remainder:
+        settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+
+
+def check_placement(provider: Provider, events: Iterable[Mapping[str, Any]], asked: str) -> str:
+    """Where the kernels of one profiled inference ran: ``"OpenVINO 1, CPU: Cast 1"``.
+
+    Raises:
+        ArtifactError: an operator ran on the CPU that the target doesn't name, or the provider ran none.
+    """
+    full = NAMES[provider.name][0]
+    ran: Counter[str] = Counter()
+    left: Counter[str] = Counter()
+    for event in events:
+        where, operator = str(event["args"].get("provider", "")), str(event["args"].get("op_name", ""))
+        if where == full:
+            ran[operator] += 1
+        else:
+            left[operator] += 1
+    unnamed = sorted(left.keys() - set(provider.remainder))
+    if unnamed or not ran:
+        what = (
+            f"leaves {', '.join(f'{name} ({left[name]})' for name in unnamed)} to the CPU" if unnamed else "takes none"
+        )
+        raise ArtifactError(
+            asked,
+            f"{provider.name} doesn't take the graph whole: it {what}",
+            "export for another target; or name what may stay behind as the provider's remainder in the target",
+        )
+    rest = "".join(f", CPU: {name} {count}" for name, count in sorted(left.items()))
+    return f"{provider.name} {sum(ran.values())}{rest}"
+
+
+def _text(value: object) -> str:
+    return str(int(value)) if isinstance(value, bool) else str(value)
