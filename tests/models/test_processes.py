@@ -36,11 +36,9 @@ OPTIONS = TrainOptions(
     threads=1,
     precision="fp32",
 )
-COMMAND = (
-    ["--epochs", "7", "--batch-size", "8", "--lr", "0.001", "--drop-path", "0.2", "--image-size", "8"]
-    + ["--crop-padding", "2", "--rand-augment", "5", "--random-erasing", "0.5", "--mixup", "0.2", "--cutmix", "1"]
-    + ["--holdout", "0.25", "--threads", "1", "--precision", "fp32"]
-)
+COMMAND = ["--epochs", "7", "--batch-size", "8", "--lr", "0.001", "--drop-path", "0.2", "--image-size", "8"]
+COMMAND += ["--crop-padding", "2", "--rand-augment", "5", "--random-erasing", "0.5", "--mixup", "0.2", "--cutmix", "1"]
+COMMAND += ["--holdout", "0.25", "--threads", "1", "--precision", "fp32"]
 
 
 @given(st.integers(2, 300), st.integers(1, 9))

@@ -290,6 +290,6 @@ def weights_of_classes(labels: Tensor, classes: int, power: float) -> Tensor | N
     """float32 [classes], proportional to frequency^-power, with mean 1 over the pictures; None for power 0."""
     if not power:
         return None
-    counts = labels.bincount(minlength=classes).clamp_min(1).double()
-    weights = counts**-power
+    counts = labels.bincount(minlength=classes).double()
+    weights = counts.clamp_min(1) ** -power
     return (weights * counts.sum() / (weights * counts).sum()).float()
