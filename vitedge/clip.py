@@ -17,8 +17,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, overload
+from typing import IO, TYPE_CHECKING, NamedTuple, overload
 
 import msgspec
 import numpy as np
@@ -111,9 +110,9 @@ class Clip(Sequence["NDArray[np.uint8]"]):
     def __init__(self, path: Path) -> None:
         self.path, self._asked = path, f"read the clip {path}"
         try:
-            self._file = path.open("rb")
-            total = os.fstat(self._file.fileno()).st_size
-            head = self._file.read(len(_MAGIC) + _MAX_HEADER)
+            with path.open("rb") as file:
+                total = os.fstat(file.fileno()).st_size
+                head = file.read(len(_MAGIC) + _MAX_HEADER)
         except OSError as error:
             raise ArtifactError(self._asked, f"{error.strerror}", "name a clip of: vitedge stream --record") from error
         line, newline, _ = head.removeprefix(_MAGIC).partition(b"\n")
@@ -123,7 +122,8 @@ class Clip(Sequence["NDArray[np.uint8]"]):
         if not all(1 <= side <= MAX_SIDE for side in self.header.size):
             raise ArtifactError(self._asked, f"its size is {self.header.size}", "record it again")
         self.end = len(_MAGIC) + len(line) + 1
-        self._entries = list(self._scan(total))
+        with path.open("rb") as file:
+            self._entries = self._scan(file, total)
         self.truncated = self.end < total
         first = self._entries[0].arrival_ns if self._entries else 0
         self.times_ns = tuple(entry.arrival_ns - first for entry in self._entries)
@@ -131,11 +131,11 @@ class Clip(Sequence["NDArray[np.uint8]"]):
             None if entry.presentation_ns == _NO_TIME else entry.presentation_ns / 1e9 for entry in self._entries
         )
 
-    def _scan(self, total: int) -> list[_Entry]:
+    def _scan(self, file: IO[bytes], total: int) -> list[_Entry]:
         found: list[_Entry] = []
         while self.end + _FRAME.size <= total:
-            self._file.seek(self.end)
-            mark, sequence, arrival, presentation, length, crc = _FRAME.unpack(self._file.read(_FRAME.size))
+            file.seek(self.end)
+            mark, sequence, arrival, presentation, length, crc = _FRAME.unpack(file.read(_FRAME.size))
             if mark != _MARK:
                 raise ArtifactError(self._asked, f"byte {self.end} isn't the beginning of a frame", "record it again")
             if self.end + _FRAME.size + length > total:
@@ -155,8 +155,9 @@ class Clip(Sequence["NDArray[np.uint8]"]):
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         entry = self._entries[index]
-        self._file.seek(entry.offset)
-        data = self._file.read(entry.length)
+        with self.path.open("rb") as file:
+            file.seek(entry.offset)
+            data = file.read(entry.length)
         expected = self.header.size[0] * self.header.size[1] * 3
         try:
             if zlib.crc32(data) != entry.crc:
@@ -174,15 +175,3 @@ class Clip(Sequence["NDArray[np.uint8]"]):
     def digest(self) -> str:
         """Hex SHA-256 of what a replay depends on: sizes, arrival times and checksums."""
         return sha256(repr((self.header.size, self.times_ns, [entry.crc for entry in self._entries])).encode())
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def __enter__(self) -> Clip:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
