@@ -83,7 +83,7 @@ def test_float_is_the_canonical_graph() -> None:
 def test_unknown_form() -> None:
     with pytest.raises(UsageError, match=r"no form of this name; the nearest is 'linears-int8'"):
         place(artifacts.request(TARGET, replace(INT8, form="linear-int8")))
-    assert list(FORMS) == ["float", "linears-int8"]
+    assert list(FORMS)[:3] == ["float", "float-attention", "linears-int8"]
 
 
 # --- preflight -------------------------------------------------------------------------------------------------------
@@ -120,6 +120,26 @@ def test_the_executed_graph_is_the_plan(artifact: Artifact, session: Session) ->
     assert ("blocks.0.attn.qkv", "QAttention", "int8") in executed
     assert ("blocks.0.attn.scores", "QAttention", "fp32") in executed
     assert ("patch_embed.stem.1.conv", "MatMulIntegerToFloat", "int8") in executed
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_runs_as_planned(form: str, tmp_path: Path) -> None:
+    """The executed graph has the planned layers in integers, and computes what its standard form says."""
+    candidate = replace(INT8 if form.endswith("int8") else FLOAT, form=form)
+    placed = place(artifacts.request(TARGET, candidate))
+    assert preflight.check(placed.files[placed.graph], TARGET) == []
+    made = artifacts.make(tmp_path / form, TARGET, candidate)
+    planned = [layer.name for layer in made.manifest.layers if layer.precision == "int8"]
+    assert bool(planned) == form.endswith("int8")
+    images = np.random.default_rng(1).integers(0, 256, (4, 32, 48, 3), dtype=np.uint8)
+    with open_session(made, OpenOptions(threads=1)) as opened:
+        assert unmet_layers(made.manifest.layers, opened.executed()) == []
+        found = np.stack(list(opened.map_batches(images)))
+    assert placed.interpretable is not None
+    expected = run_graph(placed.interpretable, images[:1])
+    assert np.abs(found[:1] - expected).max() <= 0.02 * np.abs(expected).max()
+    exact = artifacts.reference(images)
+    assert np.abs(found - exact).max() <= 0.1 * np.abs(exact).max()
 
 
 def test_a_layer_that_runs_in_float_is_found_out(artifact: Artifact, tmp_path: Path) -> None:

@@ -13,20 +13,17 @@ from tests.graph.vits import MEAN, STD, random_arrays, random_images, tiny
 from tests.quantize.references import convolution
 from vitedge.architecture import ConvStem, PatchStem, ViTConfig
 from vitedge.graph.author import author_vit
-from vitedge.graph.surgery import pin_batch, to_bytes
+from vitedge.graph.surgery import linear_layers, pin_batch, to_bytes
 from vitedge.quantize.observe import observe
+from vitedge.quantize.prepare import replaced
 from vitedge.quantize.qdq import insert_qdq
 from vitedge.quantize.rounding import QuantizedLayer, Scheme, quantize_layers
 from vitedge.quantize.views import View
 from vitedge.recipe import load_recipe
+from vitedge.runtimes.onnxruntime.attention import attentions, float_attention, quantized_attention
+from vitedge.runtimes.onnxruntime.convolutions import field_indices, integer_convolutions
 from vitedge.runtimes.onnxruntime.interpret import run_graph
-from vitedge.runtimes.onnxruntime.kernels import (
-    attentions,
-    field_indices,
-    integer_convolutions,
-    integer_linears,
-    quantized_attention,
-)
+from vitedge.runtimes.onnxruntime.linears import dynamic_linears, gemm_linears, integer_linears, weight_only_linears
 from vitedge.runtimes.onnxruntime.placement import integer_graph
 
 STEM = ConvStem(channels=(8, 10), strides=(2, 4))
@@ -189,3 +186,82 @@ def test_eight_bits_saturate_where_pairs_are_added_in_16_bits() -> None:
         pytest.skip("this processor isn't x86 with AVX2")
     found, exact = worst_case(8)
     assert (found == exact) == bool(isa & {"avx_vnni", "avx512_vnni", "amx_int8"})
+
+
+@pytest.mark.parametrize("name", ["patches", "stem", "qk-norm"])
+def test_weights_alone_in_integers_are_the_rounded_weights(name: str) -> None:
+    config = CONFIGS[name]
+    images = random_images(config, 6)
+    improved, layers = quantized(config, images)
+    linears = {name: layer for name, layer in layers.items() if layer.kind == "linear"}
+    found = run(weight_only_linears(improved, linears), images)
+    assert difference(found, run(with_rounded_weights(improved, linears), images)) <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["patches", "stem", "qk-norm"])
+def test_dynamic_scales_are_each_inferences_own(name: str) -> None:
+    """One linear at a time, against numpy: u8 over the tensor's own range, zero included."""
+    config = CONFIGS[name]
+    images = random_images(config, 3)
+    improved, layers = quantized(config, images)
+    name = "blocks.0.mlp.fc1"
+    layer = layers[name]
+    linear = next(each for each in linear_layers(improved) if each.name == name)
+    found = dynamic_linears(improved, {name: layer})
+    x, y = outputs(found, [linear.input, linear.output], images)
+    low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
+    scale = np.float32((high - low) / 255)
+    zero = np.clip(np.rint(-low / scale), 0, 255)
+    integers = np.clip(np.rint(x / scale) + zero, 0, 255) - zero
+    weight = layer.weight if layer.channel_axis == 1 else layer.weight.T
+    expected = integers.astype(np.float64) @ weight.astype(np.float64) * (scale * layer.weight_scale) + layer.bias
+    assert np.abs(y - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", ["patches", "stem", "qk-norm"])
+def test_a_gemm_rounds_its_bias_to_a_step_of_the_product(name: str) -> None:
+    """One linear at a time, against numpy."""
+    config = CONFIGS[name]
+    images = random_images(config, 3)
+    improved, layers = quantized(config, images)
+    for name in ("blocks.0.attn.qkv", "blocks.0.mlp.fc2", "head"):
+        layer = layers[name]
+        linear = next(each for each in linear_layers(improved) if each.name == name)
+        x, y = outputs(gemm_linears(improved, {name: layer}), [linear.input, linear.output], images)
+        zero = layer.input_zero_point
+        integers = np.clip(np.rint(x / np.float32(layer.input_scale)) + zero, 0, 255) - zero
+        weight = layer.weight if layer.channel_axis == 1 else layer.weight.T
+        step = layer.input_scale * layer.weight_scale.astype(np.float64)
+        expected = integers.astype(np.float64) @ weight.astype(np.float64) * step + layer.bias
+        assert (np.abs(y - expected) <= 0.51 * step + 1e-6 * np.abs(expected).max()).all()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_float_attention_changes_nothing(name: str) -> None:
+    config = CONFIGS[name]
+    images = random_images(config, 6)
+    graph = author_vit(config, random_arrays(config), mean=MEAN, std=STD)
+    found = float_attention(graph)
+    operators = [node.op_type for node in found.graph.node]
+    assert operators.count("Attention") == (0 if config.qk_norm else config.depth)
+    assert difference(run(found, images), run(graph, images)) <= 1e-5
+
+
+def with_rounded_weights(model: onnx.ModelProto, layers: dict[str, QuantizedLayer]) -> onnx.ModelProto:
+    """The float graph whose weights are what the integers stand for."""
+    linears = {linear.name: linear for linear in linear_layers(model)}
+    values = {}
+    for name, layer in layers.items():
+        shape = [1, 1]
+        shape[layer.channel_axis] = -1
+        values[linears[name].weight] = layer.weight * layer.weight_scale.reshape(shape)
+        values[linears[name].bias or ""] = layer.bias
+    return replaced(model, values)
+
+
+def outputs(model: onnx.ModelProto, names: list[str], images: np.ndarray) -> list[np.ndarray]:
+    """Inner tensors of a graph."""
+    watched = onnx.ModelProto.FromString(model.SerializeToString())
+    watched.graph.output.extend(onnx.helper.make_tensor_value_info(name, 1, None) for name in names)
+    session = onnxruntime.InferenceSession(to_bytes(watched), providers=["CPUExecutionProvider"])
+    return [np.asarray(value) for value in session.run(names, {"image": images})]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -14,7 +15,11 @@ from vitedge.quantize.prepare import replaced
 from vitedge.quantize.rounding import QuantizedLayer
 
 
-def insert_qdq(model: onnx.ModelProto, layers: Mapping[str, QuantizedLayer]) -> onnx.ModelProto:
+def insert_qdq(
+    model: onnx.ModelProto,
+    layers: Mapping[str, QuantizedLayer],
+    inputs: Literal["static", "dynamic", "float"] = "static",
+) -> onnx.ModelProto:
     """The float graph with each of ``layers`` quantized by standard operators of opset 20.
 
     The input of layer ``X`` goes through the nodes ``X.input.q`` and ``X.input.dq`` (layers that read one tensor with
@@ -25,6 +30,8 @@ def insert_qdq(model: onnx.ModelProto, layers: Mapping[str, QuantizedLayer]) -> 
     Args:
         model: the graph that :func:`vitedge.quantize.rounding.quantize_layers` returned.
         layers: what it returned beside it, or some of it.
+        inputs: how the inputs of layers are rounded: with their observed scales, with those of each inference's own
+            range (``DynamicQuantizeLinear``), or not at all.
 
     Raises:
         ModelError: a layer that the graph hasn't.
@@ -48,7 +55,16 @@ def insert_qdq(model: onnx.ModelProto, layers: Mapping[str, QuantizedLayer]) -> 
         if layer is not None:
             name, linear = layer.name, known[layer.name]
             quantization = (linear.input, layer.input_scale, layer.input_zero_point, layer.input_type)
-            if quantization not in pairs:
+            if inputs == "float":
+                pairs[quantization] = linear.input
+            elif inputs == "dynamic" and quantization not in pairs:
+                parts = [f"{name}.input.{part}" for part in ("q.out", "scale", "zero_point")]
+                pairs[quantization] = f"{name}.input.dq.out"
+                nodes += [
+                    helper.make_node("DynamicQuantizeLinear", [linear.input], parts, f"{name}.input.q"),
+                    helper.make_node("DequantizeLinear", parts, [pairs[quantization]], f"{name}.input.dq"),
+                ]
+            elif quantization not in pairs:
                 scale = constant(f"{name}.input.scale", np.float32(layer.input_scale))
                 zero = constant(f"{name}.input.zero_point", np.dtype(layer.input_type).type(layer.input_zero_point))
                 pairs[quantization] = f"{name}.input.dq.out"

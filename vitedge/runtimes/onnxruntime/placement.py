@@ -1,12 +1,17 @@
 """The graph as ONNX Runtime runs it fast on CPUs: an ONNX file of static batch.
 
-=============  ================================================================================================
-form           what it is
-=============  ================================================================================================
-float          the canonical graph
-linears-int8   Linear and Conv layers multiply u8 by s8 in ``MatMulIntegerToFloat``, bias inside; convolutions are
-               brought there as rows; attention and its qkv linear are one ``QAttention``; the rest is float32
-=============  ================================================================================================
+===============  ==============================================================================================
+form             what it is
+===============  ==============================================================================================
+float            the canonical graph
+float-attention  the same with each attention and its qkv linear as one ``Attention``
+linears-int8     Linear and Conv layers multiply u8 by s8 in ``MatMulIntegerToFloat``, bias inside; convolutions are
+                 brought there as rows; attention and its qkv linear are one ``QAttention``; the rest is float32
+gemm-int8        the same with the other linears as ``QGemm``
+static-int8      linears and convolutions as in linears-int8, attention as it stands in the canonical graph
+dynamic-int8     linears as ``DynamicQuantizeMatMul``: scales from each inference's own range; the rest is float32
+weights-int8     linears as ``MatMulNBits``: 8-bit weights, float32 products; the rest is float32
+===============  ==============================================================================================
 
 Standard Q/DQ isn't used: ONNX Runtime turns it into operators only in part, and what is left runs slower than float32
 (``docs/quantization.md`` has the figures). Activations are u8 with static scales, per tensor; weights s8, per output
@@ -17,23 +22,26 @@ keep to 7 bits unless the target promises an instruction set that accumulates in
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import onnx
 
 from vitedge.errors import UsageError, nearest
 from vitedge.graph.surgery import batch_size, linear_layers, pin_batch, set_metadata, shapes, to_bytes
 from vitedge.quantize.qdq import insert_qdq
-from vitedge.quantize.rounding import QuantizedLayer, Scheme, quantize_layers
+from vitedge.quantize.rounding import Scheme, quantize_layers
 from vitedge.quantize.views import quantizable
 from vitedge.runtimes.contract import Placed, Request
 from vitedge.runtimes.onnxruntime import facts
-from vitedge.runtimes.onnxruntime.kernels import (
-    integer_convolutions,
+from vitedge.runtimes.onnxruntime.attention import float_attention, quantized_attention
+from vitedge.runtimes.onnxruntime.convolutions import integer_convolutions, pointwise, tiles
+from vitedge.runtimes.onnxruntime.linears import (
+    dynamic_linears,
+    gemm_linears,
     integer_linears,
-    pointwise,
-    quantized_attention,
-    tiles,
+    weight_only_linears,
 )
+from vitedge.runtimes.onnxruntime.rewriter import Layers
 from vitedge.runtimes.plan import planned_layers
 from vitedge.target import Option
 
@@ -76,25 +84,50 @@ def place(request: Request) -> Placed:
 
 #: (graph, the same arithmetic in standard operators, precision by layer name, reasons by layer name)
 Form = tuple[onnx.ModelProto, onnx.ModelProto, dict[str, str], dict[str, str]]
+Builder = Callable[[Request], Form]
 
 
 def _float(request: Request) -> Form:
     return request.graph, request.graph, {}, {}
 
 
-def _linears_int8(request: Request) -> Form:
-    assert request.statistics is not None and request.recipe is not None, "a quantized form needs statistics"
-    scheme = Scheme("uint8", symmetric=False, weight_bits=8 if request.target.isa in WIDE_SUMS else 7)
-    left = left_in_float(request.graph)
-    left |= request.left_in_float(layer.name for layer in linear_layers(request.graph) if layer.name not in left)
-    names = [layer.name for layer in linear_layers(request.graph) if layer.name not in left]
-    graph, layers = quantize_layers(request.graph, request.statistics, request.recipe, scheme, names)
-    return integer_graph(graph, layers), insert_qdq(graph, layers), dict.fromkeys(layers, "int8"), left
+def _float_attention(request: Request) -> Form:
+    return float_attention(request.graph), request.graph, {}, {}
 
 
-def integer_graph(graph: onnx.ModelProto, layers: dict[str, QuantizedLayer]) -> onnx.ModelProto:
-    """The improved float graph with ``layers`` in integers."""
+def _integers(
+    build: Callable[[onnx.ModelProto, Layers], onnx.ModelProto],
+    kinds: tuple[str, ...] = ("linear", "conv"),
+    inputs: Literal["static", "dynamic", "float"] = "static",
+) -> Builder:
+    """A form in which the layers of these kinds have integer weights, and their inputs are rounded that way."""
+
+    def form(request: Request) -> Form:
+        assert request.statistics is not None and request.recipe is not None, "a quantized form needs statistics"
+        scheme = Scheme("uint8", symmetric=False, weight_bits=8 if request.target.isa in WIDE_SUMS else 7)
+        left = left_in_float(request.graph)
+        for layer in linear_layers(request.graph):
+            if layer.kind not in kinds:
+                left.setdefault(layer.name, f"the form {request.candidate.form} leaves it in float")
+        left |= request.left_in_float(layer.name for layer in linear_layers(request.graph) if layer.name not in left)
+        names = [layer.name for layer in linear_layers(request.graph) if layer.name not in left]
+        graph, layers = quantize_layers(request.graph, request.statistics, request.recipe, scheme, names)
+        return build(graph, layers), insert_qdq(graph, layers, inputs), dict.fromkeys(layers, "int8"), left
+
+    return form
+
+
+def integer_graph(graph: onnx.ModelProto, layers: Layers) -> onnx.ModelProto:
+    """The improved float graph with ``layers`` in integers, attention among them."""
     return integer_convolutions(integer_linears(quantized_attention(graph, layers), layers), layers)
+
+
+def _gemm_graph(graph: onnx.ModelProto, layers: Layers) -> onnx.ModelProto:
+    return integer_convolutions(gemm_linears(quantized_attention(graph, layers), layers), layers)
+
+
+def _static_graph(graph: onnx.ModelProto, layers: Layers) -> onnx.ModelProto:
+    return integer_convolutions(integer_linears(graph, layers), layers)
 
 
 def left_in_float(graph: onnx.ModelProto) -> dict[str, str]:
@@ -114,4 +147,12 @@ def left_in_float(graph: onnx.ModelProto) -> dict[str, str]:
     return refused
 
 
-FORMS: dict[str, Callable[[Request], Form]] = {"float": _float, "linears-int8": _linears_int8}
+FORMS: dict[str, Builder] = {
+    "float": _float,
+    "float-attention": _float_attention,
+    "linears-int8": _integers(integer_graph),
+    "gemm-int8": _integers(_gemm_graph),
+    "static-int8": _integers(_static_graph),
+    "dynamic-int8": _integers(dynamic_linears, ("linear",), "dynamic"),
+    "weights-int8": _integers(weight_only_linears, ("linear",), "float"),
+}

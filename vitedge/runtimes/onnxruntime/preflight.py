@@ -7,13 +7,17 @@ import re
 from onnx import TensorProto, defs
 
 from vitedge.graph.surgery import parse
-from vitedge.runtimes.onnxruntime.kernels import CONTRIB
+from vitedge.runtimes.onnxruntime.rewriter import CONTRIB
 from vitedge.target import Target
 
 #: Newest opset and IR version by release (onnxruntime.ai, "Compatibility").
 _RELEASES = {"1.14": (18, 8), "1.15": (19, 9), "1.17": (20, 9), "1.18": (21, 10), "1.22": (23, 11)}
-#: Operators of ONNX Runtime's own that the forms use; all of them are older than 1.14.
-_OWN = ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QAttention")
+#: Operators of ONNX Runtime's own that the forms use, with the release from which on they are what the forms take them
+#: for (MatMulNBits has 8-bit weights and a bias on CPUs since 1.22; the others are older than 1.14).
+_OWN = {
+    **dict.fromkeys(("Attention", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QAttention", "QGemm"), "1.14"),
+    "MatMulNBits": "1.22",
+}
 _HALF = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
 
 
@@ -30,7 +34,7 @@ def check(graph: bytes, target: Target) -> list[str]:
     if used.get("ai.onnx", 0) > opset:
         findings.append(f"opset {used['ai.onnx']} (it takes {opset})")
     for operator, domain in sorted({(node.op_type, node.domain or "ai.onnx") for node in model.graph.node}):
-        if domain == CONTRIB and operator in _OWN:
+        if domain == CONTRIB and operator in _OWN and _release(_OWN[operator]) <= oldest:
             continue
         if domain != "ai.onnx" or not defs.has(operator, used.get("ai.onnx", opset)):
             findings.append(f"operator {operator} of {domain}")
