@@ -145,3 +145,19 @@ def source_input(frames: Frames, contract: Preprocessing, layout: str, dtype: st
         values = (pixels.astype(np.float64) * contract.rescale - np.asarray(contract.mean)) / np.asarray(contract.std)
         pixels = values.astype(np.float32)
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2) if layout == "nchw" else pixels)
+
+
+def graph_summary(details: Mapping[str, Any]) -> dict[str, Any]:
+    """What was done to a foreign graph and what was left alone, by name, for people; empty for any other origin."""
+    if "authored" not in details:
+        return {}
+    left = {name: len(nodes) for name, nodes in details.get("operators_left_alone", {}).items()}
+    told: dict[str, Any] = {"graph": "a plain ViT, authored anew" if details["authored"] else "kept as it came"}
+    for name, counts in (("rewrites", details["rewrites"]), ("operators_left_alone", left)):
+        if counts:
+            told[name] = ", ".join(key if count == 1 else f"{key} ×{count}" for key, count in sorted(counts.items()))
+    if details.get("rejected_rewrites"):
+        told["rewrites_taken_back"] = ", ".join(sorted(details["rejected_rewrites"]))
+    if "fixed_batch" in details:
+        told["fixed_batch"] = details["fixed_batch"]
+    return told
