@@ -23,7 +23,8 @@ from vitedge.golden import golden_pictures
 from vitedge.graph import mappings
 from vitedge.graph.reference import reference_logits
 from vitedge.importing import import_model, preprocessing_options, read_labels
-from vitedge.model_folder import Model
+from vitedge.importing.labels import recognised
+from vitedge.model_folder import Model, class_table
 
 EXPORTS = Path(__file__).resolve().parent.parent / "graph" / "exports"
 TINY_TIMM = tiny(embed_dim=192, num_heads=3, mlp_hidden=64, image_size=(32, 32), depth=1)
@@ -303,6 +304,42 @@ def test_labels_that_do_not_fit(tmp_path: Path) -> None:
             read_labels(tmp_path / name, 1, "test")
     with pytest.raises(UsageError, match="don't exist"):
         read_labels(tmp_path / "none.txt", 1, "test")
+
+
+def test_imagenet_names_ship() -> None:
+    table = read_labels("imagenet-1k", 1000, "test")
+    assert (table[0].folder, table[0].name) == ("n01440764", "tench, Tinca tinca")
+    assert len({label.folder for label in table}) == 1000 and [label.id for label in table] == list(range(1000))
+    with pytest.raises(ModelError, match="imagenet-1k has 1000 class names; the model has 10"):
+        read_labels("imagenet-1k", 10, "test")
+
+
+def test_imagenet_is_recognised() -> None:
+    known = read_labels("imagenet-1k", 1000, "test")
+    assert recognised(None, 1000, "augreg2_in21k_ft_in1k") == known
+    assert recognised(None, 1000, "mine") is None and recognised(None, 21843, "in1k") is None
+    spelt = class_table([label.name.split(",")[0] for label in known], [None] * 1000)
+    found = recognised(spelt, 1000, "")
+    assert found is not None and (found[7].folder, found[7].name) == (known[7].folder, "cock")
+    others = class_table([f"thing {index}" for index in range(1000)])
+    assert recognised(others, 1000, "") == others
+
+
+def test_tables_of_id_folder_and_name(tmp_path: Path) -> None:
+    rows = [{"id": 1, "folder": "n2", "name": "dog"}, {"id": 0, "folder": "n1", "name": "cat"}]
+    (tmp_path / "table.json").write_text(json.dumps(rows))
+    (tmp_path / "table.txt").write_text("n1\tcat\nn2\tdog\n")
+    for name in ("table.json", "table.txt"):
+        table = read_labels(tmp_path / name, 2, "test")
+        assert [(label.id, label.folder, label.name) for label in table] == [(0, "n1", "cat"), (1, "n2", "dog")]
+    (tmp_path / "twice.json").write_text(json.dumps([rows[0], rows[0]]))
+    with pytest.raises(ModelError, match="aren't 0, 1, 2"):
+        read_labels(tmp_path / "twice.json", 2, "test")
+    for folder in ("n01440764", "n01443537"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        (tmp_path / "data" / folder / "1.png").write_bytes(b"")
+    names = [label.name for label in read_labels(tmp_path / "data", 2, "test")]
+    assert names == ["tench, Tinca tinca", "goldfish, Carassius auratus"]
 
 
 def test_two_classes_of_one_name_have_no_folder() -> None:

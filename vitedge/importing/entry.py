@@ -12,13 +12,19 @@ from vitedge.files import refuse_existing
 from vitedge.images import ImageSet
 from vitedge.importing.checkpoint import import_checkpoint
 from vitedge.importing.factory import import_factory
+from vitedge.importing.hub import PREFIX, Fetched, fetch
 from vitedge.importing.labels import read_labels
-from vitedge.importing.onnx_file import import_onnx
-from vitedge.importing.proof import TOLERANCE
-from vitedge.model_folder import MODEL_JSON, Model, ModelRecord, Origin, class_table, write_model
+from vitedge.importing.labels import recognised as labels_recognised
+from vitedge.importing.onnx_file import graph_summary, import_onnx
+from vitedge.importing.proof import TOLERANCE, Imported
+from vitedge.model_folder import MODEL_JSON, ClassLabel, Model, ModelRecord, Origin, class_table, write_model
 from vitedge.models.factory import PICKLED, Factory
+from vitedge.progress import Progress, silent
 
-LAYOUTS = "a timm folder (config.json, model.safetensors), an ONNX file, a folder of `vitedge train`, or: embedded"
+LAYOUTS = (
+    "a timm or Hugging Face folder (config.json, model.safetensors), hub:<org>/<name>, an ONNX file, "
+    "a folder of `vitedge train`, or: embedded"
+)
 
 
 def import_model(
@@ -30,22 +36,28 @@ def import_model(
     licence: str | None = None,
     images: str | Path | ImageSet | None = None,
     overwrite: bool = False,
+    progress: Progress = silent,
 ) -> Model:
     """Bring a model into a canonical folder, with proof that nothing changed on the way.
 
     Args:
-        source: a folder in timm's published layout or its ``model.safetensors``, an ONNX file, a folder that
-            ``vitedge train`` wrote, ``"embedded"``, or a :class:`~vitedge.models.factory.Factory` of a torch module.
+        source: a folder in timm's or transformers' published layout or its ``model.safetensors``,
+            ``"hub:<org>/<name>[@revision]"``, an ONNX file, a folder that ``vitedge train`` wrote, ``"embedded"``, or a
+            :class:`~vitedge.models.factory.Factory` of a torch module.
         out: the model folder to write.
-        labels: class names in the order of the logits: a list, a text file (one a line), JSON (a list, or a dictionary
-            from id to name), or a folder of class folders, sorted. Without it the source's own, else numbers.
+        labels: class names in the order of the logits, as :func:`~vitedge.importing.labels.read_labels` takes them.
+            Without it the source's own, else numbers.
         preprocessing: fields of :class:`~vitedge.preprocessing.Preprocessing` that override or complete the source's.
             An ONNX file with float input needs at least ``mean`` and ``std``, and ``size`` where its input has none.
+            Another ``size`` of a published checkpoint resizes its position embedding; ``patch_size`` beside these
+            fields its patch projection.
         licence: of the model, where the source doesn't say.
         images: pictures to compare on; without them the embedded ones.
         overwrite: permit replacing an existing model folder.
+        progress: called with (task, done, total) while files are fetched.
 
     Raises:
+        ResourceError: the hub can't be reached.
         UsageError: no such source, an existing output, a preprocessing that isn't one.
         ModelError: a source that can't be read, or tensors, labels or classes that don't fit.
         InvalidResultError: the logits differ from the source's.
@@ -53,10 +65,15 @@ def import_model(
     asked = f"import {source.name if isinstance(source, Factory) else source}"
     refuse_existing(Path(out), overwrite=overwrite, asked=asked)
     options = dict(preprocessing or {})
+    fetched: Fetched | None = None
     if isinstance(source, Factory):
         imported = import_factory(source, options, images, asked)
     else:
-        kind, path = recognised(source, asked)
+        if str(source).startswith(PREFIX):
+            fetched = fetch(str(source), asked, progress)
+            kind, path = "published", fetched.folder
+        else:
+            kind, path = recognised(source, asked)
         if kind == "onnx":
             imported = import_onnx(path, options, images, asked)
         else:
@@ -68,18 +85,28 @@ def import_model(
             f"the logits differ from the source's by {parity.relative:.1e} of the largest; {TOLERANCE:.0e} is allowed",
             "report it with the source's architecture; nothing was written",
         )
-    classes = read_labels(labels, count, asked) if labels is not None else imported.classes
+    if labels is not None:
+        classes: tuple[ClassLabel, ...] | None = read_labels(labels, count, asked)
+    else:
+        classes = labels_recognised(imported.classes, count, str(imported.details.get("tag", "")))
     record = ModelRecord(
-        name=imported.name,
+        name=imported.name if fetched is None else fetched.repo.rpartition("/")[2],
         classes=classes or class_table([f"class {index}" for index in range(count)], [None] * count),
         preprocessing=imported.preprocessing,
-        origin=Origin(kind=imported.kind, source=imported.name, details=imported.details, parity=parity),
+        origin=_origin(imported, fetched),
         licence=licence or imported.licence,
         architecture=imported.architecture,
         training=imported.training,
         accuracy=imported.accuracy,
     )
     return write_model(out, record, imported.files, overwrite=overwrite, asked=asked)
+
+
+def _origin(imported: Imported, fetched: Fetched | None) -> Origin:
+    source, details = imported.name, imported.details
+    if fetched is not None:
+        source, details = f"{PREFIX}{fetched.repo}", {**details, "revision": fetched.revision}
+    return Origin(kind=imported.kind, source=source, details=details, parity=imported.parity)
 
 
 def summary(model: Model) -> dict[str, Any]:
@@ -96,8 +123,10 @@ def summary(model: Model) -> dict[str, Any]:
     if record.architecture is not None:
         row |= {"blocks": record.architecture.depth, "channels": record.architecture.embed_dim}
         row |= {"million_macs": round(record.architecture.macs() / 1e6, 1)}
-    if record.origin.details.get("operators_left_alone"):
-        row["operators_left_alone"] = ", ".join(sorted(record.origin.details["operators_left_alone"]))
+    for detail in ("revision", "position_embedding", "patch_projection"):
+        if detail in record.origin.details:
+            row[detail] = record.origin.details[detail]
+    row |= graph_summary(record.origin.details)
     if parity is not None:
         row |= {"compared_with": parity.reference, "pictures": parity.images, "relative_difference": parity.relative}
     return row

@@ -1,0 +1,110 @@
+"""``hub:<org>/<name>[@revision]``: a checkpoint is fetched into Hugging Face's own cache, its revision pinned.
+
+``HF_HOME``, ``HF_TOKEN``, ``HF_ENDPOINT`` and ``HF_HUB_OFFLINE`` mean what they mean to every tool with that cache.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitedge.errors import ModelError, NotInstalledError, ResourceError, UsageError
+from vitedge.progress import Progress, silent
+
+PREFIX = "hub:"
+NEEDED = ("config.json", "model.safetensors")
+HELPFUL = ("preprocessor_config.json", "README.md")  # preprocessing and licence, where they are published
+
+_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A repository's files at one commit."""
+
+    folder: Path
+    repo: str  # org/name
+    revision: str  # the commit, 40 hexadecimal digits
+
+
+def fetch(source: str, asked: str, progress: Progress = silent) -> Fetched:
+    """The checkpoint's files in the local cache, downloaded where they aren't there yet.
+
+    Args:
+        source: ``hub:<org>/<name>``, with ``@`` and a branch, tag or commit where it shall not be ``main``.
+        asked: for error texts.
+        progress: called with ("download", KiB done, KiB in all).
+
+    Raises:
+        UsageError: no such repository or revision.
+        ModelError: it publishes no config.json or model.safetensors.
+        ResourceError: the hub can't be reached and the cache doesn't have it, or it isn't public.
+        NotInstalledError: no huggingface_hub.
+    """
+    match = _NAME.fullmatch(source.removeprefix(PREFIX))
+    if match is None:
+        raise UsageError(
+            asked, f"'{source}' isn't hub:<org>/<name>[@revision]", "write, say, hub:timm/test_vit.r160_in1k"
+        )
+    try:
+        from huggingface_hub import errors, hf_hub_download
+    except ImportError as error:
+        raise NotInstalledError.for_extra(asked, "huggingface_hub", "hub") from error
+    repo, revision = match["repo"], match["revision"]
+    bar = _bar(progress)
+
+    def download(file: str, commit: str | None) -> Path | None:
+        try:
+            return Path(hf_hub_download(repo, file, revision=commit, tqdm_class=bar))
+        except errors.GatedRepoError as error:
+            fix = f"accept its terms on the page of {repo}, then set HF_TOKEN or run: hf auth login"
+            raise ResourceError(asked, "its publisher wants its terms accepted first", fix) from error
+        except errors.RepositoryNotFoundError as error:
+            fix = "check the name; for a private one set HF_TOKEN or run: hf auth login"
+            raise UsageError(asked, f"the hub has no public repository {repo}", fix) from error
+        except errors.RevisionNotFoundError as error:
+            fix = "name a branch, a tag or a commit of it"
+            raise UsageError(asked, f"{repo} has no revision '{revision}'", fix) from error
+        except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+            if file in HELPFUL:  # an offline cache holds what was there when it was filled
+                return None
+            fix = "check the network and HF_HUB_OFFLINE, or download the repository elsewhere and name its folder"
+            raise ResourceError(asked, f"the hub can't be reached, and {file} isn't in the cache", fix) from error
+        except errors.EntryNotFoundError as error:
+            if file in HELPFUL:
+                return None
+            fix = "export the model to ONNX, or load it in your own code with --factory"
+            raise ModelError(asked, f"{repo} publishes no {file}", fix) from error
+        except errors.HFValidationError as error:
+            raise UsageError(asked, f"'{repo}' isn't a repository's name", "write hub:<org>/<name>") from error
+        except Exception as error:  # the network's own kinds, which differ between its versions
+            first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            fix = "try again, or download the repository elsewhere and name its folder"
+            raise ResourceError(asked, f"the download of {file} failed: {first}", fix) from error
+
+    config = download(NEEDED[0], revision)
+    assert config is not None
+    commit = config.parent.name  # .../snapshots/<commit>/config.json
+    for file in (*HELPFUL, *NEEDED[1:]):
+        download(file, commit)
+    return Fetched(config.parent, repo, commit)
+
+
+def _bar(progress: Progress) -> Any:
+    """A tqdm that draws nothing and reports to ``progress``."""
+    from tqdm.std import tqdm  # type: ignore[import-untyped]  # it ships no types
+
+    class Bar(tqdm):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            options.pop("name", None)  # huggingface_hub's own
+            super().__init__(*arguments, **{**options, "disable": False, "file": io.StringIO(), "leave": False})
+
+        def display(self, *_: Any, **__: Any) -> bool:
+            if self.total:
+                progress("download", int(self.n) >> 10, int(self.total) >> 10)
+            return True
+
+    return Bar
