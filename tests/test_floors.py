@@ -20,6 +20,7 @@ FLOORS = {
     "files": 0,
     "isolation": 0,
     "hardware": 0,
+    "clocks": 0,
     "progress": 0,
     "architecture": 1,
     "deviation": 1,
@@ -62,7 +63,7 @@ FLOORS = {
 
 #: Modules of one floor that may be imported by others of the same floor, in this order.
 ORDER_WITHIN = {
-    0: ["_version", "errors", "schema", "catalogue", "files", "isolation", "hardware", "progress"],
+    0: ["_version", "errors", "schema", "catalogue", "files", "isolation", "hardware", "clocks", "progress"],
     1: [
         "architecture",
         "target",

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 from vitedge import catalogue, hardware, runtimes
 from vitedge._version import __version__
+from vitedge.clocks import Clocks, clocks, power_mode
 from vitedge.errors import VitedgeError, printable
 from vitedge.isolation import ChildError, run_isolated
 from vitedge.schema import Record
@@ -30,6 +31,7 @@ EXTRAS = {
     "openvino": (("openvino",), "export for OpenVINO and run its artifacts"),
     "tensorrt": (("tensorrt", "cuda"), "build and run TensorRT engines on an NVIDIA GPU"),
     "tensorrt-rtx": (("tensorrt_rtx",), "build engines for RTX GPUs, and referee TensorRT's graphs without a GPU"),
+    "nvml": (("pynvml",), "an NVIDIA GPU's clocks, power and memory while measuring"),
     "report": (("jinja2", "matplotlib"), "reports as one HTML file"),
     "train": (
         ("torch", "onnx", "onnxruntime", "safetensors", "jinja2", "matplotlib"),
@@ -90,6 +92,8 @@ class Machine(Record):
     processor: hardware.Processor
     memory: hardware.Memory
     board: hardware.Board
+    power_mode: str | None = None  # of a Jetson
+    clocks: Clocks | None = None  # of a board
     gpus: tuple[hardware.Gpu, ...]
     cameras: tuple[hardware.Camera, ...]
     runtimes: tuple[RuntimeState, ...]
@@ -114,6 +118,8 @@ def examine(root: Path = hardware.ROOT) -> Machine:
         processor=processor,
         memory=hardware.memory(root),
         board=board,
+        power_mode=power_mode(root),
+        clocks=clocks(root) if board.l4t is not None else None,
         gpus=tuple(gpus),
         cameras=tuple(hardware.cameras(root)),
         runtimes=tuple(states),

@@ -91,8 +91,24 @@ def jetson_orin_nano(root: Path) -> Path:
             "proc/self/cgroup": "0::/\n",
             "etc/os-release": 'PRETTY_NAME="Ubuntu 22.04.5 LTS"\n',
             "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n",
+            "etc/nvpmodel.conf": "".join(
+                f"< POWER_MODEL ID={number} NAME={name} >\nCPU_ONLINE CORE_0 1\n\n"
+                for number, name in enumerate(["15W", "25W", "MAXN_SUPER", "7W"])
+            ),
+            "var/lib/nvpmodel/status": "pmode:0001",
+            "sys/class/devfreq/17000000.gpu/cur_freq": "306000000\n",
+            "sys/class/devfreq/17000000.gpu/min_freq": "306000000\n",
+            "sys/class/devfreq/17000000.gpu/max_freq": "918000000\n",
+            "sys/class/devfreq/17000000.gpu/available_frequencies": "306000000 612000000 918000000 1020000000\n",
             "var/lib/dpkg/status": "Package: bash\nVersion: 5.1\n\nPackage: nvidia-jetpack\nVersion: 6.2+b77\n\n",
-            **_cores([str(number) for number in range(6)], scaling_governor="schedutil", cpuinfo_max_freq="1728000"),
+            **_cores(
+                [str(number) for number in range(6)],
+                scaling_governor="schedutil",
+                cpuinfo_max_freq="1728000",
+                scaling_cur_freq="729600",
+                scaling_min_freq="729600",
+                scaling_max_freq="1344000",
+            ),
         },
     )
 

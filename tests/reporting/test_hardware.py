@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.reporting import machines
-from vitedge import hardware
+from vitedge import clocks, hardware
 
 
 def test_raspberry_pi_5(tmp_path: Path) -> None:
@@ -51,6 +51,30 @@ def test_jetson_orin_nano(tmp_path: Path) -> None:
     assert (hardware.processor(root).logical_cores, hardware.processor(root).allowed_cores) == (6, 4)
     (gpu,) = hardware.gpus(root)
     assert (gpu.name, gpu.compute_capability, gpu.memory_mb) == ("Orin, integrated", "8.7", None)
+
+
+def test_power_mode_and_clocks_of_a_jetson(tmp_path: Path) -> None:
+    root = machines.jetson_orin_nano(tmp_path)
+    assert clocks.power_mode(root) == "25W (1 of 15W, 25W, MAXN_SUPER, 7W)"
+    found = clocks.clocks(root)
+    assert found.processor == clocks.Clock(now_mhz=729, least_mhz=729, most_mhz=1344, able_mhz=1728)
+    assert found.gpu == clocks.Clock(now_mhz=306, least_mhz=306, most_mhz=918, able_mhz=1020)
+    assert not found.locked
+    for file in ("sys/class/devfreq/17000000.gpu/min_freq", "sys/class/devfreq/17000000.gpu/cur_freq"):
+        (root / file).write_text("918000000\n")
+    (root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_min_freq").write_text("1344000\n")
+    assert clocks.clocks(root).locked
+    (root / "etc/nvpmodel.conf").unlink()
+    assert clocks.power_mode(root) == "1"
+
+
+def test_clocks_that_cant_be_read(tmp_path: Path) -> None:
+    assert clocks.clocks(tmp_path) == clocks.Clocks(processor=None, gpu=None)
+    assert not clocks.clocks(tmp_path).locked and clocks.power_mode(tmp_path) is None
+    thor = tmp_path / "sys/class/devfreq/gpu-gpc-0"
+    thor.mkdir(parents=True)
+    (thor / "max_freq").write_text("1575000000")
+    assert clocks.clocks(tmp_path).gpu == clocks.Clock(now_mhz=None, least_mhz=None, most_mhz=1575)
 
 
 def test_jetpack_from_l4t_where_its_package_is_not_installed(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from tests.conftest import ROOT
 from tests.reporting import machines
 from vitedge import catalogue, hardware, machine
 from vitedge.machine import RuntimeState, TargetState, fit
+from vitedge.reporting import terminal
 from vitedge.schema import encode_json
 from vitedge.target import load_target
 
@@ -25,6 +26,9 @@ HERE = [
     state("tensorrt", "10.3.0", "cuda:0"),
     state("tensorrt_rtx", None),
 ]
+
+
+RUNTIMES = [*HERE, state("null", "1", "null")]
 
 
 def fits(name: str, root: Path, states: list[RuntimeState] = HERE) -> TargetState:
@@ -48,6 +52,27 @@ def test_the_orin_runs_its_own_target_and_not_thor_s(tmp_path: Path) -> None:
         "no NVIDIA GPU with compute capability 11.0",
         "tensorrt 10.3.0 is older than 10.13",
     )
+
+
+def test_the_doctor_on_a_jetson(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a copy of the board's files: the runtimes are those planted above."""
+    monkeypatch.setattr(machine, "runtime_state", lambda name, targets: next(s for s in RUNTIMES if s.name == name))
+    found = machine.examine(machines.jetson_orin_nano(tmp_path))
+    assert found.power_mode == "25W (1 of 15W, 25W, MAXN_SUPER, 7W)"
+    assert found.clocks is not None and found.clocks.gpu is not None and found.clocks.gpu.most_mhz == 918
+    terminal.show_doctor(found)
+    text = capsys.readouterr().out
+    for said in (
+        "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super",
+        "6.2 (L4T 36.4.3)",
+        "25W (1 of 15W, 25W, MAXN_SUPER, 7W)",
+        "processor 729 MHz of 1344, 1728 by its hardware; GPU 306 MHz of 918, 1020 by its hardware; not locked",
+        "7,619 MiB, 5,087 MiB available, 3,809 MiB of swap",
+        "Orin, integrated",
+    ):
+        assert said in text
 
 
 def test_instructions_that_are_missing(tmp_path: Path) -> None:

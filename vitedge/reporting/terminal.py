@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from vitedge.clocks import Clock, Clocks
     from vitedge.machine import Machine
     from vitedge.recipe import Recipe
     from vitedge.reporting.inspection import Inspection
@@ -357,7 +358,8 @@ def _machine_facts(machine: Machine) -> list[tuple[str, object]]:
     return [
         ("board", board.model),
         ("system", system or None),
-        *([("JetPack", jetpack)] if board.l4t else []),
+        *([("JetPack", jetpack), ("power mode", machine.power_mode)] if board.l4t else []),
+        *([("clocks", _clocks(machine.clocks))] if machine.clocks else []),
         ("processor", f"{processor.model or 'unknown'}, {processor.architecture or 'unknown architecture'}"),
         ("cores", _cores(machine)),
         ("instructions", None if processor.isa is None else " ".join(processor.isa) or "none that matter here"),
@@ -390,6 +392,17 @@ def _memory(machine: Machine) -> str:
     limited = ", limited by a control group" if memory.limited else ""
     swap = f", {memory.swap_mb:,} MiB of swap" if memory.swap_mb else ""
     return f"{memory.total_mb:,} MiB, {left} available{limited}{swap}"
+
+
+def _clocks(clocks: Clocks) -> str:
+    def one(name: str, clock: Clock | None) -> str:
+        if clock is None:
+            return f"{name} unknown"
+        able = f", {clock.able_mhz} by its hardware" if clock.able_mhz and clock.able_mhz != clock.most_mhz else ""
+        return f"{name} {clock.now_mhz} MHz of {clock.most_mhz}{able}"
+
+    locked = "locked" if clocks.locked else "not locked (to measure: sudo jetson_clocks)"
+    return f"{one('processor', clocks.processor)}; {one('GPU', clocks.gpu)}; {locked}"
 
 
 def _known(record: Any) -> dict[str, Any]:
