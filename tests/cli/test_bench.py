@@ -165,6 +165,8 @@ def test_sweeps(artifact: Artifact, tmp_path: Path) -> None:
     rows = json.loads(done.out)["rows"]
     assert [(row["subject"]["batch"], row["session"]["threads"]) for row in rows] == [(8, 1), (8, 2)]
     assert "--batch 3" in fails(2, "bench", artifact.path, *QUICK, "--batch", "1,3")[2]
+    done = vitedge("bench", eight.path, *QUICK)
+    assert "1 thread, batch 8" in done.out
 
 
 def _told_when_measuring(folder: Path, keep_every_s: float = 10.0) -> dict[str, str]:

@@ -177,6 +177,20 @@ def test_offline_asks_for_everything_at_once(clock: Clock) -> None:
     assert set(found.samples.start_ns) == {0}
     assert list(found.samples.latency_ns) == sorted(found.samples.latency_ns)
     assert found.samples.latency_ns[-1] == pytest.approx(found.samples.blocks[0].end_ns, abs=100)
+    eight = np.repeat(frames(), 8, axis=1)
+    batches = run_like("loadgen-offline", Fake(clock, lambda call: 10 * MS), list(eight), slots=4, duration_s=1.0)
+    assert len(batches.samples) == dialects.OFFLINE_SAMPLES / 8  # samples are pictures
+
+
+def test_offline_asks_for_as_much_as_lasts_long_enough(clock: Clock) -> None:
+    """The first inference is slow; it mustn't be taken for the rate."""
+    system = Fake(clock, lambda call: 1000 * MS if call == 0 else 40 * MS)
+    found = run_like("loadgen-offline", system, fed(), slots=1, duration_s=600.0)
+    longer = run_like("loadgen-offline", Fake(clock, lambda call: 100 * MS), fed(), slots=1)
+    assert len(found.samples) == dialects.OFFLINE_SAMPLES  # 983 s
+    assert len(longer.samples) == dialects.OFFLINE_SAMPLES and not longer.shortened
+    quick = run_like("loadgen-offline", Fake(clock, lambda call: 2 * MS), fed(), slots=1, duration_s=100.0)
+    assert len(quick.samples) == pytest.approx(55_000, rel=0.01) and quick.samples.blocks[0].end_ns > 100e9
 
 
 def test_ultralytics_takes_one_pass(clock: Clock) -> None:

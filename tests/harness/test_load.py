@@ -286,8 +286,8 @@ def test_samples_needed_are_loadgens() -> None:
 
 
 def test_what_is_kept_meanwhile_is_whole(clock: Clock) -> None:
-    measured = contender(steady(clock))
-    run = Run([measured], replace(RULES, min_duration_s=100.0))
+    measured = contender(steady(clock, 50 * MS))
+    run = Run([measured], replace(RULES, min_duration_s=100.0, block_s=1.0))
     seen: list[int] = []
 
     def keep() -> None:

@@ -87,7 +87,7 @@ def run_like(
     least = len(frames) if rules.min_samples == 0 else rules.min_samples
     with quiet():
         if rules.issue == "at once":
-            count = max(least, math.ceil(wanted_s * 1e9 / max(1, first_ns)))
+            count = _expected(system, feed, slots, wanted_s, -(-least // frames[0].shape[0]))
             samples = _flying(system, feed, slots, 0.0, count, at_once=True)
         elif rules.issue == "async" and slots > 1:
             samples = _flying(system, feed, slots, wanted_s, least, at_once=False)
@@ -100,6 +100,14 @@ def run_like(
         min_duration_s=wanted_s,
         shortened=wanted_s < rules.min_duration_s,
     )
+
+
+def _expected(
+    system: System, feed: itertools.cycle[NDArray[np.uint8]], slots: int, duration_s: float, least: int
+) -> int:
+    """How many inferences last so long, with LoadGen's tenth on top: everything is asked for before it begins."""
+    probe = _flying(system, feed, slots, min(1.0, duration_s / 10), slots, at_once=False)
+    return max(least, math.ceil(1.1 * duration_s * len(probe) / _wall_s(probe)))
 
 
 def _one_by_one(system: System, feed: itertools.cycle[NDArray[np.uint8]], duration_s: float, least: int) -> Samples:

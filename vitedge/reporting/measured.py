@@ -74,8 +74,10 @@ def _beside(lines: Sequence[Line]) -> RenderableType | None:
 
 def _runtime(line: Line) -> str:
     told = line.row.session
-    threads = f", {told['threads']} threads" if told.get("threads") else ""
-    return f"{told.get('runtime', '')} {told.get('version', '')}{threads}"
+    count = told.get("threads")
+    threads = f", {count} thread{'' if count == 1 else 's'}" if count else ""
+    batch = f", batch {line.row.subject.batch}" if line.row.subject.batch > 1 else ""
+    return f"{told.get('runtime', '')} {told.get('version', '')}{threads}{batch}"
 
 
 def _claimed_ms(line: Line) -> float | None:
