@@ -148,8 +148,8 @@ def held_out() -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64],
         return np.stack([record.preprocessing.apply(images.read(index)) for index in range(count)])
 
     labels = held_out.labels([label.folder for label in record.classes], asked="test")
-    images = frames(held_out, len(held_out))
-    return frames(calibration, 128), images, labels, run_graph(graph, images)
+    images = frames(held_out, 250)
+    return frames(calibration, 128), images, labels[:250], run_graph(graph, images)
 
 
 @pytest.mark.timeout(300)
