@@ -29,11 +29,11 @@ def import_model(source: str | Path | Factory, out: str | Path, **options: Any) 
     """Bring a published ViT, a torch module, an ONNX file or the embedded model into a model folder.
 
     Args:
-        source: a folder or file in timm's layout, an ONNX file, a folder of ``vitedge train``, ``"embedded"``, or a
-            :class:`vitedge.importing.Factory` of a torch module.
+        source: a folder or file in timm's or transformers' layout, ``"hub:<org>/<name>[@revision]"``, an ONNX file, a
+            folder of ``vitedge train``, ``"embedded"``, or a :class:`vitedge.importing.Factory` of a torch module.
         out: the model folder to write.
-        **options: as :func:`vitedge.importing.import_model`: ``labels``, preprocessing fields, ``licence``,
-            ``overwrite``.
+        **options: as :func:`vitedge.importing.import_model`: ``labels``, ``preprocessing``, ``licence``, ``images``,
+            ``overwrite``, ``progress``.
 
     Raises:
         ModelError: unknown layout, wrong tensors, or logits that differ from the source's.
@@ -55,6 +55,7 @@ def export(
     held_out: str | Path | None = None,
     max_drop: float | None = None,
     min_agreement: float | None = None,
+    autotune: bool = False,
     batch: int | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
@@ -73,6 +74,7 @@ def export(
         max_drop: percentage points of top-1 that may be lost against float32, at the worse end of its 95 % interval.
             Layers go back to float until it holds.
         min_agreement: per cent of the pictures that must be called as float32 calls them, likewise.
+        autotune: measure every candidate that holds the budget on this machine, and take the fastest.
         batch: pictures per inference, instead of the target's.
         overwrite: replace an existing artifact.
         progress: called with (task, done, total).
@@ -94,6 +96,7 @@ def export(
         held_out=held_out,
         max_drop=max_drop,
         min_agreement=min_agreement,
+        autotune=autotune,
         batch=batch,
         overwrite=overwrite,
     )

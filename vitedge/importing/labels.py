@@ -48,7 +48,7 @@ def read_labels(labels: str | Path | Sequence[str], count: int, asked: str) -> t
     """
     if not isinstance(labels, str | Path):
         table, where = _named(list(labels)), "the list"
-    elif labels == IMAGENET_1K:
+    elif str(labels) == IMAGENET_1K:
         table, where = imagenet_1k(), IMAGENET_1K
     else:
         table, where = _from_path(Path(labels), asked), Path(labels).name

@@ -16,6 +16,7 @@ def preprocessing_options(
     size: str | None = None,
     mean: str | None = None,
     std: str | None = None,
+    fill: str | None = None,
     **others: Any,
 ) -> dict[str, Any]:
     """Command-line spellings as fields of :class:`~vitedge.preprocessing.Preprocessing`; what is None is left out.
@@ -24,6 +25,7 @@ def preprocessing_options(
         size: ``HEIGHT`` or ``HEIGHTxWIDTH`` in pixels.
         mean: three numbers with commas between.
         std: likewise.
+        fill: three whole numbers, red, green, blue.
         **others: fields whose values need no parsing.
 
     Raises:
@@ -35,13 +37,13 @@ def preprocessing_options(
         if not all(side.strip().isdecimal() for side in sides) or len(sides) > 2:
             raise UsageError("set the input size", f"'{size}' isn't HEIGHT or HEIGHTxWIDTH", "write, say, --size 224")
         options["size"] = (int(sides[0]), int(sides[-1]))
-    for name, text in (("mean", mean), ("std", std)):
+    for name, text in (("mean", mean), ("std", std), ("fill", fill)):
         if text is None:
             continue
         try:
-            options[name] = tuple(float(part) for part in text.split(","))
+            options[name] = tuple((int if name == "fill" else float)(part) for part in text.split(","))
         except ValueError as error:
-            fix = f"write, say, --{name} 0.5,0.5,0.5"
+            fix = f"write, say, --{name} {'0,0,0' if name == 'fill' else '0.5,0.5,0.5'}"
             raise UsageError(f"set --{name}", f"'{text}' isn't three numbers with commas between", fix) from error
     return options
 
