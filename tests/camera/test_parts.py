@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import subprocess
@@ -257,10 +258,8 @@ def test_a_damaged_clip_is_refused_or_read(place: int, flip: int, tmp_path_facto
     data = bytearray(path.read_bytes())
     data[place % len(data)] ^= flip
     path.write_bytes(data)
-    try:
+    with contextlib.suppress(ArtifactError):
         assert all(frame.shape == (3, 5, 3) for frame in Clip(path))
-    except ArtifactError:
-        pass
 
 
 def test_another_sources_clip_is_not_continued(tmp_path: Path) -> None:

@@ -106,9 +106,9 @@ class Capture:
         return max(0.0, self._retry_at - time.monotonic()) if self.state == "waiting" else None
 
     @property
-    def sequence_base(self) -> int:
-        """Frames captured over earlier connections."""
-        return self._past.captured
+    def before(self) -> Books:
+        """The books of earlier connections."""
+        return self._past
 
     def want_pictures(self, width: int) -> None:
         """Ask the reader for pictures at most so many pixels wide beside its frames; 0: none."""

@@ -247,7 +247,7 @@ class _Lane:
     def record(self, taken: Taken, probabilities: NDArray[np.float32], now_ns: int) -> tuple[FrameRecord, list[Event]]:
         """The record of a classified frame with probabilities [classes], and the events that follow from it."""
         capture, last = self.capture, self._last
-        sequence = capture.sequence_base + taken.sequence
+        sequence = capture.before.captured + taken.sequence
         gap = self._broken or taken.gap
         events: list[Event] = []
         if gap:
@@ -264,7 +264,7 @@ class _Lane:
         events += [self._changed(change, taken, "below its threshold" if fallen else None) for change in changes]
         self._last, self._broken = taken, False
         capture.classified += 1
-        dropped = capture.books.dropped
+        dropped = capture.before.dropped + taken.dropped
         age_ms = (now_ns - taken.monotonic_ns) / 1e6
         self._ages.append(age_ms)
         label = self._smoother.label
@@ -337,7 +337,7 @@ class _Lane:
             kind=kind,  # type: ignore[arg-type]
             time=iso(taken.wall_ns if taken else time.time_ns()),
             monotonic_ns=taken.monotonic_ns if taken else time.monotonic_ns(),
-            sequence=self.capture.sequence_base + taken.sequence if taken else None,
+            sequence=self.capture.before.captured + taken.sequence if taken else None,
             presentation_s=taken.presentation_s if taken else None,
             **more,  # type: ignore[arg-type]
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import accumulate
 from pathlib import Path
 
 from vitedge.clip import Clip
@@ -10,6 +10,7 @@ from vitedge.errors import UsageError
 from vitedge.harness.arrivals import Replay
 
 MOST_FRAMES = 2000  # they're held in memory: 300 MB at 224 pixels
+MOST_REORDERED_NS = 10_000_000_000
 
 
 def open_replay(path: Path) -> Replay:
@@ -24,8 +25,8 @@ def open_replay(path: Path) -> Replay:
     count = min(len(clip), MOST_FRAMES)
     if count < 2:
         raise UsageError(asked, f"it holds {count} frames", "record for longer")
-    times = clip.times_ns[:count]
-    if any(later < sooner for sooner, later in pairwise(times)):
+    times = tuple(accumulate(clip.times_ns[:count], max))  # frames that are reordered arrive out of turn
+    if max(high - time for high, time in zip(times, clip.times_ns, strict=False)) > MOST_REORDERED_NS:
         raise UsageError(asked, "its times go back: it was recorded over a restart of the machine", "record it again")
     part = "" if count == len(clip) else f", first {count} of {len(clip)} frames"
     return Replay(f"{path.name} ({clip.digest()[:12]}{part})", times, clip[:count], prepared=True)

@@ -56,6 +56,7 @@ class Taken(NamedTuple):
     monotonic_ns: int
     wall_ns: int
     gap: bool
+    dropped: int  # frames of this connection dropped before this one
     width: int
     height: int
     truth: str | None
@@ -261,6 +262,7 @@ class Shared:
                 return None
             buffer = min(ready, key=lambda one: one[_B_ORDER])
             buffer[_B_STATE] = TAKEN
+            dropped = self._words[_DROPPED]
         index = self._buffers.index(buffer)
         picture = None
         if buffer[_B_PW]:
@@ -272,6 +274,7 @@ class Shared:
             buffer[_B_MONOTONIC],
             buffer[_B_WALL],
             bool(buffer[_B_GAP]),
+            dropped,
             buffer[_B_W],
             buffer[_B_H],
             self._read_text(2 + index) or None,
