@@ -75,16 +75,16 @@ class Tab:
         return dict(json.loads(line))
 
     def open(
-        self, path: Path, *, width: int = 1280, height: int = 900, dark: bool = False, media: str = "screen"
+        self, path: Path | str, *, width: int = 1280, height: int = 900, dark: bool = False, media: str = "screen"
     ) -> None:
-        """Load a file in a window of this size."""
+        """Load a file, or an address, in a window of this size."""
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self.events = [event for event in self.events if event.get("method") != "Page.loadEventFired"]
-        self.call("Page.navigate", url=path.as_uri())
+        self.call("Page.navigate", url=path if isinstance(path, str) else path.as_uri())
         self.wait_for("Page.loadEventFired")
 
     def evaluate(self, expression: str) -> Any:

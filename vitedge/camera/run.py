@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitedge.artifact import Artifact
+from vitedge.camera.delivery import addresses, delivering
 from vitedge.camera.engine import Engine
 from vitedge.camera.outputs import CsvLines, JsonLines, Words
 from vitedge.camera.records import Event, FrameRecord, Sink, Status
@@ -46,6 +47,7 @@ def check(settings: Settings) -> list[Source]:
         )
     if settings.hwaccel is not None:
         check_hardware(settings.hwaccel)
+    addresses(settings)
     if settings.record is not None:
         with resource_errors(f"record to {settings.record}"):
             Path(settings.record).mkdir(parents=True, exist_ok=True)
@@ -53,23 +55,21 @@ def check(settings: Settings) -> list[Source]:
 
 
 @contextmanager
-def running(
-    session: Session, settings: Settings, more: Callable[[Settings, Engine], list[Sink]] | None = None
-) -> Iterator[Engine]:
+def running(session: Session, settings: Settings) -> Iterator[Engine]:
     """An engine with the sinks of the settings, ready to run.
 
     Args:
         session: open.
         settings: how.
-        more: makes further sinks.
 
     Raises:
         UsageError, StreamError, NotInstalledError, ResourceError: as :func:`check`, or a sink can't be opened.
     """
-    engine = Engine(session, check(settings), settings)
+    sources = check(settings)
+    engine = Engine(session, sources, settings)
     try:
         engine.sinks += line_sinks(settings, engine.stop)
-        engine.sinks += more(settings, engine) if more else []
+        engine.sinks += delivering(settings, tuple(source.name for source in sources))
     except VitedgeError:
         for sink in engine.sinks:
             sink.close(0.1)

@@ -1,0 +1,21 @@
+"""Addresses that hold secrets: they can come from the environment, and are shown without what is secret."""
+
+from __future__ import annotations
+
+import os
+
+from vitedge.errors import UsageError
+
+
+def from_environment(text: str, asked: str) -> str:
+    """The text, or the content of the environment variable that ``env:NAME`` names.
+
+    Raises:
+        UsageError: the variable isn't set.
+    """
+    if not text.startswith("env:"):
+        return text
+    found = os.environ.get(text.removeprefix("env:"))
+    if found is None:
+        raise UsageError(asked, f"the environment variable {text.removeprefix('env:')} isn't set", "set it")
+    return found.strip()

@@ -1,0 +1,1 @@
+"""The live page, the metrics and the health endpoint, served by a process of their own."""
