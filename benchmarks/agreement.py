@@ -50,6 +50,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each turn")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", choices=("openvino", "onnxruntime"), help="one of the two pairs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -59,6 +60,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         model = Path(arguments.model) if arguments.model else random_model(Path(folder) / "model")
         for runtime, other in (("openvino", benchmark_app), ("onnxruntime", bare_loop)):
+            if arguments.only not in (None, runtime):
+                continue
             artifact = pipeline.export(model, runtime, "fp32", Path(folder) / runtime)
             with open_session(artifact, options) as session:
                 turns = {

@@ -255,6 +255,22 @@ def test_audit_finds_one_wrong_answer_in_a_hundred(clock: Clock) -> None:
     assert liar.audit().differing > 0
 
 
+def test_of_a_long_clip_some_frames_are_audited(clock: Clock) -> None:
+    """Those that were run for reference, whenever they come."""
+    fed = frames(200)
+    honest, liar = Fake(clock, lambda call: MS), Fake(clock, lambda call: MS)
+    reference = {index: honest.answer(fed[index]) for index in range(0, 200, 50)}
+    liar.answer = lambda images: honest.answer(images) * np.float32(1.5 if images[0, 0, 0, 0] == 50 else 1)
+    rules = replace(RULES, scenario="camera", rate_hz=100.0, min_duration_s=4.0, block_s=0.5)
+    for system, differing in ((honest, False), (liar, True)):
+        measured = Contender(
+            system, fed, preprocess=lambda index: fed[index, 0], postprocess=lambda logits: None, expected=reference
+        )
+        Run([measured], rules).measure()
+        audit = measured.audit()
+        assert audit is not None and 6 <= audit.checked <= 12 and (audit.differing > 0) is differing
+
+
 def test_a_runtime_that_remembers_is_timed_in_the_act(clock: Clock) -> None:
     class Remembering(Fake):
         last = b""

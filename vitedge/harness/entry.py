@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PICTURES = 24
+MOST_EXPECTED = 64  # frames that are run for reference beforehand: a clip has thousands
 LEAST_ALLOWED_REPEAT = 1e-4  # of the largest logit, between two runs of one session on one input
 
 
@@ -80,8 +81,9 @@ class Entry:
         self._alone = memory_alone(artifact.path, options) if alone else None
         self.check: Check = golden_check(session)
         self.executed = executed_shares(artifact.manifest.layers, session.executed())
-        expected = np.stack([session.run(frame) for frame in self.frames])
-        if not np.isfinite(expected).all():
+        every = max(1, len(self.frames) // MOST_EXPECTED)
+        expected = {index: session.run(self.frames[index]) for index in range(0, len(self.frames), every)}
+        if not all(np.isfinite(logits).all() for logits in expected.values()):
             raise InvalidResultError(
                 f"measure {artifact.path}", "the model's output isn't finite", f"run: vitedge verify {artifact.path}"
             )
