@@ -31,9 +31,9 @@ def ours(**options: Any) -> nn.Module:
 class SeparateBlock(nn.Module):
     """Query, key and value as layers of their own, the scale as a division of the scores, GELU spelled with tanh."""
 
-    def __init__(self, dim: int, heads: int, hidden: int) -> None:
+    def __init__(self, dim: int, heads: int, hidden: int, *, fused: bool = False) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.fused = heads, fused
         self.before, self.after = nn.LayerNorm(dim, 1e-12), nn.LayerNorm(dim, 1e-12)
         self.value, self.key, self.query, self.output = (nn.Linear(dim, dim) for _ in range(4))
         self.wide, self.narrow = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
@@ -44,8 +44,11 @@ class SeparateBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.before(x)
         k, v, q = self.split(self.key(y)), self.split(self.value(y)), self.split(self.query(y))
-        weights = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
-        y = (weights @ v).permute(0, 2, 1, 3).flatten(2)
+        if self.fused:
+            y = functional.scaled_dot_product_attention(q, k, v)
+        else:
+            y = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1) @ v
+        y = y.permute(0, 2, 1, 3).flatten(2)
         x = self.output(y) + x
         y = self.wide(self.after(x))
         y = 0.5 * y * (1 + torch.tanh(0.7978845608028654 * (y + 0.044715 * torch.pow(y, 3))))
@@ -55,11 +58,11 @@ class SeparateBlock(nn.Module):
 class Separate(nn.Module):
     """A ViT in the manner of other libraries: separate projections, own LayerNorm spelling, class token expanded."""
 
-    def __init__(self, dim: int = 16) -> None:
+    def __init__(self, dim: int = 16, *, fused: bool = False) -> None:
         super().__init__()
         self.patches = nn.Conv2d(3, dim, 8, 8)
         self.token, self.positions = nn.Parameter(torch.randn(1, 1, dim)), nn.Parameter(torch.randn(1, 25, dim))
-        self.blocks = nn.ModuleList(SeparateBlock(dim, 2, 20) for _ in range(2))
+        self.blocks = nn.ModuleList(SeparateBlock(dim, 2, 20, fused=fused) for _ in range(2))
         self.norm, self.classifier = nn.LayerNorm(dim, 1e-12), nn.Linear(dim, 5)
 
     def forward(self, image: Tensor) -> Tensor:

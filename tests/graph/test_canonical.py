@@ -89,6 +89,19 @@ def test_hybrids_of_the_newer_exporter(name: str, layers: int) -> None:
     assert not {node.op_type for node in model.graph.node} & {"BatchNormalization", "Gemm", "Shape", "Attention"}
 
 
+def test_axes_may_be_counted_from_the_front() -> None:
+    raw = surgery.load(EXPORTS / "separate-13.onnx")
+    for node in raw.graph.node:
+        for attr in node.attribute:
+            if node.op_type == "ReduceMean" and attr.name == "axes":
+                attr.ints[:] = [2]
+            elif node.op_type == "Softmax" and attr.name == "axis":
+                attr.i = 3
+    model, report = convert(raw, LOGITS["separate-13"])
+    assert report.rewrites["last axes counted from the end"] > 0 and report.rewrites["LayerNorm"] == 5
+    assert report.architecture is not None and checker(LOGITS["separate-13"])(model) <= TOLERANCE
+
+
 def test_half_precision_is_widened() -> None:
     raw = surgery.load(EXPORTS / "separate-13.onnx")
     halved = surgery.copy(raw)

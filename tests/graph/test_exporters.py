@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -29,12 +30,13 @@ FAMILIES = {
     "packed": lambda: networks.ours(layer_scale=True, register_tokens=1),
     "pooled": lambda: networks.ours(class_token=False, pool="avg", final_norm="fc_norm"),
     "separate": networks.Separate,
+    "fused": lambda: networks.Separate(fused=True),
     "hybrid": networks.Hybrid,
     "windows": networks.Windows,
     "rows": networks.Rows,
     "folded": networks.Folded,
 }
-PLAIN = ("packed", "pooled", "separate")
+PLAIN = ("packed", "pooled", "separate", "fused")
 #: opset, axes, layout, input, normalisation inside, half precision
 WAYS = list(
     itertools.product(
@@ -54,6 +56,7 @@ CHOSEN = [
     ("pooled", (16, "fixed", "nchw", "uint8", True, False)),
     ("separate", (13, "all", "nchw", "float", True, False)),
     ("separate", (17, "batch", "nhwc", "float", False, True)),
+    ("fused", (14, "all", "nchw", "float", False, False)),
     ("hybrid", (13, "fixed", "nhwc", "float", True, False)),
     ("hybrid", (20, "batch", "nchw", "uint8", True, False)),
     ("hybrid", (17, "batch", "nchw", "float", False, True)),
@@ -131,11 +134,40 @@ def test_an_export_becomes_canonical(family: str, way: Way) -> None:
     prove(family, way)
 
 
+def test_an_optimized_graph_becomes_canonical(tmp_path: Path) -> None:
+    """As optimum saves it: fused by ONNX Runtime."""
+    import onnxruntime
+
+    raw, logits, contract = exported("separate", (17, "batch", "nchw", "float", False, False))
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "model.onnx"), 3
+    onnxruntime.InferenceSession(raw.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    prepared, report = canonical.prepare(surgery.load(tmp_path / "model.onnx"), "test")
+    assert any(node.domain == "com.microsoft" for node in prepared.graph.node)
+    model = interface.with_image_input(prepared, interface.describe(prepared, contract, "test"), contract, 5)
+    model, report = canonical.canonicalise(model, report, contract, checker(logits))
+    assert report.architecture is not None and report.left_alone == {}
+    assert deviation(run(model, IMAGES), logits) <= 1e-5
+
+
+@pytest.mark.parametrize("opset", [21, 22, 23])
+def test_newer_opsets_with_older_operators(opset: int) -> None:
+    raw, logits, contract = exported("rows", (20, "batch", "nchw", "float", False, False))
+    del raw.opset_import[:]
+    raw.opset_import.append(onnx.helper.make_opsetid("", opset))
+    prepared, report = canonical.prepare(raw, "test")
+    assert report.opset == opset
+    model = interface.with_image_input(prepared, interface.describe(prepared, contract, "test"), contract, 5)
+    model, report = canonical.canonicalise(model, report, contract, checker(logits))
+    assert deviation(run(model, IMAGES), logits) <= 1e-5 and report.rejected == {}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS, ids=label)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_way_of_exporting(family: str, way: Way) -> None:
-    if way[0] == 13 and family in ("packed", "pooled"):
+    if way[0] == 13 and family in ("packed", "pooled", "fused"):
         pytest.skip("torch exports its attention from opset 14 on")
     if way[3] == "uint8" and not way[4]:
         pytest.skip("a graph that takes bytes normalises them")

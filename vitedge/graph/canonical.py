@@ -2,8 +2,8 @@
 
 First the graph is made readable (:func:`prepare`): functions inlined, half precision widened, opset 20. Then our input
 is put in front (:mod:`vitedge.graph.interface`). Then every rewrite is tried on a copy, and kept only if the logits
-stay what they were. If the result is a plain ViT it is authored anew; otherwise it stays a graph of its own, its batch is freed
-where that can be proven, and the operators that aren't canonical are named in the report. They still run.
+stay what they were. If the result is a plain ViT it is authored anew; otherwise it stays a graph of its own, its batch
+is freed where that can be proven, and the operators that aren't canonical are named in the report. They still run.
 
 Running graphs is the business of the caller, who passes ``check``: this module imports no runtime.
 """
@@ -187,11 +187,13 @@ def _free_batch(model: onnx.ModelProto) -> int:
 
 
 _SIMPLIFICATIONS: tuple[tuple[str, Callable[[onnx.ModelProto], int]], ...] = (
+    ("GELU of ONNX Runtime", rewrites.contributed_gelu),
     ("constants folded", folding.constants),
     ("shape arithmetic resolved", shaping.shape_arithmetic),
     ("constants of shapes folded", folding.constants),
     ("no-ops passed over", folding.identities),
     (image_input.JOINED, image_input.image_path),
+    ("last axes counted from the end", shaping.last_axes),
     ("GELU", rewrites.gelu),
     ("LayerNorm", rewrites.layer_norm),
     ("Gemm to MatMul and Add", affine.gemm),

@@ -102,6 +102,23 @@ def gelu(model: onnx.ModelProto) -> int:
     return len(found)
 
 
+def contributed_gelu(model: onnx.ModelProto) -> int:
+    """ONNX Runtime's own GELUs, as its optimizer and optimum write them, become the standard operator."""
+    kinds, found = {"Gelu": "none", "BiasGelu": "none", "FastGelu": "tanh"}, {}
+    for node in model.graph.node:
+        if node.domain != "com.microsoft" or node.op_type not in kinds:
+            continue
+        name, inputs = node.name or node.output[0], [source for source in node.input if source]
+        new = []
+        if len(inputs) == 2:
+            new.append(helper.make_node("Add", inputs, [f"{name}.biased"], name=f"{name}.bias"))
+        source = f"{name}.biased" if new else inputs[0]
+        gelu = helper.make_node("Gelu", [source], [node.output[0]], name=name, approximate=kinds[node.op_type])
+        found[node.output[0]] = [*new, gelu]
+    splice(model, found)
+    return len(found)
+
+
 def _upstream(index: Index, name: str, depth: int = 6) -> Iterator[str]:
     """The tensor and those it is computed from elementwise, the nearest first."""
     level = [name]

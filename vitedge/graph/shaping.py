@@ -102,6 +102,26 @@ def _known_integers(
     return made, surgery.shapes(light)
 
 
+def last_axes(model: onnx.ModelProto) -> int:
+    """Means, Softmaxes and LayerNorms over the last axis count it from the end."""
+    known, index, count = surgery.shapes(model), Index(model), 0
+    for node in model.graph.node:
+        last = len(known.get(node.input[0], ())) - 1 if node.input else -1
+        if last < 0:
+            continue
+        if node.op_type == "ReduceMean" and len(node.input) > 1:
+            axes = index.constant(node.input[1])
+            if axes is not None and axes.reshape(-1).tolist() == [last]:
+                node.input[1] = set_constant(model, f"{node.output[0]}.axes", np.asarray([-1], np.int64))
+                count += 1
+        elif node.op_type in ("Softmax", "LayerNormalization") and attribute(node, "axis") == last:
+            for attr in node.attribute:
+                if attr.name == "axis":
+                    attr.i = -1
+            count += 1
+    return count
+
+
 def reshapes(model: onnx.ModelProto) -> int:
     """A reshape of a reshape becomes one, and those that keep the shape are passed over."""
     movers, count = ("Reshape", "Flatten", "Squeeze", "Unsqueeze"), 0
