@@ -100,6 +100,48 @@ def test_held_out_pictures_are_never_trained_on(trained: Path, pictures: Path) -
     assert split(images, digests, 0.25, 1, "train")[1] != held  # the seed draws
 
 
+def test_a_copy_of_a_held_out_picture_is_never_trained_on(pictures: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "data"
+    shutil.copytree(pictures, folder)
+    images = ImageSet.open(folder)
+    held = [images.records[index].name for index in split(images, digests_of(images), 0.25, 0, "train")[1]]
+    for number, name in enumerate(held):
+        shutil.copy(folder / name, folder / "red" / f"copy {number}.png")
+    images = ImageSet.open(folder)
+    digests = digests_of(images)
+    training, now_held = split(images, digests, 0.25, 0, "train")
+    assert not {digests[index] for index in training} & {digests[index] for index in now_held}
+    assert len(training) + len(now_held) < len(images)
+    for name in ("blue", "red"):
+        (tmp_path / "equal" / name).mkdir(parents=True)
+        for number in range(3):
+            shutil.copy(pictures / "blue" / "0.png", tmp_path / "equal" / name / f"{number}.png")
+    with pytest.raises(UsageError, match="the pictures of the class 'blue' are equal"):
+        train(str(tmp_path / "equal"), SMALL, tmp_path / "model")
+
+
+def test_tar_shards_are_trained_on_as_folders_are(pictures: Path, tmp_path: Path) -> None:
+    import tarfile
+
+    images = ImageSet.open(pictures)
+    (tmp_path / "shards").mkdir()
+    for shard in range(4):
+        with tarfile.open(tmp_path / "shards" / f"train-{shard}.tar", "w") as tar:
+            for index in range(shard, len(images), 4):
+                record = images.records[index]
+                label = tmp_path / "label"
+                label.write_text(str(record.folder))
+                tar.add(pictures / record.name, f"{index:04d}.png")
+                tar.add(label, f"{index:04d}.cls")
+    model = train(str(tmp_path / "shards" / "train-{0..3}.tar"), replace(SMALL, epochs=1), tmp_path / "model")
+    record = Model.open(model).record
+    assert [label.folder for label in record.classes] == ["blue", "green", "red"]
+    assert record.training is not None and record.training["training_images"] == 27
+    assert len((model / "held_out.txt").read_text().splitlines()) == 9
+
+
 def test_a_batch_never_holds_a_held_out_picture(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

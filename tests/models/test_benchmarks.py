@@ -1,0 +1,53 @@
+"""What the issue's bars ask of training, by the scripts that anyone can run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="torch isn't installed (vitedge[train])")
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def figures(script: str, *arguments: str) -> dict[str, object]:
+    """The last line that a script prints."""
+    command = [sys.executable, str(BENCHMARKS / script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_twenty_pictures_a_class_are_worth_more_from_the_embedded_model(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="scikit-learn isn't installed (vitedge[dev])")
+    found = figures("few_shot.py", "--folder", str(tmp_path))
+    embedded = found["embedded"]
+    assert isinstance(embedded, dict) and isinstance(found["points"], float)
+    assert embedded["images"] == 1797 - 200
+    assert found["points"] >= 10
+    assert embedded["top1_percent"] >= 85
+
+
+@pytest.mark.slow
+def test_throughput_is_told() -> None:
+    """Only that it's measured: how fast a machine is while tests run on it means nothing."""
+    arguments = (
+        "--model",
+        "vit_nano_patch4_32",
+        "--batch-size",
+        "8",
+        "--steps",
+        "2",
+        "--rounds",
+        "3",
+        "--threads",
+        "1",
+    )
+    found = figures("training_throughput.py", *arguments)
+    assert isinstance(found["rounds"], list) and len(found["rounds"]) == 3
+    assert isinstance(found["of_bare_loop"], float) and found["of_bare_loop"] > 0
