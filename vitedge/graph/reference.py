@@ -98,9 +98,11 @@ def _attention(config: ViTConfig, p: Mapping[str, Float64], x: Float64, block: i
             first, second = np.split(patches, 2, axis=-1) if halves else (patches[..., ::2], patches[..., 1::2])
             complex_pairs = (first + 1j * second) * np.exp(1j * angles)
             first[...], second[...] = complex_pairs.real, complex_pairs.imag
-    scores = q @ k.swapaxes(-1, -2) / math.sqrt(config.head_dim)
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    context = weights / weights.sum(axis=-1, keepdims=True) @ v
+    context = np.empty_like(v)
+    for head in range(config.num_heads):  # one at a time, so that many tokens don't need all memory
+        scores = q[:, head] @ k[:, head].swapaxes(-1, -2) / math.sqrt(config.head_dim)
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        context[:, head] = weights / weights.sum(axis=-1, keepdims=True) @ v[:, head]
     return _linear(context.transpose(0, 2, 1, 3).reshape(batch, tokens, dim), p, f"{name}.proj")
 
 
