@@ -15,7 +15,7 @@ from tests.importing.references import write_folder
 from tests.importing.test_import import EXPORTS, NORMALISATION, pictures, timm_folder
 from vitedge.architecture import Rope
 from vitedge.errors import ModelError, VitedgeError
-from vitedge.graph import mappings
+from vitedge.graph import mappings, surgery
 from vitedge.importing import import_model
 from vitedge.importing.checkpoint import import_checkpoint
 from vitedge.importing.onnx_file import convert
@@ -203,6 +203,12 @@ def mutated_graphs(seeds: range, folder: Path, images: Path) -> list[str]:
     for seed, path in zip(seeds, paths, strict=True):
         path.write_bytes(mutated(sources[seed % len(sources)], seed))
     return outcomes_of(paths, images)
+
+
+def test_text_that_is_no_text() -> None:
+    data = (EXPORTS / "hybrid-17.onnx").read_bytes().replace(b"pixel_values", b"pixel\xffvalues")
+    with pytest.raises(ModelError, match="it is not an ONNX model: 'utf-8' codec can't decode"):
+        surgery.parse(data)
 
 
 @pytest.mark.parametrize("seeds", [range(start, start + 50) for start in range(0, 200, 50)], ids=str)

@@ -48,11 +48,20 @@ def parse(data: bytes, asked: str = "read an ONNX model") -> onnx.ModelProto:
     """
     try:
         model = onnx.load_model_from_string(data)
+        _decode(model)
     except Exception as error:  # protobuf's own, which has no type stubs
         raise ModelError(asked, f"it is not an ONNX model: {error}", "export or download it again") from error
     if not model.graph.node or not model.opset_import or not model.graph.output:
         raise ModelError(asked, "it holds no ONNX graph", "export or download it again")
     return model
+
+
+def _decode(message: Any) -> None:
+    """Read every text of a message: protobuf decodes them late, and any of them may be no UTF-8."""
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in [value] if hasattr(value, "ListFields") else value:
+                _decode(part)
 
 
 def to_bytes(model: onnx.ModelProto) -> bytes:
