@@ -50,6 +50,7 @@ class Wish(NamedTuple):
     port: int = 0  # mpegts-client: where to connect to
     user: str = "camera"
     password: str = ""
+    frames: int = FRAMES  # until the end of a connection
 
 
 class Publisher:
@@ -99,12 +100,12 @@ def h264(width: int = SIZE[0], height: int = SIZE[1], first: int = 0) -> list[li
     return [[nal for nal in re.split(rb"\x00\x00\x00?\x01", bytes(packet)) if nal] for packet in packets]
 
 
-@functools.cache
-def jpeg(number: int, width: int = SIZE[0], height: int = SIZE[1]) -> bytes:
+@functools.lru_cache(64)
+def jpeg(value: int, width: int = SIZE[0], height: int = SIZE[1]) -> bytes:
     from PIL import Image
 
     file = io.BytesIO()
-    Image.new("RGB", (width, height), (grey(number),) * 3).save(file, "JPEG")
+    Image.new("RGB", (width, height), (value,) * 3).save(file, "JPEG")
     return file.getvalue()
 
 
@@ -119,7 +120,7 @@ class Faulty:
 
     def numbers(self) -> Iterator[int]:
         begin = time.monotonic()
-        for number in range(FRAMES):
+        for number in range(self.wish.frames):
             time.sleep(max(0.0, begin + number / RATE - time.monotonic()))
             if number == self.wish.after and self.fault == "hangup":
                 return
@@ -154,7 +155,7 @@ class Mjpeg(socketserver.StreamRequestHandler):
         faulty = Faulty(wish)
         with contextlib.suppress(OSError):
             for number in faulty.numbers():
-                data = jpeg(number, *faulty.size(number))
+                data = jpeg(grey(number), *faulty.size(number))
                 if faulty.damaged(number):
                     data = data[:200] + bytes(len(data) - 200)
                 self.wfile.write(b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%b\r\n"
@@ -257,14 +258,14 @@ class Rtsp(socketserver.StreamRequestHandler):
         sequence = itertools.count()
         small = h264(64, 48, faulty.wish.after) if faulty.fault == "size" else []
         for number in faulty.numbers():
-            units = h264()[number] if faulty.size(number) == SIZE else small[number - faulty.wish.after]
+            units = h264()[number % FRAMES] if faulty.size(number) == SIZE else small[number - faulty.wish.after]
             for place, unit in enumerate(units):
                 if faulty.damaged(number) and unit[0] & 31 in (1, 5):
                     unit = unit[:6] + bytes(byte ^ 0x5A for byte in unit[6:])
                 for packet in _fragments(unit, last=place == len(units) - 1):
                     marker, payload = packet
                     head = struct.pack(">BBHII", 0x80, 96 | marker << 7, next(sequence) & 0xFFFF,
-                                       (90000 + number * 90000 // RATE), 1)  # fmt: skip
+                                       90000 + number * 90000 // RATE & 0xFFFFFFFF, 1)  # fmt: skip
                     data = head + payload
                     self.wfile.write(b"$\0" + struct.pack(">H", len(data)) + data)
 
