@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from vitedge import hardware
 from vitedge._version import __version__
 from vitedge.artifact import Artifact
+from vitedge.clocks import power_mode
 from vitedge.errors import ArtifactError, InterruptedError_, UsageError
 from vitedge.files import write_atomic
 from vitedge.latency import Audit as Audit
@@ -171,6 +172,7 @@ class Circumstances(Record):
     virtual: bool | None  # runs under a hypervisor
     power_source: str | None  # "mains", "battery"
     versions: dict[str, str]  # python, vitedge, numpy
+    power_mode: str | None = None  # of a Jetson
 
     @classmethod
     def here(cls, root: Path = hardware.ROOT) -> Circumstances:
@@ -182,6 +184,7 @@ class Circumstances(Record):
             memory_mb=hardware.memory(root).total_mb,
             virtual=_virtual(root),
             power_source=_power_source(root),
+            power_mode=power_mode(root),
             versions={"python": platform.python_version(), "vitedge": __version__, "numpy": np.__version__},
         )
 

@@ -39,8 +39,9 @@ class CudaStandIn(ModuleType):
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal="thread")
     cudaHostAllocMapped = 2
 
-    def __init__(self, *, memory: int = 1 << 20) -> None:
+    def __init__(self, *, memory: int = 1 << 20, pageable: bool = False) -> None:
         super().__init__("cuda.bindings.runtime")
+        self.pageable = pageable  # copies from memory that isn't pinned are permitted
         self.left = memory
         self.memory: dict[int, tuple[Any, set[str]]] = {}  # address -> (bytes, who may use it)
         self.streams: dict[int, list[Work]] = {}
@@ -60,6 +61,8 @@ class CudaStandIn(ModuleType):
         return len(self.memory) + len(self.streams) + len(self.events) + len(self.graphs)
 
     def at(self, address: int, size: int, user: str) -> Any:
+        if self.pageable and user == "host" and int(address) not in self.memory:
+            return (ctypes.c_uint8 * size).from_address(int(address))
         assert int(address) in self.memory, "memory that isn't there, or no longer"
         memory, users = self.memory[int(address)]
         assert user in users, f"{user} memory expected, this is {users}"

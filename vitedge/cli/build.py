@@ -64,6 +64,7 @@ def build(
     from vitedge.progress import bars
     from vitedge.reporting import built as tables
     from vitedge.reporting import terminal
+    from vitedge.runtimes.contract import OpenOptions
 
     opened = [Artifact.open(path) for path in artifact]
     chosen = {"optimization_level": optimization_level, "workspace_mb": workspace_mb}
@@ -75,8 +76,8 @@ def build(
             timed = building.autotune(
                 opened, data=data, out=out, overwrite=overwrite, duration_s=duration, progress=progress
             )
-        terminal.emit(timed, json, tables.show_tuned)
-    else:
+        terminal.emit(timed, None if explain else json, tables.show_tuned)
+    elif not explain:
         with bars(quiet=quiet) as progress:
             rows = [
                 row
@@ -85,8 +86,8 @@ def build(
                     one, sms=sm or (), out=out, options=options, overwrite=overwrite, progress=progress
                 )
             ]
-        terminal.emit(rows, None if explain else json, tables.show_built)
+        terminal.emit(rows, json, tables.show_built)
     if explain:
         with bars(quiet=quiet) as progress:
-            found, compared = building.explain(opened, progress=progress)
+            found, compared = building.explain(opened, OpenOptions(options=options, progress=progress), progress)
         terminal.emit({"engines": found, "compared": compared}, json, tables.show_explained)
