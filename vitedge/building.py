@@ -211,7 +211,7 @@ def autotune(
         images = embedded.open_images(data or "held-out", asked=asked)
     for artifact in artifacts:
         builder_of(artifact, asked).build(artifact, (), {}, progress)
-    measured = bench(artifacts, Wish(duration_s=duration_s), progress=progress)
+    measured = bench(artifacts, Wish(duration_s=duration_s, memory_alone=False), progress=progress)
     judged: Result | None = None
     if images is not None:
         judged = evaluate(artifacts, images, progress=progress)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from vitedge import embedded, exporting, pipeline, runtimes
+from vitedge import embedded, pipeline, planning, runtimes
 from vitedge.artifact import Artifact
 from vitedge.errors import NotInstalledError
 from vitedge.files import new_folder
@@ -67,7 +67,7 @@ def demo(
         ResourceError: disk, memory, permission.
     """
     asked = f"run the demo into {out}"
-    exporting.require_host(asked)
+    planning.require_host(asked)
     for package in ("jinja2", "matplotlib"):  # now, not after two minutes
         if importlib.util.find_spec(package) is None:
             raise NotInstalledError.for_extra(asked, package, "demo")
@@ -89,7 +89,7 @@ def demo(
             rows[target, precision] = _verified(artifact)
         running = [artifact for artifact in artifacts.values() if runs_here(artifact.manifest.target)]
         say(f"measure {len(running)} artifacts, by turns")
-        measured = pipeline.bench(running, Wish(duration_s=duration_s), progress=progress)
+        measured = pipeline.bench(running, Wish(duration_s=duration_s, memory_alone=False), progress=progress)
         say("evaluate them on the held-out pictures")
         judged = pipeline.evaluate(running, "held-out", progress=progress)
         result = _together(combine(measured, judged), list(rows.values()))

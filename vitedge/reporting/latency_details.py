@@ -122,7 +122,8 @@ def _profile(line: Line) -> RenderableType | None:
     rows = [(part, f"{ns / 1e6:.3f}", f"{ns / whole:.1%}") for part, ns in sums.items()]
     each = [sum(blocks[number].values()) / 1e6 for number in inside]
     if each:
-        rows.append((f"the {len(each)} blocks", f"{min(each):.3f} … {max(each):.3f}", f"{sum(each) * 1e6 / whole:.1%}"))
+        several = f"the {len(each)} block{'' if len(each) == 1 else 's'}"
+        rows.append((several, f"{min(each):.3f} … {max(each):.3f}", f"{sum(each) * 1e6 / whole:.1%}"))
     return table(["part of the model", ">ms", ">share"], rows, f"{line.letter} layer by layer, as its runtime profiles")
 
 

@@ -158,6 +158,8 @@ class Line:
             found += [] if latency.warmup.stable else ["the warm-up ended before the latency was stable"]
             if self.p95_ms is None:
                 found.append(f"{len(latency.samples)} samples: too few for p95")
+            if latency.resumed_ns:
+                found.append(f"interrupted and resumed {len(latency.resumed_ns)} times; the time between is left out")
             if latency.samples.missed:
                 found.append(f"{latency.samples.missed} of {latency.samples.arrivals} arrivals missed")
         executed = self.row.precision_executed
