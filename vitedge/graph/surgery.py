@@ -62,6 +62,10 @@ def _decode(message: Any) -> None:
         if field.message_type is not None:
             for part in [value] if hasattr(value, "ListFields") else value:
                 _decode(part)
+        elif field.type == field.TYPE_STRING:
+            for text in [value] if isinstance(value, str | bytes) else value:
+                if isinstance(text, bytes):  # what protobuf gives where it can't decode
+                    text.decode()
 
 
 def to_bytes(model: onnx.ModelProto) -> bytes:
