@@ -50,6 +50,19 @@ def test_the_process_ends_with_the_one_that_measures(tmp_path: Path) -> None:
     assert not _runs(child)
 
 
+def test_a_signal_while_it_starts_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def interrupted(self: Telemetry) -> None:
+        started.append(self._process)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Telemetry, "_wait_for_first", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Telemetry(tmp_path)
+    assert started[0].poll() is not None
+
+
 def _runs(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"

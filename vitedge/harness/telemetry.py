@@ -55,7 +55,11 @@ class Telemetry:
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for the one that measures
         )
-        self._wait_for_first()
+        try:
+            self._wait_for_first()
+        except BaseException:  # a signal
+            self.close()
+            raise
 
     def _wait_for_first(self) -> None:
         """Throttle counters have to be known before the run begins."""
