@@ -201,12 +201,14 @@ class PageSink(QueuedSink):
         assert self._process.stdin is not None
         self._process.stdin.write(self._task)
         self._process.stdin.flush()
-        threading.Thread(target=self._count, args=(self._process,), name="page viewers", daemon=True).start()
+        self._counting = threading.Thread(target=self._count, args=(self._process,), name="page viewers", daemon=True)
+        self._counting.start()
 
     def _count(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            self._viewers = int(line)
+        with process.stdout as lines:
+            for line in lines:
+                self._viewers = int(line)
         if process is self._process:
             self._viewers = 0
 
@@ -222,6 +224,8 @@ class PageSink(QueuedSink):
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        self._counting.join(1)
+        self._viewers = 0
 
     def _close_sockets(self) -> None:
         for listening, _ in self._sockets:
