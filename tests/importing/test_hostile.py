@@ -67,7 +67,8 @@ def layouts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("layouts")
     config = tiny(
         embed_dim=64, num_heads=1, mlp="swiglu", image_size=(32, 32), depth=1,
-        rope=Rope(kind="centred", pairs="halves"), position_embedding="none", register_tokens=2, layer_scale=True, layer_norm_eps=1e-5,
+        rope=Rope(kind="centred", pairs="halves"), position_embedding="none",
+        register_tokens=2, layer_scale=True, layer_norm_eps=1e-5,
     )  # fmt: skip
     second = timm_folder(folder / "dinov3", config, architecture="vit_small_plus_patch8_dinov3_32")
     tensors: dict[str, tuple[int, ...]] = {"classifier.weight": (7, 128), "classifier.bias": (7,)}
