@@ -1,6 +1,6 @@
 """Few-shot: twenty pictures of each digit, from the embedded model and from scratch, by one and the same command.
 
-    python benchmarks/few_shot.py [--folder FOLDER] [--seeds 1] [--threads 2]
+    python benchmarks/few_shot.py [--folder FOLDER] [--seeds 1] [--epochs 5] [--threads 2]
 
 The data is scikit-learn's ``load_digits`` (8×8 grey pictures of handwritten digits; ``vitedge[dev]`` brings it). A seed
 draws twenty pictures of each digit to train with; all others are the test set, which is evaluated once, when
@@ -22,8 +22,8 @@ from PIL import Image
 
 SHOTS = 20
 COMMAND = [
-    *("--epochs", "6", "--batch-size", "16", "--optimizer", "adamw", "--lr", "0.003", "--layer-decay", "0.5"),
-    *("--ema", "0.9", "--no-flip", "--crop-padding", "2"),
+    *("--batch-size", "16", "--optimizer", "adamw", "--lr", "0.003", "--layer-decay", "0.5", "--ema", "0.9"),
+    *("--no-flip", "--crop-padding", "2"),
 ]
 STARTS = {"embedded": ["--init-from", "embedded"], "scratch": ["--model", "vit_edge_conv_32"]}
 
@@ -42,7 +42,7 @@ def write_digits(folder: Path, seed: int) -> None:
         Image.fromarray((digits.images[index] * 255 / 16).round().astype(np.uint8)).save(part / f"{index}.png")
 
 
-def measure(folder: Path, seed: int, threads: int) -> dict[str, dict[str, float]]:
+def measure(folder: Path, seed: int, epochs: int, threads: int) -> dict[str, dict[str, float]]:
     """Test top-1 (percent) and seconds of the command from each start."""
     data = folder / f"digits-{seed}"
     if not data.exists():
@@ -52,6 +52,7 @@ def measure(folder: Path, seed: int, threads: int) -> dict[str, dict[str, float]
         out = folder / f"{name}-{seed}"
         command = [sys.executable, "-m", "vitedge", "train", str(data / "train"), *start, "--out", str(out)]
         command += [*COMMAND, "--test", str(data / "test"), "--seed", str(seed), "--threads", str(threads)]
+        command += ["--epochs", str(epochs)]
         began = time.monotonic()
         subprocess.run([*command, "--overwrite"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         accuracy = json.loads((out / "model.json").read_text())["accuracy"]["test"]
@@ -67,12 +68,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="keep data and models here")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         for seed in range(arguments.seeds):
-            found = measure(folder, seed, arguments.threads)
+            found = measure(folder, seed, arguments.epochs, arguments.threads)
             gain = found["embedded"]["top1_percent"] - found["scratch"]["top1_percent"]
             print(json.dumps({"seed": seed, **found, "points": round(gain, 2)}), flush=True)
 
