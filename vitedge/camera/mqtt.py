@@ -53,7 +53,8 @@ class MqttSink(QueuedSink):
         except ValueError:
             parts, port = urlsplit(""), None
         self._topic = unquote(parts.path).strip("/")
-        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or re.search(r"[+#\x00]", self._topic):
+        wildcards = re.search(r"[+#\x00]", self._topic) or "#" in text
+        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or wildcards:
             raise UsageError(asked, "this isn't an address of MQTT", "write mqtt://HOST/TOPIC, or env:NAME")
         self._topic = self._topic or "vitedge"
         try:

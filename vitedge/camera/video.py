@@ -95,7 +95,7 @@ class _File:
         self._stream = self._container.add_stream(codec, rate=30, options={"preset": "veryfast"})
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
         self._stream.time_base = self._stream.codec_context.time_base = TIME_BASE
-        self._stream.codec_context.gop_size = 60
+        self._stream.codec_context.gop_size, self._stream.codec_context.max_b_frames = 60, 0
         self._stream.codec_context.thread_count = 1  # the cores have other work
         self._first_ns: int | None = None
         self._last = -1

@@ -63,7 +63,7 @@ class WebhookSink(QueuedSink):
 
     def write(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
         """See the base. It returns when the event was taken; it raises when it's refused, or at the end."""
-        body, pause = msgspec.json.encode(item), FIRST_PAUSE_S
+        body, pause, before = msgspec.json.encode(item), FIRST_PAUSE_S, self.error
         while True:
             try:
                 self._post(body)
@@ -76,7 +76,7 @@ class WebhookSink(QueuedSink):
                     raise
                 pause = min(LONGEST_PAUSE_S, 2 * pause)
             else:
-                self.error = None
+                self.error = before  # what was overcome is no failure
                 return
 
     def finish(self) -> None:
