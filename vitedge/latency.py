@@ -26,12 +26,12 @@ class Rules(Record):
     min_duration_s: Annotated[float, Meta(ge=0)]
     min_samples: Count
     percentile: Annotated[float, Meta(ge=1e-9, lt=100)]  # the claimed one: measuring goes on until it's supported
-    block_s: PositiveReal  # sessions take turns in blocks of this length
+    block_s: PositiveReal  # sessions take turns in blocks of this length …
+    block_samples: Count = 0  # … and of so many inferences, however a neighbour stretches them
     settle: Count  # untimed inferences at the start of every block
     seed: int  # of the order within each round of blocks
     pictures: str  # what was fed: "golden", or the name of a data set
     rate_hz: PositiveReal | None = None  # arrivals a second of scenario ``camera``, on average
-    block_samples: Count = 0  # … and until they have held so many inferences, however a neighbour stretches them
     replay: str | None = None  # the recorded clip whose arrival times are replayed, and its digest
 
     def __post_init__(self) -> None:

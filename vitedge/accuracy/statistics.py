@@ -124,6 +124,38 @@ def per_class(accuracy: Accuracy, data: DataSet) -> list[tuple[int, int]]:
     return [(row[label], sum(row)) for label, row in enumerate(confusion(accuracy, data))]
 
 
+class ClassScore(NamedTuple):
+    """Top-1 of one class; shares."""
+
+    name: str
+    images: int
+    top1: float | None  # None without images
+    interval: Interval | None
+    before: float | None  # the reference's; None without one
+
+    @property
+    def lost_pts(self) -> float | None:
+        """Percentage points lost against the reference."""
+        return None if self.top1 is None or self.before is None else 100 * (self.before - self.top1) + 0.0
+
+
+def class_scores(accuracy: Accuracy, data: DataSet, reference: Accuracy | None = None) -> list[ClassScore]:
+    """One entry a class, those first that lost most against the reference, and among these the least accurate."""
+    found = []
+    before = per_class(reference, data) if reference is not None else [(0, 0)] * len(data.classes)
+    for name, (correct, images), (earlier, count) in zip(data.classes, per_class(accuracy, data), before, strict=True):
+        found.append(
+            ClassScore(
+                name=name,
+                images=images,
+                top1=correct / images if images else None,
+                interval=wilson(correct, images) if images else None,
+                before=earlier / count if count else None,
+            )
+        )
+    return sorted(found, key=lambda one: (-(one.lost_pts or 0.0), 1.0 if one.top1 is None else one.top1))
+
+
 def calibration_error(calibrated: Calibrated) -> float | None:
     """Expected calibration error: mean |confidence − accuracy| over the bins, weighted by their images."""
     total = sum(calibrated.count)

@@ -24,6 +24,7 @@ def records(results: Sequence[Result]) -> list[dict[str, Any]]:
             rank = decision.ranking.index(line) + 1 if line in decision.ranking else None
             found[line.letter] = {
                 "comparable": number,
+                "apart": decision.apart or None,
                 "rank": rank,
                 "recommended": line is decision.choice and not decision.provisional,
                 **_record(line),

@@ -7,8 +7,9 @@ shown and never ranked. Where nothing valid was measured, a provisional choice s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from vitedge.harness.ratio import interleaved, ratio
 from vitedge.reporting.rows import UNKNOWN, Line, milliseconds, points
 from vitedge.result import Circumstances, Rules
 
@@ -30,6 +31,7 @@ class Decision:
     ranking: tuple[Line, ...]  # what may be ranked, the fastest first
     excluded: tuple[tuple[Line, str], ...]  # the others, and why
     provisional: bool = False  # nothing valid was measured; this is the best of what there is
+    apart: str = ""  # why these rows aren't ranked with those of the first decision
 
 
 def decide(lines: Sequence[Line]) -> list[Decision]:
@@ -44,7 +46,56 @@ def decide(lines: Sequence[Line]) -> list[Decision]:
         else:
             groups.append((where, line.rules, batch, [line]))
     ordered = sorted(groups, key=lambda group: min(lines.index(line) for line in group[-1]))
-    return [_decide(rules, sorted(members, key=lines.index)) for _, rules, _, members in ordered]
+    made = [_decide(rules, sorted(members, key=lines.index)) for _, rules, _, members in ordered]
+    return [replace(decision, apart=_apart(decision, made[0])) for decision in made]
+
+
+def _apart(this: Decision, first: Decision) -> str:
+    """What keeps rows from being compared with the first ones: machine, versions, batch or rules."""
+    if this is first:
+        return ""
+    here, there = this.lines[0], first.lines[0]
+    where, elsewhere = here.result.circumstances, there.result.circumstances
+    found = []
+    if (where.processor, where.board, where.gpus) != (elsewhere.processor, elsewhere.board, elsewhere.gpus):
+        found.append("another machine")
+    elif where.versions != elsewhere.versions:
+        names = sorted({*where.versions, *elsewhere.versions})
+        found += [
+            f"{name} {where.versions.get(name, UNKNOWN)} instead of {elsewhere.versions.get(name, UNKNOWN)}"
+            for name in names
+            if where.versions.get(name) != elsewhere.versions.get(name)
+        ]
+    elif where != elsewhere:
+        found += [
+            f"{name.replace('_', ' ')} {getattr(where, name)} instead of {getattr(elsewhere, name)}"
+            for name in ("memory_mb", "virtual", "power_source")
+            if getattr(where, name) != getattr(elsewhere, name)
+        ]
+    if this.rules is None or first.rules is None:
+        found += ["no latency" if this.rules is None else "with latency"] if this.rules != first.rules else []
+    else:
+        for name in this.rules.__struct_fields__:
+            ours, theirs = getattr(this.rules, name), getattr(first.rules, name)
+            if ours != theirs:
+                found.append(f"{_RULES.get(name, name)} {_word(ours)} instead of {_word(theirs)}")
+        if here.row.subject.batch != there.row.subject.batch:
+            found.append(f"batch {here.row.subject.batch} instead of {there.row.subject.batch}")
+    return ", ".join(found)
+
+
+def _word(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else UNKNOWN if value is None else str(value)
+
+
+_RULES = {
+    "warmup_s": "seconds of warm-up",
+    "min_duration_s": "seconds at least",
+    "min_samples": "inferences at least",
+    "block_s": "seconds a turn",
+    "block_samples": "inferences a turn at least",
+    "rate_hz": "pictures a second",
+}
 
 
 def _decide(rules: Rules | None, lines: list[Line]) -> Decision:
@@ -181,8 +232,20 @@ def _speed(choice: Line, measured: Sequence[Line]) -> str:
         text += f", p95 {milliseconds(choice.p95_ms)} ms"
     slower = _float_of(choice, measured)
     if slower is not None and slower.cost_ms and choice.cost_ms:
-        text += f": {slower.cost_ms / choice.cost_ms:.2f} times as fast as {slower.label}"
+        text += f": {slower.cost_ms / choice.cost_ms:.2f} times as fast as {slower.label}{_interval(choice, slower)}"
     return f"{text}."
+
+
+def _interval(choice: Line, slower: Line) -> str:
+    """How sure the factor between two rows is, where they took turns."""
+    ours, theirs = choice.row.latency, slower.row.latency
+    same_batch = choice.row.subject.batch == slower.row.subject.batch
+    if ours is None or theirs is None or not same_batch or not interleaved(ours.samples, theirs.samples):
+        return ""
+    found = ratio(ours, theirs, typical=True)
+    return (
+        "" if found is None else f" (95 % interval {found.low:.2f} to {found.high:.2f}, in {found.rounds} turns each)"
+    )
 
 
 def _accuracy(choice: Line) -> str:
@@ -218,6 +281,12 @@ def _caveats(
         )
         if len([line for line in lines if line.cost_ms is not None]) == 1 and timed:
             found.append("It's the only one measured under these rules.")
+    images = {
+        line.result.data.digest: line.result.data for line in lines if line.images and line.result.data is not None
+    }
+    if len(images) > 1:
+        names = " and ".join(f"{len(data.names):,} of {data.source}" for data in images.values())
+        found.append(f"Accuracies here are from different images, and can't be compared: {names}.")
     if any(line.result.partial for line in lines):
         found.append("A run was interrupted: its rows hold what had been measured by then.")
     return tuple(found)

@@ -11,10 +11,11 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from vitedge.accuracy.statistics import CONFIDENCE
+from vitedge.accuracy.statistics import CONFIDENCE, ClassScore, class_scores
 from vitedge.errors import NotInstalledError, printable
+from vitedge.harness import dialects, sustained
 from vitedge.images import ImageSet
-from vitedge.reporting import gallery, plots, rows
+from vitedge.reporting import curves, gallery, plots, rows
 from vitedge.reporting.decision import decide, drop
 from vitedge.reporting.gallery import Shown
 from vitedge.reporting.rows import Line
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 MOST_BYTES = 5_000_000
+MOST_CLASSES = 200  # in the table class by class; those that lost most
 PLAIN_JSON_BYTES = 1_000_000  # more is embedded compressed
 STAGES = (
     ("prepare a picture", "preprocess_ns"),
@@ -65,6 +67,11 @@ def render(results: Sequence[Result], *, shown: Sequence[Shown] = (), images: Im
         "longest_ms": max((line.p95_ms or line.p50_ms or 0.0 for line in lines), default=0.0),
         "pictures": _pictures(lines),
         "stages": stages,
+        "energies": {line.letter: _energy_mj(line) for line, _ in stages},
+        "bursts": _bursts(lines),
+        "burst_s": sustained.BURST_S,
+        "spoken": _spoken(lines),
+        "tables": [(line, _class_scores(line)) for line in _detailed(lines)],
         "separated": [name for name, _ in STAGES if any(medians[name] is not None for _, medians in stages)],
         "flips": [(line, _embedded(gallery.flips(line, images))) for line in _detailed(lines)],
         "shown": _embedded(shown),
@@ -107,6 +114,7 @@ def _environment() -> Any:
         shares=rows.shares,
         drop=drop,
         series=plots.series,
+        digits=_digits,
         place=rows.place,
     )
     return environment
@@ -153,8 +161,9 @@ def _pictures(lines: Sequence[Line]) -> list[tuple[str, str, Markup]]:
             ),
             (
                 f"Latency during the run{where}",
-                "The median of every block, in the order they were run. Level is good; a slope is heat or a neighbour.",
-                plots.over_time(group, f"Latency during the run{where}"),
+                "Level is good; a slope is heat or a neighbour. Of a long run medians and, thinner, 95th percentiles; "
+                "below them what the sensors said.",
+                curves.over_time(group, f"Latency during the run{where}"),
             ),
         ]
     found.append(
@@ -164,6 +173,14 @@ def _pictures(lines: Sequence[Line]) -> list[tuple[str, str, Markup]]:
             plots.reliability(lines, "Reliability of the probabilities"),
         )
     )
+    found += [
+        (
+            f"Where the time goes: {line.letter}, {line.label}",
+            "Block by block, as the runtime's profiler sees it. Profiling costs time, so only shares are comparable.",
+            curves.layers(line, f"Layers, {line.label}"),
+        )
+        for line in lines
+    ]
     for line in _detailed(lines):
         found += [
             (
@@ -198,6 +215,47 @@ def _stages(line: Line) -> dict[str, float | None]:
     return {
         name: median(column) / 1e6 if (column := getattr(samples, attribute)) else None for name, attribute in STAGES
     }
+
+
+def _energy_mj(line: Line) -> float | None:
+    """Millijoules an image; None where no power meter could tell."""
+    found = sustained.energy_j(line.row.latency) if line.row.latency is not None else None
+    return None if found is None else 1e3 * found / line.row.subject.batch
+
+
+def _bursts(lines: Sequence[Line]) -> list[tuple[Line, sustained.Sustained]]:
+    """What the long runs say about sustained load."""
+    timed = [(line, line.row.latency) for line in lines if line.row.latency is not None]
+    found = [(line, sustained.burst_and_sustained(latency, line.row.subject.batch)) for line, latency in timed]
+    return [(line, told) for line, told in found if told is not None]
+
+
+def _spoken(lines: Sequence[Line]) -> list[tuple[Line, dialects.Tool, list[dialects.Field], str]]:
+    """(row, tool, its fields, how long instead of how long) of every dialect that was measured."""
+    found = []
+    for line in lines:
+        latency = line.row.latency
+        for dialect in () if latency is None else line.row.dialects:
+            assert latency is not None
+            tool = dialects.TOOLS[dialect.tool]
+            times = f"{dialect.min_duration_s:g} s instead of the tool's {tool.min_duration_s:g} s"
+            fields = dialects.fields(dialect, latency, line.row.subject.batch)
+            found.append((line, tool, fields, times if dialect.shortened else ""))
+    return found
+
+
+def _class_scores(line: Line) -> list[ClassScore]:
+    """Those that lost most first, at most :data:`MOST_CLASSES`."""
+    assert line.row.accuracy is not None and line.result.data is not None
+    reference = line.reference.accuracy if line.reference is not None else None
+    return class_scores(line.row.accuracy, line.result.data, reference)[:MOST_CLASSES]
+
+
+def _digits(value: float | None) -> str:
+    """Four digits that matter; thousands in full."""
+    if value is None:
+        return rows.UNKNOWN
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
 
 def _embedded(shown: Sequence[Shown]) -> list[tuple[Shown, str | None]]:

@@ -33,9 +33,31 @@ def escape(text: object) -> str:
 
 
 def render(results: Sequence[Result]) -> str:
-    """One section for each machine and set of rules: the decision, its reasons, the table, and notes."""
-    lines = rows.lines(results)
-    return "\n\n".join(_section(decision) for decision in decide(lines)) + "\n"
+    """One section for each machine and set of rules: the decision, its reasons, the table, and notes.
+
+    Where there are several, one table of all rows comes first.
+    """
+    decisions = decide(rows.lines(results))
+    parts = [_section(decision) for decision in decisions]
+    return "\n\n".join([*([merged(decisions)] if len(decisions) > 1 else []), *parts]) + "\n"
+
+
+def merged(decisions: Sequence[Decision]) -> str:
+    """The rows of all machines in one table; places are given among rows that may be compared, and nowhere else."""
+    columns = ("group", "machine", "place", *COLUMNS)
+    table = [f"| {' | '.join(columns)} |", f"| ---: | --- | --- | --- |{' ---: |' * (len(COLUMNS) - 2)} :-: |"]
+    for number, decision in enumerate(decisions, 1):
+        for line in decision.lines:
+            ranked = line in decision.ranking
+            place = f"{decision.ranking.index(line) + 1} of {len(decision.ranking)}" if ranked else "not ranked"
+            cells = (str(number), escape(decision.place), place, *_cells(line, decision))
+            table.append(f"| {' | '.join(cells)} |")
+    apart = [
+        f"- Group {number} isn't ranked with group 1: {escape(decision.apart)}"
+        for number, decision in enumerate(decisions, 1)
+        if decision.apart
+    ]
+    return "\n".join([*table, "", *apart])
 
 
 def _section(decision: Decision) -> str:

@@ -24,8 +24,8 @@ SERIES = 8
 MARKERS = "osD^vPX*"
 VARIABLES = ("ink", "quiet", "grid", "card", "accent", "bad")
 #: Colours that matplotlib draws with, and the CSS variable that each becomes.
-_INK, _QUIET, _GRID, _CARD, _RIGHT, _WRONG = (f"#0a00{number:02x}" for number in range(6))
-_PLACEHOLDERS = dict(zip((_INK, _QUIET, _GRID, _CARD, _RIGHT, _WRONG), VARIABLES, strict=True)) | {
+INK, QUIET, GRID, CARD, RIGHT, WRONG = (f"#0a00{number:02x}" for number in range(6))
+_PLACEHOLDERS = dict(zip((INK, QUIET, GRID, CARD, RIGHT, WRONG), VARIABLES, strict=True)) | {
     f"#0b00{number:02x}": f"s{number}" for number in range(SERIES)
 }
 _STYLE: dict[Any, Any] = {
@@ -33,21 +33,21 @@ _STYLE: dict[Any, Any] = {
     "text.parse_math": False,
     "font.size": 11,
     "font.family": "sans-serif",
-    "text.color": _INK,
-    "axes.labelcolor": _QUIET,
-    "axes.edgecolor": _GRID,
+    "text.color": INK,
+    "axes.labelcolor": QUIET,
+    "axes.edgecolor": GRID,
     "axes.facecolor": "none",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.titlesize": 11,
-    "grid.color": _GRID,
+    "grid.color": GRID,
     "grid.linewidth": 0.8,
-    "xtick.color": _GRID,
-    "ytick.color": _GRID,
-    "xtick.labelcolor": _QUIET,
-    "ytick.labelcolor": _QUIET,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": QUIET,
+    "ytick.labelcolor": QUIET,
     "xtick.labelsize": 10,
     "ytick.labelsize": 10,
     "xtick.major.size": 0,
@@ -77,20 +77,26 @@ def series(line: Line) -> int:
     return _number(line.letter) % SERIES
 
 
-def _marker(line: Line) -> str:
+def marker(line: Line) -> str:
+    """The shape of a line's points."""
     return MARKERS[_number(line.letter) % len(MARKERS)]
 
 
-class _Picture:
-    """One picture while it's drawn: a figure with one axes, and its SVG afterwards."""
+class Picture:
+    """One picture while it's drawn: a figure with one axes or several below each other, and its SVG afterwards."""
 
-    def __init__(self, title: str, height: float, width: float) -> None:
+    def __init__(self, title: str, height: float, width: float, panels: int) -> None:
         from matplotlib.figure import Figure
 
         self.title = title
         self.figure = Figure(figsize=(width, height), layout="constrained")
-        self.axes: Axes = self.figure.add_subplot()
+        self.panels: list[Axes] = [self.figure.add_subplot(panels, 1, number + 1) for number in range(panels)]
         self.svg = ""
+
+    @property
+    def axes(self) -> Axes:
+        """The first panel, which mostly is the only one."""
+        return self.panels[0]
 
     def render(self) -> str:
         """``<svg>`` without fixed size, with a title for readers of the screen."""
@@ -115,7 +121,7 @@ class _Picture:
 
 
 @contextlib.contextmanager
-def _picture(title: str, *, height: float = 3.4, width: float = 5.2) -> Iterator[_Picture]:
+def picture(title: str, *, height: float = 3.4, width: float = 5.2, panels: int = 1) -> Iterator[Picture]:
     """Draw within; afterwards the picture's ``svg`` is there.
 
     Raises:
@@ -128,12 +134,12 @@ def _picture(title: str, *, height: float = 3.4, width: float = 5.2) -> Iterator
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": title}), warnings.catch_warnings():
         # Text stays text: a letter that our font lacks is drawn by the reader's.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        picture = _Picture(title, height, width)
-        yield picture
-        picture.svg = picture.render()
+        made = Picture(title, height, width, panels)
+        yield made
+        made.svg = made.render()
 
 
-def _letters(axes: Axes, places: Sequence[tuple[Line, float, float]]) -> None:
+def letters(axes: Axes, places: Sequence[tuple[Line, float, float]]) -> None:
     """A letter beside each (x, y), moved up or down where two would lie on each other; call it when all is drawn."""
     axes.figure.draw_without_rendering()  # type: ignore[union-attr]  # the layout decides where data lie
     placed: list[tuple[float, float]] = []
@@ -177,14 +183,14 @@ def tradeoff(lines: Sequence[Line], title: str) -> str | None:
     points = [line for line in lines if line.cost_ms is not None and line.top1 is not None]
     if len(points) < 2:
         return None
-    with _picture(title) as picture:
-        axes = picture.axes
+    with picture(title) as made:
+        axes = made.axes
         best = front(points)
         if len(best) > 1:
             axes.plot(
                 [line.cost_ms or 0.0 for line in best],
                 [100 * (line.top1 or 0.0) for line in best],
-                color=_QUIET,
+                color=QUIET,
                 linewidth=1.2,
                 linestyle=(0, (4, 3)),
                 drawstyle="steps-post",
@@ -198,10 +204,10 @@ def tradeoff(lines: Sequence[Line], title: str) -> str | None:
             axes.plot(
                 x,
                 y,
-                marker=_marker(line),
+                marker=marker(line),
                 markersize=8,
                 color=colour(line),
-                markerfacecolor=colour(line) if line.verdict.valid else _CARD,
+                markerfacecolor=colour(line) if line.verdict.valid else CARD,
                 markeredgewidth=1.6,
                 linestyle="none",
                 zorder=3,
@@ -209,8 +215,8 @@ def tradeoff(lines: Sequence[Line], title: str) -> str | None:
         axes.set_xlim(0, 1.1 * max(line.cost_ms or 0.0 for line in points))
         axes.set_xlabel("milliseconds an image, median" if points[0].row.subject.batch > 1 else "latency p50, ms")
         axes.set_ylabel("top-1, %")
-        _letters(axes, [(line, line.cost_ms or 0.0, 100 * (line.top1 or 0.0)) for line in points])
-    return picture.svg
+        letters(axes, [(line, line.cost_ms or 0.0, 100 * (line.top1 or 0.0)) for line in points])
+    return made.svg
 
 
 # --- latency ---------------------------------------------------------------------------------------------------------
@@ -223,8 +229,8 @@ def distributions(lines: Sequence[Line], title: str) -> str | None:
     timed = [line for line in lines if line.row.latency is not None and len(line.row.latency.samples) > 1]
     if not timed:
         return None
-    with _picture(title) as picture:
-        axes, right, places = picture.axes, 0.0, []
+    with picture(title) as made:
+        axes, right, places = made.axes, 0.0, []
         for number, line in enumerate(timed):
             assert line.row.latency is not None
             ordered = np.sort(np.asarray(line.row.latency.samples.latency_ns)) / 1e6
@@ -235,50 +241,14 @@ def distributions(lines: Sequence[Line], title: str) -> str | None:
             axes.plot(values, 100 * shares, color=colour(line), linewidth=1.8)
             height = 25 + 50 * (number + 0.5) / len(timed)
             places.append((line, float(ordered[int(height / 100 * (len(ordered) - 1))]), height))
-        axes.axhline(95, color=_QUIET, linewidth=0.8, linestyle=(0, (2, 3)))
-        axes.annotate("p95", (0, 95), xytext=(3, 2), textcoords="offset points", color=_QUIET, fontsize=9, va="bottom")
+        axes.axhline(95, color=QUIET, linewidth=0.8, linestyle=(0, (2, 3)))
+        axes.annotate("p95", (0, 95), xytext=(3, 2), textcoords="offset points", color=QUIET, fontsize=9, va="bottom")
         axes.set_xlim(0, 1.08 * right)
         axes.set_ylim(0, 101)
         axes.set_xlabel("latency, ms")
         axes.set_ylabel("inferences, %")
-        _letters(axes, places)
-    return picture.svg
-
-
-def over_time(lines: Sequence[Line], title: str) -> str | None:
-    """The median of every block over the run, so that drift and noise are seen."""
-    from statistics import median
-
-    timed = [line for line in lines if line.row.latency is not None and len(line.row.latency.samples.blocks) > 1]
-    if not timed:
-        return None
-    with _picture(title) as picture:
-        axes, top, places = picture.axes, 0.0, []
-        for line in timed:
-            assert line.row.latency is not None
-            samples = line.row.latency.samples
-            pairs = [
-                (block.start_ns / 1e9, median(values) / 1e6)
-                for block, values in zip(samples.blocks, samples.block_latencies(), strict=True)
-                if values
-            ]
-            axes.plot(
-                [x for x, _ in pairs],
-                [y for _, y in pairs],
-                color=colour(line),
-                linewidth=1.2,
-                marker=_marker(line),
-                markersize=3,
-            )
-            if pairs:
-                places.append((line, *pairs[-1]))
-                top = max(top, *(y for _, y in pairs))
-        axes.set_ylim(0, 1.15 * top)
-        axes.margins(x=0.06)
-        axes.set_xlabel("seconds since the run began")
-        axes.set_ylabel("median of a block, ms")
-        _letters(axes, places)
-    return picture.svg
+        letters(axes, places)
+    return made.svg
 
 
 # --- accuracy --------------------------------------------------------------------------------------------------------
@@ -292,20 +262,20 @@ def classes(line: Line, title: str) -> str | None:
     found = per_class(accuracy, data)
     before = per_class(line.reference.accuracy, data) if line.reference and line.reference.accuracy else None
     order = sorted(range(len(found)), key=lambda index: found[index][0] / max(1, found[index][1]))
-    with _picture(title, height=1.0 + 0.24 * len(order)) as picture:
-        axes = picture.axes
+    with picture(title, height=1.0 + 0.24 * len(order)) as made:
+        axes = made.axes
         for y, index in enumerate(order):
             share = 100 * found[index][0] / max(1, found[index][1])
             if before is not None:
                 other = 100 * before[index][0] / max(1, before[index][1])
-                axes.plot([other, share], [y, y], color=_QUIET, linewidth=1.2, zorder=1)
-                axes.plot(other, y, "o", color=_QUIET, markerfacecolor=_CARD, markersize=6, zorder=2)
+                axes.plot([other, share], [y, y], color=QUIET, linewidth=1.2, zorder=1)
+                axes.plot(other, y, "o", color=QUIET, markerfacecolor=CARD, markersize=6, zorder=2)
             axes.plot(share, y, "o", color=colour(line), markersize=6, zorder=3)
         axes.set_yticks(range(len(order)), [shortened(data.classes[index]) for index in order])
-        axes.tick_params(axis="y", labelcolor=_INK)
+        axes.tick_params(axis="y", labelcolor=INK)
         axes.margins(y=0.04)
         axes.set_xlabel("top-1, %" + (" (hollow: float32)" if before is not None else ""))
-    return picture.svg
+    return made.svg
 
 
 def confusions(line: Line, title: str) -> str | None:
@@ -315,18 +285,18 @@ def confusions(line: Line, title: str) -> str | None:
         return None
     counts = confusion(accuracy, data)
     size = len(counts)
-    with _picture(title, height=1.2 + 0.28 * size) as picture:
-        axes = picture.axes
+    with picture(title, height=1.2 + 0.28 * size) as made:
+        axes = made.axes
         for row, cells in enumerate(counts):
             total = max(1, sum(cells))
             for column, count in enumerate(cells):
                 if not count:
                     continue
                 strength = count / total if row == column else min(1.0, 4 * count / total)
-                shade = _RIGHT if row == column else _WRONG
+                shade = RIGHT if row == column else WRONG
                 axes.add_patch(_square(column - 0.5, row - 0.5, shade, 0.1 + 0.6 * strength))
                 if size <= 12:
-                    axes.text(column, row, str(count), ha="center", va="center", fontsize=9, color=_INK)
+                    axes.text(column, row, str(count), ha="center", va="center", fontsize=9, color=INK)
         axes.set_xlim(-0.5, size - 0.5)
         axes.set_ylim(size - 0.5, -0.5)
         names = [shortened(name) for name in data.classes]
@@ -335,7 +305,7 @@ def confusions(line: Line, title: str) -> str | None:
         axes.grid(visible=False)
         axes.set_xlabel("answered")
         axes.set_ylabel("true")
-    return picture.svg
+    return made.svg
 
 
 def _square(x: float, y: float, shade: str, alpha: float) -> Any:
@@ -349,9 +319,9 @@ def reliability(lines: Sequence[Line], title: str) -> str | None:
     shown = [line for line in lines if line.row.accuracy is not None and line.row.accuracy.calibrated is not None]
     if not shown:
         return None
-    with _picture(title) as picture:
-        axes, places = picture.axes, []
-        axes.plot([0, 100], [0, 100], color=_QUIET, linewidth=1, linestyle=(0, (2, 3)))
+    with picture(title) as made:
+        axes, places = made.axes, []
+        axes.plot([0, 100], [0, 100], color=QUIET, linewidth=1, linestyle=(0, (2, 3)))
         for line in shown:
             assert line.row.accuracy is not None and line.row.accuracy.calibrated is not None
             bins = line.row.accuracy.calibrated
@@ -364,7 +334,7 @@ def reliability(lines: Sequence[Line], title: str) -> str | None:
                 [x for x, _ in points],
                 [y for _, y in points],
                 color=colour(line),
-                marker=_marker(line),
+                marker=marker(line),
                 markersize=4,
                 linewidth=1.4,
             )
@@ -374,8 +344,8 @@ def reliability(lines: Sequence[Line], title: str) -> str | None:
         axes.set_ylim(0, 102)
         axes.set_xlabel("confidence of the answer, %")
         axes.set_ylabel("correct, %")
-        _letters(axes, places)
-    return picture.svg
+        letters(axes, places)
+    return made.svg
 
 
 def shortened(name: str, most: int = 18) -> str:
