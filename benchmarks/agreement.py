@@ -142,7 +142,7 @@ def benchmark_app(artifact: Artifact, session: Session, seconds: float) -> Turn:
     """OpenVINO's own, in a process of its own, with the options that our session has."""
     command = shutil.which("benchmark_app") or str(Path(sys.executable).with_name("benchmark_app"))
     kept = ("INFERENCE_PRECISION_HINT", "ENABLE_CPU_PINNING", "EXECUTION_MODE_HINT")
-    config = Path(tempfile.mkdtemp()) / "config.json"
+    config = artifact.path.parent / "benchmark_app.json"
     settings = {key: str(value).upper() if isinstance(value, bool) else value for key, value in session.info.items()}
     config.write_text(json.dumps({"CPU": {key: settings[key] for key in kept if key in settings}}))
     words = [
