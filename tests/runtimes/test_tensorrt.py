@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -15,6 +16,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.conftest import ROOT
 from tests.graph.vits import MEAN, STD, random_arrays, tiny
 from tests.runtimes.typed_vits import deviation, embedded, interpret, pictures, request
 from vitedge import embedded as shipped
@@ -377,6 +379,15 @@ REFUSED = {
     "half a file": (to_bytes(model(node("Relu", "x")))[:-7], ["it is not an ONNX model: "]),
     "nothing": (b"", ["it holds no ONNX graph"]),
 }
+
+
+def test_the_documentation_has_these_texts() -> None:
+    page = (ROOT / "docs/targets.md").read_text()
+    table = page[page.index("| graph | text |") :].split("\n\n")[0]
+    documented = re.findall(r"\| `([^`]+)`[^|]*\|$", table, re.MULTILINE)
+    said = {text for _, texts in REFUSED.values() for text in texts}
+    said.add("float8e4m3fn needs compute capability 8.9; this target has 8.7")
+    assert len(documented) == 10 and [text for text in documented if text not in said] == []
 
 
 @pytest.mark.parametrize("name", REFUSED)

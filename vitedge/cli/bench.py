@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vitedge.cli.options import Device, NoBuild
+
 if TYPE_CHECKING:
     from vitedge.result import Result
 
@@ -96,9 +98,8 @@ def bench(
         str | None,
         typer.Option("--batch", help="A sweep over those of the artifacts that were exported for these batches: 1,8."),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", help="The runtime's own word, instead of the target's.")
-    ] = None,
+    device: Device = None,
+    no_build: NoBuild = False,
     data: Annotated[
         str | None, typer.Option("--data", help="Pictures to preprocess and feed, instead of the golden ones.")
     ] = None,
@@ -159,7 +160,7 @@ def bench(
         profile=profile,
         replay=None if replay is None else open_replay(replay),
     )
-    options = OpenOptions(device=device, threads=sweep[0] if len(sweep) == 1 else None)
+    options = OpenOptions(device=device, threads=sweep[0] if len(sweep) == 1 else None, build=not no_build)
     before = _interrupted(out) if resume else None
     with result_to(out, json, overwrite=overwrite or before is not None, asked="measure latency") as deliver:
         if before is not None and not before.partial:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vitedge.cli.options import Device, Json, Quiet, Threads
+from vitedge.cli.options import Device, Json, NoBuild, Quiet, Threads
 
 
 def classify(
@@ -16,6 +16,7 @@ def classify(
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, max=100, help="Classes to show.")] = 5,
     threads: Threads = None,
     device: Device = None,
+    no_build: NoBuild = False,
     json: Json = None,
     quiet: Quiet = False,
 ) -> None:
@@ -32,7 +33,7 @@ def classify(
     from vitedge.reporting import measured, terminal
     from vitedge.runtimes.contract import OpenOptions
 
-    options = OpenOptions(device=device, threads=threads)
+    options = OpenOptions(device=device, threads=threads, build=not no_build)
     with bars(quiet=quiet) as progress:
         found = pipeline.classify(artifact, picture, options, top_k=top_k, progress=progress)
     terminal.emit(found, json, measured.show_classified)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vitedge.cli.options import Device, Json, Overwrite, Quiet, ResultOut, Threads
+from vitedge.cli.options import Device, Json, NoBuild, Overwrite, Quiet, ResultOut, Threads
 
 
 def compare(
@@ -41,6 +41,7 @@ def compare(
     ] = 60,
     threads: Threads = None,
     device: Device = None,
+    no_build: NoBuild = False,
     out: ResultOut = None,
     json: Json = None,
     overwrite: Overwrite = False,
@@ -80,7 +81,7 @@ def compare(
             raise UsageError("compare results", "nothing is measured anew", "leave out how to measure")
         found = pipeline.compare_results(results, allowed)
     else:
-        options = OpenOptions(device=device, threads=threads)
+        options = OpenOptions(device=device, threads=threads, build=not no_build)
         with bars(quiet=quiet) as progress:
             result, found = pipeline.compare(
                 artifacts[0],

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vitedge.cli.options import Device, Json, Overwrite, Quiet, ResultOut, Threads
+from vitedge.cli.options import Device, Json, NoBuild, Overwrite, Quiet, ResultOut, Threads
 
 
 def eval_(
@@ -25,6 +25,7 @@ def eval_(
     ] = None,
     threads: Threads = None,
     device: Device = None,
+    no_build: NoBuild = False,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -58,7 +59,7 @@ def eval_(
     from vitedge.progress import bars
     from vitedge.runtimes.contract import OpenOptions
 
-    options = OpenOptions(device=device, threads=threads)
+    options = OpenOptions(device=device, threads=threads, build=not no_build)
     earlier = resumable(out, wanted=resume, asked="evaluate accuracy")
     with result_to(out, json, overwrite=overwrite or earlier is not None, asked="evaluate accuracy") as deliver:
         with bars(quiet=quiet) as progress:

@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-from vitedge.cli.options import Device, Json, Threads
+from vitedge.cli.options import Device, Json, NoBuild, Threads
 
 
 def verify(
     artifact: Annotated[Path, typer.Argument(help="An artifact folder.")],
     threads: Threads = None,
     device: Device = None,
+    no_build: NoBuild = False,
     json: Json = None,
 ) -> None:
     """Test on this machine that an artifact is, and computes, what was exported.
@@ -32,7 +33,7 @@ def verify(
     from vitedge.reporting import measured, terminal
     from vitedge.runtimes.contract import OpenOptions
 
-    checks = pipeline.verify(artifact, OpenOptions(device=device, threads=threads))
+    checks = pipeline.verify(artifact, OpenOptions(device=device, threads=threads, build=not no_build))
     terminal.emit(checks, json, measured.show_checks)
     wrong = [check.name for check in checks if check.ok is False]
     if wrong:
