@@ -52,6 +52,8 @@ FLOORS = {
     "tuning": 6,
     "calibrating": 7,
     "judging": 7,
+    "planning": 7,
+    "candidates": 7,
     "exporting": 7,
     "building": 7,
     "pipeline": 7,
@@ -82,7 +84,7 @@ ORDER_WITHIN = {
     ],
     5: ["harness", "accuracy", "camera"],
     3: ["models", "importing"],
-    7: ["calibrating", "judging", "exporting", "building", "pipeline", "demo"],
+    7: ["calibrating", "judging", "planning", "candidates", "exporting", "building", "pipeline", "demo"],
 }
 
 #: Heavy packages, and the parts of vitedge that may import them when they are imported themselves.

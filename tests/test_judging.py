@@ -10,14 +10,15 @@ from PIL import Image
 
 import vitedge
 from vitedge.errors import InvalidResultError, UsageError
+from vitedge.target import load_target
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """400 generated pictures without labels."""
+    """200 generated pictures without labels."""
     folder = tmp_path_factory.mktemp("pictures")
     draw = np.random.default_rng(3)
-    for number in range(400):
+    for number in range(200):
         coarse = Image.fromarray(draw.integers(0, 256, (4, 4, 3), dtype=np.uint8))
         coarse.resize((32, 32), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
     return folder
@@ -26,12 +27,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_quantized_artifact_says_what_it_lost(small_model: Path, pictures: Path, tmp_path: Path) -> None:
     artifact = vitedge.export(small_model, "onnxruntime", "int8", tmp_path / "a", data=pictures, num_samples=64)
     found = artifact.manifest.fidelity
-    assert found is not None and found.seen == "held-out" and found.pictures == 336 and found.drop is None
+    assert found is not None and found.seen == "held-out" and found.pictures == 136 and found.drop is None
     assert 0 < found.divergence < 0.1 and 0.5 < found.agreement <= 1
-    assert len(found.flips) <= round((1 - found.agreement) * 336)
-    few = vitedge.export(small_model, "onnxruntime", "int8", tmp_path / "b", data=pictures, num_samples=390)
+    assert len(found.flips) <= round((1 - found.agreement) * 136)
+    few = vitedge.export(small_model, "onnxruntime", "int8", tmp_path / "b", data=pictures, num_samples=190)
     assert few.manifest.fidelity is not None
-    assert (few.manifest.fidelity.seen, few.manifest.fidelity.pictures) == ("calibration", 390)
+    assert (few.manifest.fidelity.seen, few.manifest.fidelity.pictures) == ("calibration", 190)
     plain = vitedge.export(small_model, "onnxruntime", "fp32", tmp_path / "c")
     assert plain.manifest.fidelity is None
 
@@ -58,10 +59,10 @@ def test_layers_go_back_to_float_until_the_budget_holds(
     monkeypatch.setattr(Jury, "judge", strict)
     asked = {"data": pictures, "num_samples": 64, "recipe": "fast"}
     if target == "tensorrt":  # interpreted: agreement is always whole, nothing goes back
-        artifact = vitedge.export(small_model, target, "int8", tmp_path / "a", min_agreement=98.0, **asked)  # type: ignore[arg-type]
+        artifact = vitedge.export(small_model, target, "int8", tmp_path / "a", min_agreement=96.0, **asked)  # type: ignore[arg-type]
         assert artifact.manifest.candidates[0].holds
         return
-    artifact = vitedge.export(small_model, target, "int8", tmp_path / "a", min_agreement=98.0, **asked)  # type: ignore[arg-type]
+    artifact = vitedge.export(small_model, target, "int8", tmp_path / "a", min_agreement=96.0, **asked)  # type: ignore[arg-type]
     precision = {layer.name: layer.precision for layer in artifact.manifest.layers}
     assert precision["blocks.1.mlp.fc1"] == precision["blocks.1.mlp.fc2"] == "fp32"
     assert "int8" in precision.values()
@@ -82,15 +83,15 @@ def test_a_budget_that_nothing_holds_publishes_nothing(
     judge = Jury.judge
     monkeypatch.setattr(Jury, "judge", lambda *given: replace(judge(*given), agreement=0.5))
     asked = {"data": pictures, "num_samples": 64, "recipe": "fast", "min_agreement": 90.0}
-    with pytest.raises(InvalidResultError, match=r"no candidate holds it: linears-int8 50\.00 % alike"):
-        vitedge.export(small_model, "onnxruntime", "int8", tmp_path / "a", **asked)  # type: ignore[arg-type]
+    shipped = load_target("onnxruntime")
+    target = replace(shipped, candidate=(*shipped.candidates("int8")[:2], *shipped.candidates("fp32")))
+    with pytest.raises(InvalidResultError, match=r"no candidate holds it: linears-int8 50\.00 % alike; gemm-int8 50"):
+        vitedge.export(small_model, target, "int8", tmp_path / "a", **asked)  # type: ignore[arg-type]
     assert not (tmp_path / "a").exists()
-    chosen = vitedge.export(small_model, "onnxruntime", "auto", tmp_path / "b", **asked)  # type: ignore[arg-type]
+    chosen = vitedge.export(small_model, target, "auto", tmp_path / "b", **asked)  # type: ignore[arg-type]
     assert chosen.manifest.precision == "fp32"
-    assert [(each.precision, each.holds, each.chosen) for each in chosen.manifest.candidates] == [
-        ("int8", False, False),
-        ("fp32", None, True),
-    ]
+    judged = [(each.precision, each.holds, each.chosen) for each in chosen.manifest.candidates]
+    assert judged == [("int8", False, False)] * 2 + [("fp32", None, True)]
 
 
 def test_budgets_that_cannot_be_shown_are_refused(
@@ -105,8 +106,40 @@ def test_budgets_that_cannot_be_shown_are_refused(
     assert "40 held-out pictures can't show" in refused(
         data=pictures, num_samples=64, max_drop=1.0, held_out=small_data
     )
-    assert "too few left" in refused(data=pictures, num_samples=390, min_agreement=50.0)
+    assert "too few left" in refused(data=pictures, num_samples=190, min_agreement=50.0)
     assert "were calibrated on" in refused(data=pictures, num_samples=64, held_out=pictures, min_agreement=50.0)
     assert "for display alone" in refused(data=pictures, num_samples=64, held_out="display", min_agreement=50.0)
     with pytest.raises(UsageError, match="nothing is quantized"):
         vitedge.export(small_model, "onnxruntime", "fp32", tmp_path / "a", max_drop=1.0)
+
+
+def test_the_fastest_that_holds_is_taken_and_remembered(
+    small_model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The middle candidate is made to look fastest; the second export doesn't measure again."""
+    from types import SimpleNamespace
+
+    from vitedge.harness import bench as measuring
+
+    monkeypatch.setenv("VITEDGE_CACHE", str(tmp_path / "cache"))
+    forms = ["linears-int8", "gemm-int8", "static-int8", "dynamic-int8", "weights-int8"]
+    calls: list[list[str]] = []
+
+    def bench(artifacts: list[vitedge.Artifact], *_: object, **__: object) -> object:
+        calls.append([artifact.manifest.form for artifact in artifacts])
+        times = [1_000_000 if artifact.manifest.form == "static-int8" else 2_000_000 for artifact in artifacts]
+        rows = [SimpleNamespace(latency=SimpleNamespace(samples=SimpleNamespace(latency_ns=(ns,)))) for ns in times]
+        return SimpleNamespace(rows=rows)
+
+    monkeypatch.setattr(measuring, "bench", bench)
+    asked = {"data": pictures, "num_samples": 64, "recipe": "fast", "autotune": True}
+    for number in range(2):
+        artifact = vitedge.export(small_model, "onnxruntime", "int8", tmp_path / str(number), **asked)  # type: ignore[arg-type]
+        assert artifact.manifest.form == "static-int8"
+        assert [each.form for each in artifact.manifest.candidates] == forms
+        assert [each.latency_p50_ms for each in artifact.manifest.candidates] == [2, 2, 1, 2, 2]
+        assert [each.chosen for each in artifact.manifest.candidates] == [False, False, True, False, False]
+        assert all(each.divergence is not None and each.bytes for each in artifact.manifest.candidates)
+    assert calls == [forms]
+    with pytest.raises(UsageError, match="vitedge build ARTIFACT ARTIFACT --autotune"):
+        vitedge.export(small_model, "raspberry-pi-5", "int8", tmp_path / "pi", **asked)  # type: ignore[arg-type]

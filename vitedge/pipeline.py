@@ -81,11 +81,11 @@ def export(
 
     Raises:
         UsageError, ModelError, ImageError, ArtifactError, InvalidResultError, ResourceError, NotInstalledError:
-            as :func:`vitedge.exporting.plan_export` and :func:`vitedge.exporting.export`.
+            as :func:`vitedge.planning.plan_export` and :func:`vitedge.exporting.export`.
     """
-    from vitedge import exporting
+    from vitedge import exporting, planning
 
-    plan = exporting.plan_export(
+    plan = planning.plan_export(
         model,
         target,
         precision,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vitedge import exporting, pipeline
+from vitedge import exporting, pipeline, planning
 from vitedge.artifact import Artifact
 
 
@@ -24,7 +24,7 @@ def artifacts_for(target: str, factory: pytest.TempPathFactory) -> list[Path]:
     for precision in ("fp32", "int8"):
         out = folder / f"{target}-{precision}"
         if not out.exists():
-            exporting.export(exporting.plan_export(folder / "model", target, precision, out, recipe="fast"))
+            exporting.export(planning.plan_export(folder / "model", target, precision, out, recipe="fast"))
         found.append(Artifact.open(out).path)
     return found
 

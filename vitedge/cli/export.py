@@ -44,6 +44,10 @@ def export(
         str | None,
         typer.Option("--held-out", help="Pictures that judge the loss [what calibration leaves of --data]."),
     ] = None,
+    autotune: Annotated[
+        bool,
+        typer.Option("--autotune", help="Build all candidates, measure them here, and keep the fastest that fits."),
+    ] = False,
     batch: Annotated[int | None, typer.Option("--batch", "-b", min=1, max=1024, help="Pictures per inference.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing artifact.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and stop.")] = False,
@@ -58,16 +62,18 @@ def export(
 
     `vitedge export model/ --target onnxruntime --precision auto --max-drop 0.5 --data images/ --out artifact/`
 
+    `vitedge export model/ --target onnxruntime --int8 --autotune --data images/ --out artifact/`
+
     `vitedge export model/ -t jetson-orin-nano -t raspberry-pi-5 --int8 --data images/ --out boards/`
     """
-    from vitedge import exporting
+    from vitedge import exporting, planning
     from vitedge.progress import bars
     from vitedge.reporting import terminal
 
     wish = chosen_precision(precision, int8=int8, half=half)
     folders = [out] if len(target) == 1 else [out / f"{Path(name).stem}-{wish}" for name in target]
     plans = [
-        exporting.plan_export(
+        planning.plan_export(
             model,
             name,
             wish,
@@ -78,13 +84,14 @@ def export(
             held_out=held_out,
             max_drop=max_drop,
             min_agreement=min_agreement,
+            autotune=autotune,
             batch=batch,
             overwrite=overwrite,
         )
         for name, folder in zip(target, folders, strict=True)
     ]
     if dry_run:
-        terminal.emit([exporting.describe(plan) for plan in plans], json, terminal.show_plans)
+        terminal.emit([planning.describe(plan) for plan in plans], json, terminal.show_plans)
         return
     with bars(quiet=quiet) as progress:
         artifacts = [exporting.export(plan, progress) for plan in plans]

@@ -199,6 +199,7 @@ def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
                 for row in rows
             ],
         ),
+        *(_tuned(row) for row in rows if any(each["latency_p50_ms"] is not None for each in row["candidates"])),
         *(text(f"judged on {judges}") for judges in dict.fromkeys(row["judged_on"] for row in rows) if judges),
         *(
             text(f"{row['artifact']}: {len(row['left_in_float'])} layers stay in float for the budget")
@@ -206,6 +207,27 @@ def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
             if row["left_in_float"]
         ),
         _skipped(rows),
+    )
+
+
+def _tuned(row: Mapping[str, Any]) -> RenderableType:
+    """What was measured to choose."""
+    return table(
+        ["candidate", "precision", ">p50 ms", ">MB", ">alike", ">points lost", "holds", ""],
+        [
+            (
+                each["form"],
+                each["precision"],
+                "" if each["latency_p50_ms"] is None else f"{each['latency_p50_ms']:.3f}",
+                megabytes(each["bytes"]),
+                "" if each["agreement"] is None else f"{100 * each['agreement']:.2f} %",
+                "" if each["drop_pts"] is None else f"{each['drop_pts']:.2f}",
+                "" if each["holds"] is None else words(each["holds"]),
+                "chosen" if each["chosen"] else "",
+            )
+            for each in row["candidates"]
+        ],
+        title=f"{row['artifact']}: measured in turns on this machine",
     )
 
 

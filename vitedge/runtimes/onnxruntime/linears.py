@@ -96,7 +96,7 @@ def _gemm(rewriter: Rewriter, layer: QuantizedLayer, linear: Linear, shape: Shap
         rewriter.constant(f"{layer.name}.bias.q", bias),
     ]
     product = rewriter.node("QGemm", layer.name, inputs, domain=CONTRIB)
-    tokens = rewriter.integers(f"{layer.name}.tokens.shape", [-1, *shape[1:-1], matrix.shape[1]])
+    tokens = rewriter.integers(f"{layer.name}.tokens.shape", [-1, *(dim or 0 for dim in shape[1:-1]), matrix.shape[1]])
     rewriter.node("Reshape", f"{layer.name}.tokens", [product, tokens], out=linear.output)
 
 

@@ -1,0 +1,329 @@
+"""Candidates: placed, held against their runtimes, run, judged, and brought within the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from dataclasses import replace as changed
+from typing import TYPE_CHECKING
+
+import numpy as np
+from msgspec.structs import replace
+
+from vitedge import judging, runtimes
+from vitedge.artifact import Calibration, CandidateResult, Fidelity, Golden, LayerPlan, Manifest
+from vitedge.calibrating import calibrate
+from vitedge.deviation import deviation
+from vitedge.errors import ArtifactError, InvalidResultError, UsageError
+from vitedge.golden import golden_pictures
+from vitedge.images import open_picture
+from vitedge.judging import Jury, Trial, runs_here, summon, trial
+from vitedge.planning import QUANTIZED, Plan
+from vitedge.progress import Progress
+from vitedge.runtimes.contract import Placed, Request
+from vitedge.runtimes.executed import unmet_layers
+from vitedge.runtimes.session import Session
+from vitedge.target import Candidate
+from vitedge.tuning.budget import fewest_reverted
+from vitedge.tuning.groups import Group, Scan, divergences, fastest, grouped, saved_ns
+
+if TYPE_CHECKING:
+    import onnx
+    from numpy.typing import NDArray
+
+    from vitedge.quantize.statistics import Statistics
+
+#: Pictures per group of the sensitivity scan, and inferences per profile.
+SCANNED, PROFILED = 64, 30
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What every candidate of a plan is made from."""
+
+    plan: Plan
+    graph: onnx.ModelProto
+    pictures: dict[str, bytes]
+    inputs: NDArray[np.uint8]  # of the golden pictures
+    reference: NDArray[np.float32]  # the float graph's logits of them
+    statistics: Statistics | None = None
+    calibration: Calibration | None = None
+    jury: Jury | None = None
+    scanned: dict[frozenset[str], float] = field(
+        default_factory=dict
+    )  # divergence by the layers that alone are quantized
+
+    def request(self, candidate: Candidate, quantized: frozenset[str] | None = None) -> Request:
+        """What the placement gets."""
+        record = self.plan.model.record
+        return Request(
+            graph=self.graph,
+            target=self.plan.target,
+            candidate=candidate,
+            batch=self.plan.batch,
+            preprocessing=record.preprocessing,
+            classes=record.classes,
+            recipe=self.plan.recipe if candidate.precision in QUANTIZED else None,
+            statistics=self.statistics if candidate.precision in QUANTIZED else None,
+            quantized=quantized,
+        )
+
+    def place(self, candidate: Candidate, quantized: frozenset[str] | None = None) -> Placed:
+        """The graph of a candidate."""
+        placed: Placed = runtimes.part(self.plan.target.runtime, "placement").place(self.request(candidate, quantized))
+        return placed
+
+
+@dataclass(frozen=True)
+class Built:
+    """A candidate that was placed, proven and judged."""
+
+    candidate: Candidate
+    placed: Placed
+    manifest: Manifest
+    logits: NDArray[np.float32]  # of the golden pictures
+    holds: bool | None  # None: there's no budget, or nothing to lose
+
+    @property
+    def result(self) -> CandidateResult:
+        """Its line in the manifest."""
+        found = self.manifest.fidelity
+        return CandidateResult(
+            precision=self.candidate.precision,
+            form=self.candidate.form,
+            bytes=sum(len(data) for data in self.placed.files.values()),
+            deviation=self.manifest.golden.deviation,
+            agreement=None if found is None else found.agreement,
+            divergence=None if found is None else found.divergence,
+            drop_pts=None if found is None or found.drop is None else found.drop.points,
+            holds=self.holds,
+        )
+
+
+def gather(plan: Plan, progress: Progress) -> Materials:
+    """The float graph and its golden logits; statistics and judges where something will be quantized."""
+    from vitedge.graph.surgery import load
+    from vitedge.runtimes.onnxruntime.interpret import run_graph
+
+    graph, record = load(plan.model.onnx_path), plan.model.record
+    pictures = golden_pictures()
+    inputs = np.stack([record.preprocessing.apply(open_picture(data, name)) for name, data in pictures.items()])
+    reference = run_graph(graph, inputs)
+    _finite(plan, reference, "the float32 model's logits")
+    if plan.recipe is None or plan.images is None:
+        return Materials(plan, graph, pictures, inputs, reference)
+    settings = plan.recipe.observe
+    statistics, calibration = calibrate(plan.model, graph, plan.images, settings, asked=plan.asked, progress=progress)
+    jury = summon(
+        plan.model,
+        graph,
+        plan.images,
+        calibration,
+        plan.held_out,
+        seed=settings.seed,
+        most=judging.MOST if plan.budget else judging.usual(record.preprocessing.size),
+        asked=plan.asked,
+        progress=progress,
+    )
+    if plan.budget and jury.seen == "calibration":
+        raise UsageError(
+            plan.asked,
+            f"a budget needs pictures that calibration doesn't see; {plan.images.source.name} has too few left",
+            "name others: --held-out DIR",
+        )
+    plan.budget.require(len(jury), labelled=jury.labels is not None, source=jury.source, asked=plan.asked)
+    return Materials(plan, graph, pictures, inputs, reference, statistics, calibration, jury)
+
+
+def candidates(materials: Materials, progress: Progress) -> list[Built]:
+    """The candidates that were judged: up to the first that holds the budget, or all where they're to be measured.
+
+    Raises:
+        InvalidResultError: none holds it.
+    """
+    plan, judged = materials.plan, list[Built]()
+    for candidate in plan.candidates:
+        built = _build(materials, candidate, progress)
+        if built.holds is False:
+            built = _within_budget(materials, built, progress) or built
+        judged.append(built)
+        if built.holds is not False and not plan.autotune:
+            return judged
+    if any(built.holds is not False for built in judged):
+        return judged
+    lost = "; ".join(_loss(built) for built in judged)
+    raise InvalidResultError(
+        plan.asked,
+        f"the budget is {plan.budget}, and no candidate holds it: {lost}",
+        "nothing was published; allow more, hold out more pictures (a narrower interval), or use another --precision",
+    )
+
+
+def _loss(built: Built) -> str:
+    found = built.manifest.fidelity
+    assert found is not None
+    drop = "" if found.drop is None else f", {found.drop.points:.2f} points lost (up to {found.drop.high:.2f})"
+    return f"{built.candidate.form} {100 * found.agreement:.2f} % alike{drop}"
+
+
+def _build(
+    materials: Materials, candidate: Candidate, progress: Progress, quantized: frozenset[str] | None = None
+) -> Built:
+    """Place a candidate, hold it against its runtime, run the golden pictures, and judge it."""
+    plan, record = materials.plan, materials.plan.model.record
+    progress("place", 0, 1)
+    placed = materials.place(candidate, quantized)
+    progress("place", 1, 1)
+    preflight(plan, placed)
+    lossy = candidate.precision in QUANTIZED
+    manifest = Manifest(
+        name=f"{record.name}-{plan.target.name}-{candidate.precision}",
+        target=plan.target,
+        precision=candidate.precision,
+        form=candidate.form,
+        batch=plan.batch,
+        graph=placed.graph,
+        classes=record.classes,
+        preprocessing=record.preprocessing,
+        layers=placed.layers,
+        precision_obtained=shares(placed.layers),
+        runtime_options=dict(placed.runtime_options),
+        built_with=dict(placed.built_with),
+        model_digest=plan.model.digest,
+        origin=record.origin,
+        golden=Golden(pictures=tuple(materials.pictures), executed_by="", deviation=0.0),
+        candidates=(),
+        licence=record.licence,
+        recipe=plan.recipe if lossy else None,
+        calibration=materials.calibration if lossy else None,
+    )
+    progress("prove", 0, 1)
+    with trial(manifest, placed, plan.asked) as running:
+        logits = running.run(materials.inputs)
+        _finite(plan, logits, "the placed graph's logits")
+        if running.session is not None:
+            _prove(plan, manifest, running.session)
+        found = materials.jury.judge(running) if lossy and materials.jury is not None else None
+    progress("prove", 1, 1)
+    golden = replace(manifest.golden, executed_by=running.executed_by, deviation=deviation(logits, materials.reference))
+    manifest = replace(manifest, golden=golden, fidelity=found)
+    holds = plan.budget.holds(found) if plan.budget and found is not None else None
+    return Built(candidate, placed, manifest, logits, holds)
+
+
+def _within_budget(materials: Materials, built: Built, progress: Progress) -> Built | None:
+    """The candidate with as few groups back in float as the budget allows; None where it allows none."""
+    candidate = built.candidate
+    groups = grouped(layer.name for layer in built.manifest.layers if layer.precision in QUANTIZED)
+    scan = _scan(materials, built, groups, progress)
+    tried: dict[frozenset[str], Built] = {}
+
+    def judge(reverted: Sequence[Group]) -> Fidelity:
+        left = frozenset(name for group in groups if group not in reverted for name in group.layers)
+        tried[left] = _build(materials, candidate, progress, left)
+        found = tried[left].manifest.fidelity
+        assert found is not None
+        return found
+
+    best = fewest_reverted(scan.worst_first(groups), judge, materials.plan.budget)
+    if best is None:
+        return None
+    kept = frozenset(name for group in groups if group not in best[0] for name in group.layers)
+    return _explained(tried[kept], scan)
+
+
+def _scan(materials: Materials, built: Built, groups: Sequence[Group], progress: Progress) -> Scan:
+    """Sensitivity and gain of every group."""
+    from vitedge.runtimes.onnxruntime.interpret import run_graph
+
+    jury, candidate = materials.jury, built.candidate
+    assert jury is not None
+
+    def divergence(layers: frozenset[str]) -> float:
+        if layers not in materials.scanned:  # the forms of a runtime differ in speed, not in what rounding costs
+            placed = materials.place(candidate, layers)
+            assert placed.interpretable is not None
+            graph = placed.interpretable
+            alone = Trial(lambda frames: run_graph(graph, frames), "", None)
+            materials.scanned[layers] = jury.judge(alone, SCANNED).divergence
+        return materials.scanned[layers]
+
+    found = divergences(groups, divergence, progress)
+    saved = _saved(materials, built, groups)
+    macs = {layer.name: layer.macs for layer in built.manifest.layers}
+    work = {group.name: float(sum(macs[name] for name in group.layers)) for group in groups}
+    return Scan(found, saved or work, measured=saved is not None)
+
+
+def _saved(materials: Materials, built: Built, groups: Sequence[Group]) -> dict[str, float] | None:
+    """Nanoseconds saved by each group, from profiles of the float and the quantized graph; None where neither runs."""
+    plain = next((each for each in materials.plan.target.candidate if each.precision not in QUANTIZED), None)
+    if plain is None or not runs_here(materials.plan.target):
+        return None
+    profiles = []
+    batch = materials.plan.batch
+    frames = np.resize(materials.inputs, (batch, *materials.inputs.shape[1:]))
+    for placed in (materials.place(plain), built.placed):
+        with trial(built.manifest, placed, materials.plan.asked) as running:
+            if running.session is None:
+                return None
+            profiles.append(fastest(running.session.profile(frames, PROFILED)))
+    return saved_ns(groups, *profiles)
+
+
+def _explained(built: Built, scan: Scan) -> Built:
+    """With the sensitivity that decided noted at every layer."""
+
+    def known(name: str) -> float | None:
+        return scan.divergence.get(name.rpartition(".")[0] or name)
+
+    layers = tuple(replace(layer, sensitivity=known(layer.name)) for layer in built.manifest.layers)
+    return changed(built, manifest=replace(built.manifest, layers=layers))
+
+
+def preflight(plan: Plan, placed: Placed) -> None:
+    """Hold the placed graph against the oldest runtime that the target allows.
+
+    Raises:
+        ArtifactError: operators, types, opset or IR version that the target can't take, listed.
+    """
+    findings = runtimes.part(plan.target.runtime, "preflight").check(placed.files[placed.graph], plan.target)
+    if findings:
+        raise ArtifactError(
+            plan.asked,
+            f"{plan.target.runtime} {plan.target.runtime_min} can't take this graph: {'; '.join(findings[:8])}",
+            "export with another --precision, or simplify the model's graph",
+        )
+
+
+def shares(layers: tuple[LayerPlan, ...]) -> dict[str, float]:
+    """Share of the multiply-accumulates planned in each precision; sums to 1."""
+    total = sum(layer.macs for layer in layers)
+    found: dict[str, int] = {}
+    for layer in layers:
+        found[layer.precision] = found.get(layer.precision, 0) + layer.macs
+    return {precision: macs / total for precision, macs in sorted(found.items())} if total else {}
+
+
+def _prove(plan: Plan, manifest: Manifest, session: Session) -> None:
+    """Fewer layers executed in the planned precision than planned is a failure, not a footnote.
+
+    Raises:
+        InvalidResultError: some planned layers run in another type; they're named.
+    """
+    unmet = unmet_layers(manifest.layers, session.executed())
+    if unmet:
+        raise InvalidResultError(
+            plan.asked,
+            f"{len(unmet)} layers don't run as planned in {plan.target.runtime}: {', '.join(unmet[:4])}",
+            "nothing was published; export another --precision, or report this graph",
+        )
+
+
+def _finite(plan: Plan, logits: NDArray[np.float32], what: str) -> None:
+    if not np.isfinite(logits).all():
+        raise InvalidResultError(
+            plan.asked,
+            f"{what} aren't finite on the golden pictures",
+            "nothing was published; check the model's weights",
+        )

@@ -1,0 +1,190 @@
+"""What an export would do, checked against what is true before any work."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass, field
+from dataclasses import replace as changed
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from vitedge import embedded, runtimes
+from vitedge.errors import NotInstalledError, UsageError
+from vitedge.files import refuse_existing
+from vitedge.images import ImageSet
+from vitedge.judging import runs_here
+from vitedge.model_folder import Model
+from vitedge.recipe import Recipe, load_recipe
+from vitedge.target import Candidate, Target, load_target
+from vitedge.tuning.budget import Budget
+
+AUTO = "auto"
+#: Precisions whose scales come from calibration images.
+QUANTIZED = ("int8", "fp8", "mixed")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an export would do; everything that can be refused without work has been."""
+
+    model: Model
+    target: Target
+    precision: str  # as asked for: one of the target's, or "auto"
+    candidates: tuple[Candidate, ...]  # in the order in which they are tried
+    batch: int
+    out: Path
+    recipe: Recipe | None = None  # None: nothing is calibrated
+    images: ImageSet | None = field(default=None, repr=False)
+    held_out: ImageSet | None = field(default=None, repr=False)  # None: the embedded ones, or what calibration leaves
+    budget: Budget = field(default_factory=Budget)
+    autotune: bool = False  # measure all candidates that hold the budget, and take the fastest
+    overwrite: bool = False
+
+    @property
+    def asked(self) -> str:
+        """The wish, for error texts."""
+        return f"export {self.model.record.name} to {self.target.name} in {self.precision}"
+
+    @property
+    def quantized(self) -> bool:
+        """Whether one of the candidates needs calibration."""
+        return any(candidate.precision in QUANTIZED for candidate in self.candidates)
+
+
+def plan_export(
+    model: Model | str | Path,
+    target: Target | str | Path,
+    precision: str,
+    out: str | Path,
+    *,
+    recipe: Recipe | str | Path = "default",
+    data: str | Path | None = None,
+    num_samples: int | None = None,
+    held_out: str | Path | None = None,
+    max_drop: float | None = None,
+    min_agreement: float | None = None,
+    autotune: bool = False,
+    batch: int | None = None,
+    overwrite: bool = False,
+) -> Plan:
+    """Check a wish against what is true, before any work.
+
+    Args:
+        model: a model folder.
+        target: a target, its name, or a TOML file.
+        precision: one of the target's, or ``auto``: the first of its candidates that holds the budget.
+        out: the artifact folder to write.
+        recipe: how to calibrate.
+        data: calibration images.
+        num_samples: how many, instead of the recipe's number.
+        held_out: pictures that judge what was lost; by default the embedded ones for the embedded model, and what
+            calibration leaves over of ``data`` for others.
+        max_drop: percentage points of top-1 that may be lost against float32, at the worse end of the 95 % interval.
+        min_agreement: per cent of pictures that must be called as float32 calls them, likewise.
+        autotune: measure every candidate that holds the budget on this machine, and take the fastest instead of the
+            first.
+        batch: pictures per inference, instead of the target's.
+        overwrite: permit replacing ``out``.
+
+    Raises:
+        UsageError: unknown target, recipe or precision, existing output, missing or unfit calibration images.
+        ModelError: a damaged model folder.
+        NotInstalledError: the target's graphs are written by a package that isn't installed.
+    """
+    model = model if isinstance(model, Model) else Model.open(model)
+    target = target if isinstance(target, Target) else load_target(target)
+    candidates = target.candidate if precision == AUTO else target.candidates(precision)
+    budget = Budget(max_drop, min_agreement)
+    if precision == AUTO and not budget:
+        budget = Budget(max_drop=target.budget.max_accuracy_drop_pts)
+    plan = Plan(
+        model,
+        target,
+        precision,
+        candidates,
+        target.batch if batch is None else batch,
+        Path(out),
+        budget=budget,
+        autotune=autotune,
+        overwrite=overwrite,
+    )
+    if autotune and not runs_here(target):
+        raise UsageError(
+            f"{plan.asked}, by measuring",
+            runtimes.elsewhere(target) or f"{target.runtime} doesn't run here",
+            "export its candidates, and choose on the device: vitedge build ARTIFACT ARTIFACT --autotune",
+        )
+    if plan.batch < 1:
+        raise UsageError(plan.asked, f"the batch is {plan.batch}", "use a batch of at least 1")
+    refuse_existing(plan.out, overwrite=overwrite, asked=plan.asked)
+    _require_writers(plan)
+    if not plan.quantized:
+        if budget:
+            raise UsageError(plan.asked, "nothing is quantized, so there is nothing to lose", "leave the budget out")
+        return plan
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    if num_samples is not None:
+        if num_samples < 1:
+            raise UsageError(plan.asked, f"--num-samples is {num_samples}", "use at least 1")
+        recipe = replace(recipe, observe=replace(recipe.observe, num_samples=num_samples))
+    images = _calibration_images(plan, data)
+    wanted = recipe.observe.num_samples
+    if len(images) < wanted:
+        raise UsageError(
+            plan.asked,
+            f"recipe '{recipe.name}' observes {wanted} images; {images.source.name} has {len(images)}",
+            f"name a larger --data folder, or add: --num-samples {len(images)}",
+        )
+    judges = None if held_out is None else embedded.open_images(held_out, asked=plan.asked)
+    return changed(plan, recipe=recipe, images=images, held_out=judges)
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """What the plan would do, for ``--dry-run``: one flat row."""
+    recipe = plan.recipe
+    return {
+        "model": plan.model.record.name,
+        "target": plan.target.name,
+        "runtime": f"{plan.target.runtime} >= {plan.target.runtime_min}",
+        "precision": plan.precision,
+        "form": ", or ".join(candidate.form for candidate in plan.candidates),
+        "batch": plan.batch,
+        "recipe": None if recipe is None else recipe.name,
+        "calibration": None if recipe is None or plan.images is None else str(plan.images.source),
+        "images": None if recipe is None else recipe.observe.num_samples,
+        "budget": str(plan.budget) or None,
+        "runs_here": runs_here(plan.target),
+        "out": str(plan.out),
+    }
+
+
+def require_host(asked: str) -> None:
+    """Demand the packages that read and write graphs.
+
+    Raises:
+        NotInstalledError: one of them is missing; the extra ``host`` brings all.
+    """
+    for package in ("onnx", "onnxruntime", "safetensors"):
+        if importlib.util.find_spec(package) is None:
+            raise NotInstalledError.for_extra(asked, package, "host")
+
+
+def _require_writers(plan: Plan) -> None:
+    """The ``host`` extra, and the runtime where its files are its own format."""
+    require_host(plan.asked)
+    if plan.target.runtime == "openvino":  # the intermediate representation is written by OpenVINO itself
+        runtimes.require("openvino", plan.asked)
+
+
+def _calibration_images(plan: Plan, data: str | Path | None) -> ImageSet:
+    if data is not None:
+        return embedded.open_images(data, asked=plan.asked)
+    if plan.model.record.origin.kind != "embedded":
+        raise UsageError(
+            plan.asked,
+            f"{plan.precision} needs calibration images; the embedded ones serve the embedded model alone",
+            "name a folder of pictures like those the model will see: --data images/",
+        )
+    return embedded.pictures("calibration")
