@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import pairwise
@@ -161,6 +164,48 @@ def test_unknown_until_it_is_sure(opened: Session) -> None:
     assert labels[:30] == [None] * 30 and set(labels[31:]) == {"dog"}
     assert [event.kind for event in ran.events("enter", "exit")] == ["enter", "exit"]
     assert ran.events("enter")[0].presentation_s == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_silent_source_loses_its_label_beside_a_busy_one(opened: Session) -> None:
+    ran = run(
+        opened,
+        "silent=test://?pattern=steps&stall=5&rate=50",
+        "busy=test://?pattern=steps&rate=200",
+        until=lambda ran: any(event.source == "silent" for event in ran.events("exit")),
+        stall_timeout=30.0,
+    )
+    left = [event for event in ran.events("exit") if event.source == "silent"]
+    assert [event.text for event in left] == ["no frames"]
+
+
+def test_hls_and_a_file_over_http(opened: Session, tmp_path: Path) -> None:
+    video(tmp_path / "a.mp4")
+    with av.open(
+        str(tmp_path / "a.m3u8"), "w", format="hls", options={"hls_time": "1", "hls_list_size": "0"}
+    ) as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for number in range(30):
+            frame = av.VideoFrame.from_ndarray(np.full((64, 96, 3), grey(number), np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    server = subprocess.Popen(
+        [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert server.stdout is not None
+    port = re.findall(r"port (\d+)", server.stdout.readline())[0]
+    try:
+        for name in ("a.m3u8", "a.mp4"):
+            ran = run(opened, f"http://127.0.0.1:{port}/{name}", policy="every")
+            assert [level_of(record) for record in ran.records] == [level(number) for number in range(30)]
+            assert [event.kind for event in ran.events("connected", "lost", "ended")] == ["connected", "ended"]
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()
 
 
 def test_a_sink_gets_pictures_only_when_it_wants_them(opened: Session, tmp_path: Path) -> None:

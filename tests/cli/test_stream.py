@@ -108,8 +108,11 @@ def test_a_signal_drains_and_exits_with_zero(number: signal.Signals, artifact: P
     assert child.stdout is not None
     first = child.stdout.readline()
     child.send_signal(number)
-    out, err = child.communicate(timeout=60)
-    assert child.returncode == 0, err
+    assert child.stderr is not None
+    out, err = child.stdout.read(), child.stderr.read()  # communicate() would forget what readline() has buffered
+    assert child.wait(60) == 0, err
+    child.stdout.close()
+    child.stderr.close()
     records = [json.loads(line) for line in [first, *out.splitlines()]]
     assert f"= {len(records)} classified" in err and "BALANCED" not in err
 

@@ -110,6 +110,11 @@ class Capture:
         """The books of earlier connections."""
         return self._past
 
+    @property
+    def waiting(self) -> int:
+        """Frames that wait to be taken."""
+        return self._memory.waiting() if self._child is not None else 0
+
     def want_pictures(self, width: int) -> None:
         """Ask the reader for pictures at most so many pixels wide beside its frames; 0: none."""
         if self._memory.picture_width != width:

@@ -6,6 +6,7 @@ import signal
 import sys
 from types import FrameType
 
+from vitedge.camera.engine import Engine
 from vitedge.camera.outputs import books_in_words
 from vitedge.camera.run import open_artifact, refuse_failed, running, words
 from vitedge.camera.settings import Settings
@@ -20,24 +21,39 @@ def run(settings: Settings) -> None:
         VitedgeError: as :func:`vitedge.camera.run.running` and :func:`vitedge.camera.run.refuse_failed`.
     """
     signals: list[int] = []
+    engines: list[Engine] = []
+
+    def drain(number: int, frame: FrameType | None) -> None:
+        if signals:  # asked twice: at once
+            raise KeyboardInterrupt
+        signals.append(number)
+        if not engines:
+            raise _Early
+        engines[0].stop()
+
+    before = {number: signal.signal(number, drain) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        _watch(settings, engines)
+    except _Early:
+        return
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        final = engines[0].final if engines else None
+        if final is not None and not settings.quiet:
+            sys.stderr.write("".join(f"{line}\n" for line in books_in_words(final)))
+    assert final is not None
+    refuse_failed(final, stopped=bool(signals))
+
+
+class _Early(Exception):
+    """A signal came before there was anything to drain."""
+
+
+def _watch(settings: Settings, engines: list[Engine]) -> None:
     options = OpenOptions(device=settings.device, threads=settings.threads)
     with open_session(open_artifact(settings), options) as session, running(session, settings) as engine:
-
-        def drain(number: int, frame: FrameType | None) -> None:
-            if signals:  # asked twice: at once
-                raise KeyboardInterrupt
-            signals.append(number)
-            engine.stop()
-
         engine.sinks.append(words(settings, engine.stop))
-        before = {number: signal.signal(number, drain) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            for _ in engine.items():
-                pass
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            if engine.final is not None and not settings.quiet:
-                sys.stderr.write("".join(f"{line}\n" for line in books_in_words(engine.final)))
-    assert engine.final is not None
-    refuse_failed(engine.final, stopped=bool(signals))
+        engines.append(engine)
+        for _ in engine.items():
+            pass

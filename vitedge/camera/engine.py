@@ -63,7 +63,7 @@ class Engine:
         self._sources, self._lanes = list(sources), list[_Lane]()
         self._began = time.monotonic()
         self._inference_ms: deque[float] = deque(maxlen=LATEST)
-        self._weather = _Weather()
+        self._weather: _Weather | None = None
         self._stopping = threading.Event()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._turn = 0
@@ -80,8 +80,10 @@ class Engine:
         Raises:
             InvalidResultError: the model's output isn't finite.
         """
+        self._weather = _Weather()
         try:
-            self._lanes = [_Lane(source, self._settings, self._session) for source in self._sources]
+            for source in self._sources:
+                self._lanes.append(_Lane(source, self._settings, self._session))
             for item, picture in self._loop():
                 for sink in self.sinks:
                     sink.put(item, picture)
@@ -109,12 +111,12 @@ class Engine:
             if now >= next_status:
                 next_status = now + STATUS_S
                 yield self.status(), None
+            for lane in self._lanes:
+                yield from ((event, None) for event in lane.forget_when_silent())
             if frames:
                 continue
             if stopping or all(lane.capture.done for lane in self._lanes):
                 return
-            for lane in self._lanes:
-                yield from ((event, None) for event in lane.forget_when_silent(now))
             self._wait(min(next_status, ends or next_status) - now)
 
     def _gather(self) -> list[tuple[_Lane, Taken]]:
@@ -173,7 +175,8 @@ class Engine:
         for sink in self.sinks:
             sink.close(max(0.1, deadline - time.monotonic()))
         self.final = self.status()
-        self._weather.close()
+        if self._weather is not None:
+            self._weather.close()
         os.close(self._wake)
 
     # --- what the page and the metrics show
@@ -181,7 +184,7 @@ class Engine:
     def status(self) -> Status:
         """Everything at this moment."""
         info, manifest = self._session.info, self._session.artifact.manifest
-        reading = self._weather.reading
+        reading = None if self._weather is None else self._weather.reading
         live = reading.throttle_live.values() if reading else ()
         return Status(
             time=iso(time.time_ns()),
@@ -304,13 +307,13 @@ class _Lane:
                     yield from self._forget("the connection ended")
                 yield self._turned(turnover, kind[turnover.state])
 
-    def forget_when_silent(self, now_s: float) -> Iterator[Event]:
+    def forget_when_silent(self) -> Iterator[Event]:
         """A label doesn't outlive its frames: forget it after an interval that would be a gap."""
         longest = self._rhythm.longest_s
-        if self._last is not None and not self._broken and self.source.live and longest is not None:
-            silent = now_s - self._last.monotonic_ns / 1e9
-            if silent > longest:
-                yield from self._forget("no frames")
+        if self._last is None or self._broken or longest is None or not self.source.live or self.capture.waiting:
+            return
+        if time.monotonic() - self._last.monotonic_ns / 1e9 > longest:
+            yield from self._forget("no frames")
 
     def _forget(self, why: str) -> list[Event]:
         self._broken, self._smoothed = True, None
