@@ -108,6 +108,17 @@ def test_gptq_is_the_brain_surgeon(seed: int, inputs: int) -> None:
     assert found.dtype == np.int8 and np.array_equal(found, expected)
 
 
+@pytest.mark.parametrize("spread", [1e-4, 0.0])
+def test_gptq_of_inputs_that_hardly_vary(spread: float) -> None:
+    """Their moments are little more than rounding: eigenvalues and variances below zero."""
+    draw = np.random.default_rng(5)
+    noise = draw.standard_normal((24, 24)) * 1e-6
+    covariance = (noise + noise.T - 2e-6 * np.eye(24) + spread * np.outer(np.ones(24), np.ones(24))).astype(np.float32)
+    matrix = draw.standard_normal((24, 3))
+    found = gptq(matrix, np.full(3, 0.05, np.float32), 8, covariance)
+    assert np.abs(found * 0.05 - np.clip(matrix, -6.35, 6.35)).max() < 0.2
+
+
 def test_gptq_beats_the_nearest_where_inputs_hang_together() -> None:
     random = np.random.default_rng(0)
     matrix, rows = random.standard_normal((40, 8)), random.standard_normal((500, 6)) @ random.standard_normal((6, 40))

@@ -32,8 +32,11 @@ def gptq(
     """
     limit, size = weight_limit(bits), len(matrix)
     order = np.argsort(-np.diag(covariance), kind="stable")
-    ridge = DAMPING * float(np.diag(covariance).mean()) or 1.0
+    ridge = DAMPING * float(np.maximum(np.diag(covariance), 0).mean()) or 1.0
     damped = covariance[np.ix_(order, order)].astype(np.float64) + ridge * np.eye(size)
+    lowest = float(np.linalg.eigvalsh(damped)[0])
+    if lowest < ridge / 2:  # of inputs that hardly vary, the moments' own rounding may be all that there is
+        damped += (ridge - lowest) * np.eye(size)
     factor = np.linalg.cholesky(np.linalg.inv(damped)).T  # upper: inverse = factorᵀ factor
     weights, steps = matrix[order], scale.astype(np.float64)
     rounded = np.zeros(matrix.shape, np.int8)
