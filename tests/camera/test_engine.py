@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -147,6 +148,29 @@ def test_crop_and_flip_and_the_streams_own_rotation(opened: Session, tmp_path: P
     turned = run(opened, str(upright), crop="0,0,64,40", flip="counterclockwise")  # right becomes top
     assert {level_of(record) for record in turned.records} == {5}
     assert {(record.width, record.height) for record in turned.records} == {(64, 96)}
+
+
+def test_a_telephones_portrait_video_stands_upright(opened: Session, tmp_path: Path) -> None:
+    """Its track header says: turn a quarter clockwise (ISO 14496-12, the matrix of ``tkhd``)."""
+    path = tmp_path / "portrait.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        picture = np.full((64, 96, 3), 20, np.uint8)
+        picture[:, 48:] = 230  # the right half, which becomes the lower one
+        for _ in range(2):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    data = path.read_bytes()
+    start = data.index(b"tkhd")
+    straight, clockwise = (struct.pack(">9i", *m, 1 << 30) for m in (
+        (65536, 0, 0, 0, 65536, 0, 0, 0), (0, 65536, 0, -65536, 0, 0, 0, 0)))  # fmt: skip
+    place = data.index(straight, start)
+    path.write_bytes(data[:place] + clockwise + data[place + 36 :])
+    for crop, expected in (("0%,50%,100%,50%", 5), ("0%,0%,100%,50%", 0)):
+        records = run(opened, str(path), crop=crop).records
+        assert {(record.width, record.height) for record in records} == {(64, 96)}
+        assert {level_of(record) for record in records} == {expected}
 
 
 def test_faults_of_a_pattern_are_in_the_books(opened: Session) -> None:

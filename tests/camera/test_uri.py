@@ -102,6 +102,8 @@ def test_values_of_a_query_are_not_shown() -> None:
     source = parse_source("http://cam/video.cgi?user=a&pwd=hush&quality")
     assert source.uri == "http://cam/video.cgi?user=…&pwd=…&quality"
     assert "hush" in source.targets[0] and "hush" not in source.name + repr(source)
+    path = parse_source("rtsp://10.0.0.5:554/user=admin&password=hush&channel=1.sdp")
+    assert path.uri == "rtsp://10.0.0.5:554/user=admin&password=…&channel=1.sdp" and "hush" not in path.name
 
 
 def test_credentials_from_a_file_and_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,7 @@ NETWORK = ("rtsp", "rtsps", "http", "https", "rtp", "udp", "tcp", "srt", "rtmp")
 SCHEMES = (*NETWORK, "v4l2", "csi", "file", "test")
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
 _NAMED = re.compile(r"(?P<name>[A-Za-z0-9_-]{1,64})=(?P<uri>.+)", re.DOTALL)
+_IN_PATH = re.compile(r"(?i)((?:pass|passwd|password|pwd|token|secret|key)=)[^&/;]*")  # some cameras have it there
 _IN_TEXT = re.compile(r"(?<=://)[^\s/@]+@")
 
 
@@ -77,7 +78,7 @@ def redact(text: object, secrets: Iterable[str] = ()) -> str:
     shown = str(text)
     for secret in secrets:
         shown = shown.replace(secret, "***")
-    return printable(_IN_TEXT.sub("***@", shown))
+    return printable(_IN_PATH.sub(r"\1…", _IN_TEXT.sub("***@", shown)))
 
 
 def parse_source(text: str, credentials: Credentials | None = None) -> Source:
@@ -252,8 +253,9 @@ def _network(scheme: str, rest: str, credentials: Credentials | None) -> Source:
     if not named:
         host = f"0.0.0.0{host}"  # jetson-inference writes rtp://@:1234 for a port of this machine
     live = scheme not in ("http", "https") or Path(parts.path).suffix.lower() not in VIDEO_SUFFIXES
-    shown = f"{scheme}://{host}{parts.path}" + (f"?{_without_values(parts.query)}" if parts.query else "")
-    name = f"{host}{parts.path}".rstrip("/")
+    public = _IN_PATH.sub(r"\1…", parts.path)
+    shown = f"{scheme}://{host}{public}" + (f"?{_without_values(parts.query)}" if parts.query else "")
+    name = f"{host}{public}".rstrip("/")
     return Source(name, shown, "network", live, (f"{scheme}://{host}{path}",), credentials)
 
 
