@@ -35,7 +35,7 @@ def plan(precision: str, blocks: int = 2) -> list[LayerPlan]:
 
 def profile(text: str, ns: int = 1000) -> list[list[LayerTime]]:
     """Each layer takes ``ns``, and one outlier is no matter."""
-    once = [LayerTime(layer.name, layer.kind, layer.type, ns) for layer in parse(text)]
+    once = [LayerTime("+".join(layer.nodes) or layer.name, layer.kind, layer.type, ns) for layer in parse(text)]
     return [once, once, [one._replace(ns=50 * ns) for one in once]]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+import vitedge
 from tests.graph.vits import tiny
 from tests.runtimes.nvidia_contract import Place, SessionContract
 from tests.runtimes.nvidia_stand_in import KERNEL, CudaStandIn, TensorRTStandIn, plan
@@ -28,10 +29,12 @@ from vitedge.artifact import (
     npy,
     write_artifact,
 )
+from vitedge.building import autotune, explain
 from vitedge.building import build as build_engines
 from vitedge.errors import ArtifactError, NotInstalledError, ResourceError, UsageError
 from vitedge.model_folder import Origin
 from vitedge.runtimes._nvidia import building, engine, engines, layers, session, slot
+from vitedge.runtimes._nvidia.driver import Cuda
 from vitedge.runtimes._nvidia.engine import BuildOptions, Built
 from vitedge.runtimes.contract import Executed, OpenOptions, Placed, Request
 from vitedge.runtimes.session import Session, open_session
@@ -112,6 +115,33 @@ def test_the_python_api_has_what_sessions_use() -> None:
         assert [name for name in names.split() if not hasattr(holder, name)] == []
 
 
+CUDA_CALLS = (
+    *("cudaMalloc", "cudaMallocHost", "cudaHostAlloc", "cudaHostGetDevicePointer", "cudaFree", "cudaFreeHost"),
+    *("cudaStreamCreate", "cudaStreamDestroy", "cudaStreamSynchronize", "cudaStreamBeginCapture"),
+    *("cudaStreamEndCapture", "cudaGraphInstantiate", "cudaGraphLaunch", "cudaGraphDestroy", "cudaGraphExecDestroy"),
+    *("cudaEventCreate", "cudaEventDestroy", "cudaEventRecord", "cudaEventElapsedTime", "cudaMemcpyAsync"),
+    *("cudaGetDeviceProperties", "cudaDriverGetVersion", "cudaRuntimeGetVersion", "cudaHostAllocMapped"),
+    *("cudaMemcpyKind", "cudaStreamCaptureMode", "cudaError_t"),
+)
+
+
+def test_the_stand_in_has_what_cuda_has() -> None:
+    assert [name for name in CUDA_CALLS if not hasattr(CudaStandIn(), name)] == []
+
+
+def test_cudas_bindings_have_what_sessions_use() -> None:
+    bindings = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python isn't installed")
+    assert [name for name in CUDA_CALLS if not hasattr(bindings, name)] == []
+    properties = bindings.cudaDeviceProp()
+    assert [
+        name for name in ("name", "major", "minor", "integrated", "totalGlobalMem") if not hasattr(properties, name)
+    ] == []
+    if not hardware.gpus():
+        with pytest.raises(ResourceError, match="cudaGetDeviceProperties: cuda") as refused:
+            Cuda("open it", "tensorrt").gpu()
+        assert "driver" in refused.value.fix
+
+
 def test_the_package_is_broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.10: cannot open shared object file')")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -188,7 +218,7 @@ def cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CudaStandI
     for module in (session, building):
         monkeypatch.setattr(module, "gpus", lambda: ["a GPU"])
     monkeypatch.setattr(isolation, "run_isolated", build)
-    monkeypatch.setattr(slot.time, "perf_counter_ns", lambda: cuda.clock * 1000)
+    monkeypatch.setattr(slot, "perf_counter_ns", lambda: cuda.clock * 1000)
     monkeypatch.setattr(build, "result", plan(*SHAPE[:3], CONFIG.num_classes, LAYERS))
     build.graphs.clear()
     VERSION[:] = ["10.3.0"]
@@ -287,7 +317,7 @@ def test_a_graph_is_captured_where_it_is_faster_and_the_choice_is_noted(tmp_path
 
 
 def test_a_graph_that_gains_nothing_isnt_taken(tmp_path: Path, cuda: CudaStandIn, monkeypatch: Any) -> None:
-    monkeypatch.setattr(slot.time, "perf_counter_ns", lambda: 0)
+    monkeypatch.setattr(slot, "perf_counter_ns", lambda: 0)
     with open_session(artifact(tmp_path)) as opened:
         assert opened.info["cuda_graph"] is False
 
@@ -508,6 +538,33 @@ def test_fp8_on_a_gpu_without(tmp_path: Path, cuda: CudaStandIn) -> None:
     planned = tuple(replace(layer, precision="fp8") for layer in made.manifest.layers)
     with pytest.raises(UsageError, match=r"FP8 needs compute capability 8.9; this GPU has 8.7"):
         open_session(artifact(tmp_path / "fp8", layers=planned))
+
+
+@pytest.fixture(scope="module")
+def candidates(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Artifact]:
+    """Exported where there is no TensorRT: their arithmetic was interpreted."""
+    folder = tmp_path_factory.mktemp("candidates")
+    return [vitedge.export(small_model, "tensorrt", wish, folder / wish) for wish in ("fp16", "fp32")]
+
+
+def test_autotune_builds_measures_and_keeps_one(candidates: list[Artifact], tmp_path: Path, cuda: CudaStandIn) -> None:
+    build.result = plan(1, 32, 32, 5, LAYERS)
+    timed = autotune(candidates, out=tmp_path / "best", duration_s=0.05)
+    assert len(build.graphs) == 2 and [one.precision for one in timed] == ["fp16", "fp32"]
+    assert [one.drop_pts for one in timed] == [None, None], "nothing is quantized: nothing was lost"
+    (chosen,) = (one for one in timed if one.chosen)
+    assert chosen.latency_p50_ms == min(one.latency_p50_ms for one in timed)
+    kept = Artifact.open(tmp_path / "best")
+    assert kept.manifest.precision == chosen.precision
+    open_session(kept, OpenOptions(build=False)).close()
+    assert len(build.graphs) == 2, "the copy finds the engine"
+
+
+def test_explaining_engines(candidates: list[Artifact], cuda: CudaStandIn) -> None:
+    build.result = plan(1, 32, 32, 5, LAYERS)
+    found, compared = explain(candidates)
+    assert [one.ns for one in found.values()] == [500_000, 500_000] and len(compared) == 1
+    assert found[str(candidates[0].path)].sentences[0] == "Of the time: 50% int8, 50% moving."
 
 
 # --- the builder's own calls ---

@@ -41,10 +41,10 @@ def explain(
     Args:
         layers: in the order of execution, as :func:`vitedge.runtimes._nvidia.layers.parse` gives them.
         plan: the manifest's layers.
-        profile: of :meth:`vitedge.runtimes.contract.Backend.profile`.
+        profile: of :meth:`vitedge.runtimes.contract.Backend.profile`, where a layer goes by the nodes in it.
     """
     times = _medians(profile)
-    weights = [float(times.get(layer.name, 0)) if times else 1.0 for layer in layers]
+    weights = [float(times.get("+".join(layer.nodes) or layer.name, 0)) if times else 1.0 for layer in layers]
     total = sum(weights) or 1.0
     shares: Counter[str] = Counter()
     for layer, weight in zip(layers, weights, strict=True):
@@ -63,7 +63,7 @@ def explain(
         around_attention=_around(layers),
         attentions=len(attentions),
         fused=len(fused),
-        ns=sum(times.values()) if times else None,
+        ns=sorted(sum(layer.ns for layer in inference) for inference in profile)[len(profile) // 2] if times else None,
     )
 
 

@@ -148,6 +148,7 @@ class TensorRTBackend:
         self._done: dict[int, NDArray[np.float32]] = {}
         self._contexts = max(1, int(wishes.get("contexts", CONTEXTS)))
         self._runtime_cache: Any = None
+        self._config: Any = None
         self._cache_file = engines.cache_of(found.passport.graph, artifact.manifest.name) / f"{info['engine']}.jit"
         height, width = artifact.manifest.preprocessing.size
         try:
@@ -178,7 +179,8 @@ class TensorRTBackend:
                 f"delete {self._cache_file.parent}, and open again",
             )
         if hasattr(self._engine, "create_runtime_config") and self._trt.__name__ == "tensorrt_rtx":
-            self._runtime_cache = self._engine.create_runtime_config().create_runtime_cache()
+            self._config = self._engine.create_runtime_config()
+            self._runtime_cache = self._config.create_runtime_cache()
             with contextlib.suppress(OSError):  # TensorRT-RTX compiles its kernels when they first run
                 self._runtime_cache.deserialize(self._cache_file.read_bytes())
 
@@ -318,7 +320,7 @@ class TensorRTBackend:
         if self._runtime_cache is not None and not self._cache_file.exists():
             with contextlib.suppress(VitedgeError):  # kernels are compiled anew the next time
                 write_atomic(self._cache_file, bytes(self._runtime_cache.serialize()), self._asked)
-        self._runtime_cache = self._engine = self._runtime = None
+        self._runtime_cache = self._config = self._engine = self._runtime = None
 
 
 def ways(gpu: GpuFacts, wishes: Mapping[str, Option]) -> list[Way]:

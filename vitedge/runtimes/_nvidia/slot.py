@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Sequence
+from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -157,11 +157,11 @@ def measured(slots: Sequence[Slot], images: NDArray[np.uint8]) -> list[int]:
     times: list[list[int]] = [[] for _ in slots]
     for number in range(WARM + ROUNDS):
         for slot, kept in zip(slots, times, strict=True):
-            start = time.perf_counter_ns()
+            start = perf_counter_ns()
             slot.start(images)
             slot.wait()
             if number >= WARM:
-                kept.append(time.perf_counter_ns() - start)
+                kept.append(perf_counter_ns() - start)
     return [round(float(np.median(kept))) for kept in times]
 
 

@@ -17,6 +17,8 @@ from vitedge.runtimes.tensorrt_rtx.facts import EXTRA, PACKAGE, installed
 
 #: Turing, Ampere, Ada and Blackwell: every compute capability that TensorRT-RTX knows.
 SMS = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+#: What a graph for any current NVIDIA GPU should build for.
+CURRENT = ("8.6", "8.9", "12.0")
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class RefereeReport:
         return bool(self.engines) and not self.errors
 
 
-def referee(graph: bytes, sms: Sequence[str] = SMS, *, timeout_s: float = 300.0) -> RefereeReport:
+def referee(graph: bytes, sms: Sequence[str] = CURRENT, *, timeout_s: float = 300.0) -> RefereeReport:
     """Parse ``graph`` and build an engine for each of ``sms``, in a child process; a crash is an error in the report.
 
     Args:
