@@ -65,7 +65,7 @@ def test_it_shows_both_sources_and_their_pictures_change(
           return copy.getImageData(5, 5, 1, 1).data[0];
         })
     """
-    until(lambda: page.picture_width)
+    until(lambda: page.viewers)
     seen: set[tuple[int, ...]] = set()
     for number in range(1, 25):
         show(page, number)
@@ -122,7 +122,7 @@ def test_text_stands_out_from_its_background(browser: Tab, page: PageSink) -> No
 
 def test_the_keyboard_chooses_a_camera_and_holds_the_picture(browser: Tab, page: PageSink) -> None:
     browser.open(page.addresses[0])
-    until(lambda: page.picture_width)
+    until(lambda: page.viewers)
     for number in range(0, 12):
         show(page, number)
     visible = "[...document.querySelectorAll('.camera')].filter((node) => node.offsetHeight).length"

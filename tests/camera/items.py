@@ -101,7 +101,7 @@ def picture(value: int = 128, width: int = 64, height: int = 36) -> NDArray[np.u
     return np.full((height, width, 3), value, np.uint8)
 
 
-def until(holds: Callable[[], Any], seconds: float = 20.0) -> Any:
+def until(holds: Callable[[], Any], seconds: float = 60.0) -> Any:
     """Wait for a condition; its value once it's true."""
     end = time.monotonic() + seconds
     while not (value := holds()):

@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -122,7 +121,7 @@ def test_a_viewer_gets_what_was_and_what_comes(page: PageSink) -> None:
     assert welcome["status"]["artifact"] == "pets"
     assert welcome["latest"]["door"]["label"] == "cat" and len(welcome["history"]["door"]) == 1
     assert [event["kind"] for event in welcome["events"]] == ["enter"]
-    until(lambda: page.picture_width)
+    until(lambda: page.viewers)
     page.put(record(1, label=None, probability=None), picture(200))
     assert viewer.until("frame")["sequence"] == 1
     name, image = viewer.until("P")
@@ -132,23 +131,24 @@ def test_a_viewer_gets_what_was_and_what_comes(page: PageSink) -> None:
     assert code == 200 and headers["content-type"] == "image/jpeg" and jpeg[:2] == b"\xff\xd8"
     viewer.close()
     page.put(status(), None)
-    until(lambda: page.picture_width == 0)
+    until(lambda: page.viewers == 0)
     assert page.dropped == 0
 
 
-def test_a_viewer_that_never_reads_holds_nobody_up(page: PageSink) -> None:
+def test_a_viewer_that_never_reads_holds_nobody_up(page: PageSink, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitedge.camera.page.sink.PICTURE_S", 0.0)
     deaf = socket.socket()
     deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     deaf.connect(("127.0.0.1", port_of(page)))
     deaf.sendall(b"GET /stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
     viewer = Stream(page)
-    until(lambda: page.picture_width)
+    until(lambda: page.viewers == 2)
     noise = Image.effect_noise((480, 270), 90).convert("RGB")
     import numpy as np
 
     pixels = np.asarray(noise)
     for number in range(60):  # far more than all buffers on the way to the deaf one hold
-        page.put(record(number, monotonic_ns=time.monotonic_ns() + number * 10**9), pixels)
+        page.put(record(number), pixels)
         until(lambda: len(page._items) < 4)
     while viewer.until("frame")["sequence"] < 59:
         pass
@@ -334,3 +334,22 @@ def test_metrics_escape_names_and_leave_out_what_is_unknown() -> None:
     assert 'vitedge_frame_age_seconds{source="a\\"b\\\\c\\nd",quantile="0.99"} 0.02\n' in text
     names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
     assert len(names) == len(set(names))
+
+
+def test_pictures_are_asked_for_when_they_are_due_and_watched(page: PageSink, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("vitedge.camera.page.sink.time.monotonic", lambda: clock[0])
+    page.put(record(0), None)
+    assert page.picture_width == 0
+    page.viewers = 1
+    assert page.picture_width == 480
+    page.put(record(1), picture())
+    assert page.picture_width == 0, "the next one isn't due"
+    page.put(record(1, "yard"), None)
+    assert page.picture_width == 480, "the other source's is"
+    page.put(record(2, "yard"), picture())
+    clock[0] += 0.1
+    assert page.picture_width == 480
+    clock[0] += 5
+    assert page.picture_width == 0, "no source delivers"
+    monkeypatch.undo()

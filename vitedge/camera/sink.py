@@ -45,6 +45,10 @@ class QueuedSink:
     def finish(self) -> None:
         """Release what :meth:`write` used; called once, in the sink's thread."""
 
+    def wanted(self, picture: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
+        """The picture, if it's worth keeping until its item is written."""
+        return picture if self.picture_width else None
+
     def describe(self, error: Exception) -> str:
         """The error for a person, without credentials."""
         return f"{type(error).__name__}: {error}"
@@ -62,7 +66,7 @@ class QueuedSink:
             if len(self._items) == self._depth:
                 self._items.popleft()
                 self.dropped += 1
-            self._items.append((item, picture if self.picture_width else None))
+            self._items.append((item, self.wanted(picture)))
             self._changed.notify()
 
     def close(self, timeout_s: float) -> None:

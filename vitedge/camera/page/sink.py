@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import ipaddress
 import os
 import re
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-ONE_WIDTH, MANY_WIDTH = 720, 480  # pixels of the pictures for one camera, and for several
-PICTURE_S = 1 / 16  # between two pictures of a source: what people see as moving
+ONE_WIDTH, MANY_WIDTH = 640, 480  # pixels of the pictures for one camera, and for several
+PICTURE_S = 1 / 12.5  # between two pictures of a source: what people see as moving
 RESTART_S = 1.0
 SHORTEST_TOKEN = 12
 _STUCK_MS = 15_000
@@ -142,8 +143,9 @@ class PageSink(QueuedSink):
             raise
         listeners = tuple(Listener(descriptor=found.fileno(), page=is_page) for found, is_page in self._sockets)
         self._task = msgspec.json.encode(Serving(listeners=listeners, token=token)) + b"\n"
-        self._viewers = 0
-        self._pictured: dict[str, float] = {}
+        self.viewers = 0  # at this moment
+        self._pictured: dict[str, float] = {}  # by source, when the last picture came
+        self._seen: dict[str, float] = {}  # and the last frame
         self._process: subprocess.Popen[bytes] | None = None
         self._started = -RESTART_S
         self._start()
@@ -151,8 +153,16 @@ class PageSink(QueuedSink):
 
     @property
     def picture_width(self) -> int:  # type: ignore[override]
-        """Nobody pays for pictures that nobody watches."""
-        return self._width if self._viewers else 0
+        """Wanted while there are viewers and a source that delivers has its next picture due: it costs the readers."""
+        if not self.viewers:
+            return 0
+        now = time.monotonic()
+        due = (
+            now - self._pictured.get(source, 0.0) >= PICTURE_S
+            for source, seen in self._seen.copy().items()
+            if now - seen < 2
+        )
+        return self._width if any(due) else 0
 
     @property
     def addresses(self) -> list[str]:
@@ -165,13 +175,19 @@ class PageSink(QueuedSink):
 
     def put(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
         """See the base. Of pictures only as many go along as people see, and none while others wait."""
-        if picture is not None and isinstance(item, FrameRecord):
-            at_s = item.monotonic_ns / 1e9
-            if len(self._items) > 8 or at_s - self._pictured.get(item.source, 0.0) < PICTURE_S:
-                picture = None
-            else:
-                self._pictured[item.source] = at_s
+        if isinstance(item, FrameRecord):
+            now = time.monotonic()
+            self._seen[item.source] = now
+            if picture is not None:
+                if len(self._items) > 8 or now - self._pictured.get(item.source, 0.0) < PICTURE_S:
+                    picture = None
+                else:
+                    self._pictured[item.source] = now
         super().put(item, picture)
+
+    def wanted(self, picture: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
+        """See the base; the choice was made in :meth:`put`."""
+        return picture
 
     def write(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
         """See the base. A process that has ended is replaced, at most once a second."""
@@ -199,6 +215,8 @@ class PageSink(QueuedSink):
             pass_fds=[listening.fileno() for listening, _ in self._sockets],
         )
         assert self._process.stdin is not None
+        with contextlib.suppress(OSError):  # a picture in one go, where the system grants it
+            fcntl.fcntl(self._process.stdin, fcntl.F_SETPIPE_SZ, 1 << 20)
         self._process.stdin.write(self._task)
         self._process.stdin.flush()
         self._counting = threading.Thread(target=self._count, args=(self._process,), name="page viewers", daemon=True)
@@ -208,9 +226,9 @@ class PageSink(QueuedSink):
         assert process.stdout is not None
         with process.stdout as lines:
             for line in lines:
-                self._viewers = int(line)
+                self.viewers = int(line)
         if process is self._process:
-            self._viewers = 0
+            self.viewers = 0
 
     def _end(self) -> None:
         process, self._process = self._process, None
@@ -225,7 +243,7 @@ class PageSink(QueuedSink):
             process.kill()
             process.wait()
         self._counting.join(1)
-        self._viewers = 0
+        self.viewers = 0
 
     def _close_sockets(self) -> None:
         for listening, _ in self._sockets:
