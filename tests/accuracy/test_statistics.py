@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from vitedge.accuracy.evaluate import BINS, reliability
 from vitedge.accuracy.statistics import (
     calibration_error,
+    class_scores,
     compare,
     confusion,
     mcnemar,
@@ -149,3 +150,14 @@ def test_calibration_error_is_guos(answers: list[tuple[float, bool]]) -> None:
         if inside.any():
             expected += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
     assert calibration_error(reliability(confidence, correct)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_classes_that_lost_most_come_first() -> None:
+    data = DataSet(source="s", digest="d", classes=("a", "b", "c"), names=("1", "2", "3", "4"), label=(0, 0, 1, 1))
+    before, after = (Accuracy(predicted=found, rank=(0, 0, 0, 0)) for found in ((0, 0, 1, 0), (0, 1, 1, 1)))
+    lost, gained, empty = (next(one for one in class_scores(after, data, before) if one.name == n) for n in "abc")
+    assert next(one.name for one in class_scores(after, data, before)) == "a"
+    assert (lost.images, lost.top1, lost.before, lost.lost_pts) == (2, 0.5, 1.0, 50.0)
+    assert gained.lost_pts == -50.0 and gained.interval == wilson(2, 2)
+    assert (empty.images, empty.top1, empty.interval, empty.lost_pts) == (0, None, None, None)
+    assert class_scores(after, data)[0].before is None

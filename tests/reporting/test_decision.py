@@ -172,3 +172,30 @@ def test_what_is_chosen_is_valid_and_within_a_tie_of_the_fastest(entries: list[t
         assert decision.choice.verdict.correct
         if not decision.provisional:
             assert decision.choice in decision.ranking and (decision.choice.cost_ms or 0.0) <= 1.03 * costs[0]
+
+
+def test_what_keeps_rows_apart_is_said() -> None:
+    def apart(**changes: object) -> str:
+        other = replace(results.demo(), rows=(INT8,), **changes)
+        return decide(lines([replace(results.demo(), rows=(FP32,)), other]))[-1].apart
+
+    assert apart() == ""
+    assert apart(circumstances=results.PI) == "another machine"
+    versions = {**results.LAPTOP.versions, "vitedge": "9.0"}
+    assert apart(circumstances=replace(results.LAPTOP, versions=versions)) == "vitedge 9.0 instead of 0.1.0"
+    battery = replace(results.LAPTOP, power_source="battery")
+    assert apart(circumstances=battery) == "power source battery instead of None"
+    rules = replace(results.RULES, min_duration_s=60.0, scenario="offline")
+    timed = replace(INT8, latency=results.latency(1.5, rules=rules))
+    found = decide(lines([replace(results.demo(), rows=(FP32, timed))]))[-1].apart
+    assert found == "scenario offline instead of single, seconds at least 60 instead of 5"
+    eight = replace(INT8, subject=replace(INT8.subject, batch=8))
+    assert decide(lines([replace(results.demo(), rows=(FP32, eight))]))[-1].apart == "batch 8 instead of 1"
+
+
+def test_accuracies_on_different_images_are_told_apart() -> None:
+    fp32 = replace(results.demo(), rows=(replace(FP32, accuracy=results.accuracy(ON)),), data=ON)
+    elsewhere = replace(ON, digest="e" * 64, source="others.zip")
+    int8 = replace(results.demo(), rows=(replace(INT8, accuracy=results.accuracy(ON)),), data=elsewhere)
+    (decision,) = decide(lines([fp32, int8]))
+    assert any("different images" in caveat and "others.zip" in caveat for caveat in decision.caveats)

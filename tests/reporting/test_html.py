@@ -22,6 +22,7 @@ from tests.reporting import results
 from vitedge.errors import UsageError
 from vitedge.files import sha256
 from vitedge.images import ImageSet
+from vitedge.latency import Block, Layer, Profile, Reading
 from vitedge.reporting import html, plots
 from vitedge.reporting.gallery import Answer, Shown
 from vitedge.reporting.rows import lines
@@ -281,3 +282,55 @@ def test_names_in_any_script_are_shown() -> None:
     result = replace(results.demo(), data=results.data(classes=names))
     found = Page(html.render([result]))
     assert all(name in found.words for name in names)
+
+
+def long_run(seconds: int = 120) -> Result:
+    """One artifact under load for two minutes while the clock falls, profiled, its power read."""
+    turns = 24
+    each = tuple(range(0, seconds * 1_000_000_000, seconds * 1_000_000_000 // turns))
+    starts = [begin + 10_000_000 * number for begin in each for number in range(40)]
+    samples = Samples(
+        start_ns=tuple(starts),
+        latency_ns=tuple(3_000_000 + start // 200_000 for start in starts),
+        blocks=tuple(Block(start_ns=begin, end_ns=begin + 400_000_000, samples=40) for begin in each),
+    )
+    readings = tuple(
+        Reading(at_ns=200_000_000 * number, clock_mhz=2400.0 - number, temperature_c=50.0, power_w=7.5)
+        for number in range(5 * seconds)
+    )
+    layer = Layer(name="blocks.0.attn.qkv", operator="MatMul", type="fp32", ns=(100, 120, 110))
+    profile = Profile(layers=(layer, replace(layer, name="blocks.1.mlp.fc1"), replace(layer, name="head.fc")))
+    latency = replace(results.latency(3.0), samples=samples, readings=readings, power_of=("board",))
+    result = results.demo()
+    return replace(result, rows=(replace(result.rows[0], latency=latency, profile=profile), *result.rows[1:4]))
+
+
+def test_a_long_run_shows_load_sensors_layers_and_energy() -> None:
+    page = html.render([long_run()])
+    words = Page(page).words
+    assert "Burst and sustained load" in words and "Where the time goes: A, onnxruntime fp32" in words
+    drawn = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
+    for label in ("MHz", "°C", ">W<", "block 0", "block 1", "the rest", "attention", "mlp"):
+        assert label in drawn, label
+    assert "energy, mJ an image" in words and "board" in words
+
+
+def test_what_could_not_be_read_is_not_drawn() -> None:
+    result = results.demo()
+    assert result.rows[0].latency is not None
+    blind = replace(result.rows[0], latency=replace(result.rows[0].latency, readings=()))
+    drawn = "".join(re.findall(r"<svg.*?</svg>", html.render([replace(result, rows=(blind,))]), re.DOTALL))
+    assert "MHz" not in drawn and "°C" not in drawn and "Latency during the run" in drawn
+
+
+def test_every_class_stands_in_a_table_those_that_lost_most_first() -> None:
+    page = html.render([results.demo()])
+    inside = re.findall(r"<details.*?</details>", page, re.DOTALL)
+    assert len(inside) == 1 and all(name in inside[0] for name in results.CLASSES)
+    assert "Class by class" in Page(inside[0]).words
+
+
+def test_why_rows_are_apart_stands_above_them() -> None:
+    result = results.demo()
+    words = Page(html.render([result, replace(result, circumstances=results.PI)])).words
+    assert "Not ranked with the first rows: another machine." in words

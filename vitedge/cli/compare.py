@@ -11,11 +11,10 @@ from vitedge.cli.options import Device, Json, NoBuild, Overwrite, Quiet, ResultO
 
 
 def compare(
-    what: Annotated[
+    artifact: Annotated[
         list[Path],
         typer.Argument(
-            metavar="BASELINE CANDIDATE…",
-            help="Artifact folders, or results: one with several rows, or an earlier and a later one.",
+            help="The baseline and its candidates; or results: one with several rows, or an earlier and a later one."
         ),
     ],
     max_slowdown: Annotated[
@@ -73,7 +72,7 @@ def compare(
     from vitedge.runtimes.contract import OpenOptions
 
     allowed = Allowed(max_slowdown_pct=max_slowdown, max_drop_pts=max_drop)
-    artifacts, results = separate(what)
+    artifacts, results = separate(artifact)
     if out is not None:
         refuse_existing_result(out, overwrite=overwrite, asked="compare")
     if results:
