@@ -37,6 +37,8 @@ EXTRAS = {
         ("torch", "onnx", "onnxruntime", "safetensors", "jinja2", "matplotlib"),
         "train models",
     ),
+    "hub": (("huggingface_hub", "onnx", "onnxruntime", "safetensors"), "import models from the Hugging Face hub"),
+    "stream": (("av", "paho", "starlette", "uvicorn"), "cameras: `vitedge stream`"),
     "demo": (
         ("onnx", "onnxruntime", "safetensors", "openvino", "jinja2", "matplotlib"),
         "everything that `vitedge demo` shows",
