@@ -49,9 +49,7 @@ class Materials:
     statistics: Statistics | None = None
     calibration: Calibration | None = None
     jury: Jury | None = None
-    scanned: dict[frozenset[str], float] = field(
-        default_factory=dict
-    )  # divergence by the layers that alone are quantized
+    scanned: dict[frozenset[str], float] = field(default_factory=dict)  # divergence by the only layers quantized
 
     def request(self, candidate: Candidate, quantized: frozenset[str] | None = None) -> Request:
         """What the placement gets."""
@@ -146,6 +144,8 @@ def candidates(materials: Materials, progress: Progress) -> list[Built]:
         built = _build(materials, candidate, progress)
         if built.holds is False:
             built = _within_budget(materials, built, progress) or built
+        if plan.explain and candidate.precision in QUANTIZED:
+            built = _scanned(materials, built, progress)
         judged.append(built)
         if built.holds is not False and not plan.autotune:
             return judged
@@ -209,6 +209,12 @@ def _build(
     manifest = replace(manifest, golden=golden, fidelity=found)
     holds = plan.budget.holds(found) if plan.budget and found is not None else None
     return Built(candidate, placed, manifest, logits, holds)
+
+
+def _scanned(materials: Materials, built: Built, progress: Progress) -> Built:
+    """With every group's sensitivity noted."""
+    groups = grouped(layer.name for layer in built.manifest.layers if layer.precision in QUANTIZED)
+    return _explained(built, _scan(materials, built, groups, progress))
 
 
 def _within_budget(materials: Materials, built: Built, progress: Progress) -> Built | None:

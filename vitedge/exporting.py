@@ -26,16 +26,20 @@ from vitedge.artifact import (
     npy,
     write_artifact,
 )
-from vitedge.candidates import Built, Materials, candidates, gather
+from vitedge.candidates import PROFILED, Built, Materials, candidates, gather
 from vitedge.catalogue import cache_folder
 from vitedge.errors import InputError
 from vitedge.files import resource_errors, sha256, write_atomic
 from vitedge.hardware import processor
-from vitedge.planning import Plan
+from vitedge.judging import runs_here, trial
+from vitedge.planning import QUANTIZED, Plan
 from vitedge.progress import Progress, silent
-from vitedge.runtimes.contract import BUDGET
+from vitedge.runtimes.contract import BUDGET, OpenOptions
+from vitedge.runtimes.session import open_session
 from vitedge.schema import Record, decode_json, encode_json
 from vitedge.target import Candidate
+from vitedge.tuning.explain import Explained
+from vitedge.tuning.explain import explain as explained
 
 
 def export(plan: Plan, progress: Progress = silent) -> Artifact:
@@ -100,6 +104,24 @@ def _measured(materials: Materials, judged: Sequence[Built], progress: Progress)
         found[built.candidate] = float(np.median(row.latency.samples.latency_ns)) / 1e6
     write_atomic(kept, encode_json(Tuning(p50_ms=tuple(found.values()))), materials.plan.asked)
     return found
+
+
+def explain(plan: Plan, artifact: Artifact) -> Explained:
+    """Why an artifact that this plan wrote is as fast and as exact as it is; with times where its target runs here."""
+    from vitedge.graph.surgery import load
+
+    manifest = artifact.manifest
+    plain = next((each for each in plan.target.candidate if each.precision not in QUANTIZED), None)
+    if plain is None or manifest.precision not in QUANTIZED or not runs_here(plan.target):
+        return explained(str(artifact.path), manifest)
+    inputs, reference = artifact.array(GOLDEN_INPUTS), artifact.array(GOLDEN_REFERENCE)
+    placed = Materials(plan, load(plan.model.onnx_path), {}, inputs, reference).place(plain)
+    frames = np.resize(inputs, (plan.batch, *inputs.shape[1:]))
+    with trial(replace(manifest, layers=placed.layers), placed, plan.asked) as running:
+        before = running.session.profile(frames, PROFILED) if running.session else ()
+    with open_session(artifact, OpenOptions(threads=1)) as session:
+        after = session.profile(frames, PROFILED)
+    return explained(str(artifact.path), manifest, before, after)
 
 
 class Tuning(Record):

@@ -40,6 +40,7 @@ class Plan:
     held_out: ImageSet | None = field(default=None, repr=False)  # None: the embedded ones, or what calibration leaves
     budget: Budget = field(default_factory=Budget)
     autotune: bool = False  # measure all candidates that hold the budget, and take the fastest
+    explain: bool = False  # scan how sensitive each group is, also where no budget asks for it
     overwrite: bool = False
 
     @property
@@ -66,6 +67,7 @@ def plan_export(
     max_drop: float | None = None,
     min_agreement: float | None = None,
     autotune: bool = False,
+    explain: bool = False,
     batch: int | None = None,
     overwrite: bool = False,
 ) -> Plan:
@@ -85,6 +87,7 @@ def plan_export(
         min_agreement: per cent of pictures that must be called as float32 calls them, likewise.
         autotune: measure every candidate that holds the budget on this machine, and take the fastest instead of the
             first.
+        explain: scan how sensitive each group of layers is, and note it in the manifest.
         batch: pictures per inference, instead of the target's.
         overwrite: permit replacing ``out``.
 
@@ -108,6 +111,7 @@ def plan_export(
         Path(out),
         budget=budget,
         autotune=autotune,
+        explain=explain,
         overwrite=overwrite,
     )
     if autotune and not runs_here(target):

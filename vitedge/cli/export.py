@@ -48,6 +48,9 @@ def export(
         bool,
         typer.Option("--autotune", help="Build all candidates, measure them here, and keep the fastest that fits."),
     ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say why it's as fast and as exact as it is, layer by layer.")
+    ] = False,
     batch: Annotated[int | None, typer.Option("--batch", "-b", min=1, max=1024, help="Pictures per inference.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing artifact.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and stop.")] = False,
@@ -64,8 +67,12 @@ def export(
 
     `vitedge export model/ --target onnxruntime --int8 --autotune --data images/ --out artifact/`
 
+    `vitedge export model/ --target onnxruntime --int8 --explain --data images/ --out artifact/`
+
     `vitedge export model/ -t jetson-orin-nano -t raspberry-pi-5 --int8 --data images/ --out boards/`
     """
+    from msgspec import to_builtins
+
     from vitedge import exporting, planning
     from vitedge.progress import bars
     from vitedge.reporting import terminal
@@ -85,6 +92,7 @@ def export(
             max_drop=max_drop,
             min_agreement=min_agreement,
             autotune=autotune,
+            explain=explain,
             batch=batch,
             overwrite=overwrite,
         )
@@ -95,7 +103,13 @@ def export(
         return
     with bars(quiet=quiet) as progress:
         artifacts = [exporting.export(plan, progress) for plan in plans]
-    terminal.emit([exporting.summary(artifact) for artifact in artifacts], json, terminal.show_exports)
+    rows = [exporting.summary(artifact) for artifact in artifacts]
+    if explain:
+        rows = [
+            row | {"explained": to_builtins(exporting.explain(plan, artifact))}
+            for row, plan, artifact in zip(rows, plans, artifacts, strict=True)
+        ]
+    terminal.emit(rows, json, terminal.show_exports)
 
 
 def chosen_precision(precision: str | None, *, int8: bool, half: bool) -> str:

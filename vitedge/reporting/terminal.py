@@ -200,6 +200,7 @@ def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
             ],
         ),
         *(_tuned(row) for row in rows if any(each["latency_p50_ms"] is not None for each in row["candidates"])),
+        *(part for row in rows if "explained" in row for part in _explained(row["explained"])),
         *(text(f"judged on {judges}") for judges in dict.fromkeys(row["judged_on"] for row in rows) if judges),
         *(
             text(f"{row['artifact']}: {len(row['left_in_float'])} layers stay in float for the budget")
@@ -229,6 +230,33 @@ def _tuned(row: Mapping[str, Any]) -> RenderableType:
         ],
         title=f"{row['artifact']}: measured in turns on this machine",
     )
+
+
+def _explained(found: Mapping[str, Any]) -> list[RenderableType]:
+    """Layer by layer, then in sentences."""
+
+    from rich.console import Group
+
+    def microseconds(value: float | None) -> str:
+        return "" if value is None else f"{value:.0f}"
+
+    rows = [
+        (
+            layer["name"],
+            layer["precision"],
+            f"{layer['share_of_macs']:.1%}",
+            "" if layer["sensitivity"] is None else f"{layer['sensitivity']:.2g}",
+            microseconds(layer["before_us"]),
+            microseconds(layer["after_us"]),
+            layer["reason"],
+        )
+        for layer in found["layers"]
+    ]
+    columns = ["layer", "precision", ">MACs", ">KL", ">float µs", ">now µs", "why not"]
+    return [
+        table(columns, rows, title=f"{found['artifact']}, layer by layer"),
+        Group(*(text(sentence) for sentence in found["sentences"])),
+    ]
 
 
 def _skipped(rows: Sequence[Mapping[str, Any]]) -> Text | None:
