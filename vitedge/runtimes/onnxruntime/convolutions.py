@@ -11,17 +11,20 @@ from vitedge.quantize.views import View, pixel_tensors, quantizable
 from vitedge.runtimes.onnxruntime.rewriter import Layers, Rewriter
 
 
-def integer_convolutions(model: onnx.ModelProto, layers: Layers) -> onnx.ModelProto:
+def integer_convolutions(
+    model: onnx.ModelProto, layers: Layers, standard: onnx.ModelProto | None = None
+) -> onnx.ModelProto:
     """Every convolution of ``layers`` as rows (im2col, of bytes) and MatMulIntegerToFloat.
 
     Between such convolutions, and behind them as long as nothing else reads it, the picture stays [N, H·W, C]: as the
     GELUs of a stem, a pointwise convolution (then a MatMul) and the canonical patch tokens take it. A convolution that
-    reads the picture itself reads its bytes.
+    reads the picture itself reads its bytes. ``standard`` is the graph in ONNX's own operators, by which shapes are
+    inferred where ``model`` has others already.
     """
     rewriter = Rewriter(model)
     model = rewriter.model
     views = {layer.name: layer.view for layer in quantizable(model)[0] if layer.linear.kind == "conv"}
-    known = shapes(pin_batch(model, 1) if batch_size(model) is None else model)
+    known = shapes(_pinned(model)) | (shapes(_pinned(standard)) if standard is not None else {})
     constants, pixels = initializers(model), pixel_tensors(model)
     rows: dict[str, str] = {}  # tensor [N, C, H, W] or flat [N, C, H·W] -> the same as rows [N, H·W, C]
     same: dict[str, str] = {}  # tensor that is nothing but another one's rows -> those
@@ -70,6 +73,10 @@ def integer_convolutions(model: onnx.ModelProto, layers: Layers) -> onnx.ModelPr
                 rows[target] = rows[source]
             rewriter.nodes.append(node)
     return rewriter.finish()
+
+
+def _pinned(model: onnx.ModelProto) -> onnx.ModelProto:
+    return pin_batch(model, 1) if batch_size(model) is None else model
 
 
 def _flattens(shape: onnx.TensorProto | None, source: tuple[int | None, ...]) -> bool:

@@ -119,15 +119,15 @@ def _integers(
 
 def integer_graph(graph: onnx.ModelProto, layers: Layers) -> onnx.ModelProto:
     """The improved float graph with ``layers`` in integers, attention among them."""
-    return integer_convolutions(integer_linears(quantized_attention(graph, layers), layers), layers)
+    return integer_convolutions(integer_linears(quantized_attention(graph, layers), layers), layers, graph)
 
 
 def _gemm_graph(graph: onnx.ModelProto, layers: Layers) -> onnx.ModelProto:
-    return integer_convolutions(gemm_linears(quantized_attention(graph, layers), layers), layers)
+    return integer_convolutions(gemm_linears(quantized_attention(graph, layers), layers), layers, graph)
 
 
 def _static_graph(graph: onnx.ModelProto, layers: Layers) -> onnx.ModelProto:
-    return integer_convolutions(integer_linears(graph, layers), layers)
+    return integer_convolutions(integer_linears(graph, layers), layers, graph)
 
 
 def left_in_float(graph: onnx.ModelProto) -> dict[str, str]:
