@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
+from tests.cli.command import fails, vitedge
 from tests.models.test_fine_tuning import PATCHES
 from vitedge.errors import ModelError, UsageError
 from vitedge.model_folder import Model, class_table
@@ -221,6 +222,19 @@ def test_killed_and_resumed_with_everything_it_ends_with_the_same_weights(
     other = replace(options, distillation=Distillation(str(teacher), lesson="feature", views=3))
     with pytest.raises(UsageError, match="written with teacher"):
         train(str(pictures), other, tmp_path / "killed", resume=True, overwrite=True)
+
+
+def test_the_command_takes_an_onnx_file_as_teacher(teacher: Path, pictures: Path, tmp_path: Path) -> None:
+    options = ["--model", "vit_nano_patch4_32", "--epochs", 1, "--batch-size", 8, "--image-size", 8, "--threads", 1]
+    taught = ["--teacher", teacher / "model.onnx", "--distill", "feature", "--teacher-views", 1, "--distillation-token"]
+    done = vitedge("train", pictures, "--out", tmp_path / "model", *options, *taught)
+    assert (done.code, done.out.strip()) == (0, str(tmp_path / "model")), done.err
+    record = Model.open(tmp_path / "model").record
+    assert record.training is not None and record.training["options"]["distillation"]["lesson"] == "feature"
+    arrays = np.load(next((tmp_path / "model.run" / "teacher").iterdir()))
+    assert arrays.shape == (33, 96) and arrays.dtype == np.float16  # 36 pictures, one of ten of each class held out
+    _, true, fix = fails(2, "train", pictures, "--out", tmp_path / "other", *options, *taught[:2])
+    assert "doesn't know 3 of the classes" in true and "--distill feature" in fix
 
 
 def test_columns_prefer_folders_to_names() -> None:

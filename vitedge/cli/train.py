@@ -68,7 +68,11 @@ def train(
     mix_probability: Annotated[float, _option(AUGMENT, "Part of the batches mixed.", min=0.0, max=1.0)] = 1.0,
     init_from: Annotated[
         str | None,
-        _option(TUNE, "Weights to start from: a model folder, a published checkpoint, or: embedded.", metavar="MODEL"),
+        _option(
+            TUNE,
+            "Weights to start from: a model folder, a published checkpoint, hub:ORG/NAME, or: embedded.",
+            metavar="MODEL",
+        ),
     ] = None,
     freeze: Annotated[
         int | None, _option(TUNE, "Keep the stem, the tokens and the first N blocks as they are.", min=0, metavar="N")
@@ -136,6 +140,12 @@ def train(
     except ModuleNotFoundError as error:
         raise NotInstalledError.for_extra("train a model", error.name or "torch", "train") from error
 
+    if init_from is not None and init_from.startswith("hub:"):
+        from vitedge.importing.hub import fetch
+        from vitedge.progress import bars
+
+        with bars() as show:
+            init_from = str(fetch(init_from, f"fetch {init_from}", show).folder)
     with _model_folder(teacher) as taught_by:
         options = TrainOptions(
             model=model,

@@ -68,11 +68,14 @@ def train(
         start = starting_point(options, images.classes, asked)
         if options.threads:
             torch.set_num_threads(options.threads)
+        how, teacher = options.distillation, None
+        if how is not None:
+            teacher = Teacher.open(how, images.classes, options.threads, asked)
         digests = digests_of(images)
         test_images = None if test is None else open_test(test, images, digests, asked)
         with locked(run, asked) if group.first else nullcontext():
             group.from_first(lambda: prepare_run(run, resume=resume, overwrite=overwrite, asked=asked))
-            trainer = _trainer(start, options, images, digests, run, group, asked)
+            trainer = _trainer(start, options, images, digests, teacher, run, group, asked)
             if resume:
                 checkpoint.load(trainer)
             trainer.fit()
@@ -88,6 +91,7 @@ def _trainer(
     options: TrainOptions,
     images: ImageSet,
     digests: list[str],
+    teacher: Teacher | None,
     run: Path,
     group: Processes,
     asked: str,
@@ -112,17 +116,16 @@ def _trainer(
         theirs = start.preprocessing
         contract = replace(geometry, rescale=theirs.rescale, mean=theirs.mean, std=theirs.std)
     material = TrainingData(train_set, held_set, contract, tuple(digests[index] for index in train_set.indices))
-    return Trainer(start, options, material, run, group, asked, _answers(options, material, images, run, group, asked))
+    answers = None if teacher is None else _answers(teacher, options, material, run, group, asked)
+    return Trainer(start, options, material, run, group, asked, answers)
 
 
 def _answers(
-    options: TrainOptions, data: TrainingData, images: ImageSet, run: Path, group: Processes, asked: str
-) -> Answers | None:
-    """The teacher and what it said so far."""
+    teacher: Teacher, options: TrainOptions, data: TrainingData, run: Path, group: Processes, asked: str
+) -> Answers:
+    """What the teacher says, or said before."""
     how = options.distillation
-    if how is None:
-        return None
-    teacher = Teacher.open(how, images.classes, options.threads, asked)
+    assert how is not None
     return Answers(
         teacher,
         how,

@@ -163,7 +163,7 @@ class Trainer:
                 (loss * self.group.count).backward()  # type: ignore[no-untyped-call]  # gradients will be averaged
             value += loss.item()
         (value,) = self.group.add([value])
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip or math.inf).item()
+        norm = nn.utils.clip_grad_norm_(self.student.parameters(), self.options.clip or math.inf).item()
         if not math.isfinite(value) or not math.isfinite(norm):
             raise self.group.fail(self.not_finite(value, norm))
         for optimizer in self.optimizers:
@@ -188,8 +188,8 @@ class Trainer:
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
             logits, second, features = forward(x)
         logits, second, features = (None if value is None else value.float() for value in (logits, second, features))
-        if second is not None and self.answers is None:
-            logits = (logits + second) / 2
+        if second is not None and (self.answers is None or self.answers.how.lesson == "feature"):
+            logits, second = (logits + second) / 2, None  # no lesson is the second head's alone
         weight = None if self.class_weights is None else self.class_weights.to(device)
         losses = functional.cross_entropy(
             logits, targets, weight=weight, label_smoothing=self.options.label_smoothing, reduction="none"
