@@ -117,8 +117,9 @@ def test_a_camera_that_refuses_is_asked_again(opened: Session) -> None:
     assert ran.final is not None and ran.final.sources[0].connections == 0 and ran.books.balanced
 
 
-@pytest.mark.parametrize("kind", ["mjpeg", "rtsp"])
-@pytest.mark.parametrize("where", ["url", "file", "environment"])
+@pytest.mark.parametrize(
+    ("kind", "where"), [("mjpeg", "url"), ("rtsp", "url"), ("rtsp", "file"), ("rtsp", "environment")]
+)
 def test_a_password_opens_the_door_and_is_seen_nowhere(
     kind: str, where: str, opened: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
