@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import json
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
 import vitedge
@@ -33,7 +36,7 @@ from vitedge.building import autotune, explain
 from vitedge.building import build as build_engines
 from vitedge.errors import ArtifactError, NotInstalledError, ResourceError, UsageError
 from vitedge.model_folder import Origin
-from vitedge.runtimes._nvidia import building, engine, engines, layers, session, slot
+from vitedge.runtimes._nvidia import building, engine, engines, layers, passport, session, slot
 from vitedge.runtimes._nvidia.driver import Cuda
 from vitedge.runtimes._nvidia.engine import BuildOptions, Built
 from vitedge.runtimes.contract import Executed, OpenOptions, Placed, Request
@@ -497,6 +500,8 @@ def test_engines_travel_beside_the_artifact(tmp_path: Path, cuda: CudaStandIn, m
     with open_session(made, OpenOptions(build=False)) as opened:
         np.testing.assert_array_equal(opened.run(images())[:, 0], sums(images()))
     assert Artifact.open(made.path).digest == digest
+    open_session(made, OpenOptions(options={"tf32": True})).close()
+    assert build.graphs[-1][-1] == b"timings", "what the other device measured travels, too"
     with pytest.raises(UsageError, match="already exists"):
         build_engines(made, out=tmp_path / "artifact.engines")
     build_engines(made, out=tmp_path / "artifact.engines", overwrite=True)
@@ -504,6 +509,22 @@ def test_engines_travel_beside_the_artifact(tmp_path: Path, cuda: CudaStandIn, m
     file.write_bytes(b"another engine")
     with pytest.raises(ArtifactError, match="isn't what was written"):
         open_session(made, OpenOptions(build=False))
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_damaged_index_never_gives_an_engine(data: st.DataObject) -> None:
+    """Whatever stands in ``engines.json``: nothing is raised, and what is given has the digest of its passport."""
+    wanted = passport.for_building("tensorrt", "10.3.0", "a" * 64, BuildOptions(), "8.7")
+    with tempfile.TemporaryDirectory() as folder:
+        engines.add(Path(folder), "tiny", b"an engine", wanted, "test")
+        file = Path(folder) / engines.INDEX
+        index = bytearray(file.read_bytes())
+        for _ in range(data.draw(st.integers(1, 3))):
+            index[data.draw(st.integers(0, len(index) - 1))] = data.draw(st.integers(0, 255))
+        file.write_bytes(index)
+        found = engines.look_for(Path(folder), wanted)
+        assert isinstance(found, list) or found.plan == b"an engine"
 
 
 def test_progress_is_told(tmp_path: Path, cuda: CudaStandIn) -> None:

@@ -27,6 +27,7 @@ from vitedge.runtimes._nvidia.passport import Passport, differences, identity, w
 from vitedge.schema import Record, decode_json, encode_json
 
 INDEX = "engines.json"
+TIMINGS = "timings.cache"  # in an export folder: what TensorRT measured, so that the next version builds faster there
 #: TensorRT-RTX is the same software wherever it builds; TensorRT has to be where the engine will run.
 AHEAD_OF_TIME = ("tensorrt_rtx",)
 #: Building takes more memory than running: the libraries and CUDA's own, and several copies of the weights.
@@ -124,7 +125,8 @@ def obtain(
             because or f"there is no engine of it for {words(wanted)}, and building one wasn't permitted",
             f"run: vitedge build {artifact.path}",
         )
-    found = build_into(cache, artifact.manifest.name, graph, wanted, options, progress=progress, asked=asked)
+    seed = beside(artifact.path) / TIMINGS
+    found = build_into(cache, artifact.manifest.name, graph, wanted, options, seed, progress=progress, asked=asked)
     return found._replace(rebuilt_because=because)
 
 
@@ -134,15 +136,19 @@ def build_into(
     graph: bytes,
     wanted: Passport,
     options: BuildOptions,
+    seed: Path,
     *,
     progress: Progress = silent,
     asked: str,
 ) -> Found:
-    """Build one engine, and write it and its passport into a folder; what earlier builds here measured is used."""
+    """Build one engine, and write it and its passport into a folder; what earlier builds here measured is used.
+
+    Where nothing was built yet, what an equal device measured (``seed``) is; TensorRT itself refuses another GPU's.
+    """
     if wanted.package not in AHEAD_OF_TIME:
         refuse_little_memory(len(graph), options, asked)
     timings = timing_cache(wanted)
-    known = timings.read_bytes() if timings.is_file() else b""
+    known = next((path.read_bytes() for path in (timings, seed) if path.is_file()), b"")
     built = engine.build_isolated(wanted.package, wanted.version, graph, options, known, asked=asked, progress=progress)
     if built.timing_cache:
         write_atomic(timings, built.timing_cache, asked)
@@ -180,6 +186,8 @@ def export_engines(artifact: Artifact, found: Sequence[Found], out: Path, *, ove
     with new_folder(out, overwrite=overwrite, asked=asked, last=INDEX) as folder:
         for one in found:
             add(folder, artifact.manifest.name, one.plan, one.passport, asked)
+            if (timings := timing_cache(one.passport)).is_file():
+                write_atomic(folder / TIMINGS, timings.read_bytes(), asked)
     return out
 
 
