@@ -5,9 +5,9 @@
 DATA is a folder or archive of labelled pictures (CIFAR-10's test set for the published figure). The model is a
 ViT-Ti/16 at 224×224 with random weights, float32 on ONNX Runtime: what it answers doesn't matter, what it costs does.
 In each round both take a turn: eval's decoding and inference of the encoded files, and the same session over uint8
-arrays that were decoded beforehand. Threads (0 workers) are shown beside processes, for the default was chosen between them.
-The aim is 0.85 of the loop's images a second. Reading the digests and opening the session are in neither time; starting
-the processes is in eval's.
+arrays that were decoded beforehand. Threads (0 workers) are shown beside processes, for the default was chosen between
+them. The aim is 0.85 of the loop's images a second. Reading the digests and opening the session are in neither time;
+starting the processes is in eval's.
 """
 
 from __future__ import annotations

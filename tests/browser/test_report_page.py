@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from tests.browser.chromium import Tab, tab
 from tests.reporting import results
-from tests.reporting.test_html import hostile
+from tests.reporting.test_html import hostile, long_run
 from vitedge.reporting import html
 from vitedge.result import Result
 
@@ -34,13 +34,14 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "machines": html.render([results.demo(), replace(results.demo(), circumstances=results.PI)]),
         "hostile": html.render([hostile()]),
         "large": html.render([large]),
+        "long": html.render([long_run()]),
     }
     for name, text in made.items():
         (folder / f"{name}.html").write_text(text)
     return {name: folder / f"{name}.html" for name in made}
 
 
-@pytest.mark.parametrize("name", ["plain", "machines", "hostile"])
+@pytest.mark.parametrize("name", ["plain", "machines", "hostile", "long"])
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
 def test_it_renders_quietly_and_alone(browser: Tab, pages: dict[str, Path], name: str, width: int, dark: bool) -> None:
     browser.events.clear()

@@ -88,3 +88,10 @@ def test_resume_needs_a_file_and_begins_where_there_is_none(artifact: Artifact, 
     (tmp_path / "bad.json").write_text("{}")
     fails(3, "eval", artifact.path, "--data", data, "--resume", "--out", tmp_path / "bad.json")
     assert (tmp_path / "bad.json").read_text() == "{}"
+
+
+def test_the_classes_that_lost_most_are_shown(artifact: Artifact, data: Path, tmp_path: Path) -> None:
+    constant = null_artifact(tmp_path / "c", precision="int8", cached=True)
+    done = vitedge("eval", artifact.path, constant.path, "--data", data)
+    assert done.code == 0, done.err
+    assert "Classes that lost most" in done.out and "70.0" in done.out.split("Classes that lost most")[1]

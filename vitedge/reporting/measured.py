@@ -17,12 +17,21 @@ if TYPE_CHECKING:
     from vitedge.result import Check, Result
 
 
+MOST_CLASSES = 5  # of each artifact, those that lost most
+
+
 def show_result(result: Result) -> None:
     """Latency, accuracy, and what has to be known before trusting them."""
     found = rows.lines([result])
     setting = text(_setting(result), terminal.QUIET)
     terminal.show(
-        _latency(found), _beside(found), *latency_details.tables(found), _accuracy(found), _notes(found), setting
+        _latency(found),
+        _beside(found),
+        *latency_details.tables(found),
+        _accuracy(found),
+        _classes(found),
+        _notes(found),
+        setting,
     )
 
 
@@ -134,6 +143,24 @@ def _accuracy_cells(line: Line) -> list[str]:
         rows.UNKNOWN if divergence is None or paired is None else f"{divergence.total / max(1, divergence.images):.2g}",
         percent(line.calibration_error),
     ]
+
+
+def _classes(lines: Sequence[Line]) -> RenderableType | None:
+    """The classes in which each artifact lost most against its reference; the report has them all."""
+    from vitedge.accuracy.statistics import class_scores
+
+    found = []
+    for line in lines:
+        data, accuracy, reference = line.result.data, line.row.accuracy, line.reference
+        if data is None or accuracy is None or reference is None or reference.accuracy is None:
+            continue
+        lost = [one for one in class_scores(accuracy, data, reference.accuracy) if (one.lost_pts or 0.0) > 0]
+        found += [
+            (line.letter, one.name, one.images, percent(one.top1), percent(one.before), points(one.lost_pts, 1))
+            for one in lost[:MOST_CLASSES]
+        ]
+    columns = ["", "class", ">images", ">top-1 %", ">float32 %", ">lost pts"]
+    return table(columns, found, "Classes that lost most") if found else None
 
 
 def _notes(lines: Sequence[Line]) -> RenderableType | None:
