@@ -67,7 +67,7 @@ class Parity(Record):
 class Origin(Record):
     """Where the model came from."""
 
-    kind: str  # "train", "timm", "onnx", "embedded"
+    kind: str  # "train", "timm", "huggingface", "factory", "onnx", "embedded"
     source: str  # a name, never a path of the machine that imported it
     details: dict[str, Any] = field(default_factory=dict)  # rewrites made, operators left alone, revision, …
     parity: Parity | None = None
