@@ -67,6 +67,9 @@ def test_settings_from_a_file(artifact: Path, tmp_path: Path) -> None:
         (2, (QUICK, "--hwaccel", "abacus"), "offers"),
         (2, (QUICK, "--credentials", "env:VITEDGE_NOT_SET"), "isn't set"),
         (4, ("none.mp4",), "no such file"),
+        (2, (QUICK, "--json", "/nowhere/r.jsonl"), "/nowhere/r.jsonl"),
+        (2, (QUICK, "--csv", "/"), "directory"),
+        (2, (QUICK, "--record", "/proc/nowhere"), "/proc/nowhere"),
     ],
 )
 def test_what_cannot_be_is_refused(code: int, arguments: tuple[str, ...], word: str, artifact: Path) -> None:

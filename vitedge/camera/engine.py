@@ -158,8 +158,12 @@ class Engine:
 
     def _wait(self, seconds: float) -> None:
         """Until a frame comes, somebody wants to stop, or it's time to look after the readers again."""
-        live = [lane.capture.filled for lane in self._lanes if not lane.capture.done]
-        select.select([*live, self._wake], [], [], max(0.0, min(seconds, 0.1)))
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        for lane in self._lanes:
+            if not lane.capture.done:
+                poll.register(lane.capture.filled, select.POLLIN)
+        poll.poll(1000 * max(0.0, min(seconds, 0.1)))
 
     def _close(self) -> None:
         """Stop the readers, settle the books, let the sinks finish."""

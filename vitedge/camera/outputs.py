@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import msgspec
 
 from vitedge.camera.records import Event, FrameRecord, Item, Status
 from vitedge.camera.sink import QueuedSink
-from vitedge.errors import printable
+from vitedge.errors import UsageError, printable
 from vitedge.files import resource_errors
 
 if TYPE_CHECKING:
@@ -25,6 +26,17 @@ COLUMNS = (
     "source", "sequence", "connection", "presentation_s", "time", "monotonic_ns", "age_ms", "dropped", "gap", "width",
     "height", "label", "probability", "raw_label", "raw_probability", "smoothed_label", "smoothed_probability", "truth",
 )  # fmt: skip
+
+
+@contextlib.contextmanager
+def writing(target: str) -> Iterator[None]:
+    """As :func:`vitedge.files.resource_errors`; a folder that isn't there, or a file that is one, is a usage error."""
+    asked = f"write {target}"
+    try:
+        with resource_errors(asked):
+            yield
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise UsageError(asked, f"{error.strerror}", "name a file in a folder that exists") from error
 
 
 class Lines(QueuedSink):
@@ -45,7 +57,7 @@ class Lines(QueuedSink):
         self._file: int | None = None
         self._partial = False
         if target != "-":
-            with resource_errors(f"write {target}"):
+            with writing(target):
                 self._file = os.open(target, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         super().__init__(name, kinds)
 

@@ -148,8 +148,10 @@ class Reader:
     def _buffer(self) -> int | None:
         """A buffer to fill. With the policy ``every`` it waits until there is one."""
         memory = self._memory
+        poll = select.poll()
+        poll.register(self._task.emptied, select.POLLIN)
         while (buffer := memory.free()) is None and not memory.stop:
-            select.select([self._task.emptied], [], [], 0.2)
+            poll.poll(200)
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._task.emptied)
             memory.active(time.monotonic_ns())

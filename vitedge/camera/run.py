@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 from vitedge.artifact import Artifact
 from vitedge.camera.delivery import addresses, delivering
 from vitedge.camera.engine import Engine
-from vitedge.camera.outputs import CsvLines, JsonLines, Words
+from vitedge.camera.outputs import CsvLines, JsonLines, Words, writing
 from vitedge.camera.records import Event, FrameRecord, Sink, Status
 from vitedge.camera.settings import Settings
 from vitedge.camera.uri import Source, parse_sources
 from vitedge.errors import InputError, NotInstalledError, StreamError, UsageError, VitedgeError
-from vitedge.files import resource_errors
 from vitedge.isolation import ChildError, run_isolated
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def check(settings: Settings) -> list[Source]:
         check_hardware(settings.hwaccel)
     addresses(settings)
     if settings.record is not None:
-        with resource_errors(f"record to {settings.record}"):
+        with writing(settings.record):
             Path(settings.record).mkdir(parents=True, exist_ok=True)
     return sources
 
