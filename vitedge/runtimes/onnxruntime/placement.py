@@ -140,7 +140,7 @@ def left_in_float(graph: onnx.ModelProto) -> dict[str, str]:
             refused[layer.name] = "the shape of its input isn't known"
         elif layer.linear.kind == "linear" and len(shape) == 2:
             refused[layer.name] = "it multiplies one row a picture; reading its weights is all the time it takes"
-        elif layer.linear.kind == "conv" and pointwise(layer.view):
+        elif layer.name == "patch_embed.proj" and pointwise(layer.view):
             refused[layer.name] = "its error would be in every block, and integers save next to nothing"
         elif layer.linear.kind == "conv" and layer.weight.shape[1] < 8 and not tiles(layer.view):
             refused[layer.name] = "its input has few channels; gathering rows would cost more than integers save"
