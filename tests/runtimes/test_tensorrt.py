@@ -150,8 +150,8 @@ def held_out() -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64],
         return np.stack([record.preprocessing.apply(images.read(index)) for index in range(count)])
 
     labels = held_out.labels([label.folder for label in record.classes], asked="test")
-    images = frames(held_out, 250)
-    return frames(calibration, 128), images, labels[:250], run_graph(graph, images)
+    images = frames(held_out, len(held_out))
+    return frames(calibration, 256), images, labels, run_graph(graph, images)
 
 
 @pytest.mark.timeout(300)
@@ -160,7 +160,7 @@ def test_the_typed_arithmetic_stays_within_the_budget(precision: str) -> None:
     """What TensorRT receives, interpreted operator by operator, on pictures that calibration never saw."""
     graph, config = embedded()
     calibration, images, labels, expected = held_out()
-    wish = request(graph, config, precision, "tensorrt", images=calibration)
+    wish = request(graph, config, precision, "tensorrt", images=calibration, by="default")
     placed = runtimes.part("tensorrt", "placement").place(wish)
     assert placed.interpretable is not None
     received = run_graph(placed.interpretable, images)

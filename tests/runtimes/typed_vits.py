@@ -88,13 +88,14 @@ def request(
     *,
     images: NDArray[np.uint8] | None = None,
     batch: int = 1,
+    by: str = "fast",
 ) -> Request:
-    """What export would hand to a placement; ``images`` are the calibration set of a quantized precision."""
+    """What export would hand to a placement; ``images`` calibrate a quantized precision by the recipe ``by``."""
     device = load_target(target)
     recipe = statistics = None
     if precision in ("int8", "fp8"):
         assert images is not None
-        recipe = load_recipe("fast")
+        recipe = load_recipe(by)
         recipe = replace(recipe, observe=replace(recipe.observe, num_samples=len(images)))
         statistics = observe(graph, iter(images), recipe.observe, key="test")
     return Request(
