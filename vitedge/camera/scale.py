@@ -137,7 +137,8 @@ def _converter(frame: av.VideoFrame, box: tuple[int, int, int, int], size: tuple
 
     left, top, right, bottom = box
     graph = av.filter.Graph()
-    graph.threads = 1  # several cost more than they gain at this size, and the cores have other work
+    if hasattr(graph, "threads"):  # since PyAV 18; with 17 its threads are there, and idle
+        graph.threads = 1
     nodes = [
         graph.add(
             "buffer",
@@ -150,7 +151,8 @@ def _converter(frame: av.VideoFrame, box: tuple[int, int, int, int], size: tuple
     ]
     if box != (0, 0, frame.width, frame.height):
         nodes.append(graph.add("crop", f"{right - left}:{bottom - top}:{left}:{top}:exact=1"))
-    nodes.append(graph.add("scale", f"{size[0]}:{size[1]}:{kernel.swscale.format(QUALITY)}"))
+    # One thread: several cost more than they gain at this size, and the cores have other work.
+    nodes.append(graph.add("scale", f"{size[0]}:{size[1]}:{kernel.swscale.format(QUALITY)}:threads=1"))
     nodes += [graph.add("format", "rgb24"), graph.add("buffersink")]
     graph.link_nodes(*nodes).configure()
 
