@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -179,8 +178,16 @@ def test_a_reader_that_hangs_is_killed(opened: Session) -> None:
 
 def readers() -> list[int]:
     """This process's readers."""
-    listing = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True)
-    return [int(line.split()[0]) for line in listing.stdout.splitlines() if "vitedge.camera.reader" in line]
+    listings = [file.read_text() for file in Path("/proc/self/task").glob("*/children")]
+    children = [int(word) for listing in listings for word in listing.split()]
+    return [child for child in children if b"vitedge.camera.reader" in _arguments(child)]
+
+
+def _arguments(process: int) -> bytes:
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:  # it has ended meanwhile
+        return b""
 
 
 def processes() -> list[str]:

@@ -140,8 +140,9 @@ def test_readers_go_when_the_engine_is_killed(artifact: Path) -> None:
     )
     assert child.stdout is not None
     child.stdout.readline()
-    listing = subprocess.run(["ps", "-o", "pid=", "--ppid", str(child.pid)], capture_output=True, text=True, check=True)
-    readers = [int(line) for line in listing.stdout.split()]
+    listings = [file.read_text() for file in Path(f"/proc/{child.pid}/task").glob("*/children")]
+    readers = [int(word) for listing in listings for word in listing.split()]
+    assert readers
     child.kill()
     child.wait()
     child.stdout.close()
