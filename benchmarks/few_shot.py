@@ -1,6 +1,6 @@
 """Few-shot: twenty pictures of each digit, from the embedded model and from scratch, by one and the same command.
 
-    python benchmarks/few_shot.py [--folder FOLDER] [--seeds 1] [--epochs 5] [--threads 2]
+    python benchmarks/few_shot.py [--folder FOLDER] [--seeds 1] [--epochs 4] [--threads 2]
 
 The data is scikit-learn's ``load_digits`` (8×8 grey pictures of handwritten digits; ``vitedge[dev]`` brings it). A seed
 draws twenty pictures of each digit to train with; all others are the test set, which is evaluated once, when
@@ -68,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="keep data and models here")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
