@@ -11,7 +11,7 @@ import pytest
 from tests.cli.command import fails, vitedge
 from vitedge import catalogue
 from vitedge.reporting.catalogue_files import TEMPLATE
-from vitedge.target import BenchRules, Budget, Candidate, Target, load_target
+from vitedge.target import BenchRules, Budget, Candidate, Provider, Target, load_target
 
 
 def test_all_of_them_with_runtime_device_and_precisions() -> None:
@@ -55,7 +55,7 @@ def test_a_new_one_may_start_from_another(tmp_path: Path) -> None:
 
 def test_the_template_speaks_of_every_key() -> None:
     text = TEMPLATE.read_text()
-    for record in (Target, Candidate, BenchRules, Budget):
+    for record in (Target, Candidate, BenchRules, Budget, Provider):
         for field in msgspec.structs.fields(record):
             if (record, field.name) != (Target, "name"):
                 assert field.encode_name in text, field.name
