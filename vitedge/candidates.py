@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as changed
 from typing import TYPE_CHECKING
@@ -11,19 +11,19 @@ import numpy as np
 from msgspec.structs import replace
 
 from vitedge import judging, runtimes
-from vitedge.artifact import Calibration, CandidateResult, Fidelity, Golden, LayerPlan, Manifest
+from vitedge.artifact import Calibration, CandidateResult, Fidelity, Golden, Manifest
 from vitedge.calibrating import calibrate
 from vitedge.deviation import deviation
 from vitedge.errors import ArtifactError, InvalidResultError, UsageError
 from vitedge.golden import golden_pictures
 from vitedge.images import open_picture
 from vitedge.judging import Jury, Trial, runs_here, summon, trial
-from vitedge.planning import QUANTIZED, Plan
+from vitedge.planning import Plan
 from vitedge.progress import Progress
 from vitedge.runtimes.contract import Placed, Request
-from vitedge.runtimes.executed import unmet_layers
+from vitedge.runtimes.executed import shares, unmet_layers
 from vitedge.runtimes.session import Session
-from vitedge.target import Candidate
+from vitedge.target import QUANTIZED, Candidate
 from vitedge.tuning.budget import fewest_reverted
 from vitedge.tuning.groups import Group, Scan, divergences, fastest, grouped, saved_ns
 
@@ -144,8 +144,10 @@ def candidates(materials: Materials, progress: Progress) -> list[Built]:
         built = _build(materials, candidate, progress)
         if built.holds is False:
             built = _within_budget(materials, built, progress) or built
-        if plan.explain and candidate.precision in QUANTIZED:
-            built = _scanned(materials, built, progress)
+        unknown = all(layer.sensitivity is None for layer in built.manifest.layers)
+        if plan.explain and candidate.precision in QUANTIZED and unknown:
+            groups = _groups(built)
+            built = _explained(built, _sensitivities(materials, candidate, groups, progress))
         judged.append(built)
         if built.holds is not False and not plan.autotune:
             return judged
@@ -186,7 +188,7 @@ def _build(
         classes=record.classes,
         preprocessing=record.preprocessing,
         layers=placed.layers,
-        precision_obtained=shares(placed.layers),
+        precision_obtained=shares(placed.layers, {layer.name: layer.precision for layer in placed.layers}),
         runtime_options=dict(placed.runtime_options),
         built_with=dict(placed.built_with),
         model_digest=plan.model.digest,
@@ -211,16 +213,14 @@ def _build(
     return Built(candidate, placed, manifest, logits, holds)
 
 
-def _scanned(materials: Materials, built: Built, progress: Progress) -> Built:
-    """With every group's sensitivity noted."""
-    groups = grouped(layer.name for layer in built.manifest.layers if layer.precision in QUANTIZED)
-    return _explained(built, _scan(materials, built, groups, progress))
+def _groups(built: Built) -> list[Group]:
+    """The groups of what is quantized."""
+    return grouped(layer.name for layer in built.manifest.layers if layer.precision in QUANTIZED)
 
 
 def _within_budget(materials: Materials, built: Built, progress: Progress) -> Built | None:
     """The candidate with as few groups back in float as the budget allows; None where it allows none."""
-    candidate = built.candidate
-    groups = grouped(layer.name for layer in built.manifest.layers if layer.precision in QUANTIZED)
+    candidate, groups = built.candidate, _groups(built)
     scan = _scan(materials, built, groups, progress)
     tried: dict[frozenset[str], Built] = {}
 
@@ -235,14 +235,25 @@ def _within_budget(materials: Materials, built: Built, progress: Progress) -> Bu
     if best is None:
         return None
     kept = frozenset(name for group in groups if group not in best[0] for name in group.layers)
-    return _explained(tried[kept], scan)
+    return _explained(tried[kept], scan.divergence)
 
 
 def _scan(materials: Materials, built: Built, groups: Sequence[Group], progress: Progress) -> Scan:
     """Sensitivity and gain of every group."""
+    found = _sensitivities(materials, built.candidate, groups, progress)
+    saved = _saved(materials, built, groups)
+    macs = {layer.name: layer.macs for layer in built.manifest.layers}
+    work = {group.name: float(sum(macs[name] for name in group.layers)) for group in groups}
+    return Scan(found, saved or work, measured=saved is not None)
+
+
+def _sensitivities(
+    materials: Materials, candidate: Candidate, groups: Sequence[Group], progress: Progress
+) -> dict[str, float]:
+    """Mean KL of every group, when its layers alone are quantized."""
     from vitedge.runtimes.onnxruntime.interpret import run_graph
 
-    jury, candidate = materials.jury, built.candidate
+    jury = materials.jury
     assert jury is not None
 
     def divergence(layers: frozenset[str]) -> float:
@@ -254,11 +265,7 @@ def _scan(materials: Materials, built: Built, groups: Sequence[Group], progress:
             materials.scanned[layers] = jury.judge(alone, SCANNED).divergence
         return materials.scanned[layers]
 
-    found = divergences(groups, divergence, progress)
-    saved = _saved(materials, built, groups)
-    macs = {layer.name: layer.macs for layer in built.manifest.layers}
-    work = {group.name: float(sum(macs[name] for name in group.layers)) for group in groups}
-    return Scan(found, saved or work, measured=saved is not None)
+    return divergences(groups, divergence, progress)
 
 
 def _saved(materials: Materials, built: Built, groups: Sequence[Group]) -> dict[str, float] | None:
@@ -277,11 +284,11 @@ def _saved(materials: Materials, built: Built, groups: Sequence[Group]) -> dict[
     return saved_ns(groups, *profiles)
 
 
-def _explained(built: Built, scan: Scan) -> Built:
-    """With the sensitivity that decided noted at every layer."""
+def _explained(built: Built, sensitivity: Mapping[str, float]) -> Built:
+    """With its group's sensitivity noted at every layer."""
 
     def known(name: str) -> float | None:
-        return scan.divergence.get(name.rpartition(".")[0] or name)
+        return sensitivity.get(name.rpartition(".")[0] or name)
 
     layers = tuple(replace(layer, sensitivity=known(layer.name)) for layer in built.manifest.layers)
     return changed(built, manifest=replace(built.manifest, layers=layers))
@@ -300,15 +307,6 @@ def preflight(plan: Plan, placed: Placed) -> None:
             f"{plan.target.runtime} {plan.target.runtime_min} can't take this graph: {'; '.join(findings[:8])}",
             "export with another --precision, or simplify the model's graph",
         )
-
-
-def shares(layers: tuple[LayerPlan, ...]) -> dict[str, float]:
-    """Share of the multiply-accumulates planned in each precision; sums to 1."""
-    total = sum(layer.macs for layer in layers)
-    found: dict[str, int] = {}
-    for layer in layers:
-        found[layer.precision] = found.get(layer.precision, 0) + layer.macs
-    return {precision: macs / total for precision, macs in sorted(found.items())} if total else {}
 
 
 def _prove(plan: Plan, manifest: Manifest, session: Session) -> None:

@@ -32,12 +32,12 @@ from vitedge.errors import InputError
 from vitedge.files import resource_errors, sha256, write_atomic
 from vitedge.hardware import processor
 from vitedge.judging import runs_here, trial
-from vitedge.planning import QUANTIZED, Plan
+from vitedge.planning import Plan
 from vitedge.progress import Progress, silent
 from vitedge.runtimes.contract import BUDGET, OpenOptions
 from vitedge.runtimes.session import open_session
 from vitedge.schema import Record, decode_json, encode_json
-from vitedge.target import Candidate
+from vitedge.target import QUANTIZED, Candidate
 from vitedge.tuning.explain import Explained
 from vitedge.tuning.explain import explain as explained
 

@@ -17,12 +17,10 @@ from vitedge.images import ImageSet
 from vitedge.judging import runs_here
 from vitedge.model_folder import Model
 from vitedge.recipe import Recipe, load_recipe
-from vitedge.target import Candidate, Target, load_target
+from vitedge.target import QUANTIZED, Candidate, Target, load_target
 from vitedge.tuning.budget import Budget
 
 AUTO = "auto"
-#: Precisions whose scales come from calibration images.
-QUANTIZED = ("int8", "fp8", "mixed")
 
 
 @dataclass(frozen=True)

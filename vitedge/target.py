@@ -13,6 +13,8 @@ from vitedge.schema import PositiveReal, Record, load_toml
 
 Precision = Literal["fp32", "bf16", "fp16", "int8", "fp8", "mixed"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8", "fp8", "mixed")
+#: Precisions whose scales come from calibration images.
+QUANTIZED = ("int8", "fp8", "mixed")
 Positive = Annotated[int, Meta(ge=1)]
 Version = Annotated[str, Meta(pattern=r"^\d+(\.\d+)*$")]  # "10.3"
 Option = str | int | float | bool

@@ -17,6 +17,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from vitedge.accuracy.decoding import Ready, cores, decoded
+from vitedge.accuracy.fidelity import divergence as kl_divergence
 from vitedge.artifact import Artifact
 from vitedge.errors import ImageError, InterruptedError_, InvalidResultError, UsageError
 from vitedge.files import sha256
@@ -300,8 +301,7 @@ def _judged(
         confidence = contract.probabilities(logits.astype(np.float32)).max(axis=1).astype(np.float64)
         calibrated = reliability(confidence, rank == 0)
     if contract.activation == "softmax":
-        ours, theirs = _log_softmax(logits), _log_softmax(reference[1])
-        total = float((np.exp(theirs) * (theirs - ours)).sum())
+        total = float(kl_divergence(reference[1], logits).sum())
         divergence = Divergence(reference=reference[0], images=len(labels), total=total)
     return Accuracy(
         predicted=tuple(predicted.tolist()),
@@ -310,11 +310,6 @@ def _judged(
         divergence=divergence,
         duration_ns=duration_ns,
     )
-
-
-def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
 def together(parts: Sequence[Accuracy], reference: str) -> Accuracy:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 WORST_FLIPS = 10
 
 
-def divergence(reference: NDArray[np.float32], logits: NDArray[np.float32]) -> NDArray[np.float64]:
+def divergence(reference: NDArray[np.floating[Any]], logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """KL(reference ‖ logits) of each picture, nats, float64 [n], of logits [n, classes]."""
     expected, found = _log_softmax(reference), _log_softmax(logits)
     return np.asarray((np.exp(expected) * (expected - found)).sum(axis=1))
@@ -93,7 +93,7 @@ def pictures_needed(points: float) -> int:
     return high
 
 
-def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+def _log_softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     wide = logits.astype(np.float64)
     wide -= wide.max(axis=1, keepdims=True)
     return np.asarray(wide - np.log(np.exp(wide).sum(axis=1, keepdims=True)))

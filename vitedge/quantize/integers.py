@@ -59,6 +59,15 @@ def _scale(step: float) -> np.float32:
     return scale
 
 
+#: Instruction sets whose 8-bit products are summed in 32 bits.
+WIDE_SUMS = ("avx_vnni", "avx512_vnni", "neon", "dotprod", "i8mm")
+
+
+def weight_bits(isa: str) -> Literal[7, 8]:
+    """Bits of a weight on an instruction set: 7 where two products are added in 16 bits and would saturate."""
+    return 8 if isa in WIDE_SUMS else 7
+
+
 def weight_limit(bits: Literal[7, 8]) -> int:
     """Largest magnitude of a signed weight: 127 or 63."""
     return 127 if bits == 8 else 63

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,11 +44,13 @@ def unmet_layers(layers: Sequence[LayerPlan], executed: Iterable[Executed]) -> l
 
 def executed_shares(layers: Sequence[LayerPlan], executed: Iterable[Executed]) -> dict[str, float] | None:
     """Share of the multiply-accumulates by executed type; sums to 1. None where no layer was planned."""
+    return shares(layers, executed_types(layers, executed)) or None
+
+
+def shares(layers: Sequence[LayerPlan], types: Mapping[str, str]) -> dict[str, float]:
+    """Share of the multiply-accumulates by each layer's type, sorted by type; sums to 1. Empty without any."""
     total = sum(layer.macs for layer in layers)
-    if not total:
-        return None
-    types = executed_types(layers, executed)
-    shares: dict[str, int] = {}
+    found: dict[str, int] = {}
     for layer in layers:
-        shares[types[layer.name]] = shares.get(types[layer.name], 0) + layer.macs
-    return {type_: macs / total for type_, macs in sorted(shares.items())}
+        found[types[layer.name]] = found.get(types[layer.name], 0) + layer.macs
+    return {type_: macs / total for type_, macs in sorted(found.items())} if total else {}

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from vitedge.harness.profile import by_part, profile_of
 from vitedge.schema import Record
+from vitedge.target import QUANTIZED
 
 if TYPE_CHECKING:
     from vitedge.artifact import LayerPlan, Manifest
     from vitedge.latency import Profile
     from vitedge.runtimes.contract import LayerTime
 
-QUANTIZED = ("int8", "fp8", "mixed")
 #: Operators that only move data, by the runtimes' own words.
 _MOVING = ("Transpose", "Reorder", "Reshape", "Reformat", "Permute")
 _WORTH_SAYING = 0.03  # of the whole time

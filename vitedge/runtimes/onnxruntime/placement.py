@@ -28,6 +28,7 @@ import onnx
 
 from vitedge.errors import UsageError, nearest
 from vitedge.graph.surgery import batch_size, linear_layers, pin_batch, set_metadata, shapes, to_bytes
+from vitedge.quantize.integers import weight_bits
 from vitedge.quantize.qdq import insert_qdq
 from vitedge.quantize.rounding import Scheme, quantize_layers
 from vitedge.quantize.views import quantizable
@@ -46,8 +47,6 @@ from vitedge.runtimes.plan import planned_layers
 from vitedge.target import Option
 
 GRAPH = "model.onnx"
-#: Instruction sets whose 8-bit products are summed in 32 bits.
-WIDE_SUMS = ("avx_vnni", "avx512_vnni", "neon", "dotprod", "i8mm")
 OPTIONS: dict[str, Option] = {
     "graph_optimization_level": "all",
     "execution_mode": "sequential",
@@ -104,7 +103,7 @@ def _integers(
 
     def form(request: Request) -> Form:
         assert request.statistics is not None and request.recipe is not None, "a quantized form needs statistics"
-        scheme = Scheme("uint8", symmetric=False, weight_bits=8 if request.target.isa in WIDE_SUMS else 7)
+        scheme = Scheme("uint8", symmetric=False, weight_bits=weight_bits(request.target.isa))
         left = left_in_float(request.graph)
         for layer in linear_layers(request.graph):
             if layer.kind not in kinds:

@@ -22,12 +22,13 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx
 
 from vitedge.errors import UsageError, nearest
 from vitedge.graph.surgery import copy, linear_layers, pin_batch, producers, to_bytes
+from vitedge.quantize.integers import weight_bits
 from vitedge.quantize.qdq import insert_qdq
 from vitedge.quantize.rounding import QuantizedLayer, Scheme, quantize_layers
 from vitedge.quantize.views import quantizable
@@ -45,8 +46,6 @@ FORMS: dict[str, tuple[str, ...]] = {
     "linears-convs-int8": ("linear", "conv"),
     "convs-int8": ("conv",),
 }
-#: Instruction sets whose 8-bit products are summed in 32 bits.
-WIDE_SUMS = ("avx_vnni", "avx512_vnni", "neon", "dotprod", "i8mm")
 _MARK = "\N{SYMBOL FOR UNIT SEPARATOR}"
 
 
@@ -116,8 +115,7 @@ def _quantized(request: Request) -> tuple[onnx.ModelProto, dict[str, QuantizedLa
             names.append(layer.name)
     reasons |= request.left_in_float(names)
     names = [name for name in names if name not in reasons]
-    bits: Literal[7, 8] = 8 if request.target.isa in WIDE_SUMS else 7
-    scheme = Scheme(activation="uint8", symmetric=False, weight_bits=bits)
+    scheme = Scheme(activation="uint8", symmetric=False, weight_bits=weight_bits(request.target.isa))
     return *quantize_layers(request.graph, request.statistics, request.recipe, scheme, names), reasons
 
 
