@@ -176,6 +176,28 @@ def test_a_stuck_viewer_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     assert counts == [1, 0]
 
 
+@pytest.mark.parametrize("later", range(6))
+def test_a_viewer_that_leaves_while_something_is_sent_is_gone(later: int) -> None:
+    counts: list[int] = []
+
+    async def run() -> None:
+        left = asyncio.Event()
+
+        async def receive() -> dict[str, str]:
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: dict[str, Any]) -> None:
+            left.set()
+            for _ in range(later):  # ends in one of the loop's next rounds, as the leaving comes through
+                await asyncio.sleep(0)
+
+        await asyncio.wait_for(Watching(Feed(), counts.append)({}, receive, send), 5)
+
+    asyncio.run(run())
+    assert counts == [1, 0]
+
+
 def test_a_slow_viewer_is_given_the_newest() -> None:
     async def run() -> list[dict[str, Any]]:
         feed, viewer = Feed(), server.Viewer()

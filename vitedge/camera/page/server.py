@@ -220,33 +220,36 @@ class Watching:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """The ASGI call."""
+        import anyio
+
         viewer = Viewer()
         self._feed.viewers.add(viewer)
         self._count(len(self._feed.viewers))
-        tasks = {asyncio.ensure_future(self._push(viewer, send)), asyncio.ensure_future(_left(receive))}
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            # asyncio's tasks can lose a cancellation that comes as a wait ends (wait_for, before Python 3.12);
+            # a task group's holds until they end.
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._push, viewer, send, tasks.cancel_scope.cancel)
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+                tasks.cancel_scope.cancel()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             self._feed.viewers.discard(viewer)
             self._count(len(self._feed.viewers))
 
-    async def _push(self, viewer: Viewer, send: Any) -> None:
+    async def _push(self, viewer: Viewer, send: Any, give_up: Callable[[], None]) -> None:
+        import anyio
+
         kinds = {**HEADERS, "Content-Type": "application/octet-stream"}
         headers = [(name.lower().encode(), value.encode()) for name, value in kinds.items()]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         data = self._feed.welcome()
         while True:
-            message = {"type": "http.response.body", "body": data, "more_body": True}
-            await asyncio.wait_for(send(message), SEND_TIMEOUT_S)
+            with anyio.move_on_after(SEND_TIMEOUT_S) as patience:
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+            if patience.cancelled_caught:
+                return give_up()
             data = await viewer.take()
-
-
-async def _left(receive: Any) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 class Guard:
