@@ -30,6 +30,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from random_models import random_model
 
 from vitedge import pipeline
 from vitedge.artifact import Artifact
@@ -58,7 +59,7 @@ def main() -> int:
     found: dict[str, Any] = {}
     print(f"{processor().model}, {arguments.threads} threads, {arguments.rounds} rounds of {arguments.seconds:g} s")
     with tempfile.TemporaryDirectory() as folder:
-        model = Path(arguments.model) if arguments.model else random_model(Path(folder) / "model")
+        model = Path(arguments.model) if arguments.model else random_model(MODEL, Path(folder) / "model")
         for runtime, other in (("openvino", benchmark_app), ("onnxruntime", bare_loop)):
             if arguments.only not in (None, runtime):
                 continue
@@ -197,31 +198,6 @@ def bare_loop(artifact: Artifact, session: Session, seconds: float) -> Turn:
         return median(taken) / 1e6, min(taken) / 1e6
 
     return turn
-
-
-def random_model(out: Path) -> Path:
-    """A ViT-Ti/16 with random weights and a thousand classes."""
-    import torch
-
-    from vitedge.graph.author import author_vit
-    from vitedge.model_folder import ModelRecord, Origin, class_table, write_model
-    from vitedge.models.vit import VisionTransformer, fold_batch_norm
-    from vitedge.models.zoo import zoo_config
-    from vitedge.preprocessing import Preprocessing
-
-    torch.manual_seed(0)
-    config = zoo_config(MODEL, num_classes=1000)
-    arrays = fold_batch_norm(VisionTransformer(config).state_dict())
-    preprocessing = Preprocessing(size=(224, 224))
-    graph = author_vit(config, arrays, mean=preprocessing.mean, std=preprocessing.std, name=MODEL)
-    record = ModelRecord(
-        name=MODEL,
-        classes=class_table([f"class {number}" for number in range(1000)]),
-        preprocessing=preprocessing,
-        origin=Origin(kind="train", source="random weights"),
-        architecture=config,
-    )
-    return write_model(out, record, {"model.onnx": graph.SerializeToString(deterministic=True)}).path
 
 
 if __name__ == "__main__":

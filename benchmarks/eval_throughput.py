@@ -19,17 +19,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+from random_models import random_model
 
 from vitedge import pipeline
 from vitedge.accuracy.decoding import decoded
-from vitedge.architecture import PatchStem, ViTConfig
-from vitedge.artifact import Artifact
-from vitedge.graph.author import author_vit, expected_parameters
-from vitedge.graph.surgery import to_bytes
 from vitedge.hardware import processor
 from vitedge.images import ImageSet
-from vitedge.model_folder import ModelRecord, Origin, class_table, write_model
-from vitedge.preprocessing import Preprocessing
 from vitedge.runtimes.session import Session
 
 CHUNK = 32
@@ -46,7 +41,8 @@ def main() -> None:
     images = ImageSet.open(arguments.data)
     images = images.subset(sorted(images.order(0)[: arguments.limit]))
     with tempfile.TemporaryDirectory() as folder:
-        artifact = exported(Path(folder), images)
+        model = random_model("vit_tiny_patch16_224", Path(folder) / "model", images.classes)
+        artifact = pipeline.export(model, "onnxruntime", "fp32", Path(folder) / "artifact")
         contract = artifact.manifest.preprocessing
         frames = [np.array(frame) for ready in decoded(images, [contract], CHUNK) for frame in ready.frames[contract]]
         with pipeline.open(artifact, threads=arguments.threads) as session:
@@ -80,35 +76,6 @@ def eval_rate(session: Session, images: ImageSet, workers: int) -> float:
     for ready in decoded(images, [contract], CHUNK, workers=workers):
         count += len(list(session.map_batches(ready.frames[contract])))
     return count / (time.perf_counter() - start)
-
-
-def exported(folder: Path, images: ImageSet) -> Artifact:
-    """ViT-Ti/16 with random weights and the classes of the pictures."""
-    config = ViTConfig(
-        image_size=(224, 224),
-        stem=PatchStem(patch_size=16),
-        embed_dim=192,
-        depth=12,
-        num_heads=3,
-        mlp_hidden=768,
-        num_classes=len(images.classes),
-    )
-    draw = np.random.default_rng(0)
-    arrays = {
-        name: (draw.standard_normal(shape) / np.sqrt(max(1, np.prod(shape[1:])))).astype(np.float32)
-        for name, shape in expected_parameters(config, folded_stem=False)
-    }
-    preprocessing = Preprocessing(size=(224, 224), crop_fraction=0.9)
-    record = ModelRecord(
-        name="vit-tiny",
-        classes=class_table(list(images.classes)),
-        preprocessing=preprocessing,
-        origin=Origin(kind="onnx", source="random weights"),
-        architecture=config,
-    )
-    graph = author_vit(config, arrays, mean=preprocessing.mean, std=preprocessing.std)
-    model = write_model(folder / "model", record, {"model.onnx": to_bytes(graph)})
-    return pipeline.export(model, "onnxruntime", "fp32", folder / "artifact")
 
 
 if __name__ == "__main__":

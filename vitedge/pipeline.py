@@ -254,6 +254,7 @@ def compare(
     wish: Wish | None = None,
     data: str | Path | None = None,
     limit: int | None = None,
+    keep: Callable[[Result], None] | None = None,
     progress: Progress = silent,
 ) -> tuple[Result, list[Comparison]]:
     """Hold artifacts against a baseline: latency in turns within one run, accuracy on the same images.
@@ -266,6 +267,7 @@ def compare(
         wish: how to measure; None is a :class:`vitedge.comparison.Rounds`.
         data: labelled images to compare the accuracy on; None: latency alone.
         limit: compare on so many of the images.
+        keep: called with the partial result, now and then and when it's stopped, to save it.
         progress: called with (task, done, total).
 
     Returns:
@@ -277,10 +279,17 @@ def compare(
     from msgspec.structs import replace
 
     from vitedge import comparison
+    from vitedge.result import Stopped
 
     opened = [_opened(artifact) for artifact in (baseline, *candidates)]
-    result = bench(opened, wish or comparison.Rounds(), options, progress=progress)
+    keep = keep or (lambda _: None)
+    try:
+        result = bench(opened, wish or comparison.Rounds(), options, progress=progress, keep=keep)
+    except Stopped as stop:
+        keep(stop.result)
+        raise
     if data is not None:
+        keep(replace(result, partial=True))
         judged = evaluate(opened, data, options, limit=limit, progress=progress)
         pairs = zip(result.rows, judged.rows, strict=True)
         rows = tuple(replace(row, accuracy=other.accuracy) for row, other in pairs)

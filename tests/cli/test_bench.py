@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import fails, vitedge
-from tests.harness.nulls import null_artifact
+from tests.harness.nulls import null_artifact, told_when_measuring, wait_for
 from vitedge.artifact import Artifact
 from vitedge.cli.bench import seconds
 from vitedge.result import read_result
@@ -81,9 +81,9 @@ def test_a_stopped_bench_leaves_a_partial_result(tmp_path: Path, number: signal.
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=_told_when_measuring(tmp_path),
+        env=told_when_measuring(tmp_path),
     )
-    _wait_for(tmp_path / "measuring", child)
+    wait_for(tmp_path / "measuring", child)
     time.sleep(1.0)  # some blocks
     child.send_signal(number)
     printed, err = child.communicate(timeout=60)
@@ -104,7 +104,7 @@ def test_a_killed_bench_leaves_a_partial_result_and_goes_on(tmp_path: Path) -> N
         [sys.executable, "-m", "vitedge", *map(str, arguments)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=_told_when_measuring(tmp_path, keep_every_s=0.1),
+        env=told_when_measuring(tmp_path, keep_every_s=0.1),
     )
     until = time.monotonic() + 60
     while not out.exists() and child.poll() is None and time.monotonic() < until:
@@ -167,29 +167,6 @@ def test_sweeps(artifact: Artifact, tmp_path: Path) -> None:
     assert "--batch 3" in fails(2, "bench", artifact.path, *QUICK, "--batch", "1,3")[2]
     done = vitedge("bench", eight.path, *QUICK)
     assert "1 thread, batch 8" in done.out
-
-
-def _told_when_measuring(folder: Path, keep_every_s: float = 10.0) -> dict[str, str]:
-    """An environment in which the child writes the file ``measuring`` when its first block begins."""
-    import os
-
-    (folder / "sitecustomize.py").write_text(
-        "import sys\n"
-        "from vitedge.harness import load, turns\n"
-        f"turns.KEEP_EVERY_S = {keep_every_s}\n"
-        "block = load.Contender.block\n"
-        f"def told(*args): open({str(folder / 'measuring')!r}, 'w').close(); return block(*args)\n"
-        "load.Contender.block = told\n"
-    )
-    root = Path(__file__).resolve().parents[2]
-    return {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{root}"}
-
-
-def _wait_for(path: Path, child: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
-    while not path.exists() and child.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert path.exists(), child.communicate()
 
 
 def test_hostile_names_in_a_result_are_printed_harmlessly(tmp_path: Path) -> None:

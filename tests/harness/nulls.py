@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -111,3 +114,25 @@ def labelled(folder: Path, wrong: int = 3, each: int = 10) -> Path:
             red = label + (1 if number < wrong else 0) + len(NAMES) * number
             (folder / name / f"{number:03}.png").write_bytes(coloured(red, size=8 + label))
     return folder
+
+
+def told_when_measuring(folder: Path, keep_every_s: float = 10.0) -> dict[str, str]:
+    """An environment in which the child writes the file ``measuring`` when its first block begins."""
+    (folder / "sitecustomize.py").write_text(
+        "import sys\n"
+        "from vitedge.harness import load, turns\n"
+        f"turns.KEEP_EVERY_S = {keep_every_s}\n"
+        "block = load.Contender.block\n"
+        f"def told(*args): open({str(folder / 'measuring')!r}, 'w').close(); return block(*args)\n"
+        "load.Contender.block = told\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    return {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{root}"}
+
+
+def wait_for(path: Path, child: subprocess.Popen[str]) -> None:
+    """Wait until the child has written this file."""
+    deadline = time.monotonic() + 60
+    while not path.exists() and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert path.exists(), child.communicate()

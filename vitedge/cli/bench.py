@@ -140,10 +140,9 @@ def bench(
     """
     from vitedge import pipeline
     from vitedge.camera.replay import open_replay
-    from vitedge.cli.outcome import refuse_invalid, result_to
+    from vitedge.cli.outcome import keeper, refuse_invalid, result_to
     from vitedge.harness.bench import Wish
     from vitedge.progress import bars
-    from vitedge.result import write_result
     from vitedge.runtimes.contract import OpenOptions
 
     sweep = counts(threads, "--threads") if threads is not None else ()
@@ -174,7 +173,7 @@ def bench(
                     data=data,
                     progress=progress,
                     resume=before,
-                    keep=None if out is None else lambda found: write_result(found, out),
+                    keep=keeper(out),
                 )
         deliver(result)
     if strict:

@@ -63,12 +63,12 @@ def compare(
     `vitedge compare result.json`
     """
     from vitedge import pipeline
-    from vitedge.cli.outcome import refuse_worse, separate
+    from vitedge.cli.outcome import keeper, refuse_worse, separate
     from vitedge.comparison import Allowed, Rounds
     from vitedge.errors import UsageError
     from vitedge.progress import bars
     from vitedge.reporting import compared, terminal
-    from vitedge.result import refuse_existing_result, write_result
+    from vitedge.result import refuse_existing_result
     from vitedge.runtimes.contract import OpenOptions
 
     allowed = Allowed(max_slowdown_pct=max_slowdown, max_drop_pts=max_drop)
@@ -80,6 +80,7 @@ def compare(
             raise UsageError("compare results", "nothing is measured anew", "leave out how to measure")
         found = pipeline.compare_results(results, allowed)
     else:
+        keep = keeper(out)
         options = OpenOptions(device=device, threads=threads, build=not no_build)
         with bars(quiet=quiet) as progress:
             result, found = pipeline.compare(
@@ -90,9 +91,10 @@ def compare(
                 wish=Rounds(duration_s=duration, rounds=rounds),
                 data=data,
                 limit=limit,
+                keep=keep,
                 progress=progress,
             )
-        if out is not None:
-            write_result(result, out)
+        if keep is not None:
+            keep(result)
     terminal.emit(found, json, compared.show_comparisons)
     refuse_worse(found, strict=strict)
