@@ -48,13 +48,18 @@ def clocks(root: Path = ROOT) -> Clocks:
     """The first processor's clock and the integrated GPU's."""
     cpu = root / "sys/devices/system/cpu/cpu0/cpufreq"
     processor = _clock(cpu, ("scaling_cur_freq", "scaling_min_freq", "scaling_max_freq", "cpuinfo_max_freq"), 1000)
-    devices = root / "sys/class/devfreq"
-    folder = next((found for name in _GPUS for found in sorted(devices.glob(name))), None)
+    folder = gpu_devfreq(root)
     gpu = None if folder is None else _clock(folder, ("cur_freq", "min_freq", "max_freq", ""), 1_000_000)
     if folder is not None and gpu is not None:
         steps = [int(word) for word in (read_text(folder / "available_frequencies") or "").split() if word.isdigit()]
         gpu = replace(gpu, able_mhz=max(steps) // 1_000_000 if steps else None)
     return Clocks(processor=processor, gpu=gpu)
+
+
+def gpu_devfreq(root: Path = ROOT) -> Path | None:
+    """The folder with the clock of the integrated GPU, in Hz (``cur_freq``, ``min_freq``, …)."""
+    devices = root / "sys/class/devfreq"
+    return next((found for name in _GPUS for found in sorted(devices.glob(name))), None)
 
 
 def power_mode(root: Path = ROOT) -> str | None:

@@ -88,6 +88,10 @@ def test_jetson(tmp_path: Path) -> None:
     reading = Sensors(tree(tmp_path, JETSON)).read()
     assert (reading.clock_mhz, reading.temperature_c) == (1510.4, 48.25)
     assert (reading.gpu_clock_mhz, reading.gpu_temperature_c) == (624.75, 47.5)
+    thor = tree(
+        tmp_path / "thor", {f"sys/class/devfreq/{name}/cur_freq": "1575000000" for name in ("bwmgr", "gpu-gpc-0")}
+    )
+    assert Sensors(thor).read().gpu_clock_mhz == 1575
     assert Sensors(tmp_path).power_of == ("module (VDD_IN)",)
     assert reading.power_w == pytest.approx(4.92 * 1.5)  # the input rail alone: it feeds the others
     assert reading.throttle_events == {"soctherm/oc1_event_cnt": 0, "soctherm/oc3_event_cnt": 12}

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vitedge import hardware
+from vitedge.clocks import gpu_devfreq
 from vitedge.hardware import read_text
 from vitedge.harness.nvml import Nvml
 from vitedge.harness.power import JetsonRails, PowerMeter, RaplPackages, RaspberryPmic, integer, vcgencmd
@@ -38,7 +39,8 @@ class Sensors:
         clocks = sorted(cpus.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"), key=_number_of_cpu)
         ours = os.sched_getaffinity(0) if root == hardware.ROOT else range(1 << 16)
         self._clocks = [file for file in clocks if _number_of_cpu(file) in ours][:MOST_CLOCKS]
-        self._gpu_clock = next(iter(sorted((root / "sys/class/devfreq").glob("*[.-]g[pav]*/cur_freq"))), None)
+        gpu = gpu_devfreq(root)
+        self._gpu_clock = None if gpu is None else gpu / "cur_freq"
         self._temperatures = _temperature_files(root, _PROCESSOR_SENSORS)
         self._gpu_temperatures = _temperature_files(root, _GPU_SENSORS)
         self._events = sorted(cpus.glob("cpu[0-9]*/thermal_throttle/*_count"))
