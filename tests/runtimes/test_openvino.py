@@ -76,13 +76,13 @@ def test_weights_have_eight_bits_where_sums_are_wide(isa: str, limit: int) -> No
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="INT8 convolutions are OpenVINO's on x86 alone")
-@pytest.mark.parametrize("form", ["convs-int8", "linears-convs-int8"])
+@pytest.mark.parametrize("form", ["convs-int8", "linears-convs-int8", "pointwise-int8"])
 def test_convolutions_run_in_int8_but_the_first(form: str, tmp_path: Path) -> None:
     artifact = artifacts.make(tmp_path / "artifact", TARGET, Candidate(precision="int8", form=form))
     planned = {layer.name: layer for layer in artifact.manifest.layers}
     assert planned["patch_embed.stem.0.conv"].precision == "fp32" and planned["patch_embed.stem.0.conv"].reason
     assert planned["patch_embed.proj"].precision == "int8"
-    assert planned["head"].precision == ("int8" if "linears" in form else "fp32")
+    assert planned["head"].precision == ("fp32" if form == "convs-int8" else "int8")
     with open_session(artifact) as session:
         types = {node.name: node.type for node in session.executed()}
     assert {name: types[name] for name in planned} == {name: layer.precision for name, layer in planned.items()}

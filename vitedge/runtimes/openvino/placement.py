@@ -8,7 +8,9 @@ bf16                the same graph; Linear, Conv and attention run in bfloat16 o
 linears-int8        Q/DQ around the inputs and weights of Linear layers, the rest float32. OpenVINO reads Q/DQ as
                     FakeQuantize, and its low-precision transformations make the layers INT8
 linears-convs-int8  convolutions too, all but the first; x86 alone has INT8 kernels for them
-convs-int8          convolutions only: fastest where INT8 linears have no dot-product instruction to gain from
+pointwise-int8      the same layers, and the linears as pointwise convolutions: the same arithmetic, 2.4 times as fast
+                    without VNNI, where linears are slower in INT8 than in float32 and convolutions twice as fast
+convs-int8          convolutions only
 ==================  ===========================================================================================
 
 Processors without VNNI multiply u8 by s8 with ``vpmaddubsw``, which adds pairs in saturating 16 bits: full-range INT8
@@ -35,6 +37,7 @@ from vitedge.quantize.views import quantizable
 from vitedge.runtimes.contract import Placed, Request
 from vitedge.runtimes.openvino.bfloat16 import rounded
 from vitedge.runtimes.openvino.facts import installed, load
+from vitedge.runtimes.openvino.pointwise import pointwise_linears
 from vitedge.runtimes.plan import planned_layers
 from vitedge.target import Option
 
@@ -44,6 +47,7 @@ FORMS: dict[str, tuple[str, ...]] = {
     "bf16": (),
     "linears-int8": ("linear",),
     "linears-convs-int8": ("linear", "conv"),
+    "pointwise-int8": ("linear", "conv"),
     "convs-int8": ("conv",),
 }
 _MARK = "\N{SYMBOL FOR UNIT SEPARATOR}"
@@ -74,6 +78,8 @@ def place(request: Request) -> Placed:
             )
     biases = {layer.bias_node.name: f"{layer.name}.bias" for layer in linear_layers(graph) if layer.bias_node}
     typed = insert_qdq(graph, layers) if layers else graph
+    if form == "pointwise-int8":
+        typed = pointwise_linears(typed, graph, layers)
     xml, weights = _ir(_unambiguous(pin_batch(typed, request.batch), biases), request.metadata)
     return Placed(
         graph="model.xml",
