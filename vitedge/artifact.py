@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 MANIFEST, MANIFEST_DIGEST = "manifest.json", "manifest.sha256"
 GOLDEN_INPUTS, GOLDEN_LOGITS, GOLDEN_REFERENCE = "golden/inputs.npy", "golden/logits.npy", "golden/reference.npy"
+CANDIDATES = "candidates"  # folder of the candidates that travel with an artifact, each an artifact of its own
 COPY_AGAIN = "copy the artifact again, or export it again"
 
 
@@ -108,6 +109,7 @@ class CandidateResult(Record):
     drop_pts: float | None = None  # None: no labels
     holds: bool | None = None  # None: there was no budget
     chosen: bool = False
+    folder: str | None = None  # where it travels with the artifact, an artifact of its own; None: it doesn't
 
 
 class Manifest(Record):
@@ -145,6 +147,7 @@ class Artifact:
 
     path: Path
     manifest: Manifest
+    because: str = ""  # why this one of several candidates was opened; empty where there is no other
 
     @classmethod
     def open(cls, path: str | Path) -> Artifact:
@@ -184,10 +187,15 @@ class Artifact:
         return self.path / self.manifest.graph
 
     @property
+    def graph_files(self) -> dict[str, str]:
+        """The runtime's own files (graph and weights) and their digests, without golden data and other candidates."""
+        others = ("golden/", f"{CANDIDATES}/")
+        return {name: digest for name, digest in self.manifest.files.items() if not name.startswith(others)}
+
+    @property
     def bytes(self) -> int:
-        """Size of the runtime's own files (graph and weights), without golden data and manifest."""
-        names = [name for name in self.manifest.files if not name.startswith("golden/")]
-        return sum((self.path / name).stat().st_size for name in names)
+        """Size of the runtime's own files."""
+        return sum((self.path / name).stat().st_size for name in self.graph_files)
 
     def array(self, name: str) -> NDArray[Any]:
         """One of the golden arrays: inputs uint8 [n, h, w, 3]; logits and reference float32 [n, classes].
@@ -220,6 +228,20 @@ def npy(array: NDArray[Any]) -> bytes:
     return stream.getvalue()
 
 
+def artifact_files(manifest: Manifest, files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Everything that an artifact's folder holds: ``files``, the manifest that lists them, and its digest at last.
+
+    Args:
+        manifest: its ``files`` are filled in here.
+        files: content of every file beside the manifest and its digest.
+    """
+    from msgspec.structs import replace
+
+    manifest = replace(manifest, files={name: sha256(data) for name, data in sorted(files.items())})
+    data = encode_json(manifest)
+    return {**files, MANIFEST: data, MANIFEST_DIGEST: _digest_line(data)}
+
+
 def write_artifact(
     out: str | Path, manifest: Manifest, files: Mapping[str, bytes], *, overwrite: bool, asked: str
 ) -> Artifact:
@@ -227,22 +249,16 @@ def write_artifact(
 
     Args:
         out: destination folder.
-        manifest: its ``files`` are filled in here.
-        files: content of every file beside the manifest and its digest.
+        manifest: as for :func:`artifact_files`.
+        files: likewise.
         overwrite: permit replacing an existing artifact.
         asked: the wish, for error texts.
 
     Raises:
         UsageError, ResourceError: as :func:`vitedge.files.new_folder`.
     """
-    from msgspec.structs import replace
-
-    manifest = replace(manifest, files={name: sha256(data) for name, data in sorted(files.items())})
-    data = encode_json(manifest)
     with new_folder(Path(out), overwrite=overwrite, asked=asked, last=MANIFEST_DIGEST) as folder:
-        for name, content in files.items():
+        for name, content in artifact_files(manifest, files).items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
-        (folder / MANIFEST).write_bytes(data)
-        (folder / MANIFEST_DIGEST).write_bytes(_digest_line(data))
     return Artifact.open(out)

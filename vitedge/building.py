@@ -19,12 +19,14 @@ from vitedge.artifact import GOLDEN_INPUTS, Artifact
 from vitedge.errors import InvalidResultError, UsageError
 from vitedge.files import new_folder, refuse_existing
 from vitedge.progress import Progress, silent
+from vitedge.runtimes.chosen import Timed, candidates_of, folders, read_choice, write_choice
 from vitedge.runtimes.contract import OpenOptions
 from vitedge.runtimes.session import open_session
-from vitedge.schema import Record
-from vitedge.target import Option
+from vitedge.target import QUANTIZED, Option
+from vitedge.tuning.measured import Speed, speeds
 
 if TYPE_CHECKING:
+    from vitedge.images import ImageSet
     from vitedge.result import Result
 
 #: From what changes a model least to what changes it most: the first that is given is the reference of accuracy.
@@ -32,16 +34,9 @@ FIDELITY = ("fp32", "fp16", "bf16", "mixed", "fp8", "int8")
 PROFILES = 20
 
 
-class Timed(Record):
-    """One candidate, built and measured on this device."""
-
-    artifact: str
-    precision: str
-    latency_p50_ms: float
-    latency_p95_ms: float
-    drop_pts: float | None  # percentage points of top-1 against the reference; None: not measured
-    chosen: bool = False
-    reason: str = ""
+def builds(runtime: str) -> bool:
+    """Whether a runtime makes engines of its graphs."""
+    return importlib.util.find_spec(f"vitedge.runtimes.{runtime}.build") is not None
 
 
 def builder_of(artifact: Artifact, asked: str) -> ModuleType:
@@ -52,7 +47,7 @@ def builder_of(artifact: Artifact, asked: str) -> ModuleType:
         NotInstalledError: it isn't installed.
     """
     runtime = artifact.manifest.target.runtime
-    if importlib.util.find_spec(f"vitedge.runtimes.{runtime}.build") is None:
+    if not builds(runtime):
         raise UsageError(asked, f"{runtime} opens its files as they are: there is no engine to build", "open it")
     runtimes.require(runtime, asked)
     return runtimes.part(runtime, "build")
@@ -129,8 +124,20 @@ def explain(
     return found, module.compare(found)
 
 
-def choose(candidates: Sequence[Timed], *, max_drop_pts: float, latency_p95_ms: float | None = None) -> list[Timed]:
+def choose(
+    candidates: Sequence[Timed],
+    *,
+    max_drop_pts: float,
+    latency_p95_ms: float | None = None,
+    wrong: Sequence[str] = (),
+) -> list[Timed]:
     """Mark the fastest candidate within the budget; each gets the reason why it's chosen or not.
+
+    Args:
+        candidates: measured.
+        max_drop_pts: points of top-1 that one may lose.
+        latency_p95_ms: that its p95 may take; None: any.
+        wrong: what each one's golden logits have against it, empty where nothing.
 
     Raises:
         InvalidResultError: none is within the budget.
@@ -139,7 +146,9 @@ def choose(candidates: Sequence[Timed], *, max_drop_pts: float, latency_p95_ms: 
 
     against: dict[int, str] = {}
     for number, one in enumerate(candidates):
-        if one.drop_pts is not None and one.drop_pts > max_drop_pts:
+        if number < len(wrong) and wrong[number]:
+            against[number] = f"doesn't compute here what was exported: {wrong[number]}"
+        elif one.drop_pts is not None and one.drop_pts > max_drop_pts:
             against[number] = f"loses {one.drop_pts:.2f} points of top-1; the budget is {max_drop_pts:g}"
         elif latency_p95_ms is not None and one.latency_p95_ms > latency_p95_ms:
             against[number] = f"p95 is {one.latency_p95_ms:.2f} ms; the budget is {latency_p95_ms:g} ms"
@@ -172,79 +181,117 @@ def autotune(
     duration_s: float | None = None,
     progress: Progress = silent,
 ) -> list[Timed]:
-    """Build candidates of one model, measure them in turns on this device, and keep the fastest within the budget.
+    """Measure candidates of one model in turns on this device, and keep the fastest within the budget.
 
     Args:
-        artifacts: of one model, for this device, each in another precision.
-        data: labelled pictures; needed where a candidate is quantized and the model isn't the embedded one.
+        artifacts: one that carries candidates: the choice is kept in this device's cache, where opening the artifact
+            finds it. Or several of one model, for this device, each in another precision. Engines are built first.
+        data: labelled pictures; needed where one of several artifacts is quantized and the model isn't the embedded
+            one. What an artifact carries was judged when it was exported.
         out: copy the chosen artifact there.
-        overwrite: permit replacing ``out``.
+        overwrite: permit replacing ``out``, and measure anew what was measured here before.
         duration_s: measure each for at least so long; None: as the targets say.
         progress: called with (task, done, total).
 
     Raises:
-        UsageError: fewer than two, or of different models.
+        UsageError: nothing to choose from, different models, or for another kind of machine.
         InvalidResultError: none is within the budget.
         Others as :func:`vitedge.harness.bench.bench` and :func:`vitedge.accuracy.evaluate.evaluate`.
     """
-    from vitedge import embedded
     from vitedge.accuracy.evaluate import evaluate
-    from vitedge.harness.bench import Wish, bench
 
     asked = "choose the fastest candidate"
-    if len(artifacts) < 2 or len({artifact.manifest.model_digest for artifact in artifacts}) > 1:
-        raise UsageError(
-            asked,
-            "it takes two or more artifacts of one model, each in another precision",
-            "export them: vitedge export MODEL -t TARGET -p fp16 --out fp16/, then -p int8 --out int8/",
-        )
+    carrier = artifacts[0] if len(artifacts) == 1 and folders(artifacts[0]) else None
+    candidates = candidates_of(carrier) if carrier is not None else list(artifacts)
+    _refuse_choice(candidates, asked)
     if out is not None:
         refuse_existing(out, overwrite=overwrite, asked=asked)
-    images = None
-    if any(artifact.manifest.calibration is not None for artifact in artifacts):
-        if data is None and artifacts[0].manifest.origin.kind != "embedded":
-            raise UsageError(
-                asked,
-                "quantized candidates lose accuracy, and how much is seen on labelled pictures alone",
-                "name a folder with one sub-folder a class: --data labelled/",
-            )
-        images = embedded.open_images(data or "held-out", asked=asked)
-    for artifact in artifacts:
-        builder_of(artifact, asked).build(artifact, (), {}, progress)
-    measured = bench(artifacts, Wish(duration_s=duration_s, memory_alone=False), progress=progress)
-    judged: Result | None = None
-    if images is not None:
-        judged = evaluate(artifacts, images, progress=progress)
-    budget = artifacts[0].manifest.target.budget
-    timed = choose(
-        _timed(artifacts, measured, judged),
-        max_drop_pts=budget.max_accuracy_drop_pts,
-        latency_p95_ms=budget.latency_p95_ms,
-    )
+    known = read_choice(carrier) if carrier is not None and data is None and not overwrite else None
+    if carrier is not None and known is not None:
+        timed = [_renamed(one, str(carrier.path / one.artifact)) for one in known.measured]
+    else:
+        images = _labelled(candidates, data, judged=carrier is not None, asked=asked)
+        for artifact in candidates:
+            if builds(artifact.manifest.target.runtime):
+                builder_of(artifact, asked).build(artifact, (), {}, progress)
+        measured = speeds(candidates, duration_s=duration_s, anew=overwrite, asked=asked, progress=progress)
+        result = evaluate(candidates, images, progress=progress) if images is not None else None
+        budget, held = candidates[0].manifest.target.budget, carrier is not None and result is None and _held(carrier)
+        timed = choose(
+            _timed(candidates, measured, result),
+            max_drop_pts=float("inf") if held else budget.max_accuracy_drop_pts,
+            latency_p95_ms=budget.latency_p95_ms,
+            wrong=[one.wrong for one in measured],
+        )
+        if carrier is not None:
+            places = [".", *folders(carrier)]
+            write_choice(carrier, tuple(_renamed(one, place) for one, place in zip(timed, places, strict=True)), asked)
     if out is not None:
-        winner = next(artifact for artifact, one in zip(artifacts, timed, strict=True) if one.chosen)
+        winner = next(artifact for artifact, one in zip(candidates, timed, strict=True) if one.chosen)
         with new_folder(out, overwrite=overwrite, asked=asked, last="manifest.sha256") as folder:
             shutil.copytree(winner.path, folder, dirs_exist_ok=True)
         Artifact.open(out)
     return timed
 
 
-def _timed(artifacts: Sequence[Artifact], measured: Result, judged: Result | None) -> list[Timed]:
+def _refuse_choice(candidates: Sequence[Artifact], asked: str) -> None:
+    """Raises: UsageError: fewer than two, of different models, or their processor isn't here."""
+    if len(candidates) < 2 or len({artifact.manifest.model_digest for artifact in candidates}) > 1:
+        raise UsageError(
+            asked,
+            "it takes two or more artifacts of one model, each in another precision, or one that carries candidates",
+            "export it so: vitedge export MODEL -t TARGET -p auto --with-candidates --out ARTIFACT",
+        )
+    for artifact in candidates:
+        target = artifact.manifest.target
+        if not builds(target.runtime) and (where := runtimes.elsewhere(target)):
+            raise UsageError(asked, where, f"run on the device: vitedge build {artifact.path.name}")
+
+
+def _labelled(candidates: Sequence[Artifact], data: str | None, *, judged: bool, asked: str) -> ImageSet | None:
+    """Pictures that judge the candidates here; None where none is quantized, or all were judged at export."""
+    from vitedge import embedded
+
+    if data is None and (judged or all(artifact.manifest.calibration is None for artifact in candidates)):
+        return None
+    if data is None and candidates[0].manifest.origin.kind != "embedded":
+        raise UsageError(
+            asked,
+            "quantized candidates lose accuracy, and how much is seen on labelled pictures alone",
+            "name a folder with one sub-folder a class: --data labelled/",
+        )
+    return embedded.open_images(data or "held-out", asked=asked)
+
+
+def _held(carrier: Artifact) -> bool:
+    """Whether every candidate was held against a budget when it was exported."""
+    carried = [one for one in carrier.manifest.candidates if one.folder is not None or one.chosen]
+    return all(one.holds for one in carried if one.precision in QUANTIZED)
+
+
+def _renamed(one: Timed, artifact: str) -> Timed:
+    from msgspec.structs import replace
+
+    return replace(one, artifact=artifact)
+
+
+def _timed(artifacts: Sequence[Artifact], measured: Sequence[Speed], judged: Result | None) -> list[Timed]:
+    """Each with its points lost: on the same pictures here, or as it was judged at export."""
     rows = judged.rows if judged is not None else ()
     hits = {row.subject.digest: float(np.mean(np.equal(row.accuracy.rank, 0))) for row in rows if row.accuracy}
     reference = min(artifacts, key=lambda artifact: FIDELITY.index(artifact.manifest.precision))
     found = []
-    for artifact, row in zip(artifacts, measured.rows, strict=True):
-        assert row.latency is not None
-        times = np.asarray(row.latency.samples.latency_ns) / 1e6
-        drop = 100 * (hits[reference.digest] - hits[artifact.digest]) if hits else None
+    for artifact, speed in zip(artifacts, measured, strict=True):
+        manifest = artifact.manifest
+        drop = manifest.fidelity.drop.points if manifest.fidelity and manifest.fidelity.drop else None
         found.append(
             Timed(
                 artifact=str(artifact.path),
-                precision=artifact.manifest.precision,
-                latency_p50_ms=float(np.percentile(times, 50)),
-                latency_p95_ms=float(np.percentile(times, 95)),
-                drop_pts=drop,
+                precision=manifest.precision,
+                form=manifest.form,
+                latency_p50_ms=speed.p50_ms,
+                latency_p95_ms=speed.p95_ms,
+                drop_pts=100 * (hits[reference.digest] - hits[artifact.digest]) if hits else drop,
             )
         )
     return found

@@ -134,7 +134,7 @@ def gather(plan: Plan, progress: Progress) -> Materials:
 
 
 def candidates(materials: Materials, progress: Progress) -> list[Built]:
-    """The candidates that were judged: up to the first that holds the budget, or all where they're to be measured.
+    """The candidates that were judged: up to the first that holds the budget, or all to be measured or carried.
 
     Raises:
         InvalidResultError: none holds it.
@@ -149,7 +149,7 @@ def candidates(materials: Materials, progress: Progress) -> list[Built]:
             groups = _groups(built)
             built = _explained(built, _sensitivities(materials, candidate, groups, progress))
         judged.append(built)
-        if built.holds is not False and not plan.autotune:
+        if built.holds is not False and not (plan.autotune or plan.with_candidates):
             return judged
     if any(built.holds is not False for built in judged):
         return judged

@@ -5,41 +5,37 @@ Nothing is written before everything has been checked, and nothing that was aske
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from msgspec import to_builtins as encoded
 from msgspec.structs import replace
 
-from vitedge import runtimes
 from vitedge.artifact import (
+    CANDIDATES,
     GOLDEN_INPUTS,
     GOLDEN_LOGITS,
     GOLDEN_REFERENCE,
     Artifact,
-    CandidateResult,
     Fidelity,
+    artifact_files,
     npy,
     write_artifact,
 )
 from vitedge.candidates import PROFILED, Built, Materials, candidates, gather
-from vitedge.catalogue import cache_folder
-from vitedge.errors import InputError
-from vitedge.files import resource_errors, sha256, write_atomic
-from vitedge.hardware import processor
+from vitedge.files import resource_errors
 from vitedge.judging import runs_here, trial
 from vitedge.planning import Plan
 from vitedge.progress import Progress, silent
 from vitedge.runtimes.contract import BUDGET, OpenOptions
 from vitedge.runtimes.session import open_session
-from vitedge.schema import Record, decode_json, encode_json
 from vitedge.target import QUANTIZED, Candidate
 from vitedge.tuning.explain import Explained
 from vitedge.tuning.explain import explain as explained
+from vitedge.tuning.measured import speeds
 
 
 def export(plan: Plan, progress: Progress = silent) -> Artifact:
@@ -62,48 +58,53 @@ def export(plan: Plan, progress: Progress = silent) -> Artifact:
         times = _measured(materials, judged, progress) if plan.autotune else {}
         fit = [built for built in judged if built.holds is not False]
         chosen = min(fit, key=lambda built: times.get(built.candidate, 0.0))  # of equals the first
+        carried = {built.candidate: _folder(built) for built in fit if plan.with_candidates and built is not chosen}
         results = tuple(
-            replace(built.result, chosen=built is chosen, latency_p50_ms=times.get(built.candidate)) for built in judged
+            replace(
+                built.result,
+                chosen=built is chosen,
+                latency_p50_ms=times.get(built.candidate),
+                folder=carried.get(built.candidate),
+            )
+            for built in judged
         )
-        return _write(materials, chosen, results, plan.out, overwrite=plan.overwrite)
+        files = _files(materials, chosen)
+        for built in fit:
+            if built.candidate in carried:
+                alone = replace(built.manifest, candidates=(replace(built.result, chosen=True),))
+                inside = artifact_files(alone, _files(materials, built))
+                files |= {f"{_folder(built)}/{name}": data for name, data in inside.items()}
+        manifest = replace(chosen.manifest, candidates=results)
+        return write_artifact(plan.out, manifest, files, overwrite=plan.overwrite, asked=plan.asked)
 
 
-def _write(
-    materials: Materials, built: Built, results: tuple[CandidateResult, ...], out: Path, *, overwrite: bool
-) -> Artifact:
-    files = {
+def _folder(built: Built) -> str:
+    """Where a candidate lies that travels with the artifact."""
+    return f"{CANDIDATES}/{built.candidate.precision}-{built.candidate.form}"
+
+
+def _files(materials: Materials, built: Built) -> dict[str, bytes]:
+    return {
         **built.placed.files,
         **materials.pictures,
         GOLDEN_INPUTS: npy(materials.inputs),
         GOLDEN_LOGITS: npy(built.logits),
         GOLDEN_REFERENCE: npy(materials.reference),
     }
-    manifest = replace(built.manifest, candidates=results)
-    return write_artifact(out, manifest, files, overwrite=overwrite, asked=materials.plan.asked)
 
 
 def _measured(materials: Materials, judged: Sequence[Built], progress: Progress) -> dict[Candidate, float]:
     """Median milliseconds of every candidate that holds the budget, measured in turns on this machine."""
-    from vitedge.harness.bench import Wish, bench
-
-    fit = [built for built in judged if built.holds is not False]
-    kept = _tuning_file(materials, fit)
-    with contextlib.suppress(OSError, InputError):
-        known = decode_json(kept.read_bytes(), Tuning, asked=materials.plan.asked, file=kept.name).p50_ms
-        if len(known) == len(fit):
-            return {built.candidate: ms for built, ms in zip(fit, known, strict=True)}
+    fit, asked = [built for built in judged if built.holds is not False], materials.plan.asked
     with tempfile.TemporaryDirectory(prefix="vitedge-") as folder:
         artifacts = [
-            _write(materials, built, (), Path(folder) / str(number), overwrite=False)
+            write_artifact(
+                Path(folder) / str(number), built.manifest, _files(materials, built), overwrite=False, asked=asked
+            )
             for number, built in enumerate(fit)
         ]
-        rows = bench(artifacts, Wish(memory_alone=False), progress=progress).rows
-    found = {}
-    for built, row in zip(fit, rows, strict=True):
-        assert row.latency is not None
-        found[built.candidate] = float(np.median(row.latency.samples.latency_ns)) / 1e6
-    write_atomic(kept, encode_json(Tuning(p50_ms=tuple(found.values()))), materials.plan.asked)
-    return found
+        found = speeds(artifacts, asked=asked, progress=progress)
+    return {built.candidate: speed.p50_ms for built, speed in zip(fit, found, strict=True)}
 
 
 def explain(plan: Plan, artifact: Artifact) -> Explained:
@@ -122,23 +123,6 @@ def explain(plan: Plan, artifact: Artifact) -> Explained:
     with open_session(artifact, OpenOptions(threads=1)) as session:
         after = session.profile(frames, PROFILED)
     return explained(str(artifact.path), manifest, before, after)
-
-
-class Tuning(Record):
-    """What was measured, kept in the cache folder for the next export of the same."""
-
-    SCHEMA_VERSION: ClassVar[int] = 1
-    schema_version: int = 1
-    p50_ms: tuple[float, ...]  # of the candidates, in the target's order
-
-
-def _tuning_file(materials: Materials, fit: Sequence[Built]) -> Path:
-    """Keyed by all that decides on speed: the graphs, the processor and its instruction sets, the runtime's version."""
-    plan, cpu = materials.plan, processor()
-    graphs = [sha256(b"".join(built.placed.files.values())) for built in fit]
-    version = runtimes.require(plan.target.runtime, plan.asked)
-    words = [plan.target.runtime, version, str(plan.target.threads), cpu.model or "", *sorted(cpu.isa or ()), *graphs]
-    return cache_folder() / "tuning" / f"{sha256(chr(0).join(words).encode())[:32]}.json"
 
 
 def summary(artifact: Artifact) -> dict[str, Any]:

@@ -56,6 +56,7 @@ def export(
     max_drop: float | None = None,
     min_agreement: float | None = None,
     autotune: bool = False,
+    with_candidates: bool = False,
     batch: int | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
@@ -75,6 +76,8 @@ def export(
             Layers go back to float until it holds.
         min_agreement: per cent of the pictures that must be called as float32 calls them, likewise.
         autotune: measure every candidate that holds the budget on this machine, and take the fastest.
+        with_candidates: the other candidates that hold the budget travel with the artifact; :func:`build` chooses
+            among them on the device.
         batch: pictures per inference, instead of the target's.
         overwrite: replace an existing artifact.
         progress: called with (task, done, total).
@@ -97,6 +100,7 @@ def export(
         max_drop=max_drop,
         min_agreement=min_agreement,
         autotune=autotune,
+        with_candidates=with_candidates,
         batch=batch,
         overwrite=overwrite,
     )
@@ -125,7 +129,7 @@ def open(
     from vitedge.runtimes.contract import OpenOptions
     from vitedge.runtimes.session import open_session
 
-    return open_session(artifact, OpenOptions(device=device, threads=threads, options=dict(options or {})))
+    return open_session(_opened(artifact), OpenOptions(device=device, threads=threads, options=dict(options or {})))
 
 
 def build(
@@ -139,23 +143,35 @@ def build(
 ) -> list[dict[str, Any]]:
     """Build an artifact's engines into this device's cache, and with ``out`` into a folder that travels beside it.
 
+    Of an artifact that carries candidates, all are built and measured here, and the fastest within the budget is the
+    one that opening the artifact opens from then on; ``out`` gets a copy of it.
+
     Args:
-        artifact: of TensorRT or TensorRT-RTX.
+        artifact: of TensorRT or TensorRT-RTX, or one with candidates.
         sms: compute capabilities for TensorRT-RTX to build for; none: those that the target names.
         out: an export folder; called ``ARTIFACT.engines`` beside the artifact it's found on opening.
         options: build options over the manifest's.
-        overwrite: permit replacing ``out``.
+        overwrite: permit replacing ``out``, and measuring again what was measured here.
         progress: called with (task, done, total).
 
+    Returns:
+        One flat row for each engine, or for each candidate (as :class:`vitedge.runtimes.chosen.Timed`).
+
     Raises:
-        as :func:`vitedge.building.build`.
+        as :func:`vitedge.building.build` and :func:`vitedge.building.autotune`.
     """
+    from msgspec import to_builtins
+
     from vitedge import building
+    from vitedge.artifact import Artifact
+    from vitedge.runtimes.chosen import folders
 
     where = None if out is None else Path(out)
-    return building.build(
-        _opened(artifact), sms=sms, out=where, options=options, overwrite=overwrite, progress=progress
-    )
+    opened = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
+    if folders(opened) and not sms:
+        timed = building.autotune([opened], out=where, overwrite=overwrite, progress=progress)
+        return [to_builtins(one) for one in timed]
+    return building.build(opened, sms=sms, out=where, options=options, overwrite=overwrite, progress=progress)
 
 
 def verify(artifact: Artifact | str | Path, options: OpenOptions | None = None) -> list[Check]:
@@ -399,6 +415,8 @@ def train(data: str | Path, options: TrainOptions, out: str | Path, **more: Any)
 
 
 def _opened(artifact: Artifact | str | Path) -> Artifact:
+    """An artifact that was opened before as it is; a path's, or the one of its candidates that was chosen here."""
     from vitedge.artifact import Artifact
+    from vitedge.runtimes.chosen import open_artifact
 
-    return artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
+    return artifact if isinstance(artifact, Artifact) else open_artifact(artifact)

@@ -38,6 +38,7 @@ class Plan:
     held_out: ImageSet | None = field(default=None, repr=False)  # None: the embedded ones, or what calibration leaves
     budget: Budget = field(default_factory=Budget)
     autotune: bool = False  # measure all candidates that hold the budget, and take the fastest
+    with_candidates: bool = False  # the others that hold the budget travel with the artifact
     explain: bool = False  # scan how sensitive each group is, also where no budget asks for it
     overwrite: bool = False
 
@@ -65,6 +66,7 @@ def plan_export(
     max_drop: float | None = None,
     min_agreement: float | None = None,
     autotune: bool = False,
+    with_candidates: bool = False,
     explain: bool = False,
     batch: int | None = None,
     overwrite: bool = False,
@@ -85,6 +87,8 @@ def plan_export(
         min_agreement: per cent of pictures that must be called as float32 calls them, likewise.
         autotune: measure every candidate that holds the budget on this machine, and take the fastest instead of the
             first.
+        with_candidates: the other candidates that hold the budget travel with the artifact, for ``vitedge build`` to
+            choose among them on the device.
         explain: scan how sensitive each group of layers is, and note it in the manifest.
         batch: pictures per inference, instead of the target's.
         overwrite: permit replacing ``out``.
@@ -109,6 +113,7 @@ def plan_export(
         Path(out),
         budget=budget,
         autotune=autotune,
+        with_candidates=with_candidates,
         explain=explain,
         overwrite=overwrite,
     )
@@ -116,7 +121,13 @@ def plan_export(
         raise UsageError(
             f"{plan.asked}, by measuring",
             runtimes.elsewhere(target) or f"{target.runtime} doesn't run here",
-            "export its candidates, and choose on the device: vitedge build ARTIFACT ARTIFACT --autotune",
+            "let its candidates travel (--with-candidates), and choose on the device: vitedge build ARTIFACT",
+        )
+    if with_candidates and len(candidates) < 2:
+        raise UsageError(
+            f"{plan.asked} with its candidates",
+            f"{target.name} has one candidate in {precision}",
+            "add those of other precisions: --precision auto",
         )
     if plan.batch < 1:
         raise UsageError(plan.asked, f"the batch is {plan.batch}", "use a batch of at least 1")
@@ -157,6 +168,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "calibration": None if recipe is None or plan.images is None else str(plan.images.source),
         "images": None if recipe is None else recipe.observe.num_samples,
         "budget": str(plan.budget) or None,
+        "carries_candidates": plan.with_candidates,
         "runs_here": runs_here(plan.target),
         "out": str(plan.out),
     }

@@ -12,9 +12,9 @@ import vitedge as package
 from tests.cli.command import fails, vitedge
 from vitedge import building, hardware, runtimes
 from vitedge.artifact import Artifact
-from vitedge.building import Timed
 from vitedge.reporting import built
 from vitedge.runtimes._nvidia.explain import Explanation
+from vitedge.runtimes.chosen import Timed
 
 RTX = runtimes.installed("tensorrt_rtx") is not None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,12 +12,14 @@ from hypothesis import strategies as st
 from tests.runtimes.engine_layers import information
 from vitedge import building
 from vitedge.artifact import LayerPlan
-from vitedge.building import Timed, choose
+from vitedge.building import choose
 from vitedge.errors import ArtifactError, InvalidResultError, UsageError
 from vitedge.runtimes._nvidia.explain import Explanation, compare, explain
 from vitedge.runtimes._nvidia.layers import executed, parse
+from vitedge.runtimes.chosen import Timed
 from vitedge.runtimes.contract import LayerTime
 from vitedge.runtimes.executed import unmet_layers
+from vitedge.tuning.measured import Speed
 
 LINEARS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 ATTENTION = ("attn.scores", "attn.context")
@@ -163,19 +164,21 @@ def test_artifacts_of_other_runtimes_need_no_engine(small_model: Path, tmp_path:
         building.explain([made])
 
 
-def test_times_and_losses_of_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_and_losses_of_the_same_run() -> None:
     """Losses are against the candidate that changes the model least, whatever the order."""
     from types import SimpleNamespace as Names
 
-    artifacts: Any = [Names(digest=name, path=Path(name), manifest=Names(precision=name)) for name in ("int8", "fp16")]
-
-    def row(name: str, ranks: list[int], ns: list[int]) -> Any:
-        return Names(
-            subject=Names(digest=name), accuracy=Names(rank=ranks), latency=Names(samples=Names(latency_ns=ns))
-        )
-
-    rows = [row("int8", [0, 1, 1, 0], [1_000_000] * 9 + [3_000_000]), row("fp16", [0, 0, 1, 0], [2_000_000] * 10)]
-    found = building._timed(artifacts, Names(rows=rows), Names(rows=rows))
+    artifacts: Any = [
+        Names(digest=name, path=Path(name), manifest=Names(precision=name, form=name, fidelity=None))
+        for name in ("int8", "fp16")
+    ]
+    rows = [
+        Names(subject=Names(digest=name), accuracy=Names(rank=ranks))
+        for name, ranks in (("int8", [0, 1, 1, 0]), ("fp16", [0, 0, 1, 0]))
+    ]
+    measured = [Speed(p50_ms=1.0, p95_ms=2.1), Speed(p50_ms=2.0, p95_ms=2.0)]
+    judged: Any = Names(rows=rows)
+    found = building._timed(artifacts, measured, judged)
     assert [(one.precision, one.latency_p50_ms, one.drop_pts) for one in found] == [("int8", 1, 25), ("fp16", 2, 0)]
-    assert np.isclose(found[0].latency_p95_ms, 2.1)
-    assert building._timed(artifacts, Names(rows=rows), None)[0].drop_pts is None
+    assert [one.latency_p95_ms for one in found] == [2.1, 2.0]
+    assert building._timed(artifacts, measured, None)[0].drop_pts is None

@@ -36,6 +36,7 @@ from vitedge.building import autotune, explain
 from vitedge.building import build as build_engines
 from vitedge.errors import ArtifactError, NotInstalledError, ResourceError, UsageError
 from vitedge.model_folder import Origin
+from vitedge.result import Check
 from vitedge.runtimes._nvidia import building, engine, engines, layers, passport, session, slot
 from vitedge.runtimes._nvidia.driver import Cuda
 from vitedge.runtimes._nvidia.engine import BuildOptions, Built
@@ -568,7 +569,11 @@ def candidates(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> l
     return [vitedge.export(small_model, "tensorrt", wish, folder / wish) for wish in ("fp16", "fp32")]
 
 
-def test_autotune_builds_measures_and_keeps_one(candidates: list[Artifact], tmp_path: Path, cuda: CudaStandIn) -> None:
+def test_autotune_builds_measures_and_keeps_one(
+    candidates: list[Artifact], tmp_path: Path, cuda: CudaStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits = Check(name="golden logits", ok=True, detail="the stand-in computes sums, not what was exported")
+    monkeypatch.setattr("vitedge.harness.entry.golden_check", lambda session: fits)
     build.result = plan(1, 32, 32, 5, LAYERS)
     timed = autotune(candidates, out=tmp_path / "best", duration_s=0.05)
     assert len(build.graphs) == 2 and [one.precision for one in timed] == ["fp16", "fp32"]

@@ -18,6 +18,7 @@ from vitedge.camera.settings import Settings
 from vitedge.camera.uri import Source, parse_sources
 from vitedge.errors import InputError, NotInstalledError, StreamError, UsageError, VitedgeError
 from vitedge.isolation import ChildError, run_isolated
+from vitedge.runtimes.chosen import open_artifact as chosen
 
 if TYPE_CHECKING:
     from vitedge.runtimes.session import Session
@@ -163,7 +164,7 @@ def _require_av() -> None:
 
 
 def open_artifact(settings: Settings) -> Artifact:
-    """The artifact of the settings.
+    """The artifact of the settings, or the one of its candidates that was chosen for this machine.
 
     Raises:
         UsageError: none is named.
@@ -171,4 +172,4 @@ def open_artifact(settings: Settings) -> Artifact:
     """
     if settings.artifact is None:
         raise UsageError(ASKED, "no artifact is given", "name an artifact folder")
-    return Artifact.open(settings.artifact)
+    return chosen(settings.artifact)

@@ -11,7 +11,9 @@ from vitedge.cli.options import Json, Overwrite, Quiet
 
 
 def build(
-    artifact: Annotated[list[Path], typer.Argument(help="Artifacts for TensorRT or TensorRT-RTX.")],
+    artifact: Annotated[
+        list[Path], typer.Argument(help="Artifacts for TensorRT or TensorRT-RTX, or one with candidates.")
+    ],
     sm: Annotated[
         list[str] | None,
         typer.Option("--sm", help="TensorRT-RTX: compute capability to build for, as 8.9; repeat it for several."),
@@ -42,11 +44,15 @@ def build(
     json: Json = None,
     quiet: Quiet = False,
 ) -> None:
-    """Build the engines of an artifact on the device, before they are first needed.
+    """Build the engines of an artifact on the device, before they are first needed; choose among its candidates.
 
     They go to this device's cache, where opening the artifact finds them. TensorRT builds for the GPU that is here;
     TensorRT-RTX builds ahead of time for those that the target names, without a GPU. A folder written with --out
     travels beside the artifact: as ARTIFACT.engines it's found on opening.
+
+    An artifact that was exported --with-candidates is measured here, candidate by candidate in turns, whatever its
+    runtime. The fastest within the budget is what opening the artifact opens from then on, on this machine with this
+    version of the runtime; --overwrite measures again.
 
     **Examples**
 
@@ -64,14 +70,18 @@ def build(
     from vitedge.progress import bars
     from vitedge.reporting import built as tables
     from vitedge.reporting import terminal
+    from vitedge.runtimes.chosen import candidates_of, folders
     from vitedge.runtimes.contract import OpenOptions
 
     opened = [Artifact.open(path) for path in artifact]
+    choose = autotune or (not sm and not explain and len(opened) == 1 and bool(folders(opened[0])))
+    if not choose:
+        opened = [candidate for one in opened for candidate in candidates_of(one)]
     chosen = {"optimization_level": optimization_level, "workspace_mb": workspace_mb}
     options = {name: value for name, value in chosen.items() if value is not None}
-    if out is not None and len(opened) > 1 and not autotune:
+    if out is not None and len(opened) > 1 and not choose:
         raise UsageError("write engines", "one folder is for one artifact", "build one at a time, or add: --autotune")
-    if autotune:
+    if choose:
         with bars(quiet=quiet) as progress:
             timed = building.autotune(
                 opened, data=data, out=out, overwrite=overwrite, duration_s=duration, progress=progress

@@ -48,6 +48,10 @@ def export(
         bool,
         typer.Option("--autotune", help="Build all candidates, measure them here, and keep the fastest that fits."),
     ] = False,
+    with_candidates: Annotated[
+        bool,
+        typer.Option("--with-candidates", help="The others travel along: `vitedge build` chooses on the device."),
+    ] = False,
     explain: Annotated[
         bool, typer.Option("--explain", help="Say why it's as fast and as exact as it is, layer by layer.")
     ] = False,
@@ -68,6 +72,8 @@ def export(
     `vitedge export model/ --target onnxruntime --int8 --autotune --data images/ --out artifact/`
 
     `vitedge export model/ --target onnxruntime --int8 --explain --data images/ --out artifact/`
+
+    `vitedge export model/ --target raspberry-pi-5 --int8 --with-candidates --data images/ --out artifact/`
 
     `vitedge export model/ -t jetson-orin-nano -t raspberry-pi-5 --int8 --data images/ --out boards/`
     """
@@ -92,6 +98,7 @@ def export(
             max_drop=max_drop,
             min_agreement=min_agreement,
             autotune=autotune,
+            with_candidates=with_candidates,
             explain=explain,
             batch=batch,
             overwrite=overwrite,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vitedge.reporting.terminal import GOOD, QUIET, UNSURE, mark, megabytes, show, table, text
 
 if TYPE_CHECKING:
-    from vitedge.building import Timed
+    from vitedge.runtimes.chosen import Timed
 
 
 def show_built(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -37,12 +37,13 @@ def show_tuned(timed: Sequence[Timed]) -> None:
     """One row a candidate, the chosen one marked."""
     show(
         table(
-            ["", "artifact", "!precision", ">p50 ms", ">p95 ms", ">top-1 lost", "why"],
+            ["", "artifact", "!precision", "form", ">p50 ms", ">p95 ms", ">top-1 lost", "why"],
             [
                 (
                     mark(one.chosen or None),
                     one.artifact,
                     one.precision,
+                    one.form,
                     f"{one.latency_p50_ms:.3f}",
                     f"{one.latency_p95_ms:.3f}",
                     "" if one.drop_pts is None else f"{one.drop_pts:+.2f}",

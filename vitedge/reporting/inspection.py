@@ -18,6 +18,7 @@ from vitedge.model_folder import MODEL_JSON, ClassLabel, Model, Origin
 from vitedge.preprocessing import Preprocessing
 from vitedge.reporting import rows
 from vitedge.result import RESULT_JSON, read_result
+from vitedge.runtimes.chosen import folders, open_artifact, read_choice
 from vitedge.schema import Record
 
 MOST_ROWS = 24  # of a table, unless everything is asked for
@@ -125,17 +126,55 @@ def _artifact(artifact: Artifact, most: int | None) -> Inspection:
         "runtime options": _words(manifest.runtime_options),
         "built with": _words(manifest.built_with),
         **_fidelity(manifest.fidelity),
+        **_runs_here(artifact),
         "written by": f"vitedge {manifest.vitedge_version}",
         "digest": artifact.digest,
     }
     sections = (
         _contract(manifest.preprocessing),
+        *_candidates(artifact),
         layers(manifest.layers, each=most is None),
         _classes(manifest.classes, most),
         _files(artifact.path, manifest.files, most),
     )
     record = to_builtins(manifest, str_keys=True)
     return Inspection(kind="artifact", path=str(artifact.path), facts=facts, sections=sections, record=record)
+
+
+def _runs_here(artifact: Artifact) -> dict[str, str]:
+    """Which candidate opening the artifact opens on this machine; empty where there is no other."""
+    if not folders(artifact):
+        return {}
+    found = open_artifact(artifact.path)
+    return {"opened here": f"{found.manifest.precision} as {found.manifest.form}: {found.because}"}
+
+
+def _candidates(artifact: Artifact) -> tuple[Section, ...]:
+    """What was built at export, and what was measured here since."""
+    results = artifact.manifest.candidates
+    if len(results) < 2:
+        return ()
+    choice = read_choice(artifact)
+    here = {one.artifact: one for one in choice.measured} if choice is not None else {}
+    found = []
+    for one in results:
+        timed = here.get("." if one.chosen else one.folder or "")
+        found.append(
+            (
+                one.form,
+                one.precision,
+                "this artifact" if one.chosen else one.folder or "no",
+                rows.milliseconds(one.latency_p50_ms),
+                rows.milliseconds(timed.latency_p50_ms if timed is not None else None),
+                f"{one.bytes / 1e6:.2f}",
+                f"{one.deviation:.1e}",
+                rows.UNKNOWN if one.divergence is None else f"{one.divergence:.2g}",
+                rows.points(one.drop_pts),
+                timed.reason if timed is not None else "",
+            )
+        )
+    columns = ("form", "!precision", "travels", ">ms at export", ">ms here", ">MB", ">deviation", ">KL", ">lost", "why")
+    return (Section(title="Candidates", columns=columns, rows=tuple(found)),)
 
 
 def _fidelity(found: Fidelity | None) -> dict[str, str]:

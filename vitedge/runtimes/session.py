@@ -50,8 +50,12 @@ class Session:
 
     @property
     def info(self) -> Mapping[str, Option]:
-        """Runtime, version, device, threads and options, as read back from the runtime."""
-        return self._open().info
+        """Runtime, version, device, threads and options, as read back from the runtime.
+
+        Of an artifact with candidates also which of them runs, and why.
+        """
+        info, because = self._open().info, self.artifact.because
+        return {**info, "candidate": self.artifact.manifest.form, "because": because} if because else info
 
     def preprocess(self, picture: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
         """PIL image or uint8 RGB [H, W, 3] to uint8 RGB [h, w, 3] at the model's size.
