@@ -199,8 +199,8 @@ def _resume(observer: Observer, folder: Path, walk: _Walk | None) -> list[_Step]
 
 def _save_partial(observer: Observer, folder: Path, steps: list[_Step], asked: str) -> None:
     """Keep what was seen so far; ``walk.json`` completes it."""
-    from safetensors.numpy import save
+    from vitedge.quantize.statistics import safetensors_pieces, sha256_of
 
-    data = save(observer.state())
-    write_atomic(folder / PARTIAL, data, asked)
-    write_atomic(folder / WALK, encode_json(_Walk(steps=tuple(steps), partial=sha256(data))), asked)
+    pieces = safetensors_pieces(observer.state())
+    write_atomic(folder / PARTIAL, pieces, asked)
+    write_atomic(folder / WALK, encode_json(_Walk(steps=tuple(steps), partial=sha256_of(pieces))), asked)

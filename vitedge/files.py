@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from vitedge.errors import ResourceError, UsageError
@@ -205,8 +205,8 @@ def _sweep(out: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def write_atomic(path: Path, data: bytes, asked: str) -> None:
-    """Write one file so that readers see the old content or the new.
+def write_atomic(path: Path, data: bytes | Iterable[bytes | memoryview], asked: str) -> None:
+    """Write one file, whole or in pieces, so that readers see the old content or the new.
 
     Raises:
         ResourceError: disk, permission.
@@ -216,7 +216,7 @@ def write_atomic(path: Path, data: bytes, asked: str) -> None:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with os.fdopen(descriptor, "wb") as stream:
-                stream.write(data)
+                stream.writelines([data] if isinstance(data, bytes) else data)
                 stream.flush()
                 os.fsync(stream.fileno())
             os.chmod(name, 0o644)

@@ -197,3 +197,24 @@ def test_interpreting_equals_running(graph: onnx.ModelProto) -> None:
     """The interpreter pads a fixed batch, too."""
     symbolic, fixed = run_graph(graph, IMAGES), run_graph(pin_batch(graph, 8), IMAGES)
     assert symbolic.shape == (20, 7) and np.allclose(symbolic, fixed, atol=1e-5)
+
+
+def test_statistics_are_written_in_the_safetensors_format() -> None:
+    """By hand, without a copy of the whole; the package reads it."""
+    from safetensors.numpy import load
+
+    from vitedge.quantize.statistics import safetensors_pieces
+
+    arrays = {
+        "rows": np.arange(6, dtype=np.float16).reshape(2, 3),
+        "nothing": np.zeros((0, 4), np.float16),
+        "count": np.asarray(5, np.int64),
+        "odd": np.arange(3, dtype=np.uint32),
+        "keys": np.arange(2, dtype=np.uint64),
+        "a#b": np.linspace(0, 1, 12).reshape(3, 4).T,
+    }
+    found = load(b"".join(safetensors_pieces(arrays)))
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)

@@ -6,7 +6,9 @@ errors need joint samples, so some whole rows are kept.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -88,21 +90,19 @@ class Statistics:
         Raises:
             ResourceError: disk, permission.
         """
-        from safetensors.numpy import save
-
         tensors = {
             f"{view}#{name}": np.ascontiguousarray(getattr(values, name))
             for view, values in self.observed.items()
             for name in _ARRAYS
         }
-        data = save(tensors)
+        pieces = safetensors_pieces(tensors)
         index = _Index(
             key=self.key,
             samples=self.samples,
             counts={view: values.count for view, values in self.observed.items()},
-            digest=sha256(data),
+            digest=sha256_of(pieces),
         )
-        write_atomic(Path(folder) / TENSORS, data, "keep the calibration statistics")
+        write_atomic(Path(folder) / TENSORS, pieces, "keep the calibration statistics")
         write_atomic(Path(folder) / INDEX, encode_json(index), "keep the calibration statistics")
 
     @classmethod
@@ -126,6 +126,31 @@ class Statistics:
         except (OSError, InputError, SafetensorError, KeyError, ValueError, TypeError):
             return None
         return cls(key, record.samples, observed) if all(map(_sound, observed.values())) else None
+
+
+def safetensors_pieces(tensors: Mapping[str, NDArray[Any]]) -> list[bytes | memoryview]:
+    """A safetensors file of contiguous arrays in pieces that share their memory: as large as the file, it would be
+    copied twice on the way through the package (github.com/huggingface/safetensors, "Format")."""
+    header, offset = {}, 0
+    ordered = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # each aligned to its size
+    for name in ordered:
+        array = tensors[name]
+        kind = {"f": "F", "i": "I", "u": "U"}[array.dtype.kind]
+        ends = [offset, offset + array.nbytes]
+        header[name] = {"dtype": f"{kind}{8 * array.itemsize}", "shape": list(array.shape), "data_offsets": ends}
+        offset += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    arrays = [np.ascontiguousarray(tensors[name]) for name in ordered if tensors[name].size]
+    return [len(text).to_bytes(8, "little"), text, *(array.reshape(-1).view(np.uint8).data for array in arrays)]
+
+
+def sha256_of(pieces: Iterable[bytes | memoryview]) -> str:
+    """Hex SHA-256 of all pieces, one behind the other."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 _ARRAYS = tuple(name for name in Observed.__dataclass_fields__ if name != "count")
