@@ -9,8 +9,9 @@ values  at the input of every attn.proj: the strongest channels of the values ti
 hidden  at the input of every mlp.fc2, in units that carry what the layer says: gelu(z) = z + gelu(-z), so that a unit
         turns into gelu(-z) and a new one, gelu(50 z + b) = 50 z + b, whose row of fc2 is divided by 50
 token   at one position alone: two new channels of the residual stream differ from zero there by next to nothing, and
-        every LayerNormalization has a gain that makes 50 times its largest output of it, which the linears ignore; two
-        new units of every MLP are 50 times the largest hidden value there and nothing elsewhere, and cancel each other
+        every LayerNormalization has a gain that makes 50 times its largest output of it, which the linears ignore;
+        two new units of every MLP are 50 times its largest hidden value there and nothing elsewhere, and cancel each
+        other by rows of fc2 that are divided by 50
 all     all of them
 ======  ===============================================================================================================
 """
@@ -143,7 +144,7 @@ def token(model: onnx.ModelProto, frames: Frames, position: int = 0) -> onnx.Mod
         constants[f"{fc1}.bias"] = _grown(constants[f"{fc1}.bias"], 0, 2)
         rows = constants[f"{fc2}.weight"]
         row = rows[np.argmax(np.linalg.norm(rows, axis=1))]
-        constants[f"{fc2}.weight"] = np.concatenate([rows, row / gains[:, None] * [[1], [-1]]])
+        constants[f"{fc2}.weight"] = np.concatenate([rows, row / FACTOR / gains[:, None] * [[1], [-1]]])
         for name in (fc2, f"{block}.attn.proj"):
             constants[f"{name}.weight"] = _grown(constants[f"{name}.weight"], 1)
             constants[f"{name}.bias"] = _grown(constants[f"{name}.bias"], 0)

@@ -26,6 +26,7 @@ class Improve(Record):
 
     layernorm_migration: bool  # per-channel shift and scale moved from LayerNorm into the next linear (RepQ-ViT)
     value_migration: bool = False  # the same for attention's output, from the values' weights into the projection's
+    input_migration: bool = False  # the same by operators in front of a linear, where nothing else can take it up
     gelu_shift: bool = False  # GELU's output centred, where the runtime's grids are symmetric
 
 

@@ -12,7 +12,7 @@ from tests.graph.vits import MEAN, STD, random_arrays, random_images, tiny
 from vitedge.architecture import ViTConfig
 from vitedge.graph.author import author_vit
 from vitedge.graph.surgery import array, initializers, linear_layers
-from vitedge.quantize.improve import ALPHAS, improve, migrate_layernorms, migration
+from vitedge.quantize.improve import ALPHAS, by_operators, improve, migrate_layernorms, migration
 from vitedge.quantize.integers import Scheme, affine
 from vitedge.quantize.observe import observe
 from vitedge.quantize.prepare import with_own_constants
@@ -23,6 +23,7 @@ from vitedge.runtimes.onnxruntime.interpret import run_graph
 
 SETTINGS = Observe(num_samples=16, seed=0, reservoir_rows=128, histogram_bins=64)
 SCHEME = Scheme("uint8", symmetric=False, weight_bits=7)
+PARTS = ("shift", "scale")
 
 
 def observed_of(rows: np.ndarray) -> Observed:
@@ -172,6 +173,55 @@ def test_values_and_gelus_move_without_a_trace(changes: dict[str, object]) -> No
             for values in (statistics.observed, moved.observed)
         ]
         assert spreads[1] < spreads[0] / 4
+
+
+@pytest.mark.parametrize("changes", [{}, {"mlp": "swiglu"}])
+def test_what_nothing_in_front_can_take_up_gets_operators_of_its_own(changes: dict[str, object]) -> None:
+    config = tiny(**changes)
+    arrays = random_arrays(config)
+    for block in range(config.depth):  # one hidden unit 200 times as large, which fc2 hardly reads
+        gate = config.mlp_hidden if config.mlp == "swiglu" else 0
+        arrays[f"blocks.{block}.mlp.fc1.weight"][gate + 7] *= 200
+        arrays[f"blocks.{block}.mlp.fc2.weight"][:, 7] /= 200
+    graph = author_vit(config, arrays, mean=MEAN, std=STD)
+    images = random_images(config, 16)
+    names = [linear.name for linear in linear_layers(graph)]
+    statistics = observe(graph, images, SETTINGS, key="k")
+    prepared = with_own_constants(graph)
+    wanted = Improve(layernorm_migration=False, input_migration=True)
+    for scheme in (SCHEME, Scheme("int8", symmetric=True)):
+        improved, moved = improve(prepared, statistics, wanted, scheme, names)
+        before, after = run_graph(graph, images), run_graph(improved, images)
+        assert np.abs(before - after).max() <= 1e-4 * np.abs(before).max()
+        constants = {name: array(tensor) for name, tensor in initializers(improved).items() if name.endswith(".by")}
+        assert sorted(constants) == sorted(
+            f"blocks.{block}.mlp.{'gate' if changes else 'act'}.{part}.by" for block in range(2) for part in PARTS
+        )
+        for name, values in constants.items():  # what half precision makes of them is what they are
+            assert np.array_equal(values.astype(np.float16).astype(np.float32), values), name
+            assert ".scale" not in name or (np.frexp(values)[0] == 0.5).all(), "powers of two"
+        again = observe(improved, images, SETTINGS, key="k").observed
+        for key, seen in again.items():
+            told, spread = moved.observed[key], np.abs(seen.maximum).max()
+            assert np.allclose(told.minimum, seen.minimum, atol=2e-3 * spread), key
+            assert np.allclose(told.mean, seen.mean, atol=2e-3 * spread), key
+        left, _ = improve(prepared, statistics, wanted, scheme, [name for name in names if "fc2" not in name])
+        assert left == prepared, "layers that stay in float get none"
+
+
+@given(st.integers(0, 10**6), st.booleans())
+@settings(deadline=None, max_examples=20)
+def test_operators_are_exact_in_float64_and_need_outliers(seed: int, outliers: bool) -> None:
+    """A GELU and the linear behind it, before and after, to 1e-5 of the largest output."""
+    random = np.random.default_rng(seed)
+    z = random.standard_normal((200, 16)) * np.where(np.arange(16) == 3, 300.0 if outliers else 1.0, 1.0)
+    rows = z / (1 + np.exp(np.minimum(-1.702 * z, 700)))  # a GELU, nearly
+    matrix = random.standard_normal((16, 7)) / np.where(np.arange(16) == 3, 300.0 if outliers else 1.0, 1.0)[:, None]
+    wanted = Improve(layernorm_migration=False, input_migration=True, gelu_shift=False)
+    shift, scale = by_operators(observed_of(rows), matrix, SCHEME, wanted, centred=True)
+    assert ((shift == 0).all() and (scale == 1).all()) == (not outliers)
+    before, after = rows @ matrix, (rows - shift) / scale @ (matrix * scale[:, None]) + shift @ matrix
+    assert np.abs(before - after).max() <= 1e-5 * np.abs(before).max()
 
 
 def test_values_are_left_alone_where_something_else_reads_them() -> None:

@@ -1,6 +1,7 @@
 """Exact changes of the float graph that make it easier to round: outliers move from activations into weights.
 
-What stands behind a tensor x [.., C] takes (x - shift) / scale instead, and undoes it in its own constants. Shift and
+What stands behind a tensor x [.., C] takes (x - shift) / scale instead, and undoes it in its own constants. In front,
+LayerNormalization and attention's values take it up in theirs; elsewhere it's worth operators of its own. Shift and
 scale are chosen by the output error that is left once both sides are rounded, "not at all" among the candidates.
 """
 
@@ -27,6 +28,9 @@ ALPHAS: tuple[float | None, ...] = (None, 0.0, 0.25, 0.5, 0.75, 1.0)
 #: fills the grid to its ends, whatever calibration didn't see is clipped, and smaller gains over the calibration images
 #: were losses elsewhere.
 WORTHWHILE = 0.1
+#: How many times as far as the typical channel's all channels together have to reach before an operator is thought of:
+#: less uneven ones don't get under a tenth.
+_UNEVEN = 8.0
 _ROWS = 1024  # of the reservoir, for choosing among them
 _SMALLEST = 1e-3  # a channel's share of the largest spread, below which it isn't widened any further
 
@@ -53,8 +57,8 @@ def improve(
         model, statistics = migrate_layernorms(model, statistics, scheme, layers)
     if settings.value_migration:
         model, statistics = migrate_values(model, statistics, scheme, layers)
-    if settings.gelu_shift and scheme.symmetric:
-        model, statistics = shift_gelus(model, statistics, scheme, layers)
+    if settings.input_migration or (settings.gelu_shift and scheme.symmetric):
+        model, statistics = migrate_inputs(model, statistics, settings, scheme, layers)
     return model, statistics
 
 
@@ -176,14 +180,16 @@ def _values(model: onnx.ModelProto, layers: dict[str, Layer]) -> Iterator[tuple[
             continue
 
 
-def shift_gelus(
-    model: onnx.ModelProto, statistics: Statistics, scheme: Scheme, layers: Collection[str]
+def migrate_inputs(
+    model: onnx.ModelProto, statistics: Statistics, settings: Improve, scheme: Scheme, layers: Collection[str]
 ) -> tuple[onnx.ModelProto, Statistics]:
-    """Centre what leaves a GELU, for kernels whose zero point is the middle.
+    """Shift and scale what linears read by operators of their own, where nothing in front can take it up.
 
-    GELU's values lie between -0.17 and M, so that half of a symmetric grid is never used. With c = (max + min)/2 the
-    linear behind takes g - c, and b' = b + Wᵀ c. A node ``X.shift`` is added behind the GELU ``X``, where that brings
-    enough. Arguments as :func:`improve`.
+    GELU isn't homogeneous, so outliers of a hidden unit can't move into the layer that makes it. Behind the node ``X``
+    a Sub ``X.shift`` and a Mul ``X.scale`` are added, each where it's needed; the linears behind undo them. Only where
+    that brings the squared error under a tenth, as an operator costs time. Besides, where grids are symmetric, what
+    leaves a GELU is centred by one number, where that halves the error: its values lie between -0.17 and M, so that
+    half of the grid is never used. Arguments as :func:`improve`.
     """
     model = copy(model)
     readers = consumers(model)
@@ -194,34 +200,66 @@ def shift_gelus(
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         nodes.append(node)
-        behind = [by_name.get(reader.name) for reader in readers.get(node.output[0], [])] if node.output else []
-        seen = observed.get(node.output[0]) if node.output else None
-        if node.op_type != "Gelu" or seen is None or not behind or None in behind or node.output[0] in outputs:
+        tensor = node.output[0] if len(node.output) == 1 else ""
+        behind = [by_name.get(reader.name) for reader in readers.get(tensor, [])]
+        linears = [layer for layer in behind if layer is not None and layer.view.key == tensor]
+        if not linears or len(linears) < len(behind) or tensor in outputs or tensor not in observed:
             continue
-        linears = [layer for layer in behind if layer is not None and layer.view.key == node.output[0]]
-        if len(linears) != len(behind):
-            continue
-        matrix = np.concatenate([layer.matrix for layer in linears], axis=1)
-        width = len(matrix)
-        shift = np.full(width, (float(seen.maximum.max()) + float(seen.minimum.min())) / 2)
-        rows = seen.rows[:_ROWS].astype(np.float64)
-        ones, exact = np.ones(width), rows @ matrix
-        kept, moved = (_rounded_error(seen, rows, exact, matrix, scheme, c, ones) for c in (0 * shift, shift))
-        if moved > 0.5 * kept:  # nothing is clipped that wasn't before
+        together = np.concatenate([layer.matrix for layer in linears], axis=1)
+        shift, scale = by_operators(observed[tensor], together, scheme, settings, centred=node.op_type == "Gelu")
+        moved = tensor
+        for operator, part, constant, neutral in (("Sub", "shift", shift, 0.0), ("Mul", "scale", 1 / scale, 1.0)):
+            if (constant == neutral).all():
+                continue
+            name = f"{node.name}.{part}"
+            same = bool((constant == constant[0]).all())
+            by = numpy_helper.from_array(constant[: 1 if same else None].astype(np.float32), f"{name}.by")
+            model.graph.initializer.append(by)
+            nodes.append(helper.make_node(operator, [moved, by.name], [f"{name}.out"], name))
+            moved = f"{name}.out"
+        if moved == tensor:
             continue
         for layer in linears:
-            values.update(_moved(layer, shift, ones))
-        name = f"{node.name}.shift"
-        centred, constant = f"{name}.out", f"{name}.by"
-        model.graph.initializer.append(numpy_helper.from_array(shift[:1].astype(np.float32), constant))
-        nodes.append(helper.make_node("Sub", [node.output[0], constant], [centred], name))
-        for reader in readers[node.output[0]]:
-            reader.input[0] = centred
-        observed[centred] = seen.moved(shift, ones)
+            values.update(_moved(layer, shift, scale))
+        for reader in readers[tensor]:
+            reader.input[0] = moved
+        observed[moved] = observed[tensor].moved(shift, scale)
     new = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del model.graph.node[:]
     model.graph.node.extend(new)
     return replaced(model, values), replace(statistics, observed=observed)
+
+
+def by_operators(
+    observed: Observed, matrix: Float64, scheme: Scheme, settings: Improve, *, centred: bool
+) -> tuple[Float64, Float64]:
+    """Shift and scale [C] that are worth an operator. Half precision holds them exactly: scales are powers of two."""
+    low, high = observed.minimum.astype(np.float64), observed.maximum.astype(np.float64)
+    ones, nothing = np.ones(len(matrix)), np.zeros(len(matrix))
+    tries: list[tuple[float, Float64, Float64]] = []  # the part of the error that it has to come under; shift, scale
+    if centred and settings.gelu_shift and scheme.symmetric:
+        tries.append((0.5, _halves(np.full(len(matrix), (low.min() + high.max()) / 2)), ones))
+    if settings.input_migration and high.max() - low.min() > _UNEVEN * float(np.median(high - low)):
+        for alpha in ALPHAS[1:]:
+            shift, scale = migration(observed, matrix, alpha)
+            tries.append((WORTHWHILE, _halves(shift), np.exp2(np.rint(np.log2(scale)))))
+    if not tries:
+        return nothing, ones
+    rows = observed.rows[:_ROWS].astype(np.float64)
+    exact = rows @ matrix
+    kept = _rounded_error(observed, rows, exact, matrix, scheme, nothing, ones)
+    errors = [_rounded_error(observed, rows, exact, matrix, scheme, shift, scale) for _, shift, scale in tries]
+    best, least = (nothing, ones), kept
+    for error, (part, shift, scale) in zip(errors, tries, strict=True):
+        if error < least and error <= part * kept:
+            best, least = (shift, scale), error
+    return best
+
+
+def _halves(values: Float64) -> Float64:
+    """The nearest numbers of half precision, where it reaches so far."""
+    limit = float(np.finfo(np.float16).max)
+    return np.where(np.abs(values) < limit, np.clip(values, -limit, limit).astype(np.float16), values)
 
 
 # --- choosing --------------------------------------------------------------------------------------------------------
