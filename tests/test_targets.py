@@ -24,7 +24,7 @@ DEVICES = {
 
 
 def test_the_promised_targets_are_there() -> None:
-    promised = "onnxruntime openvino tensorrt tensorrt-rtx jetson-orin-nano jetson-agx-orin jetson-thor"
+    promised = "onnxruntime openvino openvino-arm tensorrt tensorrt-rtx jetson-orin-nano jetson-agx-orin jetson-thor"
     assert {*promised.split(), "intel-cpu", "intel-n100", "raspberry-pi-5", "x86-server"} <= set(SHIPPED)
 
 

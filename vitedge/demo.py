@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,14 @@ from vitedge.reporting.html import render
 from vitedge.result import RESULT_JSON, Check, Referee, Result, Row, Subject, combine, write_result
 from vitedge.target import load_target
 
+#: The target of this machine's processor.
+_OPENVINO = "openvino-arm" if platform.machine() == "aarch64" else "openvino"
 #: Target and precision of every row, float first.
 ROWS = (
     ("onnxruntime", "fp32"),
     ("onnxruntime", "int8"),
-    ("openvino", "fp32"),
-    ("openvino", "int8"),
+    (_OPENVINO, "fp32"),
+    (_OPENVINO, "int8"),
     ("tensorrt", "fp16"),
     ("tensorrt", "int8"),
 )

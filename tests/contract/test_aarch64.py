@@ -27,9 +27,9 @@ def aarch64_python() -> Path:
 
 
 @pytest.mark.timeout(900)  # the first use installs an interpreter and wheels
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_the_contract_on_aarch64(runtime: str, aarch64_python: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    artifacts = artifacts_for(runtime, tmp_path_factory)
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino-arm"])
+def test_the_contract_on_aarch64(target: str, aarch64_python: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    artifacts, runtime = artifacts_for(target, tmp_path_factory), target.removesuffix("-arm")
     command = [aarch64_python, "--cpu", "cortex-a76", "--with", f"{runtime} numpy pillow msgspec"]
     done = subprocess.run(
         [*command, portable.__file__, "--reopen", "2", *artifacts],

@@ -117,6 +117,8 @@ def _quantized(request: Request) -> tuple[onnx.ModelProto, dict[str, QuantizedLa
             reasons[layer.name] = f"the form {request.candidate.form} leaves it in float"
         elif layer.linear.kind == "conv" and index == 0:
             reasons[layer.name] = "it reads the picture's own bytes, and OpenVINO takes their quantization away"
+        elif layer.name == "patch_embed.proj" and layer.view.kernel == (1, 1):
+            reasons[layer.name] = "its error would be in every block, and integers save next to nothing"
         else:
             names.append(layer.name)
     reasons |= request.left_in_float(names)
