@@ -142,6 +142,19 @@ def test_every_form_runs_as_planned(form: str, tmp_path: Path) -> None:
     assert np.abs(found - exact).max() <= 0.1 * np.abs(exact).max()
 
 
+def test_attention_that_shares_rows_runs_as_planned(tmp_path: Path) -> None:
+    """Two heads for three threads: a linear in three parts is still one layer of the plan, in integers."""
+    target = replace(TARGET, threads=3)
+    made = artifacts.make(tmp_path / "rows", target, INT8)
+    with open_session(made, OpenOptions()) as opened:
+        executed = opened.executed()
+        assert unmet_layers(made.manifest.layers, executed) == []
+        profile = opened.profile(np.zeros((1, 32, 48, 3), np.uint8), 1)[0]
+    assert executed.count(("blocks.0.attn.qkv", "MatMulIntegerToFloat", "int8")) == 3
+    assert ("blocks.0.attn.context", "MultiHeadAttention", "fp32") in executed
+    assert [layer.operator for layer in profile].count("MultiHeadAttention") == 2
+
+
 def test_a_layer_that_runs_in_float_is_found_out(artifact: Artifact, tmp_path: Path) -> None:
     """The float graph under the quantized artifact's plan: every planned layer is missed."""
     float_artifact = artifacts.make(tmp_path / "float", TARGET, FLOAT)

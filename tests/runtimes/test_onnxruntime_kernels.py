@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -13,15 +17,16 @@ from tests.graph.vits import MEAN, STD, random_arrays, random_images, tiny
 from tests.quantize.references import convolution
 from vitedge.architecture import ConvStem, PatchStem, ViTConfig
 from vitedge.graph.author import author_vit
-from vitedge.graph.surgery import linear_layers, pin_batch, to_bytes
+from vitedge.graph.surgery import attribute, linear_layers, pin_batch, to_bytes
 from vitedge.quantize.observe import observe
 from vitedge.quantize.prepare import replaced
 from vitedge.quantize.qdq import insert_qdq
 from vitedge.quantize.rounding import QuantizedLayer, Scheme, quantize_layers
 from vitedge.quantize.views import View
 from vitedge.recipe import load_recipe
-from vitedge.runtimes.onnxruntime.attention import attentions, float_attention, quantized_attention
+from vitedge.runtimes.onnxruntime.attention import attentions, float_attention, quantized_attention, shares_evenly
 from vitedge.runtimes.onnxruntime.convolutions import field_indices, integer_convolutions
+from vitedge.runtimes.onnxruntime.gelu import LARGEST_ERROR, tanh_gelus
 from vitedge.runtimes.onnxruntime.interpret import run_graph
 from vitedge.runtimes.onnxruntime.linears import dynamic_linears, gemm_linears, integer_linears, weight_only_linears
 from vitedge.runtimes.onnxruntime.placement import integer_graph
@@ -61,14 +66,20 @@ def test_every_form_is_the_arithmetic_of_qdq(name: str) -> None:
     config = CONFIGS[name]
     images = random_images(config, 6)
     improved, layers = quantized(config, images)
-    for form in (integer_linears, integer_convolutions, quantized_attention, integer_graph):
-        kind = {integer_linears: "linear", integer_convolutions: "conv"}.get(form)
-        chosen = {name: layer for name, layer in layers.items() if kind in (None, layer.kind)}
-        if form is quantized_attention:
-            chosen = {name: layer for name, layer in layers.items() if name.endswith("qkv") and not config.qk_norm}
+    linears = {name: layer for name, layer in layers.items() if layer.kind == "linear"}
+    convolutions = {name: layer for name, layer in layers.items() if layer.kind == "conv"}
+    qkv = {name: layer for name, layer in layers.items() if name.endswith("qkv") and not config.qk_norm}
+    for what, form, chosen in (
+        ("linears", integer_linears, linears),
+        ("convolutions", integer_convolutions, convolutions),
+        ("attention, whole heads", quantized_attention, qkv),
+        ("attention, shared rows", partial(quantized_attention, threads=64), qkv),
+        ("all", integer_graph, layers),
+        ("all, shared rows", partial(integer_graph, threads=64), layers),
+    ):
         found = form(improved, chosen)
         expected = run_graph(insert_qdq(improved, chosen), images)
-        assert difference(run(found, images), expected) <= 2e-3, form.__name__
+        assert difference(run(found, images), expected) <= 2e-3, what
         assert np.array_equal(run(pin_batch(found, 6), images), run(found, images))
 
 
@@ -83,6 +94,47 @@ def test_what_the_whole_consists_of() -> None:
     assert operators.count("Transpose") == 2 and operators.count("Gather") == 2 + 1 and operators.count("Pad") == 2 + 1
     plain = integer_graph(*quantized(CONFIGS["patches"], random_images(CONFIGS["patches"], 6)))
     assert "Cast" not in [node.op_type for node in plain.graph.node]  # patches are cut from the picture's bytes
+
+
+def test_heads_that_threads_cannot_share_evenly_share_rows() -> None:
+    """Three heads on two threads: three linears of one quantized input, and MultiHeadAttention."""
+    improved, layers = quantized(CONFIGS["patches"], random_images(CONFIGS["patches"], 6))
+    for threads, batch, whole in ((1, 1, True), (2, 1, False), (2, 2, True), (3, 1, True)):
+        nodes = integer_graph(improved, layers, threads=threads, batch=batch).graph.node
+        operators = [node.op_type for node in nodes]
+        assert operators.count("QAttention") == (2 if whole else 0)
+        assert operators.count("MultiHeadAttention") == (0 if whole else 2)
+        names = {node.name for node in nodes}
+        assert ("blocks.0.attn.qkv/v" in names) is not whole
+        assert ("blocks.0.attn.scores+blocks.0.attn.context" in names) is not whole
+        assert not {"MatMul", "Softmax", "Split"} & set(operators)
+    assert [shares_evenly(heads, 2) for heads in (1, 2, 3, 4, 5, 11)] == [False, True, False, True, False, True]
+
+
+@given(st.floats(-12, 12, width=32))
+def test_gelu_by_tanh_is_as_near_as_it_is_said_to_be(x: float) -> None:
+    exact = x * (1 + math.erf(x / math.sqrt(2))) / 2
+    approximate = x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
+    assert abs(exact - approximate) <= LARGEST_ERROR
+
+
+def test_gelus_are_approximated_where_their_output_is_rounded_coarsely() -> None:
+    improved, layers = quantized(CONFIGS["stem"], random_images(CONFIGS["stem"], 6))
+
+    def approximated(layers: dict[str, QuantizedLayer]) -> set[str]:
+        nodes = [node for node in tanh_gelus(improved, layers).graph.node if node.op_type == "Gelu"]
+        return {node.name for node in nodes if attribute(node, "approximate", "none") == "tanh"}
+
+    everywhere = {"patch_embed.stem.0.act", "patch_embed.stem.1.act", "blocks.0.mlp.act", "blocks.1.mlp.act"}
+    assert approximated(layers) == everywhere
+    assert approximated({name: layer for name, layer in layers.items() if layer.kind == "linear"}) == {
+        "blocks.0.mlp.act",
+        "blocks.1.mlp.act",
+    }
+    fine = {"blocks.0.mlp.fc2": replace(layers["blocks.0.mlp.fc2"], input_scale=16.1 * LARGEST_ERROR)}
+    assert approximated(fine) == {"blocks.0.mlp.act"}
+    fine = {"blocks.0.mlp.fc2": replace(layers["blocks.0.mlp.fc2"], input_scale=15.9 * LARGEST_ERROR)}
+    assert approximated(fine) == set()
 
 
 def test_a_convolution_that_others_read_too_keeps_its_layout() -> None:

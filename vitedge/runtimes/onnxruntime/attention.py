@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
 
 from vitedge.graph.surgery import array, attribute, consumers, initializers, linear_layers, producers
+from vitedge.quantize.rounding import QuantizedLayer
 from vitedge.runtimes.onnxruntime.rewriter import CONTRIB, Layers, Rewriter
 
 
@@ -71,12 +72,19 @@ def attentions(model: onnx.ModelProto) -> list[Attention]:
     return found
 
 
-def quantized_attention(model: onnx.ModelProto, layers: Layers) -> onnx.ModelProto:
-    """Every canonical attention whose qkv linear is among ``layers`` as one QAttention.
+def quantized_attention(model: onnx.ModelProto, layers: Layers, *, threads: int = 1, batch: int = 1) -> onnx.ModelProto:
+    """Every canonical attention whose qkv linear is among ``layers``: integers in the linear, float32 in its products.
 
-    It multiplies integers in the linear and float32 in its two products, without splitting and transposing in between.
-    Its node is called after the three layers it computes, "+" between them. QAttention scales q by head_dim^-½, which
-    the canonical weights have folded in, so that is taken back out of the scales and biases of q.
+    ``QAttention`` is both, without splitting and transposing in between, and gives each thread whole heads. Where
+    these don't come out even, one linear each for q, k and v and ``MultiHeadAttention`` are faster, which shares out
+    rows: with 197 tokens and 2 threads, three heads take 410 instead of 480 µs, and six 1,940 instead of 1,790.
+    Nodes are called after the layers they compute: "+" stands between the names of several, "X/q" is a part of X.
+
+    Args:
+        model: the improved float graph.
+        layers: what is in integers.
+        threads: that will share the work.
+        batch: pictures of an inference.
     """
     rewriter = Rewriter(model)
     linears = {linear.name: linear for linear in linear_layers(rewriter.model)}
@@ -85,27 +93,62 @@ def quantized_attention(model: onnx.ModelProto, layers: Layers) -> onnx.ModelPro
         one = fused.get(node.output[0])
         if one is None:
             rewriter.nodes.append(node)  # what the fused ones leave behind is dropped in the end
-            continue
-        layer, width = layers[one.qkv], one.heads * one.head_dim
-        factor = np.repeat(np.array([one.head_dim**0.5, 1, 1], np.float32), width)
-        scale, zero_point = rewriter.grid(layer)
-        inputs = [
-            rewriter.quantize(layer, linears[one.qkv].input, scale, zero_point),
-            rewriter.constant(f"{layer.name}.weight.q", layer.weight),
-            rewriter.constant(f"{layer.name}.bias.q", layer.bias * factor),
-            scale,
-            rewriter.constant(f"{layer.name}.weight.scale", layer.weight_scale * factor),
-            "",  # no mask
-            zero_point,
-            rewriter.constant(f"{layer.name}.weight.zero_point", np.zeros(3 * width, np.int8)),
-        ]
-        name = "+".join((one.qkv, *one.products))
-        rewriter.node("QAttention", name, inputs, out=one.output, domain=CONTRIB, num_heads=one.heads)
+        elif shares_evenly(batch * one.heads, threads):
+            _with_linear(rewriter, one, layers[one.qkv], linears[one.qkv].input)
+        else:
+            _behind_linears(rewriter, one, layers[one.qkv], linears[one.qkv].input)
     return rewriter.finish()
 
 
+#: Share of the threads' time that may be lost to waiting for the one that has a head more.
+UNEVEN = 0.1
+
+
+def shares_evenly(heads: int, threads: int) -> bool:
+    """Whether so many heads keep so many threads busy to the end."""
+    return heads >= (1 - UNEVEN) * threads * -(-heads // threads)
+
+
+def _with_linear(rewriter: Rewriter, one: Attention, layer: QuantizedLayer, x: str) -> None:
+    """As QAttention; it scales q by head_dim^-½, which is taken back out: the canonical weights have it already."""
+    width = one.heads * one.head_dim
+    factor = np.repeat(np.array([one.head_dim**0.5, 1, 1], np.float32), width)
+    scale, zero_point = rewriter.grid(layer)
+    inputs = [
+        rewriter.quantize(layer, x, scale, zero_point),
+        rewriter.constant(f"{layer.name}.weight.q", layer.weight),
+        rewriter.constant(f"{layer.name}.bias.q", layer.bias * factor),
+        scale,
+        rewriter.constant(f"{layer.name}.weight.scale", layer.weight_scale * factor),
+        "",  # no mask
+        zero_point,
+        rewriter.constant(f"{layer.name}.weight.zero_point", np.zeros(3 * width, np.int8)),
+    ]
+    name = "+".join((one.qkv, *one.products))
+    rewriter.node("QAttention", name, inputs, out=one.output, domain=CONTRIB, num_heads=one.heads)
+
+
+def _behind_linears(rewriter: Rewriter, one: Attention, layer: QuantizedLayer, x: str) -> None:
+    """As three linears of the same quantized input, and MultiHeadAttention."""
+    width, grid = one.heads * one.head_dim, rewriter.grid(layer)
+    quantized, parts = rewriter.quantize(layer, x, *grid), []
+    for index, name in enumerate("qkv"):
+        columns = slice(index * width, (index + 1) * width)
+        part = replace(
+            layer,
+            name=f"{layer.name}/{name}",
+            weight=layer.weight[:, columns],
+            weight_scale=layer.weight_scale[columns],
+            bias=layer.bias[columns],
+        )
+        rewriter.multiply(part, quantized, grid, part.weight, f"{part.name}.out")
+        parts.append(f"{part.name}.out")
+    extra = {"num_heads": one.heads, "scale": 1.0}
+    rewriter.node("MultiHeadAttention", "+".join(one.products), parts, out=one.output, domain=CONTRIB, **extra)
+
+
 def float_attention(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Every canonical attention as one ``Attention`` in float32, named and scaled as :func:`quantized_attention`."""
+    """Every canonical attention as one ``Attention`` in float32, named and scaled as QAttention is."""
     rewriter = Rewriter(model)
     linears = {linear.name: linear for linear in linear_layers(rewriter.model)}
     constants = initializers(rewriter.model)

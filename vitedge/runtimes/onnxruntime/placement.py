@@ -6,7 +6,8 @@ form             what it is
 float            the canonical graph
 float-attention  the same with each attention and its qkv linear as one ``Attention``
 linears-int8     Linear and Conv layers multiply u8 by s8 in ``MatMulIntegerToFloat``, bias inside; convolutions are
-                 brought there as rows; attention and its qkv linear are one ``QAttention``; the rest is float32
+                 brought there as rows; attention and its qkv linear are one ``QAttention``, or three linears and
+                 ``MultiHeadAttention`` where heads don't come out even on the threads; the rest is float32
 gemm-int8        the same with the other linears as ``QGemm``
 static-int8      linears and convolutions as in linears-int8, attention as it stands in the canonical graph
 dynamic-int8     linears as ``DynamicQuantizeMatMul``: scales from each inference's own range; the rest is float32
@@ -16,7 +17,8 @@ weights-int8     linears as ``MatMulNBits``: 8-bit weights, float32 products; th
 Standard Q/DQ isn't used: ONNX Runtime turns it into operators only in part, and what is left runs slower than float32
 (``docs/quantization.md`` has the figures). Activations are u8 with static scales, per tensor; weights s8, per output
 channel. Processors without VNNI multiply them with ``vpmaddubsw``, which adds pairs in saturating 16 bits, so weights
-keep to 7 bits unless the target promises an instruction set that accumulates in 32 bits.
+keep to 7 bits unless the target promises an instruction set that accumulates in 32 bits. A GELU whose output is rounded
+to 8 bits is computed by tanh where that moves values by a small part of a step: it takes two thirds of the time.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from vitedge.runtimes.contract import Placed, Request
 from vitedge.runtimes.onnxruntime import facts
 from vitedge.runtimes.onnxruntime.attention import float_attention, quantized_attention
 from vitedge.runtimes.onnxruntime.convolutions import integer_convolutions, pointwise, tiles
+from vitedge.runtimes.onnxruntime.gelu import tanh_gelus
 from vitedge.runtimes.onnxruntime.linears import (
     dynamic_linears,
     gemm_linears,
@@ -84,6 +87,7 @@ def place(request: Request) -> Placed:
 #: (graph, the same arithmetic in standard operators, precision by layer name, reasons by layer name)
 Form = tuple[onnx.ModelProto, onnx.ModelProto, dict[str, str], dict[str, str]]
 Builder = Callable[[Request], Form]
+Linears = Callable[[onnx.ModelProto, Layers], onnx.ModelProto]
 
 
 def _float(request: Request) -> Form:
@@ -95,7 +99,7 @@ def _float_attention(request: Request) -> Form:
 
 
 def _integers(
-    build: Callable[[onnx.ModelProto, Layers], onnx.ModelProto],
+    build: Callable[[onnx.ModelProto, Layers, Request], onnx.ModelProto],
     kinds: tuple[str, ...] = ("linear", "conv"),
     inputs: Literal["static", "dynamic", "float"] = "static",
 ) -> Builder:
@@ -111,21 +115,34 @@ def _integers(
         left |= request.left_in_float(layer.name for layer in linear_layers(request.graph) if layer.name not in left)
         names = [layer.name for layer in linear_layers(request.graph) if layer.name not in left]
         graph, layers = quantize_layers(request.graph, request.statistics, request.recipe, scheme, names)
-        return build(graph, layers), insert_qdq(graph, layers, inputs), dict.fromkeys(layers, "int8"), left
+        if inputs != "float":
+            graph = tanh_gelus(graph, layers)
+        return build(graph, layers, request), insert_qdq(graph, layers, inputs), dict.fromkeys(layers, "int8"), left
 
     return form
 
 
-def integer_graph(graph: onnx.ModelProto, layers: Layers) -> onnx.ModelProto:
+#: Of a target that says nothing: the cores that small boards have to spare beside decoding pictures.
+THREADS = 2
+
+
+def integer_graph(
+    graph: onnx.ModelProto, layers: Layers, linears: Linears = integer_linears, *, threads: int = 1, batch: int = 1
+) -> onnx.ModelProto:
     """The improved float graph with ``layers`` in integers, attention among them."""
-    return integer_convolutions(integer_linears(quantized_attention(graph, layers), layers), layers, graph)
+    attending = quantized_attention(graph, layers, threads=threads, batch=batch)
+    return integer_convolutions(linears(attending, layers), layers, graph)
 
 
-def _gemm_graph(graph: onnx.ModelProto, layers: Layers) -> onnx.ModelProto:
-    return integer_convolutions(gemm_linears(quantized_attention(graph, layers), layers), layers, graph)
+def _whole(linears: Linears) -> Callable[[onnx.ModelProto, Layers, Request], onnx.ModelProto]:
+    def build(graph: onnx.ModelProto, layers: Layers, request: Request) -> onnx.ModelProto:
+        threads = request.target.threads or THREADS
+        return integer_graph(graph, layers, linears, threads=threads, batch=request.batch)
+
+    return build
 
 
-def _static_graph(graph: onnx.ModelProto, layers: Layers) -> onnx.ModelProto:
+def _static_graph(graph: onnx.ModelProto, layers: Layers, request: Request) -> onnx.ModelProto:
     return integer_convolutions(integer_linears(graph, layers), layers, graph)
 
 
@@ -149,9 +166,9 @@ def left_in_float(graph: onnx.ModelProto) -> dict[str, str]:
 FORMS: dict[str, Builder] = {
     "float": _float,
     "float-attention": _float_attention,
-    "linears-int8": _integers(integer_graph),
-    "gemm-int8": _integers(_gemm_graph),
+    "linears-int8": _integers(_whole(integer_linears)),
+    "gemm-int8": _integers(_whole(gemm_linears)),
     "static-int8": _integers(_static_graph),
-    "dynamic-int8": _integers(dynamic_linears, ("linear",), "dynamic"),
-    "weights-int8": _integers(weight_only_linears, ("linear",), "float"),
+    "dynamic-int8": _integers(lambda graph, layers, request: dynamic_linears(graph, layers), ("linear",), "dynamic"),
+    "weights-int8": _integers(lambda graph, layers, request: weight_only_linears(graph, layers), ("linear",), "float"),
 }
