@@ -13,6 +13,8 @@ which naive loses more than 5.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -244,7 +246,8 @@ def by_nncf(graph: onnx.ModelProto, calibration: Frames) -> Run:
     source = openvino.Core().read_model(to_bytes(graph))
     source.reshape([1, *calibration.shape[1:]])
     data = nncf.Dataset(list(calibration), lambda frame: {0: frame[None]})
-    model = nncf.quantize(source, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(calibration))
+    with contextlib.redirect_stdout(io.StringIO()):  # its progress
+        model = nncf.quantize(source, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(calibration))
     config = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": 1}
     compiled = openvino.Core().compile_model(model, "CPU", config)
     return lambda pictures: np.concatenate([compiled([frame[None]])[0] for frame in pictures])

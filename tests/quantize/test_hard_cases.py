@@ -4,6 +4,9 @@ collapse. `benchmarks/hard_cases.py` is the same at full size, with the peers.""
 from __future__ import annotations
 
 import functools
+import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from numpy.typing import NDArray
 
 import vitedge
 from benchmarks.outliers import CASES
+from tests.conftest import ROOT
 from tests.runtimes.typed_vits import embedded
 from vitedge import embedded as shipped
 from vitedge.accuracy.fidelity import divergence
@@ -105,3 +109,24 @@ def test_every_runtime_holds_all_outliers_at_once(target: str, tmp_path: Path) -
     assert found is not None and found.drop is not None
     assert found.pictures == 500 and found.drop.points <= 0.5
     assert found.agreement >= 0.99 and found.divergence < 0.001
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("script", "arguments", "verdict"),
+    [
+        ("hard_cases.py", ("--limit", "200", "--cases", "hidden"), "hidden: points lost by TensorRT, interpreted"),
+        ("drop_bound.py", ("held-out", "--limit", "200"), "TensorRT, interpreted: upper bound of the points lost"),
+    ],
+)
+def test_the_scripts_judge(script: str, arguments: tuple[str, ...], verdict: str, tmp_path: Path) -> None:
+    """200 pictures can't bound a drop by 0.3 points, so only the outliers' bars are met."""
+    pytest.importorskip("openvino", reason="OpenVINO isn't installed (vitedge[openvino])")
+    out = tmp_path / "result.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *arguments, "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == (0 if script == "hard_cases.py" else 7), done.stderr
+    bars = json.loads(out.read_text())["bars"]
+    assert any(bar["what"].startswith(verdict) for bar in bars) and len(bars) == 3
+    assert {bar["met"] for bar in bars} == {script == "hard_cases.py"}

@@ -234,6 +234,15 @@ def test_values_are_left_alone_where_something_else_reads_them() -> None:
     wanted = Improve(layernorm_migration=False, value_migration=True, gelu_shift=False)
     improved, _ = improve(prepared, statistics, wanted, SCHEME, ["blocks.0.attn.proj"])
     assert improved == prepared
+    wanted = Improve(layernorm_migration=False, value_migration=True, input_migration=True)
+    improved, _ = improve(prepared, statistics, wanted, SCHEME, ["blocks.0.attn.proj"])
+    added = [node.name for node in improved.graph.node if node not in prepared.graph.node and node.op_type != "MatMul"]
+    assert added == ["blocks.0.attn.context.reshape.shift", "blocks.0.attn.context.reshape.scale"]
+    assert context in {output.name for output in improved.graph.output}, "whoever else reads it still does"
+    del improved.graph.output[1:], prepared.graph.output[1:]
+    images = random_images(config, 8, seed=5)
+    before, after = run_graph(prepared, images), run_graph(improved, images)
+    assert np.abs(before - after).max() <= 1e-4 * np.abs(before).max()
 
 
 @given(st.integers(0, 10**6), st.booleans())

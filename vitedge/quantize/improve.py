@@ -186,24 +186,24 @@ def migrate_inputs(
     """Shift and scale what linears read by operators of their own, where nothing in front can take it up.
 
     GELU isn't homogeneous, so outliers of a hidden unit can't move into the layer that makes it. Behind the node ``X``
-    a Sub ``X.shift`` and a Mul ``X.scale`` are added, each where it's needed; the linears behind undo them. Only where
-    that brings the squared error under a tenth, as an operator costs time. Besides, where grids are symmetric, what
-    leaves a GELU is centred by one number, where that halves the error: its values lie between -0.17 and M, so that
-    half of the grid is never used. Arguments as :func:`improve`.
+    a Sub ``X.shift`` and a Mul ``X.scale`` are added, each where it's needed; the linears of ``layers`` behind read
+    that and undo it, and whatever else reads ``X`` still does. Only where that brings the squared error under a tenth,
+    as an operator costs time. Besides, where grids are symmetric, what leaves a GELU is centred by one number, where
+    that halves the error: its values lie between -0.17 and M, so that half of the grid is never used. Arguments as
+    :func:`improve`.
     """
     model = copy(model)
     readers = consumers(model)
     by_name = {layer.name: layer for layer in quantizable(model)[0] if layer.name in layers}
-    outputs = {value.name for value in model.graph.output}
     observed = dict(statistics.observed)
     values: dict[str, Float64] = {}
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         nodes.append(node)
         tensor = node.output[0] if len(node.output) == 1 else ""
-        behind = [by_name.get(reader.name) for reader in readers.get(tensor, [])]
-        linears = [layer for layer in behind if layer is not None and layer.view.key == tensor]
-        if not linears or len(linears) < len(behind) or tensor in outputs or tensor not in observed:
+        behind = [reader for reader in readers.get(tensor, []) if reader.name in by_name]
+        linears = [by_name[reader.name] for reader in behind if by_name[reader.name].view.key == tensor]
+        if not linears or len(linears) < len(behind) or tensor not in observed:
             continue
         together = np.concatenate([layer.matrix for layer in linears], axis=1)
         shift, scale = by_operators(observed[tensor], together, scheme, settings, centred=node.op_type == "Gelu")
@@ -221,7 +221,7 @@ def migrate_inputs(
             continue
         for layer in linears:
             values.update(_moved(layer, shift, scale))
-        for reader in readers[tensor]:
+        for reader in behind:
             reader.input[0] = moved
         observed[moved] = observed[tensor].moved(shift, scale)
     new = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
