@@ -1,0 +1,239 @@
+"""INT8 on OpenVINO against NNCF: latency, divergence and the time it takes to quantize, with a bar for each.
+
+    python benchmarks/openvino_peers.py [MODEL ...] [--threads 2] [--rounds 40] [--out FILE]
+
+MODEL is ``embedded``, ``ViT-Ti/16`` or ``ViT-S/16`` (all three by default; the last two have random weights, on which
+latency doesn't depend), or the folder of ``vitedge import``. Ours is what an INT8 export for ``--target`` writes: the
+target's first form, the recipe default; the target's other forms are shown, and not judged by. The peer is
+``nncf.quantize(model_type=TRANSFORMER)`` of the same graph with the same pictures, under the hint f32, and under bf16
+where the processor has it. All of one model race in one process, turn by turn, batch 1.
+
+Bars: at least as fast as NNCF under either hint, mean KL from the float32 logits not above NNCF's (embedded pictures
+that calibration doesn't see), seconds to quantize ViT-Ti/16 with 300 pictures not above NNCF's. Exits with 7 where one
+isn't met. ``--profile`` prints where the time goes, by operator. On a machine with neighbours, ``--cpu-time`` takes one
+thread's processor time instead of latency.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from msgspec.structs import replace
+from numpy.typing import NDArray
+from peer_bars import MODELS, Bar, circumstances, divergence, frames, open_model, race, speedup, typical, write
+
+from vitedge.graph.surgery import load, pin_batch, to_bytes
+from vitedge.model_folder import Model
+from vitedge.quantize.observe import observe
+from vitedge.quantize.statistics import Statistics
+from vitedge.recipe import load_recipe
+from vitedge.runtimes.contract import Request
+from vitedge.runtimes.openvino.facts import load as load_openvino
+from vitedge.runtimes.openvino.placement import place
+from vitedge.target import Candidate, Option, load_target
+
+CALIBRATED = 300
+FEW = 16  # pictures for a model of which only latency is asked
+OURS, FLOAT, NNCF = "vitedge", "float32", "NNCF"
+COMMON: dict[str, Option] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
+Made = tuple[Any, dict[str, Option]]  # OpenVINO's model, and the options it is compiled with
+
+ov: Any = load_openvino()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("models", nargs="*", default=list(MODELS))
+    parser.add_argument("--calibrate", type=int, default=CALIBRATED)
+    parser.add_argument("--evaluate", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--target", default="openvino")
+    parser.add_argument("--recipe", default="default")
+    parser.add_argument("--isa", help="what the target promises: avx2, avx512_vnni, …")
+    parser.add_argument("--profile", action="store_true", help="where the time goes, by operator")
+    parser.add_argument("--cpu-time", action="store_true", help="one thread, and the processor time that it takes")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    logging.disable(logging.WARNING)
+    threads = 1 if arguments.cpu_time else arguments.threads
+    where = circumstances(("openvino", "nncf", "onnx"), threads)
+    print(f"{where['processor']}, {' '.join(where['isa'])}; {where['versions']}; {threads} threads, batch 1")
+    bars, details = list[Bar](), dict[str, Any]()
+    with tempfile.TemporaryDirectory() as folder:
+        for name in arguments.models:
+            found, details[name] = judge(name, open_model(name, Path(folder)), arguments, threads)
+            bars += found
+    print(*bars, sep="\n")
+    if arguments.out:
+        where["clock"] = "processor time" if arguments.cpu_time else "latency"
+        write(arguments.out, where, bars, {"models": details})
+    return 0 if all(bar.met for bar in bars) else 7
+
+
+def judge(name: str, model: Model, arguments: argparse.Namespace, threads: int) -> tuple[list[Bar], dict[str, Any]]:
+    """The bars of one model, and a row for each contender."""
+    trained = name not in MODELS or name == "embedded"
+    calibration = frames(model, "calibration", FEW if name == "ViT-S/16" else arguments.calibrate)
+    core, seconds = ov.Core(), dict[str, tuple[float, float]]()
+    requests, models = dict[str, Any](), dict[str, Made]()
+    for label, make in (*ours(model, calibration, arguments), *peers(model, calibration)):
+        models[label], seconds[label] = timed(make)
+    if NNCF in models and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        models[f"{NNCF}, bf16"] = models[NNCF][0], {**COMMON, "INFERENCE_PRECISION_HINT": "bf16"}
+    for label, (graph, options) in models.items():
+        wanted = {**options, "INFERENCE_NUM_THREADS": threads}
+        requests[label] = core.compile_model(graph, "CPU", wanted).create_infer_request()
+        requests[label].get_input_tensor().data[:] = calibration[:1]
+    clock = time.thread_time_ns if arguments.cpu_time else time.perf_counter_ns
+    raced = race({label: caller(one) for label, one in requests.items()}, arguments.rounds, clock=clock)
+    lost = dict[str, float]()
+    if trained:
+        held_out = frames(model, "held-out", arguments.evaluate)
+        exact = logits(requests[FLOAT], held_out)
+        lost = {label: float(divergence(exact, logits(one, held_out)).mean()) for label, one in requests.items()}
+    rows = {}
+    print(f"\n{name}: {len(calibration)} pictures calibrated")
+    for label in requests:
+        speed, (wall, cpu) = speedup(raced[FLOAT], raced[label]), seconds.get(label, (0.0, 0.0))
+        divergent = f"{lost[label]:11.3g}" if trained else ""
+        print(
+            f"{label:34s} {typical(raced[label]):9.3f} ms {speed.value:6.2f}x [{speed.low:.2f}, {speed.high:.2f}]"
+            f"{divergent}  made in {wall:6.1f} s ({cpu:.1f} s of processors)"
+        )
+        rows[label] = {"rounds_ns": raced[label], "mean_kl": lost.get(label), "made_s": wall, "made_cpu_s": cpu}
+    if arguments.profile:
+        for label in (FLOAT, OURS, *(word for word in requests if word.startswith(NNCF))):
+            graph, options = models[label]
+            rows[label]["operators_us"] = profile(label, graph, {**options, "INFERENCE_NUM_THREADS": threads})
+    return list(bars_of(name, raced, lost, seconds, arguments)), rows
+
+
+def bars_of(
+    name: str, raced: Any, lost: dict[str, float], seconds: Any, arguments: argparse.Namespace
+) -> Iterator[Bar]:
+    """What is demanded of a model, and what was found."""
+    for label in (word for word in raced if word.startswith(NNCF)):
+        speed = speedup(raced[label], raced[OURS])
+        yield Bar(f"{name}, speed over {label}", speed.value, 1.0, low=speed.low, high=speed.high)
+    if NNCF in lost:
+        yield Bar(f"{name}, mean KL against {NNCF}", lost[OURS], lost[NNCF], at_least=False)
+    if name == "ViT-Ti/16" and NNCF in seconds:
+        at, what = (1, "processor seconds") if arguments.cpu_time else (0, "seconds")
+        yield Bar(f"{name}, {what} to quantize", seconds[OURS][at], seconds[NNCF][at], at_least=False)
+
+
+def timed(make: Callable[[], Any]) -> tuple[Any, tuple[float, float]]:
+    """What it makes, and (seconds, seconds of processors) that it took."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    made = make()
+    return made, (time.perf_counter() - wall, time.process_time() - cpu)
+
+
+# --- contenders ------------------------------------------------------------------------------------------------------
+
+
+def ours(
+    model: Model, calibration: NDArray[np.uint8], arguments: argparse.Namespace
+) -> Iterator[tuple[str, Callable[[], Made]]]:
+    """The target's forms: the first is what an export gives, and the one whose time counts; then float32."""
+    target, recipe, graph = load_target(arguments.target), load_recipe(arguments.recipe), load(model.onnx_path)
+    if arguments.isa:
+        target = replace(target, isa=arguments.isa)
+    kept: list[Statistics] = []
+
+    def make(candidate: Candidate) -> Made:
+        quantized = candidate.precision == "int8"
+        if quantized and not kept:
+            kept.append(observe(graph, calibration, recipe.observe, key="benchmark"))
+        wish = Request(
+            graph=graph,
+            target=target,
+            candidate=candidate,
+            batch=1,
+            preprocessing=model.record.preprocessing,
+            classes=model.record.classes,
+            recipe=recipe if quantized else None,
+            statistics=kept[0] if quantized else None,
+        )
+        placed = place(wish)
+        return ov.Core().read_model(*placed.files.values()), dict(placed.runtime_options)
+
+    first = target.candidates("int8")[0]
+    yield OURS, lambda: make(first)
+    yield FLOAT, lambda: make(Candidate(precision="fp32", form="float"))
+    for candidate in target.candidate:
+        if candidate.precision in ("int8", "bf16") and candidate not in (first,) and "nncf" not in candidate.form:
+            yield f"  form {candidate.form}", lambda candidate=candidate: make(candidate)
+
+
+def peers(model: Model, calibration: NDArray[np.uint8]) -> Iterator[tuple[str, Callable[[], Made]]]:
+    """NNCF's default for transformers; nothing where it isn't installed."""
+    try:
+        import nncf
+    except ImportError:
+        print("NNCF isn't installed: pip install nncf", file=sys.stderr)
+        return
+
+    def make() -> Made:
+        graph: onnx.ModelProto = pin_batch(load(model.onnx_path), 1)
+        images = nncf.Dataset([frame[None] for frame in calibration])
+        made = nncf.quantize(
+            ov.Core().read_model(to_bytes(graph)),
+            images,
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(calibration),
+        )
+        return made, {**COMMON, "INFERENCE_PRECISION_HINT": "f32"}
+
+    yield NNCF, make
+
+
+# --- running ---------------------------------------------------------------------------------------------------------
+
+
+def caller(request: Any) -> Callable[[], object]:
+    return lambda: request.infer(share_outputs=True)
+
+
+def logits(request: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    found = []
+    for image in images:
+        request.get_input_tensor().data[:] = image[None]
+        request.infer()
+        found.append(request.get_output_tensor().data.copy())
+    return np.concatenate(found)
+
+
+def profile(label: str, graph: Any, options: dict[str, Option], repeats: int = 30) -> dict[str, float]:
+    """Microseconds by operator and kernel: each node's fastest of ``repeats``, summed; printed, the longest first."""
+    request = ov.Core().compile_model(graph, "CPU", {**options, "PERF_COUNT": True}).create_infer_request()
+    fastest: dict[str, float] = {}
+    kinds: dict[str, str] = {}
+    for _ in range(repeats):
+        request.infer()
+        for node in request.profiling_info:
+            if node.real_time:
+                taken = node.real_time.total_seconds() * 1e6
+                fastest[node.node_name] = min(taken, fastest.get(node.node_name, taken))
+                kinds[node.node_name] = f"{node.node_type} {node.exec_type}"
+    total: dict[str, float] = {}
+    for name, taken in fastest.items():
+        total[kinds[name]] = total.get(kinds[name], 0.0) + taken
+    print(f"\n{label}, µs by operator")
+    for kind, taken in sorted(total.items(), key=lambda entry: -entry[1])[:12]:
+        print(f"  {kind:52s} {list(kinds.values()).count(kind):3d} {taken:9.0f}")
+    return total
+
+
+if __name__ == "__main__":
+    sys.exit(main())
