@@ -51,6 +51,8 @@ class Wish(NamedTuple):
     user: str = "camera"
     password: str = ""
     frames: int = FRAMES  # until the end of a connection
+    rate: float = RATE  # frames a second; 0: as fast as they're taken
+    bits_s: int = 0  # mpegts: stuffed with null packets to so many bits a second; 0: as it comes
 
 
 class Publisher:
@@ -110,7 +112,7 @@ def jpeg(value: int, width: int = SIZE[0], height: int = SIZE[1]) -> bytes:
 
 
 class Faulty:
-    """One connection's frames in real time, with its fault."""
+    """One connection's frames at its rate, with its fault."""
 
     connections = itertools.count()
 
@@ -121,7 +123,8 @@ class Faulty:
     def numbers(self) -> Iterator[int]:
         begin = time.monotonic()
         for number in range(self.wish.frames):
-            time.sleep(max(0.0, begin + number / RATE - time.monotonic()))
+            if self.wish.rate:
+                time.sleep(max(0.0, begin + number / self.wish.rate - time.monotonic()))
             if number == self.wish.after and self.fault == "hangup":
                 return
             if number == self.wish.after and self.fault == "stall":
@@ -184,7 +187,8 @@ def publish_ts(connection: socket.socket, wish: Wish) -> None:
 
     file = File()
     with contextlib.suppress(OSError):
-        container = av.open(file, "w", format="mpegts", options={"flush_packets": "1"})
+        stuffing = {"muxrate": str(wish.bits_s)} if wish.bits_s else {}
+        container = av.open(file, "w", format="mpegts", options={"flush_packets": "1", **stuffing})
         stream = container.add_stream("libx264", rate=RATE)
         stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
         stream.options = {"preset": "ultrafast", "tune": "zerolatency", "g": "10"}
