@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -57,11 +58,12 @@ def reference(images: NDArray[np.uint8], config: ViTConfig = CONFIG) -> NDArray[
 
 
 def request(target: Target, candidate: Candidate, batch: int = 1) -> Request:
-    graph, recipe, statistics = small_graph(), None, None
+    graph, recipe, statistics, pictures = small_graph(), None, None, None
     if candidate.precision == "int8":
         recipe = load_recipe("fast")
         frames = np.random.default_rng(1).integers(0, 256, (16, *PREPROCESSING.size, 3), dtype=np.uint8)
         statistics = observe(graph, frames, recipe.observe, key="random pictures")
+        pictures = partial(iter, frames)
     return Request(
         graph=graph,
         target=target,
@@ -71,6 +73,7 @@ def request(target: Target, candidate: Candidate, batch: int = 1) -> Request:
         classes=class_table([f"class {index}" for index in range(CONFIG.num_classes)]),
         recipe=recipe,
         statistics=statistics,
+        pictures=pictures,
     )
 
 

@@ -230,6 +230,24 @@ def test_bfloat16_is_interpreted_with_its_roundings() -> None:
     assert 5e-4 < deviation < 5e-2
 
 
+@pytest.mark.parametrize("form", ["linears-convs-int8", "pointwise-int8"])
+def test_what_is_not_quantized_runs_in_bfloat16_where_that_is_asked_for(form: str) -> None:
+    pytest.importorskip("onnxruntime")
+    from vitedge.runtimes.onnxruntime.interpret import run_graph
+
+    exact = artifacts.place(artifacts.request(TARGET, Candidate(precision="int8", form=form)))
+    placed = artifacts.place(artifacts.request(TARGET, Candidate(precision="int8", form=f"{form}-rest-bf16")))
+    assert placed.files["model.bin"] == exact.files["model.bin"]  # the hint alone differs
+    assert placed.runtime_options["INFERENCE_PRECISION_HINT"] == "bf16"
+    planned = {layer.name: layer.precision for layer in placed.layers}
+    assert planned["blocks.0.attn.qkv"] == "int8" and planned["blocks.0.attn.scores"] == "bf16"
+    graphs = [each.interpretable for each in (placed, exact)]
+    scales = [{t.name: t for t in graph.graph.initializer if t.name.endswith(".scale")} for graph in graphs if graph]
+    assert scales[0] == scales[1]
+    frames = np.random.default_rng(0).integers(0, 256, (8, 32, 48, 3), dtype=np.uint8)
+    assert 1e-4 < relative(*(run_graph(graph, frames) for graph in graphs if graph)) < 5e-2
+
+
 def test_options_of_the_target_win_and_are_read_back(tmp_path: Path) -> None:
     target: Target = replace(TARGET, options={"EXECUTION_MODE_HINT": "ACCURACY", "CPU_DENORMALS_OPTIMIZATION": True})
     artifact = artifacts.make(tmp_path / "artifact", target, FLOAT)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Why a layer that could be quantized isn't.
 BUDGET = "the accuracy budget needs it in float"
+NO_GAIN = "quantizing it saves no time here"
+PRICE = "it would cost more accuracy for the time it saves than the layers do on average"
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Request:
     recipe: Recipe | None = None  # of a quantized candidate
     statistics: Statistics | None = None
     quantized: frozenset[str] | None = None  # layers that may be quantized; None: all that the form quantizes
+    #: The calibration pictures as the model takes them, uint8 [h, w, 3], anew at each call; for what calibrates itself.
+    pictures: Callable[[], Iterator[NDArray[np.uint8]]] | None = None
 
     def left_in_float(self, layers: Iterable[str]) -> dict[str, str]:
         """Those of ``layers`` that may not be quantized, with the reason."""

@@ -15,19 +15,22 @@ def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
     """The graph with every constant and every intermediate result rounded to bfloat16 and held in float32.
 
     OpenVINO accumulates in float32 and keeps the first operators (up to the first convolution) in float32; it may fuse
-    operators and then rounds less often, so this errs on the side of rounding.
+    operators and then rounds less often, so this errs on the side of rounding. Scales stay as they are, and what comes
+    out of DequantizeLinear isn't rounded: that is the inside of an INT8 kernel.
     """
     types = element_types(model)
     model = copy(model)
     graph = model.graph
+    scaling = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    scales = {node.input[1] for node in scaling}
     for tensor in graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT:
+        if tensor.data_type == TensorProto.FLOAT and tensor.name not in scales:
             tensor.CopyFrom(numpy_helper.from_array(nearest_bfloat16(array(tensor).astype(np.float32)), tensor.name))
     outputs = {value.name for value in graph.output}
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         casts = []
-        for index, name in enumerate(node.output):
+        for index, name in enumerate([] if node.op_type == "DequantizeLinear" else node.output):
             if types.get(name) == TensorProto.FLOAT and name not in outputs:
                 node.output[index] = f"{name}.exact"
                 casts += [

@@ -22,14 +22,14 @@ def installed() -> str | None:
         return None
 
 
-def load() -> ModuleType:
-    """Import OpenVINO without the usage report that its import otherwise sends over the network."""
+def load(package: str = "openvino") -> ModuleType:
+    """Import OpenVINO, or NNCF, without the usage report that their import otherwise sends over the network."""
     name = "openvino_telemetry"
     absent = name not in sys.modules
     if absent:
-        sys.modules[name] = None  # type: ignore[assignment]  # makes the import fail; OpenVINO then uses its stub
+        sys.modules[name] = None  # type: ignore[assignment]  # makes the import fail; both then use a stub
     try:
-        return importlib.import_module("openvino")
+        return importlib.import_module(package)
     finally:
         if absent:
             del sys.modules[name]

@@ -11,7 +11,11 @@ linears-convs-int8  convolutions too, all but the first; x86 alone has INT8 kern
 pointwise-int8      the same layers, and the linears as pointwise convolutions: the same arithmetic, 2.4 times as fast
                     without VNNI, where linears are slower in INT8 than in float32 and convolutions twice as fast
 convs-int8          convolutions only
+nncf-int8           what NNCF's preset for transformers makes of the float graph with the same pictures, where NNCF is
+                    installed; the recipe has no part in it, and its 8-bit weights saturate without VNNI
 ==================  ===========================================================================================
+
+With ``-rest-bf16`` behind it, a form runs in bfloat16 what isn't quantized: attention above all.
 
 Processors without VNNI multiply u8 by s8 with ``vpmaddubsw``, which adds pairs in saturating 16 bits: full-range INT8
 weights were measured to be wrong by up to half the largest output there, 7-bit weights to be exact. So a target has to
@@ -35,6 +39,7 @@ from vitedge.quantize.qdq import insert_qdq
 from vitedge.quantize.rounding import QuantizedLayer, Scheme, quantize_layers
 from vitedge.quantize.views import quantizable
 from vitedge.runtimes.contract import Placed, Request
+from vitedge.runtimes.openvino import nncf
 from vitedge.runtimes.openvino.bfloat16 import rounded
 from vitedge.runtimes.openvino.facts import installed, load
 from vitedge.runtimes.openvino.pointwise import pointwise_linears
@@ -49,7 +54,12 @@ FORMS: dict[str, tuple[str, ...]] = {
     "linears-convs-int8": ("linear", "conv"),
     "pointwise-int8": ("linear", "conv"),
     "convs-int8": ("conv",),
+    "nncf-int8": ("linear", "conv"),
 }
+_BFLOAT16 = "-rest-bf16"
+FORMS |= {f"{form}{_BFLOAT16}": FORMS[form] for form in ("linears-convs-int8", "pointwise-int8", "nncf-int8")}
+#: Forms that a package has to be installed for.
+NEEDS = {form: nncf.PACKAGE for form in FORMS if form.startswith("nncf")}
 _MARK = "\N{SYMBOL FOR UNIT SEPARATOR}"
 
 
@@ -67,6 +77,8 @@ def place(request: Request) -> Placed:
             f"OpenVINO has no form of this name{nearest(form, FORMS)}",
             f"use one of {', '.join(FORMS)}",
         )
+    if form in NEEDS:
+        return _by_nncf(request)
     graph, layers, reasons = request.graph, dict[str, QuantizedLayer](), dict[str, str]()
     if FORMS[form]:
         graph, layers, reasons = _quantized(request)
@@ -76,30 +88,58 @@ def place(request: Request) -> Placed:
                 f"the model has no layer for it to quantize: {next(iter(reasons.values()), 'no layers at all')}",
                 "use another target or precision",
             )
-    biases = {layer.bias_node.name: f"{layer.name}.bias" for layer in linear_layers(graph) if layer.bias_node}
     typed = insert_qdq(graph, layers) if layers else graph
-    if form == "pointwise-int8":
+    if form.startswith("pointwise"):
         typed = pointwise_linears(typed, graph, layers)
-    xml, weights = _ir(_unambiguous(pin_batch(typed, request.batch), biases), request.metadata)
-    return Placed(
-        graph="model.xml",
-        files={"model.xml": xml, "model.bin": weights},
-        layers=planned_layers(
-            request.graph,
-            dict.fromkeys(layers, "int8"),
-            rest="bf16" if form == "bf16" else "fp32",
-            reasons=reasons,
-        ),
-        runtime_options={**_options(form, request.target.device), **request.target.options},
-        built_with={"openvino": installed() or "", "onnx": str(onnx.__version__)},
-        interpretable=rounded(graph) if form == "bf16" else typed,
+    named = _unambiguous(pin_batch(typed, request.batch), _biases(graph))
+    return _placed(
+        request,
+        _ir(_read(named), named, request.metadata),
+        dict.fromkeys(layers, "int8"),
+        reasons,
+        rounded(typed) if form.endswith("bf16") else typed,
     )
 
 
-def _options(form: str, device: str) -> dict[str, Option]:
+def _by_nncf(request: Request) -> Placed:
+    """What NNCF makes of the float graph; its own choice of layers, the planned ones are read from it."""
+    assert request.pictures is not None, "NNCF calibrates by itself"
+    nncf.require(f"form '{request.candidate.form}' of target '{request.target.name}'")
+    named = _unambiguous(pin_batch(request.graph, request.batch), _biases(request.graph))
+    every = [layer.name for layer in planned_layers(request.graph, {}, rest="")]
+    operators = {f"{name}{_MARK}{suffix}": name for name in every for suffix in ("", "/WithoutBiases")}
+    left = {} if request.quantized is None else request.left_in_float(every)
+    model = nncf.quantized(_read(named), request.pictures(), [key for key, name in operators.items() if name in left])
+    precisions = nncf.precisions(model, operators)
+    reasons = {name: left.get(name, "NNCF leaves it in float") for name in every if name not in precisions}
+    files = _ir(model, named, request.metadata)
+    return _placed(request, files, precisions, reasons, None, {nncf.PACKAGE: nncf.installed() or ""})
+
+
+def _placed(
+    request: Request,
+    files: tuple[bytes, bytes],
+    precisions: Mapping[str, str],
+    reasons: Mapping[str, str],
+    interpretable: onnx.ModelProto | None,
+    built_with: Mapping[str, str] | None = None,
+) -> Placed:
+    form = request.candidate.form
+    rest = "bf16" if form.endswith("bf16") else "fp32"
+    return Placed(
+        graph="model.xml",
+        files=dict(zip(("model.xml", "model.bin"), files, strict=True)),
+        layers=planned_layers(request.graph, precisions, rest=rest, reasons=reasons),
+        runtime_options={**_options(rest, request.target.device), **request.target.options},
+        built_with={"openvino": installed() or "", "onnx": str(onnx.__version__), **(built_with or {})},
+        interpretable=interpretable,
+    )
+
+
+def _options(rest: str, device: str) -> dict[str, Option]:
     """What OpenVINO would otherwise choose by itself."""
     options: dict[str, Option] = {
-        "INFERENCE_PRECISION_HINT": "bf16" if form == "bf16" else "f32",
+        "INFERENCE_PRECISION_HINT": "bf16" if rest == "bf16" else "f32",
         "EXECUTION_MODE_HINT": "PERFORMANCE",  # only the hint above decides on precision
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
@@ -127,6 +167,11 @@ def _quantized(request: Request) -> tuple[onnx.ModelProto, dict[str, QuantizedLa
     return *quantize_layers(request.graph, request.statistics, request.recipe, scheme, names), reasons
 
 
+def _biases(graph: onnx.ModelProto) -> dict[str, str]:
+    """The name of each layer's bias Add, and what it's to be called."""
+    return {layer.bias_node.name: f"{layer.name}.bias" for layer in linear_layers(graph) if layer.bias_node}
+
+
 def _unambiguous(graph: onnx.ModelProto, biases: Mapping[str, str]) -> onnx.ModelProto:
     """Names that survive OpenVINO: no constant shares a node's name, and the bias Add of layer X is called X.bias.
 
@@ -145,13 +190,16 @@ def _unambiguous(graph: onnx.ModelProto, biases: Mapping[str, str]) -> onnx.Mode
     return graph
 
 
-def _ir(graph: onnx.ModelProto, metadata: Mapping[str, str]) -> tuple[bytes, bytes]:
-    """XML and weights. Names that OpenVINO made up are made anew from the graph's own order, so equal graphs are equal.
+def _read(graph: onnx.ModelProto) -> Any:
+    return load().Core().read_model(to_bytes(graph))
 
-    OpenVINO also names the last operation after its tensor; the node's own name is given back.
+
+def _ir(model: Any, graph: onnx.ModelProto, metadata: Mapping[str, str]) -> tuple[bytes, bytes]:
+    """XML and weights of a model that was read from ``graph``.
+
+    Names that OpenVINO made up are made anew from the graph's own order, so equal graphs are equal. OpenVINO also names
+    the last operation after its tensor; the node's own name is given back.
     """
-    ov: Any = load()
-    model = ov.Core().read_model(to_bytes(graph))
     writers = producers(graph)
     for output, result in zip(graph.graph.output, model.get_results(), strict=True):
         result.input_value(0).get_node().set_friendly_name(writers[output.name].name)
@@ -163,5 +211,5 @@ def _ir(graph: onnx.ModelProto, metadata: Mapping[str, str]) -> tuple[bytes, byt
         model.set_rt_info(value, key.split("."))
     with tempfile.TemporaryDirectory(prefix="vitedge-") as folder:
         xml = Path(folder) / "model.xml"
-        ov.save_model(model, xml, compress_to_fp16=False)
+        load().save_model(model, xml, compress_to_fp16=False)
         return xml.read_bytes(), xml.with_suffix(".bin").read_bytes()

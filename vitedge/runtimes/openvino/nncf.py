@@ -1,0 +1,97 @@
+"""NNCF's quantization as one more candidate, where NNCF is installed; nothing else needs it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import io
+import warnings
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from vitedge.errors import NotInstalledError
+from vitedge.runtimes.openvino.facts import load
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+PACKAGE = "nncf"
+#: What stands between an operator and the FakeQuantize of its input without changing a value.
+_MOVING = ("Reshape", "Squeeze", "Transpose", "Unsqueeze")
+#: What stands between an operator and its stored integers.
+_DEQUANTIZING = ("Convert", "Multiply", "Subtract", *_MOVING)
+
+
+def installed() -> str | None:
+    """Version of NNCF, or None; nothing is imported."""
+    return importlib.metadata.version(PACKAGE) if importlib.util.find_spec(PACKAGE) is not None else None
+
+
+def require(asked: str) -> None:
+    """Demand NNCF.
+
+    Raises:
+        NotInstalledError: it isn't here.
+    """
+    if installed() is None:
+        raise NotInstalledError.for_extra(asked, PACKAGE, PACKAGE)
+
+
+def quantized(model: Any, pictures: Iterable[NDArray[np.uint8]], ignored: Collection[str]) -> Any:
+    """What ``nncf.quantize`` makes of an OpenVINO model with its preset for transformers.
+
+    Args:
+        model: float32, batch 1 or more.
+        pictures: for calibration, all of them, uint8 [h, w, 3].
+        ignored: names of operators to leave in float.
+    """
+    batch = int(model.input().shape[0])
+    frames = [frame[None].repeat(batch, axis=0) for frame in pictures]
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        nncf: Any = load(PACKAGE)
+        nncf.set_log_level("ERROR")
+        return nncf.quantize(
+            model,
+            nncf.Dataset(frames),
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(frames),
+            ignored_scope=nncf.IgnoredScope(names=sorted(ignored), validate=False) if ignored else None,
+        )
+
+
+def precisions(model: Any, operators: Mapping[str, str]) -> dict[str, str]:
+    """ "int8" for those layers of which both inputs are integers.
+
+    Args:
+        model: of :func:`quantized`.
+        operators: layer by the friendly name of its MatMul or Convolution.
+    """
+    return {
+        operators[operation.get_friendly_name()]: "int8"
+        for operation in model.get_ordered_ops()
+        if operation.get_type_name() in ("MatMul", "Convolution")
+        and operation.get_friendly_name() in operators
+        and all(_integers(value) for value in operation.input_values())
+    }
+
+
+def _integers(value: Any) -> bool:
+    """Whether a tensor comes out of FakeQuantize, or out of stored integers and their scale."""
+    operation, between = value.get_node(), _MOVING
+    if _constant(operation):
+        between = _DEQUANTIZING
+    while operation.get_type_name() in between:
+        operation = operation.input_value(0).get_node()
+    if operation.get_type_name() == "Constant":
+        return str(operation.get_element_type().to_string()) in ("i8", "u8")
+    return bool(operation.get_type_name() == "FakeQuantize")
+
+
+def _constant(operation: Any) -> bool:
+    """Whether nothing but constants is behind an operator."""
+    if operation.get_type_name() in ("Constant", "Parameter"):
+        return bool(operation.get_type_name() == "Constant")
+    return all(_constant(value.get_node()) for value in operation.input_values())
