@@ -148,7 +148,7 @@ def test_a_histogram_whose_range_doubles_loses_nothing(values: list[list[float]]
     batches = np.array_split(array, min(pieces, len(array)))
     histogram = Histogram(*spanned(batches[0]), np.zeros((batches[0].shape[1], 16), np.uint32))
     for batch in batches:
-        histogram.add(batch)
+        histogram.add(batch, batch.min(axis=0), batch.max(axis=0))
     assert (histogram.counts.sum(axis=1) == len(array)).all()
     edges = histogram.low[:, None] + np.arange(17) / 16 * (histogram.high - histogram.low)[:, None]
     for channel in range(2):

@@ -91,7 +91,9 @@ class Observer:
         keys = [_image_key(self._settings.seed, image) for image in batch]
         for name, view in self._views.items():
             value = values[view.tensor][: len(batch)]
-            if not np.isfinite(value).all():
+            channels = view.channels(value)
+            low, high = channels.min(axis=0), channels.max(axis=0)
+            if not (np.isfinite(low).all() and np.isfinite(high).all()):
                 raise InvalidResultError(
                     "observe the calibration images",
                     f"'{view.tensor}' isn't finite on one of the images {self.samples + 1} to "
@@ -100,7 +102,7 @@ class Observer:
                 )
             if name not in self._watchers:
                 self._watchers[name] = _Watcher.looking_at(view, self._settings, value)
-            self._watchers[name].add(value, keys)
+            self._watchers[name].add(value, keys, low, high)
         self.samples += len(batch)
 
     def statistics(self, key: str) -> Statistics:
@@ -220,12 +222,17 @@ class _Watcher:
             "rows": self._rows,
         }
 
-    def add(self, values: NDArray[np.float32], image_keys: list[int]) -> None:
-        """One batch of the tensor, float32 with the images along its first axis."""
+    def add(
+        self,
+        values: NDArray[np.float32],
+        image_keys: list[int],
+        low: NDArray[np.float32],
+        high: NDArray[np.float32],
+    ) -> None:
+        """One batch of the tensor, float32 with the images along its first axis, and its range [C]."""
         channels, rows = self._view.channels(values), self._view.rows(values)
-        self._minimum = np.minimum(self._minimum, channels.min(axis=0))
-        self._maximum = np.maximum(self._maximum, channels.max(axis=0))
-        self._histogram.add(channels)
+        self._minimum, self._maximum = np.minimum(self._minimum, low), np.maximum(self._maximum, high)
+        self._histogram.add(channels, low, high)
         self._count += len(rows)
         self._sum += rows.sum(axis=0, dtype=np.float64)
         self._moments += rows.T @ rows
@@ -286,13 +293,16 @@ class Histogram:
         """Ranges [C] to begin with, and counts [C, bins], an even number of bins."""
         self.low, self.high, self.counts = low.copy(), high.copy(), counts
 
-    def add(self, values: NDArray[np.float32]) -> None:
-        """Count values [n, C]."""
-        self._cover(values.min(axis=0), values.max(axis=0))
+    def add(self, values: NDArray[np.float32], low: NDArray[np.float32], high: NDArray[np.float32]) -> None:
+        """Count values [n, C] between low and high [C]."""
+        self._cover(low, high)
         channels, bins = self.counts.shape
-        position = (values - self.low) * (bins / (self.high - self.low))
-        index = np.minimum(position.astype(np.int64), bins - 1)  # the upper edge belongs to the last bin
-        flat = np.bincount((index + np.arange(channels) * bins).reshape(-1), minlength=channels * bins)
+        position = values - self.low.astype(np.float32)
+        position *= (bins / (self.high - self.low)).astype(np.float32)
+        np.clip(position, 0, bins - 1, out=position)  # the upper edge belongs to the last bin
+        index = position.astype(np.int64)
+        index += np.arange(channels) * bins
+        flat = np.bincount(index.reshape(-1), minlength=channels * bins)
         self.counts += flat.reshape(channels, bins).astype(np.uint32)
 
     def _cover(self, low: NDArray[np.float32], high: NDArray[np.float32]) -> None:
