@@ -150,6 +150,7 @@ def left_in_float(graph: onnx.ModelProto) -> dict[str, str]:
     """Layers where integers gain nothing or can't go, by name, with the reason."""
     found, refused = quantizable(graph)
     known = shapes(pin_batch(graph, 1) if batch_size(graph) is None else graph)
+    patches = next((_area(known.get(layer.linear.output)) for layer in found if layer.name == "patch_embed.proj"), 0)
     for layer in found:
         shape = known.get(layer.linear.input)
         if shape is None or None in shape:
@@ -160,7 +161,16 @@ def left_in_float(graph: onnx.ModelProto) -> dict[str, str]:
             refused[layer.name] = "its error would be in every block, and integers save next to nothing"
         elif layer.linear.kind == "conv" and layer.weight.shape[1] < 8 and not tiles(layer.view):
             refused[layer.name] = "its input has few channels; gathering rows would cost more than integers save"
+        elif layer.name.startswith("patch_embed.stem.") and _area(known.get(layer.linear.output)) > patches:
+            refused[layer.name] = (
+                "it writes more pixels than there are patches: integers cost most and save least there"
+            )
     return refused
+
+
+def _area(shape: tuple[int | None, ...] | None) -> int:
+    """Pixels of a picture [N, C, H, W]; 0 where they aren't known."""
+    return (shape[2] or 0) * (shape[3] or 0) if shape is not None and len(shape) == 4 else 0
 
 
 FORMS: dict[str, Builder] = {
