@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
+import importlib.util
+import platform
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from tests.contract import artifacts
 from tests.contract.portable import relative
-from vitedge.errors import NotInstalledError
-from vitedge.runtimes.contract import BUDGET
+from vitedge import pipeline, planning
+from vitedge.errors import NotInstalledError, UsageError
+from vitedge.runtimes.contract import BUDGET, Placed
 from vitedge.runtimes.executed import unmet_layers
-from vitedge.runtimes.openvino import nncf, placement
 from vitedge.runtimes.session import open_session
 from vitedge.target import Candidate, load_target
 
@@ -32,12 +36,23 @@ def test_it_runs_what_it_is_said_to_run(tmp_path: Path, capfd: pytest.CaptureFix
     assert {planned[f"blocks.{block}.{name}"] for block in (0, 1) for name in ("attn.qkv", "mlp.fc2")} == {"int8"}
     assert planned["blocks.0.attn.context"] == "fp32"
     assert {layer.reason for layer in placed.layers if layer.precision == "fp32"} == {"NNCF leaves it in float"}
-    assert placed.built_with["nncf"] == nncf.installed()
+    assert placed.built_with["nncf"] == importlib.metadata.version("nncf")
     frames = np.random.default_rng(5).integers(0, 256, (2, 32, 48, 3), dtype=np.uint8)
     with open_session(artifacts.write(tmp_path / "artifact", wish, placed)) as session:
         assert unmet_layers(placed.layers, session.executed()) == []
         logits = np.stack([session.run(frame[None])[0] for frame in frames])
     assert relative(logits, artifacts.reference(frames)) < 0.2
+    weights = [np.abs(each.astype(int)).max() for each in _stored(placed)]
+    assert weights and max(weights) <= 64  # seven bits, as the target's instruction set needs
+
+
+def _stored(placed: Placed) -> list[np.ndarray]:
+    """The int8 constants of an IR."""
+    import openvino
+
+    model = openvino.Core().read_model(placed.files["model.xml"], placed.files["model.bin"])
+    constants = [node for node in model.get_ops() if node.get_type_name() == "Constant"]
+    return [node.data for node in constants if node.get_element_type().to_string() == "i8" and node.data.ndim > 1]
 
 
 def test_only_what_may_be_quantized_is() -> None:
@@ -48,8 +63,41 @@ def test_only_what_may_be_quantized_is() -> None:
 
 
 def test_where_it_is_missing_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nncf, "installed", lambda: None)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "nncf" else find(name))
     with pytest.raises(NotInstalledError) as missing:
         artifacts.place(artifacts.request(TARGET, FORM))
     assert missing.value.exit_code == 8 and 'pip install "vitedge[nncf]"' in str(missing.value)
-    assert placement.NEEDS["nncf-int8"] == "nncf"
+
+
+def test_other_candidates_do_without_it(small_model: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "nncf" else find(name))
+    others = Candidate(precision="int8", form="pointwise-int8")
+    wish = {"precision": "int8", "out": "artifact", "data": small_data, "num_samples": 16}
+    plan = planning.plan_export(small_model, replace(TARGET, candidate=(FORM, others)), **wish)
+    assert plan.candidates == (others,)
+    with pytest.raises(NotInstalledError, match="form 'nncf-int8' of target 'openvino'"):
+        planning.plan_export(small_model, replace(TARGET, candidate=(FORM,)), **wish)
+
+
+@pytest.mark.skipif(platform.machine() == "aarch64", reason="it can be judged here")
+def test_it_is_left_out_where_nothing_can_judge_it(small_model: Path, small_data: Path) -> None:
+    """Its arithmetic can't be interpreted, so a machine without the target's instructions would judge wrongly."""
+    wish = {"precision": "int8", "out": "artifact", "data": small_data, "num_samples": 16, "with_candidates": True}
+    arm = load_target("openvino-arm")
+    ours = arm.candidates("int8")
+    two = (*ours, Candidate(precision="int8", form="linears-convs-int8"))
+    assert planning.plan_export(small_model, replace(arm, candidate=(*two, FORM)), **wish).candidates == two
+    with pytest.raises(UsageError, match="only a machine like the target can judge it"):
+        planning.plan_export(small_model, replace(arm, candidate=(FORM,)), **wish)
+
+
+def test_it_is_measured_beside_the_others(small_model: Path, small_data: Path, tmp_path: Path) -> None:
+    others = Candidate(precision="int8", form="pointwise-int8")
+    target = replace(TARGET, candidate=(others, FORM), bench=replace(TARGET.bench, warmup_s=0.0, min_duration_s=0.05))
+    wish = {"data": small_data, "num_samples": 16, "recipe": "fast", "autotune": True}
+    artifact = pipeline.export(small_model, target, "int8", tmp_path / "artifact", **wish)
+    found = {one.form: one for one in artifact.manifest.candidates}
+    assert found.keys() == {"pointwise-int8", "nncf-int8"}
+    assert all(one.latency_p50_ms and one.divergence is not None for one in found.values())

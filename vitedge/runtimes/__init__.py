@@ -4,7 +4,7 @@ A runtime is found by its folder's name, and only the module that is asked for i
 
 - ``facts``: ``EXTRA`` (what to install; ``not_from_pip()`` says how where pip doesn't serve), ``installed() -> version
   or None``, ``runs_here(device) -> bool`` (sessions can be opened on this machine), ``describe() -> dict`` for the
-  doctor;
+  doctor, and, where another package makes some of the forms, ``package(form) -> its name or ""``;
 - ``placement``: ``FORMS``, and ``place(request) -> Placed``, the graph in the form that this runtime runs fast;
 - ``preflight``: ``check(graph, target) -> list of findings`` against the oldest version that the target allows;
 - ``session``: ``open_backend(artifact, options) -> Backend`` and ``read_contract(artifact) -> dict or None``, the
@@ -60,6 +60,12 @@ def require(runtime: str, asked: str) -> str:
         otherwise = facts.not_from_pip() if hasattr(facts, "not_from_pip") else None
         raise NotInstalledError(missing.asked, missing.true, otherwise) if otherwise else missing
     return str(version)
+
+
+def package(runtime: str, form: str) -> str:
+    """The package that makes a form, its name being that of the extra, too; empty where vitedge does."""
+    facts = part(runtime, "facts")
+    return str(facts.package(form)) if hasattr(facts, "package") else ""
 
 
 def elsewhere(target: Target) -> str:

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 EXTRA = "openvino"
+NNCF = "nncf"
 
 
 def installed() -> str | None:
@@ -33,6 +34,11 @@ def load(package: str = "openvino") -> ModuleType:
     finally:
         if absent:
             del sys.modules[name]
+
+
+def package(form: str) -> str:
+    """NNCF where a form is its work; else empty."""
+    return NNCF if form.startswith(NNCF) else ""
 
 
 def devices() -> list[str]:

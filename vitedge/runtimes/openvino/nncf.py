@@ -11,53 +11,52 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vitedge.errors import NotInstalledError
-from vitedge.runtimes.openvino.facts import load
+from vitedge.runtimes.openvino.facts import NNCF, load
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-PACKAGE = "nncf"
 #: What stands between an operator and the FakeQuantize of its input without changing a value.
-_MOVING = ("Reshape", "Squeeze", "Transpose", "Unsqueeze")
+_MOVING: tuple[str, ...] = ("Reshape", "Squeeze", "Transpose", "Unsqueeze")
 #: What stands between an operator and its stored integers.
-_DEQUANTIZING = ("Convert", "Multiply", "Subtract", *_MOVING)
+_DEQUANTIZING: tuple[str, ...] = ("Convert", "Multiply", "Subtract", *_MOVING)
 
 
-def installed() -> str | None:
-    """Version of NNCF, or None; nothing is imported."""
-    return importlib.metadata.version(PACKAGE) if importlib.util.find_spec(PACKAGE) is not None else None
-
-
-def require(asked: str) -> None:
-    """Demand NNCF.
+def require(asked: str) -> str:
+    """NNCF's version.
 
     Raises:
         NotInstalledError: it isn't here.
     """
-    if installed() is None:
-        raise NotInstalledError.for_extra(asked, PACKAGE, PACKAGE)
+    if importlib.util.find_spec(NNCF) is None:
+        raise NotInstalledError.for_extra(asked, NNCF, NNCF)
+    return importlib.metadata.version(NNCF)
 
 
-def quantized(model: Any, pictures: Iterable[NDArray[np.uint8]], ignored: Collection[str]) -> Any:
+def quantized(model: Any, pictures: Iterable[NDArray[np.uint8]], ignored: Collection[str], weight_bits: int) -> Any:
     """What ``nncf.quantize`` makes of an OpenVINO model with its preset for transformers.
 
     Args:
         model: float32, batch 1 or more.
         pictures: for calibration, all of them, uint8 [h, w, 3].
         ignored: names of operators to leave in float.
+        weight_bits: 7 keeps the products of processors without VNNI from saturating, NNCF's "overflow fix".
     """
     batch = int(model.input().shape[0])
     frames = [frame[None].repeat(batch, axis=0) for frame in pictures]
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        nncf: Any = load(PACKAGE)
+        nncf: Any = load(NNCF)
         nncf.set_log_level("ERROR")
         return nncf.quantize(
             model,
             nncf.Dataset(frames),
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(frames),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                overflow_fix=nncf.OverflowFix.ENABLE if weight_bits == 7 else nncf.OverflowFix.DISABLE
+            ),
             ignored_scope=nncf.IgnoredScope(names=sorted(ignored), validate=False) if ignored else None,
         )
 
@@ -80,9 +79,8 @@ def precisions(model: Any, operators: Mapping[str, str]) -> dict[str, str]:
 
 def _integers(value: Any) -> bool:
     """Whether a tensor comes out of FakeQuantize, or out of stored integers and their scale."""
-    operation, between = value.get_node(), _MOVING
-    if _constant(operation):
-        between = _DEQUANTIZING
+    operation = value.get_node()
+    between = _DEQUANTIZING if _constant(operation) else _MOVING
     while operation.get_type_name() in between:
         operation = operation.input_value(0).get_node()
     if operation.get_type_name() == "Constant":

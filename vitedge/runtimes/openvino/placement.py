@@ -12,7 +12,7 @@ pointwise-int8      the same layers, and the linears as pointwise convolutions: 
                     without VNNI, where linears are slower in INT8 than in float32 and convolutions twice as fast
 convs-int8          convolutions only
 nncf-int8           what NNCF's preset for transformers makes of the float graph with the same pictures, where NNCF is
-                    installed; the recipe has no part in it, and its 8-bit weights saturate without VNNI
+                    installed; the recipe has no part in it
 ==================  ===========================================================================================
 
 With ``-rest-bf16`` behind it, a form runs in bfloat16 what isn't quantized: attention above all.
@@ -41,7 +41,7 @@ from vitedge.quantize.views import quantizable
 from vitedge.runtimes.contract import Placed, Request
 from vitedge.runtimes.openvino import nncf
 from vitedge.runtimes.openvino.bfloat16 import rounded
-from vitedge.runtimes.openvino.facts import installed, load
+from vitedge.runtimes.openvino.facts import installed, load, package
 from vitedge.runtimes.openvino.pointwise import pointwise_linears
 from vitedge.runtimes.plan import planned_layers
 from vitedge.target import Option
@@ -58,8 +58,6 @@ FORMS: dict[str, tuple[str, ...]] = {
 }
 _BFLOAT16 = "-rest-bf16"
 FORMS |= {f"{form}{_BFLOAT16}": FORMS[form] for form in ("linears-convs-int8", "pointwise-int8", "nncf-int8")}
-#: Forms that a package has to be installed for.
-NEEDS = {form: nncf.PACKAGE for form in FORMS if form.startswith("nncf")}
 _MARK = "\N{SYMBOL FOR UNIT SEPARATOR}"
 
 
@@ -77,7 +75,7 @@ def place(request: Request) -> Placed:
             f"OpenVINO has no form of this name{nearest(form, FORMS)}",
             f"use one of {', '.join(FORMS)}",
         )
-    if form in NEEDS:
+    if package(form):
         return _by_nncf(request)
     graph, layers, reasons = request.graph, dict[str, QuantizedLayer](), dict[str, str]()
     if FORMS[form]:
@@ -104,16 +102,17 @@ def place(request: Request) -> Placed:
 def _by_nncf(request: Request) -> Placed:
     """What NNCF makes of the float graph; its own choice of layers, the planned ones are read from it."""
     assert request.pictures is not None, "NNCF calibrates by itself"
-    nncf.require(f"form '{request.candidate.form}' of target '{request.target.name}'")
+    version = nncf.require(f"form '{request.candidate.form}' of target '{request.target.name}'")
     named = _unambiguous(pin_batch(request.graph, request.batch), _biases(request.graph))
     every = [layer.name for layer in planned_layers(request.graph, {}, rest="")]
     operators = {f"{name}{_MARK}{suffix}": name for name in every for suffix in ("", "/WithoutBiases")}
     left = {} if request.quantized is None else request.left_in_float(every)
-    model = nncf.quantized(_read(named), request.pictures(), [key for key, name in operators.items() if name in left])
+    ignored = [key for key, name in operators.items() if name in left]
+    model = nncf.quantized(_read(named), request.pictures(), ignored, weight_bits(request.target.isa))
     precisions = nncf.precisions(model, operators)
     reasons = {name: left.get(name, "NNCF leaves it in float") for name in every if name not in precisions}
     files = _ir(model, named, request.metadata)
-    return _placed(request, files, precisions, reasons, None, {nncf.PACKAGE: nncf.installed() or ""})
+    return _placed(request, files, precisions, reasons, None, {"nncf": version})
 
 
 def _placed(
