@@ -300,8 +300,8 @@ def main() -> None:
         sys.stdin.read()
         return
     handler = {"mjpeg": Mjpeg, "mpegts": MpegTs, "rtsp": Rtsp}[wish.kind]
-    if wish.kind == "rtsp":
-        h264()
+    if wish.kind in ("rtsp", "mpegts"):
+        h264()  # what an encoder's first time costs isn't a silence of the first connection
     with Server(("127.0.0.1", wish.port), handler) as server:
         server.wish = wish  # type: ignore[attr-defined]
         threading.Thread(target=server.serve_forever, daemon=True).start()

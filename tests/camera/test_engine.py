@@ -7,6 +7,7 @@ import re
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import pairwise
@@ -23,9 +24,13 @@ from tests.camera.levels import level_of, run, session
 from tests.camera.publisher import grey, level
 from tests.conftest import data_folder
 from tests.harness.nulls import null_artifact
+from vitedge.camera import shared
+from vitedge.camera.capture import Capture
 from vitedge.camera.records import FrameRecord, Item
 from vitedge.camera.replay import open_replay
+from vitedge.camera.settings import Settings
 from vitedge.camera.sink import QueuedSink
+from vitedge.camera.uri import parse_sources
 from vitedge.clip import Clip
 from vitedge.errors import InputError, StreamError, UsageError
 from vitedge.runtimes.session import Session
@@ -314,3 +319,19 @@ def test_mutated_videos_end_in_records_or_one_error(opened: Session, tmp_path: P
         path.write_bytes(mutated if number else data[: len(data) // 2])
         ran = run(opened, str(path))
         assert ran.final is not None and ran.final.sources[0].state in ("ended", "failed") and ran.books.balanced
+
+
+def test_a_live_reader_that_was_asked_to_end_is_not_lost(opened: Session) -> None:
+    url = "test://?pattern=steps&rate=100"
+    capture = Capture(parse_sources([url])[0], Settings(source=(url,)), opened.artifact)
+    deadline = time.monotonic() + 60
+    while not (connected := [turnover.state for turnover in capture.poll()]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    capture.stop()
+    while capture._memory.state != shared.ENDED and time.monotonic() < deadline:
+        time.sleep(0.01)
+    while capture.take():
+        capture.classified += 1
+    assert connected == ["connected"] and not list(capture.poll())
+    capture.close(time.monotonic() + 10)
+    assert capture.state == "ended" and capture.books.balanced and capture.books.captured

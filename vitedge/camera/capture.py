@@ -138,7 +138,7 @@ class Capture:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.filled)
         now = time.monotonic()
-        if self.done:
+        if self.done or self._memory.stop:  # one that was asked to end isn't lost; close() settles its books
             return
         if self._child is None:
             if now >= self._retry_at:
