@@ -54,6 +54,7 @@ FLOORS = {
     "judging": 7,
     "planning": 7,
     "candidates": 7,
+    "selecting": 7,
     "exporting": 7,
     "building": 7,
     "pipeline": 7,
@@ -84,7 +85,8 @@ ORDER_WITHIN = {
     ],
     5: ["harness", "accuracy", "camera"],
     3: ["models", "importing"],
-    7: ["calibrating", "judging", "planning", "candidates", "exporting", "building", "pipeline", "demo"],
+    6: ["tuning", "reporting"],
+    7: ["calibrating", "judging", "planning", "candidates", "selecting", "exporting", "building", "pipeline", "demo"],
 }
 
 #: Heavy packages, and the parts of vitedge that may import them when they are imported themselves.

@@ -112,6 +112,17 @@ class CandidateResult(Record):
     folder: str | None = None  # where it travels with the artifact, an artifact of its own; None: it doesn't
 
 
+class Step(Record):
+    """One step of the selection: so many groups of layers back in float, the worst first."""
+
+    quantized: float  # share of the multiply-accumulates
+    groups_in_float: int
+    divergence: float  # mean KL to the float logits, on some of the pictures that judge
+    agreement: float
+    latency_ms: float | None = None  # None: the target isn't where it was exported
+    chosen: bool = False  # this is the artifact
+
+
 class Manifest(Record):
     """``manifest.json``."""
 
@@ -138,6 +149,7 @@ class Manifest(Record):
     recipe: Recipe | None = None  # of a quantized artifact
     calibration: Calibration | None = None
     fidelity: Fidelity | None = None  # of a quantized artifact
+    steps: tuple[Step, ...] = ()  # from everything quantized to everything in float; where explaining was asked for
     files: dict[str, str] = field(default_factory=dict)  # SHA-256 of every other file but manifest.sha256
 
 

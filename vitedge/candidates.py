@@ -1,31 +1,29 @@
-"""Candidates: placed, held against their runtimes, run, judged, and brought within the budget."""
+"""Candidates: placed, held against their runtimes, run and judged."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from dataclasses import replace as changed
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 from msgspec.structs import replace
 
 from vitedge import judging, runtimes
-from vitedge.artifact import Calibration, CandidateResult, Fidelity, Golden, Manifest
-from vitedge.calibrating import calibrate
+from vitedge.artifact import Calibration, CandidateResult, Golden, Manifest
+from vitedge.calibrating import calibrate, pictures
 from vitedge.deviation import deviation
 from vitedge.errors import ArtifactError, InvalidResultError, UsageError
 from vitedge.golden import golden_pictures
 from vitedge.images import open_picture
-from vitedge.judging import Jury, Trial, runs_here, summon, trial
+from vitedge.judging import Jury, summon, trial
 from vitedge.planning import Plan
 from vitedge.progress import Progress
 from vitedge.runtimes.contract import Placed, Request
 from vitedge.runtimes.executed import shares, unmet_layers
 from vitedge.runtimes.session import Session
 from vitedge.target import QUANTIZED, Candidate
-from vitedge.tuning.budget import fewest_reverted
-from vitedge.tuning.groups import Group, Scan, divergences, fastest, grouped, saved_ns
 
 if TYPE_CHECKING:
     import onnx
@@ -33,8 +31,8 @@ if TYPE_CHECKING:
 
     from vitedge.quantize.statistics import Statistics
 
-#: Pictures per group of the sensitivity scan, and inferences per profile.
-SCANNED, PROFILED = 64, 30
+#: Inferences per profile.
+PROFILED = 30
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,19 @@ class Materials:
     statistics: Statistics | None = None
     calibration: Calibration | None = None
     jury: Jury | None = None
-    scanned: dict[frozenset[str], float] = field(default_factory=dict)  # divergence by the only layers quantized
+    #: Divergence by form and the only layers quantized.
+    scanned: dict[tuple[str, frozenset[str]], float] = field(default_factory=dict)
+
+    @cached_property
+    def plain(self) -> Placed | None:
+        """The target's float graph, placed once; None where it has none."""
+        plain = self.plan.target.plain
+        return None if plain is None else self.place(plain)
+
+    @property
+    def frames(self) -> NDArray[np.uint8]:
+        """The golden pictures as one batch, uint8 [batch, h, w, 3]."""
+        return np.resize(self.inputs, (self.plan.batch, *self.inputs.shape[1:]))
 
     def request(self, candidate: Candidate, quantized: frozenset[str] | None = None) -> Request:
         """What the placement gets."""
@@ -64,7 +74,14 @@ class Materials:
             recipe=self.plan.recipe if candidate.precision in QUANTIZED else None,
             statistics=self.statistics if candidate.precision in QUANTIZED else None,
             quantized=quantized,
+            pictures=self._pictures,
         )
+
+    def _pictures(self) -> Iterator[NDArray[np.uint8]]:
+        """The calibration pictures once more."""
+        plan = self.plan
+        assert plan.images is not None and plan.recipe is not None and self.calibration is not None
+        return pictures(plan.model, plan.images, plan.recipe.observe, self.calibration)
 
     def place(self, candidate: Candidate, quantized: frozenset[str] | None = None) -> Placed:
         """The graph of a candidate."""
@@ -133,42 +150,7 @@ def gather(plan: Plan, progress: Progress) -> Materials:
     return Materials(plan, graph, pictures, inputs, reference, statistics, calibration, jury)
 
 
-def candidates(materials: Materials, progress: Progress) -> list[Built]:
-    """The candidates that were judged: up to the first that holds the budget, or all to be measured or carried.
-
-    Raises:
-        InvalidResultError: none holds it.
-    """
-    plan, judged = materials.plan, list[Built]()
-    for candidate in plan.candidates:
-        built = _build(materials, candidate, progress)
-        if built.holds is False:
-            built = _within_budget(materials, built, progress) or built
-        unknown = all(layer.sensitivity is None for layer in built.manifest.layers)
-        if plan.explain and candidate.precision in QUANTIZED and unknown:
-            groups = _groups(built)
-            built = _explained(built, _sensitivities(materials, candidate, groups, progress))
-        judged.append(built)
-        if built.holds is not False and not (plan.autotune or plan.with_candidates):
-            return judged
-    if any(built.holds is not False for built in judged):
-        return judged
-    lost = "; ".join(_loss(built) for built in judged)
-    raise InvalidResultError(
-        plan.asked,
-        f"the budget is {plan.budget}, and no candidate holds it: {lost}",
-        "nothing was published; allow more, hold out more pictures (a narrower interval), or use another --precision",
-    )
-
-
-def _loss(built: Built) -> str:
-    found = built.manifest.fidelity
-    assert found is not None
-    drop = "" if found.drop is None else f", {found.drop.points:.2f} points lost (up to {found.drop.high:.2f})"
-    return f"{built.candidate.form} {100 * found.agreement:.2f} % alike{drop}"
-
-
-def _build(
+def build(
     materials: Materials, candidate: Candidate, progress: Progress, quantized: frozenset[str] | None = None
 ) -> Built:
     """Place a candidate, hold it against its runtime, run the golden pictures, and judge it."""
@@ -211,87 +193,6 @@ def _build(
     manifest = replace(manifest, golden=golden, fidelity=found)
     holds = plan.budget.holds(found) if plan.budget and found is not None else None
     return Built(candidate, placed, manifest, logits, holds)
-
-
-def _groups(built: Built) -> list[Group]:
-    """The groups of what is quantized."""
-    return grouped(layer.name for layer in built.manifest.layers if layer.precision in QUANTIZED)
-
-
-def _within_budget(materials: Materials, built: Built, progress: Progress) -> Built | None:
-    """The candidate with as few groups back in float as the budget allows; None where it allows none."""
-    candidate, groups = built.candidate, _groups(built)
-    scan = _scan(materials, built, groups, progress)
-    tried: dict[frozenset[str], Built] = {}
-
-    def judge(reverted: Sequence[Group]) -> Fidelity:
-        left = frozenset(name for group in groups if group not in reverted for name in group.layers)
-        tried[left] = _build(materials, candidate, progress, left)
-        found = tried[left].manifest.fidelity
-        assert found is not None
-        return found
-
-    best = fewest_reverted(scan.worst_first(groups), judge, materials.plan.budget)
-    if best is None:
-        return None
-    kept = frozenset(name for group in groups if group not in best[0] for name in group.layers)
-    return _explained(tried[kept], scan.divergence)
-
-
-def _scan(materials: Materials, built: Built, groups: Sequence[Group], progress: Progress) -> Scan:
-    """Sensitivity and gain of every group."""
-    found = _sensitivities(materials, built.candidate, groups, progress)
-    saved = _saved(materials, built, groups)
-    macs = {layer.name: layer.macs for layer in built.manifest.layers}
-    work = {group.name: float(sum(macs[name] for name in group.layers)) for group in groups}
-    return Scan(found, saved or work, measured=saved is not None)
-
-
-def _sensitivities(
-    materials: Materials, candidate: Candidate, groups: Sequence[Group], progress: Progress
-) -> dict[str, float]:
-    """Mean KL of every group, when its layers alone are quantized."""
-    from vitedge.runtimes.onnxruntime.interpret import run_graph
-
-    jury = materials.jury
-    assert jury is not None
-
-    def divergence(layers: frozenset[str]) -> float:
-        if layers not in materials.scanned:  # the forms of a runtime differ in speed, not in what rounding costs
-            placed = materials.place(candidate, layers)
-            assert placed.interpretable is not None
-            graph = placed.interpretable
-            alone = Trial(lambda frames: run_graph(graph, frames), "", None)
-            materials.scanned[layers] = jury.judge(alone, SCANNED).divergence
-        return materials.scanned[layers]
-
-    return divergences(groups, divergence, progress)
-
-
-def _saved(materials: Materials, built: Built, groups: Sequence[Group]) -> dict[str, float] | None:
-    """Nanoseconds saved by each group, from profiles of the float and the quantized graph; None where neither runs."""
-    plain = next((each for each in materials.plan.target.candidate if each.precision not in QUANTIZED), None)
-    if plain is None or not runs_here(materials.plan.target):
-        return None
-    profiles = []
-    batch = materials.plan.batch
-    frames = np.resize(materials.inputs, (batch, *materials.inputs.shape[1:]))
-    for placed in (materials.place(plain), built.placed):
-        with trial(built.manifest, placed, materials.plan.asked) as running:
-            if running.session is None:
-                return None
-            profiles.append(fastest(running.session.profile(frames, PROFILED)))
-    return saved_ns(groups, *profiles)
-
-
-def _explained(built: Built, sensitivity: Mapping[str, float]) -> Built:
-    """With its group's sensitivity noted at every layer."""
-
-    def known(name: str) -> float | None:
-        return sensitivity.get(name.rpartition(".")[0] or name)
-
-    layers = tuple(replace(layer, sensitivity=known(layer.name)) for layer in built.manifest.layers)
-    return changed(built, manifest=replace(built.manifest, layers=layers))
 
 
 def preflight(plan: Plan, placed: Placed) -> None:

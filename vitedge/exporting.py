@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from msgspec import to_builtins as encoded
 from msgspec.structs import replace
 
@@ -25,13 +24,16 @@ from vitedge.artifact import (
     npy,
     write_artifact,
 )
-from vitedge.candidates import PROFILED, Built, Materials, candidates, gather
-from vitedge.files import resource_errors
+from vitedge.candidates import PROFILED, Built, Materials, gather
+from vitedge.errors import NotInstalledError
+from vitedge.files import resource_errors, write_atomic
+from vitedge.hardware import processor
 from vitedge.judging import runs_here, trial
 from vitedge.planning import Plan
 from vitedge.progress import Progress, silent
-from vitedge.runtimes.contract import BUDGET, OpenOptions
+from vitedge.runtimes.contract import BUDGET, NO_GAIN, PRICE, OpenOptions
 from vitedge.runtimes.session import open_session
+from vitedge.selecting import candidates
 from vitedge.target import QUANTIZED, Candidate
 from vitedge.tuning.explain import Explained
 from vitedge.tuning.explain import explain as explained
@@ -112,17 +114,40 @@ def explain(plan: Plan, artifact: Artifact) -> Explained:
     from vitedge.graph.surgery import load
 
     manifest = artifact.manifest
-    plain = next((each for each in plan.target.candidate if each.precision not in QUANTIZED), None)
-    if plain is None or manifest.precision not in QUANTIZED or not runs_here(plan.target):
+    if plan.target.plain is None or manifest.precision not in QUANTIZED or not runs_here(plan.target):
         return explained(str(artifact.path), manifest)
     inputs, reference = artifact.array(GOLDEN_INPUTS), artifact.array(GOLDEN_REFERENCE)
-    placed = Materials(plan, load(plan.model.onnx_path), {}, inputs, reference).place(plain)
-    frames = np.resize(inputs, (plan.batch, *inputs.shape[1:]))
+    materials = Materials(plan, load(plan.model.onnx_path), {}, inputs, reference)
+    placed, frames = materials.plain, materials.frames
+    assert placed is not None
     with trial(replace(manifest, layers=placed.layers), placed, plan.asked) as running:
         before = running.session.profile(frames, PROFILED) if running.session else ()
     with open_session(artifact, OpenOptions(threads=1)) as session:
         after = session.profile(frames, PROFILED)
-    return explained(str(artifact.path), manifest, before, after)
+    isa = None if plan.target.device.startswith("cuda") else processor().isa
+    return explained(str(artifact.path), manifest, before, after, isa)
+
+
+def draw(plan: Plan, artifact: Artifact) -> str | None:
+    """Write the steps of the selection as a picture beside the artifact.
+
+    Returns:
+        Its path, or why there is none; None where nothing was selected.
+
+    Raises:
+        ResourceError: it can't be written.
+    """
+    from vitedge.reporting import plots
+
+    manifest = artifact.manifest
+    try:
+        svg = plots.selection(manifest.steps, manifest.candidates, f"What quantizing costs and brings: {manifest.name}")
+    except NotInstalledError as error:
+        return f"no picture: {error.true}; {error.fix}"
+    if svg is None:
+        return None
+    write_atomic(plan.picture, plots.standalone(svg).encode(), plan.asked)
+    return str(plan.picture)
 
 
 def summary(artifact: Artifact) -> dict[str, Any]:
@@ -142,7 +167,7 @@ def summary(artifact: Artifact) -> dict[str, Any]:
         "drop": encoded(manifest.fidelity.drop) if manifest.fidelity else None,
         "judged_on": _judges(manifest.fidelity),
         "candidates": encoded(manifest.candidates),
-        "left_in_float": [layer.name for layer in manifest.layers if layer.reason == BUDGET],
+        "left_in_float": [layer.name for layer in manifest.layers if layer.reason in (BUDGET, NO_GAIN, PRICE)],
         "calibration_images": manifest.calibration.count if manifest.calibration else None,
         "skipped_images": list(manifest.calibration.skipped) if manifest.calibration else [],
         "digest": artifact.digest,

@@ -6,6 +6,7 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -53,13 +54,14 @@ class Trial:
 
 
 @contextlib.contextmanager
-def trial(manifest: Manifest, placed: Placed, asked: str) -> Iterator[Trial]:
+def trial(manifest: Manifest, placed: Placed, asked: str, *, threads: int | None = 1) -> Iterator[Trial]:
     """Open a placed graph in its runtime where that runs here, else interpret its arithmetic.
 
     Args:
         manifest: as it will be written, or nearly.
         placed: the graph.
         asked: the wish, for error texts.
+        threads: of a session; None: the target's.
 
     Raises:
         NotInstalledError: neither the runtime nor the interpreter is here.
@@ -78,7 +80,7 @@ def trial(manifest: Manifest, placed: Placed, asked: str) -> Iterator[Trial]:
         for name, data in placed.files.items():
             (Path(folder) / name).write_bytes(data)
         artifact = Artifact(Path(folder), manifest)
-        backend = runtimes.part(target.runtime, "session").open_backend(artifact, OpenOptions(threads=1))
+        backend = runtimes.part(target.runtime, "session").open_backend(artifact, OpenOptions(threads=threads))
         with Session(artifact, backend) as session:
 
             def run(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -101,6 +103,11 @@ class Jury:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex SHA-256 of the pictures and of what the float graph says of them."""
+        return sha256(self.frames.tobytes() + self.reference.tobytes())
 
     def judge(self, trial: Trial, count: int | None = None) -> Fidelity:
         """What the trial loses on the first ``count`` pictures, or on all."""

@@ -48,6 +48,11 @@ class Plan:
         return f"export {self.model.record.name} to {self.target.name} in {self.precision}"
 
     @property
+    def picture(self) -> Path:
+        """Where the picture of an export that explains itself goes: beside the artifact."""
+        return self.out.with_name(f"{self.out.name}.selection.svg")
+
+    @property
     def quantized(self) -> bool:
         """Whether one of the candidates needs calibration."""
         return any(candidate.precision in QUANTIZED for candidate in self.candidates)
@@ -100,7 +105,8 @@ def plan_export(
     """
     model = model if isinstance(model, Model) else Model.open(model)
     target = target if isinstance(target, Target) else load_target(target)
-    candidates = target.candidate if precision == AUTO else target.candidates(precision)
+    candidates = _tried(target, everyone=autotune or with_candidates) if precision == AUTO else None
+    candidates = _makeable(target, candidates or target.candidates(precision))
     budget = Budget(max_drop, min_agreement)
     if precision == AUTO and not budget:
         budget = Budget(max_drop=target.budget.max_accuracy_drop_pts)
@@ -132,6 +138,8 @@ def plan_export(
     if plan.batch < 1:
         raise UsageError(plan.asked, f"the batch is {plan.batch}", "use a batch of at least 1")
     refuse_existing(plan.out, overwrite=overwrite, asked=plan.asked)
+    if explain:
+        refuse_existing(plan.picture, overwrite=overwrite, asked=plan.asked)
     _require_writers(plan)
     if not plan.quantized:
         if budget:
@@ -152,6 +160,38 @@ def plan_export(
         )
     judges = None if held_out is None else embedded.open_images(held_out, asked=plan.asked)
     return changed(plan, recipe=recipe, images=images, held_out=judges)
+
+
+def _tried(target: Target, *, everyone: bool) -> tuple[Candidate, ...]:
+    """The candidates of ``auto``; a mixture of the preferred quantized form is one more where all are tried.
+
+    Where only the first that holds the budget is wanted, groups of its layers go back to float for it: that is one.
+    """
+    whole = any(candidate.precision in QUANTIZED for candidate in target.candidate)
+    return (*target.candidate, *(target.candidates("mixed")[:1] if everyone and whole else ()))
+
+
+def _makeable(target: Target, candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
+    """The candidates without those of another package where it isn't installed, or where they couldn't be judged.
+
+    Raises:
+        NotInstalledError, UsageError: that leaves none.
+    """
+    packages = {candidate: runtimes.package(target.runtime, candidate.form) for candidate in candidates}
+    absent = {package for package in packages.values() if package and importlib.util.find_spec(package) is None}
+    here = runs_here(target)
+    found = tuple(each for each in candidates if not packages[each] or (here and packages[each] not in absent))
+    if not found:
+        asked, package = f"form '{candidates[0].form}' of target '{target.name}'", packages[candidates[0]]
+        if absent:
+            raise NotInstalledError.for_extra(asked, package, package)
+        raise UsageError(
+            asked,
+            f"its arithmetic is {package}'s, so only a machine like the target can judge it; "
+            f"{runtimes.elsewhere(target)}",
+            "export it there, or use another form",
+        )
+    return found
 
 
 def describe(plan: Plan) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from vitedge import hardware
 from vitedge._version import __version__
-from vitedge.artifact import Artifact
+from vitedge.artifact import Artifact, CandidateResult, LayerPlan, Step
 from vitedge.clocks import power_mode
 from vitedge.errors import ArtifactError, InterruptedError_, UsageError
 from vitedge.files import write_atomic
@@ -41,7 +41,7 @@ from vitedge.percentiles import METHOD as METHOD
 from vitedge.percentiles import percentile as percentile
 from vitedge.percentiles import samples_needed as samples_needed
 from vitedge.schema import Record, decode_json, encode_json
-from vitedge.target import Budget, Option
+from vitedge.target import QUANTIZED, Budget, Option
 
 RESULT_JSON = "result.json"
 SCHEMA_VERSION = 2  # 2: profile, dialects, GPU readings, device memory, what was resumed
@@ -126,6 +126,9 @@ class Subject(Record):
     input_size: tuple[int, int]  # height, width
     budget: Budget
     precision_planned: dict[str, float] = field(default_factory=dict)  # share of multiply-accumulates by type
+    layers: tuple[LayerPlan, ...] = ()  # of a quantized artifact
+    steps: tuple[Step, ...] = ()  # of the selection, where the export was to explain itself
+    candidates: tuple[CandidateResult, ...] = ()  # what it was chosen from
 
     @classmethod
     def of(cls, artifact: Artifact) -> Subject:
@@ -144,6 +147,9 @@ class Subject(Record):
             input_size=manifest.preprocessing.size,
             budget=manifest.target.budget,
             precision_planned=manifest.precision_obtained,
+            layers=manifest.layers if manifest.precision in QUANTIZED else (),
+            steps=manifest.steps,
+            candidates=manifest.candidates if len(manifest.candidates) > 1 else (),
         )
 
 

@@ -73,13 +73,23 @@ class Target(Record):
     providers: Annotated[tuple[Provider, ...], Meta(max_length=1)] = ()  # of ONNX Runtime; none: its CPU kernels
     name: str = ""  # the file's stem; not written in the file
 
+    @property
+    def plain(self) -> Candidate | None:
+        """Its first float candidate, which a quantized one is held against; None where it has none."""
+        return next((each for each in self.candidate if each.precision not in QUANTIZED), None)
+
     def candidates(self, precision: str) -> tuple[Candidate, ...]:
         """The candidates of one precision, in the target's order of preference.
+
+        Whatever has quantized forms can mix them with float: ``mixed`` need not stand in the file.
 
         Raises:
             UsageError: the target has none; its precisions are listed.
         """
         found = tuple(candidate for candidate in self.candidate if candidate.precision == precision)
+        if precision == "mixed" and not found:
+            whole = (candidate for candidate in self.candidate if candidate.precision in QUANTIZED)
+            found = tuple(Candidate(precision="mixed", form=candidate.form) for candidate in whole)
         if not found:
             offered = ", ".join(dict.fromkeys(candidate.precision for candidate in self.candidate))
             reason = next((f"{why}; " for refused, why in self.refused.items() if refused == precision), "")

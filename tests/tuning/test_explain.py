@@ -39,14 +39,34 @@ def test_faster_and_slower_are_said_with_what_they_come_from(artifact: Artifact)
     words = " ".join(fast.sentences)
     assert "int8 is 2.16× as fast as float32 here" in words and "0.01 ms before" in words
     assert "mlp: 10 µs before, 3 after: saves 7 µs." in fast.sentences
-    assert "Quantizing and dequantizing in between costs 1 µs." in fast.sentences
-    assert "Nodes that only move data (transposes, reorders): 1, 0 µs." in fast.sentences
-    assert any("several of the model's layers in one: 1, such as blocks.0.attn.qkv+" in line for line in fast.sentences)
+    assert "Quantizing and dequantizing in between, 1 node: 1 µs, at blocks.*.mlp.fc1.input.q (1)." in fast.sentences, (
+        fast.sentences
+    )
+    moving = "Only moving data (transposes, reorders), 1 node: 0 µs, at blocks.*.attn.q.transpose (0); "
+    assert f"{moving}float32 has 1, 0 µs." in fast.sentences
+    assert any(line.startswith("Fused: 1 × QAttention") and "blocks.0.attn.qkv+" in line for line in fast.sentences)
+    assert not any("because" in line for line in fast.sentences)
     slow = explain("a", artifact.manifest, times(3), times(10))
     assert any("int8 is 2.84× slower than float32 here" in line for line in slow.sentences)
     assert "mlp: 3 µs before, 10 after: costs 7 µs." in slow.sentences
+    assert "int8 is slower here because the layers themselves take 7 µs more in it." in slow.sentences
     row = next(layer for layer in fast.layers if layer.name == "blocks.0.mlp.fc1")
     assert (row.precision, row.before_us, row.after_us) == ("int8", 10, 3)
+
+
+def test_why_integers_gain_nothing(artifact: Artifact) -> None:
+    """What the layers save goes into rounding and moving; a processor may have no instruction for it."""
+    plain = times(10)
+    rounding = [*times(8)[0], LayerTime("blocks.0.mlp.fc1.input.q", "QuantizeLinear", "", 2500)]
+    rounding.append(LayerTime("blocks.0.mlp.reorder", "Reorder", "", 1000))
+    for isa, told in ((("avx2",), True), (("avx2", "avx512_vnni"), False), (None, False)):
+        found = explain("a", artifact.manifest, plain, [rounding] * 3, isa)
+        (why,) = (line for line in found.sentences if "because" in line)
+        assert why == (
+            "int8 is slower here because quantizing in between takes 2 µs, moving data takes 1 µs more, "
+            "and the layers save only 2 µs."
+        )
+        assert any("no instruction that adds products of bytes" in line for line in found.sentences) is told
 
 
 def test_reasons_and_sensitivities_without_a_profile(artifact: Artifact) -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from hypothesis import given
+from hypothesis import strategies as st
+
 from vitedge.runtimes.contract import LayerTime
 from vitedge.tuning.groups import Group, Scan, divergences, fastest, grouped, saved_ns
 
@@ -61,3 +66,33 @@ def test_a_nodes_fastest_time() -> None:
         [LayerTime("a", "", "", 3), LayerTime("b", "", "", 4)],
     ]
     assert [time.ns for time in fastest(rounds)] == [3, 2]
+
+
+@given(st.lists(st.tuples(st.integers(0, 1000), st.integers(-10, 1000)), min_size=1, max_size=8))
+def test_a_mixture_keeps_what_costs_less_than_average(found: list[tuple[int, int]]) -> None:
+    groups = [Group(f"g{number}", (f"g{number}.fc",)) for number in range(len(found))]
+    scan = Scan(
+        {group.name: cost for group, (cost, _) in zip(groups, found, strict=True)},
+        {group.name: gain for group, (_, gain) in zip(groups, found, strict=True)},
+        measured=True,
+    )
+    dear = scan.overpriced(groups)
+    assert dear == scan.worst_first(groups)[: len(dear)], "a beginning of the order in which groups go back to float"
+    kept = [group for group in groups if group not in dear]
+    assert all(scan.gain[group.name] > 0 for group in kept)
+    gaining = [group for group in groups if scan.gain[group.name] > 0]
+    assert bool(kept) == bool(gaining), "the cheapest of those that gain is never over the average"
+
+    def share(of: list[Group], what: Mapping[str, float]) -> float:
+        whole = sum(what[group.name] for group in gaining)
+        return sum(what[group.name] for group in of) / whole if whole else 1.0
+
+    assert share(kept, scan.gain) >= share(kept, scan.divergence) - 1e-6
+
+
+def test_equal_prices_are_no_reason_to_mix() -> None:
+    groups = [Group(name, (name,)) for name in "abc"]
+    alike = Scan({"a": 0.1, "b": 0.2, "c": 0.3}, {"a": 1.0, "b": 2.0, "c": 3.0}, measured=True)
+    assert alike.overpriced(groups) == []
+    none = Scan({"a": 0.1, "b": 0.2, "c": 0.3}, {"a": 0.0, "b": -2.0, "c": 0.0}, measured=True)
+    assert len(none.overpriced(groups)) == 3

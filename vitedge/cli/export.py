@@ -53,7 +53,10 @@ def export(
         typer.Option("--with-candidates", help="The others travel along: `vitedge build` chooses on the device."),
     ] = False,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Say why it's as fast and as exact as it is, layer by layer.")
+        bool,
+        typer.Option(
+            "--explain", help="Say why it's as fast and as exact as it is, layer by layer; draw OUT.selection.svg."
+        ),
     ] = False,
     batch: Annotated[int | None, typer.Option("--batch", "-b", min=1, max=1024, help="Pictures per inference.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing artifact.")] = False,
@@ -113,7 +116,8 @@ def export(
     rows = [exporting.summary(artifact) for artifact in artifacts]
     if explain:
         rows = [
-            row | {"explained": to_builtins(exporting.explain(plan, artifact))}
+            row
+            | {"explained": to_builtins(exporting.explain(plan, artifact)), "picture": exporting.draw(plan, artifact)}
             for row, plan, artifact in zip(rows, plans, artifacts, strict=True)
         ]
     terminal.emit(rows, json, terminal.show_exports)

@@ -20,6 +20,7 @@ from vitedge.reporting.decision import decide, drop
 from vitedge.reporting.gallery import Shown
 from vitedge.reporting.rows import Line
 from vitedge.result import METHOD, Result, encode_result
+from vitedge.tuning.explain import Explained, explain_profiles
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,6 +70,7 @@ def render(results: Sequence[Result], *, shown: Sequence[Shown] = (), images: Im
         "stages": stages,
         "energies": {line.letter: _energy_mj(line) for line, _ in stages},
         "bursts": _bursts(lines),
+        "explained": _explained(lines),
         "burst_s": sustained.BURST_S,
         "spoken": _spoken(lines),
         "tables": [(line, _class_scores(line)) for line in _detailed(lines)],
@@ -115,6 +117,7 @@ def _environment() -> Any:
         drop=drop,
         series=plots.series,
         digits=_digits,
+        microseconds=lambda value: rows.UNKNOWN if value is None else f"{value:.0f}",
         place=rows.place,
     )
     return environment
@@ -181,6 +184,15 @@ def _pictures(lines: Sequence[Line]) -> list[tuple[str, str, Markup]]:
         )
         for line in lines
     ]
+    found += [
+        (
+            f"What quantizing costs and brings: {line.letter}, {line.label}",
+            "Down and left is better. Groups of layers go back to float one after the other, first those that cost "
+            "most accuracy for the time they save; the numbers say how many. Squares are other candidates.",
+            plots.selection(line.row.subject.steps, line.row.subject.candidates, f"Selection, {line.label}"),
+        )
+        for line in lines
+    ]
     for line in _detailed(lines):
         found += [
             (
@@ -221,6 +233,29 @@ def _energy_mj(line: Line) -> float | None:
     """Millijoules an image; None where no power meter could tell."""
     found = sustained.energy_j(line.row.latency) if line.row.latency is not None else None
     return None if found is None else 1e3 * found / line.row.subject.batch
+
+
+def _explained(lines: Sequence[Line]) -> list[tuple[Line, Explained]]:
+    """Of every quantized row its layers and sentences; with times where it and a float row beside it were profiled."""
+    found = []
+    for line in lines:
+        about, where = line.row.subject, line.result.circumstances
+        if not about.layers:
+            continue
+        floats = [
+            other.row.profile
+            for other in lines
+            if other.result is line.result
+            and other.row.profile is not None
+            and not other.row.subject.layers
+            and (other.row.subject.model_digest, other.row.subject.runtime, other.row.subject.batch)
+            == (about.model_digest, about.runtime, about.batch)
+        ]
+        before = floats[0] if floats and line.row.profile is not None else None
+        isa = None if about.runtime.startswith("tensorrt") else where.processor.isa
+        told = explain_profiles(line.label, about.precision, about.layers, before, line.row.profile, isa)
+        found.append((line, told))
+    return found
 
 
 def _bursts(lines: Sequence[Line]) -> list[tuple[Line, sustained.Sustained]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,8 @@ from vitedge.reporting.rows import Line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from vitedge.artifact import CandidateResult, Step
 
 SERIES = 8
 MARKERS = "osD^vPX*"
@@ -217,6 +220,107 @@ def tradeoff(lines: Sequence[Line], title: str) -> str | None:
         axes.set_ylabel("top-1, %")
         letters(axes, [(line, line.cost_ms or 0.0, 100 * (line.top1 or 0.0)) for line in points])
     return made.svg
+
+
+def selection(steps: Sequence[Step], candidates: Sequence[CandidateResult], title: str) -> str | None:
+    """Divergence from float32 over latency (or the share that isn't quantized) as groups of layers go back to float.
+
+    The steps are one line, numbered by the groups in float; the chosen one is ringed. Other candidates that were
+    measured and judged are hollow. None for fewer than three steps.
+    """
+    if len(steps) < 3:
+        return None
+    timed = all(step.latency_ms is not None for step in steps)
+    others = [
+        (one.latency_p50_ms, one.divergence or 0.0, shortened(one.form))
+        for one in candidates
+        if timed and not one.chosen and one.latency_p50_ms is not None
+    ]
+    highest = max([step.divergence for step in steps] + [y for _, y, _ in others])
+    power = math.floor(math.log10(highest)) if highest > 0 else 0
+    unit = 10.0**power
+    with picture(title, height=3.8) as made:
+        axes = made.axes
+        places = [
+            (step.latency_ms or 0.0 if timed else 100 * (1 - step.quantized), step.divergence / unit) for step in steps
+        ]
+        axes.plot(*zip(*places, strict=True), color=colour(0), linewidth=1.2, alpha=0.5, zorder=1)
+        axes.plot(*zip(*places, strict=True), "o", color=colour(0), markersize=6, zorder=3)
+        words = []
+        for step, (x, y) in zip(steps, places, strict=True):
+            words.append((x, y, _step_words(step), RIGHT if step.chosen else QUIET))
+            if step.chosen:
+                axes.plot(x, y, "o", color=RIGHT, markersize=13, markerfacecolor="none", markeredgewidth=2, zorder=4)
+        for x, y, form in others:
+            axes.plot(x, y / unit, "s", color=QUIET, markersize=6, markerfacecolor=CARD, markeredgewidth=1.4, zorder=2)
+            words.append((x, y / unit, form, QUIET))
+        left, right = min(x for x, *_ in words), max(x for x, *_ in words)
+        wide = right - left or 1.0
+        axes.set_xlim(left - 0.08 * wide, right + 0.3 * wide)
+        axes.set_ylim(-0.12 * highest / unit, 1.16 * highest / unit or 1.0)
+        axes.set_xlabel("latency, ms" if timed else "multiply-accumulates in float, %")
+        axes.set_ylabel(f"mean KL from float32, 10{str(power).translate(_SUPERSCRIPT)}")
+        _beside(axes, sorted(words, key=lambda word: (word[2].isdecimal(), word[3] == QUIET)))
+    return made.svg
+
+
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def _beside(axes: Axes, words: Sequence[tuple[float, float, str, str]]) -> None:
+    """(x, y, text, colour): each text beside its point, where no earlier one is; numbers that find no place are left
+    out."""
+    axes.figure.draw_without_rendering()  # type: ignore[union-attr]  # the layout decides where data lie
+    taken: list[tuple[float, float, float]] = []  # left, middle, right in points
+    for x, y, text, shade in words:
+        across, up = (value * 72 / axes.figure.dpi for value in axes.transData.transform((x, y)))
+        width, number = 5.0 * len(text), text.isdecimal()
+        for dx, dy in ((-8, -9),) if number else ((8, 8), (8, 21), (-8 - width, -13), (8, -15)):
+            begin = across + dx - (width / 2 if number else 0)
+            end, height = begin + width, up + dy
+            if all(end < one or begin > other or abs(height - level) > 10 for one, level, other in taken):
+                axes.annotate(
+                    text,
+                    (x, y),
+                    xytext=(dx, dy),
+                    textcoords="offset points",
+                    ha="center" if number else "left",
+                    va="center",
+                    color=shade,
+                    fontsize=9,
+                    annotation_clip=False,
+                )
+                taken.append((begin, height, end))
+                break
+
+
+def _step_words(step: Step) -> str:
+    if step.quantized == 0:
+        return "all in float"
+    words = str(step.groups_in_float) if step.groups_in_float else "all quantized"
+    return f"{words}, chosen" if step.chosen else words
+
+
+def standalone(svg: str) -> str:
+    """A picture as a file of its own: with a size, a background, and the report's colours for light and dark."""
+    from pathlib import Path
+
+    css = (Path(__file__).resolve().parent / "templates" / "report.css").read_text()
+    light, dark = (css.partition(start)[2].partition("}")[0] for start in (":root {", "(prefers-color-scheme: dark) {"))
+    box = re.search(r'viewBox="\S+ \S+ (\S+) (\S+)"', svg)
+    size = f' width="{float(box[1]) * 1.6:.0f}" height="{float(box[2]) * 1.6:.0f}"' if box is not None else ""
+    style = (
+        f"svg {{ {_colours(light)} background: var(--card); font-family: sans-serif; }}\n"
+        f"@media (prefers-color-scheme: dark) {{ svg {{ {_colours(dark)} }} }}"
+    )
+    return svg.replace(
+        "<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"{size} ', 1
+    ).replace("</title>", f"</title><style>{style}</style>", 1)
+
+
+def _colours(css: str) -> str:
+    """The variables of one scheme."""
+    return " ".join(f"{name}: {value};" for name, value in re.findall(r"(--[a-z][a-z0-9-]*): (#[0-9a-f]{6})", css))
 
 
 # --- latency ---------------------------------------------------------------------------------------------------------

@@ -201,9 +201,10 @@ def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
         ),
         *(_tuned(row) for row in rows if any(each["latency_p50_ms"] is not None for each in row["candidates"])),
         *(part for row in rows if "explained" in row for part in _explained(row["explained"])),
+        *(text(row["picture"]) for row in rows if row.get("picture")),
         *(text(f"judged on {judges}") for judges in dict.fromkeys(row["judged_on"] for row in rows) if judges),
         *(
-            text(f"{row['artifact']}: {len(row['left_in_float'])} layers stay in float for the budget")
+            text(f"{row['artifact']}: {len(row['left_in_float'])} layers that could be quantized stay in float")
             for row in rows
             if row["left_in_float"]
         ),

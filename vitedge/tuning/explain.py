@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
 from vitedge.harness.profile import by_part, profile_of
+from vitedge.harness.profile import placed as parts
 from vitedge.schema import Record
 from vitedge.target import QUANTIZED
 
 if TYPE_CHECKING:
     from vitedge.artifact import LayerPlan, Manifest
-    from vitedge.latency import Profile
+    from vitedge.latency import Layer, Profile
     from vitedge.runtimes.contract import LayerTime
 
 #: Operators that only move data, by the runtimes' own words.
 _MOVING = ("Transpose", "Reorder", "Reshape", "Reformat", "Permute")
 _WORTH_SAYING = 0.03  # of the whole time
+_FASTER = 1.05  # less than this is no gain
+_LAYERS = ("patch embedding", "attention", "mlp", "head", "fused")
+_BLOCK = re.compile(r"blocks\.\d+\.")
+#: In the names of instruction sets that multiply bytes and add in 32 bits.
+_DOT_PRODUCTS = ("vnni", "dotprod", "i8mm", "amx_int8", "sme")
 
 
 class LayerExplained(Record):
@@ -45,6 +52,7 @@ def explain(
     manifest: Manifest,
     before: Sequence[Sequence[LayerTime]] = (),
     after: Sequence[Sequence[LayerTime]] = (),
+    isa: Sequence[str] | None = None,
 ) -> Explained:
     """Put together what the manifest and the profiles say.
 
@@ -53,10 +61,24 @@ def explain(
         manifest: of the artifact.
         before: profiled inferences of the float graph on this machine; empty where it doesn't run here.
         after: profiled inferences of the artifact.
+        isa: the processor's instruction sets that matter; None: unknown, or it isn't the processor that computes.
     """
-    plain, placed = profile_of(before), profile_of(after)
-    total = sum(layer.macs for layer in manifest.layers) or 1
-    times = [_by_layer(profile, manifest.layers) for profile in (plain, placed)]
+    return explain_profiles(
+        artifact, manifest.precision, manifest.layers, profile_of(before), profile_of(after), isa=isa
+    )
+
+
+def explain_profiles(
+    artifact: str,
+    precision: str,
+    plan: Sequence[LayerPlan],
+    plain: Profile | None,
+    placed: Profile | None,
+    isa: Sequence[str] | None = None,
+) -> Explained:
+    """As :func:`explain`, of a plan and of profiles as results have them."""
+    total = sum(layer.macs for layer in plan) or 1
+    times = [_by_layer(profile, plan) for profile in (plain, placed)]
     layers = tuple(
         LayerExplained(
             name=layer.name,
@@ -67,12 +89,12 @@ def explain(
             after_us=times[1].get(layer.name),
             reason=layer.reason,
         )
-        for layer in manifest.layers
+        for layer in plan
     )
-    sentences = [*_precisions(manifest.layers, total)]
+    sentences = [*_precisions(plan, total)]
     if plain is not None and placed is not None:
-        sentences += _speed(plain, placed, manifest.precision)
-    sentences += _sensitivities(manifest.layers)
+        sentences += _speed(plain, placed, precision, isa)
+    sentences += _sensitivities(plan)
     return Explained(artifact=artifact, layers=layers, sentences=tuple(sentences))
 
 
@@ -110,7 +132,7 @@ def _precisions(layers: Sequence[LayerPlan], total: int) -> list[str]:
     return said
 
 
-def _speed(plain: Profile, placed: Profile, precision: str) -> list[str]:
+def _speed(plain: Profile, placed: Profile, precision: str, isa: Sequence[str] | None) -> list[str]:
     """What became faster or slower, part by part, by the runtime's own profile."""
     before, after = by_part(plain), by_part(placed)
     whole, now = sum(before.values()), sum(after.values())
@@ -122,24 +144,93 @@ def _speed(plain: Profile, placed: Profile, precision: str) -> list[str]:
     ]
     changes = {part: after.get(part, 0.0) - before.get(part, 0.0) for part in {*before, *after}}
     for part, change in sorted(changes.items(), key=lambda entry: entry[1]):
-        if abs(change) < _WORTH_SAYING * whole:
-            continue
-        if part == "quantize":
-            said.append(f"Quantizing and dequantizing in between costs {change / 1e3:.0f} µs.")
-        else:
+        if part != "quantize" and abs(change) >= _WORTH_SAYING * whole:
             word = "saves" if change < 0 else "costs"
             said.append(
                 f"{part}: {before.get(part, 0.0) / 1e3:.0f} µs before, {after.get(part, 0.0) / 1e3:.0f} after: "
                 f"{word} {abs(change) / 1e3:.0f} µs."
             )
-    moving = [layer for layer in placed.layers if any(word in layer.operator for word in _MOVING)]
+    rounding = [place.layer for place in parts(placed) if place.part == "quantize"]
+    if rounding:
+        said.append(f"Quantizing and dequantizing in between, {_nodes(rounding)}: {_spent(rounding)}.")
+    moving, moved = _movers(placed), _movers(plain)
     if moving:
-        spent = sum(median(layer.ns) for layer in moving)
-        said.append(f"Nodes that only move data (transposes, reorders): {len(moving)}, {spent / 1e3:.0f} µs.")
-    fused = [layer for layer in placed.layers if "+" in layer.name]
-    if fused:
-        said.append(f"Nodes that are several of the model's layers in one: {len(fused)}, such as {fused[0].name}.")
+        was = f"float32 has {len(moved)}, {_us(moved)} µs" if moved else "float32 has none"
+        said.append(f"Only moving data (transposes, reorders), {_nodes(moving)}: {_spent(moving)}; {was}.")
+    said += _fused(placed)
+    return said + _why_not_faster(plain, placed, ratio, precision, isa)
+
+
+def _why_not_faster(
+    plain: Profile, placed: Profile, ratio: float, precision: str, isa: Sequence[str] | None
+) -> list[str]:
+    """What eats the gain where there is next to none: slower layers, rounding in between, moving; largest first."""
+    if ratio >= _FASTER:
+        return []
+
+    def heavy(profile: Profile) -> float:
+        return sum(place.median_ns for place in parts(profile) if place.part in _LAYERS) - _ns(_movers(profile))
+
+    layers = heavy(placed) - heavy(plain)
+    rounding = sum(place.median_ns for place in parts(placed) if place.part == "quantize")
+    moving = _ns(_movers(placed)) - _ns(_movers(plain))
+    causes = [
+        (layers, f"the layers themselves take {layers / 1e3:.0f} µs more in it"),
+        (rounding, f"quantizing in between takes {rounding / 1e3:.0f} µs"),
+        (moving, f"moving data takes {moving / 1e3:.0f} µs more"),
+    ]
+    told = [text for ns, text in sorted(causes, reverse=True) if ns > 0]
+    if layers < 0:
+        told.append(f"and the layers save only {-layers / 1e3:.0f} µs")
+    slower = "isn't faster" if ratio >= 1 else "is slower"
+    said = [f"{precision} {slower} here because {', '.join(told)}."] if told else []
+    if isa is not None and not any(word in name for name in isa for word in _DOT_PRODUCTS):
+        said.append("This processor has no instruction that adds products of bytes in 32 bits (VNNI, dotprod, i8mm).")
     return said
+
+
+def _movers(profile: Profile) -> list[Layer]:
+    """Nodes that only move data; what quantizes on the way counts as quantizing."""
+    return [
+        place.layer
+        for place in parts(profile)
+        if place.part != "quantize" and any(word in place.layer.operator for word in _MOVING)
+    ]
+
+
+def _ns(nodes: Sequence[Layer]) -> float:
+    return sum(median(node.ns) for node in nodes)
+
+
+def _us(nodes: Sequence[Layer]) -> str:
+    return f"{_ns(nodes) / 1e3:.0f}"
+
+
+def _nodes(nodes: Sequence[Layer]) -> str:
+    return f"{len(nodes)} node{'' if len(nodes) == 1 else 's'}"
+
+
+def _spent(nodes: Sequence[Layer]) -> str:
+    """Microseconds of all, and where most of them are spent: blocks are added up."""
+    places: dict[str, float] = {}
+    for node in nodes:
+        name = _BLOCK.sub("blocks.*.", node.name)
+        places[name] = places.get(name, 0.0) + median(node.ns)
+    most = sorted(places.items(), key=lambda entry: -entry[1])[:3]
+    where = ", ".join(f"{name} ({ns / 1e3:.0f})" for name, ns in most)
+    return f"{_us(nodes)} µs, {'most of it at' if len(places) > 3 else 'at'} {where}"
+
+
+def _fused(profile: Profile) -> list[str]:
+    """Nodes that are several of the model's layers, by the operator that they became."""
+    kinds: dict[str, list[str]] = {}
+    for layer in profile.layers:
+        if "+" in layer.name:
+            kinds.setdefault(layer.operator, []).append(layer.name)
+    return [
+        f"Fused: {len(names)} × {operator}, each several of the model's layers in one, such as {names[0]}."
+        for operator, names in kinds.items()
+    ]
 
 
 def _sensitivities(layers: Sequence[LayerPlan]) -> list[str]:

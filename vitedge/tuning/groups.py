@@ -31,11 +31,23 @@ class Scan:
     def worst_first(self, groups: Iterable[Group]) -> list[Group]:
         """The order in which groups go back to float: most divergence for least gain, groups without gain at first."""
 
-        def price(group: Group) -> float:
-            gain = self.gain.get(group.name, 0.0)
-            return self.divergence[group.name] / gain if gain > 0 else float("inf")
+        return sorted(groups, key=lambda group: (-self._price(group), group.name))
 
-        return sorted(groups, key=lambda group: (-price(group), group.name))
+    def overpriced(self, groups: Sequence[Group]) -> list[Group]:
+        """Groups that gain nothing, or whose divergence for the gain is over the average of those that gain.
+
+        Quantizing the others is the knee of the curve of divergence against gain: each of them costs less for its gain
+        than the straight line from everything in float to everything quantized.
+        """
+        gaining = [group for group in groups if self.gain.get(group.name, 0.0) > 0]
+        gain = sum(self.gain[group.name] for group in gaining)
+        average = sum(self.divergence[group.name] for group in gaining) / gain if gain else 0.0
+        nearly = average * (1 + 1e-9)  # equal prices are no reason
+        return [group for group in self.worst_first(groups) if self._price(group) > nearly]
+
+    def _price(self, group: Group) -> float:
+        gain = self.gain.get(group.name, 0.0)
+        return self.divergence[group.name] / gain if gain > 0 else float("inf")
 
 
 def grouped(layers: Iterable[str]) -> list[Group]:
