@@ -17,7 +17,7 @@ from tests.contract import artifacts
 from tests.contract.portable import relative
 from vitedge.graph.surgery import linear_layers, producers
 from vitedge.quantize.qdq import insert_qdq
-from vitedge.quantize.rounding import QuantizedLayer
+from vitedge.quantize.rounding import QuantizedLayer, Scheme, quantize_layers
 from vitedge.runtimes.onnxruntime.interpret import run_graph
 from vitedge.runtimes.openvino.pointwise import pointwise_linears, without_undone_transposes
 from vitedge.runtimes.session import open_session
@@ -27,15 +27,23 @@ openvino = pytest.importorskip("openvino", reason="OpenVINO isn't installed")
 x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="INT8 convolutions are OpenVINO's on x86 alone")
 
 TARGET = load_target("openvino")
-POINTWISE, LINEARS = (Candidate(precision="int8", form=form) for form in ("pointwise-int8", "linears-convs-int8"))
+POINTWISE = Candidate(precision="int8", form="pointwise-int8")
 FRAMES = np.random.default_rng(0).integers(0, 256, (3, 32, 48, 3), dtype=np.uint8)
 
 
 def test_the_arithmetic_is_that_of_the_linears() -> None:
-    graphs = [artifacts.place(artifacts.request(TARGET, form)).interpretable for form in (POINTWISE, LINEARS)]
-    assert graphs[0] is not None and graphs[1] is not None
-    assert {"Conv"} == {node.op_type for node in graphs[0].graph.node if node.name.endswith((".qkv", "fc2", "head"))}
-    assert relative(*(run_graph(graph, FRAMES) for graph in graphs if graph)) < 1e-5
+    wish = artifacts.request(TARGET, POINTWISE)
+    assert wish.statistics is not None and wish.recipe is not None
+    scheme = Scheme("uint8", symmetric=False, weight_bits=7)
+    plain, layers = quantize_layers(wish.graph, wish.statistics, wish.recipe, scheme)
+    typed = insert_qdq(plain, layers)
+    shaped = pointwise_linears(typed, plain, layers)
+    onnx.checker.check_model(shaped, full_check=True)
+    kinds = {node.name: node.op_type for node in shaped.graph.node}
+    assert {kinds[name] for name in layers} == {"Conv"}
+    assert "blocks.0.mlp.fc1.channels_last" not in kinds  # nothing between it and fc2 but GELU and its quantization
+    assert "blocks.0.attn.qkv.channels_last" in kinds
+    assert relative(run_graph(shaped, FRAMES), run_graph(typed, FRAMES)) < 1e-5
 
 
 @x86
@@ -58,10 +66,13 @@ def test_planned_layers_run_in_integers_and_nothing_is_moved_for_them(tmp_path: 
 def test_layers_that_the_budget_leaves_in_float_stay_linears() -> None:
     chosen = frozenset({"blocks.0.mlp.fc1", "blocks.0.mlp.fc2"})
     placed = artifacts.place(dataclasses.replace(artifacts.request(TARGET, POINTWISE), quantized=chosen))
-    assert placed.interpretable is not None
-    kinds = {node.name: node.op_type for node in placed.interpretable.graph.node}
-    assert kinds["blocks.0.mlp.fc1"] == "Conv" and kinds["blocks.0.attn.qkv"] == kinds["blocks.1.mlp.fc1"] == "MatMul"
-    assert "blocks.0.mlp.fc1.channels_last" not in kinds  # nothing between them but GELU and its quantization
+    model = openvino.Core().read_model(placed.files["model.xml"], placed.files["model.bin"])
+    kinds = {node.get_friendly_name().removesuffix("/WithoutBiases"): node.get_type_name() for node in model.get_ops()}
+    assert kinds["blocks.0.attn.qkv"] == kinds["blocks.1.mlp.fc1"] == "MatMul" and kinds["head"] == "MatMul"
+    convolutions = [node for node in model.get_ops() if node.get_type_name() == "Convolution"]
+    assert {"blocks.0.mlp.fc1/WithoutBiases", "blocks.0.mlp.fc2/WithoutBiases"} < {
+        node.get_friendly_name() for node in convolutions
+    }
     assert {layer.name for layer in placed.layers if layer.precision == "int8"} == chosen
 
 

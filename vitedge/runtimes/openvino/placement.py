@@ -87,9 +87,8 @@ def place(request: Request) -> Placed:
                 "use another target or precision",
             )
     typed = insert_qdq(graph, layers) if layers else graph
-    if form.startswith("pointwise"):
-        typed = pointwise_linears(typed, graph, layers)
-    named = _unambiguous(pin_batch(typed, request.batch), _biases(graph))
+    shaped = pointwise_linears(typed, graph, layers) if form.startswith("pointwise") else typed
+    named = _unambiguous(pin_batch(shaped, request.batch), _biases(graph))
     return _placed(
         request,
         _ir(_read(named), named, request.metadata),
