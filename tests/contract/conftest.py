@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 from collections.abc import Iterator
 
@@ -44,6 +45,8 @@ def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     target, candidate, batch = CASES[request.param]
     if runtimes.installed(target.runtime) is None:
         pytest.skip(f"the runtime {target.runtime} isn't installed")
+    if (package := runtimes.package(target.runtime, candidate.form)) and importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package}, which makes {candidate.form}, isn't installed")
     return artifacts.make(tmp_path_factory.mktemp("artifact") / request.param, target, candidate, batch)
 
 
