@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from PIL import Image
 
 from tests.reporting import results
+from vitedge.artifact import LayerPlan, Step
 from vitedge.errors import UsageError
 from vitedge.files import sha256
 from vitedge.images import ImageSet
@@ -303,6 +304,45 @@ def long_run(seconds: int = 120) -> Result:
     latency = replace(results.latency(3.0), samples=samples, readings=readings, power_of=("board",))
     result = results.demo()
     return replace(result, rows=(replace(result.rows[0], latency=latency, profile=profile), *result.rows[1:4]))
+
+
+def explained_rows() -> Result:
+    """A float row and a quantized one of the same model on the same runtime, both profiled; hostile names."""
+    result = results.demo()
+    names = ("blocks.0.mlp.fc1", "blocks.0.mlp.fc2", HOSTILE[0])
+    plan = tuple(
+        LayerPlan(name=name, kind="linear", precision="int8" if number else "fp32", macs=100, sensitivity=2e-5 * number)
+        for number, name in enumerate(names)
+    )
+    plan = (replace(plan[0], reason=HOSTILE[1]), *plan[1:])
+    layer = Layer(name=names[0], operator="MatMul", type="fp32", ns=(100_000, 120_000, 110_000))
+    before = Profile(layers=(layer, replace(layer, name=names[1])))
+    rounding = replace(layer, name=f"{names[1]}.input.q", operator="QuantizeLinear", ns=(5_000,) * 3)
+    after = Profile(layers=(layer, replace(layer, name=names[1], ns=(30_000,) * 3), rounding))
+    steps = tuple(
+        Step(quantized=share, groups_in_float=number, divergence=kl, agreement=1.0, latency_ms=ms, chosen=number == 1)
+        for number, (share, kl, ms) in enumerate(((0.9, 3e-4, 1.1), (0.6, 1e-4, 1.3), (0.0, 0.0, 1.9)))
+    )
+    plain = next(row for row in result.rows if row.subject.precision == "fp32" and row.subject.runtime == "openvino")
+    quick = next(row for row in result.rows if row.subject.precision == "int8" and row.subject.runtime == "openvino")
+    about = replace(quick.subject, layers=plan, steps=steps)
+    return replace(result, rows=(replace(plain, profile=before), replace(quick, subject=about, profile=after)))
+
+
+def test_a_quantized_row_is_explained_layer_by_layer() -> None:
+    page = html.render([explained_rows()])
+    found = Page(page)
+    assert (
+        "Why it is as fast and as exact as it is" in found.words and "What quantizing costs and brings" in found.words
+    )
+    assert "int8 is 1.52× as fast as float32 here" in found.words
+    assert "mlp: 220 µs before, 140 after: saves 80 µs." in found.words
+    assert "Quantizing and dequantizing in between, 1 node: 5 µs" in found.words
+    assert HOSTILE[1] in found.words, "a reason, as it is"
+    assert found.tags.count("script") == Page(html.render([results.demo()])).tags.count("script")
+    assert "1, chosen" in page and "all in float" in page
+    alone = replace(explained_rows(), rows=explained_rows().rows[1:])
+    assert "float32 here" not in Page(html.render([alone])).words, "no float row beside it, so nothing is compared"
 
 
 def test_a_long_run_shows_load_sensors_layers_and_energy() -> None:
