@@ -54,6 +54,17 @@ def test_faster_and_slower_are_said_with_what_they_come_from(artifact: Artifact)
     assert (row.precision, row.before_us, row.after_us) == ("int8", 10, 3)
 
 
+def test_layers_inside_another_node_are_named(artifact: Artifact) -> None:
+    nodes = [
+        LayerTime(layer.name, "QAttention" if layer.name.endswith("qkv") else "MatMul", "int8", 1000)
+        for layer in artifact.manifest.layers
+        if not layer.name.endswith((".scores", ".context"))
+    ]
+    found = explain("a", artifact.manifest, [nodes] * 3, [nodes] * 3)
+    fused = [line for line in found.sentences if line.startswith("Fused")]
+    assert len(fused) == 1 and "× QAttention, with blocks.*.attn.scores and blocks.*.attn.context inside." in fused[0]
+
+
 def test_why_integers_gain_nothing(artifact: Artifact) -> None:
     """What the layers save goes into rounding and moving; a processor may have no instruction for it."""
     plain = times(10)

@@ -22,6 +22,7 @@ _MOVING = ("Transpose", "Reorder", "Reshape", "Reformat", "Permute")
 _WORTH_SAYING = 0.03  # of the whole time
 _FASTER = 1.05  # less than this is no gain
 _LAYERS = ("patch embedding", "attention", "mlp", "head", "fused")
+_ATTENTION = re.compile(r"Attention|MHA|Subgraph|Snippet", re.IGNORECASE)
 _BLOCK = re.compile(r"blocks\.\d+\.")
 #: In the names of instruction sets that multiply bytes and add in 32 bits.
 _DOT_PRODUCTS = ("vnni", "dotprod", "i8mm", "amx_int8", "sme")
@@ -93,7 +94,7 @@ def explain_profiles(
     )
     sentences = [*_precisions(plan, total)]
     if plain is not None and placed is not None:
-        sentences += _speed(plain, placed, precision, isa)
+        sentences += _speed(plain, placed, plan, precision, isa)
     sentences += _sensitivities(plan)
     return Explained(artifact=artifact, layers=layers, sentences=tuple(sentences))
 
@@ -132,7 +133,9 @@ def _precisions(layers: Sequence[LayerPlan], total: int) -> list[str]:
     return said
 
 
-def _speed(plain: Profile, placed: Profile, precision: str, isa: Sequence[str] | None) -> list[str]:
+def _speed(
+    plain: Profile, placed: Profile, plan: Sequence[LayerPlan], precision: str, isa: Sequence[str] | None
+) -> list[str]:
     """What became faster or slower, part by part, by the runtime's own profile."""
     before, after = by_part(plain), by_part(placed)
     whole, now = sum(before.values()), sum(after.values())
@@ -157,7 +160,7 @@ def _speed(plain: Profile, placed: Profile, precision: str, isa: Sequence[str] |
     if moving:
         was = f"float32 has {len(moved)}, {_us(moved)} µs" if moved else "float32 has none"
         said.append(f"Only moving data (transposes, reorders), {_nodes(moving)}: {_spent(moving)}; {was}.")
-    said += _fused(placed)
+    said += _fused(placed, plan)
     return said + _why_not_faster(plain, placed, ratio, precision, isa)
 
 
@@ -221,16 +224,28 @@ def _spent(nodes: Sequence[Layer]) -> str:
     return f"{_us(nodes)} µs, {'most of it at' if len(places) > 3 else 'at'} {where}"
 
 
-def _fused(profile: Profile) -> list[str]:
+def _fused(profile: Profile, plan: Sequence[LayerPlan]) -> list[str]:
     """Nodes that are several of the model's layers, by the operator that they became."""
     kinds: dict[str, list[str]] = {}
     for layer in profile.layers:
         if "+" in layer.name:
             kinds.setdefault(layer.operator, []).append(layer.name)
-    return [
+    said = [
         f"Fused: {len(names)} × {operator}, each several of the model's layers in one, such as {names[0]}."
         for operator, names in kinds.items()
     ]
+    named = {name for layer in profile.layers for name in layer.name.split("+")}
+    inside: dict[str, dict[str, list[str]]] = {}
+    for missing in (layer.name for layer in plan if layer.name not in named):
+        group = missing.rpartition(".")[0]
+        for node in profile.layers:
+            if node.name.rpartition(".")[0] == group and _ATTENTION.search(node.operator):
+                inside.setdefault(node.operator, {}).setdefault(node.name, []).append(_BLOCK.sub("blocks.*.", missing))
+                break
+    for operator, nodes in inside.items():
+        words = " and ".join(dict.fromkeys(name for names in nodes.values() for name in names))
+        said.append(f"Fused: {len(nodes)} × {operator}, with {words} inside.")
+    return said
 
 
 def _sensitivities(layers: Sequence[LayerPlan]) -> list[str]:
