@@ -29,6 +29,10 @@ EXTRAS = {
     "onnxruntime": (("onnxruntime",), "run ONNX Runtime artifacts"),
     "host": (("onnx", "onnxruntime", "safetensors"), "import models, quantize, export"),
     "openvino": (("openvino",), "export for OpenVINO and run its artifacts"),
+    "nncf": (
+        ("nncf", "openvino", "onnx", "onnxruntime", "safetensors"),
+        "let NNCF's quantization compete on OpenVINO (export --autotune)",
+    ),
     "tensorrt": (("tensorrt", "cuda"), "build and run TensorRT engines on an NVIDIA GPU"),
     "tensorrt-rtx": (("tensorrt_rtx",), "build engines for RTX GPUs, and referee TensorRT's graphs without a GPU"),
     "nvml": (("pynvml",), "an NVIDIA GPU's clocks, power and memory while measuring"),
