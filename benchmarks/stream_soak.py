@@ -137,6 +137,7 @@ def soak(
         for item in engine.items():
             lost += getattr(item, "kind", "") == "lost"
             if time.monotonic() - begin > seconds or (reconnects is not None and lost >= reconnects):
+                over.set()  # what is let go at the end isn't a sample
                 engine.stop()
         over.set()
         watcher.join()
@@ -186,21 +187,19 @@ class _Kept:
 def _watch(engine: Engine, kept: _Kept, over: threading.Event) -> None:
     begin = time.monotonic()
     while not over.wait(PERIOD_S):
-        if _connected(engine):
+        if memory := _memory(engine):
             descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-            found = Sample(time.monotonic() - begin, _memory(engine), descriptors, threading.active_count())
-            if _connected(engine):
-                kept.append(found)
+            kept.append(Sample(time.monotonic() - begin, memory, descriptors, threading.active_count()))
 
 
-def _connected(engine: Engine) -> bool:
-    return bool(engine._lanes) and all(lane.capture.state == "connected" for lane in engine._lanes)
-
-
-def _memory(engine: Engine) -> dict[str, Memory]:
-    children = {lane.source.name: lane.capture._child for lane in engine._lanes}
-    readers = {name: Memory.of(child.pid) for name, child in children.items() if child is not None}
-    return {"engine": Memory.of(os.getpid()), **readers}
+def _memory(engine: Engine) -> dict[str, Memory] | None:
+    """Of this process and every source's reader; None unless they're all connected."""
+    found = {"engine": Memory.of(os.getpid())}
+    for lane in engine._lanes:
+        child = lane.capture._child
+        found[lane.source.name] = Memory.of(child.pid) if child is not None else Memory(0.0, 0.0)
+    connected = bool(engine._lanes) and all(lane.capture.state == "connected" for lane in engine._lanes)
+    return found if connected and all(one.own_mb for one in found.values()) else None
 
 
 def hurry(kind: str, frames: int, *, rate: float = 0, sinks: Sequence[QueuedSink] = ()) -> dict[str, Any]:
@@ -220,10 +219,10 @@ def hurry(kind: str, frames: int, *, rate: float = 0, sinks: Sequence[QueuedSink
         engine = Engine(opened, parse_sources(settings.source), settings, sinks)
         last = 0.0
         for _ in engine.items():
-            if time.monotonic() - last < PERIOD_S / 5 or not _connected(engine):
+            if time.monotonic() - last < PERIOD_S / 5:
                 continue
-            last, books, memory = time.monotonic(), engine._lanes[0].capture.books, _memory(engine)
-            if kind in memory:
+            last, books = time.monotonic(), engine._lanes[0].capture.books
+            if memory := _memory(engine):
                 kept.append([books.captured, memory[kind].own_mb, books.classified, memory["engine"].own_mb])
             if books.captured >= frames and books.classified >= frames / 2:
                 engine.stop()
