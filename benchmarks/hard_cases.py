@@ -92,7 +92,7 @@ def main() -> int:
     for bar in bars:
         print(bar)
     if arguments.document:
-        document(rows, f"{len(pictures)} pictures of {images.source.name}; {versions(where)}")
+        document(rows, f"{where['processor']}, {len(pictures)} pictures of {images.source.name}, {versions(where)}")
     return 0 if all(bar.met for bar in bars) else 7
 
 
@@ -153,7 +153,7 @@ def document(rows: list[dict[str, Any]], where: str) -> None:
     table += [f"| {name} | {' | '.join(cells[name, case] for case in cases)} |" for name in names]
     told = "Each cell: points of top-1 lost / per cent of the pictures called differently / mean KL."
     before, rest = DOCUMENT.read_text().split(START)
-    text = "\n".join([START, f"{where}. {told}", "", *table, END])
+    text = "\n".join([START, f"{where}.", told, "", *table, END])
     DOCUMENT.write_text(before + text + rest.split(END)[1])
 
 
