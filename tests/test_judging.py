@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 import vitedge
 from vitedge.errors import InvalidResultError, UsageError
+from vitedge.runtimes.session import Session
 from vitedge.target import load_target
 
 
@@ -146,3 +148,19 @@ def test_the_fastest_that_holds_is_taken_and_remembered(
     assert calls == [forms]
     with pytest.raises(UsageError, match="--with-candidates"):
         vitedge.export(small_model, "raspberry-pi-5", "int8", tmp_path / "pi", **asked)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_a_runtime_that_computes_something_else_is_caught(
+    target: str, small_model: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(target)
+    infer = Session.map_batches
+
+    def fused_wrongly(session: Session, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        return (logits[::-1] for logits in infer(session, images))
+
+    monkeypatch.setattr(Session, "map_batches", fused_wrongly)
+    with pytest.raises(InvalidResultError, match="computes something else than the graph says") as caught:
+        vitedge.export(small_model, target, "int8", tmp_path / "a", data=small_data, num_samples=16)
+    assert caught.value.exit_code == 7 and not (tmp_path / "a").exists()

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 #: Inferences per profile.
 PROFILED = 30
+#: How far a runtime's logits may lie from the interpreted arithmetic, of the largest: kernels round a value here and
+#: there to the neighbouring step, which makes up to two hundredths; what a runtime gets wrong is off by tenths.
+AS_WRITTEN = 0.1
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,7 @@ def build(
         _finite(plan, logits, "the placed graph's logits")
         if running.session is not None:
             _prove(plan, manifest, running.session)
+            _as_written(plan, placed, logits, materials.inputs)
         found = materials.jury.judge(running) if lossy and materials.jury is not None else None
     progress("prove", 1, 1)
     golden = replace(manifest.golden, executed_by=running.executed_by, deviation=deviation(logits, materials.reference))
@@ -221,6 +225,26 @@ def _prove(plan: Plan, manifest: Manifest, session: Session) -> None:
         raise InvalidResultError(
             plan.asked,
             f"{len(unmet)} layers don't run as planned in {plan.target.runtime}: {', '.join(unmet[:4])}",
+            "nothing was published; export another --precision, or report this graph",
+        )
+
+
+def _as_written(plan: Plan, placed: Placed, logits: NDArray[np.float32], inputs: NDArray[np.uint8]) -> None:
+    """What the runtime computes has to be what its graph says: fusing has been seen to change it.
+
+    Raises:
+        InvalidResultError: it's further from the arithmetic, interpreted, than :data:`AS_WRITTEN`.
+    """
+    from vitedge.runtimes.onnxruntime.interpret import run_graph
+
+    if placed.interpretable is None:
+        return
+    found = deviation(logits, run_graph(placed.interpretable, inputs))
+    if found > AS_WRITTEN:
+        raise InvalidResultError(
+            plan.asked,
+            f"{plan.target.runtime} computes something else than the graph says: its logits are off by {found:.1%} of "
+            "the largest",
             "nothing was published; export another --precision, or report this graph",
         )
 

@@ -31,6 +31,8 @@ WORTHWHILE = 0.1
 #: How many times as far as the typical channel's all channels together have to reach before an operator is thought of:
 #: less uneven ones don't get under a tenth.
 _UNEVEN = 8.0
+#: OpenVINO 2026.4 fuses the rounding behind these into them, and takes channels' constants along another axis.
+_REDUCTIONS = ("GlobalAveragePool", "GlobalMaxPool", "ReduceMax", "ReduceMean", "ReduceSum")
 _ROWS = 1024  # of the reservoir, for choosing among them
 _SMALLEST = 1e-3  # a channel's share of the largest spread, below which it isn't widened any further
 
@@ -203,7 +205,7 @@ def migrate_inputs(
         tensor = node.output[0] if len(node.output) == 1 else ""
         behind = [reader for reader in readers.get(tensor, []) if reader.name in by_name]
         linears = [by_name[reader.name] for reader in behind if by_name[reader.name].view.key == tensor]
-        if not linears or len(linears) < len(behind) or tensor not in observed:
+        if not linears or len(linears) < len(behind) or tensor not in observed or node.op_type in _REDUCTIONS:
             continue
         together = np.concatenate([layer.matrix for layer in linears], axis=1)
         shift, scale = by_operators(observed[tensor], together, scheme, settings, centred=node.op_type == "Gelu")

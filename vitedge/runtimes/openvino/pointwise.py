@@ -41,12 +41,16 @@ def pointwise_linears(model: onnx.ModelProto, plain: onnx.ModelProto, names: Col
     Args:
         model: what :func:`vitedge.quantize.qdq.insert_qdq` made of ``plain``: weights come through ``X.weight.dq``.
         plain: the float graph.
-        names: of quantized layers; convolutions, and linears whose input's shape isn't known, stay as they are.
+        names: of quantized layers; convolutions, and linears whose input's shape isn't known, stay as they are. So do
+            linears behind a Concat: the plugin rounds its parts one by one, which only its linears then take.
     """
-    known = shapes(pin_batch(plain, 1))
+    known, writers = shapes(pin_batch(plain, 1)), producers(plain)
+    joined = {tensor for tensor, node in writers.items() if node.op_type == "Concat"}
     axes = {layer.name: len(known.get(layer.input, ())) for layer in linear_layers(plain) if layer.kind == "linear"}
     chosen = {
-        layer.name: layer for layer in linear_layers(plain) if layer.name in names and axes.get(layer.name, 0) > 1
+        layer.name: layer
+        for layer in linear_layers(plain)
+        if layer.name in names and axes.get(layer.name, 0) > 1 and layer.input not in joined
     }
     weights = {f"{name}.weight.dq": layer for name, layer in chosen.items()}
     biases = {layer.bias_node.name for layer in chosen.values() if layer.bias_node}
