@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitedge.cli.options import Device, NoBuild
+from vitedge.cli.options import Device, Json, NoBuild, Quiet
 
 if TYPE_CHECKING:
     from vitedge.result import Result
@@ -111,13 +111,13 @@ def bench(
         bool, typer.Option("--profile", help="Time every layer, too, and add them up by part and block of the model.")
     ] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the result with its raw samples.")] = None,
-    json: Annotated[str | None, typer.Option("--json", help="Write JSON to a file, or to stdout with -.")] = None,
+    json: Json = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the interrupted measurement in --out, if there is one.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing result.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 7 when a row isn't valid.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure the latency of one or more artifacts on this machine; raw samples are kept with their circumstances.
 

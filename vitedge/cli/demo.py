@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vitedge.cli.options import Json, Quiet
+
 
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path("vitedge-demo"),
@@ -14,8 +16,8 @@ def demo(
     duration: Annotated[
         float, typer.Option("--duration", min=0.1, help="Seconds of latency measurement for each artifact.")
     ] = 3.0,
-    json: Annotated[str | None, typer.Option("--json", help="Write JSON to a file, or to stdout with -.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    json: Json = None,
+    quiet: Quiet = False,
 ) -> None:
     """Take the embedded model through the whole line: export, verify, measure, evaluate, classify, report.
 

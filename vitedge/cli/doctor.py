@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
+from vitedge.cli.options import Json
 
 
 def doctor(
-    json: Annotated[str | None, typer.Option("--json", help="Write JSON to a file, or to stdout with -.")] = None,
+    json: Json = None,
 ) -> None:
     """Say what this machine is and what it can run: instructions, cores, memory, runtimes, GPU, cameras, targets.
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vitedge.cli.options import Json, Quiet
+
 
 def export(
     model: Annotated[Path, typer.Argument(help="A model folder, as `vitedge import` or `vitedge train` writes it.")],
@@ -61,8 +63,8 @@ def export(
     batch: Annotated[int | None, typer.Option("--batch", "-b", min=1, max=1024, help="Pictures per inference.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing artifact.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and stop.")] = False,
-    json: Annotated[str | None, typer.Option("--json", help="Write JSON to a file, or to stdout with -.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    json: Json = None,
+    quiet: Quiet = False,
 ) -> None:
     """Quantize and export a model for one or more targets.
 

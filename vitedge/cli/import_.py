@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vitedge.cli.options import Json
+
 
 def import_(
     out: Annotated[Path, typer.Option("--out", "-o", help="The model folder to write.")],
@@ -99,7 +101,7 @@ def import_(
     ] = None,
     licence: Annotated[str | None, typer.Option("--licence", help="The model's licence.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing model folder.")] = False,
-    json: Annotated[str | None, typer.Option("--json", help="Write JSON to a file, or to stdout with -.")] = None,
+    json: Json = None,
 ) -> None:
     """Bring a published ViT, a torch module or an ONNX file into a model folder, proving that nothing changed.
 

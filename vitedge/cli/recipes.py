@@ -6,10 +6,12 @@ from typing import Annotated
 
 import typer
 
+from vitedge.cli.options import Json
+
 
 def recipes(
     name: Annotated[str | None, typer.Argument(help="Show this recipe, or TOML file, fully.")] = None,
-    json: Annotated[str | None, typer.Option("--json", help="Write JSON to a file, or to stdout with -.")] = None,
+    json: Json = None,
 ) -> None:
     """List the recipes: how calibration images are observed, and how numbers become integers.
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vitedge.cli.options import Json
+
 
 def targets(
     name: Annotated[str | None, typer.Argument(help="Show this target, or TOML file, fully.")] = None,
@@ -14,7 +16,7 @@ def targets(
         Path | None,
         typer.Option("--new", help="Write a commented target file to start from: the one named, or a template."),
     ] = None,
-    json: Annotated[str | None, typer.Option("--json", help="Write JSON to a file, or to stdout with -.")] = None,
+    json: Json = None,
 ) -> None:
     """List the targets: the devices that artifacts are exported for, and the precisions each one runs.
 
