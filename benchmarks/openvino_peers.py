@@ -17,33 +17,40 @@ thread's processor time instead of latency.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx
-from msgspec.structs import replace
 from numpy.typing import NDArray
-from peer_bars import MODELS, Bar, circumstances, divergence, frames, open_model, race, speedup, typical, write
+from peer_bars import (
+    FLOAT,
+    MODELS,
+    NNCF,
+    OURS,
+    Bar,
+    Seconds,
+    clock_of,
+    command_line,
+    divergences,
+    frames,
+    hold,
+    placing,
+    race,
+    speedup,
+    table,
+    time_bar,
+    timed,
+)
 
 from vitedge.graph.surgery import load, pin_batch, to_bytes
 from vitedge.model_folder import Model
-from vitedge.quantize.observe import observe
-from vitedge.quantize.statistics import Statistics
-from vitedge.recipe import load_recipe
-from vitedge.runtimes.contract import Request
 from vitedge.runtimes.openvino.facts import load as load_openvino
-from vitedge.runtimes.openvino.placement import place
-from vitedge.target import Candidate, Option, load_target
+from vitedge.target import Candidate, Option
 
-CALIBRATED = 300
 FEW = 16  # pictures for a model of which only latency is asked
-OURS, FLOAT, NNCF = "vitedge", "float32", "NNCF"
 COMMON: dict[str, Option] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
 Made = tuple[Any, dict[str, Option]]  # OpenVINO's model, and the options it is compiled with
 
@@ -51,40 +58,16 @@ ov: Any = load_openvino()
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("models", nargs="*", default=list(MODELS))
-    parser.add_argument("--calibrate", type=int, default=CALIBRATED)
-    parser.add_argument("--evaluate", type=int, default=500)
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--target", default="openvino")
-    parser.add_argument("--recipe", default="default")
-    parser.add_argument("--isa", help="what the target promises: avx2, avx512_vnni, …")
+    parser = command_line(__doc__, "openvino")
     parser.add_argument("--profile", action="store_true", help="where the time goes, by operator")
-    parser.add_argument("--cpu-time", action="store_true", help="one thread, and the processor time that it takes")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    logging.disable(logging.WARNING)
-    threads = 1 if arguments.cpu_time else arguments.threads
-    where = circumstances(("openvino", "nncf", "onnx"), threads)
-    print(f"{where['processor']}, {' '.join(where['isa'])}; {where['versions']}; {threads} threads, batch 1")
-    bars, details = list[Bar](), dict[str, Any]()
-    with tempfile.TemporaryDirectory() as folder:
-        for name in arguments.models:
-            found, details[name] = judge(name, open_model(name, Path(folder)), arguments, threads)
-            bars += found
-    print(*bars, sep="\n")
-    if arguments.out:
-        where["clock"] = "processor time" if arguments.cpu_time else "latency"
-        write(arguments.out, where, bars, {"models": details})
-    return 0 if all(bar.met for bar in bars) else 7
+    return hold(parser.parse_args(), ("openvino", "nncf", "onnx"), judge)
 
 
 def judge(name: str, model: Model, arguments: argparse.Namespace, threads: int) -> tuple[list[Bar], dict[str, Any]]:
     """The bars of one model, and a row for each contender."""
     trained = name not in MODELS or name == "embedded"
     calibration = frames(model, "calibration", FEW if name == "ViT-S/16" else arguments.calibrate)
-    core, seconds = ov.Core(), dict[str, tuple[float, float]]()
+    core, seconds = ov.Core(), dict[str, Seconds]()
     requests, models = dict[str, Any](), dict[str, Made]()
     for label, make in (*ours(model, calibration, arguments), *peers(model, calibration)):
         models[label], seconds[label] = timed(make)
@@ -94,23 +77,10 @@ def judge(name: str, model: Model, arguments: argparse.Namespace, threads: int) 
         wanted = {**options, "INFERENCE_NUM_THREADS": threads}
         requests[label] = core.compile_model(graph, "CPU", wanted).create_infer_request()
         requests[label].get_input_tensor().data[:] = calibration[:1]
-    clock = time.thread_time_ns if arguments.cpu_time else time.perf_counter_ns
-    raced = race({label: caller(one) for label, one in requests.items()}, arguments.rounds, clock=clock)
-    lost = dict[str, float]()
-    if trained:
-        held_out = frames(model, "held-out", arguments.evaluate)
-        exact = logits(requests[FLOAT], held_out)
-        lost = {label: float(divergence(exact, logits(one, held_out)).mean()) for label, one in requests.items()}
-    rows = {}
-    print(f"\n{name}: {len(calibration)} pictures calibrated")
-    for label in requests:
-        speed, (wall, cpu) = speedup(raced[FLOAT], raced[label]), seconds.get(label, (0.0, 0.0))
-        divergent = f"{lost[label]:11.3g}" if trained else ""
-        print(
-            f"{label:34s} {typical(raced[label]):9.3f} ms {speed.value:6.2f}x [{speed.low:.2f}, {speed.high:.2f}]"
-            f"{divergent}  made in {wall:6.1f} s ({cpu:.1f} s of processors)"
-        )
-        rows[label] = {"rounds_ns": raced[label], "mean_kl": lost.get(label), "made_s": wall, "made_cpu_s": cpu}
+    raced = race({label: caller(one) for label, one in requests.items()}, arguments.rounds, clock=clock_of(arguments))
+    answers = {label: partial(logits, one) for label, one in requests.items()}
+    lost = divergences(model, arguments.evaluate, answers) if trained else {}
+    rows = table(name, raced, lost, seconds, len(calibration))
     if arguments.profile:
         for label in (FLOAT, OURS, *(word for word in requests if word.startswith(NNCF))):
             graph, options = models[label]
@@ -127,16 +97,7 @@ def bars_of(
         yield Bar(f"{name}, speed over {label}", speed.value, 1.0, low=speed.low, high=speed.high)
     if NNCF in lost:
         yield Bar(f"{name}, mean KL against {NNCF}", lost[OURS], lost[NNCF], at_least=False)
-    if name == "ViT-Ti/16" and NNCF in seconds:
-        at, what = (1, "processor seconds") if arguments.cpu_time else (0, "seconds")
-        yield Bar(f"{name}, {what} to quantize", seconds[OURS][at], seconds[NNCF][at], at_least=False)
-
-
-def timed(make: Callable[[], Any]) -> tuple[Any, tuple[float, float]]:
-    """What it makes, and (seconds, seconds of processors) that it took."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    made = make()
-    return made, (time.perf_counter() - wall, time.process_time() - cpu)
+    yield from time_bar(name, seconds, arguments)
 
 
 # --- contenders ------------------------------------------------------------------------------------------------------
@@ -146,26 +107,10 @@ def ours(
     model: Model, calibration: NDArray[np.uint8], arguments: argparse.Namespace
 ) -> Iterator[tuple[str, Callable[[], Made]]]:
     """The target's forms: the first is what an export gives, and the one whose time counts; then float32."""
-    target, recipe, graph = load_target(arguments.target), load_recipe(arguments.recipe), load(model.onnx_path)
-    if arguments.isa:
-        target = replace(target, isa=arguments.isa)
-    kept: list[Statistics] = []
+    target, place = placing(model, calibration, arguments)
 
     def make(candidate: Candidate) -> Made:
-        quantized = candidate.precision == "int8"
-        if quantized and not kept:
-            kept.append(observe(graph, calibration, recipe.observe, key="benchmark"))
-        wish = Request(
-            graph=graph,
-            target=target,
-            candidate=candidate,
-            batch=1,
-            preprocessing=model.record.preprocessing,
-            classes=model.record.classes,
-            recipe=recipe if quantized else None,
-            statistics=kept[0] if quantized else None,
-        )
-        placed = place(wish)
+        placed = place(candidate)
         return ov.Core().read_model(*placed.files.values()), dict(placed.runtime_options)
 
     first = target.candidates("int8")[0]

@@ -1,19 +1,19 @@
-"""What the scripts that hold INT8 against other quantizers share: models, races in turns, bars, circumstances.
-
-from peer_bars import Bar, circumstances, open_model, race, speedup, write
-"""
+"""What the scripts that hold INT8 against other quantizers share: models, our forms, races, bars, circumstances."""
 
 from __future__ import annotations
 
+import argparse
 import gc
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import random
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,16 +21,27 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
+from random_models import random_model
 
-from vitedge import embedded
+from vitedge import embedded, runtimes
+from vitedge.accuracy.fidelity import divergence
+from vitedge.graph.surgery import load
 from vitedge.hardware import processor
-from vitedge.model_folder import Model, ModelRecord, Origin, class_table, write_model
+from vitedge.model_folder import Model
 from vitedge.pipeline import import_model
+from vitedge.quantize.observe import observe
+from vitedge.quantize.statistics import Statistics
+from vitedge.recipe import load_recipe
+from vitedge.runtimes.contract import Placed, Request
+from vitedge.target import Candidate, Target, load_target
 
 #: Models of the bars by the name of their rows; "embedded" comes with vitedge, the others get random weights, on
 #: whose values latency doesn't depend.
 MODELS = {"embedded": "embedded", "ViT-Ti/16": "vit_tiny_patch16_224", "ViT-S/16": "vit_small_patch16_224"}
+CALIBRATED = 300
+OURS, FLOAT, NNCF = "vitedge", "float32", "NNCF"
 RESAMPLES, CONFIDENCE = 2000, 0.95
 Rounds = dict[str, list[list[int]]]  # by contender and round: nanoseconds of each inference
 
@@ -42,30 +53,7 @@ def open_model(name: str, folder: Path) -> Model:
     out = folder / MODELS[name]
     if out.exists():
         return Model.open(out)
-    return import_model("embedded", out) if name == "embedded" else _random_model(MODELS[name], out)
-
-
-def _random_model(name: str, out: Path) -> Model:
-    from vitedge.graph.author import author_vit, expected_parameters
-    from vitedge.models.zoo import zoo_config
-    from vitedge.preprocessing import Preprocessing
-
-    config, generator = zoo_config(name, num_classes=1000), np.random.default_rng(0)
-    arrays = {}
-    for key, shape in expected_parameters(config):
-        gain = key.endswith(("weight", "gamma")) and len(shape) == 1
-        spread = 1 / np.sqrt(np.prod(shape[1:])) if len(shape) > 1 else 0.1
-        arrays[key] = (gain + spread * generator.standard_normal(shape)).astype(np.float32)
-    preprocessing = Preprocessing(size=(224, 224))
-    graph = author_vit(config, arrays, mean=preprocessing.mean, std=preprocessing.std, name=name)
-    record = ModelRecord(
-        name=name,
-        classes=class_table([f"class {number}" for number in range(1000)]),
-        preprocessing=preprocessing,
-        origin=Origin(kind="train", source="random weights"),
-        architecture=config,
-    )
-    return write_model(out, record, {"model.onnx": graph.SerializeToString(deterministic=True)})
+    return import_model("embedded", out) if name == "embedded" else Model.open(random_model(MODELS[name], out))
 
 
 def frames(model: Model, name: embedded.Pictures, count: int) -> NDArray[np.uint8]:
@@ -135,20 +123,6 @@ def speedup(slow: Sequence[Sequence[int]], fast: Sequence[Sequence[int]], *, see
     return Ratio(float(np.median(pairs[:, 0]) / np.median(pairs[:, 1])), float(low), float(high))
 
 
-# --- fidelity --------------------------------------------------------------------------------------------------------
-
-
-def divergence(exact: NDArray[Any], found: NDArray[Any]) -> NDArray[np.float64]:
-    """KL(softmax exact ‖ softmax found) of each row of logits [n, classes], in nats: float64 [n]."""
-    p, q = (_log_softmax(np.asarray(values, np.float64)) for values in (exact, found))
-    return np.asarray((np.exp(p) * (p - q)).sum(axis=1))
-
-
-def _log_softmax(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    shifted = values - values.max(axis=1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
-
-
 # --- bars ------------------------------------------------------------------------------------------------------------
 
 
@@ -195,3 +169,117 @@ def write(path: Path, where: Mapping[str, Any], bars: Sequence[Bar], details: Ma
     """The result file: circumstances, bars with their verdicts, and what they were taken from."""
     judged = [{**asdict(bar), "met": bar.met} for bar in bars]
     path.write_text(json.dumps({"circumstances": where, "bars": judged, **details}, indent=1) + "\n")
+
+
+# --- a script that races one runtime's contenders --------------------------------------------------------------------
+
+Seconds = tuple[float, float]  # by the clock, and of processors
+Judge = Callable[[str, Model, argparse.Namespace, int], tuple[list[Bar], dict[str, Any]]]
+
+
+def command_line(document: str | None, target: str) -> argparse.ArgumentParser:
+    """The options that such scripts share."""
+    parser = argparse.ArgumentParser(description=(document or "").split("\n")[0])
+    parser.add_argument("models", nargs="*", default=list(MODELS))
+    parser.add_argument("--calibrate", type=int, default=CALIBRATED)
+    parser.add_argument("--evaluate", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--target", default=target)
+    parser.add_argument("--recipe", default="default")
+    parser.add_argument("--isa", help="what the target promises: avx2, avx512_vnni, …")
+    parser.add_argument("--cpu-time", action="store_true", help="one thread, and the processor time that it takes")
+    parser.add_argument("--out", type=Path)
+    return parser
+
+
+def hold(arguments: argparse.Namespace, packages: Sequence[str], judge: Judge) -> int:
+    """Judge every model, print the bars, write the result file; 7 where a bar isn't met."""
+    logging.disable(logging.WARNING)
+    threads = 1 if arguments.cpu_time else arguments.threads
+    where = circumstances(packages, threads)
+    print(f"{where['processor']}, {' '.join(where['isa'])}; {where['versions']}; {threads} threads, batch 1")
+    bars, details = list[Bar](), dict[str, Any]()
+    with tempfile.TemporaryDirectory() as folder:
+        for name in arguments.models:
+            found, details[name] = judge(name, open_model(name, Path(folder)), arguments, threads)
+            bars += found
+    print(*bars, sep="\n")
+    if arguments.out:
+        where["clock"] = "processor time" if arguments.cpu_time else "latency"
+        write(arguments.out, where, bars, {"models": details})
+    return 0 if all(bar.met for bar in bars) else 7
+
+
+def clock_of(arguments: argparse.Namespace) -> Callable[[], int]:
+    """What a race is timed by."""
+    return time.thread_time_ns if arguments.cpu_time else time.perf_counter_ns
+
+
+def timed(make: Callable[[], Any]) -> tuple[Any, Seconds]:
+    """What it makes, and how long that took."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    made = make()
+    return made, (time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def placing(
+    model: Model, calibration: NDArray[np.uint8], arguments: argparse.Namespace
+) -> tuple[Target, Callable[[Candidate], Placed]]:
+    """The target, and what places a candidate of it; the first quantized one observes, for all."""
+    target, recipe, graph = load_target(arguments.target), load_recipe(arguments.recipe), load(model.onnx_path)
+    if arguments.isa:
+        target = replace(target, isa=arguments.isa)
+    kept: list[Statistics] = []
+
+    def place(candidate: Candidate) -> Placed:
+        quantized = candidate.precision == "int8"
+        if quantized and not kept:
+            kept.append(observe(graph, calibration, recipe.observe, key="benchmark"))
+        wish = Request(
+            graph=graph,
+            target=target,
+            candidate=candidate,
+            batch=1,
+            preprocessing=model.record.preprocessing,
+            classes=model.record.classes,
+            recipe=recipe if quantized else None,
+            statistics=kept[0] if quantized else None,
+        )
+        placed: Placed = runtimes.part(target.runtime, "placement").place(wish)
+        return placed
+
+    return target, place
+
+
+def divergences(
+    model: Model, count: int, logits: Mapping[str, Callable[[NDArray[np.uint8]], NDArray[np.float32]]]
+) -> dict[str, float]:
+    """Mean KL from the float32 logits of each contender, on held-out pictures."""
+    pictures = frames(model, "held-out", count)
+    exact = logits[FLOAT](pictures)
+    return {label: float(divergence(exact, run(pictures)).mean()) for label, run in logits.items()}
+
+
+def table(
+    title: str, raced: Rounds, lost: Mapping[str, float], seconds: Mapping[str, Seconds], calibrated: int
+) -> dict[str, Any]:
+    """Print a row for each contender; what the result file holds of them."""
+    print(f"\n{title}: {calibrated} pictures calibrated")
+    rows = {}
+    for label, turns in raced.items():
+        speed, (wall, cpu) = speedup(raced[FLOAT], turns), seconds.get(label, (0.0, 0.0))
+        divergent = f"{lost[label]:11.3g}" if label in lost else ""
+        print(
+            f"{label:34s} {typical(turns):9.3f} ms {speed.value:6.2f}x [{speed.low:.2f}, {speed.high:.2f}]"
+            f"{divergent}  made in {wall:6.1f} s ({cpu:.1f} s of processors)"
+        )
+        rows[label] = {"rounds_ns": turns, "mean_kl": lost.get(label), "made_s": wall, "made_cpu_s": cpu}
+    return rows
+
+
+def time_bar(name: str, seconds: Mapping[str, Seconds], arguments: argparse.Namespace) -> Iterator[Bar]:
+    """Seconds to quantize ViT-Ti/16, not above NNCF's."""
+    if name == "ViT-Ti/16" and NNCF in seconds:
+        at, what = (1, "processor seconds") if arguments.cpu_time else (0, "seconds")
+        yield Bar(f"{name}, {what} to quantize", seconds[OURS][at], seconds[NNCF][at], at_least=False)

@@ -16,68 +16,54 @@ where one isn't met. On a machine with neighbours, ``--cpu-time`` takes one thre
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
-from msgspec.structs import replace
 from numpy.typing import NDArray
-from peer_bars import MODELS, Bar, circumstances, divergence, frames, open_model, race, speedup, typical, write
+from peer_bars import (
+    FLOAT,
+    MODELS,
+    NNCF,
+    OURS,
+    Bar,
+    Seconds,
+    clock_of,
+    command_line,
+    divergences,
+    frames,
+    hold,
+    placing,
+    race,
+    speedup,
+    table,
+    time_bar,
+    timed,
+    typical,
+)
 
 from vitedge.graph.surgery import load, pin_batch, to_bytes
 from vitedge.model_folder import Model
-from vitedge.quantize.observe import observe
-from vitedge.quantize.statistics import Statistics
-from vitedge.recipe import load_recipe
-from vitedge.runtimes.contract import Placed, Request
-from vitedge.runtimes.onnxruntime.placement import place
-from vitedge.target import Candidate, load_target
+from vitedge.runtimes.contract import Placed
+from vitedge.target import Candidate
 
-CALIBRATED = 300
 FEW = 32  # pictures for a model of which only latency is asked
 #: (at least so many times as fast as the best peer, as float32)
 SPEEDS = {"embedded": (1.0, 1.0), "ViT-Ti/16": (1.2, 2.0), "ViT-S/16": (1.2, 1.0)}
-OURS, FLOAT, NNCF = "vitedge", "float32", "NNCF"
 Graphs = dict[str, tuple[onnx.ModelProto, dict[str, Any]]]  # by contender: the graph, and session options
 Make = Callable[[], onnx.ModelProto]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("models", nargs="*", default=list(MODELS))
-    parser.add_argument("--calibrate", type=int, default=CALIBRATED)
-    parser.add_argument("--evaluate", type=int, default=500)
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--target", default="onnxruntime")
-    parser.add_argument("--recipe", default="default")
-    parser.add_argument("--isa", help="what the target promises: avx2, avx512_vnni, …")
+    parser = command_line(__doc__, "onnxruntime")
     parser.add_argument("--only-ours", action="store_true", help="without the peers: float32 and our forms")
-    parser.add_argument("--cpu-time", action="store_true", help="one thread, and the processor time that it takes")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    logging.disable(logging.WARNING)
-    threads = 1 if arguments.cpu_time else arguments.threads
-    where = circumstances(("onnxruntime", "onnx", "nncf"), threads)
-    print(f"{where['processor']}, {' '.join(where['isa'])}; {where['versions']}; {threads} threads, batch 1")
-    bars, details = list[Bar](), dict[str, Any]()
-    with tempfile.TemporaryDirectory() as folder:
-        for name in arguments.models:
-            found, rows = judge(name, open_model(name, Path(folder)), arguments, threads)
-            bars += found
-            details[name] = rows
-    print(*bars, sep="\n")
-    if arguments.out:
-        where["clock"] = "processor time" if arguments.cpu_time else "latency"
-        write(arguments.out, where, bars, {"models": details})
-    return 0 if all(bar.met for bar in bars) else 7
+    return hold(parser.parse_args(), ("onnxruntime", "onnx", "nncf"), judge)
 
 
 def judge(name: str, model: Model, arguments: argparse.Namespace, threads: int) -> tuple[list[Bar], dict[str, Any]]:
@@ -86,36 +72,19 @@ def judge(name: str, model: Model, arguments: argparse.Namespace, threads: int) 
     trained = name not in MODELS or name == "embedded"
     calibration = frames(model, "calibration", FEW if name == "ViT-S/16" else arguments.calibrate)
     graphs: Graphs = {FLOAT: (pin_batch(graph, 1), {})}
-    seconds: dict[str, tuple[float, float]] = {}
-    forms, rest = dict[str, Placed](), ours(model, graph, calibration, arguments)
-    for label, make in rest:
-        forms[label], seconds[label] = timed(make)
-        graphs[label] = (
-            onnx.load_from_string(forms[label].files[forms[label].graph]),
-            dict(forms[label].runtime_options),
-        )
+    seconds: dict[str, Seconds] = {}
+    for label, make in ours(model, calibration, arguments):
+        placed, seconds[label] = timed(make)
+        graphs[label] = onnx.load_from_string(placed.files[placed.graph]), dict(placed.runtime_options)
     for label, quantize in () if arguments.only_ours else peers(graph, calibration):
         made, seconds[label] = timed(quantize)
         graphs[label] = pin_batch(made, 1), {}
     opened = {label: session(*each, threads) for label, each in graphs.items()}
-    clock = time.thread_time_ns if arguments.cpu_time else time.perf_counter_ns
     calls = {label: caller(one, calibration[:1]) for label, one in opened.items()}
-    raced = race(calls, arguments.rounds, clock=clock)
-    lost = {}
-    if trained:
-        held_out = frames(model, "held-out", arguments.evaluate)
-        exact = logits(opened[FLOAT], held_out)
-        lost = {label: float(divergence(exact, logits(one, held_out)).mean()) for label, one in opened.items()}
-    rows = {}
-    print(f"\n{name}: {len(calibration)} pictures calibrated")
-    for label in opened:
-        speed, (wall, cpu) = speedup(raced[FLOAT], raced[label]), seconds.get(label, (0.0, 0.0))
-        divergent = f"{lost[label]:11.3g}" if trained else ""
-        print(
-            f"{label:32s} {typical(raced[label]):9.3f} ms {speed.value:6.2f}x [{speed.low:.2f}, {speed.high:.2f}]"
-            f"{divergent}  made in {wall:6.1f} s ({cpu:.1f} s of processors)"
-        )
-        rows[label] = {"rounds_ns": raced[label], "mean_kl": lost.get(label), "made_s": wall, "made_cpu_s": cpu}
+    raced = race(calls, arguments.rounds, clock=clock_of(arguments))
+    answers = {label: partial(logits, one) for label, one in opened.items()}
+    lost = divergences(model, arguments.evaluate, answers) if trained else {}
+    rows = table(name, raced, lost, seconds, len(calibration))
     return list(bars_of(name, raced, lost, seconds, arguments)), rows
 
 
@@ -135,53 +104,22 @@ def bars_of(
     if lost:
         least = min((label for label in (*shipped, NNCF) if label in lost), key=lambda label: lost[label])
         yield Bar(f"{name}, mean KL against {least}", lost[OURS], lost[least], at_least=False)
-    if name == "ViT-Ti/16" and NNCF in seconds:
-        at = 1 if arguments.cpu_time else 0
-        what = "processor seconds" if arguments.cpu_time else "seconds"
-        yield Bar(f"{name}, {what} to quantize", seconds[OURS][at], seconds[NNCF][at], at_least=False)
-
-
-def timed(make: Callable[[], Any]) -> tuple[Any, tuple[float, float]]:
-    """What it makes, and (seconds, seconds of processors) that it took."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    made = make()
-    return made, (time.perf_counter() - wall, time.process_time() - cpu)
+    yield from time_bar(name, seconds, arguments)
 
 
 # --- contenders ------------------------------------------------------------------------------------------------------
 
 
 def ours(
-    model: Model, graph: onnx.ModelProto, calibration: NDArray[np.uint8], arguments: argparse.Namespace
+    model: Model, calibration: NDArray[np.uint8], arguments: argparse.Namespace
 ) -> Iterator[tuple[str, Callable[[], Placed]]]:
     """The target's forms: the first is what an export gives, and the one whose time counts."""
-    target, recipe = load_target(arguments.target), load_recipe(arguments.recipe)
-    if arguments.isa:
-        target = replace(target, isa=arguments.isa)
-    kept: list[Statistics] = []
-
-    def make(candidate: Candidate) -> Placed:
-        quantized = candidate.precision == "int8"
-        if quantized and not kept:
-            kept.append(observe(graph, calibration, recipe.observe, key="benchmark"))
-        return place(
-            Request(
-                graph=graph,
-                target=target,
-                candidate=candidate,
-                batch=1,
-                preprocessing=model.record.preprocessing,
-                classes=model.record.classes,
-                recipe=recipe if quantized else None,
-                statistics=kept[0] if quantized else None,
-            )
-        )
-
+    target, place = placing(model, calibration, arguments)
     first = target.candidates("int8")[0]
-    yield OURS, lambda: make(first)
+    yield OURS, lambda: place(first)
     for candidate in target.candidate:
         if candidate not in (first, Candidate(precision="fp32", form="float")):
-            yield f"  form {candidate.form}", lambda candidate=candidate: make(candidate)
+            yield f"  form {candidate.form}", lambda candidate=candidate: place(candidate)
 
 
 def peers(graph: onnx.ModelProto, calibration: NDArray[np.uint8]) -> Iterator[tuple[str, Make]]:

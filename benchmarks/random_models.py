@@ -23,7 +23,7 @@ def random_model(name: str, out: Path, classes: Sequence[str] = tuple(map(str, r
         noise = draw.standard_normal(shape)
         if len(shape) > 1:
             return (noise / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
-        centre = 1.0 if "norm" in parameter and parameter.endswith("weight") else 0.0
+        centre = 1.0 if parameter.endswith(("weight", "gamma")) else 0.0
         return (centre + 0.02 * noise).astype(np.float32)
 
     arrays = {parameter: values(parameter, shape) for parameter, shape in expected_parameters(config, folded_stem=True)}

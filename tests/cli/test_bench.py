@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import fails, vitedge
-from tests.harness.nulls import null_artifact, told_when_measuring, wait_for
+from tests.harness.nulls import null_artifact, stopped_while_measuring, told_when_measuring
 from vitedge.artifact import Artifact
 from vitedge.cli.bench import seconds
 from vitedge.result import read_result
@@ -75,19 +75,9 @@ def test_strict_exits_with_7_and_names_what_is_wrong(artifact: Artifact, tmp_pat
 def test_a_stopped_bench_leaves_a_partial_result(tmp_path: Path, number: signal.Signals, code: int) -> None:
     slow = null_artifact(tmp_path / "a", latency_ms=1.0)
     out = tmp_path / "r.json"
-    arguments = ["bench", slow.path, "--duration", "2", "--iterations", "1000000", "--warmup", "0.05", "--out", out]
-    child = subprocess.Popen(
-        [sys.executable, "-m", "vitedge", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=told_when_measuring(tmp_path),
-    )
-    wait_for(tmp_path / "measuring", child)
-    time.sleep(1.0)  # some blocks
-    child.send_signal(number)
-    printed, err = child.communicate(timeout=60)
-    assert child.returncode == code, err
+    arguments = ("bench", slow.path, "--duration", "2", "--iterations", "1000000", "--warmup", "0.05", "--out", out)
+    returned, printed, err = stopped_while_measuring(tmp_path, number, 1.0, *arguments)  # after some blocks
+    assert returned == code, err
     assert "Traceback" not in err and err.splitlines()[0] == "error: measure latency"
     assert f"received {number.name}" in err and "partial" in printed
     result = read_result(out)

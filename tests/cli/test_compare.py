@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
 from tests.cli.command import fails, vitedge
-from tests.harness.nulls import TARGET, labelled, null_artifact, told_when_measuring, wait_for
+from tests.harness.nulls import TARGET, labelled, null_artifact, stopped_while_measuring
 from tests.reporting import results
 from vitedge.artifact import Artifact
 from vitedge.result import read_result, write_result
@@ -92,19 +89,9 @@ def test_what_cannot_be_compared(one: Artifact, tmp_path: Path) -> None:
 
 def test_a_stopped_comparison_leaves_a_partial_result(one: Artifact, tmp_path: Path) -> None:
     out = tmp_path / "r.json"
-    arguments = ["compare", one.path, one.path, "--duration", "60", "--rounds", "2000", "--out", out, "--quiet"]
-    child = subprocess.Popen(
-        [sys.executable, "-m", "vitedge", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=told_when_measuring(tmp_path),
-    )
-    wait_for(tmp_path / "measuring", child)
-    time.sleep(2)  # some turns
-    child.send_signal(signal.SIGTERM)
-    _, err = child.communicate(timeout=60)
-    assert child.returncode == 143, err
+    arguments = ("compare", one.path, one.path, "--duration", "60", "--rounds", "2000", "--out", out, "--quiet")
+    code, _, err = stopped_while_measuring(tmp_path, signal.SIGTERM, 2.0, *arguments)  # after some turns
+    assert code == 143, err
     result = read_result(out)
     latency = result.rows[0].latency
     assert result.partial and len(result.rows) == 2 and latency is not None and len(latency.samples)

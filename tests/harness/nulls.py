@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -136,3 +138,21 @@ def wait_for(path: Path, child: subprocess.Popen[str]) -> None:
     while not path.exists() and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     assert path.exists(), child.communicate()
+
+
+def stopped_while_measuring(
+    folder: Path, number: signal.Signals, after_s: float, *arguments: object
+) -> tuple[int, str, str]:
+    """Run vitedge, and send the signal so many seconds after its first block began: exit code, output and error."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "vitedge", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=told_when_measuring(folder),
+    )
+    wait_for(folder / "measuring", child)
+    time.sleep(after_s)
+    child.send_signal(number)
+    out, err = child.communicate(timeout=60)
+    return child.returncode, out, err
