@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from vitedge import runtimes
 from vitedge.artifact import GOLDEN_INPUTS, Artifact
@@ -270,8 +271,6 @@ def _held(carrier: Artifact) -> bool:
 
 
 def _renamed(one: Timed, artifact: str) -> Timed:
-    from msgspec.structs import replace
-
     return replace(one, artifact=artifact)
 
 

@@ -6,12 +6,11 @@ import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
 from vitedge import runtimes
 from vitedge.catalogue import cache_folder
 from vitedge.errors import InputError
 from vitedge.files import sha256, write_atomic
+from vitedge.percentiles import percentile
 from vitedge.progress import Progress, silent
 from vitedge.runtimes.chosen import hardware_words
 from vitedge.schema import Record, decode_json, encode_json
@@ -68,10 +67,10 @@ def speeds(
     found = []
     for row in rows:
         assert row.latency is not None
-        times = np.asarray(row.latency.samples.latency_ns) / 1e6
+        times = sorted(row.latency.samples.latency_ns)
         wrong = "; ".join(check.detail for check in row.checks if check.ok is False)
-        p50, p95 = np.percentile(times, (50, 95))
-        found.append(Speed(p50_ms=float(p50), p95_ms=float(p95), wrong=wrong))
+        p50, p95 = (percentile(times, percent) / 1e6 for percent in (50, 95))
+        found.append(Speed(p50_ms=p50, p95_ms=p95, wrong=wrong))
     write_atomic(kept, encode_json(Speeds(speeds=tuple(found))), asked)
     return tuple(found)
 
