@@ -143,7 +143,6 @@ def choose(
     Raises:
         InvalidResultError: none is within the budget.
     """
-    from msgspec.structs import replace
 
     against: dict[int, str] = {}
     for number, one in enumerate(candidates):
