@@ -223,8 +223,6 @@ def test_results_of_the_first_version_are_read(result: Result, tmp_path: Path) -
         del row["latency"]["rules"]["replay"]
     (tmp_path / "result.json").write_text(json.dumps({**old, "schema_version": 1}))
     assert read_result(tmp_path).rows == result.rows
-    published = sorted((Path(__file__).resolve().parents[2] / "benchmarks" / "results").glob("cifar10-test-*.json"))
-    assert published and all(read_result(path).rows for path in published)
 
 
 def test_rows_of_a_sweep_keep_their_latencies(result: Result) -> None:
