@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from vitedge.quantize.integers import weight_limit
 
-DAMPING = 0.01  # of the mean variance, added to each: keeps the inverse sound where inputs are nearly dependent
+DAMPING = 0.01  # of the mean variance, added to each: keeps the factor sound where inputs are nearly dependent
 _BLOCK = 64
 
 
@@ -18,8 +18,9 @@ def gptq(
 ) -> NDArray[np.int8]:
     """Integers with a small Δwᵀ C Δw for every output channel (GPTQ, 2210.17323; scales are given).
 
-    Inputs are taken in the order of falling variance. After input k is rounded, its error times the row of the inverse
-    covariance of what is left goes into the weights that are left; rows of one Cholesky factor give all of these.
+    Inputs are taken in the order of falling variance; what is left of the error of those that are done goes into the
+    next. Written as Babai's nearest plane, which rounds the same (2507.18553): with C = L Lᵀ, last input first, input k
+    is rounded so that row k of Lᵀ Δw is least. That takes one Cholesky factor and no inverse.
 
     Args:
         matrix: weights [K, C_out].
@@ -31,22 +32,30 @@ def gptq(
         int8 [K, C_out].
     """
     limit, size = weight_limit(bits), len(matrix)
-    order = np.argsort(-np.diag(covariance), kind="stable")
-    ridge = DAMPING * float(np.maximum(np.diag(covariance), 0).mean()) or 1.0
-    damped = covariance[np.ix_(order, order)].astype(np.float64) + ridge * np.eye(size)
-    lowest = float(np.linalg.eigvalsh(damped)[0])
-    if lowest < ridge / 2:  # of inputs that hardly vary, the moments' own rounding may be all that there is
-        damped += (ridge - lowest) * np.eye(size)
-    factor = np.linalg.cholesky(np.linalg.inv(damped)).T  # upper: inverse = factorᵀ factor
+    order = np.argsort(-np.diag(covariance), kind="stable")[::-1]
+    factor = _factor(covariance[np.ix_(order, order)].astype(np.float64))
     weights, steps = matrix[order], scale.astype(np.float64)
     rounded = np.zeros(matrix.shape, np.int8)
-    for start in range(0, size, _BLOCK):
-        end = min(start + _BLOCK, size)
-        errors = np.zeros((end - start, matrix.shape[1]))
-        for k in range(start, end):
-            levels = np.clip(np.rint(weights[k] / steps), -limit, limit)
+    errors = np.zeros(matrix.shape)  # of the inputs that are rounded
+    for end in range(size, 0, -_BLOCK):
+        start = max(0, end - _BLOCK)
+        carried = factor[end:, start:end].T @ errors[end:]
+        for k in range(end - 1, start - 1, -1):
+            wanted = weights[k] + (carried[k - start] + factor[k + 1 : end, k] @ errors[k + 1 : end]) / factor[k, k]
+            levels = np.clip(np.rint(wanted / steps), -limit, limit)
             rounded[order[k]] = levels
-            errors[k - start] = (weights[k] - levels * steps) / factor[k, k]
-            weights[k + 1 : end] -= np.outer(factor[k, k + 1 : end], errors[k - start])
-        weights[end:] -= factor[start:end, end:].T @ errors
+            errors[k] = weights[k] - levels * steps
     return rounded
+
+
+def _factor(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The lower Cholesky factor of the covariance, which is damped in place."""
+    diagonal = np.diag_indices(len(covariance))
+    ridge = DAMPING * float(np.maximum(covariance[diagonal], 0).mean()) or 1.0
+    covariance[diagonal] += ridge / 2
+    try:
+        np.linalg.cholesky(covariance)
+        covariance[diagonal] += ridge / 2
+    except np.linalg.LinAlgError:  # of inputs that hardly vary, the moments' own rounding may be all that there is
+        covariance[diagonal] += ridge - float(np.linalg.eigvalsh(covariance)[0])
+    return np.asarray(np.linalg.cholesky(covariance))

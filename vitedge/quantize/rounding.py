@@ -172,8 +172,10 @@ def activation_grid(
     near = ranked((min(1.0, a * x), min(1.0, b * y)) for x, y in product(_NEAR, _NEAR))
     best = [grid for _, grid, _ in sorted([*coarse, *near], key=lambda entry: entry[0])[:_RESCORED]]
     rows = observed.rows.astype(np.float32)
-    gram = (matrix @ matrix.T).astype(np.float32)
-    choice: Grid = min([whole, *best], key=lambda grid: _output_error(rows, grid, gram, unbiased))
+    if matrix.shape[1] > len(matrix):  # errors of the same size with as many columns as there are inputs
+        matrix = np.transpose(np.linalg.qr(matrix.T)[1])
+    read_by = matrix.astype(np.float32)
+    choice: Grid = min([whole, *best], key=lambda grid: _output_error(rows, grid, read_by, unbiased))
     return choice
 
 
@@ -191,12 +193,12 @@ def pooled(observed: Observed, importance: NDArray[np.float64]) -> tuple[NDArray
     return np.asarray(low + (np.arange(_POOLED_BINS) + 0.5) * step, np.float64), weights.astype(np.float64)
 
 
-def _output_error(rows: NDArray[np.float32], grid: Grid, gram: NDArray[np.float32], unbiased: bool) -> float:
-    """Σ over rows of |(x - x̂) W|², from W Wᵀ."""
+def _output_error(rows: NDArray[np.float32], grid: Grid, matrix: NDArray[np.float32], unbiased: bool) -> float:
+    """Σ over rows of |(x - x̂) W|²."""
     error = rows - grid.fake(rows)
     if unbiased:
         error = error - error.mean(axis=0)
-    return float(((error @ gram) * error).sum(dtype=np.float64))
+    return float(np.square(error @ matrix).sum(dtype=np.float64))
 
 
 # --- weights and bias ------------------------------------------------------------------------------------------------
