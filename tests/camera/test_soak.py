@@ -75,7 +75,7 @@ class Keeper(QueuedSink):
 
 def test_a_sink_that_keeps_something_of_every_frame_is_caught() -> None:
     found = hurry("mjpeg", 1000, rate=400, sinks=[Keeper()])
-    assert found["engine_bytes_a_frame"]["lower"] > 5000
+    assert found["engine_bytes_a_frame"]["lower"] > 10 * ALLOWED_BYTES, found  # a busy machine drops for slow sinks
 
 
 def test_reconnects_leave_nothing_behind(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
