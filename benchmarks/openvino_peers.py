@@ -27,20 +27,16 @@ import onnx
 from numpy.typing import NDArray
 from peer_bars import (
     FLOAT,
-    MODELS,
     NNCF,
     OURS,
     Bar,
     Seconds,
-    clock_of,
     command_line,
-    divergences,
-    frames,
+    contest,
     hold,
+    pictures,
     placing,
-    race,
     speedup,
-    table,
     time_bar,
     timed,
 )
@@ -65,8 +61,7 @@ def main() -> int:
 
 def judge(name: str, model: Model, arguments: argparse.Namespace, threads: int) -> tuple[list[Bar], dict[str, Any]]:
     """The bars of one model, and a row for each contender."""
-    trained = name not in MODELS or name == "embedded"
-    calibration = frames(model, "calibration", FEW if name == "ViT-S/16" else arguments.calibrate)
+    calibration = pictures(name, model, arguments, FEW)
     core, seconds = ov.Core(), dict[str, Seconds]()
     requests, models = dict[str, Any](), dict[str, Made]()
     for label, make in (*ours(model, calibration, arguments), *peers(model, calibration)):
@@ -77,10 +72,9 @@ def judge(name: str, model: Model, arguments: argparse.Namespace, threads: int) 
         wanted = {**options, "INFERENCE_NUM_THREADS": threads}
         requests[label] = core.compile_model(graph, "CPU", wanted).create_infer_request()
         requests[label].get_input_tensor().data[:] = calibration[:1]
-    raced = race({label: caller(one) for label, one in requests.items()}, arguments.rounds, clock=clock_of(arguments))
+    calls = {label: caller(one) for label, one in requests.items()}
     answers = {label: partial(logits, one) for label, one in requests.items()}
-    lost = divergences(model, arguments.evaluate, answers) if trained else {}
-    rows = table(name, raced, lost, seconds, len(calibration))
+    raced, lost, rows = contest(name, model, calls, answers, seconds, len(calibration), arguments)
     if arguments.profile:
         for label in (FLOAT, OURS, *(word for word in requests if word.startswith(NNCF))):
             graph, options = models[label]

@@ -261,6 +261,27 @@ def divergences(
     return {label: float(divergence(exact, run(pictures)).mean()) for label, run in logits.items()}
 
 
+def pictures(name: str, model: Model, arguments: argparse.Namespace, few: int) -> NDArray[np.uint8]:
+    """What calibrates: as many as asked for, or ``few`` for ViT-S/16, of which only latency is asked."""
+    return frames(model, "calibration", few if name == "ViT-S/16" else arguments.calibrate)
+
+
+def contest(
+    name: str,
+    model: Model,
+    calls: Mapping[str, Callable[[], object]],
+    logits: Mapping[str, Callable[[NDArray[np.uint8]], NDArray[np.float32]]],
+    seconds: Mapping[str, Seconds],
+    calibrated: int,
+    arguments: argparse.Namespace,
+) -> tuple[Rounds, dict[str, float], dict[str, Any]]:
+    """Race all contenders, see what each loses where weights are trained, print the table: (rounds, mean KL, rows)."""
+    raced = race(calls, arguments.rounds, clock=clock_of(arguments))
+    trained = name not in MODELS or name == "embedded"
+    lost = divergences(model, arguments.evaluate, logits) if trained else {}
+    return raced, lost, table(name, raced, lost, seconds, calibrated)
+
+
 def table(
     title: str, raced: Rounds, lost: Mapping[str, float], seconds: Mapping[str, Seconds], calibrated: int
 ) -> dict[str, Any]:

@@ -29,20 +29,16 @@ import onnxruntime
 from numpy.typing import NDArray
 from peer_bars import (
     FLOAT,
-    MODELS,
     NNCF,
     OURS,
     Bar,
     Seconds,
-    clock_of,
     command_line,
-    divergences,
-    frames,
+    contest,
     hold,
+    pictures,
     placing,
-    race,
     speedup,
-    table,
     time_bar,
     timed,
     typical,
@@ -69,8 +65,7 @@ def main() -> int:
 def judge(name: str, model: Model, arguments: argparse.Namespace, threads: int) -> tuple[list[Bar], dict[str, Any]]:
     """The bars of one model, and a row for each contender."""
     graph = load(model.onnx_path)
-    trained = name not in MODELS or name == "embedded"
-    calibration = frames(model, "calibration", FEW if name == "ViT-S/16" else arguments.calibrate)
+    calibration = pictures(name, model, arguments, FEW)
     graphs: Graphs = {FLOAT: (pin_batch(graph, 1), {})}
     seconds: dict[str, Seconds] = {}
     for label, make in ours(model, calibration, arguments):
@@ -81,10 +76,8 @@ def judge(name: str, model: Model, arguments: argparse.Namespace, threads: int) 
         graphs[label] = pin_batch(made, 1), {}
     opened = {label: session(*each, threads) for label, each in graphs.items()}
     calls = {label: caller(one, calibration[:1]) for label, one in opened.items()}
-    raced = race(calls, arguments.rounds, clock=clock_of(arguments))
     answers = {label: partial(logits, one) for label, one in opened.items()}
-    lost = divergences(model, arguments.evaluate, answers) if trained else {}
-    rows = table(name, raced, lost, seconds, len(calibration))
+    raced, lost, rows = contest(name, model, calls, answers, seconds, len(calibration), arguments)
     return list(bars_of(name, raced, lost, seconds, arguments)), rows
 
 

@@ -143,7 +143,6 @@ def choose(
     Raises:
         InvalidResultError: none is within the budget.
     """
-
     against: dict[int, str] = {}
     for number, one in enumerate(candidates):
         if number < len(wrong) and wrong[number]:

@@ -173,7 +173,7 @@ def activation_grid(
     best = [grid for _, grid, _ in sorted([*coarse, *near], key=lambda entry: entry[0])[:_RESCORED]]
     rows = observed.rows.astype(np.float32)
     if matrix.shape[1] > len(matrix):  # errors of the same size with as many columns as there are inputs
-        matrix = np.transpose(np.linalg.qr(matrix.T)[1])
+        matrix = np.transpose(np.linalg.qr(matrix.T, mode="r"))
     read_by = matrix.astype(np.float32)
     choice: Grid = min([whole, *best], key=lambda grid: _output_error(rows, grid, read_by, unbiased))
     return choice
