@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -11,7 +13,7 @@ import pytest
 
 from tests.cli.command import fails, vitedge
 from tests.models.test_fine_tuning import PATCHES
-from vitedge.errors import ModelError, UsageError
+from vitedge.errors import InterruptedError_, ModelError, UsageError
 from vitedge.model_folder import Model, class_table
 
 torch = pytest.importorskip("torch", reason="torch isn't installed (vitedge[train])")
@@ -181,6 +183,29 @@ def test_a_teacher_with_answers_that_arent_numbers_is_refused(
     monkeypatch.setattr(Teacher, "open", broken)
     with pytest.raises(ModelError, match="NaN or infinite"):
         train(str(pictures), replace(PATCHES, distillation=Distillation(str(teacher))), tmp_path / "model")
+
+
+def test_a_signal_while_the_teacher_answers_waits_for_one_batch_not_for_all(
+    teacher: Path, pictures: Path, tmp_path: Path, questions: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = replace(PATCHES, epochs=2, augmentation=VARIED, distillation=Distillation(str(teacher), views=2))
+    whole = train(str(pictures), options, tmp_path / "whole")
+    questions.clear()
+    monkeypatch.setattr(distill, "BATCH", 8)  # 27 pictures are 4 questions
+    plain = resized
+
+    def interrupted(pixels: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+        if len(questions) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(pixels, size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distill, "resized", interrupted)
+        with pytest.raises(InterruptedError_, match="run the same command with --resume"):
+            train(str(pictures), options, tmp_path / "model")
+    assert len(questions) == 4 + 2
+    resumed = train(str(pictures), options, tmp_path / "model", resume=True)
+    assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
 def test_killed_and_resumed_with_everything_it_ends_with_the_same_weights(

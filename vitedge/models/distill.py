@@ -162,6 +162,7 @@ class Answers:
         """
         self.teacher, self.how, self.pictures, self.seen = teacher, how, pictures, seen
         self.folder, self.group, self.asked = folder, group, asked
+        self.between: Callable[[], None] = lambda: None  # called while the teacher is asked, after each batch
         words = json.dumps([teacher.digest, how.lesson == "feature", pictures.images.classes, list(digests), *key])
         self.key = hashlib.sha256(words.encode(errors="surrogateescape")).hexdigest()[:32]
         self.view, self.known = -1, np.empty((0, 0), np.float16)
@@ -219,6 +220,8 @@ class Answers:
                     known = np.zeros((len(self.pictures), values.shape[1]), np.float32)
                 known[indices.numpy()] = values
                 show("teacher", start + len(indices), len(mine))
+                if start < len(self.pictures) // self.group.count:  # a batch that every process has
+                    self.between()
         if known is None or not np.isfinite(known).all():
             raise ModelError(self.asked, "the teacher's answers are NaN or infinite", "take a sound teacher")
         return self.group.add_array(known).clip(-LARGEST, LARGEST).astype(np.float16)

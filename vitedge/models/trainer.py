@@ -84,6 +84,9 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         self.elapsed_s = 0.0
         self.drawn_s = 0.0
+        self.stopped: list[int] = []  # signals that came
+        if answers is not None:
+            answers.between = self.stop_if_asked
 
     def fit(self) -> None:
         """From the present step to the last.
@@ -96,7 +99,7 @@ class Trainer:
         forward = self.group.shared(student)
         saved = time.monotonic()
         started = saved - self.elapsed_s
-        with stop_signals() as stopped, bars(quiet=not self.group.first) as show:
+        with stop_signals() as self.stopped, bars(quiet=not self.group.first) as show:
             while len(self.history) < self.options.epochs:
                 waiting: list[Batch] = []
                 for batch in self.data.training.batches(self.plan(len(self.history))):
@@ -107,24 +110,31 @@ class Trainer:
                     waiting = []
                     show("training", self.step, self.total_steps)
                     self.elapsed_s = time.monotonic() - started
-                    if any(self.group.add([len(stopped)])):  # one process that is stopped stops all
-                        checkpoint.save(self)
-                        raise self.group.fail(self.interrupted(stopped[0] if stopped else signal.SIGTERM))
+                    self.stop_if_asked()
                     if time.monotonic() - saved > self.options.checkpoint_seconds:
                         checkpoint.save(self)
                         saved = time.monotonic()
                 self.finish_epoch()
             checkpoint.save(self)
 
-    def interrupted(self, number: int) -> InterruptedError_:
-        """What is said when a signal stopped the run."""
-        return InterruptedError_(
+    def stop_if_asked(self) -> None:
+        """End the run at this step if a signal came to any of its processes.
+
+        Raises:
+            InterruptedError_: one came; a checkpoint was written.
+        """
+        if not any(self.group.add([len(self.stopped)])):
+            return
+        checkpoint.save(self)
+        number = self.stopped[0] if self.stopped else signal.SIGTERM
+        error = InterruptedError_(
             self.asked,
             f"stopped by {signal.Signals(number).name} at step {self.step} of {self.total_steps}; "
             f"the checkpoint is {self.run / CHECKPOINT}",
             "run the same command with --resume",
             signal_number=number,
         )
+        raise self.group.fail(error)
 
     def order(self, epoch: int) -> Tensor:
         """Indices of the training pictures of an epoch; the rest that doesn't fill a batch is left out."""
