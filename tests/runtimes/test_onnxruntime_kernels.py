@@ -18,6 +18,7 @@ from tests.quantize.references import convolution
 from vitedge.architecture import ConvStem, PatchStem, ViTConfig
 from vitedge.graph.author import author_vit
 from vitedge.graph.surgery import attribute, linear_layers, pin_batch, to_bytes
+from vitedge.graph.unread import without_unread_rows
 from vitedge.quantize.observe import observe
 from vitedge.quantize.prepare import replaced
 from vitedge.quantize.qdq import insert_qdq
@@ -76,6 +77,7 @@ def test_every_form_is_the_arithmetic_of_qdq(name: str) -> None:
         ("attention, shared rows", partial(quantized_attention, threads=64), qkv),
         ("all", integer_graph, layers),
         ("all, shared rows", partial(integer_graph, threads=64), layers),
+        ("rows that are read", lambda graph, chosen: integer_graph(without_unread_rows(graph), chosen), layers),
     ):
         found = form(improved, chosen)
         expected = run_graph(insert_qdq(improved, chosen), images)
@@ -116,6 +118,26 @@ def test_heads_that_threads_cannot_share_evenly_share_rows() -> None:
         assert ("blocks.0.attn.scores+blocks.0.attn.context" in names) is not whole
         assert not {"MatMul", "Softmax", "Split"} & set(operators)
     assert [shares_evenly(heads, 2) for heads in (1, 2, 3, 4, 5, 11)] == [False, True, False, True, False, True]
+
+
+def test_gemm_takes_batches_behind_fused_attention() -> None:
+    """QGemm's rows become [N, T, C] again; its bias is rounded, so a logit may differ by a step."""
+    config = CONFIGS["patches"]
+    images = random_images(config, 6)
+    improved, layers = quantized(config, images)
+    found = run(integer_graph(improved, layers, gemm_linears), images)
+    assert difference(found, run_graph(insert_qdq(improved, layers), images)) <= 2e-2
+
+
+def test_where_one_token_asks_its_query_alone_is_computed() -> None:
+    improved, layers = quantized(CONFIGS["patches"], random_images(CONFIGS["patches"], 6))
+    nodes = {node.name: node for node in integer_graph(without_unread_rows(improved), layers).graph.node}
+    assert [node.op_type for node in nodes.values()].count("QAttention") == 1, "of the first block"
+    cut = nodes["blocks.1.attn.qkv/q.rows"]
+    assert cut.op_type == "Slice" and cut.input[0] == "blocks.1.attn.qkv.input.q.out", "of bytes"
+    assert nodes["blocks.1.attn.qkv/q"].input[0] == cut.output[0]
+    assert nodes["blocks.1.attn.qkv/k"].input[0] == cut.input[0]
+    assert "blocks.1.attn.scores+blocks.1.attn.context" in nodes
 
 
 @given(st.floats(-12, 12, width=32))

@@ -21,10 +21,14 @@ class Attention:
     head_dim: int
     products: tuple[str, str]  # names of the two MatMul nodes
     output: str  # tensor [N, T, heads · head_dim]
+    rows: tuple[str, ...]  # what a Slice of q reads beside it where not all queries are asked, else nothing
 
 
 def attentions(model: onnx.ModelProto) -> list[Attention]:
-    """Every attention of the canonical form, in graph order; one that differs anywhere isn't among them."""
+    """Every attention of the canonical form, in graph order; one that differs anywhere isn't among them.
+
+    Some of the queries may do (:mod:`vitedge.graph.unread`).
+    """
     readers, writers, constants = consumers(model), producers(model), initializers(model)
     linears = {linear.output: linear for linear in linear_layers(model) if linear.kind == "linear"}
 
@@ -45,12 +49,19 @@ def attentions(model: onnx.ModelProto) -> list[Attention]:
         shape = array(constants[reshape.input[1]]).tolist()
         return transposed(reshape.output[0], perm), shape
 
+    def queries(tensor: str) -> tuple[tuple[str, ...], str]:
+        (node,) = readers.get(tensor, [None])[:1]
+        if node is None or node.op_type != "Slice":
+            return (), tensor
+        return tuple(node.input[1:]), str(only(tensor, "Slice").output[0])
+
     found = []
     for split in (node for node in model.graph.node if node.op_type == "Split" and len(node.output) == 3):
         try:
             linear = linears[split.input[0]]
             only(linear.output, "Split")
-            q, shape = parts(split.output[0], [0, 2, 1, 3])
+            rows, asked = queries(split.output[0])
+            q, shape = parts(asked, [0, 2, 1, 3])
             k, k_shape = parts(split.output[1], [0, 2, 3, 1])
             v, v_shape = parts(split.output[2], [0, 2, 1, 3])
             scores = only(q, "MatMul")
@@ -68,7 +79,7 @@ def attentions(model: onnx.ModelProto) -> list[Attention]:
         flat = array(constants[joined.input[1]]).tolist() == [0, 0, heads * head_dim]
         if same and operands and sizes and axes and flat and writers[softmax.input[0]] is scores:
             products = (scores.name, context.name)
-            found.append(Attention(linear.name, heads, head_dim, products, joined.output[0]))
+            found.append(Attention(linear.name, heads, head_dim, products, joined.output[0], rows))
     return found
 
 
@@ -77,7 +88,8 @@ def quantized_attention(model: onnx.ModelProto, layers: Layers, *, threads: int 
 
     ``QAttention`` is both, without splitting and transposing in between, and gives each thread whole heads. Where
     these don't come out even, one linear each for q, k and v and ``MultiHeadAttention`` are faster, which shares out
-    rows: with 197 tokens and 2 threads, three heads take 410 instead of 480 µs, and six 1,940 instead of 1,790.
+    rows: with 197 tokens and 2 threads, three heads take 410 instead of 480 µs, and six 1,940 instead of 1,790. So are
+    they where only some tokens ask: their queries alone are computed.
     Nodes are called after the layers they compute: "+" stands between the names of several, "X/q" is a part of X.
 
     Args:
@@ -93,7 +105,7 @@ def quantized_attention(model: onnx.ModelProto, layers: Layers, *, threads: int 
         one = fused.get(node.output[0])
         if one is None:
             rewriter.nodes.append(node)  # what the fused ones leave behind is dropped in the end
-        elif shares_evenly(batch * one.heads, threads):
+        elif not one.rows and shares_evenly(batch * one.heads, threads):
             _with_linear(rewriter, one, layers[one.qkv], linears[one.qkv].input)
         else:
             _behind_linears(rewriter, one, layers[one.qkv], linears[one.qkv].input)
@@ -141,18 +153,21 @@ def _behind_linears(rewriter: Rewriter, one: Attention, layer: QuantizedLayer, x
             weight_scale=layer.weight_scale[columns],
             bias=layer.bias[columns],
         )
-        rewriter.multiply(part, quantized, grid, part.weight, f"{part.name}.out")
+        x = quantized
+        if name == "q" and one.rows:
+            x = rewriter.node("Slice", f"{part.name}.rows", [quantized, *one.rows])
+        rewriter.multiply(part, x, grid, part.weight, f"{part.name}.out")
         parts.append(f"{part.name}.out")
     extra = {"num_heads": one.heads, "scale": 1.0}
     rewriter.node("MultiHeadAttention", "+".join(one.products), parts, out=one.output, domain=CONTRIB, **extra)
 
 
 def float_attention(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Every canonical attention as one ``Attention`` in float32, named and scaled as QAttention is."""
+    """Every attention of all tokens as one ``Attention`` in float32, named and scaled as QAttention is."""
     rewriter = Rewriter(model)
     linears = {linear.name: linear for linear in linear_layers(rewriter.model)}
     constants = initializers(rewriter.model)
-    fused = {one.output: one for one in attentions(rewriter.model)}
+    fused = {one.output: one for one in attentions(rewriter.model) if not one.rows}
     for node in rewriter.model.graph.node:
         one = fused.get(node.output[0])
         if one is None:

@@ -3,7 +3,7 @@
 ===============  ==============================================================================================
 form             what it is
 ===============  ==============================================================================================
-float            the canonical graph
+float            the canonical graph, like all others without the rows that nobody reads
 float-attention  the same with each attention and its qkv linear as one ``Attention``
 linears-int8     Linear and Conv layers multiply u8 by s8 in ``MatMulIntegerToFloat``, bias inside; convolutions are
                  brought there as rows; attention and its qkv linear are one ``QAttention``, or three linears and
@@ -30,13 +30,14 @@ import onnx
 
 from vitedge.errors import UsageError, nearest
 from vitedge.graph.surgery import batch_size, linear_layers, pin_batch, set_metadata, shapes, to_bytes
+from vitedge.graph.unread import without_unread_rows
 from vitedge.quantize.integers import weight_bits
 from vitedge.quantize.qdq import insert_qdq
 from vitedge.quantize.rounding import Scheme, quantize_layers
 from vitedge.quantize.views import quantizable
 from vitedge.runtimes.contract import Placed, Request
 from vitedge.runtimes.onnxruntime import facts
-from vitedge.runtimes.onnxruntime.attention import float_attention, quantized_attention
+from vitedge.runtimes.onnxruntime.attention import attentions, float_attention, quantized_attention
 from vitedge.runtimes.onnxruntime.convolutions import integer_convolutions, pointwise, tiles
 from vitedge.runtimes.onnxruntime.gelu import tanh_gelus
 from vitedge.runtimes.onnxruntime.linears import (
@@ -91,11 +92,13 @@ Linears = Callable[[onnx.ModelProto, Layers], onnx.ModelProto]
 
 
 def _float(request: Request) -> Form:
-    return request.graph, request.graph, {}, {}
+    graph = without_unread_rows(request.graph)
+    return graph, graph, {}, {}
 
 
 def _float_attention(request: Request) -> Form:
-    return float_attention(request.graph), request.graph, {}, {}
+    graph = without_unread_rows(request.graph)
+    return float_attention(graph), graph, {}, {}
 
 
 def _integers(
@@ -115,6 +118,7 @@ def _integers(
         left |= request.left_in_float(layer.name for layer in linear_layers(request.graph) if layer.name not in left)
         names = [layer.name for layer in linear_layers(request.graph) if layer.name not in left]
         graph, layers = quantize_layers(request.graph, request.statistics, request.recipe, scheme, names)
+        graph = without_unread_rows(graph)
         if inputs != "float":
             graph = tanh_gelus(graph, layers)
         return build(graph, layers, request), insert_qdq(graph, layers, inputs), dict.fromkeys(layers, "int8"), left
@@ -130,8 +134,10 @@ def integer_graph(
     graph: onnx.ModelProto, layers: Layers, linears: Linears = integer_linears, *, threads: int = 1, batch: int = 1
 ) -> onnx.ModelProto:
     """The improved float graph with ``layers`` in integers, attention among them."""
-    attending = quantized_attention(graph, layers, threads=threads, batch=batch)
-    return integer_convolutions(linears(attending, layers), layers, graph)
+    within = {one.qkv for one in attentions(graph)}
+    multiplied = linears(graph, {name: layer for name, layer in layers.items() if name not in within})
+    attending = quantized_attention(multiplied, layers, threads=threads, batch=batch)
+    return integer_convolutions(attending, layers, graph)
 
 
 def _whole(linears: Linears) -> Callable[[onnx.ModelProto, Layers, Request], onnx.ModelProto]:

@@ -34,6 +34,7 @@ import onnx
 
 from vitedge.errors import UsageError, nearest
 from vitedge.graph.surgery import copy, linear_layers, pin_batch, producers, to_bytes
+from vitedge.graph.unread import without_unread_rows
 from vitedge.quantize.integers import weight_bits
 from vitedge.quantize.qdq import insert_qdq
 from vitedge.quantize.rounding import QuantizedLayer, Scheme, quantize_layers
@@ -86,6 +87,7 @@ def place(request: Request) -> Placed:
                 f"the model has no layer for it to quantize: {next(iter(reasons.values()), 'no layers at all')}",
                 "use another target or precision",
             )
+    graph = without_unread_rows(graph)
     typed = insert_qdq(graph, layers) if layers else graph
     shaped = pointwise_linears(typed, graph, layers) if form.startswith("pointwise") else typed
     named = _unambiguous(pin_batch(shaped, request.batch), _biases(graph))
