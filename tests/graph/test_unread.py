@@ -231,6 +231,19 @@ def test_two_that_read_different_rows_leave_all_of_them() -> None:
     assert without_unread_rows(model).SerializeToString() == model.SerializeToString()
 
 
+def test_what_a_branch_reads_is_read() -> None:
+    chain = Chain(0)
+    chain.step("product")
+    tokens = chain.x
+    result = helper.make_tensor_value_info("all", TensorProto.FLOAT, None)
+    body = helper.make_graph([helper.make_node("ReduceMax", [tokens], ["all"], keepdims=0)], "body", [], [result])
+    highest = chain.node("If", chain.constant(np.array(True)), then_branch=body, else_branch=body)
+    row = chain.node("Gather", tokens, chain.constant(np.array(2)), axis=1)
+    chain.x = chain.node("Sub", row, highest)
+    model = chain.model()
+    assert_same(run(without_unread_rows(model), X), run(model, X))
+
+
 @pytest.mark.parametrize("index", [-1, TOKENS, [0, 1]])
 def test_indices_that_are_no_one_row_from_the_front_select_nothing(index: int | list[int]) -> None:
     chain = Chain(0)

@@ -47,6 +47,8 @@ def without_unread_rows(model: onnx.ModelProto) -> onnx.ModelProto:
     ``<tensor>.rows`` stands between. Constants are cut once, under that name.
     """
     model = copy(model)
+    if any(attr.type in (attr.GRAPH, attr.GRAPHS) for node in model.graph.node for attr in node.attribute):
+        return model  # what the bodies of loops and branches read isn't among a node's inputs
     plan = _Plan(model)
     if not any(node.op_type == "MatMul" and node.output[0] in plan.made for node in model.graph.node):
         return model
@@ -154,19 +156,19 @@ def _rewritten(model: onnx.ModelProto, plan: _Plan) -> Iterator[onnx.NodeProto]:
         new = onnx.NodeProto()
         new.CopyFrom(node)
         selected = plan.selection(node)
-        for index, rows in enumerate(plan.wanted[node.output[0]]):
-            name = node.input[index]
-            if rows is None:
+        if selected is not None:
+            if plan.made.get(node.input[0]) == selected:  # the rows that are left are those
+                _select_from_first(model, new, selected)
+            yield new
+            continue
+        for index, (name, rows) in enumerate(zip(node.input, plan.wanted[node.output[0]], strict=True)):
+            if rows is None or plan.made.get(name) == rows:
                 continue
-            if selected is not None:
-                if plan.made.get(name) == rows:  # there is nothing left to select but the rows that are there
-                    _select_from_first(model, new, rows)
-                continue
-            if plan.made.get(name) != rows:
-                if (name, rows) not in cut:
-                    cut[name, rows] = f"{name}.rows{len([key for key in cut if key[0] == name]) or ''}"
-                    yield from _cut(model, plan, name, rows, cut[name, rows])
-                new.input[index] = cut[name, rows]
+            if (name, rows) not in cut:
+                others = sum(tensor == name for tensor, _ in cut)
+                cut[name, rows] = f"{name}.rows.{others}" if others else f"{name}.rows"
+                yield from _cut(model, plan, name, rows, cut[name, rows])
+            new.input[index] = cut[name, rows]
         yield new
 
 
