@@ -147,6 +147,26 @@ def test_only_pictures_that_are_plain_files_are_listed(tmp_path: Path) -> None:
     assert [record.name for record in ImageSet.open(archive).records] == ["cat/1.png"]
 
 
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), FileNotFoundError(2, "No such file")])
+def test_a_folder_that_cannot_be_read_is_named_and_one_that_has_gone_is_not_there(
+    error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_folder(tmp_path, dict.fromkeys(TREE, encoded()))
+    plain, lost = os.scandir, str(tmp_path / "dog")
+
+    def failing(path: str) -> object:
+        if str(path) == lost:
+            raise type(error)(*error.args, lost)
+        return plain(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    if isinstance(error, PermissionError):
+        with pytest.raises(UsageError, match="dog can't be read: Permission denied"):
+            ImageSet.open(tmp_path)
+    else:
+        assert ImageSet.open(tmp_path).classes == ("cat", "owl")
+
+
 def test_links_in_archives_are_left_alone(tmp_path: Path) -> None:
     for mode in ("w", "w:gz"):
         with tarfile.open(tmp_path / "links.tar", mode) as archive:  # type: ignore[call-overload]

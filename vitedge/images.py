@@ -118,7 +118,7 @@ class ImageSet:
         if not path.is_dir() and not path.is_file():
             raise UsageError(asked, f"{path} is neither a folder nor a file", LAYOUT)
         if path.is_dir():
-            found = [(file.relative_to(path).as_posix(), str(file)) for file in _walk(path)]
+            found = [(file.relative_to(path).as_posix(), str(file)) for file in _walk(path, asked)]
         elif path.suffix.lower() in SUFFIXES:
             found = [(path.name, str(path))]
         else:
@@ -211,11 +211,19 @@ class ImageSet:
         return np.array([ids[record.folder] for record in self.records if record.folder is not None], dtype=np.int64)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if not hidden and path.suffix.lower() in SUFFIXES and path.is_file():
-            yield path
+def _walk(folder: Path, asked: str) -> Iterator[Path]:
+    """The pictures of a folder and those below it; hidden files and folders aren't among them, nor linked folders."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # a folder that has just gone holds nothing
+            fix = "make it readable, or leave it out"
+            raise UsageError(asked, f"{error.filename} can't be read: {error.strerror}", fix) from error
+
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for path in (Path(place, name) for name in names if not name.startswith(".")):
+            if path.suffix.lower() in SUFFIXES and path.is_file():
+                yield path
 
 
 def _wanted(name: str) -> bool:

@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+import vitedge
 
 pytest.importorskip("torch", reason="torch isn't installed (vitedge[train])")
 
@@ -51,3 +54,19 @@ def test_throughput_is_told() -> None:
     found = figures("training_throughput.py", *arguments)
     assert isinstance(found["rounds"], list) and len(found["rounds"]) == 3
     assert isinstance(found["of_bare_loop"], float) and found["of_bare_loop"] > 0
+
+
+def test_an_ensemble_is_the_mean_over_models_and_mirror_images(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime isn't installed (vitedge[host])")
+    model = vitedge.import_model("embedded", tmp_path / "model").path
+    command = [sys.executable, str(BENCHMARKS / "ensemble.py"), *[str(model)] * 2, "--out", str(tmp_path / "teacher")]
+    subprocess.run(command, check=True)
+    frames = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    alone, together = (
+        onnxruntime.InferenceSession(path / "model.onnx", providers=["CPUExecutionProvider"])
+        for path in (model, tmp_path / "teacher")
+    )
+    views = [alone.run(None, {"image": np.ascontiguousarray(view)})[0] for view in (frames, frames[:, :, ::-1])]
+    (found,) = together.run(None, {"image": frames})
+    assert np.allclose(found, np.mean(views, axis=0), atol=1e-5)
+    assert not np.allclose(*views, atol=1e-2), "a mirror image is another picture"

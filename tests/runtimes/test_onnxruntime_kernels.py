@@ -30,7 +30,7 @@ from vitedge.runtimes.onnxruntime.convolutions import field_indices, integer_con
 from vitedge.runtimes.onnxruntime.gelu import LARGEST_ERROR, tanh_gelus
 from vitedge.runtimes.onnxruntime.interpret import run_graph
 from vitedge.runtimes.onnxruntime.linears import dynamic_linears, gemm_linears, integer_linears, weight_only_linears
-from vitedge.runtimes.onnxruntime.placement import integer_graph, left_in_float
+from vitedge.runtimes.onnxruntime.placement import WIDE, integer_graph, left_in_float
 
 STEM = ConvStem(channels=(8, 10), strides=(2, 4))
 CONFIGS = {
@@ -98,11 +98,13 @@ def test_what_the_whole_consists_of() -> None:
     assert "Cast" not in [node.op_type for node in plain.graph.node]  # patches are cut from the picture's bytes
 
 
-def test_a_stem_is_in_integers_from_its_last_stride_on() -> None:
+def test_a_stem_is_in_integers_from_its_last_stride_on_and_where_it_is_wide() -> None:
     config = CONFIGS["stem-stride-3"]  # strides 1, 3, 2
     left = left_in_float(author_vit(config, random_arrays(config), mean=MEAN, std=STD))
     assert "more pixels than there are patches" in left["patch_embed.stem.1.conv"]
     assert "patch_embed.stem.2.conv" not in left
+    wide = tiny(stem=ConvStem(channels=(8, WIDE, 16), strides=(1, 3, 2)), image_size=config.image_size)
+    assert "patch_embed.stem.1.conv" not in left_in_float(author_vit(wide, random_arrays(wide), mean=MEAN, std=STD))
 
 
 def test_heads_that_threads_cannot_share_evenly_share_rows() -> None:

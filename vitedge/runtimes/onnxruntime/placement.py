@@ -126,6 +126,9 @@ def _integers(
     return form
 
 
+#: Output channels from which a stem's convolution before the last stride is worth its rows and its error.
+WIDE = 128
+
 #: Of a target that says nothing: the cores that small boards have to spare beside decoding pictures.
 THREADS = 2
 
@@ -167,9 +170,13 @@ def left_in_float(graph: onnx.ModelProto) -> dict[str, str]:
             refused[layer.name] = "its error would be in every block, and integers save next to nothing"
         elif layer.linear.kind == "conv" and layer.weight.shape[1] < 8 and not tiles(layer.view):
             refused[layer.name] = "its input has few channels; gathering rows would cost more than integers save"
-        elif layer.name.startswith("patch_embed.stem.") and _area(known.get(layer.linear.output)) > patches:
+        elif (
+            layer.name.startswith("patch_embed.stem.")
+            and _area(known.get(layer.linear.output)) > patches
+            and layer.weight.shape[0] < WIDE
+        ):
             refused[layer.name] = (
-                "it writes more pixels than there are patches: integers cost most and save least there"
+                f"more pixels than there are patches, of fewer than {WIDE} channels: integers save least there"
             )
     return refused
 
