@@ -221,9 +221,7 @@ def _walk(folder: Path, asked: str) -> Iterator[Path]:
 
     for place, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for path in (Path(place, name) for name in names if not name.startswith(".")):
-            if path.suffix.lower() in SUFFIXES and path.is_file():
-                yield path
+        yield from (path for path in (Path(place, name) for name in names if _wanted(name)) if path.is_file())
 
 
 def _wanted(name: str) -> bool:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.graph.vits import MEAN, STD, configs, random_arrays, random_images, tiny
-from vitedge.architecture import ViTConfig
+from vitedge.architecture import Rope, ViTConfig
 from vitedge.graph.author import author_vit
 from vitedge.graph.surgery import macs, shapes, to_bytes
 from vitedge.graph.unread import without_unread_rows
@@ -40,6 +40,10 @@ def assert_same(found: np.ndarray, wanted: np.ndarray) -> None:
     np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5 * max(1.0, float(np.abs(wanted).max())))
 
 
+def assert_stays(model: onnx.ModelProto) -> None:
+    assert without_unread_rows(model).SerializeToString() == model.SerializeToString()
+
+
 @settings(deadline=None, max_examples=40)
 @given(config=configs())
 def test_no_logit_changes(config: ViTConfig) -> None:
@@ -50,7 +54,7 @@ def test_no_logit_changes(config: ViTConfig) -> None:
     assert graph.SerializeToString() == before
     assert_same(run(lean, images), run(graph, images))
     assert sum(macs(lean).values()) <= sum(macs(graph).values())
-    assert without_unread_rows(lean).SerializeToString() == lean.SerializeToString()
+    assert_stays(lean)
 
 
 @pytest.mark.parametrize("changes", [{}, {"qk_norm": True}, {"mlp": "swiglu"}, {"register_tokens": 3}])
@@ -74,13 +78,10 @@ def test_a_distilled_model_keeps_two_rows() -> None:
 
 @pytest.mark.parametrize("changes", [{"pool": "avg", "final_norm": "fc_norm"}, {"pool": "token_avg"}])
 def test_where_every_token_is_read_the_graph_stays(changes: dict[str, object]) -> None:
-    graph = written(tiny(**changes))
-    assert without_unread_rows(graph).SerializeToString() == graph.SerializeToString()
+    assert_stays(written(tiny(**changes)))
 
 
 def test_positions_turn_the_rows_that_are_left() -> None:
-    from vitedge.architecture import Rope
-
     config = tiny(rope=Rope(kind="axial"), embed_dim=24, num_heads=3)
     graph, images = written(config), random_images(config, 1)
     lean = without_unread_rows(graph)
@@ -95,9 +96,11 @@ def test_positions_turn_the_rows_that_are_left() -> None:
 class Chain:
     """A float graph [N, 5, 6] -> something, made of steps that keep or mix rows."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *kinds: str) -> None:
         self.random, self.nodes, self.weights = np.random.default_rng(seed), [], []
         self.x = "x"
+        for kind in kinds:
+            self.step(kind)
 
     def constant(self, value: np.ndarray) -> str:
         self.weights.append(numpy_helper.from_array(value, f"c{len(self.weights)}"))
@@ -114,6 +117,9 @@ class Chain:
         outs = [f"{name}.{index}" for index in range(outputs)]
         self.nodes.append(helper.make_node(operator, list(inputs), outs, name=name, **attributes))
         return outs[0]
+
+    def row(self, index: int | list[int]) -> str:
+        return self.node("Gather", self.x, self.constant(np.array(index)), axis=1)
 
     def step(self, kind: str) -> None:
         x = self.x
@@ -179,11 +185,9 @@ X = np.random.default_rng(7).standard_normal((2, TOKENS, WIDTH)).astype(np.float
     seed=st.integers(0, 1000),
 )
 def test_no_value_changes_whatever_stands_in_front(kinds: list[str], first: int, count: int, seed: int) -> None:
-    chain = Chain(seed)
-    for kind in kinds:
-        chain.step(kind)
+    chain = Chain(seed, *kinds)
     if count == 0:
-        chain.x = chain.node("Gather", chain.x, chain.constant(np.array(first)), axis=1)
+        chain.x = chain.row(first)
     else:
         bounds = (chain.integers(value) for value in (first, first + count, 1))
         chain.x = chain.node("Slice", chain.x, *bounds)
@@ -193,10 +197,8 @@ def test_no_value_changes_whatever_stands_in_front(kinds: list[str], first: int,
 
 @pytest.mark.parametrize("kind", ["product", "bias", "positions", "norm", "heads", "halves", "attention", "residual"])
 def test_operators_that_keep_rows_apart_get_fewer(kind: str) -> None:
-    chain = Chain(0)
-    chain.step("product")
-    chain.step(kind)
-    chain.x = chain.node("Gather", chain.x, chain.constant(np.array(2)), axis=1)
+    chain = Chain(0, "product", kind)
+    chain.x = chain.row(2)
     known = shapes(without_unread_rows(chain.model()))
     product = known["n0.0"][1]
     assert product == (TOKENS if kind == "attention" else 1)
@@ -205,40 +207,32 @@ def test_operators_that_keep_rows_apart_get_fewer(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["norm of all", "softmax over rows", "explicit shape", "reversed"])
 def test_operators_that_mix_rows_get_all_of_them(kind: str) -> None:
-    chain = Chain(0)
-    chain.step("product")
-    chain.step(kind)
-    chain.x = chain.node("Gather", chain.x, chain.constant(np.array(2)), axis=1)
-    model = chain.model()
-    assert without_unread_rows(model).SerializeToString() == model.SerializeToString()
+    chain = Chain(0, "product", kind)
+    chain.x = chain.row(2)
+    assert_stays(chain.model())
 
 
 def test_an_output_is_read_whole() -> None:
-    chain = Chain(0)
-    chain.step("product")
+    chain = Chain(0, "product")
     tokens = chain.x
-    chain.x = chain.node("Gather", tokens, chain.constant(np.array(2)), axis=1)
-    model = chain.model([tokens])
-    assert without_unread_rows(model).SerializeToString() == model.SerializeToString()
+    chain.x = chain.row(2)
+    assert_stays(chain.model([tokens]))
 
 
 def test_two_that_read_different_rows_leave_all_of_them() -> None:
-    chain = Chain(0)
-    chain.step("product")
-    parts = [chain.node("Gather", chain.x, chain.constant(np.array(index)), axis=1) for index in (0, 3)]
+    chain = Chain(0, "product")
+    parts = [chain.row(index) for index in (0, 3)]
     chain.x = chain.node("Add", *parts)
-    model = chain.model()
-    assert without_unread_rows(model).SerializeToString() == model.SerializeToString()
+    assert_stays(chain.model())
 
 
 def test_what_a_branch_reads_is_read() -> None:
-    chain = Chain(0)
-    chain.step("product")
+    chain = Chain(0, "product")
     tokens = chain.x
     result = helper.make_tensor_value_info("all", TensorProto.FLOAT, None)
     body = helper.make_graph([helper.make_node("ReduceMax", [tokens], ["all"], keepdims=0)], "body", [], [result])
     highest = chain.node("If", chain.constant(np.array(True)), then_branch=body, else_branch=body)
-    row = chain.node("Gather", tokens, chain.constant(np.array(2)), axis=1)
+    row = chain.row(2)
     chain.x = chain.node("Sub", row, highest)
     model = chain.model()
     assert_same(run(without_unread_rows(model), X), run(model, X))
@@ -246,8 +240,6 @@ def test_what_a_branch_reads_is_read() -> None:
 
 @pytest.mark.parametrize("index", [-1, TOKENS, [0, 1]])
 def test_indices_that_are_no_one_row_from_the_front_select_nothing(index: int | list[int]) -> None:
-    chain = Chain(0)
-    chain.step("product")
-    chain.x = chain.node("Gather", chain.x, chain.constant(np.array(index)), axis=1)
-    model = chain.model()
-    assert without_unread_rows(model).SerializeToString() == model.SerializeToString()
+    chain = Chain(0, "product")
+    chain.x = chain.row(index)
+    assert_stays(chain.model())

@@ -280,7 +280,7 @@ def _tokens(index: Index, patches: int, dim: int, arrays: Arrays) -> tuple[int, 
 
 def _num_heads(model: onnx.ModelProto, softmax: onnx.NodeProto) -> int:
     """From the attention weights, [N, heads, T, T] or [N · heads, T, T]."""
-    shapes = surgery.shapes(surgery.pin_batch(model, 1) if surgery.batch_size(model) is None else model)
+    shapes = surgery.shapes(surgery.pinned(model))
     shape = shapes[softmax.output[0]]
     heads = shape[-3] if len(shape) >= 3 else None
     if heads is None:

@@ -133,6 +133,11 @@ def pin_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
     return new
 
 
+def pinned(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model at batch 1 where its batch is symbolic, so that shapes are numbers; else itself."""
+    return pin_batch(model, 1) if batch_size(model) is None else model
+
+
 def initializers(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     """The constant tensors of the graph by name."""
     return {tensor.name: tensor for tensor in model.graph.initializer}
@@ -264,7 +269,7 @@ def macs(model: onnx.ModelProto) -> dict[str, int]:
 
     Nodes whose shapes ONNX can't infer are absent.
     """
-    known = shapes(pin_batch(model, 1) if batch_size(model) is None else model)
+    known = shapes(pinned(model))
     work: dict[str, int] = {}
     for node in model.graph.node:
         if node.op_type not in ("MatMul", "Gemm", "Conv"):

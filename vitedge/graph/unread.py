@@ -15,7 +15,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from vitedge.graph.surgery import array, attribute, batch_size, copy, initializers, pin_batch, shapes
+from vitedge.graph.folding import copied, prune
+from vitedge.graph.surgery import array, attribute, copy, initializers, pinned, shapes
 
 _ALONE = ("Cast", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "Identity", "Relu", "Sigmoid", "Softplus", "Tanh")
 _BROADCAST = ("Add", "Div", "Mul", "Sub")
@@ -53,11 +54,9 @@ def without_unread_rows(model: onnx.ModelProto) -> onnx.ModelProto:
     if not any(node.op_type == "MatMul" and node.output[0] in plan.made for node in model.graph.node):
         return model
     nodes = list(_rewritten(model, plan))
-    read = {name for node in nodes for name in node.input}
-    constants = [tensor for tensor in model.graph.initializer if tensor.name in read or tensor.name not in plan.read]
-    del model.graph.node[:], model.graph.value_info[:], model.graph.initializer[:]
+    del model.graph.node[:], model.graph.value_info[:]
     model.graph.node.extend(nodes)
-    model.graph.initializer.extend(constants)
+    prune(model)
     return model
 
 
@@ -66,7 +65,7 @@ class _Plan:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.constants = initializers(model)
-        self.shapes = shapes(pin_batch(model, 1) if batch_size(model) is None else model)
+        self.shapes = shapes(pinned(model))
         self.read: dict[str, Rows | None] = {value.name: None for value in model.graph.output}  # None: all of them
         self.made: dict[str, Rows] = {}  # tensors of which less than all is computed
         self.wanted: dict[str, list[Rows | None]] = {}  # by a node's first output: what of its inputs it's given
@@ -153,12 +152,11 @@ def _rewritten(model: onnx.ModelProto, plan: _Plan) -> Iterator[onnx.NodeProto]:
     """The nodes, with the rows they are planned to read."""
     cut: dict[tuple[str, Rows], str] = {}
     for node in model.graph.node:
-        new = onnx.NodeProto()
-        new.CopyFrom(node)
+        new = copied(node)
         selected = plan.selection(node)
         if selected is not None:
             if plan.made.get(node.input[0]) == selected:  # the rows that are left are those
-                _select_from_first(model, new, selected)
+                _select_from_first(model, plan, new, selected)
             yield new
             continue
         for index, (name, rows) in enumerate(zip(node.input, plan.wanted[node.output[0]], strict=True)):
@@ -172,12 +170,11 @@ def _rewritten(model: onnx.ModelProto, plan: _Plan) -> Iterator[onnx.NodeProto]:
         yield new
 
 
-def _select_from_first(model: onnx.ModelProto, node: onnx.NodeProto, rows: Rows) -> None:
+def _select_from_first(model: onnx.ModelProto, plan: _Plan, node: onnx.NodeProto, rows: Rows) -> None:
     """Let a Gather or a Slice count from the first of the rows that are left."""
     starts = {1: 0} if node.op_type == "Gather" else {1: 0, 2: rows.stop - rows.start}
-    known = initializers(model)
     for index, value in starts.items():
-        old = array(known[node.input[index]])
+        old = array(plan.constants[node.input[index]])
         node.input[index] = _constant(model, f"{node.name}.rows.{index}", np.full(old.shape, value, old.dtype))
 
 
@@ -193,5 +190,6 @@ def _cut(model: onnx.ModelProto, plan: _Plan, name: str, rows: Rows, out: str) -
 
 
 def _constant(model: onnx.ModelProto, name: str, value: np.ndarray) -> str:
+    """Add an array, of no axes where it has none; its name."""
     model.graph.initializer.append(numpy_helper.from_array(value, name))
     return name

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from vitedge.errors import ModelError
+from vitedge.graph.folding import copied
 from vitedge.quantize.prepare import replaced, with_own_constants
-from vitedge.quantize.qdq import copied, drop_unused
+from vitedge.quantize.qdq import drop_unused
 from vitedge.quantize.statistics import Observed, Statistics
 from vitedge.quantize.views import Layer, quantizable
 from vitedge.recipe import Recipe

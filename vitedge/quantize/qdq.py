@@ -10,6 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from vitedge.errors import ModelError
+from vitedge.graph.folding import copied
 from vitedge.graph.surgery import copy, linear_layers
 from vitedge.quantize.prepare import replaced
 from vitedge.quantize.rounding import QuantizedLayer
@@ -104,10 +105,3 @@ def drop_unused(model: onnx.ModelProto, names: set[str]) -> None:
     kept = [tensor for tensor in model.graph.initializer if tensor.name not in names or tensor.name in read]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
-
-
-def copied(node: onnx.NodeProto) -> onnx.NodeProto:
-    """A copy that belongs to no graph."""
-    new = onnx.NodeProto()
-    new.CopyFrom(node)
-    return new

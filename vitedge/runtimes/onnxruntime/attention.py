@@ -50,10 +50,10 @@ def attentions(model: onnx.ModelProto) -> list[Attention]:
         return transposed(reshape.output[0], perm), shape
 
     def queries(tensor: str) -> tuple[tuple[str, ...], str]:
-        (node,) = readers.get(tensor, [None])[:1]
-        if node is None or node.op_type != "Slice":
+        nodes = readers.get(tensor, [])
+        if len(nodes) != 1 or nodes[0].op_type != "Slice":
             return (), tensor
-        return tuple(node.input[1:]), str(only(tensor, "Slice").output[0])
+        return tuple(nodes[0].input[1:]), str(nodes[0].output[0])
 
     found = []
     for split in (node for node in model.graph.node if node.op_type == "Split" and len(node.output) == 3):

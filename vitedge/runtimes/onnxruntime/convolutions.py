@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from vitedge.graph.surgery import array, attribute, batch_size, initializers, pin_batch, shapes
+from vitedge.graph.surgery import array, attribute, initializers, pinned, shapes
 from vitedge.quantize.views import View, pixel_tensors, quantizable
 from vitedge.runtimes.onnxruntime.rewriter import Layers, Rewriter
 
@@ -24,7 +24,7 @@ def integer_convolutions(
     rewriter = Rewriter(model)
     model = rewriter.model
     views = {layer.name: layer.view for layer in quantizable(model)[0] if layer.linear.kind == "conv"}
-    known = shapes(_pinned(model)) | (shapes(_pinned(standard)) if standard is not None else {})
+    known = shapes(pinned(model)) | (shapes(pinned(standard)) if standard is not None else {})
     constants, pixels = initializers(model), pixel_tensors(model)
     rows: dict[str, str] = {}  # tensor [N, C, H, W] or flat [N, C, H·W] -> the same as rows [N, H·W, C]
     same: dict[str, str] = {}  # tensor that is nothing but another one's rows -> those
@@ -73,10 +73,6 @@ def integer_convolutions(
                 rows[target] = rows[source]
             rewriter.nodes.append(node)
     return rewriter.finish()
-
-
-def _pinned(model: onnx.ModelProto) -> onnx.ModelProto:
-    return pin_batch(model, 1) if batch_size(model) is None else model
 
 
 def _flattens(shape: onnx.TensorProto | None, source: tuple[int | None, ...]) -> bool:

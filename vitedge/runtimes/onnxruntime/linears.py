@@ -20,7 +20,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 
-from vitedge.graph.surgery import Linear, batch_size, linear_layers, pin_batch, shapes
+from vitedge.graph.surgery import Linear, linear_layers, pinned, shapes
 from vitedge.quantize.rounding import QuantizedLayer
 from vitedge.runtimes.onnxruntime.rewriter import CONTRIB, Layers, Rewriter
 
@@ -56,7 +56,7 @@ def weight_only_linears(model: onnx.ModelProto, layers: Layers) -> onnx.ModelPro
 def _with(model: onnx.ModelProto, layers: Layers, kernel: Kernel) -> onnx.ModelProto:
     rewriter = Rewriter(model)
     linears = {linear.name: linear for linear in linear_layers(rewriter.model) if linear.kind == "linear"}
-    known = shapes(pin_batch(rewriter.model, 1) if batch_size(rewriter.model) is None else rewriter.model)
+    known = shapes(pinned(rewriter.model))
     absorbed = {linear.bias_node.name for name, linear in linears.items() if name in layers and linear.bias_node}
     for node in rewriter.model.graph.node:
         if node.name in layers and node.name in linears:

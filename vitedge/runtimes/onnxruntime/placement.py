@@ -29,7 +29,7 @@ from typing import Literal
 import onnx
 
 from vitedge.errors import UsageError, nearest
-from vitedge.graph.surgery import batch_size, linear_layers, pin_batch, set_metadata, shapes, to_bytes
+from vitedge.graph.surgery import linear_layers, pin_batch, pinned, set_metadata, shapes, to_bytes
 from vitedge.graph.unread import without_unread_rows
 from vitedge.quantize.integers import weight_bits
 from vitedge.quantize.qdq import insert_qdq
@@ -158,7 +158,7 @@ def _static_graph(graph: onnx.ModelProto, layers: Layers, request: Request) -> o
 def left_in_float(graph: onnx.ModelProto) -> dict[str, str]:
     """Layers where integers gain nothing or can't go, by name, with the reason."""
     found, refused = quantizable(graph)
-    known = shapes(pin_batch(graph, 1) if batch_size(graph) is None else graph)
+    known = shapes(pinned(graph))
     patches = next((_area(known.get(layer.linear.output)) for layer in found if layer.name == "patch_embed.proj"), 0)
     for layer in found:
         shape = known.get(layer.linear.input)

@@ -15,7 +15,8 @@ nncf-int8           what NNCF's preset for transformers makes of the float graph
                     installed; the recipe has no part in it
 ==================  ===========================================================================================
 
-With ``-rest-bf16`` behind it, a form runs in bfloat16 what isn't quantized: attention above all.
+With ``-rest-bf16`` behind it, a form runs in bfloat16 what isn't quantized: attention above all. None but ``nncf-int8``
+computes rows that nobody reads.
 
 Processors without VNNI multiply u8 by s8 with ``vpmaddubsw``, which adds pairs in saturating 16 bits: full-range INT8
 weights were measured to be wrong by up to half the largest output there, 7-bit weights to be exact. So a target has to

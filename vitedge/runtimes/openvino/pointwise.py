@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from vitedge.graph.folding import copied
 from vitedge.graph.surgery import (
     Linear,
     array,
@@ -24,7 +25,6 @@ from vitedge.graph.surgery import (
     producers,
     shapes,
 )
-from vitedge.quantize.qdq import copied
 
 #: Operators that treat every value alike, wherever it stands, as long as their other inputs are scalars.
 _POSITIONLESS = ("DequantizeLinear", "Gelu", "HardSigmoid", "HardSwish", "QuantizeLinear", "Relu", "Sigmoid", "Tanh")
