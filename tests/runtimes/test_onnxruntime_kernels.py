@@ -142,6 +142,14 @@ def test_where_one_token_asks_its_query_alone_is_computed() -> None:
     assert "blocks.1.attn.scores+blocks.1.attn.context" in nodes
 
 
+def test_queries_cut_along_another_axis_are_no_rows() -> None:
+    graph = without_unread_rows(author_vit(CONFIGS["patches"], random_arrays(CONFIGS["patches"]), mean=MEAN, std=STD))
+    assert [bool(one.rows) for one in attentions(graph)] == [False, True]
+    assert [one.qkv for one in attentions(replaced(graph, {"blocks.1.attn.split.q.rows.axis": np.array([0])}))] == [
+        "blocks.0.attn.qkv"
+    ]
+
+
 @given(st.floats(-12, 12, width=32))
 def test_gelu_by_tanh_is_as_near_as_it_is_said_to_be(x: float) -> None:
     exact = x * (1 + math.erf(x / math.sqrt(2))) / 2

@@ -50,10 +50,13 @@ def attentions(model: onnx.ModelProto) -> list[Attention]:
         return transposed(reshape.output[0], perm), shape
 
     def queries(tensor: str) -> tuple[tuple[str, ...], str]:
-        nodes = readers.get(tensor, [])
-        if len(nodes) != 1 or nodes[0].op_type != "Slice":
+        if all(node.op_type != "Slice" for node in readers.get(tensor, [])):
             return (), tensor
-        return tuple(nodes[0].input[1:]), str(nodes[0].output[0])
+        node = only(tensor, "Slice")
+        axes = constants.get(node.input[3]) if len(node.input) > 3 else None
+        if axes is None or array(axes).tolist() != [1]:
+            raise LookupError(tensor)
+        return tuple(node.input[1:]), str(node.output[0])
 
     found = []
     for split in (node for node in model.graph.node if node.op_type == "Split" and len(node.output) == 3):
