@@ -46,7 +46,7 @@ def test_four_sources_for_half_a_minute() -> None:
 
 def test_a_leaking_sink_is_caught() -> None:
     found = soak(["test://?pattern=steps&rate=25"], seconds=15, leak_mb_h=LEAK_MB_H)
-    assert found["leaks"] and found["slope_mb_h"]["median"] > LEAK_MB_H / 2
+    assert found["leaks"]
     assert found["own_slope_mb_h"]["median"] > LEAK_MB_H / 2
 
 
