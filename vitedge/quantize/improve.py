@@ -15,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from vitedge.graph.folding import copied
 from vitedge.graph.surgery import array, attribute, consumers, copy, initializers, producers
 from vitedge.quantize.integers import Scheme, affine, round_weights, weight_limit
 from vitedge.quantize.prepare import replaced
@@ -235,7 +236,7 @@ def migrate_inputs(
         for reader in behind:
             reader.input[0] = moved
         observed[moved] = observed[tensor].moved(shift, scale)
-    new = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    new = [copied(node) for node in nodes]
     del model.graph.node[:]
     model.graph.node.extend(new)
     return replaced(model, values), replace(statistics, observed=observed)

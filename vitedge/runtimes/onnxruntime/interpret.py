@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from vitedge.errors import ModelError, NotInstalledError
+from vitedge.graph.folding import copied
 from vitedge.graph.surgery import array, batch_size, copy, to_bytes
 from vitedge.runtimes.onnxruntime import facts
 
@@ -95,7 +96,7 @@ def widened(model: onnx.ModelProto) -> onnx.ModelProto:
             elif attribute.HasField("t") and attribute.t.data_type in _HALF:
                 attribute.t.CopyFrom(numpy_helper.from_array(array(attribute.t).astype(np.float32)))
         nodes += [node, *roundings]
-    new = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    new = [copied(node) for node in nodes]
     del graph.node[:], graph.value_info[:]
     graph.node.extend(new)
     for value in graph.output:

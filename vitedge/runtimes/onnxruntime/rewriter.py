@@ -10,6 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from vitedge.graph.folding import copied
 from vitedge.graph.surgery import copy
 from vitedge.quantize.rounding import QuantizedLayer
 
@@ -87,7 +88,7 @@ class Rewriter:
         for node in reversed(self.nodes):
             if needed.intersection(node.output):
                 needed.update(node.input)
-                kept.append(onnx.NodeProto.FromString(node.SerializeToString()))
+                kept.append(copied(node))
         del graph.node[:], graph.value_info[:]
         graph.node.extend(reversed(kept))
         tensors = [tensor for tensor in graph.initializer if tensor.name in needed]

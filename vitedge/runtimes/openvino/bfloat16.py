@@ -7,6 +7,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from vitedge.graph.folding import copied
 from vitedge.graph.surgery import array, copy
 from vitedge.graph.typed import element_types
 
@@ -38,7 +39,7 @@ def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
                     helper.make_node("Cast", [f"{name}.bf16"], [name], to=TensorProto.FLOAT),
                 ]
         nodes += [node, *casts]
-    written = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    written = [copied(node) for node in nodes]
     del graph.node[:]
     graph.node.extend(written)
     return model
