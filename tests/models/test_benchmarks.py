@@ -70,3 +70,22 @@ def test_an_ensemble_is_the_mean_over_models_and_mirror_images(tmp_path: Path) -
     (found,) = together.run(None, {"image": frames})
     assert np.allclose(found, np.mean(views, axis=0), atol=1e-5)
     assert not np.allclose(*views, atol=1e-2), "a mirror image is another picture"
+
+
+def test_a_soup_has_the_mean_of_the_weights(tmp_path: Path) -> None:
+    from msgspec.structs import replace
+    from safetensors.numpy import load_file, save
+
+    from vitedge.model_folder import Model, write_model
+
+    model = vitedge.import_model("embedded", tmp_path / "model")
+    doubled = {name: 2 * value for name, value in load_file(model.path / "model.safetensors").items()}
+    files = {"model.safetensors": save(doubled), "model.onnx": model.onnx_path.read_bytes()}
+    other = write_model(tmp_path / "other", replace(model.record, files={}), files)
+    soup = tmp_path / "soup"
+    command = [sys.executable, str(BENCHMARKS / "soup.py"), str(model.path), str(other.path), "--out", str(soup)]
+    subprocess.run(command, check=True)
+    found, record = load_file(soup / "model.safetensors"), Model.open(soup).record
+    assert all(np.allclose(found[name], 0.75 * value, rtol=2e-3, atol=1e-4) for name, value in doubled.items())
+    assert (record.classes, record.architecture) == (model.record.classes, model.record.architecture)
+    assert record.accuracy is None

@@ -30,7 +30,7 @@ from vitedge.models.checkpoint import CHECKPOINT
 from vitedge.models.data import Batch, TrainingData
 from vitedge.models.distill import Answers, Student, lesson_loss
 from vitedge.models.engine import Processes, has_bf16
-from vitedge.models.evaluate import evaluate, normalise, placed
+from vitedge.models.evaluate import evaluate, is_better, normalise, placed
 from vitedge.models.initial import Start
 from vitedge.models.optimizer import build_optimizers
 from vitedge.models.options import TrainOptions
@@ -68,7 +68,7 @@ class Trainer:
         self.model = placed(start.model(options), group.device)
         self.student = Student(self.model, answers.feature_size if answers is not None else 0).to(group.device)
         self.averaged = {name: value.clone() for name, value in self.model.state_dict().items()}
-        self.best = {"epoch": 0, "top1_percent": -1.0}
+        self.best: dict[str, float] = {"epoch": 0, "top1_percent": -1.0, "loss": math.inf}
         self.best_weights = self.averaged
         self.optimizers = build_optimizers(
             self.model,
@@ -234,8 +234,8 @@ class Trainer:
         model.load_state_dict(self.averaged)
         figure = evaluate(model, self.data.held, self.data.preprocessing, self.group)
         epoch = len(self.history) + 1
-        if figure["top1_percent"] >= self.best["top1_percent"]:  # of equals the later one
-            self.best = {"epoch": epoch, "top1_percent": figure["top1_percent"]}
+        if is_better(figure, self.best):
+            self.best = {"epoch": epoch, "top1_percent": figure["top1_percent"], "loss": figure["loss"]}
             self.best_weights = {name: value.clone() for name, value in self.averaged.items()}
         row = {
             "epoch": epoch,
