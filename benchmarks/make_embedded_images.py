@@ -15,7 +15,7 @@ from pathlib import Path
 from vitedge.images import ImageSet
 
 SEED = 0
-COUNTS = {"calibration": 512, "held-out": 500, "display": 500}
+COUNTS = {"calibration": 512, "held-out": 1000, "display": 500}
 
 
 def pick(images: ImageSet, count: int, allowed: set[str] | None = None, forbidden: set[str] | None = None) -> list[int]:

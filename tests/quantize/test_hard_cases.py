@@ -83,7 +83,7 @@ def test_int8_stays_near_where_plain_ranges_dont(case: str, scheme: str) -> None
     found, flips = lost(case, "default", SCHEMES[scheme])
     assert found < 0.001 and flips <= 0.02
     assert plain > 20 * found
-    assert plain_flips > 0.1 or case not in COLLAPSES
+    assert plain_flips > 0.05 or case not in COLLAPSES
 
 
 def test_a_clean_model_gets_no_operators() -> None:

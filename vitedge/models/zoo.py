@@ -50,8 +50,12 @@ def _pooled(
 
 ZOO: dict[str, ZooMember] = {
     EMBEDDED: ZooMember(
-        _pooled(32, ConvStem(channels=(48, 96, 128, 128), strides=(2, 1, 2, 1)), 128, 3, 4, mlp=2),
+        _pooled(32, ConvStem(channels=(32, 64, 128, 256, 256, 256), strides=(1, 2, 1, 2, 1, 1)), 192, 2, 3, mlp=2),
         "the embedded model: 32×32 pictures, convolutional stem, 64 tokens",
+    ),
+    "vit_wide_conv_32": ZooMember(
+        _pooled(32, ConvStem(channels=(48, 96, 128, 192, 192), strides=(1, 2, 1, 2, 1)), 192, 2, 3, mlp=2),
+        "the embedded model with a lighter stem; one of its teachers",
     ),
     "vit_small_conv_32": ZooMember(
         _pooled(32, ConvStem(channels=(32, 64, 64, 128), strides=(1, 2, 1, 2)), 192, 6, 6, mlp=2),
