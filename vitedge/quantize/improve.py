@@ -7,7 +7,7 @@ scale are chosen by the output error that is left once both sides are rounded, "
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -34,14 +34,10 @@ WORTHWHILE = 0.1
 _UNEVEN = 8.0
 #: OpenVINO 2026.4 fuses the rounding behind these into them, and takes channels' constants along another axis.
 _REDUCTIONS = ("GlobalAveragePool", "GlobalMaxPool", "ReduceMax", "ReduceMean", "ReduceSum")
-KEPT_ROWS = 1024  # of the reservoir, for choosing among them
+_ROWS = 1024  # of the reservoir, for choosing among them
 _SMALLEST = 1e-3  # a channel's share of the largest spread, below which it isn't widened any further
 
 Float64 = NDArray[np.float64]
-#: Shift and scale, [C] each.
-Migration = tuple[Float64, Float64]
-#: Chosen for what was observed of a LayerNormalization, the weights [C, ΣC_out] behind it, and its β [C].
-Choice = Callable[[Observed, Float64, Scheme, Float64], Migration]
 
 
 def improve(
@@ -70,11 +66,7 @@ def improve(
 
 
 def migrate_layernorms(
-    model: onnx.ModelProto,
-    statistics: Statistics,
-    scheme: Scheme,
-    layers: Collection[str],
-    choose: Choice = lambda observed, matrix, scheme, beta: choose_migration(observed, matrix, scheme),
+    model: onnx.ModelProto, statistics: Statistics, scheme: Scheme, layers: Collection[str]
 ) -> tuple[onnx.ModelProto, Statistics]:
     """Shift and scale every LayerNormalization's channels, and undo it in the linears behind it (RepQ-ViT, 2212.08254).
 
@@ -88,7 +80,6 @@ def migrate_layernorms(
         statistics: of its layers.
         scheme: what it will be rounded to.
         layers: names of the layers that will be rounded.
-        choose: shift c and scale s of each.
 
     Returns:
         The graph with other constants and the same function, and its statistics.
@@ -109,8 +100,8 @@ def migrate_layernorms(
             continue
         linears = [by_name[reader.name] for reader in behind]
         together = np.concatenate([layer.matrix for layer in linears], axis=1)
+        shift, scale = choose_migration(observed[node.output[0]], together, scheme)
         gamma, beta = (array(constants[name]).astype(np.float64) for name in node.input[1:])
-        shift, scale = choose(observed[node.output[0]], together, scheme, beta)
         values[node.input[1]], values[node.input[2]] = gamma / scale, (beta - shift) / scale
         for layer in linears:
             values.update(_moved(layer, shift, scale))
@@ -257,10 +248,10 @@ def by_operators(
             tries.append((WORTHWHILE, _halves(shift), np.exp2(np.rint(np.log2(scale)))))
     if not tries:
         return nothing, ones
-    rows = observed.rows[:KEPT_ROWS].astype(np.float64)
+    rows = observed.rows[:_ROWS].astype(np.float64)
     exact = rows @ matrix
-    kept = rounded_error(observed, rows, exact, matrix, scheme, nothing, ones)
-    errors = [rounded_error(observed, rows, exact, matrix, scheme, shift, scale) for _, shift, scale in tries]
+    kept = _rounded_error(observed, rows, exact, matrix, scheme, nothing, ones)
+    errors = [_rounded_error(observed, rows, exact, matrix, scheme, shift, scale) for _, shift, scale in tries]
     best, least = (nothing, ones), kept
     for error, (part, shift, scale) in zip(errors, tries, strict=True):
         if error < least and error <= part * kept:
@@ -280,9 +271,9 @@ def _halves(values: Float64) -> Float64:
 def choose_migration(observed: Observed, matrix: Float64, scheme: Scheme) -> tuple[Float64, Float64]:
     """Shift and scale [C] with the least output error once inputs and weights [C, C_out] are rounded."""
     tries = [migration(observed, matrix, alpha) for alpha in ALPHAS]
-    rows = observed.rows[:KEPT_ROWS].astype(np.float64)
+    rows = observed.rows[:_ROWS].astype(np.float64)
     exact = rows @ matrix
-    errors = [rounded_error(observed, rows, exact, matrix, scheme, *moved) for moved in tries]
+    errors = [_rounded_error(observed, rows, exact, matrix, scheme, *moved) for moved in tries]
     best = int(np.argmin(errors))
     return tries[best if errors[best] < WORTHWHILE * errors[0] else 0]
 
@@ -302,7 +293,7 @@ def migration(observed: Observed, matrix: Float64, alpha: float | None) -> tuple
     return (high + low) / 2, np.exp(logarithm - logarithm.mean())
 
 
-def rounded_error(
+def _rounded_error(
     observed: Observed,
     rows: Float64,
     exact: Float64,

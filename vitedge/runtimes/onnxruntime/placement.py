@@ -31,8 +31,6 @@ import onnx
 from vitedge.errors import UsageError, nearest
 from vitedge.graph.surgery import linear_layers, pin_batch, pinned, set_metadata, shapes, to_bytes
 from vitedge.graph.unread import without_unread_rows
-from vitedge.quantize.centre import centred, unshifted
-from vitedge.quantize.improve import migrate_layernorms
 from vitedge.quantize.integers import weight_bits
 from vitedge.quantize.qdq import insert_qdq
 from vitedge.quantize.rounding import Scheme, quantize_layers
@@ -48,7 +46,6 @@ from vitedge.runtimes.onnxruntime.linears import (
     integer_linears,
     weight_only_linears,
 )
-from vitedge.runtimes.onnxruntime.norms import root_mean_squares
 from vitedge.runtimes.onnxruntime.rewriter import Layers
 from vitedge.runtimes.plan import planned_layers
 from vitedge.target import Option
@@ -120,14 +117,11 @@ def _integers(
                 left.setdefault(layer.name, f"the form {request.candidate.form} leaves it in float")
         left |= request.left_in_float(layer.name for layer in linear_layers(request.graph) if layer.name not in left)
         names = [layer.name for layer in linear_layers(request.graph) if layer.name not in left]
-        graph, norms = centred(request.graph)
-        graph, statistics = migrate_layernorms(graph, request.statistics, scheme, names, unshifted)
-        graph, layers = quantize_layers(graph, statistics, request.recipe, scheme, names)
+        graph, layers = quantize_layers(request.graph, request.statistics, request.recipe, scheme, names)
         graph = without_unread_rows(graph)
         if inputs != "float":
             graph = tanh_gelus(graph, layers)
-        standard = insert_qdq(graph, layers, inputs)
-        return root_mean_squares(build(graph, layers, request), norms), standard, dict.fromkeys(layers, "int8"), left
+        return build(graph, layers, request), insert_qdq(graph, layers, inputs), dict.fromkeys(layers, "int8"), left
 
     return form
 

@@ -14,15 +14,11 @@ from vitedge.target import Target
 _RELEASES = {"1.14": (18, 8), "1.15": (19, 9), "1.17": (20, 9), "1.18": (21, 10), "1.22": (23, 11)}
 #: Operators of ONNX Runtime's own that the forms use, with the release from which on they are what the forms take them
 #: for (on CPUs MultiHeadAttention shares out rows since 1.19, MatMulNBits has 8-bit weights and a bias since 1.22; the
-#: others are older than 1.14). One of them ONNX Runtime keeps in ONNX's domain, though no version of ONNX has it.
+#: others are older than 1.14).
 _OWN = {
-    **{
-        (CONTRIB, name): "1.14"
-        for name in ("Attention", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QAttention", "QGemm")
-    },
-    ("ai.onnx", "SimplifiedLayerNormalization"): "1.14",
-    (CONTRIB, "MultiHeadAttention"): "1.19",
-    (CONTRIB, "MatMulNBits"): "1.22",
+    **dict.fromkeys(("Attention", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QAttention", "QGemm"), "1.14"),
+    "MultiHeadAttention": "1.19",
+    "MatMulNBits": "1.22",
 }
 _HALF = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
 
@@ -40,8 +36,7 @@ def check(graph: bytes, target: Target) -> list[str]:
     if used.get("ai.onnx", 0) > opset:
         findings.append(f"opset {used['ai.onnx']} (it takes {opset})")
     for operator, domain in sorted({(node.op_type, node.domain or "ai.onnx") for node in model.graph.node}):
-        own = _OWN.get((domain, operator))
-        if own is not None and _release(own) <= oldest:
+        if domain == CONTRIB and operator in _OWN and _release(_OWN[operator]) <= oldest:
             continue
         if domain != "ai.onnx" or not defs.has(operator, used.get("ai.onnx", opset)):
             findings.append(f"operator {operator} of {domain}")
