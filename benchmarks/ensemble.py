@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
@@ -18,22 +18,27 @@ from msgspec.structs import replace
 from onnx import TensorProto, compose, helper, numpy_helper
 
 from vitedge.graph.surgery import load, to_bytes
-from vitedge.model_folder import Model, write_model
+from vitedge.model_folder import MODEL_ONNX, Model, ModelRecord, write_model
+
+
+def alike(document: str | None, trait: Callable[[ModelRecord], object], what: str) -> tuple[list[Model], str]:
+    """The command line's model folders, which must have one trait in common, and ``--out``."""
+    parser = argparse.ArgumentParser(description=document, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", metavar="MODEL")
+    parser.add_argument("--out", required=True, help="model folder to write")
+    arguments = parser.parse_args()
+    models = [Model.open(folder) for folder in arguments.models]
+    for model in models:
+        if trait(model.record) is None or trait(model.record) != trait(models[0].record):
+            sys.exit(f"{model.path} doesn't have {what} of {models[0].path}")
+    return models, arguments.out
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", metavar="MODEL")
-    parser.add_argument("--out", required=True, metavar="TEACHER")
-    arguments = parser.parse_args()
-    models = [Model.open(folder) for folder in arguments.models]
-    first = models[0].record
-    for model in models:
-        if (model.record.classes, model.record.preprocessing.size) != (first.classes, first.preprocessing.size):
-            sys.exit(f"{model.path} has other classes or another size than {models[0].path}")
+    models, out = alike(__doc__, lambda record: (record.classes, record.preprocessing.size), "the classes and the size")
     graph = mean_of([load(model.onnx_path) for model in models])
-    record = replace(first, name="ensemble", architecture=None, files={}, accuracy=None, training=None)
-    write_model(arguments.out, record, {"model.onnx": to_bytes(graph)})
+    record = replace(models[0].record, name="ensemble", architecture=None, files={}, accuracy=None, training=None)
+    write_model(out, record, {MODEL_ONNX: to_bytes(graph)})
 
 
 def mean_of(graphs: Sequence[onnx.ModelProto]) -> onnx.ModelProto:

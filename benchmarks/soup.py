@@ -8,28 +8,19 @@ accurate than each of them (Wortsman et al., Model soups, 2203.05482). What it's
 
 from __future__ import annotations
 
-import argparse
-import sys
-
 import numpy as np
+from ensemble import alike
 from msgspec.structs import replace
 from safetensors.numpy import load_file, save
 
 from vitedge.graph.author import author_vit
 from vitedge.graph.surgery import to_bytes
-from vitedge.model_folder import MODEL_ONNX, MODEL_WEIGHTS, Model, write_model
+from vitedge.model_folder import MODEL_ONNX, MODEL_WEIGHTS, write_model
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", metavar="MODEL")
-    parser.add_argument("--out", required=True, metavar="SOUP")
-    arguments = parser.parse_args()
-    models = [Model.open(folder) for folder in arguments.models]
+    models, out = alike(__doc__, lambda record: record.architecture, "the architecture")
     first = models[0].record
-    for model in models:
-        if model.record.architecture is None or model.record.architecture != first.architecture:
-            sys.exit(f"{model.path} is no model of the architecture of {models[0].path}")
     weights = [load_file(model.path / MODEL_WEIGHTS) for model in models]
     mean = {name: np.mean([one[name] for one in weights], axis=0, dtype=np.float64) for name in weights[0]}
     shipped = {name: value.astype(np.float16) for name, value in mean.items()}
@@ -43,7 +34,7 @@ def main() -> None:
         name=first.name,
     )
     record = replace(first, files={}, accuracy=None, training=None)
-    write_model(arguments.out, record, {MODEL_WEIGHTS: save(shipped), MODEL_ONNX: to_bytes(graph)})
+    write_model(out, record, {MODEL_WEIGHTS: save(shipped), MODEL_ONNX: to_bytes(graph)})
 
 
 if __name__ == "__main__":

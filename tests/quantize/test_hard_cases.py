@@ -34,8 +34,8 @@ from vitedge.recipe import load_recipe
 from vitedge.runtimes.onnxruntime.interpret import run_graph
 
 SCHEMES = {"u8, 7-bit weights": Scheme("uint8", False, 7), "s8, symmetric": Scheme("int8", True, 8)}
-#: Cases in which plain ranges call more than one picture in twenty differently.
-COLLAPSES = ("hidden", "all")
+#: More than this share of the pictures plain ranges call differently.
+COLLAPSES = {"hidden": 0.1, "token": 0.02, "all": 0.1}
 
 
 @functools.cache
@@ -81,9 +81,9 @@ def test_planting_changes_nothing_in_float(case: str) -> None:
 def test_int8_stays_near_where_plain_ranges_dont(case: str, scheme: str) -> None:
     plain, plain_flips = lost(case, "fast", SCHEMES[scheme])
     found, flips = lost(case, "default", SCHEMES[scheme])
-    assert found < 0.002 and flips <= 0.02
+    assert found < (0.002 if case == "all" else 0.001) and flips <= 0.02
     assert plain > 20 * found
-    assert plain_flips > 0.05 or case not in COLLAPSES
+    assert plain_flips > COLLAPSES.get(case, -1)
 
 
 def test_a_clean_model_gets_no_operators() -> None:
