@@ -1,6 +1,6 @@
 """Few-shot: twenty pictures of each digit, from the embedded model and from scratch, by one and the same command.
 
-    python benchmarks/few_shot.py [--folder FOLDER] [--seeds 1] [--epochs 4] [--threads 2]
+    python benchmarks/few_shot.py [--folder FOLDER] [--seeds 1] [--epochs 3] [--threads 2]
 
 The data is scikit-learn's ``load_digits`` (8×8 grey pictures of handwritten digits; ``vitedge[dev]`` brings it). A seed
 draws twenty pictures of each digit to train with; all others are the test set, which is evaluated once, when
@@ -22,7 +22,7 @@ from PIL import Image
 
 SHOTS = 20
 COMMAND = [
-    *("--batch-size", "16", "--optimizer", "adamw", "--lr", "0.003", "--layer-decay", "0.5", "--ema", "0.9"),
+    *("--batch-size", "16", "--optimizer", "adamw", "--lr", "0.001", "--layer-decay", "0.75", "--ema", "0.9"),
     *("--no-flip", "--crop-padding", "2"),
 ]
 STARTS = {"embedded": ["--init-from", "embedded"], "scratch": ["--model", "vit_edge_conv_32"]}
@@ -68,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="keep data and models here")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

@@ -42,6 +42,7 @@ from vitedge.target import Candidate, Target, load_target
 MODELS = {"embedded": "embedded", "ViT-Ti/16": "vit_tiny_patch16_224", "ViT-S/16": "vit_small_patch16_224"}
 CALIBRATED = 300
 OURS, FLOAT, NNCF = "vitedge", "float32", "NNCF"
+SETTLE_NS, TURN_NS = 40_000_000, 80_000_000  # of a turn, where its inferences are short
 RESAMPLES, CONFIDENCE = 2000, 0.95
 Rounds = dict[str, list[list[int]]]  # by contender and round: nanoseconds of each inference
 
@@ -74,10 +75,11 @@ def race(
     seed: int = 0,
     clock: Callable[[], int] = time.perf_counter_ns,
 ) -> Rounds:
-    """Everybody in turns within one process: each round in another order, two inferences to settle, ``turn`` timed.
+    """Everybody in turns within one process, each round in another order: inferences to settle, then at least ``turn``.
 
-    Where neighbours take the processor away, ``clock=time.thread_time_ns`` and one thread tell what the work itself
-    takes.
+    Short inferences settle for a while, because the threads of the one before spin on and this one's are spread over
+    the cores anew: eight inferences of two milliseconds took a third longer than sixty, and ranked otherwise. Where
+    neighbours take the processor away, ``clock=time.thread_time_ns`` and one thread tell what the work itself takes.
     """
     found: Rounds = {name: [] for name in calls}
     order = random.Random(seed)
@@ -86,17 +88,24 @@ def race(
     try:
         for number in range(rounds):
             for name in order.sample(sorted(calls), len(calls)):
-                taken = []
-                for _ in range(turn + 2):
-                    start = clock()
-                    calls[name]()
-                    taken.append(clock() - start)
-                found[name].append(taken[2:])
+                timed_from(calls[name], time.perf_counter_ns, 2, SETTLE_NS)
+                found[name].append(timed_from(calls[name], clock, turn, TURN_NS))
             print(f"\rround {number + 1} of {rounds}", end="", file=sys.stderr, flush=True)
     finally:
         gc.enable()
     print("\r" + " " * 24 + "\r", end="", file=sys.stderr)
     return found
+
+
+def timed_from(call: Callable[[], object], clock: Callable[[], int], least: int, least_ns: int) -> list[int]:
+    """Nanoseconds of each of at least so many calls, for at least so long."""
+    taken: list[int] = []
+    began = time.perf_counter_ns()
+    while len(taken) < least or time.perf_counter_ns() - began < least_ns:
+        start = clock()
+        call()
+        taken.append(clock() - start)
+    return taken
 
 
 @dataclass(frozen=True)

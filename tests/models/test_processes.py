@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,10 +72,10 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch(pictures: Path, tmp_
     assert 0 < difference(whole, parts) <= 1e-5
 
 
-def torchrun(pictures: Path, model: str, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def torchrun(pictures: Path, start: Sequence[str], out: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """The command, by two processes."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vitedge", "train"]
-    command = [sys.executable, *launch, str(pictures), "--model", model, "--out", str(out), *COMMAND, *more]
+    command = [sys.executable, *launch, str(pictures), *start, "--out", str(out), *COMMAND, *more]
     return subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
 
 
@@ -82,7 +83,7 @@ def torchrun(pictures: Path, model: str, out: Path, *more: str) -> subprocess.Co
 def test_two_processes_make_the_steps_of_one(pictures: Path, tmp_path: Path, model: str) -> None:
     """The convolutional stem's BatchNorm, too, is of the whole batch."""
     pytest.importorskip("accelerate", reason="accelerate isn't installed (vitedge[train])")
-    done = torchrun(pictures, model, tmp_path / "two")
+    done = torchrun(pictures, ("--model", model), tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(tmp_path / "two")]  # one of them speaks
     assert done.stderr.count("epoch 7/7") == 1
@@ -95,11 +96,20 @@ def test_two_processes_make_the_steps_of_one(pictures: Path, tmp_path: Path, mod
     assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-3)  # of float16 weights
 
 
+def test_two_processes_begin_with_the_head_of_one(pictures: Path, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate", reason="accelerate isn't installed (vitedge[train])")
+    done = torchrun(pictures, ("--init-from", "embedded"), tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("head: fitted to 27 pictures") == 1
+    one = train(str(pictures), replace(OPTIONS, model=None, init_from="embedded"), tmp_path / "one")
+    assert 0 < difference(one, tmp_path / "two") <= 1e-5
+
+
 @pytest.mark.slow
 def test_two_processes_fail_as_one(pictures: Path, tmp_path: Path) -> None:
     pytest.importorskip("accelerate", reason="accelerate isn't installed (vitedge[train])")
     (tmp_path / "model").mkdir()
-    done = torchrun(pictures, "vit_nano_patch4_32", tmp_path / "model")
+    done = torchrun(pictures, ("--model", "vit_nano_patch4_32"), tmp_path / "model")
     assert done.returncode != 0
     assert done.stderr.count("already exists") == 1
     assert "exitcode  : 2" in done.stderr

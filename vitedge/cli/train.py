@@ -74,6 +74,10 @@ def train(
             metavar="MODEL",
         ),
     ] = None,
+    new_head: Annotated[
+        Literal["fitted", "zero"],
+        _option(TUNE, "Where the classes are others: a head fitted to the model's features first, or zero."),
+    ] = "fitted",
     freeze: Annotated[
         int | None, _option(TUNE, "Keep the stem, the tokens and the first N blocks as they are.", min=0, metavar="N")
     ] = None,
@@ -176,6 +180,7 @@ def train(
             resize=resize,
             holdout=holdout,
             init_from=init_from,
+            new_head=new_head,
             freeze=freeze,
             distillation_token=distillation_token,
             distillation=None

@@ -42,6 +42,11 @@ class Start:
     name: str | None = None
     digest: str | None = None  # hex SHA-256 of the weights as they were read
 
+    @property
+    def lacks_heads(self) -> bool:
+        """Whether the weights are trained ones, and of other classes."""
+        return self.weights is not None and "head.weight" not in self.weights
+
     def model(self, options: TrainOptions) -> VisionTransformer:
         """The module at step 0; what is frozen needs no gradient and stays in evaluation mode."""
         torch.manual_seed(seed_of(options.seed, "initial weights"))

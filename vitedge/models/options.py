@@ -13,6 +13,7 @@ Schedule = Literal["cosine", "linear"]
 Precision = Literal["auto", "fp32", "bf16"]
 Resize = Literal["squash", "shortest", "pad"]
 Lesson = Literal["soft", "hard", "feature"]
+NewHead = Literal["fitted", "zero"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class TrainOptions:
     resize: Resize = "squash"
     holdout: float = 0.1  # part of every class, kept from training, that chooses the best epoch
     init_from: str | None = None  # weights to start from: a model folder, a published checkpoint, or "embedded"
+    new_head: NewHead = "fitted"  # where the source's head is of other classes: fitted to its features, or zero
     freeze: int | None = None  # the stem, the tokens and so many blocks stay as they are; None: nothing does
     distillation_token: bool = False  # add DeiT's token and second head to a zoo member with a class token
     distillation: Distillation | None = None
@@ -63,7 +65,13 @@ class TrainOptions:
     checkpoint_seconds: float = 120.0
 
     def __post_init__(self) -> None:
-        choices = {"optimizer": OptimizerName, "schedule": Schedule, "precision": Precision, "resize": Resize}
+        choices = {
+            "optimizer": OptimizerName,
+            "schedule": Schedule,
+            "precision": Precision,
+            "resize": Resize,
+            "new_head": NewHead,
+        }
         for name, kind in choices.items():
             _check_choice(name, getattr(self, name), get_args(kind))
         if self.distillation is not None:

@@ -23,6 +23,7 @@ from vitedge.models.engine import Processes, processes
 from vitedge.models.evaluate import evaluate, placed, shipped_model
 from vitedge.models.initial import Start, starting_point
 from vitedge.models.options import Distillation, TrainOptions
+from vitedge.models.probe import with_fitted_heads
 from vitedge.models.publish import write_trained
 from vitedge.models.trainer import HELD_OUT, Trainer
 from vitedge.preprocessing import Preprocessing
@@ -75,7 +76,7 @@ def train(
         test_images = None if test is None else open_test(test, images, digests, asked)
         with locked(run, asked) if group.first else nullcontext():
             group.from_first(lambda: prepare_run(run, resume=resume, overwrite=overwrite, asked=asked))
-            trainer = _trainer(start, options, images, digests, teacher, run, group, asked)
+            trainer = _trainer(start, options, images, digests, teacher, run, group, asked, resume=resume)
             if resume:
                 checkpoint.load(trainer)
             trainer.fit()
@@ -95,8 +96,10 @@ def _trainer(
     run: Path,
     group: Processes,
     asked: str,
+    *,
+    resume: bool,
 ) -> Trainer:
-    """Split and decode the data, and set up step 0."""
+    """Split and decode the data, and set up step 0; where a checkpoint follows, without fitting a new head."""
     training, held = split(images, digests, options.holdout, options.seed, asked)
     if group.first:
         names = "".join(f"{images.records[index].name}\n" for index in held)
@@ -116,6 +119,8 @@ def _trainer(
         theirs = start.preprocessing
         contract = replace(geometry, rescale=theirs.rescale, mean=theirs.mean, std=theirs.std)
     material = TrainingData(train_set, held_set, contract, tuple(digests[index] for index in train_set.indices))
+    if start.lacks_heads and options.new_head == "fitted" and not resume:
+        start = with_fitted_heads(start, options, material, group, asked)
     answers = None if teacher is None else _answers(teacher, options, material, run, group, asked)
     return Trainer(start, options, material, run, group, asked, answers)
 
