@@ -29,6 +29,7 @@ from vitedge import embedded, runtimes
 from vitedge.accuracy.fidelity import divergence
 from vitedge.graph.surgery import load
 from vitedge.hardware import processor
+from vitedge.images import ImageSet
 from vitedge.model_folder import Model
 from vitedge.pipeline import import_model
 from vitedge.quantize.observe import observe
@@ -59,7 +60,11 @@ def open_model(name: str, folder: Path) -> Model:
 
 def frames(model: Model, name: embedded.Pictures, count: int) -> NDArray[np.uint8]:
     """The first of the embedded pictures as the model takes them, uint8 [count, h, w, 3]."""
-    images = embedded.pictures(name)
+    return decoded(model, embedded.pictures(name), count)
+
+
+def decoded(model: Model, images: ImageSet, count: int) -> NDArray[np.uint8]:
+    """The first of any pictures as the model takes them, uint8 [count, h, w, 3], by a seeded order."""
     order = images.order(0)[:count]
     return np.stack([model.record.preprocessing.apply(images.read(index)) for index in order])
 
@@ -191,7 +196,8 @@ def command_line(document: str | None, target: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(document or "").split("\n")[0])
     parser.add_argument("models", nargs="*", default=list(MODELS))
     parser.add_argument("--calibrate", type=int, default=CALIBRATED)
-    parser.add_argument("--evaluate", type=int, default=500)
+    parser.add_argument("--evaluate", type=int, default=1000, help="pictures for the divergence; rare ones decide")
+    parser.add_argument("--data", help="pictures for the divergence [the embedded held-out ones]")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--target", default=target)
@@ -262,10 +268,15 @@ def placing(
 
 
 def divergences(
-    model: Model, count: int, logits: Mapping[str, Callable[[NDArray[np.uint8]], NDArray[np.float32]]]
+    model: Model,
+    logits: Mapping[str, Callable[[NDArray[np.uint8]], NDArray[np.float32]]],
+    arguments: argparse.Namespace,
 ) -> dict[str, float]:
-    """Mean KL from the float32 logits of each contender, on held-out pictures."""
-    pictures = frames(model, "held-out", count)
+    """Mean KL from the float32 logits of each contender, on pictures that calibrated nobody."""
+    if arguments.data is None:
+        pictures = frames(model, "held-out", arguments.evaluate)
+    else:
+        pictures = decoded(model, ImageSet.open(arguments.data, asked="judge quantizers"), arguments.evaluate)
     exact = logits[FLOAT](pictures)
     return {label: float(divergence(exact, run(pictures)).mean()) for label, run in logits.items()}
 
@@ -287,7 +298,7 @@ def contest(
     """Race all contenders, see what each loses where weights are trained, print the table: (rounds, mean KL, rows)."""
     raced = race(calls, arguments.rounds, clock=clock_of(arguments))
     trained = name not in MODELS or name == "embedded"
-    lost = divergences(model, arguments.evaluate, logits) if trained else {}
+    lost = divergences(model, logits, arguments) if trained else {}
     return raced, lost, table(name, raced, lost, seconds, calibrated)
 
 

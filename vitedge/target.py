@@ -61,8 +61,8 @@ class Target(Record):
     candidate: Annotated[tuple[Candidate, ...], Meta(min_length=1)]
     bench: BenchRules
     budget: Budget
-    #: What int8 kernels may rely on. Without "vnni" in its name, an x86 product of two int8 pairs saturates at 16 bits
-    #: ("any" and "avx2": weights keep to 7 bits). "dotprod" and "i8mm" multiply signed bytes exactly.
+    #: What int8 kernels may rely on. Without "vnni" in its name, x86 adds two products in saturating 16 bits
+    #: ("any" and "avx2": two neighbouring weights add up to 128 at most). "dotprod" and "i8mm" multiply signed bytes exactly.
     isa: Literal["any", "avx2", "avx_vnni", "avx512_vnni", "neon", "dotprod", "i8mm"] = "any"
     threads: Annotated[int, Meta(ge=0)] = 0  # 0: the machine's physical cores
     sm: Version | None = None  # NVIDIA compute capability, "8.7"

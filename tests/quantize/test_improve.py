@@ -22,7 +22,7 @@ from vitedge.recipe import Improve, Observe
 from vitedge.runtimes.onnxruntime.interpret import run_graph
 
 SETTINGS = Observe(num_samples=16, seed=0, reservoir_rows=128, histogram_bins=64)
-SCHEME = Scheme("uint8", symmetric=False, weight_bits=7)
+SCHEME = Scheme("uint8", symmetric=False, wide_sums=False)
 PARTS = ("shift", "scale")
 
 

@@ -17,7 +17,7 @@ from vitedge.errors import ModelError
 from vitedge.graph.author import author_vit
 from vitedge.graph.surgery import array, initializers, linear_layers
 from vitedge.quantize.gptq import DAMPING, gptq
-from vitedge.quantize.integers import affine, round_weights, weight_limit
+from vitedge.quantize.integers import PAIR, Codes, affine
 from vitedge.quantize.observe import observe
 from vitedge.quantize.qdq import insert_qdq
 from vitedge.quantize.rounding import (
@@ -31,8 +31,9 @@ from vitedge.quantize.rounding import (
 from vitedge.recipe import load_recipe
 from vitedge.runtimes.onnxruntime.interpret import run_graph
 
-U8 = Scheme("uint8", symmetric=False, weight_bits=7)
-S8 = Scheme("int8", symmetric=True, weight_bits=8)
+U8 = Scheme("uint8", symmetric=False, wide_sums=False)
+S8 = Scheme("int8", symmetric=True)
+SEVEN, EIGHT = Codes(63), Codes(127)
 CONFIG = tiny(stem=ConvStem(channels=(6, 8), strides=(2, 4)), qkv_bias=False)
 
 
@@ -79,16 +80,16 @@ def test_pooled_histograms_keep_mass_and_mean(seed: int) -> None:
     assert abs((values @ weights) - (rows.sum(axis=0) @ importance)) <= bin_width * weights.sum()
 
 
-@given(st.integers(0, 10**6), st.sampled_from([7, 8]))
+@given(st.integers(0, 10**6), st.sampled_from([SEVEN, EIGHT]))
 @settings(deadline=None, max_examples=20)
-def test_error_optimal_weight_scales(seed: int, bits: int) -> None:
+def test_error_optimal_weight_scales(seed: int, codes: Codes) -> None:
     random = np.random.default_rng(seed)
     matrix = random.standard_t(2, (16, 5))
     rows = random.standard_normal((60, 16)) @ random.standard_normal((16, 16))
-    moments, limit = rows.T @ rows / len(rows), weight_limit(bits)
-    whole = weight_scales(matrix, None, bits)
+    moments, limit = rows.T @ rows / len(rows), codes.largest
+    whole = weight_scales(matrix, None, codes)
     assert np.allclose(whole, np.abs(matrix).max(axis=0) / limit)
-    best = weight_scales(matrix, moments.astype(np.float32), bits)
+    best = weight_scales(matrix, moments.astype(np.float32), codes)
     error = weight_error(matrix, best, limit, moments)
     assert (error <= weight_error(matrix, whole, limit, moments) * (1 + 1e-3)).all()
     assert (best <= whole).all() and (best > 0).all()
@@ -101,10 +102,10 @@ def test_gptq_is_the_brain_surgeon(seed: int, inputs: int) -> None:
     matrix = random.standard_normal((inputs, 3))
     rows = random.standard_normal((4 * inputs, inputs)) @ random.standard_normal((inputs, inputs))
     covariance = rows.T @ rows / len(rows)
-    scale = weight_scales(matrix, None, 7)
+    scale = weight_scales(matrix, None, SEVEN)
     hessian = covariance + DAMPING * np.diag(covariance).mean() * np.eye(inputs)
     expected = brain_surgeon(matrix, scale.astype(np.float64), 63, hessian)
-    found = gptq(matrix, scale, 7, covariance)
+    found = gptq(matrix, scale, SEVEN, covariance)
     assert found.dtype == np.int8 and np.array_equal(found, expected)
 
 
@@ -115,30 +116,51 @@ def test_gptq_of_inputs_that_hardly_vary(spread: float) -> None:
     noise = draw.standard_normal((24, 24)) * 1e-6
     covariance = (noise + noise.T - 2e-6 * np.eye(24) + spread * np.outer(np.ones(24), np.ones(24))).astype(np.float32)
     matrix = draw.standard_normal((24, 3))
-    found = gptq(matrix, np.full(3, 0.05, np.float32), 8, covariance)
+    found = gptq(matrix, np.full(3, 0.05, np.float32), EIGHT, covariance)
     assert np.abs(found * 0.05 - np.clip(matrix, -6.35, 6.35)).max() < 0.2
+
+
+@given(st.integers(0, 10**6))
+@settings(deadline=None, max_examples=20)
+def test_gptq_keeps_neighbours_from_saturating(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    matrix, rows = random.standard_t(2, (24, 3)), random.standard_normal((60, 24)) @ random.standard_normal((24, 24))
+    covariance, codes = rows.T @ rows / len(rows), Codes.of(U8, channels=12, taps=2)
+    for shrink in (0.5, 1.0):
+        scale = (shrink * codes.scale(matrix)).astype(np.float32)
+        found = gptq(matrix, scale, codes, covariance).astype(int)
+        assert np.abs(found).max() <= 127
+        assert_no_pair_saturates(found.T.reshape(3, 12, 2))
+
+
+def assert_no_pair_saturates(levels: np.ndarray) -> None:
+    """Of weights [C_out, channels, ...]: neighbours add up to 128, or none has more than 7 bits."""
+    if levels.shape[1] % 2:
+        assert np.abs(levels).max() <= 63
+    else:
+        assert np.abs(levels[:, 0::2] + levels[:, 1::2]).max() <= PAIR
 
 
 def test_gptq_beats_the_nearest_where_inputs_hang_together() -> None:
     random = np.random.default_rng(0)
     matrix, rows = random.standard_normal((40, 8)), random.standard_normal((500, 6)) @ random.standard_normal((6, 40))
     covariance = rows.T @ rows / len(rows)
-    scale = weight_scales(matrix, None, 7)
+    scale = weight_scales(matrix, None, SEVEN)
 
     def error(levels: np.ndarray) -> float:
         delta = matrix - levels * scale.astype(np.float64)
         return float(np.sum(delta * (covariance @ delta)))
 
-    assert error(gptq(matrix, scale, 7, covariance)) < 0.2 * error(round_weights(matrix, scale, 7))
+    assert error(gptq(matrix, scale, SEVEN, covariance)) < 0.2 * error(SEVEN.round(matrix, scale))
     independent = np.diag(random.uniform(0.5, 2, 40))
-    assert np.array_equal(gptq(matrix, scale, 7, independent), round_weights(matrix, scale, 7))
-    assert np.array_equal(gptq(matrix, scale, 7, np.zeros((40, 40))), round_weights(matrix, scale, 7))
+    assert np.array_equal(gptq(matrix, scale, SEVEN, independent), SEVEN.round(matrix, scale))
+    assert np.array_equal(gptq(matrix, scale, SEVEN, np.zeros((40, 40))), SEVEN.round(matrix, scale))
 
 
 def test_a_channel_of_zeros_has_a_scale() -> None:
     matrix = np.zeros((4, 2))
     matrix[0, 0] = 1
-    scale = weight_scales(matrix, np.eye(4, dtype=np.float32), 8)
+    scale = weight_scales(matrix, np.eye(4, dtype=np.float32), EIGHT)
     assert np.isfinite(scale).all() and (scale > 0).all()
 
 
@@ -150,7 +172,7 @@ def test_the_corrected_bias_takes_the_mean_error_out(seed: int) -> None:
     matrix = random.standard_normal((6, 4))
     seen = observed_of(rows)
     grid = affine(0, rows.max() / 3, U8)  # clips, so it is biased
-    scale = weight_scales(matrix, None, 7)
+    scale = weight_scales(matrix, None, SEVEN)
     rounded = np.stack([dequantized(w, float(s), 0, -63, 63) for w, s in zip(matrix.T, scale, strict=True)], axis=1)
     coarse = dequantized(rows, float(grid.scale), grid.zero_point, 0, 255)
     expected = rows.mean(axis=0) @ matrix - coarse.mean(axis=0) @ rounded
@@ -181,9 +203,10 @@ def test_qdq_is_the_numpy_model(graph: onnx.ModelProto, recipe_name: str, scheme
     exact, found = run_graph(graph, IMAGES), run_graph(model, IMAGES)
     assert np.abs(found - exact).max() <= 0.15 * np.abs(exact).max()
     for name, layer in layers.items():
-        assert layer.weight.dtype == np.int8 and np.abs(layer.weight.astype(int)).max() <= weight_limit(
-            scheme.weight_bits
-        )
+        levels = layer.weight.astype(int)
+        assert layer.weight.dtype == np.int8 and np.abs(levels).max() <= 127
+        if scheme is U8:
+            assert_no_pair_saturates(levels if layer.channel_axis == 0 else levels.T)
         assert layer.input_type == scheme.activation and np.float32(layer.input_scale) == layer.input_scale
         assert not scheme.symmetric or layer.input_zero_point == 0
         constants = {tensor.name: array(tensor) for tensor in model.graph.initializer}

@@ -18,6 +18,7 @@ from vitedge.artifact import Artifact
 from vitedge.errors import ArtifactError, ModelError, ResourceError, UsageError
 from vitedge.graph.unread import without_unread_rows
 from vitedge.hardware import processor
+from vitedge.quantize.integers import PAIR
 from vitedge.runtimes.contract import OpenOptions
 from vitedge.runtimes.executed import unmet_layers
 from vitedge.runtimes.onnxruntime import facts, preflight
@@ -63,14 +64,17 @@ def test_equal_requests_give_equal_bytes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("isa", "limit"),
-    [("any", 63), ("avx2", 63), ("avx_vnni", 127), ("avx512_vnni", 127), ("dotprod", 127), ("i8mm", 127)],
+    ("isa", "wide"),
+    [("any", False), ("avx2", False), ("avx_vnni", True), ("avx512_vnni", True), ("dotprod", True), ("i8mm", True)],
 )
-def test_weights_have_the_bits_that_the_instruction_set_takes(isa: str, limit: int) -> None:
+def test_weights_are_what_the_instruction_set_multiplies_exactly(isa: str, wide: bool) -> None:
     placed = place(artifacts.request(replace(TARGET, isa=isa), INT8))
     graph = onnx.load_from_string(placed.files[placed.graph]).graph
     weights = [numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.data_type == TensorProto.INT8]
-    assert max(int(np.abs(weight.astype(int)).max()) for weight in weights) == limit
+    matrices = [weight.astype(int) for weight in weights if weight.ndim == 2]
+    assert max(int(np.abs(matrix).max()) for matrix in matrices) > 100
+    largest = max(int(np.abs(matrix[0::2] + matrix[1::2]).max()) for matrix in matrices)
+    assert largest > PAIR if wide else largest <= PAIR
 
 
 def test_float_is_the_canonical_graph_without_unread_rows() -> None:

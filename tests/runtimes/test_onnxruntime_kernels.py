@@ -30,7 +30,7 @@ from vitedge.runtimes.onnxruntime.convolutions import field_indices, integer_con
 from vitedge.runtimes.onnxruntime.gelu import LARGEST_ERROR, tanh_gelus
 from vitedge.runtimes.onnxruntime.interpret import run_graph
 from vitedge.runtimes.onnxruntime.linears import dynamic_linears, gemm_linears, integer_linears, weight_only_linears
-from vitedge.runtimes.onnxruntime.placement import WIDE, integer_graph, left_in_float
+from vitedge.runtimes.onnxruntime.placement import WIDE, by_own_range, integer_graph, left_in_float
 
 STEM = ConvStem(channels=(8, 10), strides=(2, 4))
 CONFIGS = {
@@ -53,7 +53,10 @@ def run(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
 def quantized(config: ViTConfig, images: np.ndarray) -> tuple[onnx.ModelProto, dict[str, QuantizedLayer]]:
     graph, recipe = author_vit(config, random_arrays(config), mean=MEAN, std=STD), load_recipe("fast")
     return quantize_layers(
-        graph, observe(graph, images, recipe.observe, key="k"), recipe, Scheme("uint8", symmetric=False, weight_bits=7)
+        graph,
+        observe(graph, images, recipe.observe, key="k"),
+        recipe,
+        Scheme("uint8", symmetric=False, wide_sums=False),
     )
 
 
@@ -63,7 +66,7 @@ def difference(found: np.ndarray, expected: np.ndarray) -> float:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_form_is_the_arithmetic_of_qdq(name: str) -> None:
-    """A value that falls on the other side of a rounding boundary moves a logit by a fraction of a step, no more."""
+    """A value that falls on the other side of a rounding boundary moves its picture's logits, and no other's."""
     config = CONFIGS[name]
     images = random_images(config, 6)
     improved, layers = quantized(config, images)
@@ -81,7 +84,8 @@ def test_every_form_is_the_arithmetic_of_qdq(name: str) -> None:
     ):
         found = form(improved, chosen)
         expected = run_graph(insert_qdq(improved, chosen), images)
-        assert difference(run(found, images), expected) <= 2e-3, what
+        apart = sorted(difference(*pair) for pair in zip(run(found, images), expected, strict=True))
+        assert apart[-2] <= 2e-3 and apart[-1] <= 3e-2, what
         assert np.array_equal(run(pin_batch(found, 6), images), run(found, images))
 
 
@@ -105,6 +109,32 @@ def test_a_stem_is_in_integers_from_its_last_stride_on_and_where_it_is_wide() ->
     assert "patch_embed.stem.2.conv" not in left
     wide = tiny(stem=ConvStem(channels=(8, WIDE, 16), strides=(1, 3, 2)), image_size=config.image_size)
     assert "patch_embed.stem.1.conv" not in left_in_float(author_vit(wide, random_arrays(wide), mean=MEAN, std=STD))
+
+
+@pytest.mark.parametrize("name", ["stem", "stem-stride-3"])
+def test_convolutions_take_each_pictures_own_range(name: str) -> None:
+    """Alone a picture is rounded by what it holds itself; in a batch, where others would change it, as calibrated."""
+    config = CONFIGS[name]
+    images = random_images(config, 6)
+    improved, layers = quantized(config, images)
+    assert by_own_range(improved, layers, batch=2) == frozenset()
+    dynamic = by_own_range(improved, layers, batch=1)
+    assert dynamic == {layer.name for layer in layers.values() if layer.kind == "conv"}
+    patches = CONFIGS["patches"]
+    assert not by_own_range(*quantized(patches, random_images(patches, 6)), batch=1), "a picture's bytes are exact"
+    form = integer_graph(improved, layers, dynamic=dynamic)
+    standard = pin_batch(insert_qdq(improved, layers, dynamic=dynamic), 1)
+    dim = images // 8 + 112  # little contrast
+    for pictures in (images, dim):
+        found = np.concatenate([run(form, picture[None]) for picture in pictures])
+        apart = sorted(difference(*pair) for pair in zip(found, run_graph(standard, pictures), strict=True))
+        assert apart[-2] <= 2e-3 and apart[-1] <= 3e-2
+    last = max(dynamic)
+    scales = [f"{last}.input.scale", layers[last].input]
+    for picture in (images[:1], dim[:1]):
+        scale, values = outputs(standard, scales, picture)
+        assert np.isclose(scale, (values.max() - min(values.min(), 0)) / 255, rtol=1e-6)
+    assert scale < 0.5 * layers[last].input_scale
 
 
 def test_heads_that_threads_cannot_share_evenly_share_rows() -> None:
@@ -242,41 +272,46 @@ def test_attention_that_differs_is_left_alone() -> None:
 # --- the instruction that saturates ----------------------------------------------------------------------------------
 
 
-def worst_case(bits: int) -> tuple[float, float]:
-    """(found, exact) product of the largest activations and the largest weights of so many bits, through the form."""
-    limit = {7: 63, 8: 127}[bits]
+def worst_case(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(found, exact) products of the largest activations and int8 weights [64, 16], through the form."""
     inputs = onnx.helper.make_tensor_value_info("image", 1, [1, 64])
     output = onnx.helper.make_tensor_value_info("y", 1, [1, 16])
-    weight = onnx.numpy_helper.from_array(np.full((64, 16), float(limit), np.float32), "w")
+    weight = onnx.numpy_helper.from_array(weights.astype(np.float32), "w")
     nodes = [onnx.helper.make_node("MatMul", ["image", "w"], ["p"], "layer")]
     nodes.append(onnx.helper.make_node("Add", ["p", "b"], ["y"], "layer.bias"))
     bias = onnx.numpy_helper.from_array(np.zeros(16, np.float32), "b")
     graph = onnx.helper.make_graph(nodes, "g", [inputs], [output], [weight, bias])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9)
     layer = QuantizedLayer(
-        "layer", "linear", "image", 1.0, 0, "uint8", np.full((64, 16), limit, np.int8), np.ones(16, np.float32),
-        np.zeros(16, np.float32), 1,
-    )  # fmt: skip
-    return float(
-        run(integer_linears(model, {"layer": layer}), np.full((1, 64), 255, np.float32))[0, 0]
-    ), 64.0 * 255 * limit
+        "layer", "linear", "image", 1.0, 0, "uint8", weights, np.ones(16, np.float32), np.zeros(16, np.float32), 1
+    )
+    found = run(integer_linears(model, {"layer": layer}), np.full((1, 64), 255, np.float32))
+    return found[0], 255.0 * weights.sum(axis=0, dtype=np.int64)
 
 
-def test_seven_bits_never_saturate() -> None:
-    found, exact = worst_case(7)
-    assert found == exact
+def test_neighbours_that_add_up_to_128_never_saturate() -> None:
+    first = np.random.default_rng(0).integers(1, 128, (32, 16))
+    pairs = np.stack([first, 128 - first], axis=1).reshape(64, 16).astype(np.int8)
+    for weights in (np.full((64, 16), 63, np.int8), np.full((64, 16), -64, np.int8), pairs, -pairs):
+        found, exact = worst_case(weights)
+        assert np.array_equal(found, exact)
 
 
-def test_eight_bits_saturate_where_pairs_are_added_in_16_bits() -> None:
-    """What the 7-bit rule is for: on AVX2 without VNNI, and only there, the largest 8-bit products are wrong."""
+@pytest.mark.parametrize("rows", [(0, 1), (1, 2), (2, 3), (0, 2), (0, 4), (3, 4), (62, 63)])
+def test_who_is_whose_neighbour(rows: tuple[int, int]) -> None:
+    """On AVX2 without VNNI the products of rows 2i and 2i + 1 are added in saturating 16 bits; elsewhere none are."""
     from vitedge.hardware import processor
 
     cpu = processor()
     isa = set(cpu.isa or ())
     if cpu.architecture != "x86_64" or "avx2" not in isa:
         pytest.skip("this processor isn't x86 with AVX2")
-    found, exact = worst_case(8)
-    assert (found == exact) == bool(isa & {"avx_vnni", "avx512_vnni", "amx_int8"})
+    weights = np.zeros((64, 16), np.int8)
+    weights[list(rows)] = 127
+    found, exact = worst_case(weights)
+    neighbours = rows[0] // 2 == rows[1] // 2
+    exactly = bool(isa & {"avx_vnni", "avx512_vnni", "amx_int8"}) or not neighbours
+    assert np.array_equal(found, exact) == exactly
 
 
 @pytest.mark.parametrize("name", ["patches", "stem", "qk-norm"])

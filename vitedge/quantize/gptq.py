@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vitedge.quantize.integers import weight_limit
+from vitedge.quantize.integers import Codes
 
 DAMPING = 0.01  # of the mean variance, added to each: keeps the factor sound where inputs are nearly dependent
 _BLOCK = 64
 
 
 def gptq(
-    matrix: NDArray[np.float64], scale: NDArray[np.float32], bits: Literal[7, 8], covariance: NDArray[Any]
+    matrix: NDArray[np.float64], scale: NDArray[np.float32], codes: Codes, covariance: NDArray[Any]
 ) -> NDArray[np.int8]:
     """Integers with a small Δwᵀ C Δw for every output channel (GPTQ, 2210.17323; scales are given).
 
@@ -25,13 +25,13 @@ def gptq(
     Args:
         matrix: weights [K, C_out].
         scale: of each output channel [C_out].
-        bits: 7 or 8.
+        codes: which integers they may be.
         covariance: C of the inputs [K, K].
 
     Returns:
         int8 [K, C_out].
     """
-    limit, size = weight_limit(bits), len(matrix)
+    size = len(matrix)
     order = np.argsort(-np.diag(covariance), kind="stable")[::-1]
     factor = _factor(covariance[np.ix_(order, order)].astype(np.float64))
     weights, steps = matrix[order], scale.astype(np.float64)
@@ -42,7 +42,7 @@ def gptq(
         carried = factor[end:, start:end].T @ errors[end:]
         for k in range(end - 1, start - 1, -1):
             wanted = weights[k] + (carried[k - start] + factor[k + 1 : end, k] @ errors[k + 1 : end]) / factor[k, k]
-            levels = np.clip(np.rint(wanted / steps), -limit, limit)
+            levels = np.clip(np.rint(wanted / steps), *codes.limits(order[k], rounded))
             rounded[order[k]] = levels
             errors[k] = weights[k] - levels * steps
     return rounded

@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper
 
 from vitedge.graph.folding import copied
 from vitedge.graph.surgery import array, attribute, consumers, copy, initializers, producers
-from vitedge.quantize.integers import Scheme, affine, round_weights, weight_limit
+from vitedge.quantize.integers import Codes, Scheme, affine
 from vitedge.quantize.prepare import replaced
 from vitedge.quantize.statistics import Observed, Statistics
 from vitedge.quantize.views import Layer, quantizable
@@ -305,8 +305,9 @@ def _rounded_error(
     """Mean squared output error, its mean taken out, with plain ranges on both sides."""
     grid = affine(((observed.minimum - shift) / scale).min(), ((observed.maximum - shift) / scale).max(), scheme)
     inputs, weights = (rows - shift) / scale, matrix * scale[:, None]
-    steps = (np.maximum(np.abs(weights).max(axis=0), 1e-30) / weight_limit(scheme.weight_bits)).astype(np.float32)
-    rounded = round_weights(weights, steps, scheme.weight_bits) * steps.astype(np.float64)
+    codes = Codes.of(scheme, len(weights))
+    steps = codes.scale(weights)
+    rounded = codes.round(weights, steps) * steps.astype(np.float64)
     error = exact - grid.fake(inputs) @ rounded  # less the constant shift @ matrix, which the variance ignores
     return float(error.var(axis=0).sum())
 

@@ -17,7 +17,7 @@ class Scheme:
 
     activation: Literal["uint8", "int8"]
     symmetric: bool  # the zero point is the middle: 0 for int8, 128 for uint8
-    weight_bits: Literal[7, 8] = 8  # 7 where two products are added in 16 bits (x86 without VNNI)
+    wide_sums: bool = True  # False: the products of two neighbours are added in saturating 16 bits (x86 without VNNI)
 
 
 class Grid(NamedTuple):
@@ -62,18 +62,61 @@ def _scale(step: float) -> np.float32:
 #: Instruction sets whose 8-bit products are summed in 32 bits.
 WIDE_SUMS = ("avx_vnni", "avx512_vnni", "neon", "dotprod", "i8mm")
 
+#: What two weights may add up to whose products with u8 values are added in 16 bits: 255 · 128 < 2¹⁵ ≤ 255 · 129.
+PAIR = 128
 
-def weight_bits(isa: str) -> Literal[7, 8]:
-    """Bits of a weight on an instruction set: 7 where two products are added in 16 bits and would saturate."""
-    return 8 if isa in WIDE_SUMS else 7
-
-
-def weight_limit(bits: Literal[7, 8]) -> int:
-    """Largest magnitude of a signed weight: 127 or 63."""
-    return 127 if bits == 8 else 63
+_LEAST_SCALE = 1e-30  # keeps the scale of an all-zero channel a normal number
 
 
-def round_weights(matrix: NDArray[np.float64], scale: NDArray[np.float32], bits: Literal[7, 8]) -> NDArray[np.int8]:
-    """The nearest integers of weights [K, C_out] with scales [C_out]."""
-    limit = weight_limit(bits)
-    return np.clip(np.rint(matrix / scale), -limit, limit).astype(np.int8)
+def wide_sums(isa: str) -> bool:
+    """Whether an instruction set sums 8-bit products in 32 bits."""
+    return isa in WIDE_SUMS
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The integers that the weights [K, C_out] of a layer may be, so that its kernel computes them exactly.
+
+    x86 without VNNI multiplies u8 by s8 with ``vpmaddubsw``, which adds the products of two neighbours in saturating
+    16 bits. Weights of 7 bits never saturate there; nor do weights of 8 bits, as long as no two neighbours add up to
+    more than ±128. Neighbours are the input channels 0 and 1, 2 and 3, and so on, at one tap: kernels keep four of them
+    together (ONNX Runtime's and OpenVINO's do; measured pair by pair).
+    """
+
+    largest: int  # magnitude
+    partner: NDArray[np.int64] | None = None  # [K]: each row's neighbour; None: none can saturate
+
+    @classmethod
+    def of(cls, scheme: Scheme, channels: int, taps: int = 1) -> Codes:
+        """For rows by channel, then by tap. An odd number of channels is laid out differently by different kernels."""
+        if scheme.wide_sums:
+            return cls(127)
+        if channels % 2:
+            return cls(63)
+        channel, tap = np.divmod(np.arange(channels * taps), taps)
+        return cls(127, (channel ^ 1) * taps + tap)
+
+    def scale(self, matrix: NDArray[np.float64]) -> NDArray[np.float32]:
+        """The least scale [C_out] at which all weights [K, C_out] can be represented."""
+        step = np.abs(matrix).max(axis=0) / self.largest
+        if self.partner is not None:
+            step = np.maximum(step, np.abs(matrix + matrix[self.partner]).max(axis=0) / PAIR)
+        return np.asarray(np.maximum(step, _LEAST_SCALE), np.float32)
+
+    def round(self, matrix: NDArray[np.float64], scale: NDArray[np.float32]) -> NDArray[np.int8]:
+        """The nearest integers of weights [K, C_out] with scales [C_out]; of neighbours, the nearest pair."""
+        levels = np.clip(np.rint(matrix / scale), -self.largest, self.largest)
+        if self.partner is not None:
+            total = levels + levels[self.partner]
+            excess = np.sign(total) * np.maximum(np.abs(total) - PAIR, 0)
+            first = (np.arange(len(matrix)) < self.partner)[:, None]
+            half = np.trunc(excess / 2)
+            levels = levels - np.where(first, excess - half, half)
+        return levels.astype(np.int8)
+
+    def limits(self, row: int, rounded: NDArray[np.int8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Least and largest integers [C_out] of a row, beside those that are rounded ([K, C_out]; 0: not yet)."""
+        beside = np.zeros(rounded.shape[1], np.int64)
+        if self.partner is not None:
+            beside = rounded[self.partner[row]].astype(np.int64)
+        return np.maximum(-self.largest, -PAIR - beside), np.minimum(self.largest, PAIR - beside)

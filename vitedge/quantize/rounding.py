@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vitedge.errors import ModelError
 from vitedge.quantize.gptq import gptq
 from vitedge.quantize.improve import improve
-from vitedge.quantize.integers import Grid, Scheme, affine, round_weights, weight_limit
+from vitedge.quantize.integers import Codes, Grid, Scheme, affine
 from vitedge.quantize.prepare import with_own_constants
 from vitedge.quantize.statistics import Observed, Statistics
 from vitedge.quantize.views import Layer, pixel_tensors, quantizable
@@ -103,11 +103,10 @@ def _quantize(layer: Layer, observed: Observed, grid: Grid, recipe: Recipe, sche
     unbiased = recipe.round.bias_correction
     moments = observed.covariance() if unbiased else observed.moments
     matrix = compensated(exact, observed, grid, unbiased=unbiased) if recipe.round.ridge else exact
-    scale = weight_scales(matrix, moments if recipe.round.weights == "mse" else None, scheme.weight_bits)
-    if recipe.round.rounding == "gptq":
-        weight = gptq(matrix, scale, scheme.weight_bits, moments)
-    else:
-        weight = round_weights(matrix, scale, scheme.weight_bits)
+    channels = len(observed.minimum)
+    codes = Codes.of(scheme, channels, len(matrix) // channels)
+    scale = weight_scales(matrix, moments if recipe.round.weights == "mse" else None, codes)
+    weight = gptq(matrix, scale, codes, moments) if recipe.round.rounding == "gptq" else codes.round(matrix, scale)
     bias = layer.bias.astype(np.float64)
     if unbiased:
         bias += mean_output_error(observed, exact, grid, weight * scale.astype(np.float64))
@@ -207,7 +206,7 @@ _WEIGHT_SHRINK = np.linspace(1.0, 0.6, 17)
 
 
 def weight_scales(
-    matrix: NDArray[np.float64], moments: NDArray[np.float32] | None, bits: Literal[7, 8]
+    matrix: NDArray[np.float64], moments: NDArray[np.float32] | None, codes: Codes
 ) -> NDArray[np.float32]:
     """Symmetric scale of every output channel, float32 [C_out].
 
@@ -215,22 +214,18 @@ def weight_scales(
         matrix: weights [K, C_out].
         moments: E[x xᵀ] (or the covariance) [K, K], for the scale with the least error Δwᵀ E[x xᵀ] Δw; None takes the
             largest weight of each channel.
-        bits: 7 where two products are added in 16 bits and would saturate.
+        codes: which integers the weights may be.
     """
-    largest = np.abs(matrix).max(axis=0) / weight_limit(bits)
-    whole: NDArray[np.float32] = np.maximum(largest, _LEAST_SCALE).astype(np.float32)
+    whole = codes.scale(matrix)
     if moments is None:
         return whole
     best, least = whole, np.full(len(whole), np.inf)
     for shrink in _WEIGHT_SHRINK:
-        scale = np.maximum(whole * shrink, _LEAST_SCALE).astype(np.float32)
-        error = (matrix - round_weights(matrix, scale, bits) * scale.astype(np.float64)).astype(np.float32)
+        scale = (whole * shrink).astype(np.float32)
+        error = (matrix - codes.round(matrix, scale) * scale.astype(np.float64)).astype(np.float32)
         cost = ((moments @ error) * error).sum(axis=0, dtype=np.float64)
         best, least = np.where(cost < least, scale, best), np.minimum(cost, least)
     return best
-
-
-_LEAST_SCALE = 1e-30  # keeps the scale of an all-zero channel a normal number
 
 
 _RIDGE = (0.003, 0.03, 0.3)  # of the mean variance

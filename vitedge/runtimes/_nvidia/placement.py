@@ -146,7 +146,7 @@ def _quantized(request: Request) -> tuple[onnx.ModelProto, dict[str, str], dict[
     from vitedge.quantize.qdq import insert_qdq
     from vitedge.quantize.rounding import Scheme, quantize_layers
 
-    scheme = Scheme(activation="int8", symmetric=True, weight_bits=8)
+    scheme = Scheme(activation="int8", symmetric=True)
     graph, layers = quantize_layers(request.graph, request.statistics, request.recipe, scheme, layers=inner)
     return insert_qdq(graph, layers), dict.fromkeys(layers, "int8"), reasons
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -12,14 +14,17 @@ from vitedge.runtimes.onnxruntime.rewriter import Layers, Rewriter
 
 
 def integer_convolutions(
-    model: onnx.ModelProto, layers: Layers, standard: onnx.ModelProto | None = None
+    model: onnx.ModelProto,
+    layers: Layers,
+    standard: onnx.ModelProto | None = None,
+    dynamic: Collection[str] = (),
 ) -> onnx.ModelProto:
     """Every convolution of ``layers`` as rows (im2col, of bytes) and MatMulIntegerToFloat.
 
     Between such convolutions, and behind them as long as nothing else reads it, the picture stays [N, H·W, C]: as the
     GELUs of a stem, a pointwise convolution (then a MatMul) and the canonical patch tokens take it. A convolution that
     reads the picture itself reads its bytes. ``standard`` is the graph in ONNX's own operators, by which shapes are
-    inferred where ``model`` has others already.
+    inferred where ``model`` has others already. Those in ``dynamic`` round their input by its own range.
     """
     rewriter = Rewriter(model)
     model = rewriter.model
@@ -42,7 +47,10 @@ def integer_convolutions(
                 if source not in rows:
                     flat = rewriter.reshape(f"{source}.flat", source, [0, shape[0], -1])
                     rows[source] = rewriter.node("Transpose", f"{source}.rows", [flat], perm=[0, 2, 1])
-                picture = rewriter.quantize(layer, rows[source], *grid)
+                if node.name in dynamic:
+                    picture, grid = rewriter.quantize_by_range(layer, rows[source])
+                else:
+                    picture = rewriter.quantize(layer, rows[source], *grid)
             fields = _receptive_fields(rewriter, node.name, views[node.name], picture, grid[1], shape)
             matrix = layer.weight.transpose(2, 3, 1, 0).reshape(-1, len(layer.bias))  # by tap, then by channel
             rows[target] = f"{target}.rows"

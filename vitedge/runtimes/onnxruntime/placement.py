@@ -15,15 +15,16 @@ weights-int8     linears as ``MatMulNBits``: 8-bit weights, float32 products; th
 ===============  ==============================================================================================
 
 Standard Q/DQ isn't used: ONNX Runtime turns it into operators only in part, and what is left runs slower than float32
-(``docs/quantization.md`` has the figures). Activations are u8 with static scales, per tensor; weights s8, per output
-channel. Processors without VNNI multiply them with ``vpmaddubsw``, which adds pairs in saturating 16 bits, so weights
-keep to 7 bits unless the target promises an instruction set that accumulates in 32 bits. A GELU whose output is rounded
-to 8 bits is computed by tanh where that moves values by a small part of a step: it takes two thirds of the time.
+(``docs/quantization.md`` has the figures). Activations are u8 per tensor, with static scales; convolutions of a stem
+take each picture's own range where the batch is 1. Weights are s8, per output channel. Processors without VNNI
+multiply them with ``vpmaddubsw``, which adds the products of neighbours in saturating 16 bits, so neighbours add up to
+128 at most unless the target promises an instruction set that accumulates in 32 bits. A GELU whose output is rounded to
+8 bits is computed by tanh where that moves values by a small part of a step: it takes two thirds of the time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Literal
 
 import onnx
@@ -31,10 +32,10 @@ import onnx
 from vitedge.errors import UsageError, nearest
 from vitedge.graph.surgery import linear_layers, pin_batch, pinned, set_metadata, shapes, to_bytes
 from vitedge.graph.unread import without_unread_rows
-from vitedge.quantize.integers import weight_bits
+from vitedge.quantize.integers import wide_sums
 from vitedge.quantize.qdq import insert_qdq
 from vitedge.quantize.rounding import Scheme, quantize_layers
-from vitedge.quantize.views import quantizable
+from vitedge.quantize.views import pixel_tensors, quantizable
 from vitedge.runtimes.contract import Placed, Request
 from vitedge.runtimes.onnxruntime import facts
 from vitedge.runtimes.onnxruntime.attention import attentions, float_attention, quantized_attention
@@ -88,6 +89,8 @@ def place(request: Request) -> Placed:
 #: (graph, the same arithmetic in standard operators, precision by layer name, reasons by layer name)
 Form = tuple[onnx.ModelProto, onnx.ModelProto, dict[str, str], dict[str, str]]
 Builder = Callable[[Request], Form]
+#: From the improved float graph, its layers, the request, and the layers that are rounded by their inputs' own ranges.
+Build = Callable[[onnx.ModelProto, Layers, Request, Collection[str]], onnx.ModelProto]
 Linears = Callable[[onnx.ModelProto, Layers], onnx.ModelProto]
 
 
@@ -102,7 +105,7 @@ def _float_attention(request: Request) -> Form:
 
 
 def _integers(
-    build: Callable[[onnx.ModelProto, Layers, Request], onnx.ModelProto],
+    build: Build,
     kinds: tuple[str, ...] = ("linear", "conv"),
     inputs: Literal["static", "dynamic", "float"] = "static",
 ) -> Builder:
@@ -110,7 +113,7 @@ def _integers(
 
     def form(request: Request) -> Form:
         assert request.statistics is not None and request.recipe is not None, "a quantized form needs statistics"
-        scheme = Scheme("uint8", symmetric=False, weight_bits=weight_bits(request.target.isa))
+        scheme = Scheme("uint8", symmetric=False, wide_sums=wide_sums(request.target.isa))
         left = left_in_float(request.graph)
         for layer in linear_layers(request.graph):
             if layer.kind not in kinds:
@@ -121,7 +124,11 @@ def _integers(
         graph = without_unread_rows(graph)
         if inputs != "float":
             graph = tanh_gelus(graph, layers)
-        return build(graph, layers, request), insert_qdq(graph, layers, inputs), dict.fromkeys(layers, "int8"), left
+        dynamic = by_own_range(graph, layers, request.batch) if inputs == "static" else frozenset()
+        standard = insert_qdq(graph, layers, inputs, dynamic)
+        if dynamic:  # interpreted, too, each picture has its own range
+            standard = pin_batch(standard, request.batch)
+        return build(graph, layers, request, dynamic), standard, dict.fromkeys(layers, "int8"), left
 
     return form
 
@@ -133,26 +140,47 @@ WIDE = 128
 THREADS = 2
 
 
+def by_own_range(graph: onnx.ModelProto, layers: Layers, batch: int) -> frozenset[str]:
+    """Convolutions whose inputs are rounded by each picture's own range: all but those that read its bytes.
+
+    Activations of a stem reach twice as far in one picture as in another, so a range that holds them all wastes half of
+    the levels, or clips the rare ones. A batch has one range, which would let its pictures change each other's logits:
+    more than one take the observed range.
+    """
+    if batch != 1:
+        return frozenset()
+    pixels = pixel_tensors(graph)
+    return frozenset(layer.name for layer in layers.values() if layer.kind == "conv" and layer.input not in pixels)
+
+
 def integer_graph(
-    graph: onnx.ModelProto, layers: Layers, linears: Linears = integer_linears, *, threads: int = 1, batch: int = 1
+    graph: onnx.ModelProto,
+    layers: Layers,
+    linears: Linears = integer_linears,
+    *,
+    threads: int = 1,
+    batch: int = 1,
+    dynamic: Collection[str] = (),
 ) -> onnx.ModelProto:
-    """The improved float graph with ``layers`` in integers, attention among them."""
+    """The improved float graph with ``layers`` in integers, attention among them; ``dynamic`` ones by own ranges."""
     within = {one.qkv for one in attentions(graph)}
     multiplied = linears(graph, {name: layer for name, layer in layers.items() if name not in within})
     attending = quantized_attention(multiplied, layers, threads=threads, batch=batch)
-    return integer_convolutions(attending, layers, graph)
+    return integer_convolutions(attending, layers, graph, dynamic)
 
 
-def _whole(linears: Linears) -> Callable[[onnx.ModelProto, Layers, Request], onnx.ModelProto]:
-    def build(graph: onnx.ModelProto, layers: Layers, request: Request) -> onnx.ModelProto:
+def _whole(linears: Linears) -> Build:
+    def build(graph: onnx.ModelProto, layers: Layers, request: Request, dynamic: Collection[str]) -> onnx.ModelProto:
         threads = request.target.threads or THREADS
-        return integer_graph(graph, layers, linears, threads=threads, batch=request.batch)
+        return integer_graph(graph, layers, linears, threads=threads, batch=request.batch, dynamic=dynamic)
 
     return build
 
 
-def _static_graph(graph: onnx.ModelProto, layers: Layers, request: Request) -> onnx.ModelProto:
-    return integer_convolutions(integer_linears(graph, layers), layers, graph)
+def _static_graph(
+    graph: onnx.ModelProto, layers: Layers, request: Request, dynamic: Collection[str]
+) -> onnx.ModelProto:
+    return integer_convolutions(integer_linears(graph, layers), layers, graph, dynamic)
 
 
 def left_in_float(graph: onnx.ModelProto) -> dict[str, str]:
@@ -192,6 +220,6 @@ FORMS: dict[str, Builder] = {
     "linears-int8": _integers(_whole(integer_linears)),
     "gemm-int8": _integers(_whole(gemm_linears)),
     "static-int8": _integers(_static_graph),
-    "dynamic-int8": _integers(lambda graph, layers, request: dynamic_linears(graph, layers), ("linear",), "dynamic"),
-    "weights-int8": _integers(lambda graph, layers, request: weight_only_linears(graph, layers), ("linear",), "float"),
+    "dynamic-int8": _integers(lambda graph, layers, *_: dynamic_linears(graph, layers), ("linear",), "dynamic"),
+    "weights-int8": _integers(lambda graph, layers, *_: weight_only_linears(graph, layers), ("linear",), "float"),
 }

@@ -64,6 +64,12 @@ class Rewriter:
             self._quantized[key] = self.node("QuantizeLinear", f"{layer.name}.input.q", [x, scale, zero_point])
         return self._quantized[key]
 
+    def quantize_by_range(self, layer: QuantizedLayer, x: str) -> tuple[str, tuple[str, str]]:
+        """The u8 form of ``x`` by its own range in each inference; and its scale and zero point."""
+        parts = [f"{layer.name}.input.{part}" for part in ("q.out", "own_scale", "own_zero_point")]
+        self.nodes.append(helper.make_node("DynamicQuantizeLinear", [x], parts, name=f"{layer.name}.input.q"))
+        return parts[0], (parts[1], parts[2])
+
     def multiply(
         self, layer: QuantizedLayer, x: str, grid: tuple[str, str], matrix: NDArray[np.int8], out: str
     ) -> None:

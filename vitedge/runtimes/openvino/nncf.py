@@ -34,14 +34,15 @@ def require(asked: str) -> str:
     return importlib.metadata.version(NNCF)
 
 
-def quantized(model: Any, pictures: Iterable[NDArray[np.uint8]], ignored: Collection[str], weight_bits: int) -> Any:
+def quantized(model: Any, pictures: Iterable[NDArray[np.uint8]], ignored: Collection[str], wide_sums: bool) -> Any:
     """What ``nncf.quantize`` makes of an OpenVINO model with its preset for transformers.
 
     Args:
         model: float32, batch 1 or more.
         pictures: for calibration, all of them, uint8 [h, w, 3].
         ignored: names of operators to leave in float.
-        weight_bits: 7 keeps the products of processors without VNNI from saturating, NNCF's "overflow fix".
+        wide_sums: False keeps the products of processors without VNNI from saturating, by 7-bit weights (NNCF's
+            "overflow fix").
     """
     batch = int(model.input().shape[0])
     frames = [frame[None].repeat(batch, axis=0) for frame in pictures]
@@ -55,7 +56,7 @@ def quantized(model: Any, pictures: Iterable[NDArray[np.uint8]], ignored: Collec
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(frames),
             advanced_parameters=nncf.AdvancedQuantizationParameters(
-                overflow_fix=nncf.OverflowFix.ENABLE if weight_bits == 7 else nncf.OverflowFix.DISABLE
+                overflow_fix=nncf.OverflowFix.DISABLE if wide_sums else nncf.OverflowFix.ENABLE
             ),
             ignored_scope=nncf.IgnoredScope(names=sorted(ignored), validate=False) if ignored else None,
         )

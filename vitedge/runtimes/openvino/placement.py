@@ -18,9 +18,10 @@ nncf-int8           what NNCF's preset for transformers makes of the float graph
 With ``-rest-bf16`` behind it, a form runs in bfloat16 what isn't quantized: attention above all. None but ``nncf-int8``
 computes rows that nobody reads.
 
-Processors without VNNI multiply u8 by s8 with ``vpmaddubsw``, which adds pairs in saturating 16 bits: full-range INT8
-weights were measured to be wrong by up to half the largest output there, 7-bit weights to be exact. So a target has to
-promise an instruction set that accumulates in 32 bits before it gets 8-bit weights.
+Processors without VNNI multiply u8 by s8 with ``vpmaddubsw``, which adds the products of neighbours in saturating 16
+bits: full-range INT8 weights were measured to be wrong by up to half the largest output there. So neighbouring weights
+add up to 128 at most, which was measured to be exact, unless a target promises an instruction set that accumulates in 32
+bits.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ import onnx
 from vitedge.errors import UsageError, nearest
 from vitedge.graph.surgery import copy, linear_layers, pin_batch, producers, to_bytes
 from vitedge.graph.unread import without_unread_rows
-from vitedge.quantize.integers import weight_bits
+from vitedge.quantize.integers import wide_sums
 from vitedge.quantize.qdq import insert_qdq
 from vitedge.quantize.rounding import QuantizedLayer, Scheme, quantize_layers
 from vitedge.quantize.views import quantizable
@@ -110,7 +111,7 @@ def _by_nncf(request: Request) -> Placed:
     operators = {f"{name}{_MARK}{suffix}": name for name in every for suffix in ("", "/WithoutBiases")}
     left = {} if request.quantized is None else request.left_in_float(every)
     ignored = [key for key, name in operators.items() if name in left]
-    model = nncf.quantized(_read(named), request.pictures(), ignored, weight_bits(request.target.isa))
+    model = nncf.quantized(_read(named), request.pictures(), ignored, wide_sums(request.target.isa))
     precisions = nncf.precisions(model, operators)
     reasons = {name: left.get(name, "NNCF leaves it in float") for name in every if name not in precisions}
     files = _ir(model, named, request.metadata)
@@ -164,7 +165,7 @@ def _quantized(request: Request) -> tuple[onnx.ModelProto, dict[str, QuantizedLa
             names.append(layer.name)
     reasons |= request.left_in_float(names)
     names = [name for name in names if name not in reasons]
-    scheme = Scheme(activation="uint8", symmetric=False, weight_bits=weight_bits(request.target.isa))
+    scheme = Scheme(activation="uint8", symmetric=False, wide_sums=wide_sums(request.target.isa))
     return *quantize_layers(request.graph, request.statistics, request.recipe, scheme, names), reasons
 
 
