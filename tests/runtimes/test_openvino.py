@@ -69,8 +69,8 @@ def test_the_files_hold_float32_and_the_contract(float_artifact: Artifact) -> No
 )
 def test_neighbouring_weights_saturate_nowhere(isa: str, wide: bool) -> None:
     placed = artifacts.place(artifacts.request(replace(TARGET, isa=isa), INT8))
-    rows = [weight.reshape(weight.shape[:2]).T if weight.ndim == 4 else weight for weight in weights_of(placed)]
-    matrices = [matrix.astype(int) for matrix in rows]  # [inputs, outputs]
+    inputs_first = (weight.swapaxes(0, 1) if weight.ndim == 4 else weight for weight in weights_of(placed))
+    matrices = [weight.astype(int).reshape(len(weight), -1) for weight in inputs_first]
     assert max(np.abs(matrix).max() for matrix in matrices) > 100
     largest = max(np.abs(matrix[0::2] + matrix[1::2]).max() for matrix in matrices)
     assert largest > PAIR if wide else largest <= PAIR
