@@ -108,10 +108,10 @@ class Codes:
         levels = np.clip(np.rint(matrix / scale), -self.largest, self.largest)
         if self.partner is not None:
             total = levels + levels[self.partner]
-            excess = np.sign(total) * np.maximum(np.abs(total) - PAIR, 0)
-            first = (np.arange(len(matrix)) < self.partner)[:, None]
+            over = np.nonzero(np.abs(total) > PAIR)  # of few, and of both neighbours
+            excess = total[over] - np.copysign(PAIR, total[over])
             half = np.trunc(excess / 2)
-            levels = levels - np.where(first, excess - half, half)
+            levels[over] -= np.where(over[0] < self.partner[over[0]], excess - half, half)
         return levels.astype(np.int8)
 
     def limits(self, row: int, rounded: NDArray[np.int8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
