@@ -62,7 +62,7 @@ class Target(Record):
     bench: BenchRules
     budget: Budget
     #: What int8 kernels may rely on. Without "vnni" in its name, x86 adds two products in saturating 16 bits
-    #: ("any" and "avx2": two neighbouring weights add up to 128 at most). "dotprod" and "i8mm" multiply signed bytes exactly.
+    #: ("any" and "avx2": two neighbouring weights add up to 128 at most). "dotprod" and "i8mm" are exact.
     isa: Literal["any", "avx2", "avx_vnni", "avx512_vnni", "neon", "dotprod", "i8mm"] = "any"
     threads: Annotated[int, Meta(ge=0)] = 0  # 0: the machine's physical cores
     sm: Version | None = None  # NVIDIA compute capability, "8.7"

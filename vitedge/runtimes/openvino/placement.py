@@ -20,8 +20,7 @@ computes rows that nobody reads.
 
 Processors without VNNI multiply u8 by s8 with ``vpmaddubsw``, which adds the products of neighbours in saturating 16
 bits: full-range INT8 weights were measured to be wrong by up to half the largest output there. So neighbouring weights
-add up to 128 at most, which was measured to be exact, unless a target promises an instruction set that accumulates in 32
-bits.
+add up to 128 at most, which was measured to be exact, unless a target promises an instruction set with 32-bit sums.
 """
 
 from __future__ import annotations
