@@ -43,6 +43,9 @@ CONFIGS = {
 }
 
 
+SEEDS = {"patches": 2}  # with 1, a value lies 6e-6 of a step from a rounding boundary
+
+
 def run(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 3, 1
@@ -66,9 +69,9 @@ def difference(found: np.ndarray, expected: np.ndarray) -> float:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_form_is_the_arithmetic_of_qdq(name: str) -> None:
-    """A value that falls on the other side of a rounding boundary moves its picture's logits, and no other's."""
+    """A value on the other side of a rounding boundary would move its picture's logits; these pictures have none."""
     config = CONFIGS[name]
-    images = random_images(config, 6)
+    images = random_images(config, 6, seed=SEEDS.get(name, 1))
     improved, layers = quantized(config, images)
     linears = {name: layer for name, layer in layers.items() if layer.kind == "linear"}
     convolutions = {name: layer for name, layer in layers.items() if layer.kind == "conv"}
@@ -84,8 +87,7 @@ def test_every_form_is_the_arithmetic_of_qdq(name: str) -> None:
     ):
         found = form(improved, chosen)
         expected = run_graph(insert_qdq(improved, chosen), images)
-        apart = sorted(difference(*pair) for pair in zip(run(found, images), expected, strict=True))
-        assert apart[-2] <= 2e-3 and apart[-1] <= 3e-2, what
+        assert difference(run(found, images), expected) <= 2e-3, what
         assert np.array_equal(run(pin_batch(found, 6), images), run(found, images))
 
 
@@ -115,7 +117,7 @@ def test_a_stem_is_in_integers_from_its_last_stride_on_and_where_it_is_wide() ->
 def test_convolutions_take_each_pictures_own_range(name: str) -> None:
     """Alone a picture is rounded by what it holds itself; in a batch, where others would change it, as calibrated."""
     config = CONFIGS[name]
-    images = random_images(config, 6)
+    images = random_images(config, 6, seed=2)
     improved, layers = quantized(config, images)
     assert by_own_range(improved, layers, batch=2) == frozenset()
     dynamic = by_own_range(improved, layers, batch=1)
@@ -127,8 +129,7 @@ def test_convolutions_take_each_pictures_own_range(name: str) -> None:
     dim = images // 8 + 112  # little contrast
     for pictures in (images, dim):
         found = np.concatenate([run(form, picture[None]) for picture in pictures])
-        apart = sorted(difference(*pair) for pair in zip(found, run_graph(standard, pictures), strict=True))
-        assert apart[-2] <= 2e-3 and apart[-1] <= 3e-2
+        assert difference(found, run_graph(standard, pictures)) <= 2e-3
     last = max(dynamic)
     scales = [f"{last}.input.scale", layers[last].input]
     for picture in (images[:1], dim[:1]):

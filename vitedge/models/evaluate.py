@@ -24,6 +24,12 @@ def normalise(x: Tensor, preprocessing: Preprocessing) -> Tensor:
     return (x * preprocessing.rescale - mean) / std
 
 
+def model_input(pixels: Tensor, preprocessing: Preprocessing, device: torch.device) -> Tensor:
+    """uint8 [B, h, w, 3] -> what the model takes, float32 [B, 3, h, w], in the order of axes of :func:`placed`."""
+    x = normalise(pixels.to(device).permute(0, 3, 1, 2).float(), preprocessing)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 def placed(model: VisionTransformer, device: torch.device) -> VisionTransformer:
     """The model on a device, its convolutions in the order of axes that is fastest there."""
     model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -42,8 +48,7 @@ def evaluate(
     right, loss = 0.0, 0.0
     mine = torch.arange(group.rank, len(pictures), group.count)
     for _, pixels, labels in pictures.batches(torch.split(mine, 250) if len(mine) else ()):
-        x = normalise(pixels.to(group.device).permute(0, 3, 1, 2).float(), preprocessing)
-        logits = model(x.contiguous(memory_format=torch.channels_last)).cpu()
+        logits = model(model_input(pixels, preprocessing, group.device)).cpu()
         right += int((logits.argmax(1) == labels).sum())
         loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
     right, loss = group.add([right, loss])

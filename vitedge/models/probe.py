@@ -17,7 +17,7 @@ from torch.nn import functional
 from vitedge.errors import InvalidResultError
 from vitedge.models.data import TrainingData
 from vitedge.models.engine import Processes
-from vitedge.models.evaluate import normalise, placed
+from vitedge.models.evaluate import model_input, placed
 from vitedge.models.initial import HEADS, Start
 from vitedge.models.options import TrainOptions
 from vitedge.models.randomness import seed_of
@@ -68,8 +68,7 @@ def _read_by_heads(
     labels = []
     with bars() as show:
         for batch in data.training.batches(torch.split(chosen, 250)):
-            x = normalise(batch.pixels.to(group.device).permute(0, 3, 1, 2).float(), data.preprocessing)
-            model(x.contiguous(memory_format=torch.channels_last))
+            model(model_input(batch.pixels, data.preprocessing, group.device))
             labels.append(batch.labels)
             show("fitting the head", sum(map(len, labels)), len(chosen))
     return {name: torch.cat(rows) for name, rows in read.items()}, torch.cat(labels)
