@@ -81,7 +81,7 @@ def test_planting_changes_nothing_in_float(case: str) -> None:
 def test_int8_stays_near_where_plain_ranges_dont(case: str, scheme: str) -> None:
     plain, plain_flips = lost(case, "fast", SCHEMES[scheme])
     found, flips = lost(case, "default", SCHEMES[scheme])
-    assert found < (0.002 if case == "all" else 0.001) and flips <= 0.02
+    assert found < (0.002 if (case, scheme) == ("all", "s8, symmetric") else 0.001) and flips <= 0.02
     assert plain > 20 * found
     assert plain_flips > COLLAPSES.get(case, -1)
 
