@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Literal
 
 import numpy as np
 import onnx
@@ -19,8 +18,9 @@ from vitedge.quantize.rounding import QuantizedLayer
 def insert_qdq(
     model: onnx.ModelProto,
     layers: Mapping[str, QuantizedLayer],
-    inputs: Literal["static", "dynamic", "float"] = "static",
+    *,
     dynamic: Collection[str] = (),
+    weights_only: bool = False,
 ) -> onnx.ModelProto:
     """The float graph with each of ``layers`` quantized by standard operators of opset 20.
 
@@ -32,9 +32,9 @@ def insert_qdq(
     Args:
         model: the graph that :func:`vitedge.quantize.rounding.quantize_layers` returned.
         layers: what it returned beside it, or some of it.
-        inputs: how the inputs of layers are rounded: with their observed scales, with those of each inference's own
-            range (``DynamicQuantizeLinear``), or not at all.
-        dynamic: layers of a static graph that take each inference's own range all the same.
+        dynamic: layers whose inputs are rounded by each inference's own range (``DynamicQuantizeLinear``); the others'
+            are by their observed scales.
+        weights_only: leave all inputs in float.
 
     Raises:
         ModelError: a layer that the graph hasn't.
@@ -47,7 +47,7 @@ def insert_qdq(
             "insert Q/DQ", f"the graph has no linear layer '{missing[0]}'", "use the graph that belongs to them"
         )
     nodes: list[onnx.NodeProto] = []
-    pairs: dict[tuple[str, float, int, str, str], str] = {}  # what was quantized how -> the tensor behind the pair
+    pairs: dict[tuple[str, float, int, str, bool], str] = {}  # what was quantized how -> the tensor behind the pair
 
     def constant(name: str, value: np.ndarray) -> str:
         graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
@@ -57,11 +57,11 @@ def insert_qdq(
         layer = layers.get(node.name)
         if layer is not None:
             name, linear = layer.name, known[layer.name]
-            how = "dynamic" if name in dynamic else inputs
-            quantization = (linear.input, layer.input_scale, layer.input_zero_point, layer.input_type, how)
-            if how == "float":
+            own = name in dynamic
+            quantization = (linear.input, layer.input_scale, layer.input_zero_point, layer.input_type, own)
+            if weights_only:
                 pairs[quantization] = linear.input
-            elif how == "dynamic" and quantization not in pairs:
+            elif own and quantization not in pairs:
                 parts = [f"{name}.input.{part}" for part in ("q.out", "scale", "zero_point")]
                 pairs[quantization] = f"{name}.input.dq.out"
                 nodes += [

@@ -124,9 +124,10 @@ def _integers(
         graph = without_unread_rows(graph)
         if inputs != "float":
             graph = tanh_gelus(graph, layers)
-        dynamic = by_own_range(graph, layers, request.batch) if inputs == "static" else frozenset()
-        standard = insert_qdq(graph, layers, inputs, dynamic)
-        if dynamic:  # interpreted, too, each picture has its own range
+        ranged = {"static": by_own_range(graph, layers, request.batch), "dynamic": frozenset(layers)}
+        dynamic = ranged.get(inputs, frozenset())
+        standard = insert_qdq(graph, layers, dynamic=dynamic, weights_only=inputs == "float")
+        if dynamic:  # interpreted, too, each inference has its own range
             standard = pin_batch(standard, request.batch)
         return build(graph, layers, request, dynamic), standard, dict.fromkeys(layers, "int8"), left
 
