@@ -97,12 +97,12 @@ class Fidelity(Record):
 
 
 class CandidateResult(Record):
-    """One candidate that was built: what it costs and what it loses."""
+    """One candidate that was tried: what it costs and what it loses, or why it came to nothing."""
 
     precision: str
     form: str
-    bytes: int
-    deviation: float
+    bytes: int | None = None  # None, like the rest: it failed
+    deviation: float | None = None
     latency_p50_ms: float | None = None  # None: not measured
     agreement: float | None = None
     divergence: float | None = None  # None: not quantized, so not measured
@@ -110,6 +110,7 @@ class CandidateResult(Record):
     holds: bool | None = None  # None: there was no budget
     chosen: bool = False
     folder: str | None = None  # where it travels with the artifact, an artifact of its own; None: it doesn't
+    failed: str | None = None  # why its runtime doesn't run it as planned, or at all; then it's left out
 
 
 class Step(Record):
@@ -149,6 +150,8 @@ class Manifest(Record):
     recipe: Recipe | None = None  # of a quantized artifact
     calibration: Calibration | None = None
     fidelity: Fidelity | None = None  # of a quantized artifact
+    max_drop_pts: float | None = None  # budget of the export, held with 95 % confidence; None: there was none
+    min_agreement_pct: float | None = None  # likewise
     steps: tuple[Step, ...] = ()  # from everything quantized to everything in float; where explaining was asked for
     files: dict[str, str] = field(default_factory=dict)  # SHA-256 of every other file but manifest.sha256
 

@@ -23,7 +23,7 @@ from vitedge.progress import Progress, silent
 from vitedge.runtimes.chosen import Timed, candidates_of, folders, read_choice, write_choice
 from vitedge.runtimes.contract import OpenOptions
 from vitedge.runtimes.session import open_session
-from vitedge.target import QUANTIZED, Option
+from vitedge.target import Option
 from vitedge.tuning.measured import Speed, speeds
 
 if TYPE_CHECKING:
@@ -264,8 +264,7 @@ def _labelled(candidates: Sequence[Artifact], data: str | None, *, judged: bool,
 
 def _held(carrier: Artifact) -> bool:
     """Whether every candidate was held against a budget when it was exported."""
-    carried = [one for one in carrier.manifest.candidates if one.folder is not None or one.chosen]
-    return all(one.holds for one in carried if one.precision in QUANTIZED)
+    return carrier.manifest.max_drop_pts is not None or carrier.manifest.min_agreement_pct is not None
 
 
 def _renamed(one: Timed, artifact: str) -> Timed:

@@ -183,6 +183,8 @@ def build(
         licence=record.licence,
         recipe=plan.recipe if lossy else None,
         calibration=materials.calibration if lossy else None,
+        max_drop_pts=plan.budget.max_drop,
+        min_agreement_pct=plan.budget.min_agreement,
     )
     progress("prove", 0, 1)
     with trial(manifest, placed, plan.asked) as running:

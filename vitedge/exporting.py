@@ -19,13 +19,14 @@ from vitedge.artifact import (
     GOLDEN_LOGITS,
     GOLDEN_REFERENCE,
     Artifact,
+    CandidateResult,
     Fidelity,
     artifact_files,
     npy,
     write_artifact,
 )
 from vitedge.candidates import PROFILED, Built, Materials, gather
-from vitedge.errors import NotInstalledError
+from vitedge.errors import InvalidResultError, NotInstalledError
 from vitedge.files import resource_errors, write_atomic
 from vitedge.hardware import processor
 from vitedge.judging import runs_here, trial
@@ -37,7 +38,7 @@ from vitedge.selecting import candidates
 from vitedge.target import QUANTIZED, Candidate
 from vitedge.tuning.explain import Explained
 from vitedge.tuning.explain import explain as explained
-from vitedge.tuning.measured import speeds
+from vitedge.tuning.measured import Speed, speeds
 
 
 def export(plan: Plan, progress: Progress = silent) -> Artifact:
@@ -56,9 +57,15 @@ def export(plan: Plan, progress: Progress = silent) -> Artifact:
     """
     with resource_errors(plan.asked):
         materials = gather(plan, progress)
-        judged = candidates(materials, progress)
-        times = _measured(materials, judged, progress) if plan.autotune else {}
+        judged, failed = candidates(materials, progress)
         fit = [built for built in judged if built.holds is not False]
+        measured = _measured(materials, fit, progress) if plan.autotune else {}
+        times = {candidate: speed.p50_ms for candidate, speed in measured.items()}
+        failed |= {candidate: speed.wrong for candidate, speed in measured.items() if speed.wrong}
+        judged = [built for built in judged if built.candidate not in failed]
+        fit = [built for built in fit if built.candidate not in failed]
+        if not fit:
+            raise InvalidResultError(plan.asked, "; ".join(failed.values()), "nothing was published; report this graph")
         chosen = min(fit, key=lambda built: times.get(built.candidate, 0.0))  # of equals the first
         carried = {built.candidate: _folder(built) for built in fit if plan.with_candidates and built is not chosen}
         results = tuple(
@@ -69,6 +76,9 @@ def export(plan: Plan, progress: Progress = silent) -> Artifact:
                 folder=carried.get(built.candidate),
             )
             for built in judged
+        )
+        results += tuple(
+            CandidateResult(precision=one.precision, form=one.form, failed=why) for one, why in failed.items()
         )
         files = _files(materials, chosen)
         for built in fit:
@@ -95,9 +105,9 @@ def _files(materials: Materials, built: Built) -> dict[str, bytes]:
     }
 
 
-def _measured(materials: Materials, judged: Sequence[Built], progress: Progress) -> dict[Candidate, float]:
-    """Median milliseconds of every candidate that holds the budget, measured in turns on this machine."""
-    fit, asked = [built for built in judged if built.holds is not False], materials.plan.asked
+def _measured(materials: Materials, fit: Sequence[Built], progress: Progress) -> dict[Candidate, Speed]:
+    """Every candidate that holds the budget, measured in turns on this machine."""
+    asked = materials.plan.asked
     with tempfile.TemporaryDirectory(prefix="vitedge-") as folder:
         artifacts = [
             write_artifact(
@@ -106,7 +116,7 @@ def _measured(materials: Materials, judged: Sequence[Built], progress: Progress)
             for number, built in enumerate(fit)
         ]
         found = speeds(artifacts, asked=asked, progress=progress)
-    return {built.candidate: speed.p50_ms for built, speed in zip(fit, found, strict=True)}
+    return {built.candidate: speed for built, speed in zip(fit, found, strict=True)}
 
 
 def explain(plan: Plan, artifact: Artifact) -> Explained:
@@ -166,6 +176,8 @@ def summary(artifact: Artifact) -> dict[str, Any]:
         "agreement": manifest.fidelity.agreement if manifest.fidelity else None,
         "drop": encoded(manifest.fidelity.drop) if manifest.fidelity else None,
         "judged_on": _judges(manifest.fidelity),
+        "max_drop_pts": manifest.max_drop_pts,
+        "min_agreement_pct": manifest.min_agreement_pct,
         "candidates": encoded(manifest.candidates),
         "left_in_float": [layer.name for layer in manifest.layers if layer.reason in (BUDGET, NO_GAIN, PRICE)],
         "calibration_images": manifest.calibration.count if manifest.calibration else None,

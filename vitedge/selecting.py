@@ -16,9 +16,10 @@ from msgspec.structs import replace
 from vitedge.artifact import Fidelity, Step
 from vitedge.candidates import PROFILED, Built, Materials, build
 from vitedge.catalogue import cache_folder
-from vitedge.errors import InputError, InvalidResultError
+from vitedge.errors import ArtifactError, InputError, InvalidResultError
 from vitedge.files import sha256, write_atomic
 from vitedge.judging import Trial, runs_here, trial
+from vitedge.planning import AUTO
 from vitedge.progress import Progress
 from vitedge.runtimes.contract import BUDGET, NO_GAIN, PRICE, Placed
 from vitedge.runtimes.session import Session
@@ -37,41 +38,68 @@ SCANNED, DRAWN = 64, 256
 STEPS, TURNS, INFERENCES = 8, 15, 5
 
 
-def candidates(materials: Materials, progress: Progress) -> list[Built]:
+def candidates(materials: Materials, progress: Progress) -> tuple[list[Built], dict[Candidate, str]]:
     """The candidates that were judged: up to the first that holds the budget, or all to be measured or carried.
 
+    Where the fastest or the first that holds is wanted, one that its runtime can't open or doesn't run as planned is
+    left out. Where the target's preference is, that fails the export.
+
+    Returns:
+        Those that were built and judged, and why others came to nothing.
+
     Raises:
-        InvalidResultError: none holds it, or no group gains time of the only candidate, which is to be mixed.
+        InvalidResultError: none holds the budget, or no group gains time of the only candidate, which is to be mixed.
+        ArtifactError, InvalidResultError: a failure that isn't left out, or the first of nothing but failures.
     """
-    plan, judged = materials.plan, list[Built]()
+    plan, judged, failed = materials.plan, list[Built](), dict[Candidate, str]()
+    first: InvalidResultError | ArtifactError | None = None
     everyone = plan.autotune or plan.with_candidates
     for candidate in plan.candidates:
-        built = _mixed(materials, candidate, progress) if candidate.precision == "mixed" else None
-        if candidate.precision == "mixed" and (built is None or _known(built, judged)):
+        try:
+            built = _tried(materials, candidate, judged, progress)
+        except (InvalidResultError, ArtifactError) as error:
+            if not everyone and plan.precision != AUTO:
+                raise
+            failed[candidate], first = error.true, first or error
             continue
-        built = built or build(materials, candidate, progress)
-        whole = built.placed.interpretable is None  # another tool quantized it: taken as it is, or not at all
-        if built.holds is False and not whole:
-            built = _within_budget(materials, built, progress) or built
-        if plan.explain and candidate.precision in QUANTIZED and not whole:
-            built = _stepped(materials, built, progress)
-        judged.append(built)
-        if built.holds is not False and not everyone:
-            return judged
+        if built is not None:
+            judged.append(built)
+        if built is not None and built.holds is not False and not everyone:
+            return judged, failed
     if any(built.holds is not False for built in judged):
-        return judged
+        return judged, failed
+    if first is not None and not judged:
+        raise first
     if not judged:
         raise InvalidResultError(
             plan.asked,
             "no group of layers gains time by being quantized here",
             "nothing was published; use the target's float precision",
         )
-    lost = "; ".join(_loss(built) for built in judged)
+    lost = "; ".join([*map(_loss, judged), *(f"{one.form} failed: {why}" for one, why in failed.items())])
     raise InvalidResultError(
         plan.asked,
         f"the budget is {plan.budget}, and no candidate holds it: {lost}",
         "nothing was published; allow more, hold out more pictures (a narrower interval), or use another --precision",
     )
+
+
+def _tried(materials: Materials, candidate: Candidate, judged: Sequence[Built], progress: Progress) -> Built | None:
+    """The candidate, built and judged, with layers back in float for the budget; None: it's mixed and nothing new."""
+    plan = materials.plan
+    if candidate.precision == "mixed":
+        mixed = _mixed(materials, candidate, progress)
+        if mixed is None or _known(mixed, judged):
+            return None
+        built = mixed
+    else:
+        built = build(materials, candidate, progress)
+    whole = built.placed.interpretable is None  # another tool quantized it: taken as it is, or not at all
+    if built.holds is False and not whole:
+        built = _within_budget(materials, built, progress) or built
+    if plan.explain and candidate.precision in QUANTIZED and not whole:
+        built = _stepped(materials, built, progress)
+    return built
 
 
 def _known(built: Built, judged: Sequence[Built]) -> bool:

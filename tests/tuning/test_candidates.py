@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from PIL import Image
 import vitedge
 from tests.cli.command import fails
 from tests.cli.command import vitedge as run
-from vitedge import building, planning, runtimes
+from vitedge import building, exporting, planning, runtimes
 from vitedge.artifact import Artifact
 from vitedge.errors import ArtifactError, InvalidResultError, UsageError
 from vitedge.files import sha256
 from vitedge.reporting.inspection import inspect
+from vitedge.reporting.terminal import show_exports
 from vitedge.runtimes import chosen
+from vitedge.runtimes.contract import Request
+from vitedge.runtimes.onnxruntime import placement
 from vitedge.target import load_target
 from vitedge.tuning import measured
 from vitedge.tuning.measured import Speed, key
@@ -170,6 +174,74 @@ def test_one_that_computes_something_else_here_isnt_chosen(carrier: Artifact, mo
     assert sum(one.chosen for one in found.values()) == 1
 
 
+@pytest.fixture
+def unplanned(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Have a form place the float graph in place of what it plans."""
+
+    def plant(form: str) -> None:
+        real = placement.FORMS[form]
+
+        def instead(request: Request) -> placement.Form:
+            _, standard, precisions, reasons = real(request)
+            return request.graph, standard, precisions, reasons
+
+        monkeypatch.setitem(placement.FORMS, form, instead)
+
+    return plant
+
+
+def test_one_that_doesnt_run_as_planned_is_left_out_of_a_choice(
+    unplanned: Callable[[str], None],
+    small_model: Path,
+    small_data: Path,
+    target: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    unplanned("linears-int8")
+    made = vitedge.export(small_model, target, "int8", tmp_path / "a", data=small_data, **WISH)
+    results = {one.form: one for one in made.manifest.candidates}
+    failed = results.pop("linears-int8")
+    assert failed.failed is not None and "don't run as planned in onnxruntime" in failed.failed
+    assert (failed.bytes, failed.divergence, failed.folder, failed.chosen) == (None, None, None, False)
+    assert made.manifest.form == "static-int8" and all(one.failed is None for one in results.values())
+    assert [one.manifest.form for one in chosen.candidates_of(made)] == ["static-int8", "dynamic-int8"]
+    (section,) = (section for section in inspect(made.path).sections if section.title == "Candidates")
+    assert failed.failed in [row[-1] for row in section.rows]
+    show_exports([exporting.summary(made)])
+    assert "linears-int8 (int8) was left out" in capsys.readouterr().out
+    with pytest.raises(InvalidResultError, match="don't run as planned"):  # the preference alone was wanted
+        vitedge.export(
+            small_model, target, "int8", tmp_path / "b", data=small_data, **WISH | {"with_candidates": False}
+        )
+    for form in results:
+        unplanned(form)
+    with pytest.raises(InvalidResultError, match="don't run as planned"):
+        vitedge.export(small_model, target, "int8", tmp_path / "b", data=small_data, **WISH)
+    assert not (tmp_path / "b").exists()
+
+
+def test_one_that_deviates_while_it_is_measured_is_left_out(
+    small_model: Path, small_data: Path, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def speeds(artifacts: list[Artifact], **_: object) -> tuple[Speed, ...]:
+        forms = [artifact.manifest.form for artifact in artifacts]
+        return tuple(
+            Speed(p50_ms=5.0, p95_ms=6.0) if form == good else Speed(p50_ms=1.0, p95_ms=3.0, wrong=f"{form} deviates")
+            for form in forms
+        )
+
+    monkeypatch.setattr(exporting, "speeds", speeds)
+    good, wish = "dynamic-int8", {"num_samples": 16, "recipe": "fast", "autotune": True}
+    made = vitedge.export(small_model, target, "int8", tmp_path / "a", data=small_data, **wish)  # type: ignore[arg-type]
+    assert made.manifest.form == good
+    assert [one.failed for one in made.manifest.candidates] == [None, "linears-int8 deviates", "static-int8 deviates"]
+    good = "none"
+    with pytest.raises(InvalidResultError, match="static-int8 deviates"):
+        vitedge.export(small_model, target, "int8", tmp_path / "b", data=small_data, **wish)  # type: ignore[arg-type]
+    assert not (tmp_path / "b").exists()
+
+
 def test_the_budget_of_the_target_counts_where_none_was_asked_for(
     carrier: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +285,8 @@ def test_openvino_chooses_among_precisions(small_model: Path, small_data: Path, 
         min_agreement=10.0,
         **WISH,
     )
+    assert (made.manifest.min_agreement_pct, made.manifest.max_drop_pts) == (10.0, None)
+    assert inspect(made.path).facts["budget"] == "at least 10 % called alike, held with 95 % confidence"
     rows = building.autotune([made])
     assert {row.precision for row in rows} >= {"int8", "fp32"}
     (winner,) = (row for row in rows if row.chosen)

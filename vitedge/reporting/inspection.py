@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec import to_builtins
 
-from vitedge.artifact import MANIFEST, Artifact, Fidelity, LayerPlan
+from vitedge.artifact import MANIFEST, Artifact, Fidelity, LayerPlan, Manifest
 from vitedge.errors import ModelError, NotInstalledError, UsageError
 from vitedge.files import sha256_file
 from vitedge.isolation import ChildError, run_isolated
@@ -20,6 +20,7 @@ from vitedge.reporting import rows
 from vitedge.result import RESULT_JSON, read_result
 from vitedge.runtimes.chosen import folders, open_artifact, read_choice
 from vitedge.schema import Record
+from vitedge.tuning.budget import Budget
 
 MOST_ROWS = 24  # of a table, unless everything is asked for
 LONGEST_READ_S = 60.0
@@ -126,6 +127,7 @@ def _artifact(artifact: Artifact, most: int | None) -> Inspection:
         "runtime options": _words(manifest.runtime_options),
         "built with": _words(manifest.built_with),
         **_fidelity(manifest.fidelity),
+        **_budget(manifest),
         **_runs_here(artifact),
         "written by": f"vitedge {manifest.vitedge_version}",
         "digest": artifact.digest,
@@ -166,11 +168,11 @@ def _candidates(artifact: Artifact) -> tuple[Section, ...]:
                 "this artifact" if one.chosen else one.folder or "no",
                 rows.milliseconds(one.latency_p50_ms),
                 rows.milliseconds(timed.latency_p50_ms if timed is not None else None),
-                f"{one.bytes / 1e6:.2f}",
-                f"{one.deviation:.1e}",
+                rows.UNKNOWN if one.bytes is None else f"{one.bytes / 1e6:.2f}",
+                rows.UNKNOWN if one.deviation is None else f"{one.deviation:.1e}",
                 rows.UNKNOWN if one.divergence is None else f"{one.divergence:.2g}",
                 rows.points(one.drop_pts),
-                timed.reason if timed is not None else "",
+                one.failed or (timed.reason if timed is not None else ""),
             )
         )
     columns = ("form", "!precision", "travels", ">ms at export", ">ms here", ">MB", ">deviation", ">KL", ">lost", "why")
@@ -192,6 +194,12 @@ def _fidelity(found: Fidelity | None) -> dict[str, str]:
     return {"against float": f"{words}; {where}, run by {found.executed_by}"} | (
         {"worst flips": flips} if flips else {}
     )
+
+
+def _budget(manifest: Manifest) -> dict[str, str]:
+    """What was allowed to be lost, in words; empty where nobody said."""
+    budget = Budget(manifest.max_drop_pts, manifest.min_agreement_pct)
+    return {"budget": f"{budget}, held with 95 % confidence"} if budget else {}
 
 
 def contract_in_words(contract: Preprocessing) -> list[str]:

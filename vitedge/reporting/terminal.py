@@ -200,6 +200,12 @@ def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
             ],
         ),
         *(_tuned(row) for row in rows if any(each["latency_p50_ms"] is not None for each in row["candidates"])),
+        *(
+            text(f"{row['artifact']}: {each['form']} ({each['precision']}) was left out: {each['failed']}")
+            for row in rows
+            for each in row["candidates"]
+            if each["failed"]
+        ),
         *(part for row in rows if "explained" in row for part in _explained(row["explained"])),
         *(text(row["picture"]) for row in rows if row.get("picture")),
         *(text(f"judged on {judges}") for judges in dict.fromkeys(row["judged_on"] for row in rows) if judges),
@@ -228,6 +234,7 @@ def _tuned(row: Mapping[str, Any]) -> RenderableType:
                 "chosen" if each["chosen"] else "",
             )
             for each in row["candidates"]
+            if not each["failed"]
         ],
         title=f"{row['artifact']}: measured in turns on this machine",
     )
