@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
@@ -20,6 +22,7 @@ from vitedge.quantize.views import View, quantizable
 from vitedge.recipe import Observe
 
 _PIXELS_AT_ONCE = 1 << 18  # five images of 224 × 224: the activations of one batch are what memory is spent on
+_THREADS = 8  # at most: each has a few copies of one layer's input
 
 
 def observe(
@@ -88,22 +91,29 @@ class Observer:
         """
         missing = (self._fixed or len(batch)) - len(batch)
         values = self._run(np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)]) if missing else batch)
+        values = {tensor: value[: len(batch)] for tensor, value in values.items()}
         keys = [_image_key(self._settings.seed, image) for image in batch]
-        for name, view in self._views.items():
-            value = values[view.tensor][: len(batch)]
-            channels = view.channels(value)
-            low, high = channels.min(axis=0), channels.max(axis=0)
-            if not (np.isfinite(low).all() and np.isfinite(high).all()):
-                raise InvalidResultError(
-                    "observe the calibration images",
-                    f"'{view.tensor}' isn't finite on one of the images {self.samples + 1} to "
-                    f"{self.samples + len(batch)}",
-                    "check the model's weights and its preprocessing",
-                )
-            if name not in self._watchers:
-                self._watchers[name] = _Watcher.looking_at(view, self._settings, value)
-            self._watchers[name].add(value, keys, low, high)
+        with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as threads:
+            list(threads.map(lambda name: self._watch(name, values, keys), self._views))
+        for name, view in self._views.items():  # one by one: the product has threads of its own
+            self._watchers[name].multiply(values[view.tensor])
         self.samples += len(batch)
+
+    def _watch(self, name: str, values: Mapping[str, NDArray[np.float32]], keys: list[int]) -> None:
+        """Add one batch to a view's watcher, but for the products."""
+        view = self._views[name]
+        value = values[view.tensor]
+        channels = view.channels(value)
+        low, high = channels.min(axis=0), channels.max(axis=0)
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+            raise InvalidResultError(
+                "observe the calibration images",
+                f"'{view.tensor}' isn't finite on one of the images {self.samples + 1} to {self.samples + len(keys)}",
+                "check the model's weights and its preprocessing",
+            )
+        if name not in self._watchers:
+            self._watchers[name] = _Watcher.looking_at(view, self._settings, value)
+        self._watchers[name].add(value, keys, low, high)
 
     def statistics(self, key: str) -> Statistics:
         """What was seen.
@@ -113,7 +123,7 @@ class Observer:
         """
         if not self.samples:
             raise ModelError("observe the calibration images", "there were none", "name a folder with pictures")
-        observed = {name: watcher.finish() for name, watcher in self._watchers.items()}
+        observed = {name: self._watchers[name].finish() for name in self._views}
         return Statistics(key, self.samples, observed)
 
     def state(self) -> dict[str, NDArray[np.generic]]:
@@ -185,7 +195,7 @@ class _Watcher:
         self._minimum, self._maximum = state["minimum"], state["maximum"]
         self._sum, self._moments = state["sum"].copy(), state["moments"].copy()
         self._histogram = Histogram(state["low"], state["high"], state["histogram"].copy())
-        self._keys, self._rows = state["keys"], state["rows"]
+        self._keys, self._rows = state["keys"].copy(), state["rows"].copy()
 
     @classmethod
     def looking_at(cls, view: View, settings: Observe, values: NDArray[np.float32]) -> _Watcher:
@@ -229,14 +239,21 @@ class _Watcher:
         low: NDArray[np.float32],
         high: NDArray[np.float32],
     ) -> None:
-        """One batch of the tensor, float32 with the images along its first axis, and its range [C]."""
+        """One batch of the tensor, float32 with the images along its first axis, and its range [C].
+
+        What the rows' products add is for :meth:`multiply`.
+        """
         channels, rows = self._view.channels(values), self._view.rows(values)
         self._minimum, self._maximum = np.minimum(self._minimum, low), np.maximum(self._maximum, high)
         self._histogram.add(channels, low, high)
         self._count += len(rows)
         self._sum += rows.sum(axis=0, dtype=np.float64)
-        self._moments += rows.T @ rows
         self._sample(rows, image_keys)
+
+    def multiply(self, values: NDArray[np.float32]) -> None:
+        """Add the products of the same batch."""
+        rows = self._view.rows(values)
+        self._moments += rows.T @ rows
 
     def finish(self) -> Observed:
         """What was seen; the kept rows are ordered by their keys."""
@@ -257,15 +274,17 @@ class _Watcher:
         each = len(rows) // len(image_keys)
         positions = np.arange(each, dtype=np.uint64)
         keys = np.concatenate([mixed(np.uint64(key) + positions * _GOLDEN) for key in image_keys])
-        if len(self._keys) == self._capacity:
-            better = keys < self._keys.max()
-            keys, rows = keys[better], rows[better]
+        known = len(self._keys)
+        stays = np.ones(known + len(keys), np.bool_)
+        if len(stays) > self._capacity:
+            stays[np.argpartition(np.concatenate([self._keys, keys]), self._capacity)[self._capacity :]] = False
+        free, new = np.flatnonzero(~stays[:known]), np.flatnonzero(stays[known:])
         limit = np.finfo(np.float16).max
-        self._keys = np.concatenate([self._keys, keys])
-        self._rows = np.concatenate([self._rows, np.clip(rows, -limit, limit).astype(np.float16)])
-        if len(self._keys) > self._capacity:
-            kept = np.argpartition(self._keys, self._capacity - 1)[: self._capacity]
-            self._keys, self._rows = self._keys[kept], self._rows[kept]
+        keys, rows = keys[new], np.clip(rows[new], -limit, limit).astype(np.float16)
+        self._keys[free], self._rows[free] = keys[: len(free)], rows[: len(free)]
+        if len(new) > len(free):
+            self._keys = np.concatenate([self._keys, keys[len(free) :]])
+            self._rows = np.concatenate([self._rows, rows[len(free) :]])
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
