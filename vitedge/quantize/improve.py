@@ -248,8 +248,8 @@ def by_operators(
             tries.append((WORTHWHILE, _halves(shift), np.exp2(np.rint(np.log2(scale)))))
     if not tries:
         return nothing, ones
-    rows = observed.rows[:_ROWS].astype(np.float64)
-    exact = rows @ matrix
+    rows = observed.rows[:_ROWS].astype(np.float32)
+    exact = rows @ matrix.astype(np.float32)
     kept = _rounded_error(observed, rows, exact, matrix, scheme, nothing, ones)
     errors = [_rounded_error(observed, rows, exact, matrix, scheme, shift, scale) for _, shift, scale in tries]
     best, least = (nothing, ones), kept
@@ -271,8 +271,8 @@ def _halves(values: Float64) -> Float64:
 def choose_migration(observed: Observed, matrix: Float64, scheme: Scheme) -> tuple[Float64, Float64]:
     """Shift and scale [C] with the least output error once inputs and weights [C, C_out] are rounded."""
     tries = [migration(observed, matrix, alpha) for alpha in ALPHAS]
-    rows = observed.rows[:_ROWS].astype(np.float64)
-    exact = rows @ matrix
+    rows = observed.rows[:_ROWS].astype(np.float32)
+    exact = rows @ matrix.astype(np.float32)
     errors = [_rounded_error(observed, rows, exact, matrix, scheme, *moved) for moved in tries]
     best = int(np.argmin(errors))
     return tries[best if errors[best] < WORTHWHILE * errors[0] else 0]
@@ -295,8 +295,8 @@ def migration(observed: Observed, matrix: Float64, alpha: float | None) -> tuple
 
 def _rounded_error(
     observed: Observed,
-    rows: Float64,
-    exact: Float64,
+    rows: NDArray[np.float32],
+    exact: NDArray[np.float32],
     matrix: Float64,
     scheme: Scheme,
     shift: Float64,
@@ -304,12 +304,13 @@ def _rounded_error(
 ) -> float:
     """Mean squared output error, its mean taken out, with plain ranges on both sides."""
     grid = affine(((observed.minimum - shift) / scale).min(), ((observed.maximum - shift) / scale).max(), scheme)
-    inputs, weights = (rows - shift) / scale, matrix * scale[:, None]
+    inputs = np.asarray((rows - shift.astype(np.float32)) / scale.astype(np.float32), np.float32)
+    weights = matrix * scale[:, None]
     codes = Codes.of(scheme, len(weights))
     steps = codes.scale(weights)
-    rounded = codes.round(weights, steps) * steps.astype(np.float64)
+    rounded = codes.round(weights, steps) * steps
     error = exact - grid.fake(inputs) @ rounded  # less the constant shift @ matrix, which the variance ignores
-    return float(error.var(axis=0).sum())
+    return float(error.var(axis=0, dtype=np.float64).sum())
 
 
 def _moved(layer: Layer, shift: Float64, scale: Float64) -> dict[str, Float64]:

@@ -35,10 +35,13 @@ class Grid(NamedTuple):
 
     def fake(self, values: NDArray[F]) -> NDArray[F]:
         """The nearest representable values, in the dtype of ``values``."""
-        limits = np.iinfo(self.type)
-        levels = np.rint(values / values.dtype.type(self.scale))
-        clipped = np.clip(levels, limits.min - self.zero_point, limits.max - self.zero_point)
-        return np.asarray(clipped * values.dtype.type(self.scale))
+        limits, scale = np.iinfo(self.type), values.dtype.type(self.scale)
+        levels = np.asarray(values / scale)
+        np.rint(levels, out=levels)
+        np.maximum(levels, limits.min - self.zero_point, out=levels)
+        np.minimum(levels, limits.max - self.zero_point, out=levels)
+        levels *= scale
+        return levels
 
 
 def affine(low: float, high: float, scheme: Scheme) -> Grid:
@@ -103,7 +106,7 @@ class Codes:
             step = np.maximum(step, np.abs(matrix + matrix[self.partner]).max(axis=0) / PAIR)
         return np.asarray(np.maximum(step, _LEAST_SCALE), np.float32)
 
-    def round(self, matrix: NDArray[np.float64], scale: NDArray[np.float32]) -> NDArray[np.int8]:
+    def round(self, matrix: NDArray[np.floating[Any]], scale: NDArray[np.float32]) -> NDArray[np.int8]:
         """The nearest integers of weights [K, C_out] with scales [C_out]; of neighbours, the nearest pair."""
         levels = np.clip(np.rint(matrix / scale), -self.largest, self.largest)
         if self.partner is not None:
@@ -112,7 +115,7 @@ class Codes:
             excess = total[over] - np.copysign(PAIR, total[over])
             half = np.trunc(excess / 2)
             levels[over] -= np.where(over[0] < self.partner[over[0]], excess - half, half)
-        return levels.astype(np.int8)
+        return np.asarray(levels.astype(np.int8))
 
     def limits(self, row: int, rounded: NDArray[np.int8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Least and largest integers [C_out] of a row, beside those that are rounded ([K, C_out]; 0: not yet)."""

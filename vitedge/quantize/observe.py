@@ -21,7 +21,7 @@ from vitedge.quantize.statistics import Observed, Statistics
 from vitedge.quantize.views import View, quantizable
 from vitedge.recipe import Observe
 
-_PIXELS_AT_ONCE = 1 << 18  # five images of 224 × 224: the activations of one batch are what memory is spent on
+_PIXELS_AT_ONCE = 8 * 224 * 224  # the activations of one batch are what memory is spent on
 _THREADS = 8  # at most: each has a few copies of one layer's input
 
 
@@ -319,8 +319,8 @@ class Histogram:
         position = values - self.low.astype(np.float32)
         position *= (bins / (self.high - self.low)).astype(np.float32)
         np.clip(position, 0, bins - 1, out=position)  # the upper edge belongs to the last bin
-        index = position.astype(np.int64)
-        index += np.arange(channels) * bins
+        index = position.astype(np.int32)
+        index += np.arange(channels, dtype=np.int32) * np.int32(bins)
         flat = np.bincount(index.reshape(-1), minlength=channels * bins)
         self.counts += flat.reshape(channels, bins).astype(np.uint32)
 

@@ -220,9 +220,10 @@ def weight_scales(
     if moments is None:
         return whole
     best, least = whole, np.full(len(whole), np.inf)
+    weights = matrix.astype(np.float32)
     for shrink in _WEIGHT_SHRINK:
         scale = (whole * shrink).astype(np.float32)
-        error = (matrix - codes.round(matrix, scale) * scale.astype(np.float64)).astype(np.float32)
+        error = weights - codes.round(weights, scale) * scale
         cost = ((moments @ error) * error).sum(axis=0, dtype=np.float64)
         best, least = np.where(cost < least, scale, best), np.minimum(cost, least)
     return best
