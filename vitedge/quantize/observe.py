@@ -93,14 +93,16 @@ class Observer:
         values = self._run(np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)]) if missing else batch)
         values = {tensor: value[: len(batch)] for tensor, value in values.items()}
         keys = [_image_key(self._settings.seed, image) for image in batch]
+        linear = [name for name, view in self._views.items() if not view.kernel]
         with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as threads:
-            list(threads.map(lambda name: self._watch(name, values, keys), self._views))
-        for name, view in self._views.items():  # one by one: the product has threads of its own
-            self._watchers[name].multiply(values[view.tensor])
+            rows = dict(zip(linear, threads.map(lambda name: self._watch(name, values, keys), linear), strict=True))
+        for name in self._views:  # one by one: products have threads of their own, rows of convolutions are large
+            seen = rows[name] if name in rows else self._watch(name, values, keys)
+            self._watchers[name].multiply(seen)
         self.samples += len(batch)
 
-    def _watch(self, name: str, values: Mapping[str, NDArray[np.float32]], keys: list[int]) -> None:
-        """Add one batch to a view's watcher, but for the products."""
+    def _watch(self, name: str, values: Mapping[str, NDArray[np.float32]], keys: list[int]) -> NDArray[np.float32]:
+        """Add one batch to a view's watcher, but for the products of the rows [n, K], which are returned."""
         view = self._views[name]
         value = values[view.tensor]
         channels = view.channels(value)
@@ -113,7 +115,9 @@ class Observer:
             )
         if name not in self._watchers:
             self._watchers[name] = _Watcher.looking_at(view, self._settings, value)
-        self._watchers[name].add(value, keys, low, high)
+        rows = view.rows(value)
+        self._watchers[name].add(channels, rows, keys, low, high)
+        return rows
 
     def statistics(self, key: str) -> Statistics:
         """What was seen.
@@ -141,8 +145,8 @@ class Observer:
             KeyError: a part is missing.
         """
         self._watchers = {
-            name: _Watcher(view, self._settings, {part: state[f"{name}#{part}"] for part in _Watcher.PARTS})
-            for name, view in self._views.items()
+            name: _Watcher(self._settings, {part: state[f"{name}#{part}"] for part in _Watcher.PARTS})
+            for name in self._views
         }
         self.samples = samples
 
@@ -188,8 +192,7 @@ class _Watcher:
 
     PARTS = ("count", "minimum", "maximum", "sum", "moments", "histogram", "low", "high", "keys", "rows")
 
-    def __init__(self, view: View, settings: Observe, state: Mapping[str, NDArray[Any]]) -> None:
-        self._view = view
+    def __init__(self, settings: Observe, state: Mapping[str, NDArray[Any]]) -> None:
         self._capacity = settings.reservoir_rows
         self._count = int(state["count"])
         self._minimum, self._maximum = state["minimum"], state["maximum"]
@@ -215,7 +218,7 @@ class _Watcher:
             "keys": np.zeros(0, np.uint64),
             "rows": np.zeros((0, width), np.float16),
         }
-        return cls(view, settings, empty)
+        return cls(settings, empty)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """What the constructor takes."""
@@ -234,25 +237,24 @@ class _Watcher:
 
     def add(
         self,
-        values: NDArray[np.float32],
+        channels: NDArray[np.float32],
+        rows: NDArray[np.float32],
         image_keys: list[int],
         low: NDArray[np.float32],
         high: NDArray[np.float32],
     ) -> None:
-        """One batch of the tensor, float32 with the images along its first axis, and its range [C].
+        """One batch of the tensor: as channels [n', C] with their range [C], and as rows [n, K], image after image.
 
         What the rows' products add is for :meth:`multiply`.
         """
-        channels, rows = self._view.channels(values), self._view.rows(values)
         self._minimum, self._maximum = np.minimum(self._minimum, low), np.maximum(self._maximum, high)
         self._histogram.add(channels, low, high)
         self._count += len(rows)
         self._sum += rows.sum(axis=0, dtype=np.float64)
         self._sample(rows, image_keys)
 
-    def multiply(self, values: NDArray[np.float32]) -> None:
-        """Add the products of the same batch."""
-        rows = self._view.rows(values)
+    def multiply(self, rows: NDArray[np.float32]) -> None:
+        """Add the products of the same rows."""
         self._moments += rows.T @ rows
 
     def finish(self) -> Observed:
