@@ -86,14 +86,10 @@ def candidates(materials: Materials, progress: Progress) -> tuple[list[Built], d
 
 def _tried(materials: Materials, candidate: Candidate, judged: Sequence[Built], progress: Progress) -> Built | None:
     """The candidate, built and judged, with layers back in float for the budget; None: it's mixed and nothing new."""
-    plan = materials.plan
-    if candidate.precision == "mixed":
-        mixed = _mixed(materials, candidate, progress)
-        if mixed is None or _known(mixed, judged):
-            return None
-        built = mixed
-    else:
-        built = build(materials, candidate, progress)
+    plan, mixing = materials.plan, candidate.precision == "mixed"
+    built = (_mixed if mixing else build)(materials, candidate, progress)
+    if built is None or (mixing and _known(built, judged)):
+        return None
     whole = built.placed.interpretable is None  # another tool quantized it: taken as it is, or not at all
     if built.holds is False and not whole:
         built = _within_budget(materials, built, progress) or built
