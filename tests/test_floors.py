@@ -17,6 +17,7 @@ FLOORS = {
     "errors": 0,
     "schema": 0,
     "catalogue": 0,
+    "versions": 0,
     "files": 0,
     "isolation": 0,
     "hardware": 0,
@@ -66,7 +67,18 @@ FLOORS = {
 
 #: Modules of one floor that may be imported by others of the same floor, in this order.
 ORDER_WITHIN = {
-    0: ["_version", "errors", "schema", "catalogue", "files", "isolation", "hardware", "clocks", "progress"],
+    0: [
+        "_version",
+        "errors",
+        "schema",
+        "catalogue",
+        "versions",
+        "files",
+        "isolation",
+        "hardware",
+        "clocks",
+        "progress",
+    ],
     1: [
         "architecture",
         "target",

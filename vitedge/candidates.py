@@ -224,11 +224,19 @@ def _prove(plan: Plan, manifest: Manifest, session: Session) -> None:
     """
     unmet = unmet_layers(manifest.layers, session.executed())
     if unmet:
-        raise InvalidResultError(
-            plan.asked,
-            f"{len(unmet)} layers don't run as planned in {plan.target.runtime}: {', '.join(unmet[:4])}",
-            "nothing was published; export another --precision, or report this graph",
-        )
+        what = f"{len(unmet)} layers don't run as planned in {plan.target.runtime}: {', '.join(unmet[:4])}"
+        raise _not_as_planned(plan, what)
+
+
+def _not_as_planned(plan: Plan, what: str) -> InvalidResultError:
+    """The error for a graph that its runtime executes in another way; one that is newer than tested is a reason."""
+    why, fix = runtimes.fuses_otherwise(plan.target.runtime)
+    fix = f"{fix}, or " if fix else ""
+    return InvalidResultError(
+        plan.asked,
+        f"{what}. {why}" if why else what,
+        f"nothing was published; {fix}export another --precision, or report this graph",
+    )
 
 
 def _as_written(plan: Plan, placed: Placed, logits: NDArray[np.float32], inputs: NDArray[np.uint8]) -> None:
@@ -243,11 +251,10 @@ def _as_written(plan: Plan, placed: Placed, logits: NDArray[np.float32], inputs:
         return
     found = deviation(logits, run_graph(placed.interpretable, inputs))
     if found > AS_WRITTEN:
-        raise InvalidResultError(
-            plan.asked,
+        raise _not_as_planned(
+            plan,
             f"{plan.target.runtime} computes something else than the graph says: its logits are off by {found:.1%} of "
             "the largest",
-            "nothing was published; export another --precision, or report this graph",
         )
 
 

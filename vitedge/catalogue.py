@@ -22,6 +22,12 @@ def shipped_folder(kind: Kind) -> Path:
     return inside if inside.is_dir() else _PACKAGE.parent / kind
 
 
+def shipped_file(name: str) -> Path:
+    """A file at the top of the checkout that the wheel carries inside the package."""
+    inside = _PACKAGE / name
+    return inside if inside.is_file() else _PACKAGE.parent / name
+
+
 def user_folder(kind: Kind) -> Path:
     """The user's own folder of this kind; it need not exist."""
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "vitedge" / kind

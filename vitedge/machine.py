@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
-import re
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from vitedge.errors import VitedgeError, printable
 from vitedge.isolation import ChildError, run_isolated
 from vitedge.schema import Record
 from vitedge.target import Target, load_target
+from vitedge.versions import older
 
 #: What each extra brings: the packages it's recognised by, and what they are for.
 EXTRAS = {
@@ -59,6 +59,7 @@ class RuntimeState(Record):
     facts: dict[str, Any]  # providers, devices, … in the runtime's own words
     runs_on: dict[str, bool]  # by device, for the devices that targets name
     problem: str | None = None  # why it couldn't be asked
+    untested: str = ""  # says that it's newer than what this release was tested with
 
 
 class ExtraState(Record):
@@ -156,7 +157,8 @@ def runtime_state(name: str, targets: Sequence[Target]) -> RuntimeState:
         return RuntimeState(
             name=name, extra=name.replace("_", "-"), version=None, facts={}, runs_on={}, problem=problem
         )
-    return RuntimeState(name=name, extra=extra, version=version, facts=facts, runs_on=runs_on)
+    untested = runtimes.untested(name, version) if version is not None else ""
+    return RuntimeState(name=name, extra=extra, version=version, facts=facts, runs_on=runs_on, untested=untested)
 
 
 def _ask_runtime(name: str, devices: list[str]) -> tuple[str, str | None, dict[str, Any], dict[str, bool]]:
@@ -207,16 +209,6 @@ def _missing_runtime(target: Target, state: RuntimeState) -> list[str]:
         if why := runtimes.part(target.runtime, "providers").missing(provider, state.facts.get("providers", ())):
             return [why]
     return []
-
-
-def older(version: str, than: str) -> bool:
-    """Compare versions by their leading numbers: "10.3" is older than "10.13"."""
-    return _release(version) < _release(than)
-
-
-def _release(version: str) -> tuple[int, ...]:
-    match = re.match(r"\d+(\.\d+)*", version)
-    return tuple(int(number) for number in match[0].split(".")) if match else ()
 
 
 def extras(*, on_jetson: bool = False) -> list[ExtraState]:

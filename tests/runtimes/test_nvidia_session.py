@@ -134,7 +134,7 @@ def test_the_stand_in_has_what_cuda_has() -> None:
 
 
 def test_cudas_bindings_have_what_sessions_use() -> None:
-    bindings = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python isn't installed")
+    bindings = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings isn't installed")
     assert [name for name in CUDA_CALLS if not hasattr(bindings, name)] == []
     properties = bindings.cudaDeviceProp()
     assert [
@@ -708,7 +708,7 @@ def test_another_device_is_refused(tmp_path: Path, cuda: CudaStandIn) -> None:
 
 def test_cuda_python_isnt_installed(tmp_path: Path, cuda: CudaStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
-    with pytest.raises(NotInstalledError, match="the package 'cuda-python' is not installed"):
+    with pytest.raises(NotInstalledError, match="the package 'cuda-bindings' is not installed"):
         open_session(artifact(tmp_path))
 
 

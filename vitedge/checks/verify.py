@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,6 +16,7 @@ from vitedge.result import Check
 from vitedge.runtimes.contract import OpenOptions
 from vitedge.runtimes.executed import UNKNOWN, executed_shares, unmet_layers
 from vitedge.runtimes.session import Session, open_session
+from vitedge.versions import older
 
 
 def verify(artifact: Artifact, options: OpenOptions | None = None) -> list[Check]:
@@ -77,7 +77,9 @@ def check_versions(artifact: Artifact, running: str) -> Check:
     target, built_with = artifact.manifest.target, artifact.manifest.built_with
     built = ", ".join(f"{name} {version}" for name, version in sorted(built_with.items()))
     detail = f"{target.runtime} {running} here, {target.runtime_min} or newer is needed; built with {built}"
-    return Check(name="versions", ok=_release(running) >= _release(target.runtime_min), detail=detail)
+    if newer := runtimes.untested(target.runtime, running):
+        detail += f". {newer}"
+    return Check(name="versions", ok=not older(running, target.runtime_min), detail=detail)
 
 
 def check_contract(artifact: Artifact, copies: Mapping[str, str] | None) -> Check:
@@ -123,10 +125,7 @@ def check_executed(session: Session) -> Check:
     told = ", ".join(f"{share:.1%} {name}" for name, share in shares.items())
     if unmet:
         told += f"; {len(unmet)} layers not as planned: {', '.join(unmet[:4])}"
+        why, fix = runtimes.fuses_otherwise(session.artifact.manifest.target.runtime)
+        told += f". {why}; {fix}" if why else ""
     ok = None if not unmet and set(shares) == {UNKNOWN} else not unmet
     return Check(name="executed precision", ok=ok, detail=f"of the multiply-accumulates: {told}")
-
-
-def _release(version: str) -> tuple[int, ...]:
-    match = re.match(r"\d+(\.\d+)*", version)
-    return tuple(int(number) for number in match[0].split(".")) if match else ()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from vitedge.clocks import Clock, Clocks
-    from vitedge.machine import Machine
+    from vitedge.machine import Machine, RuntimeState
     from vitedge.recipe import Recipe
     from vitedge.reporting.inspection import Inspection
     from vitedge.target import Target
@@ -382,7 +382,7 @@ def show_doctor(machine: Machine) -> None:
                     mark(False if state.problem else True if state.version else None),
                     state.name,
                     state.version or "",
-                    text(state.problem, BAD) if state.problem else _runtime_words(state.facts, state.extra),
+                    text(state.problem, BAD) if state.problem else _runtime_words(state),
                 )
                 for state in machine.runtimes
                 if state.name != "null"  # it's everywhere, and no device's
@@ -474,11 +474,11 @@ def _camera(camera: Any) -> str:
     return ", ".join(part for part in (camera.device, camera.name, camera.by_id, state) if part)
 
 
-def _runtime_words(found: Mapping[str, Any], extra: str) -> Text:
-    rest = {name: value for name, value in found.items() if name != "version"}
-    if found:
-        return text(words(rest) if rest else "")
-    return text(f'not installed; pip install "vitedge[{extra}]"', QUIET)
+def _runtime_words(state: RuntimeState) -> Text:
+    if not state.facts:
+        return text(f'not installed; pip install "vitedge[{state.extra}]"', QUIET)
+    rest = {name: value for name, value in state.facts.items() if name != "version"}
+    return text("; ".join(part for part in (words(rest) if rest else "", state.untested) if part))
 
 
 # --- inspect ---------------------------------------------------------------------------------------------------------

@@ -2,9 +2,10 @@
 
 A runtime is found by its folder's name, and only the module that is asked for is imported:
 
-- ``facts``: ``EXTRA`` (what to install; ``not_from_pip()`` says how where pip doesn't serve), ``installed() -> version
-  or None``, ``runs_here(device) -> bool`` (sessions can be opened on this machine), ``describe() -> dict`` for the
-  doctor, and, where another package makes some of the forms, ``package(form) -> its name or ""``;
+- ``facts``: ``NAME`` (as users call it), ``EXTRA`` (what to install, by its name on the index; ``not_from_pip()`` says
+  how where pip doesn't serve), ``installed() -> version or None``, ``runs_here(device) -> bool`` (sessions can be
+  opened on this machine), ``describe() -> dict`` for the doctor, and, where another package makes some of the forms,
+  ``package(form) -> its name or ""``;
 - ``placement``: ``FORMS``, and ``place(request) -> Placed``, the graph in the form that this runtime runs fast;
 - ``preflight``: ``check(graph, target) -> list of findings`` against the oldest version that the target allows;
 - ``session``: ``open_backend(artifact, options) -> Backend`` and ``read_contract(artifact) -> dict or None``, the
@@ -21,6 +22,7 @@ from types import ModuleType
 from vitedge import hardware
 from vitedge.errors import NotInstalledError, UsageError, nearest
 from vitedge.target import Target
+from vitedge.versions import newer_than_tested, newest_tested
 
 
 def names() -> list[str]:
@@ -60,6 +62,27 @@ def require(runtime: str, asked: str) -> str:
         otherwise = facts.not_from_pip() if hasattr(facts, "not_from_pip") else None
         raise NotInstalledError(missing.asked, missing.true, otherwise) if otherwise else missing
     return str(version)
+
+
+def untested(runtime: str, version: str) -> str:
+    """Says that this version of a runtime is newer than what this release was tested with; empty where it isn't."""
+    facts = part(runtime, "facts")
+    return newer_than_tested(facts.NAME, version, newest_tested(facts.EXTRA))
+
+
+def fuses_otherwise(runtime: str) -> tuple[str, str]:
+    """(why, what to do) where a graph wasn't executed as planned by a runtime that is newer than what was tested.
+
+    Both are empty where the installed version is no newer.
+    """
+    newer = untested(runtime, installed(runtime) or "")
+    if not newer:
+        return "", ""
+    package = part(runtime, "facts").EXTRA
+    return (
+        f"{newer}, and may fuse otherwise",
+        f"install the tested version: pip install {package}=={newest_tested(package)}",
+    )
 
 
 def package(runtime: str, form: str) -> str:

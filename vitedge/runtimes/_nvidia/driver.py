@@ -28,14 +28,14 @@ class Cuda:
     """``cuda("cudaMalloc", 64)``: the CUDA runtime's functions, whose error codes become exceptions.
 
     Raises:
-        NotInstalledError: cuda-python isn't here.
+        NotInstalledError: cuda-bindings isn't here.
     """
 
     def __init__(self, asked: str, extra: str) -> None:
         try:
             self.names: Any = importlib.import_module("cuda.bindings.runtime")
         except ImportError as error:
-            raise NotInstalledError.for_extra(asked, "cuda-python", extra) from error
+            raise NotInstalledError.for_extra(asked, "cuda-bindings", extra) from error
         self._asked = asked
 
     def __call__(self, function: str, *arguments: Any) -> Any:
@@ -43,7 +43,7 @@ class Cuda:
         if code != self.names.cudaError_t.cudaSuccess:
             fix = {
                 "cudaErrorMemoryAllocation": "lower the batch or the option 'contexts', or free GPU memory",
-                "cudaErrorInsufficientDriver": "update the driver, or install the cuda-python of its CUDA version",
+                "cudaErrorInsufficientDriver": "update the driver, or install the cuda-bindings of its CUDA version",
             }.get(code.name, "check the driver: nvidia-smi, or on a Jetson: tegrastats")
             raise ResourceError(self._asked, f"{function}: {code.name}", fix)
         return values[0] if values else None

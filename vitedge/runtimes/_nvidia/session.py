@@ -50,7 +50,7 @@ def open_backend(package: str, version: str, artifact: Artifact, options: OpenOp
     """Open an artifact on this machine's GPU.
 
     Raises:
-        NotInstalledError: the package or cuda-python isn't here.
+        NotInstalledError: the package or cuda-bindings isn't here.
         ResourceError: no GPU, or not enough of its memory.
         UsageError: a device other than "cuda:0", or an option that TensorRT hasn't.
         ArtifactError: the engine can't be built or loaded.

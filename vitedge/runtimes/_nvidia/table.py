@@ -21,6 +21,7 @@ from vitedge.graph.preflight import Limits, Types, findings, read, type_name
 from vitedge.graph.surgery import array, initializers
 from vitedge.graph.typed import element_types
 from vitedge.target import Target
+from vitedge.versions import older
 
 _HALVES: Types = frozenset({"float32", "float16"})
 _FLOATS: Types = _HALVES | {"bfloat16"}
@@ -83,7 +84,7 @@ _FIRST_SM = {"float8e4m3fn": (8, 9), "bfloat16": (8, 0)}
 
 def check(graph: bytes, target: Target) -> list[str]:
     """What TensorRT 10.3, or the target's GPU, can't take of an ONNX file, in words; empty when they take it all."""
-    if _numbers(target.runtime_min) < _numbers("10.3") and target.runtime == "tensorrt":
+    if older(target.runtime_min, "10.3") and target.runtime == "tensorrt":
         return [f"runtime_min {target.runtime_min}: vitedge knows TensorRT from 10.3 on"]
     model = read(graph)
     if isinstance(model, str):

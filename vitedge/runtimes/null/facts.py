@@ -6,6 +6,7 @@ from typing import Any
 
 from vitedge._version import __version__
 
+NAME = "the null runtime"
 EXTRA = ""
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from vitedge.target import Target
 
+NAME = "ONNX Runtime"
 EXTRA = "onnxruntime"
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
 from onnx import TensorProto, defs
 
 from vitedge.graph.surgery import parse
 from vitedge.runtimes.onnxruntime.rewriter import CONTRIB
 from vitedge.target import Target
+from vitedge.versions import release
 
 #: Newest opset and IR version by release (onnxruntime.ai, "Compatibility").
 _RELEASES = {"1.14": (18, 8), "1.15": (19, 9), "1.17": (20, 9), "1.18": (21, 10), "1.22": (23, 11)}
@@ -26,8 +25,8 @@ _HALF = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
 def check(graph: bytes, target: Target) -> list[str]:
     """What ``target.runtime_min`` can't take on a CPU, in words; empty when it can take everything."""
     model = parse(graph)
-    oldest = _release(target.runtime_min)
-    taken = [limits for name, limits in _RELEASES.items() if _release(name) <= oldest]
+    oldest = release(target.runtime_min)
+    taken = [limits for name, limits in _RELEASES.items() if release(name) <= oldest]
     opset, ir_version = taken[-1] if taken else (17, 8)
     findings = []
     if model.ir_version > ir_version:
@@ -36,7 +35,7 @@ def check(graph: bytes, target: Target) -> list[str]:
     if used.get("ai.onnx", 0) > opset:
         findings.append(f"opset {used['ai.onnx']} (it takes {opset})")
     for operator, domain in sorted({(node.op_type, node.domain or "ai.onnx") for node in model.graph.node}):
-        if domain == CONTRIB and operator in _OWN and _release(_OWN[operator]) <= oldest:
+        if domain == CONTRIB and operator in _OWN and release(_OWN[operator]) <= oldest:
             continue
         if domain != "ai.onnx" or not defs.has(operator, used.get("ai.onnx", opset)):
             findings.append(f"operator {operator} of {domain}")
@@ -45,7 +44,3 @@ def check(graph: bytes, target: Target) -> list[str]:
             findings.append(f"{_HALF[tensor.data_type]} weights ({tensor.name}): there are no such kernels for CPUs")
             break
     return findings
-
-
-def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])

@@ -9,6 +9,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
+NAME = "OpenVINO"
 EXTRA = "openvino"
 NNCF = "nncf"
 

@@ -6,6 +6,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 
 from vitedge.target import Target
+from vitedge.versions import release
 
 #: Newest operation set by release (docs.openvino.ai, "Available Operation Sets").
 _OPSETS = {"2023.0": 11, "2023.2": 12, "2023.3": 13, "2024.0": 14, "2024.2": 15, "2025.0": 16, "2026.0": 17}
@@ -18,14 +19,10 @@ def check(graph: bytes, target: Target) -> list[str]:
     findings = []
     if net.get("version") not in _IR_VERSIONS:
         findings.append(f"IR version {net.get('version')}")
-    oldest = _release(target.runtime_min)
-    newest_opset = max((opset for name, opset in _OPSETS.items() if _release(name) <= oldest), default=10)
+    oldest = release(target.runtime_min)
+    newest_opset = max((opset for name, opset in _OPSETS.items() if release(name) <= oldest), default=10)
     for layer in net.iter("layer"):
         opset = re.fullmatch(r"opset(\d+)", layer.get("version", ""))
         if opset is None or int(opset[1]) > newest_opset:
             findings.append(f"operator {layer.get('type')} of {layer.get('version')} ({layer.get('name')})")
     return findings
-
-
-def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])

@@ -8,6 +8,7 @@ from vitedge.hardware import board, gpus
 from vitedge.runtimes._nvidia import engine
 
 PACKAGE = "tensorrt"
+NAME = engine.WORDS[PACKAGE]
 EXTRA = engine.EXTRAS[PACKAGE]
 
 

@@ -8,6 +8,7 @@ from vitedge.hardware import gpus
 from vitedge.runtimes._nvidia import engine
 
 PACKAGE = "tensorrt_rtx"
+NAME = engine.WORDS[PACKAGE]
 EXTRA = engine.EXTRAS[PACKAGE]
 
 
