@@ -207,6 +207,21 @@ def test_bfloat16_runs_as_bfloat16_or_is_refused(float_artifact: Artifact) -> No
             open_session(float_artifact, wish)
 
 
+@pytest.mark.parametrize(("told", "behind"), [("int8", ""), ("fp32", "fp32"), ("bf16", "bf16")])
+def test_a_fused_node_tells_the_type_of_its_first_layer(
+    float_artifact: Artifact, monkeypatch: pytest.MonkeyPatch, told: str, behind: str
+) -> None:
+    """OpenVINO names one type for all that it fused; int8 queries and keys say nothing of the values' product."""
+    with open_session(float_artifact, OpenOptions(threads=1)) as session:
+        backend = session._backend
+        nodes = {"attention": (["blocks.0.attn.scores", "blocks.0.attn.context"], "Subgraph", told)}
+        monkeypatch.setattr(type(backend), "_nodes", lambda self, compiled: nodes)
+        assert [(node.name.rsplit(".", 1)[1], node.type) for node in backend.executed()] == [
+            ("scores", told),
+            ("context", behind),
+        ]
+
+
 def test_the_bfloat16_form_asks_for_it() -> None:
     placed = artifacts.place(artifacts.request(TARGET, Candidate(precision="bf16", form="bf16")))
     assert placed.runtime_options["INFERENCE_PRECISION_HINT"] == "bf16"

@@ -136,10 +136,12 @@ class OpenVINOBackend:
     def executed(self) -> list[Executed]:
         """The compiled graph without what it computed once from constants; a planned layer stands under its own name.
 
-        A node that several planned layers were fused into (attention) is listed once for each.
+        A node that several planned layers were fused into (attention) is listed once for each. OpenVINO tells the type
+        of such a node's first input alone: where that is int8, the layers behind the first may be of another type,
+        which isn't told. (Seen with AVX-512: products of queries and keys in int8, of weights and values in float32.)
         """
         return [
-            Executed(name, operator, type_)
+            Executed(name, operator, type_ if type_ != "int8" or name == names[0] else "")
             for names, operator, type_ in self._nodes(self._compiled).values()
             for name in names
         ]
