@@ -288,6 +288,8 @@ CHECKS: tuple[Check, ...] = (
     closing,
     reopening,
 )
+#: What a model's size matters for.
+ARITHMETIC: tuple[Check, ...] = (logits, executed)
 
 
 def main() -> int:
@@ -295,13 +297,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("artifacts", nargs="+", metavar="ARTIFACT")
     parser.add_argument("--reopen", type=int, default=REOPEN, help="how often to open and close again")
+    parser.add_argument(
+        "--arithmetic", nargs="*", default=[], metavar="ARTIFACT", help="artifacts of which that alone is checked"
+    )
     arguments = parser.parse_args()
     REOPEN = max(2, arguments.reopen)
     done = failed = 0
-    for path in arguments.artifacts:
+    todo = [*((path, CHECKS) for path in arguments.artifacts), *((path, ARITHMETIC) for path in arguments.arithmetic)]
+    for path, checks in todo:
         artifact = Artifact.open(path)
         with open_session(artifact) as session:
-            for check in CHECKS:
+            for check in checks:
                 done += 1
                 try:
                     line = f"ok    {artifact.manifest.name}  {check.__name__}: {check(artifact, session)}"
