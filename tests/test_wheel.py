@@ -8,6 +8,7 @@ import subprocess
 import sys
 import venv
 import zipfile
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,16 @@ from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("wheel")]
 
+#: .ci/newest installs the newest releases; else those that constraints.txt says.
+NEWEST = "VITEDGE_NEWEST" in os.environ
+CONSTRAINTS = () if NEWEST else ("-c", str(ROOT / "constraints.txt"))
+#: What other projects decide: a device has to have it, however large it is.
+OTHERS = ("numpy", "onnxruntime", "pillow", "protobuf", "flatbuffers", "packaging")
+
 
 def _run(*command: str | Path, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    left_out = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE")
+    environment = {key: value for key, value in os.environ.items() if key not in left_out}
     done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True, env=environment)
     if check and done.returncode:
         raise AssertionError(f"{command} ended with {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
@@ -33,9 +41,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _environment(folder: Path, wheel: Path, extra: str) -> Path:
-    """The ``bin`` of a new environment that has the wheel with one extra, and nothing else."""
-    venv.create(folder, with_pip=True, symlinks=True)
-    _run(folder / "bin" / "pip", "install", "-q", f"{wheel}[{extra}]", cwd=folder)
+    """The ``bin`` of a new environment that has the wheel with one extra, and nothing else, pip neither."""
+    venv.create(folder, symlinks=True)
+    pip = (sys.executable, "-m", "pip", "--python", folder / "bin" / "python")
+    _run(*pip, "install", "-q", "--no-compile", *CONSTRAINTS, f"{wheel}[{extra}]", cwd=folder)
     return folder / "bin"
 
 
@@ -44,7 +53,7 @@ def demo(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, P
     """(bin of an environment with the demo extra, the demo's output folder, what it printed)."""
     folder = tmp_path_factory.mktemp("demo")
     binaries = _environment(folder / "venv", wheel, "demo")
-    done = _run(binaries / "vitedge", "demo", "--out", folder / "out", cwd=folder)
+    done = _run(binaries / "vitedge", "demo", "--out", folder / "out", "--duration", "1", cwd=folder)
     return binaries, folder / "out", done.stdout
 
 
@@ -54,6 +63,7 @@ def test_contents(wheel: Path) -> None:
     assert {top for top in tops if not top.endswith(".dist-info")} == {"vitedge"}
     for needed in (
         "vitedge/py.typed",
+        "vitedge/constraints.txt",
         "vitedge/targets/jetson-orin-nano.toml",
         "vitedge/calibration/default.toml",
         "vitedge/calibration/cifar10-calibration.zip",
@@ -79,20 +89,18 @@ def test_demo_runs_outside_the_checkout_without_torch(demo: tuple[Path, Path, st
 
 
 def test_device_extra_is_small_and_sufficient(demo: tuple[Path, Path, str], wheel: Path, tmp_path: Path) -> None:
-    """`vitedge[onnxruntime]` adds under 200 MB, and opens, benches, evaluates and classifies an artifact."""
-    empty = tmp_path / "empty"
-    venv.create(empty, with_pip=True, symlinks=True)
+    """`vitedge[onnxruntime]` opens, benches, evaluates and classifies an artifact, and stays under 185 MB with it.
+
+    Installed as docs/targets.md says, without compiling what no verb imports. What vitedge and the packages that it
+    chooses add is bounded whatever the others weigh; these are bounded in the tested versions, where nothing changes.
+    """
     binaries = _environment(tmp_path / "device", wheel, "onnxruntime")
-
-    def size(folder: Path) -> int:
-        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-
-    assert size(tmp_path / "device") - size(empty) < 200_000_000
     for package in ("onnx", "torch", "openvino", "safetensors"):
         assert _run(binaries / "python", "-c", f"import {package}", cwd=tmp_path, check=False).returncode == 1
-    artifact = next(path for path in (demo[1] / "artifacts").iterdir() if path.name == "onnxruntime-int8")
+    artifact = demo[1] / "artifacts" / "onnxruntime-int8"
     vitedge = binaries / "vitedge"
     picture = next((artifact / "golden").glob("*.png"))
+    _run(vitedge, "doctor", cwd=tmp_path)
     _run(vitedge, "verify", artifact, cwd=tmp_path)
     assert len(_run(vitedge, "classify", artifact, picture, cwd=tmp_path).stdout.splitlines()) >= 1
     evaluated = json.loads(_run(vitedge, "eval", artifact, "--data", "held-out", "--json", "-", cwd=tmp_path).stdout)
@@ -101,6 +109,28 @@ def test_device_extra_is_small_and_sufficient(demo: tuple[Path, Path, str], whee
         _run(vitedge, "bench", artifact, "--duration", "1", "--warmup", "0.2", "--json", "-", cwd=tmp_path).stdout
     )
     assert benched["rows"][0]["latency"]
+
+    sizes = _sizes(tmp_path / "device")  # with the bytecode that the verbs left behind
+    total, ours = sum(sizes.values()), sum(size for name, size in sizes.items() if name not in OTHERS)
+    told = ", ".join(f"{name or 'other files'} {size / 1e6:.1f}" for name, size in sorted(sizes.items()))
+    print(f"device install: {total / 1e6:.1f} MB: {told}")  # .ci/newest shows it
+    assert ours < 20_000_000, told
+    assert NEWEST or total < 185_000_000, told
+
+
+def _sizes(environment: Path) -> dict[str, int]:
+    """Bytes that every distribution of an environment takes, bytecode included; "" is what belongs to none."""
+    (site,) = environment.glob("lib/python*/site-packages")
+    sizes: dict[str, int] = {}
+    seen: set[Path] = set()
+    for distribution in distributions(path=[str(site)]):
+        tops = {site / file.parts[0] for file in distribution.files or () if file.parts[0] not in ("..", "__pycache__")}
+        files = {path for top in tops for path in ([top] if top.is_file() else top.rglob("*")) if path.is_file()} - seen
+        sizes[distribution.metadata["Name"].lower()] = sum(path.stat().st_size for path in files)
+        seen |= files
+    everything = (path for path in environment.rglob("*") if path.is_file() and not path.is_symlink())
+    sizes[""] = sum(path.stat().st_size for path in everything if path not in seen)
+    return sizes
 
 
 @pytest.mark.parametrize("python", ["3.10", "3.11", "3.13"])
