@@ -475,7 +475,7 @@ def _camera(camera: Any) -> str:
 
 
 def _runtime_words(found: Mapping[str, Any], extra: str) -> Text:
-    rest = {name: value for name, value in found.items() if name != "version"}
+    rest = {name: value for name, value in found.items() if name not in ("version", "unknown_providers")}
     if found:
         return text(words(rest) if rest else "")
     return text(f'not installed; pip install "vitedge[{extra}]"', QUIET)
