@@ -16,7 +16,7 @@ from vitedge import catalogue
 from vitedge.errors import ArtifactError, InputError, ModelError, UsageError, printable
 from vitedge.preprocessing import Preprocessing
 from vitedge.recipe import Recipe, load_recipe
-from vitedge.schema import Record, decode_json, encode_json, load_toml
+from vitedge.schema import Record, _explain, decode_json, encode_json, load_toml
 from vitedge.target import Budget, Target, load_target
 
 TARGET = (catalogue.shipped_folder("targets") / "intel-cpu.toml").read_text()
@@ -85,14 +85,14 @@ def test_missing_key_and_missing_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("batch = 1", "batch = 0", "expected `int` >= 1 in [batch]"),
-        ("batch = 1", 'batch = "one"', "expected `int`, got `str` in [batch]"),
-        ("batch = 1", "batch = 1.5", "expected `int`, got `float` in [batch]"),
-        ("warmup_s = 1.0", "warmup_s = -1", ">= 0"),
+        ("batch = 1", "batch = 0", f" in [batch] (line {line_of('batch')})"),
+        ("batch = 1", 'batch = "one"', f" in [batch] (line {line_of('batch')})"),
+        ("batch = 1", "batch = 1.5", f" in [batch] (line {line_of('batch')})"),
+        ("warmup_s = 1.0", "warmup_s = -1", f" in [bench.warmup_s] (line {line_of('warmup_s')})"),
         ("warmup_s = 1.0", "warmup_s = inf", "inf isn't a finite number"),
         ("warmup_s = 1.0", "warmup_s = nan", "nan isn't a finite number"),
-        ('arch = "x86_64"', 'arch = "x86"', "invalid enum value 'x86' in [arch]"),
-        ('precision = "int8"', 'precision = "int4"', "invalid enum value 'int4'"),
+        ('arch = "x86_64"', 'arch = "x86"', f" in [arch] (line {line_of('arch')})"),
+        ('precision = "int8"', 'precision = "int4"', " in [candidate[0].precision] (line "),
         ("batch = 1", "batch = 1\nbatch = 2", "isn't TOML"),
         ("batch = 1", "batch = ", "isn't TOML"),
     ],
@@ -100,6 +100,21 @@ def test_missing_key_and_missing_table(tmp_path: Path) -> None:
 def test_wrong_values_are_named(old: str, new: str, said: str, tmp_path: Path) -> None:
     assert old in TARGET
     assert said in refused(TARGET.replace(old, new, 1), tmp_path).true
+
+
+@pytest.mark.parametrize(
+    ("text", "true"),
+    [
+        ("Object contains unknown field `batsch`", "unknown key 'batsch' (line 2); the nearest is 'batch'"),
+        ("Object missing required field `name` - at `$.inner`", "the key 'name' is missing in [inner]"),
+        ("Expected `int` >= 1 - at `$.batch`", "expected `int` >= 1 in [batch] (line 3)"),
+        ("Words that no version has said yet", "words that no version has said yet"),
+        ("", "a value is wrong"),
+    ],
+)
+def test_what_msgspec_says_in_our_words(text: str, true: str) -> None:
+    """Texts that are known have ours; any other is passed on."""
+    assert _explain(msgspec.ValidationError(text), Target, "name = 1\nbatsch = 2\nbatch = 3\n")[0] == true
 
 
 def test_files_that_are_no_text(tmp_path: Path) -> None:

@@ -205,8 +205,9 @@ def _missing_runtime(target: Target, state: RuntimeState) -> list[str]:
         return [f"{target.runtime} isn't installed"]
     if older(state.version, target.runtime_min):
         return [f"{target.runtime} {state.version} is older than {target.runtime_min}"]
+    available, unknown = (state.facts.get(key, ()) for key in ("providers", "unknown_providers"))
     for provider in target.providers:
-        if why := runtimes.part(target.runtime, "providers").missing(provider, state.facts.get("providers", ())):
+        if why := runtimes.part(target.runtime, "providers").missing(provider, available, unknown):
             return [why]
     return []
 

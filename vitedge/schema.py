@@ -92,6 +92,7 @@ def _explain(error: Exception, kind: Any, text: str | None) -> tuple[str, str]:
     if missing := _MISSING.search(message):
         return f"the key '{missing['key']}' is missing{where}", "add it; nothing is assumed"
     line = _line_of(text, path["path"].split(".")[-1].split("[")[0]) if path and path["path"] else ""
+    plain = plain or "a value is wrong"
     return f"{plain[0].lower()}{plain[1:]}{where}{line}", "correct the value"
 
 

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent.parent
 RATE, HOLD, LEVELS, SIZE = 25, 5, 6, (96, 64)
 FRAMES = 150
+ENCODER = "libx264"
 
 
 def level(number: int) -> int:
@@ -38,6 +39,13 @@ def level(number: int) -> int:
 def grey(number: int) -> int:
     """Its value."""
     return 20 + 42 * level(number)
+
+
+def encodes() -> bool:
+    """Whether this PyAV has the encoder of the transport and RTSP streams; its builds differ."""
+    import av
+
+    return ENCODER in av.codecs_available
 
 
 class Wish(NamedTuple):
@@ -89,7 +97,7 @@ def h264(width: int = SIZE[0], height: int = SIZE[1], first: int = 0) -> list[li
     import av
     import numpy as np
 
-    encoder = av.CodecContext.create("libx264", "w")
+    encoder = av.CodecContext.create(ENCODER, "w")
     encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
     encoder.framerate, encoder.time_base = RATE, Fraction(1, RATE)
     encoder.options = {"preset": "ultrafast", "tune": "zerolatency", "g": "10", "keyint_min": "10", "crf": "12"}
@@ -189,7 +197,7 @@ def publish_ts(connection: socket.socket, wish: Wish) -> None:
     with contextlib.suppress(OSError):
         stuffing = {"muxrate": str(wish.bits_s)} if wish.bits_s else {}
         container = av.open(file, "w", format="mpegts", options={"flush_packets": "1", **stuffing})
-        stream = container.add_stream("libx264", rate=RATE)
+        stream = container.add_stream(ENCODER, rate=RATE)
         stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
         stream.options = {"preset": "ultrafast", "tune": "zerolatency", "g": "10"}
         import numpy as np

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from tests.camera.levels import Ran, level_of, run, session
-from tests.camera.publisher import RATE, Publisher, level
+from tests.camera.publisher import ENCODER, RATE, Publisher, encodes, level
 from vitedge.camera.records import FrameRecord
 from vitedge.runtimes.session import Session
+
+pytestmark = pytest.mark.skipif(not encodes(), reason=f"this PyAV has no {ENCODER}, which these cameras encode with")
 
 URL = {"mjpeg": "http", "mpegts": "tcp", "rtsp": "rtsp"}
 AFTER = 15
@@ -112,7 +114,8 @@ def test_a_camera_that_refuses_is_asked_again(opened: Session) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ran = run(opened, f"rtsp://127.0.0.1:{port}/", until=lambda ran: len(ran.events("lost")) >= 3)
-    assert all(event.text == "Connection refused" and event.duration_s for event in ran.events("lost"))
+    lost = ran.events("lost")
+    assert all(event.text and str(port) not in event.text and event.duration_s for event in lost)
     assert ran.final is not None and ran.final.sources[0].connections == 0 and ran.books.balanced
 
 
@@ -149,7 +152,7 @@ def test_a_wrong_password_is_seen_nowhere(kind: str, opened: Session) -> None:
     with Publisher(kind, password="right") as camera:
         url = f"{URL[kind]}://camera:wr0ng@127.0.0.1:{camera.port}/main"
         ran = run(opened, url, until=lambda ran: len(ran.events("lost")) >= 2)
-    assert all("401" in (event.text or "") for event in ran.events("lost"))
+    assert all("name and a password" in (event.text or "") for event in ran.events("lost"))
     assert "wr0ng" not in repr(ran.items) + repr(ran.final) and ran.books.balanced
 
 

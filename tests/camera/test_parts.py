@@ -10,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -20,7 +21,7 @@ from vitedge.camera.outputs import CsvLines, JsonLines
 from vitedge.camera.pattern import parse_pattern, show
 from vitedge.camera.records import Books, Event, FrameRecord, Item, Score, percentiles
 from vitedge.camera.rhythm import Rhythm
-from vitedge.camera.settings import Settings, read_settings
+from vitedge.camera.settings import Settings, merged, read_settings
 from vitedge.camera.shared import BUFFERS, Shared
 from vitedge.camera.sink import QueuedSink
 from vitedge.camera.smoothing import Smoother
@@ -356,6 +357,24 @@ def test_a_wrong_setting_is_named(text: str, word: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError) as refused:
         read_settings(file, {})
     assert word in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "true"),
+    [
+        ("Expected `int` >= 1 - at `$.top-k`", "--top-k: Expected `int` >= 1"),
+        ("words that no version has said yet", "words that no version has said yet"),
+        ("", "a value is wrong"),
+    ],
+)
+def test_what_msgspec_says_of_a_setting(text: str, true: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise msgspec.ValidationError(text)
+
+    monkeypatch.setattr(msgspec, "convert", refuse)
+    with pytest.raises(UsageError) as refused:
+        merged(Settings(), {"top_k": 0})
+    assert refused.value.true == true and refused.value.fix == "see: vitedge stream --help"
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,33 @@
-"""The ``--help`` pages as one document: ``python -m tests.cli.help_pages > docs/cli.md`` writes it anew."""
+"""The ``--help`` pages as one document: ``python -m tests.cli.help_pages > docs/cli.md`` writes it anew.
+
+typer and rich lay the pages out; ``WRITTEN_WITH`` names those that did, and changes with a document that others wrote.
+"""
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
-from vitedge.cli import VERBS
+import typer.main
+
+from vitedge.cli import VERBS, app
+
+WRITTEN_WITH = {"typer": "0.28.0", "rich": "15.0.0"}
+#: Words of the document that are typer's, not ours.
+TYPERS = frozenset(
+    re.findall(
+        r"\w+",
+        "Usage OPTIONS COMMAND ARGS Options Arguments Commands Show this message and exit h help required default "
+        "env var str int float path range x install show completion Install Show for the current shell to copy it or "
+        "customize installation",
+    )
+)
 
 HEAD = """# The command line
 
@@ -34,6 +55,50 @@ def document() -> str:
     parts = [HEAD, f"```\n$ vitedge --help\n{page()}\n```\n"]
     parts += [f"## {verb}\n\n```\n$ vitedge {verb} --help\n{page(verb)}\n```\n" for verb in VERBS]
     return "\n".join(parts)
+
+
+def laid_out_by() -> dict[str, str]:
+    """The versions that lay pages out here."""
+    return {name: importlib.metadata.version(name) for name in WRITTEN_WITH}
+
+
+def sections(written: str) -> dict[str, str]:
+    """The document by verb; what stands in front of the first one is vitedge's own page."""
+    first, *rest = re.split(r"^## (\w+)$", written, flags=re.MULTILINE)
+    return {"": first.removeprefix(HEAD), **dict(zip(rest[::2], rest[1::2], strict=True))}
+
+
+def words(text: str) -> Counter[str]:
+    """Its words: what boxes, columns and line ends do to a text is left out."""
+    return Counter(re.findall(r"[^\W_]+", text))
+
+
+def told(verb: str) -> Counter[str]:
+    """Every word that the command line says about a verb, by its functions' texts; about all verbs if it's empty."""
+    root: Any = typer.main.get_command(app)
+    command = root.commands[verb] if verb else root
+    texts = [f"vitedge {verb} {command.help or ''}", *_parameters(command)]
+    if not verb:
+        texts += [f"{name} {(one.help or '').split(chr(10) * 2)[0]}" for name, one in root.commands.items()]
+    panels = {getattr(parameter, "rich_help_panel", None) or "" for parameter in command.params}
+    return words(" ".join([*texts, *panels]))
+
+
+def _parameters(command: Any) -> Iterator[str]:
+    for parameter in command.params:
+        names = parameter.opts if parameter.param_type_name == "option" else [parameter.name]
+        yield " ".join([*names, *parameter.secondary_opts, getattr(parameter, "help", None) or ""])
+
+
+def values(verb: str) -> Counter[str]:
+    """Words that a page may have beside: defaults, bounds, choices, names of values."""
+    root: Any = typer.main.get_command(app)
+    found = []
+    for parameter in (root.commands[verb] if verb else root).params:
+        default = getattr(parameter.default, "value", parameter.default)
+        bounds = [getattr(parameter.type, name, "") for name in ("min", "max", "choices")]
+        found.append(f"{default} {parameter.metavar} {bounds} {getattr(parameter, 'envvar', '')}")
+    return words(" ".join(found))
 
 
 if __name__ == "__main__":

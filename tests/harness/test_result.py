@@ -49,6 +49,8 @@ RECORDED = [
 
 def test_nearest_rank_is_benchmark_apps() -> None:
     benchmark = pytest.importorskip("openvino.tools.benchmark.benchmark", exc_type=ImportError)
+    if not hasattr(benchmark, "percentile"):
+        pytest.skip("this OpenVINO's benchmark_app keeps its percentile elsewhere")
     ordered = sorted(RECORDED)
     for percent in range(1, 101):
         assert percentile(ordered, percent) == benchmark.percentile(ordered, percent)

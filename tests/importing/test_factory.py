@@ -169,9 +169,9 @@ def test_a_module_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "lacking_module.py").write_text("import no_such_package_at_all\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    with pytest.raises(ModelError, match=r"ZeroDivisionError: division by zero \(broken_module.py, line 2\)"):
+    with pytest.raises(ModelError, match=r"ZeroDivisionError: .*\(broken_module.py, line 2\)"):
         torch_modules.build(Factory("broken_module:make"), "test")
-    with pytest.raises(ModelError, match="No module named 'no_such_package_at_all'"):
+    with pytest.raises(ModelError, match=r"no_such_package_at_all.*\(lacking_module.py, line 1\)"):
         torch_modules.build(Factory("lacking_module:make"), "test")
 
 
@@ -180,7 +180,7 @@ def test_a_module_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.Mo
     [
         (listing, (32, 48), "the module returns list; a tensor of logits"),
         (maps, (32, 48), r"gives \[1, 4, 4, 6\] for one picture"),
-        (answering, (64, 48), r"can't take float32 \[1, 3, 64, 48\]: RuntimeError"),
+        (answering, (64, 48), r"can't take float32 \[1, 3, 64, 48\]: \S"),
     ],
 )
 def test_a_module_that_does_not_classify(function: Callable[[], nn.Module], size: tuple[int, int], text: str) -> None:

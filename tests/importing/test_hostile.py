@@ -208,7 +208,7 @@ def mutated_graphs(seeds: range, folder: Path, images: Path) -> list[str]:
 
 def test_text_that_is_no_text() -> None:
     data = (EXPORTS / "hybrid-17.onnx").read_bytes().replace(b"pixel_values", b"pixel\xffvalues")
-    with pytest.raises(ModelError, match="it is not an ONNX model: 'utf-8' codec can't decode"):
+    with pytest.raises(ModelError, match=r"it is not an ONNX model: \S"):
         surgery.parse(data)
 
 

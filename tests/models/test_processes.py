@@ -111,8 +111,8 @@ def test_two_processes_fail_as_one(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     done = torchrun(pictures, ("--model", "vit_nano_patch4_32"), tmp_path / "model")
     assert done.returncode != 0
-    assert done.stderr.count("already exists") == 1
-    assert "exitcode  : 2" in done.stderr
+    assert done.stderr.count("already exists") == 1  # told once, whatever torchrun says around it
+    assert "Traceback" not in done.stderr.partition("already exists")[0]
 
 
 def test_a_device_that_isnt_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def test_cameras_in_the_order_of_their_numbers(tmp_path: Path) -> None:
 def test_a_camera_without_permission_says_so(tmp_path: Path) -> None:
     root = machines.raspberry_pi_5(tmp_path)
     (root / "dev/video0").chmod(0)
-    assert hardware.cameras(root)[0].problem == "Permission denied"
+    assert hardware.cameras(root)[0].problem == os.strerror(errno.EACCES)
 
 
 def test_jetson_orin_nano(tmp_path: Path) -> None:

@@ -300,7 +300,10 @@ def test_neighbours_that_add_up_to_128_never_saturate() -> None:
 
 @pytest.mark.parametrize("rows", [(0, 1), (1, 2), (2, 3), (0, 2), (0, 4), (3, 4), (62, 63)])
 def test_who_is_whose_neighbour(rows: tuple[int, int]) -> None:
-    """On AVX2 without VNNI the products of rows 2i and 2i + 1 are added in saturating 16 bits; elsewhere none are."""
+    """On AVX2 without VNNI the products of rows 2i and 2i + 1 may be added in saturating 16 bits; elsewhere none are.
+
+    That nothing else saturates is what the limits of our weights rest on; whether those do is the library's matter.
+    """
     from vitedge.hardware import processor
 
     cpu = processor()
@@ -312,7 +315,10 @@ def test_who_is_whose_neighbour(rows: tuple[int, int]) -> None:
     found, exact = worst_case(weights)
     neighbours = rows[0] // 2 == rows[1] // 2
     exactly = bool(isa & {"avx_vnni", "avx512_vnni", "amx_int8"}) or not neighbours
-    assert np.array_equal(found, exact) == exactly
+    if exactly:
+        assert np.array_equal(found, exact)
+    else:
+        assert ((found == exact) | (found == 2**15 - 1)).all()
 
 
 @pytest.mark.parametrize("name", ["patches", "stem", "qk-norm"])

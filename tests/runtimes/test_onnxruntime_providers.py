@@ -1,13 +1,15 @@
 """ONNX Runtime's execution providers: whole or refused, never a silent fall-back.
 
 What a provider of another build does is planted; that ONNX Runtime refuses a graph that would go to the CPU is real,
-by the Azure provider, which every build has and which takes no node.
+by the Azure provider, which most builds have and which takes no node.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import onnxruntime
@@ -20,7 +22,7 @@ from vitedge.artifact import Artifact
 from vitedge.errors import ArtifactError, NotInstalledError, UsageError
 from vitedge.runtimes.contract import OpenOptions
 from vitedge.runtimes.onnxruntime import providers
-from vitedge.runtimes.onnxruntime.session import open_backend
+from vitedge.runtimes.onnxruntime.session import _explained, open_backend
 from vitedge.runtimes.session import open_session
 from vitedge.target import Provider, load_target
 
@@ -74,6 +76,8 @@ def test_other_runtimes_have_none(tmp_path: Path) -> None:
 
 def test_a_provider_that_this_build_hasnt(exported: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    known = [full for full, _ in providers.NAMES.values()]
+    monkeypatch.setattr(onnxruntime, "get_all_providers", lambda: [*known, "CPUExecutionProvider"])
     made = with_provider(exported, Provider(name="CUDA"))
     with pytest.raises(NotInstalledError, match="onnxruntime-gpu brings it") as refused:
         open_session(made)
@@ -86,9 +90,24 @@ def test_a_provider_that_this_build_hasnt(exported: Artifact, monkeypatch: pytes
     assert refused.value.fix.startswith("build ONNX Runtime with it")
 
 
-def test_every_provider_is_known_to_this_onnxruntime() -> None:
-    known = onnxruntime.get_all_providers()
-    assert [full for full, _ in providers.NAMES.values() if full not in known] == []
+def test_every_provider_of_a_target_has_a_name_and_a_distribution() -> None:
+    """Of ours alone: which providers ONNX Runtime knows is its own matter, and changes with its versions."""
+    assert list(providers.NAMES) == list(get_args(get_type_hints(Provider)["name"]))
+    names = [full for full, _ in providers.NAMES.values()]
+    assert len(set(names)) == len(names) and providers.CPU not in names
+    assert [full for full in names if not re.fullmatch(r"[A-Z]\w*ExecutionProvider", full)] == []
+    assert all(distribution for _, distribution in providers.NAMES.values())
+
+
+@pytest.mark.parametrize("provider", providers.NAMES)
+def test_what_this_onnxruntime_has_of_them(provider: str) -> None:
+    """Whatever it lists: what is there is found, and what isn't has the reason that is true of this version."""
+    full, _ = providers.NAMES[provider]
+    available, unknown = onnxruntime.get_available_providers(), providers.unknown(onnxruntime.get_all_providers())
+    why = providers.missing(Provider(name=provider), available, unknown)
+    assert (why == "") is (full in available)
+    assert ("this version of ONNX Runtime knows no" in why) is (full in unknown and full not in available)
+    assert ("brings it" in why) is (full not in unknown and full not in available)
 
 
 def test_what_a_session_is_created_with() -> None:
@@ -102,10 +121,9 @@ def test_what_a_session_is_created_with() -> None:
     assert settings.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
     partly = Provider(name="CUDA", remainder=("Cast",))
     assert [name for name, _ in providers.arguments(partly)["providers"]] == ["CUDAExecutionProvider", providers.CPU]
-    settings = onnxruntime.SessionOptions()
-    providers.configure(settings, partly)
-    with pytest.raises(RuntimeError):
-        settings.get_session_config_entry("session.disable_cpu_ep_fallback")
+    entries: dict[str, str] = {}
+    providers.configure(SimpleNamespace(add_session_config_entry=entries.__setitem__), partly)
+    assert entries == {}
 
 
 @pytest.fixture
@@ -118,11 +136,33 @@ def azure(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("azure")
 def test_a_graph_that_would_go_to_the_cpu_is_refused(exported: Artifact) -> None:
-    with pytest.raises(ArtifactError, match="doesn't take the graph whole"):
+    with pytest.raises(ArtifactError, match=r"doesn't take the graph whole|refuses the graph on OpenVINO") as refused:
         open_session(with_provider(exported, Provider(name="OpenVINO")))
-    some = Provider(name="OpenVINO", remainder=("Cast", "Transpose"))
-    with pytest.raises(ArtifactError, match=r"the graph whole: it leaves .*Conv \(1\).* to the CPU"):
+    assert refused.value.fix.startswith("export for another target; or name what")
+    with open_session(exported) as plain:
+        operators = sorted({node.operator for node in plain.executed()})
+    some = Provider(name="OpenVINO", remainder=tuple(operators[1:]))
+    with pytest.raises(ArtifactError, match=rf"the graph whole: it leaves {operators[0]} \(\d+\) to the CPU"):
         open_session(with_provider(exported, some))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "[ONNXRuntimeError] : 1 : FAIL : This session contains graph nodes that are assigned to the default CPU "
+            "EP, but fallback to CPU EP has been explicitly disabled by the user.",
+            "the target's provider doesn't take the graph whole",
+        ),
+        ("some words that no version has said yet", "on OpenVINO: some words that no version has said yet"),
+        ("", "on OpenVINO: RuntimeError"),
+    ],
+)
+def test_what_onnxruntime_says_of_a_graph_that_it_refuses(text: str, said: str) -> None:
+    """The one text that is known has words of ours; any other is passed on, and what to do is the same."""
+    error = _explained(RuntimeError(text), "open it", Provider(name="OpenVINO"))
+    assert isinstance(error, ArtifactError) and said in error.true
+    assert error.fix.startswith("export for another target; or name what")
 
 
 @pytest.mark.usefixtures("azure")

@@ -259,4 +259,6 @@ def _words(error: Any, silence: str) -> str:
 
     if isinstance(error, av.error.ExitError):
         return silence
+    if isinstance(error, av.error.HTTPUnauthorizedError):
+        return "it wants a name and a password, or others than these (401)"
     return str(getattr(error, "strerror", None) or type(error).__name__)

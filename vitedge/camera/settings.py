@@ -159,5 +159,6 @@ def merged(settings: Settings, given: dict[str, Any]) -> Settings:
     try:
         return msgspec.convert({name.replace("_", "-"): value for name, value in values.items()}, Settings)
     except msgspec.ValidationError as error:
-        where = str(error).partition(" - at `$.")[2].rstrip("`")
-        raise UsageError(asked, f"--{where}: {str(error).split(' - at')[0]}", "see: vitedge stream --help") from error
+        what, _, where = str(error).partition(" - at `$.")
+        named = f"--{where.rstrip('`')}: " if where else ""
+        raise UsageError(asked, f"{named}{what or 'a value is wrong'}", "see: vitedge stream --help") from error

@@ -175,7 +175,7 @@ class _Runner:
         try:
             self._session = onnxruntime.InferenceSession(to_bytes(watched), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions have no common base of their own
-            raise ModelError("run the float model", str(error).splitlines()[0], "import the model again") from error
+            raise _refused(error) from error
         self._tensors = tensors
         self._input = self._session.get_inputs()[0].name
 
@@ -183,8 +183,13 @@ class _Runner:
         try:
             outputs = self._session.run(self._tensors, {self._input: images})
         except Exception as error:  # as above
-            raise ModelError("run the float model", str(error).splitlines()[0], "import the model again") from error
+            raise _refused(error) from error
         return dict(zip(self._tensors, outputs, strict=True))
+
+
+def _refused(error: Exception) -> ModelError:
+    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return ModelError("run the float model", reason, "import the model again")
 
 
 class _Watcher:

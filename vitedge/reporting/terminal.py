@@ -477,7 +477,7 @@ def _camera(camera: Any) -> str:
 def _runtime_words(state: RuntimeState) -> Text:
     if not state.facts:
         return text(f'not installed; pip install "vitedge[{state.extra}]"', QUIET)
-    rest = {name: value for name, value in state.facts.items() if name != "version"}
+    rest = {name: value for name, value in state.facts.items() if name not in ("version", "unknown_providers")}
     return text("; ".join(part for part in (words(rest) if rest else "", state.untested) if part))
 
 

@@ -8,6 +8,7 @@ import importlib.util
 from types import ModuleType
 from typing import Any
 
+from vitedge.runtimes.onnxruntime.providers import NAMES, missing, unknown
 from vitedge.target import Target
 
 NAME = "ONNX Runtime"
@@ -38,26 +39,28 @@ def load() -> ModuleType:
 def runs_here(device: str) -> bool:
     """Whether a session can be opened on ``device`` on this machine: the CPU, anywhere it's installed.
 
-    Another device is a provider's: see :func:`lacks`.
+    Another device is a provider's: see :func:`lacks`. Providers that no target can name open nothing.
     """
     if installed() is None:
         return False
-    return device == "cpu" or bool(
-        set(load().get_available_providers()) - {"CPUExecutionProvider", "AzureExecutionProvider"}
-    )
+    return device == "cpu" or not {full for full, _ in NAMES.values()}.isdisjoint(load().get_available_providers())
 
 
 def lacks(target: Target) -> str:
     """Why this build can't serve a target's provider; empty where it can, or where there is none."""
-    from vitedge.runtimes.onnxruntime import providers
-
-    available = load().get_available_providers()
-    return next((why for provider in target.providers if (why := providers.missing(provider, available))), "")
+    package = load()
+    available, absent = package.get_available_providers(), unknown(package.get_all_providers())
+    return next((why for provider in target.providers if (why := missing(provider, available, absent))), "")
 
 
 def describe() -> dict[str, Any]:
-    """For the doctor: version, and the execution providers that this build has."""
+    """For the doctor: version, the execution providers that this build has, and those that no build of it knows."""
     version = installed()
     if version is None:
         return {"version": None}
-    return {"version": version, "providers": list(load().get_available_providers())}
+    package = load()
+    return {
+        "version": version,
+        "providers": list(package.get_available_providers()),
+        "unknown_providers": unknown(package.get_all_providers()),
+    }

@@ -61,7 +61,7 @@ def run_graph(model: onnx.ModelProto, images: NDArray[np.uint8], *, optimized: b
             else:
                 logits.append(session.run(None, {name: batch})[0])
     except Exception as error:  # onnxruntime's exceptions have no common base of their own
-        reason = str(error).splitlines()[0]
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError("interpret a graph with ONNX Runtime", reason, "report this graph") from error
     return np.concatenate(logits).astype(np.float32)
 

@@ -26,25 +26,37 @@ NAMES = {
 }
 
 
-def missing(provider: Provider, available: Iterable[str]) -> str:
-    """Why this ONNX Runtime hasn't the provider, or an empty string."""
+def unknown(known: Iterable[str]) -> list[str]:
+    """The providers of the table that ONNX Runtime doesn't know in any build: providers come and go with versions."""
+    return sorted({full for full, _ in NAMES.values()} - set(known))
+
+
+def missing(provider: Provider, available: Iterable[str], unknown: Iterable[str] = ()) -> str:
+    """Why this ONNX Runtime hasn't the provider, or an empty string; ``unknown`` are those of no build of it."""
     full, distribution = NAMES[provider.name]
     if full in available:
         return ""
+    if full in unknown:
+        return f"this version of ONNX Runtime knows no {full}, whatever its build; another version may have it"
     return f"this ONNX Runtime has no {full}; {distribution} brings it"
 
 
-def require(provider: Provider, available: Iterable[str], asked: str) -> None:
+def require(provider: Provider, available: Iterable[str], unknown: Iterable[str], asked: str) -> None:
     """Demand the provider.
 
     Raises:
         NotInstalledError: the distribution that brings it is named.
     """
-    if why := missing(provider, available):
-        distribution = NAMES[provider.name][1]
-        fix = f"run: pip uninstall onnxruntime && pip install {distribution}"
-        if " " in distribution or distribution == "onnxruntime":
+    if why := missing(provider, available, unknown):
+        full, distribution = NAMES[provider.name]
+        own_build = " " in distribution or distribution == "onnxruntime"
+        if full in unknown:
+            whose = "ONNX Runtime" if own_build else distribution
+            fix = f"install a version of {whose} that has it, or use another target"
+        elif own_build:
             fix = "build ONNX Runtime with it, or use another target"
+        else:
+            fix = f"run: pip uninstall onnxruntime && pip install {distribution}"
         raise NotInstalledError(asked, why, fix)
 
 

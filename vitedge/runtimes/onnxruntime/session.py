@@ -59,7 +59,7 @@ def open_backend(artifact: Artifact, options: OpenOptions) -> OnnxRuntimeBackend
 
     Raises:
         UsageError: another device than the CPU, an option that doesn't exist or has no such value.
-        ArtifactError: this ONNX Runtime can't load the graph (the operator is named), or it isn't the manifest's.
+        ArtifactError: this ONNX Runtime can't load the graph (its reason is given), or it isn't the manifest's.
         ResourceError: memory ran out.
     """
     manifest = artifact.manifest
@@ -73,7 +73,8 @@ def open_backend(artifact: Artifact, options: OpenOptions) -> OnnxRuntimeBackend
     threads = manifest.target.threads if options.threads is None else options.threads
     settings = _settings(package, wanted, threads or _available_cores(), asked)
     if provider is not None:
-        providers.require(provider, package.get_available_providers(), asked)
+        unknown = providers.unknown(package.get_all_providers())
+        providers.require(provider, package.get_available_providers(), unknown, asked)
     session = _create(package, artifact, settings, asked, provider)
     if provider is None and session.get_providers() != [providers.CPU]:
         raise UsageError(asked, f"ONNX Runtime took the providers {session.get_providers()}", "report this build")
@@ -245,11 +246,13 @@ def _create(package: Any, artifact: Artifact, settings: Any, asked: str, provide
     try:
         return package.InferenceSession(str(artifact.graph_path), settings, **how)
     except Exception as error:  # onnxruntime's exceptions have no common base of their own
-        raise _explained(error, asked) from error
+        raise _explained(error, asked, provider) from error
 
 
-def _explained(error: Exception, asked: str) -> VitedgeError:
-    reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", str(error).strip().splitlines()[0])
+def _explained(error: Exception, asked: str, provider: Provider | None = None) -> VitedgeError:
+    """What ONNX Runtime says, in our words where the text is a known one; nothing depends on that it is."""
+    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", first.strip())
     if isinstance(error, MemoryError) or re.search(r"bad.?alloc|[Ff]ailed to allocate memory", str(error)):
         return ResourceError(asked, f"memory ran out: {reason}", "use a smaller batch, or free memory")
     version = facts.installed()
@@ -259,6 +262,9 @@ def _explained(error: Exception, asked: str) -> VitedgeError:
             "the target's provider doesn't take the graph whole, and ONNX Runtime would run the rest on the CPU",
             "export for another target; or name what may stay behind as the provider's remainder in the target",
         )
+    if provider is not None:
+        fix = "export for another target; or name what the provider leaves as its remainder in the target"
+        return ArtifactError(asked, f"ONNX Runtime {version} refuses the graph on {provider.name}: {reason}", fix)
     return ArtifactError(asked, f"ONNX Runtime {version} refuses the graph: {reason}", COPY_AGAIN)
 
 

@@ -244,6 +244,6 @@ def _expect(asked: str, name: str, port: Any, type_: str, shape: tuple[int, ...]
 
 def _reason(error: Exception) -> str:
     """The last line that says something of OpenVINO's many-lined messages."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    telling = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
     return (telling or lines or [type(error).__name__])[-1][:300]
