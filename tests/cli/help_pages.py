@@ -1,6 +1,6 @@
 """The ``--help`` pages as one document: ``python -m tests.cli.help_pages > docs/cli.md`` writes it anew.
 
-typer and rich lay the pages out; ``WRITTEN_WITH`` names those that did, and changes with a document that others wrote.
+typer and rich lay the pages out, in the versions of constraints.txt; write the document anew when these change.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import Any
 import typer.main
 
 from vitedge.cli import VERBS, app
+from vitedge.versions import newest_tested
 
-WRITTEN_WITH = {"typer": "0.28.0", "rich": "15.0.0"}
+WRITTEN_WITH = {name: newest_tested(name) for name in ("typer", "rich")}
 #: Words of the document that are typer's, not ours.
 TYPERS = frozenset(
     re.findall(
