@@ -9,6 +9,29 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
+#: Suites of minutes. They begin first, so that no worker is left with one of them at the end.
+LONGEST = ("test_wheel.py", "test_aarch64.py", "test_demo.py", "test_soak.py", "test_hard_cases.py")
+
+
+def share_cores() -> None:
+    """Each of several workers keeps to cores of its own.
+
+    Threads of one worker that wait for each other while the other's run on their core make numeric suites take more
+    than twice as long.
+    """
+    worker, count = os.environ.get("PYTEST_XDIST_WORKER", ""), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if worker and (mine := sorted(os.sched_getaffinity(0))[int(worker.removeprefix("gw")) :: count]):
+        os.sched_setaffinity(0, mine)
+
+
+share_cores()  # before NumPy and the runtimes count the cores
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest suites first."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
 
 def data_folder(name: str) -> Path:
     """A folder of the real data beside the checkout, or in $VITEDGE_DATA; skips where it's absent."""
