@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-#: Suites of minutes. They begin first, so that no worker is left with one of them at the end.
+#: Suites of minutes. They begin first, so that no worker is left with one of them at the end; a file has one worker.
 LONGEST = ("test_wheel.py", "test_aarch64.py", "test_demo.py", "test_soak.py", "test_hard_cases.py")
 
 

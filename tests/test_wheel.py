@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("wheel")]
+pytestmark = pytest.mark.timeout(900)
 
 #: .ci/newest installs the newest releases; else those that constraints.txt says.
 NEWEST = "VITEDGE_NEWEST" in os.environ
