@@ -32,12 +32,12 @@ from typing import Any
 import numpy as np
 from random_models import random_model
 
-from vitedge import pipeline
-from vitedge.artifact import Artifact
-from vitedge.hardware import processor
-from vitedge.harness.load import Contender, quiet
-from vitedge.latency import Rules
-from vitedge.runtimes.contract import OpenOptions
+from vitedge import api
+from vitedge.benchmarking.load import Contender, quiet
+from vitedge.device.hardware import processor
+from vitedge.formats.artifact import Artifact
+from vitedge.formats.samples import Rules
+from vitedge.runtimes.base import OpenOptions
 from vitedge.runtimes.session import Session, open_session
 
 ALLOWED = 0.03
@@ -63,7 +63,7 @@ def main() -> int:
         for runtime, other in (("openvino", benchmark_app), ("onnxruntime", bare_loop)):
             if arguments.only not in (None, runtime):
                 continue
-            artifact = pipeline.export(model, runtime, "fp32", Path(folder) / runtime)
+            artifact = api.export(model, runtime, "fp32", Path(folder) / runtime)
             with open_session(artifact, options) as session:
                 turns = {
                     "ours": ours(session, arguments.seconds),

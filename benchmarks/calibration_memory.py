@@ -21,21 +21,21 @@ import msgspec
 import numpy as np
 from PIL import Image
 
+from vitedge.data.preprocessing import Preprocessing
+from vitedge.formats.model_folder import Model, ModelRecord, Origin, class_table, write_model
 from vitedge.graph.author import author_vit, expected_parameters
 from vitedge.graph.surgery import to_bytes
-from vitedge.model_folder import Model, ModelRecord, Origin, class_table, write_model
-from vitedge.models.zoo import zoo_config
-from vitedge.preprocessing import Preprocessing
+from vitedge.training.zoo import zoo_config
 
 OBSERVE = """
 import re, sys
 from pathlib import Path
 from msgspec.structs import replace
-from vitedge.calibrating import calibrate
+from vitedge.quantization.calibrate import calibrate
 from vitedge.graph.surgery import load
-from vitedge.images import ImageSet
-from vitedge.model_folder import Model
-from vitedge.recipe import load_recipe
+from vitedge.data.images import ImageSet
+from vitedge.formats.model_folder import Model
+from vitedge.formats.recipe import load_recipe
 
 model, images = Model.open(sys.argv[1]), ImageSet.open(sys.argv[2])
 settings = replace(load_recipe("default").observe, num_samples=int(sys.argv[3]))

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from vitedge import pipeline
-from vitedge.comparison import Comparison, Rounds
-from vitedge.hardware import processor
-from vitedge.runtimes.contract import OpenOptions
+from vitedge import api
+from vitedge.comparison.compare import Comparison, Rounds
+from vitedge.device.hardware import processor
+from vitedge.runtimes.base import OpenOptions
 from vitedge.runtimes.session import Session
 
 
@@ -64,14 +64,14 @@ def main() -> None:
 def run(artifact: str | Path, slowdown: float, wish: Rounds, threads: int) -> Comparison:
     """One comparison of an artifact with itself, the second one's session slowed down by so many percent."""
     with slowed(slowdown):
-        _, (found,) = pipeline.compare(artifact, [artifact], None, OpenOptions(threads=threads), wish=wish)
+        _, (found,) = api.compare(artifact, [artifact], None, OpenOptions(threads=threads), wish=wish)
     return found
 
 
 @contextmanager
 def slowed(percent: float) -> Iterator[None]:
     """Sessions that are opened second, fourth, … compute on after every inference."""
-    from vitedge.harness import entry
+    from vitedge.benchmarking import entry
 
     opened = 0
 
@@ -106,8 +106,8 @@ def told(found: Comparison, seconds: float) -> dict[str, Any]:
 
 def exported(folder: Path) -> Path:
     """The embedded model in float32 for ONNX Runtime."""
-    pipeline.import_model("embedded", folder / "model")
-    return pipeline.export(folder / "model", "onnxruntime", "fp32", folder / "artifact").path
+    api.import_model("embedded", folder / "model")
+    return api.export(folder / "model", "onnxruntime", "fp32", folder / "artifact").path
 
 
 if __name__ == "__main__":

@@ -20,10 +20,10 @@ from hard_cases import TARGETS, executed, interpreted, judged, line, told
 from peer_bars import Bar, circumstances, open_model, write
 
 import vitedge
-from vitedge.accuracy.evaluate import refuse_calibrated
-from vitedge.embedded import open_images
+from vitedge.data.embedded import open_images
+from vitedge.evaluation.evaluate import refuse_calibrated
 from vitedge.graph.surgery import load
-from vitedge.runtimes.onnxruntime.interpret import run_graph
+from vitedge.runtimes.interpreter import run_graph
 
 ALLOWED = 0.3
 ASKED = "bound the drop"

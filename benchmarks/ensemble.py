@@ -17,8 +17,8 @@ import onnx
 from msgspec.structs import replace
 from onnx import TensorProto, compose, helper, numpy_helper
 
+from vitedge.formats.model_folder import MODEL_ONNX, Model, ModelRecord, write_model
 from vitedge.graph.surgery import load, to_bytes
-from vitedge.model_folder import MODEL_ONNX, Model, ModelRecord, write_model
 
 
 def alike(document: str | None, trait: Callable[[ModelRecord], object], what: str) -> tuple[list[Model], str]:

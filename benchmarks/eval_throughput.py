@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 from random_models import random_model
 
-from vitedge import pipeline
-from vitedge.accuracy.decoding import decoded
-from vitedge.hardware import processor
-from vitedge.images import ImageSet
+from vitedge import api
+from vitedge.data.images import ImageSet
+from vitedge.device.hardware import processor
+from vitedge.evaluation.decoding import decoded
 from vitedge.runtimes.session import Session
 
 CHUNK = 32
@@ -42,10 +42,10 @@ def main() -> None:
     images = images.subset(sorted(images.order(0)[: arguments.limit]))
     with tempfile.TemporaryDirectory() as folder:
         model = random_model("vit_tiny_patch16_224", Path(folder) / "model", images.classes)
-        artifact = pipeline.export(model, "onnxruntime", "fp32", Path(folder) / "artifact")
+        artifact = api.export(model, "onnxruntime", "fp32", Path(folder) / "artifact")
         contract = artifact.manifest.preprocessing
         frames = [np.array(frame) for ready in decoded(images, [contract], CHUNK) for frame in ready.frames[contract]]
-        with pipeline.open(artifact, threads=arguments.threads) as session:
+        with api.open(artifact, threads=arguments.threads) as session:
             warm = [frames[0]] * 8
             list(session.map_batches(warm))
             loops: list[float] = []

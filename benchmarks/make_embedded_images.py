@@ -12,7 +12,7 @@ import argparse
 import zipfile
 from pathlib import Path
 
-from vitedge.images import ImageSet
+from vitedge.data.images import ImageSet
 
 SEED = 0
 COUNTS = {"calibration": 512, "held-out": 1000, "display": 500}

@@ -41,10 +41,10 @@ from peer_bars import (
     timed,
 )
 
+from vitedge.formats.model_folder import Model
+from vitedge.formats.target import Candidate, Option
 from vitedge.graph.surgery import load, pin_batch, to_bytes
-from vitedge.model_folder import Model
-from vitedge.runtimes.openvino.facts import load as load_openvino
-from vitedge.target import Candidate, Option
+from vitedge.runtimes.openvino.detect import load as load_openvino
 
 FEW = 16  # pictures for a model of which only latency is asked
 COMMON: dict[str, Option] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}

@@ -25,18 +25,19 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 from random_models import random_model
 
-from vitedge import embedded, runtimes
-from vitedge.accuracy.fidelity import divergence
+from vitedge import runtimes
+from vitedge.api import import_model
+from vitedge.data import embedded
+from vitedge.data.images import ImageSet
+from vitedge.device.hardware import processor
+from vitedge.evaluation.fidelity import divergence
+from vitedge.formats.model_folder import Model
+from vitedge.formats.recipe import load_recipe
+from vitedge.formats.target import Candidate, Target, load_target
 from vitedge.graph.surgery import load
-from vitedge.hardware import processor
-from vitedge.images import ImageSet
-from vitedge.model_folder import Model
-from vitedge.pipeline import import_model
-from vitedge.quantize.observe import observe
-from vitedge.quantize.statistics import Statistics
-from vitedge.recipe import load_recipe
-from vitedge.runtimes.contract import Placed, Request
-from vitedge.target import Candidate, Target, load_target
+from vitedge.quantization.observe import observe
+from vitedge.quantization.statistics import Statistics
+from vitedge.runtimes.base import Placed, Request
 
 #: Models of the bars by the name of their rows; "embedded" comes with vitedge, the others get random weights, on
 #: whose values latency doesn't depend.
@@ -262,7 +263,7 @@ def placing(
             recipe=recipe if quantized else None,
             statistics=kept[0] if quantized else None,
         )
-        placed: Placed = runtimes.part(target.runtime, "placement").place(wish)
+        placed: Placed = runtimes.part(target.runtime, "lowering").place(wish)
         return placed
 
     return target, place

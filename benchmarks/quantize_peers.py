@@ -45,10 +45,10 @@ from peer_bars import (
     typical,
 )
 
+from vitedge.formats.model_folder import Model
+from vitedge.formats.target import Candidate
 from vitedge.graph.surgery import load, pin_batch, to_bytes
-from vitedge.model_folder import Model
-from vitedge.runtimes.contract import Placed
-from vitedge.target import Candidate
+from vitedge.runtimes.base import Placed
 
 FEW = 32  # pictures for a model of which only latency is asked
 #: (at least so many times as fast as the best peer, as float32)

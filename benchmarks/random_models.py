@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from vitedge.data.preprocessing import Preprocessing
+from vitedge.formats.model_folder import ModelRecord, Origin, class_table, write_model
 from vitedge.graph.author import author_vit, expected_parameters
 from vitedge.graph.surgery import to_bytes
-from vitedge.model_folder import ModelRecord, Origin, class_table, write_model
-from vitedge.models.zoo import zoo_config
-from vitedge.preprocessing import Preprocessing
+from vitedge.training.zoo import zoo_config
 
 
 def random_model(name: str, out: Path, classes: Sequence[str] = tuple(map(str, range(1000)))) -> Path:

@@ -13,9 +13,9 @@ from ensemble import alike
 from msgspec.structs import replace
 from safetensors.numpy import load_file, save
 
+from vitedge.formats.model_folder import MODEL_ONNX, MODEL_WEIGHTS, write_model
 from vitedge.graph.author import author_vit
 from vitedge.graph.surgery import to_bytes
-from vitedge.model_folder import MODEL_ONNX, MODEL_WEIGHTS, write_model
 
 
 def main() -> None:

@@ -17,14 +17,14 @@ import numpy as np
 from PIL import Image
 
 import vitedge
-from tests.camera.test_scale import encoded
 from tests.graph.vits import random_arrays
-from vitedge.architecture import PatchStem, ViTConfig
-from vitedge.camera.scale import scaler
+from tests.streaming.test_scale import encoded
+from vitedge.data.preprocessing import Preprocessing
+from vitedge.formats.architecture import PatchStem, ViTConfig
+from vitedge.formats.model_folder import ModelRecord, Origin, class_table, write_model
 from vitedge.graph.author import author_vit
 from vitedge.graph.surgery import to_bytes
-from vitedge.model_folder import ModelRecord, Origin, class_table, write_model
-from vitedge.preprocessing import Preprocessing
+from vitedge.streaming.scale import scaler
 
 CONTRACT = Preprocessing(size=(224, 224))
 

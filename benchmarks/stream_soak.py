@@ -34,13 +34,13 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.camera.levels import session
-from tests.camera.publisher import Publisher
-from vitedge.camera.engine import Engine
-from vitedge.camera.records import FrameRecord, Item
-from vitedge.camera.settings import Settings
-from vitedge.camera.sink import QueuedSink
-from vitedge.camera.uri import parse_sources
+from tests.streaming.levels import session
+from tests.streaming.publisher import Publisher
+from vitedge.streaming.engine import Engine
+from vitedge.streaming.records import FrameRecord, Item
+from vitedge.streaming.settings import Settings
+from vitedge.streaming.sink import QueuedSink
+from vitedge.streaming.uri import parse_sources
 
 ALLOWED_MB_H = 4.0
 #: A frame. At 25 frames a second this is the above.

@@ -22,8 +22,8 @@ import av
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import vitedge
-from vitedge.camera.records import percentiles
-from vitedge.camera.scale import scaler
+from vitedge.streaming.records import percentiles
+from vitedge.streaming.scale import scaler
 
 
 def plain(artifact: str, video: str, threads: int | None) -> float:

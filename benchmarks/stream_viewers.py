@@ -53,7 +53,7 @@ def watch(port: int, viewers: int) -> None:
 def measure(artifact: str, viewers: int, seconds: float, rounds: int, threads: int | None) -> dict[str, Any]:
     """Rate and age with and without viewers."""
     import vitedge
-    from vitedge.camera.records import percentiles
+    from vitedge.streaming.records import percentiles
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -22,16 +22,16 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from vitedge.images import ImageSet
-from vitedge.models.augment import Augmentation, augment
-from vitedge.models.data import Pixels, TrainingData
-from vitedge.models.engine import Processes
-from vitedge.models.evaluate import normalise
-from vitedge.models.initial import starting_point
-from vitedge.models.options import TrainOptions
-from vitedge.models.randomness import keys_of
-from vitedge.models.trainer import Trainer
-from vitedge.preprocessing import Preprocessing
+from vitedge.data.images import ImageSet
+from vitedge.data.preprocessing import Preprocessing
+from vitedge.training.augment import Augmentation, augment
+from vitedge.training.data import Pixels, TrainingData
+from vitedge.training.engine import Processes
+from vitedge.training.evaluate import normalise
+from vitedge.training.initial import starting_point
+from vitedge.training.options import TrainOptions
+from vitedge.training.randomness import keys_of
+from vitedge.training.trainer import Trainer
 
 CLASSES = tuple(map(str, range(10)))
 

@@ -66,11 +66,11 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder: a random two-block ViT for 32×32 pictures and five classes, licence and all."""
     from tests.graph.vits import random_arrays
-    from vitedge.architecture import PatchStem, ViTConfig
+    from vitedge.data.preprocessing import Preprocessing
+    from vitedge.formats.architecture import PatchStem, ViTConfig
+    from vitedge.formats.model_folder import ModelRecord, Origin, class_table, write_model
     from vitedge.graph.author import author_vit
     from vitedge.graph.surgery import to_bytes
-    from vitedge.model_folder import ModelRecord, Origin, class_table, write_model
-    from vitedge.preprocessing import Preprocessing
 
     config = ViTConfig(
         image_size=(32, 32),

@@ -40,7 +40,7 @@ def test_equal_inputs_give_equal_artifacts(small_model: Path, small_data: Path, 
 def test_statistics_are_reused(
     small_model: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vitedge.quantize import observe
+    from vitedge.quantization import observe
 
     options = {"target": "onnxruntime", "precision": "int8", "data": small_data, "num_samples": 29}
     vitedge.export(small_model, **options, recipe="default", out=tmp_path / "first")

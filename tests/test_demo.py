@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import fails, vitedge
-from vitedge.result import read_result
+from vitedge.formats.result import read_result
 
 
 def test_it_finishes_without_openvino_and_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vitedge.runtimes.openvino import facts
+    from vitedge.runtimes.openvino import detect
 
-    monkeypatch.setattr(facts, "installed", lambda: None)
+    monkeypatch.setattr(detect, "installed", lambda: None)
     out = tmp_path / "demo"
     done = vitedge("demo", "--out", out, "--duration", "0.3")
     assert done.code == 0, done.err

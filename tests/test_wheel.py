@@ -69,11 +69,11 @@ def test_contents(wheel: Path) -> None:
         "vitedge/calibration/cifar10-calibration.zip",
         "vitedge/calibration/cifar10-held-out.zip",
         "vitedge/calibration/cifar10-display.zip",
-        "vitedge/embedded/model.safetensors",
-        "vitedge/embedded/model.json",
+        "vitedge/data/embedded/model.safetensors",
+        "vitedge/data/embedded/model.json",
     ):
         assert needed in names, needed
-    weights = zipfile.ZipFile(wheel).getinfo("vitedge/embedded/model.safetensors").file_size
+    weights = zipfile.ZipFile(wheel).getinfo("vitedge/data/embedded/model.safetensors").file_size
     assert weights <= 6_000_000
     assert sum(name.endswith(("LICENSE", "THIRD_PARTY.md")) for name in names) == 2
 

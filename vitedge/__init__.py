@@ -10,19 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vitedge._version import __version__
 
 if TYPE_CHECKING:
-    from vitedge.pipeline import (
-        bench,
-        build,
-        classify,
-        compare,
-        evaluate,
-        export,
-        import_model,
-        open,
-        stream,
-        train,
-        verify,
-    )
+    from vitedge.api import bench, build, classify, compare, evaluate, export, import_model, open, stream, train, verify
 
 __all__ = [
     "__version__",
@@ -42,9 +30,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from vitedge import pipeline
+        from vitedge import api
 
-        return getattr(pipeline, name)
+        return getattr(api, name)
     raise AttributeError(f"module 'vitedge' has no attribute '{name}'")
 
 

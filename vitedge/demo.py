@@ -10,18 +10,20 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from vitedge import embedded, pipeline, planning, runtimes
-from vitedge.artifact import Artifact
+from vitedge import api, runtimes
+from vitedge.benchmarking.bench import Wish
+from vitedge.core.files import new_folder
+from vitedge.core.progress import Progress, silent
+from vitedge.data import embedded
 from vitedge.errors import NotInstalledError
-from vitedge.files import new_folder
-from vitedge.harness.bench import Wish
-from vitedge.judging import runs_here
-from vitedge.model_folder import Model
-from vitedge.progress import Progress, silent
+from vitedge.exporting import plan
+from vitedge.formats.artifact import Artifact
+from vitedge.formats.model_folder import Model
+from vitedge.formats.result import RESULT_JSON, Check, Referee, Result, Row, Subject, combine, write_result
+from vitedge.formats.target import load_target
 from vitedge.reporting.gallery import Answer, Shown
 from vitedge.reporting.html import render
-from vitedge.result import RESULT_JSON, Check, Referee, Result, Row, Subject, combine, write_result
-from vitedge.target import load_target
+from vitedge.runtimes.here import runs_here
 
 #: The target of this machine's processor.
 _OPENVINO = "openvino-arm" if platform.machine() == "aarch64" else "openvino"
@@ -70,19 +72,19 @@ def demo(
         ResourceError: disk, memory, permission.
     """
     asked = f"run the demo into {out}"
-    planning.require_host(asked)
+    plan.require_host(asked)
     for package in ("jinja2", "matplotlib"):  # now, not after two minutes
         if importlib.util.find_spec(package) is None:
             raise NotInstalledError.for_extra(asked, package, "demo")
     with new_folder(out, overwrite=overwrite, asked=asked, last=REPORT_HTML) as folder:
         say("import the embedded model")
-        model = pipeline.import_model("embedded", out=folder / "model")
+        model = api.import_model("embedded", out=folder / "model")
         artifacts: dict[tuple[str, str], Artifact] = {}
         rows: dict[tuple[str, str], Row] = {}
         for target, precision in ROWS:
             say(f"export to {target} in {precision}, and verify")
             try:
-                artifact = pipeline.export(
+                artifact = api.export(
                     model, target, precision, folder / "artifacts" / f"{target}-{precision}", progress=progress
                 )
             except NotInstalledError as error:
@@ -92,9 +94,9 @@ def demo(
             rows[target, precision] = _verified(artifact)
         running = [artifact for artifact in artifacts.values() if runs_here(artifact.manifest.target)]
         say(f"measure {len(running)} artifacts, by turns")
-        measured = pipeline.bench(running, Wish(duration_s=duration_s, memory_alone=False), progress=progress)
+        measured = api.bench(running, Wish(duration_s=duration_s, memory_alone=False), progress=progress)
         say("evaluate them on the held-out pictures")
-        judged = pipeline.evaluate(running, "held-out", progress=progress)
+        judged = api.evaluate(running, "held-out", progress=progress)
         result = _together(combine(measured, judged), list(rows.values()))
         write_result(result, folder / RESULT_JSON)
         say("classify pictures that nothing was chosen by")
@@ -127,7 +129,7 @@ def _absent(model: Model, target: str, precision: str, error: NotInstalledError)
 
 def _verified(artifact: Artifact) -> Row:
     """The row of an artifact as far as verification goes: its checks, and for TensorRT what the referee says."""
-    checks: list[Check] = pipeline.verify(artifact)
+    checks: list[Check] = api.verify(artifact)
     row = Row(subject=Subject.of(artifact), checks=tuple(checks))
     if artifact.manifest.target.runtime != "tensorrt" or runs_here(artifact.manifest.target):
         return row
@@ -173,7 +175,7 @@ def _classified(running: list[Artifact]) -> list[Shown]:
     answers: list[list[Answer]] = [[] for _ in range(len(chosen))]
     for artifact in running:
         by = f"{artifact.manifest.target.name} {artifact.manifest.precision}"
-        with pipeline.open(artifact) as session:
+        with api.open(artifact) as session:
             for index, record in enumerate(chosen.records):
                 best = session.classify(chosen.read(index), top_k=1)[0]
                 answers[index].append(Answer(by, best.label, best.probability, best.label == record.folder))

@@ -14,8 +14,8 @@ from msgspec.structs import replace
 from tests.browser.chromium import Tab, tab
 from tests.reporting import results
 from tests.reporting.test_html import hostile, long_run
+from vitedge.formats.result import Result
 from vitedge.reporting import html
-from vitedge.result import Result
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tests.browser.chromium import Tab, tab
-from tests.camera.items import event, record, source_status, status, until
-from vitedge.camera.page.sink import PageSink
-from vitedge.camera.records import Score
+from tests.streaming.items import event, record, source_status, status, until
+from vitedge.streaming.page.sink import PageSink
+from vitedge.streaming.records import Score
 
 pytest.importorskip("starlette", reason="the page needs the extra 'stream'")
 pytest.importorskip("uvicorn", reason="the page needs the extra 'stream'")

@@ -17,7 +17,7 @@ from typing import Any
 import typer.main
 
 from vitedge.cli import VERBS, app
-from vitedge.versions import newest_tested
+from vitedge.core.versions import newest_tested
 
 WRITTEN_WITH = {name: newest_tested(name) for name in ("typer", "rich")}
 #: Words of the document that are typer's, not ours.

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarking.nulls import null_artifact, stopped_while_measuring, told_when_measuring
 from tests.cli.command import fails, vitedge
-from tests.harness.nulls import null_artifact, stopped_while_measuring, told_when_measuring
-from vitedge.artifact import Artifact
 from vitedge.cli.bench import seconds
-from vitedge.result import read_result
+from vitedge.formats.artifact import Artifact
+from vitedge.formats.result import read_result
 
 QUICK = ("--duration", 0.1, "--warmup", 0.02, "--percentile", 50)
 
@@ -162,7 +162,7 @@ def test_sweeps(artifact: Artifact, tmp_path: Path) -> None:
 def test_hostile_names_in_a_result_are_printed_harmlessly(tmp_path: Path) -> None:
     from msgspec.structs import replace
 
-    from tests.harness.nulls import TARGET
+    from tests.benchmarking.nulls import TARGET
 
     hostile = null_artifact(tmp_path / "a", target=replace(TARGET, name="\x1b[31m[bold]red[/bold]<b>"))
     done = vitedge("bench", hostile.path, *QUICK)

@@ -10,11 +10,13 @@ import pytest
 
 import vitedge as package
 from tests.cli.command import fails, vitedge
-from vitedge import building, hardware, runtimes
-from vitedge.artifact import Artifact
+from vitedge import runtimes
+from vitedge.building import choices, engines
+from vitedge.device import hardware
+from vitedge.formats.artifact import Artifact
 from vitedge.reporting import built
 from vitedge.runtimes._nvidia.explain import Explanation
-from vitedge.runtimes.chosen import Timed
+from vitedge.runtimes.choice import Timed
 
 RTX = runtimes.installed("tensorrt_rtx") is not None
 
@@ -69,7 +71,7 @@ def test_the_tables(monkeypatch: pytest.MonkeyPatch, artifact: Artifact, tmp_pat
             reason="the fastest within the budget",
         ),
     ]
-    monkeypatch.setattr(building, "autotune", lambda *args, **kwargs: timed)
+    monkeypatch.setattr(choices, "autotune", lambda *args, **kwargs: timed)
     done = vitedge("build", artifact.path, artifact.path, "--autotune", "--json", tmp_path / "tuned.json")
     assert done.code == 0, done.err
     assert "+0.25" in done.out and "the fastest within the budget" in done.out
@@ -89,7 +91,7 @@ def test_the_tables(monkeypatch: pytest.MonkeyPatch, artifact: Artifact, tmp_pat
         ns=1000,
     )
     answer: Any = ({"int8/": one}, ["int8/ is 4% slower than fp16/ here: two reformats."])
-    monkeypatch.setattr(building, "explain", lambda *args, **kwargs: answer)
+    monkeypatch.setattr(engines, "explain", lambda *args, **kwargs: answer)
     done = vitedge("build", artifact.path, "--explain")
     assert "1 of 2 attentions run as one fused kernel; the others are several kernels each." in done.out
     assert "int8/ is 4% slower than fp16/ here: two reformats." in done.out

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarking.nulls import NAMES, coloured, null_artifact
 from tests.cli.command import fails, vitedge
-from tests.harness.nulls import NAMES, coloured, null_artifact
-from vitedge.artifact import Artifact
+from vitedge.formats.artifact import Artifact
 
 
 @pytest.fixture(scope="module")

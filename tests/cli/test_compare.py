@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from tests.benchmarking.nulls import TARGET, labelled, null_artifact, stopped_while_measuring
 from tests.cli.command import fails, vitedge
-from tests.harness.nulls import TARGET, labelled, null_artifact, stopped_while_measuring
 from tests.reporting import results
-from vitedge.artifact import Artifact
-from vitedge.result import read_result, write_result
+from vitedge.formats.artifact import Artifact
+from vitedge.formats.result import read_result, write_result
 
 FAST = ("--duration", "0.3", "--quiet")
 

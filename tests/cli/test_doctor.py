@@ -8,13 +8,14 @@ import platform
 import pytest
 
 from tests.cli.command import vitedge
-from vitedge import catalogue, machine
-from vitedge.machine import EXTRAS, RuntimeState
+from vitedge import doctor
+from vitedge.core import paths
+from vitedge.doctor import EXTRAS, RuntimeState
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runtimes are asked in tests/reporting/test_machine.py; here one of them is broken."""
+    """Runtimes are asked in tests/test_doctor.py; here one of them is broken."""
 
     def state(name: str, targets: object) -> RuntimeState:
         problem = "the process was killed by SIGSEGV" if name == "openvino" else None
@@ -22,7 +23,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
         facts = {"version": "1", "providers": ["CPUExecutionProvider"]}
         return RuntimeState(name=name, extra=name, version="99.0", facts=facts, runs_on=runs_on, problem=problem)
 
-    monkeypatch.setattr(machine, "runtime_state", state)
+    monkeypatch.setattr(doctor, "runtime_state", state)
 
 
 def test_everything_is_told_and_a_broken_runtime_breaks_nothing() -> None:
@@ -33,9 +34,9 @@ def test_everything_is_told_and_a_broken_runtime_breaks_nothing() -> None:
         f"Python           {platform.python_version()}".split()[1],
         "CPUExecutionProvider",
         "SIGSEGV",
-        str(catalogue.cache_folder()),
+        str(paths.cache_folder()),
         *EXTRAS,
-        *catalogue.names("targets"),
+        *paths.names("targets"),
     ):
         assert words in done.out, words
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarking.nulls import labelled, null_artifact
 from tests.cli.command import fails, vitedge
-from tests.harness.nulls import labelled, null_artifact
-from vitedge.artifact import Artifact
-from vitedge.result import read_result
+from vitedge.formats.artifact import Artifact
+from vitedge.formats.result import read_result
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_a_killed_run_leaves_a_partial_result_and_goes_on(artifact: Artifact, da
     # After the second chunk the process kills itself; everything is kept at once instead of every few seconds.
     code = (
         f"import os, signal, sys; sys.path[:] = {sys.path!r}\n"
-        "from vitedge.accuracy import evaluate as module\n"
+        "from vitedge.evaluation import evaluate as module\n"
         "module.KEEP_S, seen, answer = -1.0, [], module._answer\n"
         "def kills(*given):\n"
         "    seen.append(1)\n"

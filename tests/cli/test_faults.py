@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.cli.command import fails, vitedge
-from vitedge.catalogue import shipped_folder
+from vitedge.core.paths import shipped_folder
 
 
 def export_arguments(
@@ -79,7 +79,7 @@ def test_unknown_key_in_a_target_is_named_with_its_line(small_model: Path, tmp_p
 @given(seed=st.integers(0, 10**6))
 def test_mutated_target_files_are_refused_or_fine(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     from vitedge.errors import UsageError
-    from vitedge.target import load_target
+    from vitedge.formats.target import load_target
 
     draw = random.Random(seed)
     path = draw.choice(sorted(shipped_folder("targets").glob("*.toml")))
@@ -141,7 +141,7 @@ def test_a_flipped_bit_anywhere_is_found_and_named(artifact: Path, tmp_path: Pat
 
 
 def test_artifact_of_a_newer_version_says_which_opens_it(artifact: Path, tmp_path: Path) -> None:
-    from vitedge.files import sha256
+    from vitedge.core.files import sha256
 
     copy = tmp_path / "copy"
     shutil.copytree(artifact, copy)
@@ -167,8 +167,8 @@ def test_weights_that_give_no_finite_logits_are_not_published(small_model: Path,
     import onnx
     from onnx import numpy_helper
 
+    from vitedge.formats.model_folder import Model, write_model
     from vitedge.graph.surgery import to_bytes
-    from vitedge.model_folder import Model, write_model
 
     graph = onnx.load(small_model / "model.onnx")
     head = next(tensor for tensor in graph.graph.initializer if tensor.name == "head.weight")
@@ -268,9 +268,9 @@ def test_hostile_names_are_printed_harmlessly(artifact: Path, small_data: Path, 
 
 
 def test_missing_runtime_names_the_extra(small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vitedge.runtimes.openvino import facts
+    from vitedge.runtimes.openvino import detect
 
-    monkeypatch.setattr(facts, "installed", lambda: None)
+    monkeypatch.setattr(detect, "installed", lambda: None)
     asked, true, fix = fails(8, *export_arguments(small_model, tmp_path / "a", target="openvino", precision="fp32"))
     assert "openvino" in asked
     assert true == "the package 'openvino' is not installed"
@@ -310,7 +310,7 @@ def test_read_only_output(small_model: Path, tmp_path: Path) -> None:
 
 
 def test_two_exports_to_one_folder(small_model: Path, tmp_path: Path) -> None:
-    from vitedge.files import new_folder
+    from vitedge.core.files import new_folder
 
     out = tmp_path / "a"
     with new_folder(out, overwrite=False, asked="export", last=None):

@@ -65,12 +65,12 @@ def test_unknown_verb_is_a_usage_error() -> None:
 
 
 def test_a_bug_is_called_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vitedge import machine
+    from vitedge import doctor
 
     def broken() -> None:
         raise RuntimeError("planted")
 
     monkeypatch.delenv("VITEDGE_DEBUG", raising=False)
-    monkeypatch.setattr(machine, "examine", broken)
+    monkeypatch.setattr(doctor, "examine", broken)
     _, true, _ = fails(1, "doctor")
     assert true == "a bug in vitedge: RuntimeError: planted"

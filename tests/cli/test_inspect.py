@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.cli.command import fails, vitedge
 from tests.reporting import results
-from vitedge.result import write_result
+from vitedge.formats.result import write_result
 
 
 def test_a_model(small_model: Path) -> None:

@@ -9,18 +9,18 @@ import msgspec
 import pytest
 
 from tests.cli.command import fails, vitedge
-from vitedge import catalogue
-from vitedge.recipe import Recipe, load_recipe
+from vitedge.core import paths
+from vitedge.formats.recipe import Recipe, load_recipe
 
 
 def test_all_of_them() -> None:
     done = vitedge("recipes")
     assert done.code == 0
-    for name in catalogue.names("calibration"):
+    for name in paths.names("calibration"):
         assert name in done.out and load_recipe(name).summary in done.out
 
 
-@pytest.mark.parametrize("name", list(catalogue.names("calibration")))
+@pytest.mark.parametrize("name", list(paths.names("calibration")))
 def test_one_of_them_fully(name: str) -> None:
     recipe = load_recipe(name)
     done = vitedge("recipes", name)
@@ -37,7 +37,7 @@ def test_unknown_and_nearest() -> None:
 
 
 def test_a_file_of_one_s_own(tmp_path: Path) -> None:
-    text = (catalogue.shipped_folder("calibration") / "fast.toml").read_text()
+    text = (paths.shipped_folder("calibration") / "fast.toml").read_text()
     (tmp_path / "mine.toml").write_text(text.replace("seed = 0", "seeds = 0"))
     _, true, _ = fails(2, "recipes", tmp_path / "mine.toml")
     assert "unknown key 'seeds'" in true and "line" in true

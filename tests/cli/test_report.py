@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from tests.cli.command import fails, vitedge
 from tests.reporting import results
-from vitedge.result import write_result
+from vitedge.formats.result import write_result
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarking.nulls import null_artifact
 from tests.cli.command import fails, vitedge
-from tests.harness.nulls import null_artifact
 
 QUICK = "test://?pattern=steps&live=0&frames=12&hold=1"
 

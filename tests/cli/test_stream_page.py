@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 import vitedge as package
-from tests.camera.items import until
 from tests.cli.command import fails
+from tests.streaming.items import until
 
 for needed in ("av", "starlette", "uvicorn"):
     pytest.importorskip(needed, reason="a stream with its page needs the extra 'stream'")

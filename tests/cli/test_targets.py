@@ -9,21 +9,22 @@ import msgspec
 import pytest
 
 from tests.cli.command import fails, vitedge
-from vitedge import catalogue
+from vitedge.core import paths
+from vitedge.formats.budget import Budget
+from vitedge.formats.target import BenchRules, Candidate, Provider, Target, load_target
 from vitedge.reporting.catalogue_files import TEMPLATE
-from vitedge.target import BenchRules, Budget, Candidate, Provider, Target, load_target
 
 
 def test_all_of_them_with_runtime_device_and_precisions() -> None:
     done = vitedge("targets")
     assert done.code == 0
     lines = {line.split()[0]: line for line in done.out.splitlines()[2:]}
-    assert set(lines) == set(catalogue.names("targets"))
+    assert set(lines) == set(paths.names("targets"))
     assert "tensorrt" in lines["jetson-orin-nano"] and "cuda:0" in lines["jetson-orin-nano"]
     assert lines["jetson-orin-nano"].rstrip().endswith("int8 fp16 fp32")
 
 
-@pytest.mark.parametrize("name", list(catalogue.names("targets")))
+@pytest.mark.parametrize("name", list(paths.names("targets")))
 def test_one_of_them_fully(name: str) -> None:
     target = load_target(name)
     done = vitedge("targets", name)

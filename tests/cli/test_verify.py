@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tests.benchmarking.nulls import null_artifact
 from tests.cli.command import fails, vitedge
-from tests.harness.nulls import null_artifact
 
 
 def test_whole_artifact(tmp_path: Path) -> None:

@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 
 from tests.graph.vits import MEAN, STD, random_arrays
 from vitedge import runtimes
-from vitedge.architecture import ConvStem, ViTConfig
-from vitedge.artifact import (
+from vitedge.data.golden import golden_pictures
+from vitedge.data.images import open_picture
+from vitedge.data.preprocessing import Preprocessing
+from vitedge.formats.architecture import ConvStem, ViTConfig
+from vitedge.formats.artifact import (
     GOLDEN_INPUTS,
     GOLDEN_LOGITS,
     GOLDEN_REFERENCE,
@@ -24,17 +27,14 @@ from vitedge.artifact import (
     npy,
     write_artifact,
 )
-from vitedge.golden import golden_pictures
+from vitedge.formats.model_folder import Origin, class_table
+from vitedge.formats.recipe import load_recipe
+from vitedge.formats.target import Candidate, Target
 from vitedge.graph.author import author_vit
 from vitedge.graph.reference import reference_logits
-from vitedge.images import open_picture
-from vitedge.model_folder import Origin, class_table
-from vitedge.preprocessing import Preprocessing
-from vitedge.quantize.observe import observe
-from vitedge.recipe import load_recipe
-from vitedge.runtimes.contract import OpenOptions, Placed, Request
+from vitedge.quantization.observe import observe
+from vitedge.runtimes.base import OpenOptions, Placed, Request
 from vitedge.runtimes.session import Session
-from vitedge.target import Candidate, Target
 
 CONFIG = ViTConfig(
     image_size=(32, 48),
@@ -78,7 +78,7 @@ def request(target: Target, candidate: Candidate, batch: int = 1) -> Request:
 
 
 def place(wish: Request) -> Placed:
-    placed: Placed = runtimes.part(wish.target.runtime, "placement").place(wish)
+    placed: Placed = runtimes.part(wish.target.runtime, "lowering").place(wish)
     return placed
 
 

@@ -11,10 +11,10 @@ from msgspec.structs import replace
 
 from tests.contract import artifacts, portable
 from vitedge import runtimes
-from vitedge.artifact import Artifact
-from vitedge.runtimes.contract import OpenOptions
+from vitedge.formats.artifact import Artifact
+from vitedge.formats.target import Candidate, Target, load_target
+from vitedge.runtimes.base import OpenOptions
 from vitedge.runtimes.session import Session, open_session
-from vitedge.target import Candidate, Target, load_target
 
 portable.REOPEN = 8  # enough to see a leak in every opening; the script does it 20 times
 

@@ -11,20 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from vitedge import exporting, pipeline, planning
-from vitedge.artifact import Artifact
+from vitedge import api
+from vitedge.exporting import plan, write
+from vitedge.formats.artifact import Artifact
 
 
 def artifacts_for(target: str, factory: pytest.TempPathFactory) -> list[Path]:
     """The embedded model for ``target`` in float32 and in INT8, exported once a test run."""
     folder = factory.getbasetemp() / "embedded"
     if not (folder / "model").exists():
-        pipeline.import_model("embedded", out=folder / "model")
+        api.import_model("embedded", out=folder / "model")
     found = []
     for precision in ("fp32", "int8"):
         out = folder / f"{target}-{precision}"
         if not out.exists():
-            exporting.export(planning.plan_export(folder / "model", target, precision, out, recipe="fast"))
+            write.export(plan.plan_export(folder / "model", target, precision, out, recipe="fast"))
         found.append(Artifact.open(out).path)
     return found
 

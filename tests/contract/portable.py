@@ -21,15 +21,15 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from vitedge import runtimes
-from vitedge.artifact import GOLDEN_INPUTS, GOLDEN_LOGITS, GOLDEN_REFERENCE, Artifact
-from vitedge.checks.verify import verify
+from vitedge.data.images import read_picture
 from vitedge.errors import UsageError
-from vitedge.harness.golden import golden_check
-from vitedge.images import read_picture
-from vitedge.model_folder import contract_metadata
-from vitedge.runtimes.contract import OpenOptions
+from vitedge.formats.artifact import GOLDEN_INPUTS, GOLDEN_LOGITS, GOLDEN_REFERENCE, Artifact
+from vitedge.formats.model_folder import contract_metadata
+from vitedge.runtimes.base import OpenOptions
 from vitedge.runtimes.executed import QUANTIZED
 from vitedge.runtimes.session import Session, open_session
+from vitedge.verification.golden import golden_check
+from vitedge.verification.verify import verify
 
 #: Where float arithmetic differs only in the order of its sums: largest difference over largest absolute value.
 SAME_ARITHMETIC = 1e-4

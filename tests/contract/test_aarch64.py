@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.contract import artifacts, portable
 from tests.contract.elsewhere import artifacts_for
-from vitedge.target import load_target
+from vitedge.formats.target import load_target
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.contract import artifacts, portable
-from vitedge.artifact import GOLDEN_REFERENCE, Artifact
+from vitedge.formats.artifact import GOLDEN_REFERENCE, Artifact
 from vitedge.runtimes.session import Session
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.graph.vits import MEAN, STD, random_arrays, tiny
-from vitedge.models.vit import VisionTransformer
+from vitedge.training.vit import VisionTransformer
 
 SIZE = (32, 48)
 SMALL: dict[str, Any] = {"embed_dim": 16, "num_heads": 2, "mlp_hidden": 20, "num_classes": 5, "depth": 1}

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.graph.vits import MEAN, STD, configs, random_arrays, random_images, tiny
-from vitedge.architecture import ConvStem, ViTConfig
 from vitedge.errors import ModelError
+from vitedge.formats.architecture import ConvStem, ViTConfig
 from vitedge.graph.author import author_vit, expected_parameters
 from vitedge.graph.reference import reference_logits
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from tests.graph.vits import MEAN, STD, random_arrays, random_images, tiny
-from vitedge.architecture import ConvStem, PatchStem, Rope, ViTConfig
+from vitedge.formats.architecture import ConvStem, PatchStem, Rope, ViTConfig
 
 torch = pytest.importorskip("torch", reason="torch isn't installed (vitedge[train])")
 
 from tests.graph.test_author import relative, run  # noqa: E402
 from vitedge.graph.author import author_vit  # noqa: E402
-from vitedge.models.vit import VisionTransformer  # noqa: E402
-from vitedge.models.zoo import ZOO  # noqa: E402
+from vitedge.training.vit import VisionTransformer  # noqa: E402
+from vitedge.training.zoo import ZOO  # noqa: E402
 
 
 def compare(config: ViTConfig) -> None:

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.graph.vits import MEAN, STD, random_arrays, random_images, tiny
-from vitedge.deviation import deviation
+from vitedge.core.deviation import deviation
+from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ModelError
 from vitedge.graph import canonical, interface, surgery
 from vitedge.graph.author import author_vit
 from vitedge.graph.canonical import TOLERANCE, Report
-from vitedge.preprocessing import Preprocessing
 
 EXPORTS = Path(__file__).parent / "exports"
 LOGITS = np.load(EXPORTS / "logits.npz")

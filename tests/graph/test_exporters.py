@@ -18,10 +18,10 @@ from onnx import TensorProto
 
 from tests.graph.test_canonical import checker, run
 from tests.graph.vits import MEAN, STD, random_images, tiny
-from vitedge.deviation import deviation
+from vitedge.core.deviation import deviation
+from vitedge.data.preprocessing import Preprocessing
 from vitedge.graph import canonical, interface, surgery
 from vitedge.graph.canonical import TOLERANCE, Report
-from vitedge.preprocessing import Preprocessing
 
 torch = pytest.importorskip("torch", reason="the graphs are exported by torch")
 if "dynamo" not in inspect.signature(torch.onnx.export).parameters:

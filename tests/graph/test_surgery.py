@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.graph.vits import MEAN, STD, configs, random_arrays, tiny
-from vitedge.architecture import ViTConfig
 from vitedge.errors import ModelError, UsageError
+from vitedge.formats.architecture import ViTConfig
 from vitedge.graph import surgery
 from vitedge.graph.author import author_vit
 

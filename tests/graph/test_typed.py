@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.graph.vits import MEAN, STD, configs, random_arrays, random_images, tiny
-from vitedge.architecture import ViTConfig
 from vitedge.errors import ModelError
+from vitedge.formats.architecture import ViTConfig
 from vitedge.graph.author import author_vit
 from vitedge.graph.surgery import array, initializers, to_bytes
 from vitedge.graph.typed import HALF_SCALE_MIN, element_types, opset, to_half

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.graph.vits import MEAN, STD, configs, random_arrays, random_images, tiny
-from vitedge.architecture import Rope, ViTConfig
+from vitedge.formats.architecture import Rope, ViTConfig
 from vitedge.graph.author import author_vit
 from vitedge.graph.surgery import macs, shapes, to_bytes
 from vitedge.graph.unread import without_unread_rows

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from vitedge.architecture import ConvStem, PatchStem, Rope, ViTConfig
+from vitedge.formats.architecture import ConvStem, PatchStem, Rope, ViTConfig
 from vitedge.graph.author import expected_parameters
 
 MEAN, STD = (0.48, 0.45, 0.40), (0.22, 0.23, 0.24)

@@ -21,7 +21,7 @@ from vitedge.errors import ModelError, UsageError, VitedgeError
 from vitedge.graph import surgery
 from vitedge.importing import Factory, chosen_source, import_model
 from vitedge.importing.factory import _export
-from vitedge.models import factory as torch_modules
+from vitedge.training import factory as torch_modules
 
 torch = pytest.importorskip("torch", reason="a factory makes a torch module")
 pytest.importorskip("onnxscript", reason="torch's exporter works with onnxscript")

@@ -13,13 +13,13 @@ import pytest
 from tests.graph.vits import tiny
 from tests.importing.references import write_folder
 from tests.importing.test_import import EXPORTS, NORMALISATION, pictures, timm_folder
-from vitedge.architecture import Rope
+from vitedge.core.isolation import ChildError, run_isolated
 from vitedge.errors import ModelError, VitedgeError
+from vitedge.formats.architecture import Rope
 from vitedge.graph import mappings, surgery
 from vitedge.importing import import_model
 from vitedge.importing.checkpoint import import_checkpoint
 from vitedge.importing.onnx_file import convert
-from vitedge.isolation import ChildError, run_isolated
 
 __all__ = ["pictures"]  # a fixture
 

@@ -16,15 +16,16 @@ from safetensors.numpy import save_file
 
 from tests.graph.test_author import relative, run
 from tests.graph.vits import MEAN, STD, random_arrays, random_images, tiny
-from vitedge import embedded, importing
-from vitedge.architecture import PatchStem, ViTConfig
+from vitedge import importing
+from vitedge.data import embedded
+from vitedge.data.golden import golden_pictures
 from vitedge.errors import InvalidResultError, ModelError, UsageError
-from vitedge.golden import golden_pictures
+from vitedge.formats.architecture import PatchStem, ViTConfig
+from vitedge.formats.model_folder import Model, class_table
 from vitedge.graph import mappings
 from vitedge.graph.reference import reference_logits
 from vitedge.importing import import_model, preprocessing_options, read_labels
 from vitedge.importing.labels import recognised
-from vitedge.model_folder import Model, class_table
 
 EXPORTS = Path(__file__).resolve().parent.parent / "graph" / "exports"
 TINY_TIMM = tiny(embed_dim=192, num_heads=3, mlp_hidden=64, image_size=(32, 32), depth=1)

@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 
+from vitedge.core.isolation import ChildError, run_isolated
 from vitedge.errors import ModelError
-from vitedge.isolation import ChildError, run_isolated
 
 
 def refuse(text: str) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from msgspec.structs import replace
 
-from vitedge import hardware
-from vitedge.result import (
+from vitedge.device import hardware
+from vitedge.formats.budget import Budget
+from vitedge.formats.result import (
     Accuracy,
     Audit,
     Block,
@@ -27,7 +28,6 @@ from vitedge.result import (
     Subject,
     Warmup,
 )
-from vitedge.target import Budget
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 

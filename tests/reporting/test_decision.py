@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.reporting import results
+from vitedge.formats.budget import Budget
+from vitedge.formats.result import Audit, Check, Result, Row
 from vitedge.reporting.decision import Decision, decide
 from vitedge.reporting.rows import lines
-from vitedge.result import Audit, Check, Result, Row
-from vitedge.target import Budget
 
 
 def only(*rows: Row, **changes: object) -> Decision:

@@ -19,15 +19,16 @@ from msgspec.structs import replace
 from PIL import Image
 
 from tests.reporting import results
-from vitedge.artifact import LayerPlan, Step
+from vitedge.core.files import sha256
+from vitedge.data.images import ImageSet
+from vitedge.device.reading import Reading
 from vitedge.errors import UsageError
-from vitedge.files import sha256
-from vitedge.images import ImageSet
-from vitedge.latency import Block, Layer, Profile, Reading
+from vitedge.formats.artifact import LayerPlan, Step
+from vitedge.formats.result import Accuracy, Calibrated, Result, Samples, encode_result
+from vitedge.formats.samples import Block, Layer, Profile
 from vitedge.reporting import html, plots
 from vitedge.reporting.gallery import Answer, Shown
 from vitedge.reporting.rows import lines
-from vitedge.result import Accuracy, Calibrated, Result, Samples, encode_result
 
 HOSTILE = (
     "<script>alert(1)</script>",

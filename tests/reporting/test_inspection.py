@@ -9,15 +9,15 @@ import pytest
 from msgspec.structs import replace
 
 from tests.reporting import results
-from vitedge.artifact import Artifact, Golden, LayerPlan, Manifest, npy, write_artifact
+from vitedge.core.schema import encode_json
+from vitedge.data.golden import golden_pictures
+from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ArtifactError, ModelError, UsageError
-from vitedge.golden import golden_pictures
-from vitedge.model_folder import Model
-from vitedge.preprocessing import Preprocessing
+from vitedge.formats.artifact import Artifact, Golden, LayerPlan, Manifest, npy, write_artifact
+from vitedge.formats.model_folder import Model
+from vitedge.formats.result import write_result
+from vitedge.formats.target import load_target
 from vitedge.reporting.inspection import contract_in_words, inspect, layers
-from vitedge.result import write_result
-from vitedge.schema import encode_json
-from vitedge.target import load_target
 
 
 def artifact(model: Path, out: Path) -> Artifact:
@@ -121,7 +121,7 @@ def test_what_is_nothing_of_ours(tmp_path: Path) -> None:
 
 def test_long_tables_are_cut_unless_everything_is_asked_for(small_model: Path, tmp_path: Path) -> None:
     made = artifact(small_model, tmp_path / "artifact")
-    from vitedge.model_folder import class_table
+    from vitedge.formats.model_folder import class_table
 
     many = replace(made.manifest, classes=class_table([f"class {number}" for number in range(100)]))
     files = {name: (made.path / name).read_bytes() for name in made.manifest.files}

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from tests.harness.nulls import null_artifact
-from tests.harness.test_profile import ONNXRUNTIME
-from tests.harness.test_result import latency, samples
-from tests.harness.test_telemetry import heated
-from vitedge.harness.profile import profile_of
-from vitedge.latency import Dialect, Latency, Memory
+from tests.benchmarking.nulls import null_artifact
+from tests.benchmarking.test_profile import ONNXRUNTIME
+from tests.device.test_telemetry import heated
+from tests.formats.test_result import latency, samples
+from vitedge.benchmarking.profile import profile_of
+from vitedge.formats.result import Circumstances, Result, Row, Subject, now
+from vitedge.formats.samples import Dialect, Latency, Memory
 from vitedge.reporting import latency_details, rows, terminal
-from vitedge.result import Circumstances, Result, Row, Subject, now
-from vitedge.runtimes.contract import LayerTime
+from vitedge.runtimes.base import LayerTime
 
 
 @pytest.fixture(scope="module")

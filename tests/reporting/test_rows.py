@@ -9,8 +9,8 @@ from msgspec.structs import replace
 
 from tests.reporting import results
 from vitedge.errors import ArtifactError, UsageError
+from vitedge.formats.result import Row, percentile, write_result
 from vitedge.reporting import rows
-from vitedge.result import Row, percentile, write_result
 
 
 def test_a_line_says_what_the_raw_samples_say() -> None:

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.reporting import machines, results
+from tests.device import machines
+from tests.reporting import results
 from tests.reporting.test_html import hostile
-from vitedge import hardware, machine
-from vitedge.recipe import load_recipe
+from vitedge import doctor
+from vitedge.device import hardware
+from vitedge.formats.recipe import load_recipe
+from vitedge.formats.target import load_target
 from vitedge.reporting import delivery, measured, terminal
-from vitedge.target import load_target
 
 
 class Terminal(io.StringIO):
@@ -86,10 +88,10 @@ def test_json_in_a_file_beside_the_table(tmp_path: Path) -> None:
 def test_the_doctor_s_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
     root = machines.jetson_orin_nano(tmp_path)
-    runtime = machine.RuntimeState(
+    runtime = doctor.RuntimeState(
         name="tensorrt", extra="tensorrt", version=None, facts={}, runs_on={}, problem="SIGSEGV on import"
     )
-    found = machine.Machine(
+    found = doctor.Machine(
         python="3.10.12",
         processor=hardware.processor(root),
         memory=hardware.memory(root),
@@ -97,10 +99,10 @@ def test_the_doctor_s_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         gpus=tuple(hardware.gpus(root)),
         cameras=(),
         runtimes=(runtime,),
-        extras=tuple(machine.extras(on_jetson=True)),
-        cache=machine.cache(),
+        extras=tuple(doctor.extras(on_jetson=True)),
+        cache=doctor.cache(),
         targets=(
-            machine.fit(load_target("jetson-orin-nano"), hardware.processor(root), hardware.gpus(root), [runtime]),
+            doctor.fit(load_target("jetson-orin-nano"), hardware.processor(root), hardware.gpus(root), [runtime]),
         ),
     )
     text = printed(monkeypatch, io.StringIO(), terminal.show_doctor, found)
@@ -119,7 +121,7 @@ def test_the_doctor_s_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 
 def test_the_doctor_on_a_machine_that_tells_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    found = machine.Machine(
+    found = doctor.Machine(
         python="3.12",
         processor=hardware.processor(tmp_path),
         memory=hardware.memory(tmp_path),
@@ -128,7 +130,7 @@ def test_the_doctor_on_a_machine_that_tells_nothing(monkeypatch: pytest.MonkeyPa
         cameras=(),
         runtimes=(),
         extras=(),
-        cache=machine.cache(),
+        cache=doctor.cache(),
         targets=(),
     )
     text = printed(monkeypatch, io.StringIO(), terminal.show_doctor, found)

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vitedge import catalogue
-from vitedge.artifact import Artifact
-from vitedge.building import build
+from vitedge.building.engines import build
+from vitedge.core import paths
 from vitedge.errors import ArtifactError, UsageError
+from vitedge.formats.artifact import Artifact
+from vitedge.formats.target import Option
 from vitedge.runtimes._nvidia import engines
-from vitedge.runtimes.contract import OpenOptions
+from vitedge.runtimes.base import OpenOptions
 from vitedge.runtimes.session import Session, open_session
-from vitedge.target import Option
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class SessionContract:
     @pytest.mark.parametrize(("field", "other"), [("version", "9.9.9"), ("sm", "1.0"), ("driver", "1.0")])
     def test_a_foreign_engine_is_refused_or_replaced(self, place: Place, field: str, other: str) -> None:
         place.open().close()
-        (index,) = (catalogue.cache_folder() / "engines").rglob(engines.INDEX)
+        (index,) = (paths.cache_folder() / "engines").rglob(engines.INDEX)
         listed = json.loads(index.read_bytes())
         for one in listed["engines"]:
             one[field] = other

@@ -9,12 +9,14 @@ import pytest
 
 import vitedge
 from tests.runtimes.nvidia_contract import Place, SessionContract
-from vitedge import building, hardware, runtimes
-from vitedge.artifact import Artifact
+from vitedge import runtimes
+from vitedge.building import choices, engines
+from vitedge.device import hardware
+from vitedge.formats.artifact import Artifact
+from vitedge.formats.result import Check
 from vitedge.graph.surgery import load
-from vitedge.result import Check
 from vitedge.runtimes._nvidia.driver import Cuda
-from vitedge.runtimes.onnxruntime.interpret import run_graph
+from vitedge.runtimes.interpreter import run_graph
 
 pytestmark = [
     pytest.mark.gpu,
@@ -57,13 +59,13 @@ def test_the_engine_was_built_at_export_and_everything_verifies(exported: Artifa
 
 
 def test_explain(exported: Artifact) -> None:
-    found, _ = building.explain([exported])
+    found, _ = engines.explain([exported])
     (one,) = found.values()
     assert one.timed and one.layers > 0 and one.sentences
 
 
 def test_bench(exported: Artifact) -> None:
-    from vitedge.harness.bench import Wish
+    from vitedge.benchmarking.bench import Wish
 
     (row,) = vitedge.bench([exported], Wish(duration_s=1.0, warmup_s=0.2)).rows
     assert row.latency is not None and len(row.latency.samples.compute_ns) == len(row.latency.samples.latency_ns)
@@ -71,6 +73,6 @@ def test_bench(exported: Artifact) -> None:
 
 def test_autotune(exported: Artifact, small_model: Path, small_data: Path, tmp_path: Path) -> None:
     other = vitedge.export(small_model, exported.manifest.target.name, "fp32", tmp_path / "fp32")
-    timed = building.autotune([exported, other], out=tmp_path / "best", duration_s=0.5, data=str(small_data))
+    timed = choices.autotune([exported, other], out=tmp_path / "best", duration_s=0.5, data=str(small_data))
     (chosen,) = (one for one in timed if one.chosen)
     assert Artifact.open(tmp_path / "best").manifest.precision == chosen.precision

@@ -12,16 +12,17 @@ from msgspec.structs import replace
 from PIL import Image
 
 import vitedge
-from vitedge import machine, runtimes
-from vitedge.artifact import Artifact
+from vitedge import doctor
+from vitedge.benchmarking.bench import Wish
+from vitedge.core.schema import encode_json
 from vitedge.errors import NotInstalledError
-from vitedge.harness.bench import Wish
-from vitedge.judging import runs_here
+from vitedge.formats.artifact import Artifact
+from vitedge.formats.target import Provider, Target, load_target
 from vitedge.reporting import terminal
-from vitedge.runtimes.onnxruntime import facts, providers
+from vitedge.runtimes import here
+from vitedge.runtimes.here import runs_here
+from vitedge.runtimes.onnxruntime import detect, providers
 from vitedge.runtimes.session import open_session
-from vitedge.schema import encode_json
-from vitedge.target import Provider, Target, load_target
 
 VERSION, NEW = "9.99.0", "FutureExecutionProvider"
 DROPPED = "CUDA"  # what no build of it knows any more
@@ -77,8 +78,8 @@ def test_artifacts_are_measured_and_classify(exported: Artifact, small_data: Pat
 
 @pytest.mark.usefixtures("newer")
 def test_the_doctor_finds_nothing_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(machine, "run_isolated", lambda function, *arguments, **_: function(*arguments))
-    found = machine.examine()
+    monkeypatch.setattr(doctor, "run_isolated", lambda function, *arguments, **_: function(*arguments))
+    found = doctor.examine()
     (state,) = (state for state in found.runtimes if state.name == "onnxruntime")
     assert (state.version, state.problem, state.runs_on["cpu"]) == (VERSION, None, True)
     assert state.facts["providers"] == AVAILABLE
@@ -87,7 +88,7 @@ def test_the_doctor_finds_nothing_wrong(monkeypatch: pytest.MonkeyPatch, capsys:
     terminal.show_doctor(found)
     assert NEW in capsys.readouterr().out
     reasons = {
-        name: machine.fit(on(name), found.processor, found.gpus, found.runtimes).reasons for name in providers.NAMES
+        name: doctor.fit(on(name), found.processor, found.gpus, found.runtimes).reasons for name in providers.NAMES
     }
     assert reasons.pop(DROPPED) == (
         "this version of ONNX Runtime knows no CUDAExecutionProvider, whatever its build; another version may have it",
@@ -101,7 +102,7 @@ def test_the_doctor_finds_nothing_wrong(monkeypatch: pytest.MonkeyPatch, capsys:
 @pytest.mark.usefixtures("newer")
 def test_a_new_provider_opens_nothing() -> None:
     """What no target can name doesn't stand for a device."""
-    assert facts.runs_here("cpu") and not facts.runs_here("cuda:0") and not facts.runs_here("npu")
+    assert detect.runs_here("cpu") and not detect.runs_here("cuda:0") and not detect.runs_here("npu")
     assert runs_here(load_target("onnxruntime"))
 
 
@@ -111,7 +112,7 @@ def test_every_provider_of_ours_is_missing_for_a_true_reason(exported: Artifact,
     made = for_provider(exported, name)
     with pytest.raises(NotInstalledError, match=full) as refused:
         open_session(made)
-    assert refused.value.true == runtimes.elsewhere(made.manifest.target) == facts.lacks(made.manifest.target)
+    assert refused.value.true == here.elsewhere(made.manifest.target) == detect.lacks(made.manifest.target)
     (undecided,) = (check for check in vitedge.verify(made) if check.ok is None)
     assert refused.value.true in undecided.detail
     assert ("brings it" in refused.value.true) is (name != DROPPED)

@@ -9,9 +9,9 @@ import pytest
 
 from tests.contract import artifacts
 from tests.contract.conftest import NULL
-from vitedge.artifact import Artifact
 from vitedge.errors import UsageError
-from vitedge.runtimes.contract import OpenOptions
+from vitedge.formats.artifact import Artifact
+from vitedge.runtimes.base import OpenOptions
 from vitedge.runtimes.null.session import null_session
 from vitedge.runtimes.session import open_session
 

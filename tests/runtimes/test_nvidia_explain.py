@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.runtimes.engine_layers import information
-from vitedge import building
-from vitedge.artifact import LayerPlan
-from vitedge.building import choose
+from vitedge.benchmarking.speeds import Speed
+from vitedge.building import choices, engines
+from vitedge.building.choices import choose
 from vitedge.errors import ArtifactError, InvalidResultError, UsageError
+from vitedge.formats.artifact import LayerPlan
 from vitedge.runtimes._nvidia.explain import Explanation, compare, explain
 from vitedge.runtimes._nvidia.layers import executed, parse
-from vitedge.runtimes.chosen import Timed
-from vitedge.runtimes.contract import LayerTime
+from vitedge.runtimes.base import LayerTime
+from vitedge.runtimes.choice import Timed
 from vitedge.runtimes.executed import unmet_layers
-from vitedge.tuning.measured import Speed
 
 LINEARS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 ATTENTION = ("attn.scores", "attn.context")
@@ -159,9 +159,9 @@ def test_artifacts_of_other_runtimes_need_no_engine(small_model: Path, tmp_path:
     with pytest.raises(UsageError, match="onnxruntime opens its files as they are"):
         vitedge.build(made)
     with pytest.raises(UsageError, match="two or more artifacts of one model"):
-        building.autotune([made])
+        choices.autotune([made])
     with pytest.raises(UsageError, match="opens its files as they are"):
-        building.explain([made])
+        engines.explain([made])
 
 
 def test_times_and_losses_of_the_same_run() -> None:
@@ -178,7 +178,7 @@ def test_times_and_losses_of_the_same_run() -> None:
     ]
     measured = [Speed(p50_ms=1.0, p95_ms=2.1), Speed(p50_ms=2.0, p95_ms=2.0)]
     judged: Any = Names(rows=rows)
-    found = building._timed(artifacts, measured, judged)
+    found = choices._timed(artifacts, measured, judged)
     assert [(one.precision, one.latency_p50_ms, one.drop_pts) for one in found] == [("int8", 1, 25), ("fp16", 2, 0)]
     assert [one.latency_p95_ms for one in found] == [2.1, 2.0]
-    assert building._timed(artifacts, measured, None)[0].drop_pts is None
+    assert choices._timed(artifacts, measured, None)[0].drop_pts is None

@@ -21,8 +21,14 @@ from tests.graph.vits import tiny
 from tests.runtimes.nvidia_contract import Place, SessionContract
 from tests.runtimes.nvidia_stand_in import KERNEL, CudaStandIn, TensorRTStandIn, plan
 from tests.runtimes.typed_vits import request, trained_like
-from vitedge import hardware, isolation, runtimes
-from vitedge.artifact import (
+from vitedge import runtimes
+from vitedge.building.choices import autotune
+from vitedge.building.engines import build as build_engines
+from vitedge.building.engines import explain
+from vitedge.core import isolation
+from vitedge.device import hardware
+from vitedge.errors import ArtifactError, NotInstalledError, ResourceError, UsageError
+from vitedge.formats.artifact import (
     GOLDEN_INPUTS,
     GOLDEN_LOGITS,
     GOLDEN_REFERENCE,
@@ -32,17 +38,14 @@ from vitedge.artifact import (
     npy,
     write_artifact,
 )
-from vitedge.building import autotune, explain
-from vitedge.building import build as build_engines
-from vitedge.errors import ArtifactError, NotInstalledError, ResourceError, UsageError
-from vitedge.model_folder import Origin
-from vitedge.result import Check
+from vitedge.formats.model_folder import Origin
+from vitedge.formats.result import Check
+from vitedge.formats.target import Option
 from vitedge.runtimes._nvidia import building, engine, engines, layers, passport, session, slot
 from vitedge.runtimes._nvidia.driver import Cuda
 from vitedge.runtimes._nvidia.engine import BuildOptions, Built
-from vitedge.runtimes.contract import Executed, OpenOptions, Placed, Request
+from vitedge.runtimes.base import Executed, OpenOptions, Placed, Request
 from vitedge.runtimes.session import Session, open_session
-from vitedge.target import Option
 
 CONFIG = tiny()
 SHAPE = (2, *CONFIG.image_size, 3)
@@ -51,7 +54,7 @@ SHAPE = (2, *CONFIG.image_size, 3)
 @functools.cache
 def placed_for(target: str) -> tuple[Request, Placed]:
     wish = request(trained_like(CONFIG), CONFIG, "fp16", target, batch=SHAPE[0])
-    return wish, runtimes.part("tensorrt", "placement").place(wish)
+    return wish, runtimes.part("tensorrt", "lowering").place(wish)
 
 
 def artifact(folder: Path, target: str = "jetson-orin-nano", **changes: Any) -> Artifact:
@@ -90,7 +93,7 @@ def test_the_package_isnt_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_on_a_jetson_tensorrt_comes_with_jetpack(monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = runtimes.part("tensorrt", "facts")
+    facts = runtimes.part("tensorrt", "detect")
     monkeypatch.setattr(engine, "installed", lambda package: None)
     monkeypatch.setattr(facts, "board", lambda: hardware.Board(model="", os="", kernel="", l4t="36.4.3", jetpack="6.2"))
     with pytest.raises(NotInstalledError, match="sudo apt install nvidia-jetpack") as refused:
@@ -165,7 +168,7 @@ def test_installed_but_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_facts_for_the_doctor() -> None:
     for runtime in ("tensorrt", "tensorrt_rtx"):
-        facts = runtimes.part(runtime, "facts")
+        facts = runtimes.part(runtime, "detect")
         found = facts.describe()
         assert found["version"] == facts.installed()
         assert facts.runs_here("cuda:0") is (found["version"] is not None and found["gpus"] != "no GPU")
@@ -573,7 +576,7 @@ def test_autotune_builds_measures_and_keeps_one(
     candidates: list[Artifact], tmp_path: Path, cuda: CudaStandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fits = Check(name="golden logits", ok=True, detail="the stand-in computes sums, not what was exported")
-    monkeypatch.setattr("vitedge.harness.entry.golden_check", lambda session: fits)
+    monkeypatch.setattr("vitedge.benchmarking.entry.golden_check", lambda session: fits)
     build.result = plan(1, 32, 32, 5, LAYERS)
     timed = autotune(candidates, out=tmp_path / "best", duration_s=0.05)
     assert len(build.graphs) == 2 and [one.precision for one in timed] == ["fp16", "fp32"]

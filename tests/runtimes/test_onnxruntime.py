@@ -14,19 +14,19 @@ from msgspec.structs import replace
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.contract import artifacts
-from vitedge.artifact import Artifact
+from vitedge.device.hardware import processor
 from vitedge.errors import ArtifactError, ModelError, ResourceError, UsageError
+from vitedge.formats.artifact import Artifact
+from vitedge.formats.target import Candidate, load_target
 from vitedge.graph.unread import without_unread_rows
-from vitedge.hardware import processor
-from vitedge.quantize.integers import PAIR
-from vitedge.runtimes.contract import OpenOptions
+from vitedge.quantization.integers import PAIR
+from vitedge.runtimes.base import OpenOptions
 from vitedge.runtimes.executed import unmet_layers
-from vitedge.runtimes.onnxruntime import facts, preflight, providers
-from vitedge.runtimes.onnxruntime.interpret import run_graph
-from vitedge.runtimes.onnxruntime.placement import FORMS, place
+from vitedge.runtimes.interpreter import run_graph
+from vitedge.runtimes.onnxruntime import detect, preflight, providers
+from vitedge.runtimes.onnxruntime.lowering import FORMS, place
 from vitedge.runtimes.onnxruntime.session import _explained, open_backend
 from vitedge.runtimes.session import Session, open_session
-from vitedge.target import Candidate, load_target
 
 TARGET = load_target("onnxruntime")
 INT8 = Candidate(precision="int8", form="linears-int8")
@@ -264,11 +264,11 @@ with open_session({str(artifact.path)!r}) as session:
 def test_facts() -> None:
     import onnxruntime
 
-    assert facts.installed() == onnxruntime.__version__
-    assert facts.runs_here("cpu")
-    assert facts.describe()["providers"] == onnxruntime.get_available_providers()
+    assert detect.installed() == onnxruntime.__version__
+    assert detect.runs_here("cpu")
+    assert detect.describe()["providers"] == onnxruntime.get_available_providers()
     ours = {full for full, _ in providers.NAMES.values()}
-    assert facts.runs_here("cuda:0") is not ours.isdisjoint(onnxruntime.get_available_providers())
+    assert detect.runs_here("cuda:0") is not ours.isdisjoint(onnxruntime.get_available_providers())
 
 
 # --- the interpreter -------------------------------------------------------------------------------------------------
@@ -325,7 +325,7 @@ def test_the_interpreter_says_what_stands_against_it() -> None:
 
 def test_the_plan_for_another_processor_is_interpreted() -> None:
     """For ARM, weights have 8 bits, which saturate here on x86 without VNNI: the golden logits come from Q/DQ."""
-    from vitedge.judging import runs_here
+    from vitedge.runtimes.here import runs_here
 
     target = load_target("raspberry-pi-5")
     placed = place(artifacts.request(target, INT8, 6))

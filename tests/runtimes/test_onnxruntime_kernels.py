@@ -14,23 +14,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.graph.vits import MEAN, STD, random_arrays, random_images, tiny
-from tests.quantize.references import convolution
-from vitedge.architecture import ConvStem, PatchStem, ViTConfig
+from tests.quantization.references import convolution
+from vitedge.formats.architecture import ConvStem, PatchStem, ViTConfig
+from vitedge.formats.recipe import load_recipe
 from vitedge.graph.author import author_vit
 from vitedge.graph.surgery import attribute, linear_layers, pin_batch, to_bytes
 from vitedge.graph.unread import without_unread_rows
-from vitedge.quantize.observe import observe
-from vitedge.quantize.prepare import replaced
-from vitedge.quantize.qdq import insert_qdq
-from vitedge.quantize.rounding import QuantizedLayer, Scheme, quantize_layers
-from vitedge.quantize.views import View
-from vitedge.recipe import load_recipe
+from vitedge.quantization.observe import observe
+from vitedge.quantization.prepare import replaced
+from vitedge.quantization.qdq import insert_qdq
+from vitedge.quantization.rounding import QuantizedLayer, Scheme, quantize_layers
+from vitedge.quantization.views import View
+from vitedge.runtimes.interpreter import run_graph
 from vitedge.runtimes.onnxruntime.attention import attentions, float_attention, quantized_attention, shares_evenly
 from vitedge.runtimes.onnxruntime.convolutions import field_indices, integer_convolutions
 from vitedge.runtimes.onnxruntime.gelu import LARGEST_ERROR, tanh_gelus
-from vitedge.runtimes.onnxruntime.interpret import run_graph
 from vitedge.runtimes.onnxruntime.linears import dynamic_linears, gemm_linears, integer_linears, weight_only_linears
-from vitedge.runtimes.onnxruntime.placement import WIDE, by_own_range, integer_graph, left_in_float
+from vitedge.runtimes.onnxruntime.lowering import WIDE, by_own_range, integer_graph, left_in_float
 
 STEM = ConvStem(channels=(8, 10), strides=(2, 4))
 CONFIGS = {
@@ -304,7 +304,7 @@ def test_who_is_whose_neighbour(rows: tuple[int, int]) -> None:
 
     That nothing else saturates is what the limits of our weights rest on; whether those do is the library's matter.
     """
-    from vitedge.hardware import processor
+    from vitedge.device.hardware import processor
 
     cpu = processor()
     isa = set(cpu.isa or ())

@@ -17,14 +17,14 @@ import pytest
 from msgspec.structs import replace
 
 import vitedge
-from vitedge import runtimes
-from vitedge.artifact import Artifact
 from vitedge.errors import ArtifactError, NotInstalledError, UsageError
-from vitedge.runtimes.contract import OpenOptions
+from vitedge.formats.artifact import Artifact
+from vitedge.formats.target import Provider, load_target
+from vitedge.runtimes import here
+from vitedge.runtimes.base import OpenOptions
 from vitedge.runtimes.onnxruntime import providers
 from vitedge.runtimes.onnxruntime.session import _explained, open_backend
 from vitedge.runtimes.session import open_session
-from vitedge.target import Provider, load_target
 
 ALL = ["CUDAExecutionProvider", "OpenVINOExecutionProvider", "CPUExecutionProvider"]
 
@@ -41,7 +41,7 @@ def with_provider(artifact: Artifact, provider: Provider, device: str = "cpu") -
 
 
 def target_file(folder: Path, text: str, **changes: str) -> Path:
-    source = Path(vitedge.catalogue.find("targets", "onnxruntime")).read_text()
+    source = Path(vitedge.core.paths.find("targets", "onnxruntime")).read_text()
     for old, new in changes.items():
         source = source.replace(old, new)
     file = folder / "board.toml"
@@ -82,7 +82,7 @@ def test_a_provider_that_this_build_hasnt(exported: Artifact, monkeypatch: pytes
     with pytest.raises(NotInstalledError, match="onnxruntime-gpu brings it") as refused:
         open_session(made)
     assert refused.value.fix == "run: pip uninstall onnxruntime && pip install onnxruntime-gpu"
-    assert "CUDAExecutionProvider" in runtimes.elsewhere(made.manifest.target)
+    assert "CUDAExecutionProvider" in here.elsewhere(made.manifest.target)
     (undecided,) = (check for check in vitedge.verify(made) if check.ok is None)
     assert "onnxruntime-gpu brings it" in undecided.detail
     with pytest.raises(NotInstalledError, match="has no XnnpackExecutionProvider") as refused:

@@ -22,16 +22,17 @@ from onnx import helper, numpy_helper
 from tests.contract import artifacts
 from tests.contract.portable import relative
 from tests.graph.vits import MEAN, STD, random_arrays, tiny
-from vitedge.artifact import Artifact
 from vitedge.errors import ArtifactError, UsageError, VitedgeError
+from vitedge.formats.artifact import Artifact
+from vitedge.formats.target import Candidate, Target, load_target
 from vitedge.graph.author import author_vit
 from vitedge.graph.surgery import linear_layers
-from vitedge.quantize.integers import PAIR
-from vitedge.runtimes.contract import OpenOptions, Placed
-from vitedge.runtimes.openvino import bfloat16, facts, placement, preflight
+from vitedge.quantization.integers import PAIR
+from vitedge.runtimes.base import OpenOptions, Placed
+from vitedge.runtimes.openvino import bfloat16, lowering, preflight
+from vitedge.runtimes.openvino import detect as facts
 from vitedge.runtimes.openvino.session import _effective, _known, _reason, open_backend, read_contract
 from vitedge.runtimes.session import open_session
-from vitedge.target import Candidate, Target, load_target
 
 pytest.importorskip("openvino", reason="OpenVINO isn't installed")
 
@@ -306,7 +307,7 @@ def test_rounding_to_bfloat16(values: list[float]) -> None:
 def test_bfloat16_is_interpreted_with_its_roundings() -> None:
     """Where no processor here has bfloat16, the deviation that's recorded must not be float32's."""
     pytest.importorskip("onnxruntime")
-    from vitedge.runtimes.onnxruntime.interpret import run_graph
+    from vitedge.runtimes.interpreter import run_graph
 
     placed = artifacts.place(artifacts.request(TARGET, Candidate(precision="bf16", form="bf16")))
     assert placed.interpretable is not None
@@ -318,7 +319,7 @@ def test_bfloat16_is_interpreted_with_its_roundings() -> None:
 @pytest.mark.parametrize("form", ["linears-convs-int8", "pointwise-int8"])
 def test_what_is_not_quantized_runs_in_bfloat16_where_that_is_asked_for(form: str) -> None:
     pytest.importorskip("onnxruntime")
-    from vitedge.runtimes.onnxruntime.interpret import run_graph
+    from vitedge.runtimes.interpreter import run_graph
 
     exact = artifacts.place(artifacts.request(TARGET, Candidate(precision="int8", form=form)))
     placed = artifacts.place(artifacts.request(TARGET, Candidate(precision="int8", form=f"{form}-rest-bf16")))
@@ -426,4 +427,4 @@ def test_a_missing_package_names_its_extra(float_artifact: Artifact, monkeypatch
 
 def test_forms_are_those_of_the_targets() -> None:
     for name in ("openvino", "openvino-arm", "intel-cpu", "intel-n100", "x86-server"):
-        assert {candidate.form for candidate in load_target(name).candidate} <= set(placement.FORMS)
+        assert {candidate.form for candidate in load_target(name).candidate} <= set(lowering.FORMS)

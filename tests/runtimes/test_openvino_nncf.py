@@ -14,12 +14,13 @@ from msgspec.structs import replace
 
 from tests.contract import artifacts
 from tests.contract.portable import relative
-from vitedge import pipeline, planning
+from vitedge import api
 from vitedge.errors import NotInstalledError, UsageError
-from vitedge.runtimes.contract import BUDGET, Placed
+from vitedge.exporting.plan import plan_export
+from vitedge.formats.target import Candidate, load_target
+from vitedge.runtimes.base import BUDGET, Placed
 from vitedge.runtimes.executed import unmet_layers
 from vitedge.runtimes.session import open_session
-from vitedge.target import Candidate, load_target
 
 pytest.importorskip("openvino", reason="OpenVINO isn't installed")
 pytest.importorskip("nncf", reason="NNCF isn't installed")
@@ -75,10 +76,10 @@ def test_other_candidates_do_without_it(small_model: Path, small_data: Path, mon
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "nncf" else find(name))
     others = Candidate(precision="int8", form="pointwise-int8")
     wish = {"precision": "int8", "out": "artifact", "data": small_data, "num_samples": 16}
-    plan = planning.plan_export(small_model, replace(TARGET, candidate=(FORM, others)), **wish)
+    plan = plan_export(small_model, replace(TARGET, candidate=(FORM, others)), **wish)
     assert plan.candidates == (others,)
     with pytest.raises(NotInstalledError, match="form 'nncf-int8' of target 'openvino'"):
-        planning.plan_export(small_model, replace(TARGET, candidate=(FORM,)), **wish)
+        plan_export(small_model, replace(TARGET, candidate=(FORM,)), **wish)
 
 
 @pytest.mark.skipif(platform.machine() == "aarch64", reason="it can be judged here")
@@ -88,16 +89,16 @@ def test_it_is_left_out_where_nothing_can_judge_it(small_model: Path, small_data
     arm = load_target("openvino-arm")
     ours = arm.candidates("int8")
     two = (*ours, Candidate(precision="int8", form="linears-convs-int8"))
-    assert planning.plan_export(small_model, replace(arm, candidate=(*two, FORM)), **wish).candidates == two
+    assert plan_export(small_model, replace(arm, candidate=(*two, FORM)), **wish).candidates == two
     with pytest.raises(UsageError, match="only a machine like the target can judge it"):
-        planning.plan_export(small_model, replace(arm, candidate=(FORM,)), **wish)
+        plan_export(small_model, replace(arm, candidate=(FORM,)), **wish)
 
 
 def test_it_is_measured_beside_the_others(small_model: Path, small_data: Path, tmp_path: Path) -> None:
     others = Candidate(precision="int8", form="pointwise-int8")
     target = replace(TARGET, candidate=(others, FORM), bench=replace(TARGET.bench, warmup_s=0.0, min_duration_s=0.05))
     wish = {"data": small_data, "num_samples": 16, "recipe": "fast", "autotune": True}
-    artifact = pipeline.export(small_model, target, "int8", tmp_path / "artifact", **wish)
+    artifact = api.export(small_model, target, "int8", tmp_path / "artifact", **wish)
     found = {one.form: one for one in artifact.manifest.candidates}
     assert found.keys() == {"pointwise-int8", "nncf-int8"}
     assert all(one.latency_p50_ms and one.divergence is not None for one in found.values())

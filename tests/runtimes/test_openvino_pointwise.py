@@ -16,13 +16,13 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.contract import artifacts
 from tests.contract.portable import relative
 from tests.runtimes.test_openvino import types_of
+from vitedge.formats.target import Candidate, load_target
 from vitedge.graph.surgery import linear_layers, producers
-from vitedge.quantize.qdq import insert_qdq
-from vitedge.quantize.rounding import QuantizedLayer, Scheme, quantize_layers
-from vitedge.runtimes.onnxruntime.interpret import run_graph
+from vitedge.quantization.qdq import insert_qdq
+from vitedge.quantization.rounding import QuantizedLayer, Scheme, quantize_layers
+from vitedge.runtimes.interpreter import run_graph
 from vitedge.runtimes.openvino.pointwise import pointwise_linears, without_undone_transposes
 from vitedge.runtimes.session import open_session
-from vitedge.target import Candidate, load_target
 
 openvino = pytest.importorskip("openvino", reason="OpenVINO isn't installed")
 x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="INT8 convolutions are OpenVINO's on x86 alone")

@@ -19,19 +19,19 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.conftest import ROOT
 from tests.graph.vits import MEAN, STD, random_arrays, tiny
 from tests.runtimes.typed_vits import deviation, embedded, interpret, pictures, request
-from vitedge import embedded as shipped
 from vitedge import runtimes
-from vitedge.architecture import ConvStem, ViTConfig
+from vitedge.data import embedded as shipped
+from vitedge.data.images import ImageSet
 from vitedge.errors import UsageError
+from vitedge.formats.architecture import ConvStem, ViTConfig
+from vitedge.formats.model_folder import read_model_record
+from vitedge.formats.target import load_target
 from vitedge.graph.author import author_vit
 from vitedge.graph.surgery import batch_size, get_metadata, initializers, linear_layers, parse, to_bytes
 from vitedge.graph.typed import element_types
-from vitedge.images import ImageSet
-from vitedge.model_folder import read_model_record
-from vitedge.runtimes._nvidia.placement import centre_pixels, inner_linears
-from vitedge.runtimes.contract import Placed
-from vitedge.runtimes.onnxruntime.interpret import run_graph
-from vitedge.target import load_target
+from vitedge.runtimes._nvidia.lowering import centre_pixels, inner_linears
+from vitedge.runtimes.base import Placed
+from vitedge.runtimes.interpreter import run_graph
 
 CONFIGS = {
     "plain": tiny(),
@@ -50,7 +50,7 @@ def place(
 ) -> tuple[Placed, onnx.ModelProto]:
     graph = author_vit(config, random_arrays(config, folded_stem=True), mean=MEAN, std=STD)
     wish = request(graph, config, precision, target, images=pictures(config, 8), batch=batch)
-    return runtimes.part("tensorrt", "placement").place(wish), graph
+    return runtimes.part("tensorrt", "lowering").place(wish), graph
 
 
 def check(graph: onnx.ModelProto | bytes, target: str = "jetson-orin-nano", **changes: object) -> list[str]:
@@ -161,7 +161,7 @@ def test_the_typed_arithmetic_stays_within_the_budget(precision: str) -> None:
     graph, config = embedded()
     calibration, images, labels, expected = held_out()
     wish = request(graph, config, precision, "tensorrt", images=calibration, by="default")
-    placed = runtimes.part("tensorrt", "placement").place(wish)
+    placed = runtimes.part("tensorrt", "lowering").place(wish)
     assert placed.interpretable is not None
     received = run_graph(placed.interpretable, images)
     lost = 100 * float(np.mean(expected.argmax(1) == labels) - np.mean(received.argmax(1) == labels))
@@ -204,14 +204,14 @@ def test_an_unknown_form_is_refused_with_the_nearest() -> None:
     wish = request(graph, config, "fp16")
     wish = dataclasses.replace(wish, candidate=replace(wish.candidate, form="fp61"))
     with pytest.raises(UsageError, match="TensorRT has no form of this name; the nearest is 'fp16'"):
-        runtimes.part("tensorrt", "placement").place(wish)
+        runtimes.part("tensorrt", "lowering").place(wish)
 
 
 @pytest.mark.parametrize(("precision", "near"), NEAR)
 def test_the_embedded_model_passes_and_computes_nearly_the_same(precision: str, near: float) -> None:
     graph, config = embedded()
     wish = request(graph, config, precision, "jetson-thor", images=pictures(config, 8, seed=2))
-    placed = runtimes.part("tensorrt", "placement").place(wish)
+    placed = runtimes.part("tensorrt", "lowering").place(wish)
     assert check(placed.files[placed.graph], "jetson-thor") == []
     assert placed.interpretable is not None
     images = pictures(config, 8)

@@ -17,9 +17,10 @@ import vitedge
 from tests.graph.vits import tiny
 from tests.runtimes.test_nvidia_session import artifact
 from tests.runtimes.typed_vits import VIT_TI, embedded, pictures, request, trained_like
-from vitedge import files, runtimes
-from vitedge.architecture import ConvStem
+from vitedge import runtimes
+from vitedge.core import files
 from vitedge.errors import ArtifactError, NotInstalledError, UsageError
+from vitedge.formats.architecture import ConvStem
 from vitedge.graph.surgery import to_bytes
 from vitedge.runtimes._nvidia import engine
 from vitedge.runtimes.tensorrt_rtx import referee as module
@@ -38,7 +39,7 @@ CONFIGS = {
 
 def placed(graph: object, config: object, precision: str) -> bytes:
     wish = request(graph, config, precision, images=pictures(config, 2))  # type: ignore[arg-type]
-    result = runtimes.part("tensorrt", "placement").place(wish)
+    result = runtimes.part("tensorrt", "lowering").place(wish)
     assert runtimes.part("tensorrt", "preflight").check(result.files[result.graph], wish.target) == []
     return bytes(result.files[result.graph])
 
@@ -217,13 +218,13 @@ def test_a_builder_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_int8_isnt_a_form_of_this_runtime() -> None:
     wish = request(trained_like(tiny()), tiny(), "int8", images=pictures(tiny(), 2))
     with pytest.raises(UsageError, match="TensorRT-RTX has no form of this name"):
-        runtimes.part("tensorrt_rtx", "placement").place(wish)
+        runtimes.part("tensorrt_rtx", "lowering").place(wish)
 
 
 def test_the_same_graph_as_tensorrts_otherwise() -> None:
     graph = trained_like(tiny())
     files = [
-        runtimes.part(runtime, "placement").place(request(graph, tiny(), "fp16", target)).files
+        runtimes.part(runtime, "lowering").place(request(graph, tiny(), "fp16", target)).files
         for runtime, target in (("tensorrt", "tensorrt"), ("tensorrt_rtx", "tensorrt-rtx"))
     ]
     assert files[0] == files[1]

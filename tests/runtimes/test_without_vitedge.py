@@ -16,7 +16,7 @@ import vitedge
 from tests.conftest import ROOT
 from tests.runtimes.nvidia_stand_in import CudaStandIn, TensorRTStandIn, plan
 from vitedge import runtimes
-from vitedge.artifact import GOLDEN_INPUTS, GOLDEN_LOGITS, Artifact
+from vitedge.formats.artifact import GOLDEN_INPUTS, GOLDEN_LOGITS, Artifact
 
 PAGE = (ROOT / "docs/without-vitedge.md").read_text()
 PROGRAMS = dict(re.findall(r"<!-- program: (\S+) -->\n```\w+\n(.*?)```", PAGE, re.DOTALL))

@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file
 
-from vitedge.architecture import PatchStem, ViTConfig
+from vitedge.data.preprocessing import Preprocessing
+from vitedge.formats.architecture import PatchStem, ViTConfig
+from vitedge.formats.model_folder import class_table
+from vitedge.formats.recipe import load_recipe
+from vitedge.formats.target import Candidate, load_target
 from vitedge.graph.author import author_vit, expected_parameters
 from vitedge.graph.surgery import to_bytes
-from vitedge.model_folder import class_table
-from vitedge.preprocessing import Preprocessing
-from vitedge.quantize.observe import observe
-from vitedge.recipe import load_recipe
-from vitedge.runtimes.contract import Request
-from vitedge.target import Candidate, load_target
+from vitedge.quantization.observe import observe
+from vitedge.runtimes.base import Request
 
 #: Not every target that the tests use has a GPU for it.
 FP8 = Candidate(precision="fp8", form="linears-fp8-rest-fp16")
@@ -53,9 +53,9 @@ def trained_like(config: ViTConfig, seed: int = 0) -> onnx.ModelProto:
 def embedded() -> tuple[onnx.ModelProto, ViTConfig]:
     """The model that ships with vitedge, authored from its weights; skips where it isn't in this checkout."""
     import vitedge
-    from vitedge.model_folder import MODEL_WEIGHTS, read_model_record
+    from vitedge.formats.model_folder import MODEL_WEIGHTS, read_model_record
 
-    folder = Path(vitedge.__file__).parent / "embedded"
+    folder = Path(vitedge.__file__).parent / "data" / "embedded"
     if not (folder / MODEL_WEIGHTS).exists():
         pytest.skip("the embedded model isn't in this checkout")
     record = read_model_record(folder, "read the embedded model")

@@ -1,4 +1,4 @@
-"""The command line: one file per verb, each a function of a few lines that calls :mod:`vitedge.pipeline`.
+"""Options in, one call and one rendering out: the command line, one file a verb.
 
 Nothing heavy is imported here: a verb imports what it needs when it runs.
 """
@@ -15,8 +15,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from vitedge._version import __version__
+from vitedge.core.files import resource_errors
 from vitedge.errors import InterruptedError_, VitedgeError
-from vitedge.files import resource_errors
 
 VERBS = (
     "demo",

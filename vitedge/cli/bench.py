@@ -12,7 +12,7 @@ import typer
 from vitedge.cli.options import Device, Json, NoBuild, Quiet
 
 if TYPE_CHECKING:
-    from vitedge.result import Result
+    from vitedge.formats.result import Result
 
 
 class Scenario(str, Enum):
@@ -138,12 +138,12 @@ def bench(
 
     `vitedge bench artifact/ --like benchmark-app --like trtexec10`
     """
-    from vitedge import pipeline
-    from vitedge.camera.replay import open_replay
+    from vitedge import api
+    from vitedge.benchmarking.bench import Wish
     from vitedge.cli.outcome import keeper, refuse_invalid, result_to
-    from vitedge.harness.bench import Wish
-    from vitedge.progress import bars
-    from vitedge.runtimes.contract import OpenOptions
+    from vitedge.core.progress import bars
+    from vitedge.runtimes.base import OpenOptions
+    from vitedge.streaming.replay import open_replay
 
     sweep = counts(threads, "--threads") if threads is not None else ()
     wish = Wish(
@@ -166,7 +166,7 @@ def bench(
             result = before
         else:
             with bars(quiet=quiet) as progress:
-                result = pipeline.bench(
+                result = api.bench(
                     artifact,
                     wish,
                     options,
@@ -188,7 +188,7 @@ def _interrupted(out: Path | None) -> Result | None:
         ArtifactError: not a result.
     """
     from vitedge.errors import UsageError
-    from vitedge.result import read_result
+    from vitedge.formats.result import read_result
 
     if out is None:
         raise UsageError("go on with an interrupted measurement", "no file is named", "add: --out result.json")

@@ -64,14 +64,14 @@ def build(
 
     `vitedge build fp16/ int8/ --explain`
     """
-    from vitedge import building
-    from vitedge.artifact import Artifact
+    from vitedge.building import choices, engines
+    from vitedge.core.progress import bars
     from vitedge.errors import UsageError
-    from vitedge.progress import bars
+    from vitedge.formats.artifact import Artifact
     from vitedge.reporting import built as tables
     from vitedge.reporting import terminal
-    from vitedge.runtimes.chosen import candidates_of, folders
-    from vitedge.runtimes.contract import OpenOptions
+    from vitedge.runtimes.base import OpenOptions
+    from vitedge.runtimes.choice import candidates_of, folders
 
     opened = [Artifact.open(path) for path in artifact]
     choose = autotune or (not sm and not explain and len(opened) == 1 and bool(folders(opened[0])))
@@ -83,7 +83,7 @@ def build(
         raise UsageError("write engines", "one folder is for one artifact", "build one at a time, or add: --autotune")
     if choose:
         with bars(quiet=quiet) as progress:
-            timed = building.autotune(
+            timed = choices.autotune(
                 opened, data=data, out=out, overwrite=overwrite, duration_s=duration, progress=progress
             )
         terminal.emit(timed, None if explain else json, tables.show_tuned)
@@ -92,12 +92,12 @@ def build(
             rows = [
                 row
                 for one in opened
-                for row in building.build(
+                for row in engines.build(
                     one, sms=sm or (), out=out, options=options, overwrite=overwrite, progress=progress
                 )
             ]
         terminal.emit(rows, json, tables.show_built)
     if explain:
         with bars(quiet=quiet) as progress:
-            found, compared = building.explain(opened, OpenOptions(options=options, progress=progress), progress)
+            found, compared = engines.explain(opened, OpenOptions(options=options, progress=progress), progress)
         terminal.emit({"engines": found, "compared": compared}, json, tables.show_explained)

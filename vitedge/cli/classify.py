@@ -28,12 +28,12 @@ def classify(
 
     `vitedge classify artifact/ holiday/ --top-k 1 --json labels.json`
     """
-    from vitedge import pipeline
-    from vitedge.progress import bars
+    from vitedge import api
+    from vitedge.core.progress import bars
     from vitedge.reporting import measured, terminal
-    from vitedge.runtimes.contract import OpenOptions
+    from vitedge.runtimes.base import OpenOptions
 
     options = OpenOptions(device=device, threads=threads, build=not no_build)
     with bars(quiet=quiet) as progress:
-        found = pipeline.classify(artifact, picture, options, top_k=top_k, progress=progress)
+        found = api.classify(artifact, picture, options, top_k=top_k, progress=progress)
     terminal.emit(found, json, measured.show_classified)

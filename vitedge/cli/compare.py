@@ -62,14 +62,14 @@ def compare(
 
     `vitedge compare result.json`
     """
-    from vitedge import pipeline
+    from vitedge import api
     from vitedge.cli.outcome import keeper, refuse_worse, separate
-    from vitedge.comparison import Allowed, Rounds
+    from vitedge.comparison.compare import Allowed, Rounds
+    from vitedge.core.progress import bars
     from vitedge.errors import UsageError
-    from vitedge.progress import bars
+    from vitedge.formats.result import refuse_existing_result
     from vitedge.reporting import compared, terminal
-    from vitedge.result import refuse_existing_result
-    from vitedge.runtimes.contract import OpenOptions
+    from vitedge.runtimes.base import OpenOptions
 
     allowed = Allowed(max_slowdown_pct=max_slowdown, max_drop_pts=max_drop)
     artifacts, results = separate(artifact)
@@ -78,12 +78,12 @@ def compare(
     if results:
         if data or duration or out or threads is not None or device:
             raise UsageError("compare results", "nothing is measured anew", "leave out how to measure")
-        found = pipeline.compare_results(results, allowed)
+        found = api.compare_results(results, allowed)
     else:
         keep = keeper(out)
         options = OpenOptions(device=device, threads=threads, build=not no_build)
         with bars(quiet=quiet) as progress:
-            result, found = pipeline.compare(
+            result, found = api.compare(
                 artifacts[0],
                 artifacts[1:],
                 allowed,

@@ -31,8 +31,8 @@ def demo(
     """
     import sys
 
+    from vitedge.core.progress import bars
     from vitedge.demo import demo as run
-    from vitedge.progress import bars
     from vitedge.reporting import terminal
     from vitedge.reporting.summary import show_summary
 

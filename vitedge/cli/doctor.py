@@ -18,7 +18,7 @@ def doctor(
 
     `vitedge doctor --json - > machine.json`
     """
-    from vitedge import machine
+    from vitedge.doctor import examine
     from vitedge.reporting import terminal
 
-    terminal.emit(machine.examine(), json, terminal.show_doctor)
+    terminal.emit(examine(), json, terminal.show_doctor)

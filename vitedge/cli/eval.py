@@ -54,16 +54,16 @@ def eval_(
 
     `vitedge eval artifact/ --data test.tar.gz --limit 1000`
     """
-    from vitedge import pipeline
+    from vitedge import api
     from vitedge.cli.outcome import keeper, result_to, resumable
-    from vitedge.progress import bars
-    from vitedge.runtimes.contract import OpenOptions
+    from vitedge.core.progress import bars
+    from vitedge.runtimes.base import OpenOptions
 
     options = OpenOptions(device=device, threads=threads, build=not no_build)
     earlier = resumable(out, wanted=resume, asked="evaluate accuracy")
     with result_to(out, json, overwrite=overwrite or earlier is not None, asked="evaluate accuracy") as deliver:
         with bars(quiet=quiet) as progress:
-            result = pipeline.evaluate(
+            result = api.evaluate(
                 artifact,
                 data,
                 options,

@@ -84,14 +84,15 @@ def export(
     """
     from msgspec import to_builtins
 
-    from vitedge import exporting, planning
-    from vitedge.progress import bars
-    from vitedge.reporting import terminal
+    from vitedge.core.progress import bars
+    from vitedge.exporting import write
+    from vitedge.exporting.plan import describe, plan_export
+    from vitedge.reporting import selection, terminal
 
     wish = chosen_precision(precision, int8=int8, half=half)
     folders = [out] if len(target) == 1 else [out / f"{Path(name).stem}-{wish}" for name in target]
     plans = [
-        planning.plan_export(
+        plan_export(
             model,
             name,
             wish,
@@ -111,15 +112,14 @@ def export(
         for name, folder in zip(target, folders, strict=True)
     ]
     if dry_run:
-        terminal.emit([planning.describe(plan) for plan in plans], json, terminal.show_plans)
+        terminal.emit([describe(plan) for plan in plans], json, terminal.show_plans)
         return
     with bars(quiet=quiet) as progress:
-        artifacts = [exporting.export(plan, progress) for plan in plans]
-    rows = [exporting.summary(artifact) for artifact in artifacts]
+        artifacts = [write.export(plan, progress) for plan in plans]
+    rows = [write.summary(artifact) for artifact in artifacts]
     if explain:
         rows = [
-            row
-            | {"explained": to_builtins(exporting.explain(plan, artifact)), "picture": exporting.draw(plan, artifact)}
+            row | {"explained": to_builtins(write.explain(plan, artifact)), "picture": selection.draw(plan, artifact)}
             for row, plan, artifact in zip(rows, plans, artifacts, strict=True)
         ]
     terminal.emit(rows, json, terminal.show_exports)
@@ -132,7 +132,7 @@ def chosen_precision(precision: str | None, *, int8: bool, half: bool) -> str:
         UsageError: none, or several that differ.
     """
     from vitedge.errors import UsageError, nearest
-    from vitedge.target import PRECISIONS as OF_TARGETS
+    from vitedge.formats.target import PRECISIONS as OF_TARGETS
 
     precisions = (*OF_TARGETS, "auto")
     wishes = {wish for wish, given in ((precision, precision), ("int8", int8), ("fp16", half)) if given}

@@ -115,8 +115,8 @@ def import_(
 
     `vitedge import --factory my_models:small_swin --weights swin.safetensors --size 224 --mean … --std … --out model/`
     """
-    from vitedge import importing, pipeline
-    from vitedge.progress import bars
+    from vitedge import api, importing
+    from vitedge.core.progress import bars
     from vitedge.reporting import terminal
 
     chosen = importing.chosen_source(source, factory, weights, allow_pickle=allow_pickle)
@@ -141,7 +141,7 @@ def import_(
         activation=activation,
     )
     with bars() as progress:
-        model = pipeline.import_model(
+        model = api.import_model(
             chosen,
             out,
             labels=labels,

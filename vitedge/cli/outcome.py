@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vitedge.comparison import Comparison
-    from vitedge.result import Result
+    from vitedge.comparison.compare import Comparison
+    from vitedge.formats.result import Result
 
 
 @contextlib.contextmanager
@@ -27,8 +27,8 @@ def result_to(out: Path | None, json: str | None, *, overwrite: bool, asked: str
         UsageError: a file exists.
         ResourceError: it can't be written.
     """
+    from vitedge.formats.result import Stopped, encode_result, refuse_existing_result, write_result
     from vitedge.reporting import measured
-    from vitedge.result import Stopped, encode_result, refuse_existing_result, write_result
 
     files = [path for path in (out, Path(json) if json not in (None, "-") else None) if path is not None]
     for path in files:
@@ -57,7 +57,7 @@ def resumable(out: Path | None, *, wanted: bool, asked: str) -> Result | None:
         ArtifactError: not a result.
     """
     from vitedge.errors import UsageError
-    from vitedge.result import read_result
+    from vitedge.formats.result import read_result
 
     if not wanted:
         return None
@@ -70,7 +70,7 @@ def resumable(out: Path | None, *, wanted: bool, asked: str) -> Result | None:
 
 def keeper(out: Path | None) -> Callable[[Result], None] | None:
     """What keeps a partial result in ``--out`` while measuring; None without one."""
-    from vitedge.result import write_result
+    from vitedge.formats.result import write_result
 
     return None if out is None else lambda result: write_result(result, out)
 
@@ -81,8 +81,8 @@ def refuse_invalid(result: Result) -> None:
     Raises:
         InvalidResultError: what stands against it.
     """
+    from vitedge.benchmarking.validity import judge
     from vitedge.errors import InvalidResultError
-    from vitedge.harness.validity import judge
 
     for row in result.rows:
         verdict = judge(row)
@@ -98,9 +98,9 @@ def separate(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     Raises:
         UsageError: both kinds, neither kind, or too few.
     """
-    from vitedge.artifact import MANIFEST
     from vitedge.errors import UsageError
-    from vitedge.result import RESULT_JSON
+    from vitedge.formats.artifact import MANIFEST
+    from vitedge.formats.result import RESULT_JSON
 
     asked = f"compare {' with '.join(str(path) for path in paths)}"
     artifacts = [path for path in paths if (path / MANIFEST).is_file()]

@@ -23,11 +23,11 @@ def recipes(
 
     `vitedge recipes thorough`
     """
-    from vitedge import catalogue
-    from vitedge.recipe import load_recipe
+    from vitedge.core import paths
+    from vitedge.formats.recipe import load_recipe
     from vitedge.reporting import terminal
 
     if name is not None:
         terminal.emit(load_recipe(name), json, terminal.show_recipe)
         return
-    terminal.emit([load_recipe(known) for known in catalogue.names("calibration")], json, terminal.show_recipes)
+    terminal.emit([load_recipe(known) for known in paths.names("calibration")], json, terminal.show_recipes)

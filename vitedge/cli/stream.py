@@ -192,8 +192,8 @@ def stream(
 
     `vitedge stream artifact/ front=rtsp://10.0.0.5/main --credentials env:CAMERA --smoothing 0.5`
     """
-    from vitedge.camera.command import run
-    from vitedge.camera.settings import read_settings
+    from vitedge.streaming.command import run
+    from vitedge.streaming.settings import read_settings
 
     given = dict(locals())
     given.pop("read_settings"), given.pop("run")

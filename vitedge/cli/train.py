@@ -138,15 +138,15 @@ def train(
     from vitedge.errors import NotInstalledError
 
     try:
-        from vitedge.models.augment import Augmentation
-        from vitedge.models.options import Distillation, TrainOptions
-        from vitedge.models.train import train as train_
+        from vitedge.training.augment import Augmentation
+        from vitedge.training.options import Distillation, TrainOptions
+        from vitedge.training.train import train as train_
     except ModuleNotFoundError as error:
         raise NotInstalledError.for_extra("train a model", error.name or "torch", "train") from error
 
     if init_from is not None and init_from.startswith("hub:"):
+        from vitedge.core.progress import bars
         from vitedge.importing.hub import fetch
-        from vitedge.progress import bars
 
         with bars() as show:
             init_from = str(fetch(init_from, f"fetch {init_from}", show).folder)
@@ -213,7 +213,7 @@ def _model_folder(source: str | None) -> Iterator[str | None]:
     if source is None or source == "embedded" or (Path(source) / "model.json").is_file():
         yield source
         return
-    from vitedge.pipeline import import_model
+    from vitedge.api import import_model
 
     with tempfile.TemporaryDirectory(prefix="vitedge-teacher-") as folder:
         yield str(import_model(source, out=Path(folder) / "model").path)

@@ -28,12 +28,12 @@ def verify(
 
     `vitedge verify artifact/ --json - > checks.json`
     """
-    from vitedge import pipeline
+    from vitedge import api
     from vitedge.errors import InvalidResultError
     from vitedge.reporting import measured, terminal
-    from vitedge.runtimes.contract import OpenOptions
+    from vitedge.runtimes.base import OpenOptions
 
-    checks = pipeline.verify(artifact, OpenOptions(device=device, threads=threads, build=not no_build))
+    checks = api.verify(artifact, OpenOptions(device=device, threads=threads, build=not no_build))
     terminal.emit(checks, json, measured.show_checks)
     wrong = [check.name for check in checks if check.ok is False]
     if wrong:

@@ -1,1 +1,1 @@
-"""The float graph: authoring, canonical form, exact folds, surgery and checkpoint layouts. No torch, no runtime."""
+"""Named arrays or anyone's ONNX file in, the canonical float graph out. No torch, no runtime."""

@@ -33,8 +33,8 @@ import onnx
 from numpy.typing import ArrayLike, NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from vitedge.architecture import ConvStem, ViTConfig
 from vitedge.errors import ModelError
+from vitedge.formats.architecture import ConvStem, ViTConfig
 from vitedge.graph.positions import half_order, rotary_angles
 
 OPSET = 20
@@ -101,7 +101,8 @@ def author_vit(
 def expected_parameters(config: ViTConfig, *, folded_stem: bool = False) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape of every parameter, in the order of the forward pass.
 
-    ``folded_stem`` chooses between the two forms of :class:`~vitedge.architecture.ConvStem`; a patch stem has one.
+    ``folded_stem`` chooses between the two forms of :class:`~vitedge.formats.architecture.ConvStem`; a patch stem has
+    one.
     """
     dim = config.embed_dim
     if isinstance(config.stem, ConvStem):

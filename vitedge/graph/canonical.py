@@ -19,14 +19,14 @@ import numpy as np
 import onnx
 from onnx import helper, inliner, version_converter
 
-from vitedge.architecture import ViTConfig
+from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ModelError
+from vitedge.formats.architecture import ViTConfig
 from vitedge.graph import affine, folding, image_input, rewrites, shaping, surgery
 from vitedge.graph.author import IR_VERSION, OPSET, author_vit
 from vitedge.graph.interface import FIX
 from vitedge.graph.lift import lift
 from vitedge.graph.surgery import attribute
-from vitedge.preprocessing import Preprocessing
 
 #: From a candidate with input ``image`` to the largest difference of its logits from the source's, over the largest
 #: absolute logit; infinite if it doesn't run.

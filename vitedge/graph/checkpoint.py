@@ -14,11 +14,11 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from vitedge.architecture import PatchStem, ViTConfig
+from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ModelError, NotInstalledError, UsageError
+from vitedge.formats.architecture import PatchStem, ViTConfig
+from vitedge.formats.model_folder import MODEL_WEIGHTS, ClassLabel, ModelRecord
 from vitedge.graph.positions import resize_patches, resize_positions
-from vitedge.model_folder import MODEL_WEIGHTS, ClassLabel, ModelRecord
-from vitedge.preprocessing import Preprocessing
 
 T = TypeVar("T")
 Arrays = dict[str, NDArray[np.generic]]

@@ -15,8 +15,9 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
-from vitedge.architecture import PatchStem, ViTConfig
 from vitedge.errors import ModelError, UsageError
+from vitedge.formats.architecture import PatchStem, ViTConfig
+from vitedge.formats.model_folder import ClassLabel, class_table
 from vitedge.graph.author import checked_parameters, expected_parameters
 from vitedge.graph.checkpoint import (
     CONFIG_JSON,
@@ -30,7 +31,6 @@ from vitedge.graph.checkpoint import (
     resized,
     weights_of,
 )
-from vitedge.model_folder import ClassLabel, class_table
 
 PREPROCESSOR = "preprocessor_config.json"
 

@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ModelError
 from vitedge.graph import folding, surgery
-from vitedge.preprocessing import Preprocessing
 
 FIX = "export the model again, with a recent torch.onnx.export at opset 20 or lower"
 

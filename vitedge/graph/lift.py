@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from vitedge.architecture import PatchStem, ViTConfig
+from vitedge.formats.architecture import PatchStem, ViTConfig
 from vitedge.graph import surgery
 from vitedge.graph.folding import Index
 from vitedge.graph.surgery import Linear, attribute

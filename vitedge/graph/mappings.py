@@ -14,11 +14,11 @@ from typing import Any
 import msgspec
 
 from vitedge.errors import ModelError
+from vitedge.formats.model_folder import MODEL_WEIGHTS, check_digests, read_model_record
 from vitedge.graph.author import checked_parameters
 from vitedge.graph.checkpoint import CONFIG_JSON, Arrays, Checkpoint, read_json, read_safetensors
 from vitedge.graph.hf_layout import read_huggingface
 from vitedge.graph.timm_layout import read_timm
-from vitedge.model_folder import MODEL_WEIGHTS, check_digests, read_model_record
 
 __all__ = [
     "Arrays",
@@ -43,8 +43,8 @@ def read_published(path: Path, given: Mapping[str, Any] | None = None, *, patch_
 
     Args:
         path: the folder or the file.
-        given: fields of :class:`~vitedge.preprocessing.Preprocessing` that override the published ones; with another
-            ``size`` position embeddings are resized.
+        given: fields of :class:`~vitedge.data.preprocessing.Preprocessing` that override the published ones; with
+            another ``size`` position embeddings are resized.
         patch_size: side in pixels; the patch projection is resized.
 
     Raises:

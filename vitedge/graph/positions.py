@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vitedge.architecture import Rope
 from vitedge.errors import ModelError
+from vitedge.formats.architecture import Rope
 
 Float64 = NDArray[np.float64]
 
@@ -102,7 +102,7 @@ def rotary_angles(
     """The angle that each pair of channels of each patch is turned by.
 
     Args:
-        rope: the kind; see :class:`~vitedge.architecture.Rope`.
+        rope: the kind; see :class:`~vitedge.formats.architecture.Rope`.
         grid: (rows, columns) of patches.
         head_dim: channels a head.
         freqs: for ``mixed``, one block's [2, heads, head_dim/2].

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vitedge.architecture import ConvStem, ViTConfig
+from vitedge.formats.architecture import ConvStem, ViTConfig
 from vitedge.graph.positions import rotary_angles
 
 Float64 = NDArray[np.float64]

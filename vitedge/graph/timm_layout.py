@@ -10,8 +10,9 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from vitedge.architecture import PatchStem, Rope, ViTConfig
 from vitedge.errors import ModelError
+from vitedge.formats.architecture import PatchStem, Rope, ViTConfig
+from vitedge.formats.model_folder import ClassLabel, class_table
 from vitedge.graph.author import checked_parameters
 from vitedge.graph.checkpoint import (
     CONFIG_JSON,
@@ -27,7 +28,6 @@ from vitedge.graph.checkpoint import (
     shape_of,
     weights_of,
 )
-from vitedge.model_folder import ClassLabel, class_table
 
 
 def read_timm(path: Path, given: Mapping[str, Any] | None = None, *, patch_size: int | None = None) -> Checkpoint:

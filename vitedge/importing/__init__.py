@@ -1,4 +1,4 @@
-"""Import: a checkpoint, a torch module, an ONNX file from anyone or the embedded model becomes a ``model/`` folder.
+"""A checkpoint, a torch module or an ONNX file in; a model folder, held against its source, out.
 
 Whatever comes in is compared with its source on pictures before anything is written: a checkpoint with a float64
 forward pass in numpy, a torch module and an ONNX file with themselves. The user's code and foreign ONNX files run in
@@ -10,7 +10,7 @@ from vitedge.importing.factory import chosen_source
 from vitedge.importing.labels import read_labels
 from vitedge.importing.options import preprocessing_options
 from vitedge.importing.proof import PICTURES, TOLERANCE
-from vitedge.models.factory import Factory
+from vitedge.training.factory import Factory
 
 __all__ = [
     "PICTURES",

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from vitedge.core.files import sha256_file
+from vitedge.data.images import ImageSet
 from vitedge.errors import ModelError
-from vitedge.files import sha256_file
-from vitedge.images import ImageSet
+from vitedge.formats.model_folder import MODEL_ONNX, MODEL_WEIGHTS
 from vitedge.importing.options import contract_of
 from vitedge.importing.proof import Imported, frames_of, parity_of, runner
-from vitedge.model_folder import MODEL_ONNX, MODEL_WEIGHTS
 
 if TYPE_CHECKING:
     from vitedge.graph.mappings import Checkpoint

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitedge import embedded
+from vitedge.core.files import refuse_existing
+from vitedge.core.progress import Progress, silent
+from vitedge.data import embedded
+from vitedge.data.images import ImageSet
 from vitedge.errors import InvalidResultError, ModelError, UsageError
-from vitedge.files import refuse_existing
-from vitedge.images import ImageSet
+from vitedge.formats.model_folder import MODEL_JSON, ClassLabel, Model, ModelRecord, Origin, class_table, write_model
 from vitedge.importing.checkpoint import import_checkpoint
 from vitedge.importing.factory import import_factory
 from vitedge.importing.hub import PREFIX, Fetched, fetch
@@ -17,9 +19,7 @@ from vitedge.importing.labels import read_labels
 from vitedge.importing.labels import recognised as labels_recognised
 from vitedge.importing.onnx_file import graph_summary, import_onnx
 from vitedge.importing.proof import TOLERANCE, Imported
-from vitedge.model_folder import MODEL_JSON, ClassLabel, Model, ModelRecord, Origin, class_table, write_model
-from vitedge.models.factory import PICKLED, Factory
-from vitedge.progress import Progress, silent
+from vitedge.training.factory import PICKLED, Factory
 
 LAYOUTS = (
     "a timm or Hugging Face folder (config.json, model.safetensors), hub:<org>/<name>, an ONNX file, "
@@ -43,14 +43,14 @@ def import_model(
     Args:
         source: a folder in timm's or transformers' published layout or its ``model.safetensors``,
             ``"hub:<org>/<name>[@revision]"``, an ONNX file, a folder that ``vitedge train`` wrote, ``"embedded"``, or a
-            :class:`~vitedge.models.factory.Factory` of a torch module.
+            :class:`~vitedge.training.factory.Factory` of a torch module.
         out: the model folder to write.
         labels: class names in the order of the logits, as :func:`~vitedge.importing.labels.read_labels` takes them.
             Without it the source's own, else numbers.
-        preprocessing: fields of :class:`~vitedge.preprocessing.Preprocessing` that override or complete the source's.
-            An ONNX file with float input needs at least ``mean`` and ``std``, and ``size`` where its input has none.
-            Another ``size`` of a published checkpoint resizes its position embedding; ``patch_size`` beside these
-            fields its patch projection.
+        preprocessing: fields of :class:`~vitedge.data.preprocessing.Preprocessing` that override or complete the
+            source's. An ONNX file with float input needs at least ``mean`` and ``std``, and ``size`` where its input
+            has none. Another ``size`` of a published checkpoint resizes its position embedding; ``patch_size`` beside
+            these fields its patch projection.
         licence: of the model, where the source doesn't say.
         images: pictures to compare on; without them the embedded ones.
         overwrite: permit replacing an existing model folder.

@@ -10,14 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vitedge.core.files import sha256_file
+from vitedge.core.isolation import ChildError, run_isolated
+from vitedge.data.images import ImageSet
 from vitedge.errors import ModelError, UsageError
-from vitedge.files import sha256_file
-from vitedge.images import ImageSet
 from vitedge.importing.onnx_file import demand, import_onnx, source_input
 from vitedge.importing.options import contract_of
 from vitedge.importing.proof import Imported, Logits, frames_of
-from vitedge.isolation import ChildError, run_isolated
-from vitedge.models.factory import Factory
+from vitedge.training.factory import Factory
 
 TIMEOUT_S = 3600.0
 
@@ -75,7 +75,7 @@ def _export(
     factory: Factory, options: dict[str, Any], images: str | Path | ImageSet | None, path: Path, asked: str
 ) -> tuple[dict[str, Any], Logits, dict[str, Any]]:
     """Write the module to ``path``; returns the contract's fields, its logits, and what is told. In a child process."""
-    from vitedge.models import factory as torch_modules
+    from vitedge.training import factory as torch_modules
 
     module = torch_modules.build(factory, asked)
     fields = {**torch_modules.told_preprocessing(module), **options}

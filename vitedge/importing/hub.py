@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vitedge.core.progress import Progress, silent
 from vitedge.errors import ModelError, NotInstalledError, ResourceError, UsageError
-from vitedge.progress import Progress, silent
 
 PREFIX = "hub:"
 NEEDED = ("config.json", "model.safetensors")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import msgspec
 
+from vitedge.data.images import ImageSet
 from vitedge.errors import ModelError, UsageError
-from vitedge.images import ImageSet
-from vitedge.model_folder import ClassLabel, class_table
+from vitedge.formats.model_folder import ClassLabel, class_table
 
 IMAGENET_1K = "imagenet-1k"
 

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitedge.deviation import deviation
+from vitedge.core.deviation import deviation
+from vitedge.core.files import sha256_file
+from vitedge.core.isolation import ChildError, run_isolated
+from vitedge.data.images import ImageSet
+from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ModelError, UsageError
-from vitedge.files import sha256_file
-from vitedge.images import ImageSet
+from vitedge.formats.model_folder import MODEL_ONNX
 from vitedge.importing.options import contract_of
 from vitedge.importing.proof import TOLERANCE, Frames, Imported, Logits, frames_of, parity_of, runner
-from vitedge.isolation import ChildError, run_isolated
-from vitedge.model_folder import MODEL_ONNX
-from vitedge.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     import onnx

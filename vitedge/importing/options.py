@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
+from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import UsageError
-from vitedge.preprocessing import Preprocessing
 
 
 def preprocessing_options(
@@ -19,7 +19,7 @@ def preprocessing_options(
     fill: str | None = None,
     **others: Any,
 ) -> dict[str, Any]:
-    """Command-line spellings as fields of :class:`~vitedge.preprocessing.Preprocessing`; what is None is left out.
+    """Command-line spellings as fields of :class:`~vitedge.data.preprocessing.Preprocessing`; what is None is left out.
 
     Args:
         size: ``HEIGHT`` or ``HEIGHTxWIDTH`` in pixels.

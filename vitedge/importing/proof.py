@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitedge import embedded
-from vitedge.architecture import ViTConfig
-from vitedge.deviation import deviation
+from vitedge.core.deviation import deviation
+from vitedge.data import embedded
+from vitedge.data.images import ImageSet
+from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ModelError, NotInstalledError
-from vitedge.images import ImageSet
-from vitedge.model_folder import ClassLabel, Parity
-from vitedge.preprocessing import Preprocessing
+from vitedge.formats.architecture import ViTConfig
+from vitedge.formats.model_folder import ClassLabel, Parity
 
 if TYPE_CHECKING:
     import onnx

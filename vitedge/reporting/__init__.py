@@ -1,1 +1,1 @@
-"""From results to what people read: terminal tables, Markdown, CSV and one HTML file."""
+"""Results in; tables, pictures, Markdown, CSV and one HTML file out."""

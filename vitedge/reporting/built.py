@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vitedge.reporting.terminal import GOOD, QUIET, UNSURE, mark, megabytes, show, table, text
 
 if TYPE_CHECKING:
-    from vitedge.runtimes.chosen import Timed
+    from vitedge.runtimes.choice import Timed
 
 
 def show_built(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vitedge import catalogue
+from vitedge.core import paths
+from vitedge.core.files import write_atomic
 from vitedge.errors import UsageError
-from vitedge.files import write_atomic
 
 TEMPLATE = Path(__file__).resolve().parent / "templates" / "target.toml"
 
@@ -26,7 +26,7 @@ def write_target(out: Path, name: str | None = None) -> str:
         ResourceError: it can't be written.
     """
     asked = f"write the target file {out}"
-    source = TEMPLATE if name is None else catalogue.find("targets", name)
+    source = TEMPLATE if name is None else paths.find("targets", name)
     if out.suffix != ".toml":
         raise UsageError(asked, "a target file ends in .toml", f"name it: --new {out.with_suffix('.toml')}")
     if out.exists() or out.is_symlink():

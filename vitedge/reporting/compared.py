@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-    from vitedge.comparison import Comparison
-    from vitedge.harness.ratio import Ratio
+    from vitedge.comparison.compare import Comparison
+    from vitedge.comparison.ratio import Ratio
 
 
 def show_comparisons(found: Sequence[Comparison]) -> None:

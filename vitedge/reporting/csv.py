@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from vitedge.errors import printable
+from vitedge.formats.result import Result
 from vitedge.reporting import rows
 from vitedge.reporting.decision import decide
 from vitedge.reporting.rows import Line
-from vitedge.result import Result
 
 
 def records(results: Sequence[Result]) -> list[dict[str, Any]]:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
-from vitedge.harness import profile, sustained
-from vitedge.latency import Reading
+from vitedge.benchmarking import profile, sustained
+from vitedge.device.reading import Reading
 from vitedge.reporting.plots import GRID, QUIET, colour, letters, marker, picture
 from vitedge.reporting.rows import Line
 
@@ -36,8 +36,8 @@ _SENSORS = (
 def over_time(lines: Sequence[Line], title: str) -> str | None:
     """Latency over the run, and below it the clocks, temperatures and power that could be read.
 
-    A short run shows the median of every block; a long one (:data:`vitedge.harness.sustained.LONG_S`) the median and
-    the 95th percentile of :data:`vitedge.harness.sustained.WINDOWS` windows.
+    A short run shows the median of every block; a long one (:data:`vitedge.benchmarking.sustained.LONG_S`) the median
+    and the 95th percentile of :data:`vitedge.benchmarking.sustained.WINDOWS` windows.
     """
     timed = [line for line in lines if line.row.latency is not None and len(line.row.latency.samples.blocks) > 1]
     if not timed:

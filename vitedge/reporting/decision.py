@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from vitedge.harness.ratio import interleaved, ratio
+from vitedge.comparison.ratio import interleaved, ratio
+from vitedge.formats.result import Circumstances, Rules
 from vitedge.reporting.rows import UNKNOWN, Line, milliseconds, points
-from vitedge.result import Circumstances, Rules
 
 #: Costs per image within this factor of the fastest are a tie, which accuracy and size decide.
 TIE = 1.03

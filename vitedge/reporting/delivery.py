@@ -6,10 +6,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from vitedge.core.files import write_atomic
+from vitedge.data.images import ImageSet
 from vitedge.errors import UsageError, nearest
-from vitedge.files import write_atomic
-from vitedge.images import ImageSet
-from vitedge.result import Result
+from vitedge.formats.result import Result
 
 FORMATS = {"html": (".html", ".htm"), "md": (".md", ".markdown"), "csv": (".csv",)}
 
@@ -39,7 +39,7 @@ def report(
         NotInstalledError: HTML without jinja2 or matplotlib.
         ResourceError: the file can't be written.
     """
-    from vitedge import embedded
+    from vitedge.data import embedded
     from vitedge.reporting import csv, rows, terminal
 
     wanted = _format(out, format)

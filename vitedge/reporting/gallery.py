@@ -8,10 +8,10 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vitedge.core.files import sha256
+from vitedge.data.images import ImageSet, open_picture
+from vitedge.data.preprocessing import Preprocessing, to_rgb
 from vitedge.errors import ImageError, UsageError
-from vitedge.files import sha256
-from vitedge.images import ImageSet, open_picture
-from vitedge.preprocessing import Preprocessing, to_rgb
 from vitedge.reporting.rows import Line
 
 MOST_FLIPS = 24

@@ -11,16 +11,17 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from vitedge.accuracy.statistics import CONFIDENCE, ClassScore, class_scores
+from vitedge.benchmarking import dialects, sustained
+from vitedge.core.intervals import CONFIDENCE
+from vitedge.data.images import ImageSet
 from vitedge.errors import NotInstalledError, printable
-from vitedge.harness import dialects, sustained
-from vitedge.images import ImageSet
+from vitedge.evaluation.statistics import ClassScore, class_scores
+from vitedge.exporting.explain import Explained, explain_profiles
+from vitedge.formats.result import METHOD, Result, encode_result
 from vitedge.reporting import curves, gallery, plots, rows
 from vitedge.reporting.decision import decide, drop
 from vitedge.reporting.gallery import Shown
 from vitedge.reporting.rows import Line
-from vitedge.result import METHOD, Result, encode_result
-from vitedge.tuning.explain import Explained, explain_profiles
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

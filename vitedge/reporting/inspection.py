@@ -10,17 +10,18 @@ from typing import Any
 
 from msgspec import to_builtins
 
-from vitedge.artifact import MANIFEST, Artifact, Fidelity, LayerPlan, Manifest
+from vitedge.core.files import sha256_file
+from vitedge.core.isolation import ChildError, run_isolated
+from vitedge.core.schema import Record
+from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ModelError, NotInstalledError, UsageError
-from vitedge.files import sha256_file
-from vitedge.isolation import ChildError, run_isolated
-from vitedge.model_folder import MODEL_JSON, ClassLabel, Model, Origin
-from vitedge.preprocessing import Preprocessing
+from vitedge.formats.artifact import MANIFEST, Artifact, LayerPlan, Manifest
+from vitedge.formats.budget import AccuracyBudget
+from vitedge.formats.fidelity import Fidelity
+from vitedge.formats.model_folder import MODEL_JSON, ClassLabel, Model, Origin
+from vitedge.formats.result import RESULT_JSON, read_result
 from vitedge.reporting import rows
-from vitedge.result import RESULT_JSON, read_result
-from vitedge.runtimes.chosen import folders, open_artifact, read_choice
-from vitedge.schema import Record
-from vitedge.tuning.budget import Budget
+from vitedge.runtimes.choice import folders, open_artifact, read_choice
 
 MOST_ROWS = 24  # of a table, unless everything is asked for
 LONGEST_READ_S = 60.0
@@ -198,7 +199,7 @@ def _fidelity(found: Fidelity | None) -> dict[str, str]:
 
 def _budget(manifest: Manifest) -> dict[str, str]:
     """What was allowed to be lost, in words; empty where nobody said."""
-    budget = Budget(manifest.max_drop_pts, manifest.min_agreement_pct)
+    budget = AccuracyBudget(manifest.max_drop_pts, manifest.min_agreement_pct)
     return {"budget": f"{budget}, held with 95 % confidence"} if budget else {}
 
 

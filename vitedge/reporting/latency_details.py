@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vitedge.harness import dialects, profile, sustained
+from vitedge.benchmarking import dialects, profile, sustained
 from vitedge.reporting.rows import UNKNOWN, Line
 from vitedge.reporting.terminal import QUIET, megabytes, table, text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from vitedge.latency import Dialect, Latency
+    from vitedge.formats.samples import Dialect, Latency
 
 CURVE_ROWS = 12  # of the curve in a terminal
 

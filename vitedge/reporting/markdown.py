@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 
 from vitedge.errors import printable
+from vitedge.formats.result import Result
 from vitedge.reporting import rows
 from vitedge.reporting.decision import Decision, decide
 from vitedge.reporting.rows import Line, milliseconds, percent, points, rate
-from vitedge.result import Result
 
 COLUMNS = (
     "artifact",

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-    from vitedge.accuracy.classify import Classified
-    from vitedge.result import Check, Result
+    from vitedge.evaluation.classify import Classified
+    from vitedge.formats.result import Check, Result
 
 
 MOST_CLASSES = 5  # of each artifact, those that lost most
@@ -147,7 +147,7 @@ def _accuracy_cells(line: Line) -> list[str]:
 
 def _classes(lines: Sequence[Line]) -> RenderableType | None:
     """The classes in which each artifact lost most against its reference; the report has them all."""
-    from vitedge.accuracy.statistics import class_scores
+    from vitedge.evaluation.statistics import class_scores
 
     found = []
     for line in lines:

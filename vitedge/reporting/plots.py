@@ -14,14 +14,14 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vitedge.accuracy.statistics import confusion, per_class
 from vitedge.errors import NotInstalledError, printable
+from vitedge.evaluation.statistics import confusion, per_class
 from vitedge.reporting.rows import Line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from vitedge.artifact import CandidateResult, Step
+    from vitedge.formats.artifact import CandidateResult, Step
 
 SERIES = 8
 MARKERS = "osD^vPX*"

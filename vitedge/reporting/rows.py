@@ -1,7 +1,7 @@
 """From results to lines: everything that tables and pictures show of one artifact, computed once from raw samples.
 
-Percentiles, intervals and verdicts come from :mod:`vitedge.result`, :mod:`vitedge.accuracy.statistics` and
-:mod:`vitedge.harness.validity`; here they're only brought together.
+Percentiles, intervals and verdicts come from :mod:`vitedge.formats.result`, :mod:`vitedge.evaluation.statistics` and
+:mod:`vitedge.benchmarking.validity`; here they're only brought together.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from vitedge.accuracy.evaluate import reference_row
-from vitedge.accuracy.statistics import Interval, Paired, calibration_error, compare, top_k, wilson
+from vitedge.benchmarking.validity import Verdict, judge
+from vitedge.core.intervals import Interval, wilson
 from vitedge.errors import ArtifactError, UsageError
-from vitedge.harness.validity import Verdict, judge
-from vitedge.result import RESULT_JSON, Circumstances, Result, Row, Rules, combine, decode_result, read_result
+from vitedge.evaluation.evaluate import reference_row
+from vitedge.evaluation.statistics import Paired, calibration_error, compare, top_k
+from vitedge.formats.result import RESULT_JSON, Circumstances, Result, Row, Rules, combine, decode_result, read_result
 
 UNKNOWN = "–"
 

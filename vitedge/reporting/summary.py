@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-    from vitedge.result import Result
+    from vitedge.formats.result import Result
 
 
 def show_summary(result: Result, shown: Sequence[Shown], out: Path) -> None:

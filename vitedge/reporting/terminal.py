@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from vitedge.clocks import Clock, Clocks
-    from vitedge.machine import Machine, RuntimeState
-    from vitedge.recipe import Recipe
+    from vitedge.device.clocks import Clock, Clocks
+    from vitedge.doctor import Machine, RuntimeState
+    from vitedge.formats.recipe import Recipe
+    from vitedge.formats.target import Target
     from vitedge.reporting.inspection import Inspection
-    from vitedge.target import Target
 
 T = TypeVar("T")
 
@@ -36,15 +36,15 @@ def emit(value: T, json: str | None, show: Callable[[T], None]) -> None:
     """Print a value: as a table, as JSON alone with ``-``, or as a table and JSON in a file.
 
     Args:
-        value: anything that :func:`vitedge.schema.encode_json` takes.
+        value: anything that :func:`vitedge.core.schema.encode_json` takes.
         json: the option ``--json``.
         show: one of this module's functions.
 
     Raises:
         ResourceError: the file can't be written.
     """
-    from vitedge.files import write_atomic
-    from vitedge.schema import encode_json
+    from vitedge.core.files import write_atomic
+    from vitedge.core.schema import encode_json
 
     if json == "-":
         sys.stdout.write(encode_json(value).decode())

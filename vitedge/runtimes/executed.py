@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vitedge.artifact import LayerPlan
-    from vitedge.runtimes.contract import Executed
+    from vitedge.formats.artifact import LayerPlan
+    from vitedge.runtimes.base import Executed
 
 QUANTIZED = ("int8", "fp8")
 UNKNOWN = "unknown"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from vitedge.artifact import LayerPlan
+from vitedge.formats.artifact import LayerPlan
 
 if TYPE_CHECKING:
     import onnx

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from vitedge import runtimes
-from vitedge.artifact import Artifact
+from vitedge.data.images import read_picture
 from vitedge.errors import InvalidResultError, UsageError
-from vitedge.images import read_picture
-from vitedge.runtimes.contract import Backend, Executed, LayerTime, OpenOptions, Stages
-from vitedge.target import Option
+from vitedge.formats.artifact import Artifact
+from vitedge.formats.target import Option
+from vitedge.runtimes.base import Backend, Executed, LayerTime, OpenOptions, Stages
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -35,7 +35,7 @@ from tests.importing.references import (
     positions,
     random_weight,
 )
-from vitedge.golden import golden_pictures
+from vitedge.data.golden import golden_pictures
 
 Frame = NDArray[np.uint8]
 CLASSES = 7

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from vitedge.artifact import Artifact
+from vitedge.core.files import sha256
+from vitedge.core.progress import Progress
+from vitedge.device.hardware import gpus
 from vitedge.errors import ResourceError, UsageError
-from vitedge.files import sha256
-from vitedge.hardware import gpus
-from vitedge.progress import Progress
+from vitedge.formats.artifact import Artifact
+from vitedge.formats.target import Option
 from vitedge.runtimes._nvidia import engine, engines, passport, session
 from vitedge.runtimes._nvidia.driver import Cuda
 from vitedge.runtimes._nvidia.engines import Found
-from vitedge.target import Option
 
 
 def build(

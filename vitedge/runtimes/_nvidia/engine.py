@@ -16,9 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vitedge import isolation
+from vitedge.core import isolation
+from vitedge.core.progress import Progress, silent
 from vitedge.errors import ArtifactError, NotInstalledError, ResourceError, UsageError
-from vitedge.progress import Progress, silent
 
 EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
 WORDS = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}

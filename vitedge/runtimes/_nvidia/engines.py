@@ -14,17 +14,17 @@ from typing import ClassVar, NamedTuple
 
 from msgspec.structs import replace
 
-from vitedge import hardware
 from vitedge._version import __version__
-from vitedge.artifact import Artifact
-from vitedge.catalogue import cache_folder
+from vitedge.core.files import new_folder, sha256, write_atomic
+from vitedge.core.paths import cache_folder
+from vitedge.core.progress import Progress, silent
+from vitedge.core.schema import Record, decode_json, encode_json
+from vitedge.device import hardware
 from vitedge.errors import ArtifactError, ResourceError, VitedgeError
-from vitedge.files import new_folder, sha256, write_atomic
-from vitedge.progress import Progress, silent
+from vitedge.formats.artifact import Artifact
 from vitedge.runtimes._nvidia import engine
 from vitedge.runtimes._nvidia.engine import BuildOptions
 from vitedge.runtimes._nvidia.passport import Passport, differences, identity, words
-from vitedge.schema import Record, decode_json, encode_json
 
 INDEX = "engines.json"
 TIMINGS = "timings.cache"  # in an export folder: what TensorRT measured, so that the next version builds faster there

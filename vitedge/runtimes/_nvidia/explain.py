@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from vitedge.artifact import LayerPlan
+from vitedge.core.schema import Record
+from vitedge.formats.artifact import LayerPlan
 from vitedge.runtimes._nvidia.layers import Layer
-from vitedge.runtimes.contract import Executed, LayerTime
+from vitedge.runtimes.base import Executed, LayerTime
 from vitedge.runtimes.executed import UNKNOWN, executed_types
-from vitedge.schema import Record
 
 
 class Explanation(Record):
@@ -41,7 +41,7 @@ def explain(
     Args:
         layers: in the order of execution, as :func:`vitedge.runtimes._nvidia.layers.parse` gives them.
         plan: the manifest's layers.
-        profile: of :meth:`vitedge.runtimes.contract.Backend.profile`, where a layer goes by the nodes in it.
+        profile: of :meth:`vitedge.runtimes.base.Backend.profile`, where a layer goes by the nodes in it.
     """
     times = _medians(profile)
     weights = [float(times.get("+".join(layer.nodes) or layer.name, 0)) if times else 1.0 for layer in layers]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from vitedge.errors import ArtifactError
-from vitedge.runtimes.contract import Executed
+from vitedge.runtimes.base import Executed
 
 _TYPE = re.compile(r"\b(fp32|float|fp16|half|bf16|bfloat16|int8|fp8|e4m3)\b", re.IGNORECASE)
 _WORDS = {"float": "fp32", "half": "fp16", "bfloat16": "bf16", "e4m3": "fp8"}

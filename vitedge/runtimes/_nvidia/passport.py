@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from vitedge import hardware
+from vitedge.core.schema import Record
+from vitedge.device import hardware
+from vitedge.formats.target import Option
 from vitedge.runtimes._nvidia.engine import WORDS, BuildOptions
-from vitedge.schema import Record
-from vitedge.target import Option
 
 
 class Passport(Record):

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitedge.artifact import Artifact
+from vitedge.core.files import sha256, write_atomic
+from vitedge.core.progress import lines
+from vitedge.device.hardware import gpus
 from vitedge.errors import ArtifactError, ResourceError, UsageError, VitedgeError, nearest
-from vitedge.files import sha256, write_atomic
-from vitedge.hardware import gpus
-from vitedge.progress import lines
+from vitedge.formats.artifact import Artifact
+from vitedge.formats.target import Option
 from vitedge.runtimes._nvidia import engine, engines, layers, passport
 from vitedge.runtimes._nvidia.driver import Cuda, GpuFacts
 from vitedge.runtimes._nvidia.slot import Slot, Tensors, Way, fastest, measured
-from vitedge.runtimes.contract import Executed, LayerTime, OpenOptions, Stages
-from vitedge.target import Option
+from vitedge.runtimes.base import Executed, LayerTime, OpenOptions, Stages
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -127,7 +127,7 @@ def refuse_missing_types(artifact: Artifact, sm: str, asked: str) -> None:
 
 
 class TensorRTBackend:
-    """One engine and its slots. See :class:`vitedge.runtimes.contract.Backend`."""
+    """One engine and its slots. See :class:`vitedge.runtimes.base.Backend`."""
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ import numpy as np
 
 from vitedge.errors import ResourceError
 from vitedge.runtimes._nvidia.driver import Cuda, Holder, buffer
-from vitedge.runtimes.contract import Stages
+from vitedge.runtimes.base import Stages
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -16,12 +16,12 @@ from collections.abc import Iterator
 import numpy as np
 import onnx
 
+from vitedge.core.versions import older
 from vitedge.errors import ModelError
+from vitedge.formats.target import Target
 from vitedge.graph.preflight import Limits, Types, findings, read, type_name
 from vitedge.graph.surgery import array, initializers
 from vitedge.graph.typed import element_types
-from vitedge.target import Target
-from vitedge.versions import older
 
 _HALVES: Types = frozenset({"float32", "float16"})
 _FLOATS: Types = _HALVES | {"bfloat16"}

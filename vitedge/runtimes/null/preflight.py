@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vitedge.target import Target
+from vitedge.formats.target import Target
 
 
 def check(graph: bytes, target: Target) -> list[str]:

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitedge.artifact import Artifact
 from vitedge.errors import UsageError, nearest
-from vitedge.runtimes.contract import Executed, LayerTime, OpenOptions, Stages
-from vitedge.runtimes.null.facts import installed
+from vitedge.formats.artifact import Artifact
+from vitedge.formats.target import Option
+from vitedge.runtimes.base import Executed, LayerTime, OpenOptions, Stages
+from vitedge.runtimes.null.detect import installed
 from vitedge.runtimes.session import Session
-from vitedge.target import Option
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

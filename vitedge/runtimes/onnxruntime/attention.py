@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from vitedge.graph.surgery import array, attribute, consumers, initializers, linear_layers, producers
-from vitedge.quantize.rounding import QuantizedLayer
+from vitedge.quantization.rounding import QuantizedLayer
 from vitedge.runtimes.onnxruntime.rewriter import CONTRIB, Layers, Rewriter
 
 

@@ -9,7 +9,7 @@ import onnx
 from numpy.typing import NDArray
 
 from vitedge.graph.surgery import array, attribute, initializers, pinned, shapes
-from vitedge.quantize.views import View, pixel_tensors, quantizable
+from vitedge.quantization.views import View, pixel_tensors, quantizable
 from vitedge.runtimes.onnxruntime.rewriter import Layers, Rewriter
 
 

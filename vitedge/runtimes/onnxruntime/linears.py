@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 
 from vitedge.graph.surgery import Linear, linear_layers, pinned, shapes
-from vitedge.quantize.rounding import QuantizedLayer
+from vitedge.quantization.rounding import QuantizedLayer
 from vitedge.runtimes.onnxruntime.rewriter import CONTRIB, Layers, Rewriter
 
 #: Weights that share one scale in ``MatMulNBits``.

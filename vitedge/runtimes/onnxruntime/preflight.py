@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from onnx import TensorProto, defs
 
+from vitedge.core.versions import release
+from vitedge.formats.target import Target
 from vitedge.graph.surgery import parse
 from vitedge.runtimes.onnxruntime.rewriter import CONTRIB
-from vitedge.target import Target
-from vitedge.versions import release
 
 #: Newest opset and IR version by release (onnxruntime.ai, "Compatibility").
 _RELEASES = {"1.14": (18, 8), "1.15": (19, 9), "1.17": (20, 9), "1.18": (21, 10), "1.22": (23, 11)}

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vitedge.errors import ArtifactError, NotInstalledError
-from vitedge.target import Provider
+from vitedge.formats.target import Provider
 
 CPU = "CPUExecutionProvider"
 #: The words of a target, and the names and distributions that ONNX Runtime has for them.

@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 
 from vitedge.graph.folding import copied
 from vitedge.graph.surgery import copy
-from vitedge.quantize.rounding import QuantizedLayer
+from vitedge.quantization.rounding import QuantizedLayer
 
 CONTRIB = "com.microsoft"
 Layers = Mapping[str, QuantizedLayer]

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitedge.artifact import COPY_AGAIN, Artifact
+from vitedge.device.hardware import processor
 from vitedge.errors import ArtifactError, ResourceError, UsageError, VitedgeError, nearest
-from vitedge.hardware import processor
-from vitedge.runtimes.contract import Executed, LayerTime, OpenOptions, Stages
-from vitedge.runtimes.onnxruntime import facts, providers
-from vitedge.target import Option, Provider
+from vitedge.formats.artifact import COPY_AGAIN, Artifact
+from vitedge.formats.target import Option, Provider
+from vitedge.runtimes.base import Executed, LayerTime, OpenOptions, Stages
+from vitedge.runtimes.onnxruntime import detect, providers
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,7 +46,7 @@ def read_contract(artifact: Artifact) -> dict[str, str] | None:
     Raises:
         ArtifactError: ONNX Runtime can't read the file.
     """
-    package = facts.load()
+    package = detect.load()
     options = package.SessionOptions()
     options.graph_optimization_level = package.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = _create(package, artifact, options, f"read {artifact.graph_path}")
@@ -68,7 +68,7 @@ def open_backend(artifact: Artifact, options: OpenOptions) -> OnnxRuntimeBackend
     provider = next(iter(manifest.target.providers), None)
     if device != (manifest.target.device if provider else "cpu"):
         raise UsageError(asked, f"ONNX Runtime runs on 'cpu' here, not on '{device}'", "add: --device cpu")
-    package = facts.load()
+    package = detect.load()
     wanted = {**manifest.runtime_options, **options.options}
     threads = manifest.target.threads if options.threads is None else options.threads
     settings = _settings(package, wanted, threads or _available_cores(), asked)
@@ -83,7 +83,7 @@ def open_backend(artifact: Artifact, options: OpenOptions) -> OnnxRuntimeBackend
     _expect(asked, "logits", session.get_outputs(), "tensor(float)", [manifest.batch, len(manifest.classes)])
     info: dict[str, Option] = {
         "runtime": "onnxruntime",
-        "version": facts.installed() or "",
+        "version": detect.installed() or "",
         "device": device,
         "provider": session.get_providers()[0],
         "threads": session.get_session_options().intra_op_num_threads,
@@ -96,7 +96,7 @@ def open_backend(artifact: Artifact, options: OpenOptions) -> OnnxRuntimeBackend
 
 
 class OnnxRuntimeBackend:
-    """One ONNX Runtime session; satisfies :class:`vitedge.runtimes.contract.Backend`."""
+    """One ONNX Runtime session; satisfies :class:`vitedge.runtimes.base.Backend`."""
 
     def __init__(
         self, artifact: Artifact, session: Any, wanted: Mapping[str, Option], info: Mapping[str, Option]
@@ -177,7 +177,7 @@ class OnnxRuntimeBackend:
 
     def _profiled(self, images: NDArray[np.uint8], repeats: int) -> list[list[dict[str, Any]]]:
         """Kernel events of each of ``repeats`` inferences, in a session of its own with the same options."""
-        package = facts.load()
+        package = detect.load()
         with tempfile.TemporaryDirectory(prefix="vitedge-") as folder:
             settings = _settings(package, self._wanted, int(self.info["threads"]), "profile")
             settings.enable_profiling = True
@@ -255,7 +255,7 @@ def _explained(error: Exception, asked: str, provider: Provider | None = None) -
     reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", first.strip())
     if isinstance(error, MemoryError) or re.search(r"bad.?alloc|[Ff]ailed to allocate memory", str(error)):
         return ResourceError(asked, f"memory ran out: {reason}", "use a smaller batch, or free memory")
-    version = facts.installed()
+    version = detect.installed()
     if "fallback to CPU EP has been explicitly disabled" in str(error):
         return ArtifactError(
             asked,

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vitedge.errors import NotInstalledError
-from vitedge.runtimes.openvino.facts import NNCF, load
+from vitedge.runtimes.openvino.detect import NNCF, load
 
 if TYPE_CHECKING:
     import numpy as np

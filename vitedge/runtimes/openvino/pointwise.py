@@ -39,7 +39,7 @@ def pointwise_linears(model: onnx.ModelProto, plain: onnx.ModelProto, names: Col
     Transposes that undo each other across an activation and its quantization are taken out.
 
     Args:
-        model: what :func:`vitedge.quantize.qdq.insert_qdq` made of ``plain``: weights come through ``X.weight.dq``.
+        model: what :func:`vitedge.quantization.qdq.insert_qdq` made of ``plain``: weights come through ``X.weight.dq``.
         plain: the float graph.
         names: of quantized layers; convolutions, and linears whose input's shape isn't known, stay as they are. So do
             linears behind a Concat: the plugin rounds its parts one by one, which only its linears then take.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ElementTree
 
-from vitedge.target import Target
-from vitedge.versions import release
+from vitedge.core.versions import release
+from vitedge.formats.target import Target
 
 #: Newest operation set by release (docs.openvino.ai, "Available Operation Sets").
 _OPSETS = {"2023.0": 11, "2023.2": 12, "2023.3": 13, "2024.0": 14, "2024.2": 15, "2025.0": 16, "2026.0": 17}

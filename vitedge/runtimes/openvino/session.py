@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitedge.artifact import COPY_AGAIN, Artifact
 from vitedge.errors import ArtifactError, UsageError, nearest
-from vitedge.runtimes.contract import Executed, LayerTime, OpenOptions, Stages
-from vitedge.runtimes.openvino.facts import installed, load
-from vitedge.target import Option
+from vitedge.formats.artifact import COPY_AGAIN, Artifact
+from vitedge.formats.target import Option
+from vitedge.runtimes.base import Executed, LayerTime, OpenOptions, Stages
+from vitedge.runtimes.openvino.detect import installed, load
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -88,7 +88,7 @@ def open_backend(artifact: Artifact, options: OpenOptions) -> OpenVINOBackend:
 
 
 class OpenVINOBackend:
-    """One compiled model; satisfies :class:`vitedge.runtimes.contract.Backend`."""
+    """One compiled model; satisfies :class:`vitedge.runtimes.base.Backend`."""
 
     def __init__(
         self, core: Any, model: Any, compiled: Any, device: str, info: Mapping[str, Option], planned: set[str]

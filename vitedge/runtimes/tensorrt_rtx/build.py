@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from vitedge.artifact import Artifact
-from vitedge.progress import Progress
+from vitedge.core.progress import Progress
+from vitedge.formats.artifact import Artifact
+from vitedge.formats.target import Option
 from vitedge.runtimes._nvidia import building, engines, explain, layers
 from vitedge.runtimes._nvidia.engines import Found
-from vitedge.runtimes.tensorrt_rtx.facts import PACKAGE, installed
-from vitedge.target import Option
+from vitedge.runtimes.tensorrt_rtx.detect import PACKAGE, installed
 
 parse_layers, explain_layers, compare = layers.parse, explain.explain, explain.compare
 export_engines = engines.export_engines

@@ -10,10 +10,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from vitedge import isolation
+from vitedge.core import isolation
 from vitedge.errors import NotInstalledError, VitedgeError
 from vitedge.runtimes._nvidia.engine import BuildOptions, build
-from vitedge.runtimes.tensorrt_rtx.facts import EXTRA, PACKAGE, installed
+from vitedge.runtimes.tensorrt_rtx.detect import EXTRA, PACKAGE, installed
 
 #: Turing, Ampere, Ada and Blackwell: every compute capability that TensorRT-RTX knows.
 SMS = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from vitedge.artifact import Artifact
+from vitedge.formats.artifact import Artifact
 from vitedge.runtimes._nvidia import session
-from vitedge.runtimes.contract import Backend, OpenOptions
-from vitedge.runtimes.tensorrt_rtx.facts import PACKAGE, installed
+from vitedge.runtimes.base import Backend, OpenOptions
+from vitedge.runtimes.tensorrt_rtx.detect import PACKAGE, installed
 
 read_contract = session.read_contract
 

@@ -1,0 +1,153 @@
+"""A candidate against a baseline: what fails, what is only said, and what isn't compared."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from tests.comparison.test_ratio import both
+from tests.reporting import results
+from vitedge.comparison.compare import Allowed, Comparison, compare, pairs
+from vitedge.errors import UsageError
+from vitedge.formats.budget import Budget
+from vitedge.formats.result import Accuracy, Check, Result, Row
+from vitedge.formats.samples import Audit
+
+ON = results.data(400)
+
+
+def accuracy(lost: int = 0, gained: int = 0) -> Accuracy:
+    """350 of 400 right in the baseline; so many others lost and gained."""
+    labels = np.array(ON.label)
+    right = np.arange(400) < 350
+    right[:lost] = False
+    right[350 : 350 + gained] = True
+    return Accuracy(
+        predicted=tuple(np.where(right, labels, (labels + 1) % 10).tolist()), rank=tuple((~right).astype(int).tolist())
+    )
+
+
+def compared(factor: float = 1.0, allowed: Allowed | None = None, **changes: object) -> Comparison:
+    """A candidate that takes ``factor`` times as long, its row changed."""
+    a, b = both(np.random.default_rng(1), factor)
+    old = Row(subject=results.subject("openvino", "fp32"), latency=a, accuracy=accuracy())
+    new = replace(Row(subject=results.subject("openvino", "int8"), latency=b, accuracy=accuracy()), **changes)
+    result = replace(results.demo(), rows=(old, new), data=ON)
+    return compare((result, old), (result, new), allowed)
+
+
+def test_a_faster_candidate_passes_and_says_how_fast() -> None:
+    found = compared(0.7)
+    assert found.word == "faster" and found.interleaved and found.failures == ()
+    assert found.latency is not None and found.latency.value == pytest.approx(0.7, rel=0.02)
+    assert found.allowed == Allowed(max_slowdown_pct=0.0, max_drop_pts=0.5)
+
+
+@pytest.mark.parametrize(
+    ("factor", "allowed_pct", "fails"), [(1.05, 0.0, True), (1.05, 10.0, False), (1.2, 10.0, True), (0.9, -20.0, True)]
+)
+def test_a_slow_down_fails_beyond_what_is_allowed(factor: float, allowed_pct: float, fails: bool) -> None:
+    found = compared(factor, Allowed(max_slowdown_pct=allowed_pct))
+    assert bool(found.failures) is fails
+    if fails:
+        assert "times as long" in found.failures[0] and f"{1 + allowed_pct / 100:g} is allowed" in found.failures[0]
+
+
+def test_equal_artifacts_are_not_told_apart() -> None:
+    found = compared(1.002)
+    assert found.word == "not told apart" and found.failures == ()
+
+
+def test_what_cannot_be_ruled_out_is_said() -> None:
+    a, b = both(np.random.default_rng(2), 1.0, noise=0.3, rounds=12)
+    rows = [Row(subject=results.subject("openvino", "fp32"), latency=latency) for latency in (a, b)]
+    result = replace(results.demo(), rows=tuple(rows), data=None)
+    found = compare((result, rows[0]), (result, rows[1]))
+    assert found.failures == () and any("can't be ruled out" in caution for caution in found.cautions)
+
+
+def test_accuracy_fails_beyond_its_budget_and_the_interval_is_told() -> None:
+    found = compared(0.7, accuracy=accuracy(lost=6, gained=1))
+    assert found.accuracy is not None and found.accuracy.lost_pts == pytest.approx(1.25)
+    assert found.accuracy.p_value == pytest.approx(2 * (1 + 7) / 2**7)
+    assert found.failures[0].startswith("it loses 1.25 points of top-1") and "0.5 is allowed" in found.failures[0]
+    assert compared(0.7, Allowed(max_drop_pts=2.0), accuracy=accuracy(lost=6, gained=1)).failures == ()
+    cautious = compared(0.7, accuracy=accuracy(lost=1))
+    assert cautious.failures == () and any("a drop over 0.5 points can't" in one for one in cautious.cautions)
+    assert compared(0.7, Allowed(max_drop_pts=0.0), accuracy=accuracy(gained=3)).failures == ()
+
+
+def test_the_target_s_latency_budget_holds() -> None:
+    about = results.subject("openvino", "int8")
+    tight = replace(about, budget=Budget(max_accuracy_drop_pts=0.5, latency_p95_ms=1.0))
+    assert any("the target's budget is 1 ms" in one for one in compared(0.7, subject=tight).failures)
+    loose = replace(about, budget=Budget(max_accuracy_drop_pts=0.5, latency_p95_ms=9.0))
+    assert compared(0.7, subject=loose).failures == ()
+
+
+def test_wrong_answers_fail_and_noise_is_only_said() -> None:
+    wrong = Check(name="golden logits", ok=False, detail="deviation 1")
+    assert "the candidate: golden logits: deviation 1" in compared(0.7, checks=(wrong,)).failures
+    _, b = both(np.random.default_rng(1), 0.7)
+    cheat = replace(b, audit=Audit(checked=9, differing=9, max_deviation=1.0, allowed_deviation=1e-4))
+    assert any("audited outputs differ" in one for one in compared(latency=cheat).failures)
+    hot = replace(b, readings=results.latency(3.0, throttled=True).readings)
+    found = compared(latency=hot)
+    assert found.failures == ()
+
+
+def test_what_was_not_measured_is_said() -> None:
+    assert "accuracy wasn't measured" in compared(0.7, accuracy=None).cautions
+    found = compared(latency=None)
+    assert found.latency is None and found.word == "not measured" and found.accuracy is not None
+    with pytest.raises(UsageError, match="nothing was measured of both"):
+        compared(latency=None, accuracy=None)
+
+
+def two_runs(**changes: object) -> tuple[tuple[Result, Row], tuple[Result, Row]]:
+    before, after = results.demo(), replace(results.demo(), created="2026-02-01T00:00:00+00:00", **changes)
+    return (before, before.rows[0]), (after, after.rows[0])
+
+
+def test_two_runs_are_compared_with_a_caution() -> None:
+    found = compare(*two_runs())
+    assert not found.interleaved and found.latency is not None and found.latency.value == pytest.approx(1.0)
+    assert any(caution.startswith("measured in two runs") for caution in found.cautions)
+    interrupted = compare(*two_runs(partial=True))
+    assert "a run was interrupted" in interrupted.cautions
+
+
+def test_machines_rules_and_batches_are_not_compared() -> None:
+    with pytest.raises(UsageError, match="different machines"):
+        compare(*two_runs(circumstances=results.PI))
+    old, (result, row) = two_runs()
+    other = replace(row, latency=results.latency(3.1, rules=replace(results.RULES, min_duration_s=60.0)))
+    with pytest.raises(UsageError, match="rules or batches differ"):
+        compare(old, (result, other))
+    eight = replace(row, subject=replace(row.subject, batch=8))
+    with pytest.raises(UsageError, match="rules or batches differ"):
+        compare(old, (result, eight))
+
+
+def test_other_images_are_not_compared() -> None:
+    found = compare(*two_runs(data=replace(results.data(), digest="e" * 64)))
+    assert found.accuracy is None and "accuracy was measured on different images" in found.cautions
+
+
+def test_rows_of_one_result_meet_its_first_and_those_of_two_their_like() -> None:
+    result = results.demo()
+    one = pairs([result], "compare")
+    assert [(old.subject.precision, new.subject.target) for (_, old), (_, new) in one] == [
+        ("fp32", "onnxruntime"),
+        ("fp32", "openvino"),
+        ("fp32", "openvino"),
+    ]
+    later = replace(result, rows=tuple(reversed(result.rows)))
+    two = pairs([result, later], "compare")
+    assert len(two) == 4 and all(old.subject == new.subject for (_, old), (_, new) in two)
+    alone = replace(result, rows=result.rows[:1])
+    with pytest.raises(UsageError, match="nothing to pair"):
+        pairs([alone], "compare")
+    (((_, old), (_, new)),) = pairs([alone, replace(result, rows=result.rows[1:2])], "compare")
+    assert (old.subject.precision, new.subject.precision) == ("fp32", "int8")  # two single rows are a pair

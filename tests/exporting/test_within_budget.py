@@ -1,0 +1,168 @@
+"""Budgets from end to end: layers go back to float until the budget holds, or nothing is published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vitedge
+from vitedge.errors import InvalidResultError, UsageError
+from vitedge.exporting import select
+from vitedge.formats.target import load_target
+from vitedge.runtimes.session import Session
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 generated pictures without labels."""
+    folder = tmp_path_factory.mktemp("pictures")
+    draw = np.random.default_rng(3)
+    for number in range(200):
+        coarse = Image.fromarray(draw.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        coarse.resize((32, 32), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+    return folder
+
+
+def test_every_quantized_artifact_says_what_it_lost(small_model: Path, pictures: Path, tmp_path: Path) -> None:
+    artifact = vitedge.export(small_model, "onnxruntime", "int8", tmp_path / "a", data=pictures, num_samples=64)
+    found = artifact.manifest.fidelity
+    assert found is not None and found.seen == "held-out" and found.pictures == 136 and found.drop is None
+    assert 0 < found.divergence < 0.1 and 0.5 < found.agreement <= 1
+    assert len(found.flips) <= round((1 - found.agreement) * 136)
+    few = vitedge.export(small_model, "onnxruntime", "int8", tmp_path / "b", data=pictures, num_samples=190)
+    assert few.manifest.fidelity is not None
+    assert (few.manifest.fidelity.seen, few.manifest.fidelity.pictures) == ("calibration", 190)
+    plain = vitedge.export(small_model, "onnxruntime", "fp32", tmp_path / "c")
+    assert plain.manifest.fidelity is None
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt"])
+def test_layers_go_back_to_float_until_the_budget_holds(
+    small_model: Path, pictures: Path, tmp_path: Path, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A budget between what everything in integers loses and what the least of it does."""
+    from vitedge.exporting.evaluate import Jury
+
+    judge = Jury.judge
+
+    def strict(self: Jury, trial: object, count: int | None = None) -> object:
+        """As if one attention were what the agreement suffers from."""
+        from msgspec.structs import replace
+
+        found = judge(self, trial, count)  # type: ignore[arg-type]
+        graph = getattr(trial, "session", None)
+        layers = graph.artifact.manifest.layers if graph is not None else ()
+        broken = any(layer.name.startswith("blocks.0.attn") and layer.precision == "int8" for layer in layers)
+        return replace(found, agreement=1 - 0.05 * broken)
+
+    monkeypatch.setattr(Jury, "judge", strict)
+    monkeypatch.setattr(select, "_saved", lambda *_: None)  # the order of so small groups would be chance
+    asked = {"data": pictures, "num_samples": 64, "recipe": "fast"}
+    if target == "tensorrt":  # interpreted: agreement is always whole, nothing goes back
+        artifact = vitedge.export(small_model, target, "int8", tmp_path / "a", min_agreement=96.0, **asked)  # type: ignore[arg-type]
+        assert artifact.manifest.candidates[0].holds
+        return
+    artifact = vitedge.export(small_model, target, "int8", tmp_path / "a", min_agreement=96.0, **asked)  # type: ignore[arg-type]
+    precision = {layer.name: layer.precision for layer in artifact.manifest.layers}
+    assert precision["blocks.0.attn.qkv"] == precision["blocks.0.attn.proj"] == "fp32"
+    assert "int8" in precision.values()
+    reverted = [layer for layer in artifact.manifest.layers if "budget" in layer.reason]
+    assert {"blocks.0.attn.qkv", "blocks.0.attn.proj"} <= {layer.name for layer in reverted}
+    assert all(layer.sensitivity is not None for layer in reverted)
+    assert artifact.manifest.candidates[0].holds and artifact.manifest.candidates[0].chosen
+    assert all(check.ok is not False for check in vitedge.verify(artifact))
+
+
+def test_a_budget_that_nothing_holds_publishes_nothing(
+    small_model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from msgspec.structs import replace
+
+    from vitedge.exporting.evaluate import Jury
+
+    judge = Jury.judge
+    monkeypatch.setattr(Jury, "judge", lambda *given: replace(judge(*given), agreement=0.5))
+    asked = {"data": pictures, "num_samples": 64, "recipe": "fast", "min_agreement": 90.0}
+    shipped = load_target("onnxruntime")
+    target = replace(shipped, candidate=(*shipped.candidates("int8")[:2], *shipped.candidates("fp32")))
+    with pytest.raises(InvalidResultError, match=r"no candidate holds it: linears-int8 50\.00 % alike; gemm-int8 50"):
+        vitedge.export(small_model, target, "int8", tmp_path / "a", **asked)  # type: ignore[arg-type]
+    assert not (tmp_path / "a").exists()
+    chosen = vitedge.export(small_model, target, "auto", tmp_path / "b", **asked)  # type: ignore[arg-type]
+    assert chosen.manifest.precision == "fp32"
+    judged = [(each.precision, each.holds, each.chosen) for each in chosen.manifest.candidates]
+    assert judged == [("int8", False, False)] * 2 + [("fp32", None, True)]
+
+
+def test_budgets_that_cannot_be_shown_are_refused(
+    small_model: Path, pictures: Path, small_data: Path, tmp_path: Path
+) -> None:
+    def refused(**asked: object) -> str:
+        with pytest.raises(UsageError) as caught:
+            vitedge.export(small_model, "onnxruntime", "int8", tmp_path / "a", recipe="fast", **asked)  # type: ignore[arg-type]
+        return str(caught.value)
+
+    assert "--max-drop needs labels" in refused(data=pictures, num_samples=64, max_drop=1.0)
+    assert "40 held-out pictures can't show" in refused(
+        data=pictures, num_samples=64, max_drop=1.0, held_out=small_data
+    )
+    assert "too few left" in refused(data=pictures, num_samples=190, min_agreement=50.0)
+    assert "were calibrated on" in refused(data=pictures, num_samples=64, held_out=pictures, min_agreement=50.0)
+    assert "for display alone" in refused(data=pictures, num_samples=64, held_out="display", min_agreement=50.0)
+    with pytest.raises(UsageError, match="nothing is quantized"):
+        vitedge.export(small_model, "onnxruntime", "fp32", tmp_path / "a", max_drop=1.0)
+
+
+def test_the_fastest_that_holds_is_taken_and_remembered(
+    small_model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The middle candidate is made to look fastest; the second export doesn't measure again."""
+    from types import SimpleNamespace
+
+    from vitedge.benchmarking import bench as measuring
+
+    monkeypatch.setenv("VITEDGE_CACHE", str(tmp_path / "cache"))
+    forms = ["linears-int8", "gemm-int8", "static-int8", "dynamic-int8", "weights-int8"]
+    calls: list[list[str]] = []
+
+    def bench(artifacts: list[vitedge.Artifact], *_: object, **__: object) -> object:
+        calls.append([artifact.manifest.form for artifact in artifacts])
+        times = [1_000_000 if artifact.manifest.form == "static-int8" else 2_000_000 for artifact in artifacts]
+        rows = [
+            SimpleNamespace(latency=SimpleNamespace(samples=SimpleNamespace(latency_ns=(ns,))), checks=())
+            for ns in times
+        ]
+        return SimpleNamespace(rows=rows)
+
+    monkeypatch.setattr(measuring, "bench", bench)
+    asked = {"data": pictures, "num_samples": 64, "recipe": "fast", "autotune": True}
+    for number in range(2):
+        artifact = vitedge.export(small_model, "onnxruntime", "int8", tmp_path / str(number), **asked)  # type: ignore[arg-type]
+        assert artifact.manifest.form == "static-int8"
+        assert [each.form for each in artifact.manifest.candidates] == forms
+        assert [each.latency_p50_ms for each in artifact.manifest.candidates] == [2, 2, 1, 2, 2]
+        assert [each.chosen for each in artifact.manifest.candidates] == [False, False, True, False, False]
+        assert all(each.divergence is not None and each.bytes for each in artifact.manifest.candidates)
+    assert calls == [forms]
+    with pytest.raises(UsageError, match="--with-candidates"):
+        vitedge.export(small_model, "raspberry-pi-5", "int8", tmp_path / "pi", **asked)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_a_runtime_that_computes_something_else_is_caught(
+    target: str, small_model: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(target)
+    infer = Session.map_batches
+
+    def fused_wrongly(session: Session, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        return (logits[::-1] for logits in infer(session, images))
+
+    monkeypatch.setattr(Session, "map_batches", fused_wrongly)
+    with pytest.raises(InvalidResultError, match="computes something else than the graph says") as caught:
+        vitedge.export(small_model, target, "int8", tmp_path / "a", data=small_data, num_samples=16)
+    assert caught.value.exit_code == 7 and not (tmp_path / "a").exists()

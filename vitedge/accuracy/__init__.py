@@ -1,1 +1,0 @@
-"""Accuracy on labelled pictures, and what can honestly be said about it."""

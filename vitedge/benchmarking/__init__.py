@@ -1,0 +1,1 @@
+"""Sessions and rules in; raw samples, sensor readings, audits and verdicts out."""

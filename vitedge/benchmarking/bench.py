@@ -1,0 +1,282 @@
+"""``vitedge bench``: artifacts, opened in their runtimes, through the load generator, with their circumstances."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from msgspec import structs
+
+from vitedge.benchmarking.arrivals import Replay
+from vitedge.benchmarking.dialects import TOOLS
+from vitedge.benchmarking.entry import Entry, pictures_of
+from vitedge.benchmarking.turns import Run
+from vitedge.core.progress import Progress, silent
+from vitedge.data.images import ImageSet
+from vitedge.device import hardware
+from vitedge.device.nvml import open_nvml
+from vitedge.device.telemetry import Telemetry
+from vitedge.errors import InterruptedError_, ResourceError, UsageError
+from vitedge.formats.artifact import Artifact
+from vitedge.formats.result import Circumstances, Result, Row, Stopped, now
+from vitedge.formats.samples import Rules, Scenario, first_blocks
+from vitedge.runtimes.base import OpenOptions
+
+BLOCKS = 20  # at least so many turns within the minimum duration, and none longer than a second
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How to measure; None takes what the artifacts' targets say.
+
+    ``threads`` and ``batches`` are sweeps: every artifact with each number of compute threads; only the artifacts that
+    were exported for these batches. ``like`` are keys of :data:`vitedge.benchmarking.dialects.TOOLS`.
+    """
+
+    scenario: Scenario = "single"
+    rate_hz: float | None = None
+    duration_s: float | None = None
+    warmup_s: float | None = None
+    iterations: int = 1
+    percentile: float = 95.0
+    seed: int = 0
+    threads: tuple[int, ...] = ()
+    batches: tuple[int, ...] = ()
+    like: tuple[str, ...] = ()
+    profile: bool = False
+    replay: Replay | None = None
+    memory_alone: bool = True  # of several artifacts, in a process of each one's own; costs a second or more each
+
+    def rules(self, artifacts: Sequence[Artifact], pictures: str) -> Rules:
+        """One set of rules for all: the longest that any of the targets demands.
+
+        Raises:
+            UsageError: a wish that contradicts itself.
+        """
+        rate_hz = self.replay.rate_hz if self.replay is not None else self.rate_hz
+        if (self.scenario == "camera") != (rate_hz is not None):
+            raise UsageError(
+                f"measure scenario {self.scenario}",
+                "a rate of arrivals belongs to the scenario 'camera', and the other way round",
+                "use: --scenario camera --rate 30",
+            )
+        if self.scenario == "camera" and any(artifact.manifest.batch != 1 for artifact in artifacts):
+            raise UsageError(
+                "measure scenario camera",
+                "a camera's pictures come one at a time; an artifact here takes several",
+                "export it with: --batch 1",
+            )
+        bench = [artifact.manifest.target.bench for artifact in artifacts]
+        duration_s = max(rules.min_duration_s for rules in bench) if self.duration_s is None else self.duration_s
+        return Rules(
+            scenario=self.scenario,
+            warmup_s=max(rules.warmup_s for rules in bench) if self.warmup_s is None else self.warmup_s,
+            min_duration_s=duration_s,
+            min_samples=self.iterations,
+            percentile=self.percentile,
+            block_s=min(1.0, max(0.01, duration_s / BLOCKS)),
+            settle=2,
+            seed=self.seed,
+            pictures=pictures if self.replay is None else self.replay.name,
+            rate_hz=rate_hz,
+            replay=None if self.replay is None else self.replay.name,
+        )
+
+    def of_batches(self, artifacts: Sequence[Artifact]) -> list[Artifact]:
+        """The artifacts of the batch sweep; an artifact takes the batch it was exported for, and no other.
+
+        Raises:
+            UsageError: no artifact has a batch of the sweep.
+        """
+        if not self.batches:
+            return list(artifacts)
+        for batch in self.batches:
+            if all(artifact.manifest.batch != batch for artifact in artifacts):
+                have = ", ".join(sorted({str(artifact.manifest.batch) for artifact in artifacts}))
+                manifest = artifacts[0].manifest
+                raise UsageError(
+                    f"measure batch {batch}",
+                    f"a graph's batch is set when it's exported; the artifacts here take {have}",
+                    f"run: vitedge export MODEL --target {manifest.target.name} --precision {manifest.precision} "
+                    f"--batch {batch} --out ARTIFACT, and name it here, too",
+                )
+        return [artifact for artifact in artifacts if artifact.manifest.batch in self.batches]
+
+
+def bench(
+    artifacts: Sequence[Artifact],
+    wish: Wish | None = None,
+    options: OpenOptions | None = None,
+    *,
+    images: ImageSet | None = None,
+    progress: Progress = silent,
+    resume: Result | None = None,
+    keep: Callable[[Result], None] | None = None,
+    root: Path = hardware.ROOT,
+) -> Result:
+    """Measure artifacts, taking turns within one run.
+
+    Args:
+        artifacts: at least one.
+        wish: how to measure.
+        options: how each is opened.
+        images: pictures to preprocess and feed; None takes the artifacts' golden ones and their mirror images.
+        progress: called with (task, done, total).
+        resume: a partial result, whose measurement goes on.
+        keep: called now and then with the partial result, to save it.
+        root: of ``/proc`` and ``/sys``, where the sensors are.
+
+    Raises:
+        UsageError: a wish that contradicts itself, an option that a runtime refuses, or a result that can't go on here.
+        NotInstalledError: a runtime isn't installed.
+        ImageError: too few pictures can be read.
+        Stopped: interrupted; it holds what was measured until then.
+    """
+    wish, options = wish or Wish(), options or OpenOptions()
+    for tool in wish.like:
+        if tool not in TOOLS:
+            raise UsageError(f"measure like '{tool}'", f"the tools are {', '.join(TOOLS)}", "name one of them")
+    artifacts = wish.of_batches(artifacts)
+    rules = wish.rules(artifacts, "golden" if images is None else images.source.name)
+    ways = [replace(options, threads=threads) for threads in wish.threads] or [options]
+    lots = [(artifact, way) for artifact in artifacts for way in ways]
+    where = Circumstances.here(root)
+    rows = _rows_before(resume, rules, where, [artifact.digest for artifact, _ in lots])
+    on_gpu = any((way.device or artifact.manifest.target.device).startswith("cuda") for artifact, way in lots)
+    with contextlib.ExitStack() as stack:
+        nvml = open_nvml() if on_gpu else None
+        entries: list[Entry] = []
+        for number, (artifact, way) in enumerate(lots):
+            progress("open", number, len(lots))
+            pictures = pictures_of(artifact, images) if wish.replay is None else wish.replay.pictures
+            entry = Entry(
+                artifact,
+                way,
+                stack,
+                pictures,
+                replay=wish.replay,
+                nvml=nvml,
+                alone=wish.memory_alone and len(lots) > 1,
+                before=rows[number],
+            )
+            _refuse_other_threads(entry, way, wish)
+            _refuse_other_session(entry, rows[number])
+            entries.append(entry)
+        progress("open", len(lots), len(lots))
+        floors = {entry.shape: entry.floor(stack) for entry in entries}
+        telemetry = stack.enter_context(Telemetry(root, gpu=on_gpu))
+        run = Run(
+            [entry.contender for entry in entries],
+            rules,
+            floors=tuple(floors.values()),
+            telemetry=telemetry,
+            before=next((row.latency for row in rows if row is not None and row.latency is not None), None),
+        )
+        created = resume.created if resume is not None else now()
+        resumed = (*resume.resumed, now()) if resume is not None else ()
+
+        def result(*, partial: bool) -> Result:
+            found = tuple(entry.row(run, floors[entry.shape]) for entry in entries)
+            return Result(created=created, circumstances=where, rows=found, partial=partial, resumed=resumed)
+
+        try:
+            run.measure(progress, None if keep is None else lambda: _kept(keep, result(partial=True)))
+            _more(entries, wish, progress)
+        except (KeyboardInterrupt, InterruptedError_) as stop:
+            raise Stopped("measure latency", result(partial=True), stop) from stop
+        return result(partial=False)
+
+
+def _kept(keep: Callable[[Result], None], result: Result) -> None:
+    """A disk that is full now may have room at the end: the measurement goes on."""
+    with contextlib.suppress(ResourceError):
+        keep(result)
+
+
+def _more(entries: Sequence[Entry], wish: Wish, progress: Progress) -> None:
+    """What is measured beside the run, once it's over: profiles, other tools' rules."""
+    if wish.profile:
+        for number, entry in enumerate(entries):
+            progress("profile", number, len(entries))
+            entry.take_profile()
+    turns = [(entry, tool) for tool in wish.like for entry in entries]
+    for number, (entry, tool) in enumerate(turns):
+        progress(tool, number, len(turns))
+        entry.speak(tool, wish.duration_s)
+
+
+def _refuse_other_threads(entry: Entry, way: OpenOptions, wish: Wish) -> None:
+    """A sweep of threads says nothing where the runtime has none.
+
+    Raises:
+        UsageError: the session has another number of threads than asked for.
+    """
+    got = entry.session.info.get("threads")
+    if wish.threads and way.threads and got != way.threads:
+        raise UsageError(
+            f"measure {entry.artifact.path} with {way.threads} threads",
+            f"its session has {got or 'no'} compute threads on {entry.session.info.get('device')}",
+            "leave --threads out",
+        )
+
+
+def _refuse_other_session(entry: Entry, before: Row | None) -> None:
+    """An interrupted run goes on with the same runtime, device, threads and options.
+
+    Raises:
+        UsageError: this session was opened otherwise.
+    """
+    if before is not None and dict(before.session) != dict(entry.session.info):
+        other = [key for key, value in entry.session.info.items() if before.session.get(key) != value]
+        raise UsageError(
+            "go on with an interrupted measurement",
+            f"its session had another {', '.join(other) or 'set of options'}",
+            "open it as it was, or measure anew: leave --resume out, and add --overwrite",
+        )
+
+
+def _rows_before(resume: Result | None, rules: Rules, where: Circumstances, digests: list[str]) -> list[Row | None]:
+    """The interrupted run's rows, in order, without the round that it was interrupted in.
+
+    Raises:
+        UsageError: the result is whole, or it was measured on something else, elsewhere or by other rules.
+    """
+    if resume is None:
+        return [None] * len(digests)
+    asked, fix = "go on with an interrupted measurement", "measure anew: leave --resume out, and add --overwrite"
+    if not resume.partial:
+        raise UsageError(asked, "the result is whole; nothing was interrupted", fix)
+    if [row.subject.digest for row in resume.rows] != digests:
+        raise UsageError(asked, "it was about other artifacts, or about the same in another order", fix)
+    if resume.circumstances != where:
+        raise UsageError(asked, "it was measured under other circumstances (machine, versions, power source)", fix)
+    measured = [row.latency for row in resume.rows if row.latency is not None]
+    if any(latency.rules != rules for latency in measured):
+        old = measured[0].rules
+        other = [name for name in rules.__struct_fields__ if getattr(old, name) != getattr(rules, name)]
+        raise UsageError(asked, f"it was measured by other rules: {', '.join(other)}", fix)
+    return _whole_rounds(resume.rows)
+
+
+def _whole_rounds(rows: Sequence[Row]) -> list[Row | None]:
+    """Block i of every row and of its floor belongs to round i, so all of them go on with the same round."""
+    latencies = [row.latency for row in rows]
+    known = [latency for latency in latencies if latency is not None and latency.floor is not None]
+    if len(known) < len(rows):
+        return [None] * len(rows)
+    rounds = min(len(part.blocks) for latency in known for part in (latency.samples, latency.floor) if part)
+    if not rounds:
+        return [None] * len(rows)
+    return [
+        structs.replace(
+            row,
+            latency=structs.replace(
+                latency,
+                samples=first_blocks(latency.samples, rounds),
+                floor=first_blocks(latency.floor, rounds) if latency.floor is not None else None,
+            ),
+        )
+        for row, latency in zip(rows, known, strict=True)
+    ]

@@ -1,0 +1,134 @@
+"""Where the time goes: a runtime's profile, mapped back to the model's blocks by the names of their nodes."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from statistics import median
+from typing import TYPE_CHECKING, NamedTuple
+
+from vitedge.formats.samples import Layer, Profile
+
+if TYPE_CHECKING:
+    from vitedge.runtimes.base import LayerTime
+
+REPEATS = 20
+
+#: Parts of a ViT in reading order; ``fused`` computes several of the heavy ones in one, ``other`` is what neither name
+#: nor operator tells.
+PARTS = ("input", "patch embedding", "norm", "attention", "mlp", "residual", "quantize", "head", "fused", "other")
+_HEAVY = ("patch embedding", "attention", "mlp", "head")
+
+_QUANTIZE = re.compile(r"^(Dynamic)?(De)?[Qq]uantize(Linear)?$|^FakeQuantize$|^(Q|DQ)$|Quantize(d)?Scale")
+_QUANTIZE_NAME = re.compile(r"[._](q|dq|quantize|dequantize)(_\w*)?$")
+_NORM = re.compile(r"LayerNorm|^MVN$|Normalization|^(Skip)?RMSNorm", re.IGNORECASE)
+_BLOCK = re.compile(r"blocks\.(\d+)\.")
+_BETWEEN = re.compile(r"\.\.\.|[+,\s\[\]{}]+")  # the names of what was fused, as runtimes join them
+_NAMES = (  # the first that matches the canonical name
+    (re.compile(r"\bnorm\d*\b"), "norm"),
+    (re.compile(r"\b(attn|attention)\b"), "attention"),
+    (re.compile(r"\bmlp\b"), "mlp"),
+    (re.compile(r"\b(add\d|ls\d|residual)"), "residual"),
+    (re.compile(r"\b(patch_embed|cls_token|pos_embed|reg_token|tokens)\b"), "patch embedding"),
+    (re.compile(r"^image\b"), "input"),
+    (re.compile(r"\b(head|pool|logits|fc_norm)\b"), "head"),
+)
+
+
+class Placed(NamedTuple):
+    """A layer with its place in the model."""
+
+    layer: Layer
+    part: str  # one of :data:`PARTS`
+    block: int | None  # None outside the blocks
+
+    @property
+    def median_ns(self) -> float:
+        """Of the profiled inferences."""
+        return median(self.layer.ns)
+
+
+def profile_of(rounds: Sequence[Sequence[LayerTime]]) -> Profile | None:
+    """The profiled inferences as columns, one a node; None where the runtime tells nothing.
+
+    Rounds that ran other nodes than most are left out.
+    """
+    shapes = Counter(tuple((node.name, node.operator, node.type) for node in nodes) for nodes in rounds)
+    if not shapes or not (shape := shapes.most_common(1)[0][0]):
+        return None
+    alike = [nodes for nodes in rounds if tuple((node.name, node.operator, node.type) for node in nodes) == shape]
+    return Profile(
+        layers=tuple(
+            Layer(name=name, operator=operator, type=type_, ns=tuple(nodes[number].ns for nodes in alike))
+            for number, (name, operator, type_) in enumerate(shape)
+        )
+    )
+
+
+def placed(profile: Profile) -> list[Placed]:
+    """Every layer with its part and block, in the order of execution.
+
+    A runtime's own nodes (``MVN.85``, ``gemm_input_reshape``) have no canonical name: the operator may tell the part,
+    the next named node tells the rest. What follows such a norm without a name (its scale and shift) is the norm's.
+    """
+    found: list[Placed] = []
+    part, block = "other", None
+    for layer in reversed(profile.layers):
+        told = _part_of_name(layer.name)
+        if told is not None:
+            part, block = told, _block_of_name(layer.name)
+        found.append(Placed(layer, _part_of_operator(layer) or part, block))
+    found.reverse()
+    for number in range(1, len(found)):
+        before, this = found[number - 1], found[number]
+        unnamed = _part_of_name(this.layer.name) is None and _part_of_operator(this.layer) is None
+        if unnamed and before.part == "norm" and _part_of_name(before.layer.name) is None:
+            found[number] = this._replace(part="norm")
+    return found
+
+
+def _part_of_operator(layer: Layer) -> str | None:
+    if _QUANTIZE.search(layer.operator) or (layer.type == "" and _QUANTIZE_NAME.search(layer.name)):
+        return "quantize"
+    return "norm" if _NORM.search(layer.operator) else None
+
+
+def _part_of_name(name: str) -> str | None:
+    """The part that a name tells; of several fused ones the heavy one, or ``fused`` where there are several heavy."""
+    words = [word for word in _BETWEEN.split(name) if word]
+    told = dict.fromkeys(part for word in words if (part := _part_of_word(word, alone=len(words) == 1)) is not None)
+    heavy = [part for part in told if part in _HEAVY]
+    if len(heavy) > 1:
+        return "fused"
+    return next(iter(heavy or told), None)
+
+
+def _part_of_word(word: str, *, alone: bool) -> str | None:
+    if not alone and _QUANTIZE_NAME.search(word):
+        return "quantize"
+    return next((part for pattern, part in _NAMES if pattern.search(word)), None)
+
+
+def _block_of_name(name: str) -> int | None:
+    """The one block that all of it lies in; None where some lies in another, or in none."""
+    words = [word for word in _BETWEEN.split(name) if _part_of_word(word, alone=True) is not None]
+    blocks = {int(match[1]) if (match := _BLOCK.search(word)) else None for word in words}
+    return blocks.pop() if len(blocks) == 1 else None
+
+
+def by_part(profile: Profile) -> dict[str, float]:
+    """Nanoseconds of each part, the medians of its layers added, in the order of :data:`PARTS`."""
+    sums = dict.fromkeys(PARTS, 0.0)
+    for place in placed(profile):
+        sums[place.part] += place.median_ns
+    return {part: ns for part, ns in sums.items() if ns}
+
+
+def by_block(profile: Profile) -> dict[int | None, dict[str, float]]:
+    """Nanoseconds by block (None outside the blocks) and part."""
+    sums: dict[int | None, dict[str, float]] = {}
+    for place in placed(profile):
+        parts = sums.setdefault(place.block, {})
+        parts[place.part] = parts.get(place.part, 0.0) + place.median_ns
+    return sums

@@ -1,0 +1,86 @@
+"""How fast artifacts are here, in turns within one run, kept in the cache folder for the next time that it's asked."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from vitedge import runtimes
+from vitedge.core.files import sha256, write_atomic
+from vitedge.core.paths import cache_folder
+from vitedge.core.percentiles import percentile
+from vitedge.core.progress import Progress, silent
+from vitedge.core.schema import Record, decode_json, encode_json
+from vitedge.errors import InputError
+from vitedge.runtimes.choice import hardware_words
+
+if TYPE_CHECKING:
+    from vitedge.formats.artifact import Artifact
+
+
+class Speed(Record):
+    """Of one artifact."""
+
+    p50_ms: float
+    p95_ms: float
+    wrong: str = ""  # what its golden logits have against it on this machine
+
+
+class Speeds(Record):
+    """What was measured in turns."""
+
+    SCHEMA_VERSION: ClassVar[int] = 1
+    schema_version: int = 1
+    speeds: tuple[Speed, ...]  # in the order of the artifacts
+
+
+def speeds(
+    artifacts: Sequence[Artifact],
+    *,
+    duration_s: float | None = None,
+    anew: bool = False,
+    asked: str,
+    progress: Progress = silent,
+) -> tuple[Speed, ...]:
+    """Measure artifacts in turns, or say what was measured before of the same graphs on the same machine.
+
+    Args:
+        artifacts: at least one.
+        duration_s: measure each for at least so long; None: as the targets say.
+        anew: don't ask the cache.
+        asked: the wish, for error texts.
+        progress: called with (task, done, total).
+
+    Raises:
+        as :func:`vitedge.benchmarking.bench.bench`; ResourceError: the cache can't be written.
+    """
+    from vitedge.benchmarking.bench import Wish, bench
+
+    kept = cache_folder() / "tuning" / f"{key(artifacts, asked)}.json"
+    if not anew:
+        with contextlib.suppress(OSError, InputError):
+            known = decode_json(kept.read_bytes(), Speeds, asked=asked, file=kept.name).speeds
+            if len(known) == len(artifacts):
+                return known
+    rows = bench(artifacts, Wish(duration_s=duration_s, memory_alone=False), progress=progress).rows
+    found = []
+    for row in rows:
+        assert row.latency is not None
+        times = sorted(row.latency.samples.latency_ns)
+        wrong = "; ".join(check.detail for check in row.checks if check.ok is False)
+        p50, p95 = (percentile(times, percent) / 1e6 for percent in (50, 95))
+        found.append(Speed(p50_ms=p50, p95_ms=p95, wrong=wrong))
+    write_atomic(kept, encode_json(Speeds(speeds=tuple(found))), asked)
+    return tuple(found)
+
+
+def key(artifacts: Sequence[Artifact], asked: str) -> str:
+    """Of all that decides on speed: graphs, options, threads, the runtime's version, the processor and its ISA."""
+    words = []
+    for artifact in artifacts:
+        target = artifact.manifest.target
+        words += [target.runtime, runtimes.require(target.runtime, asked), target.device, str(target.threads)]
+        words += [hardware_words(target), *artifact.graph_files.values()]
+        words += [f"{name}={value}" for name, value in sorted(artifact.manifest.runtime_options.items())]
+    return sha256("\0".join(words).encode())[:32]

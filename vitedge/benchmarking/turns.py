@@ -1,0 +1,108 @@
+"""Several contenders under one set of rules: they take turns in blocks within one run."""
+
+from __future__ import annotations
+
+import gc
+import random
+import time
+from collections.abc import Callable, Sequence
+
+from vitedge.benchmarking.load import Contender
+from vitedge.core.progress import Progress, silent
+from vitedge.device.reading import Reading
+from vitedge.device.telemetry import Telemetry
+from vitedge.formats.samples import Latency, Memory, Rules
+
+KEEP_EVERY_S = 10.0  # what has been measured is kept so often, between two rounds …
+KEEP_SHARE = 0.02  # … and less often where keeping takes longer than this share of the time
+
+
+class Run:
+    """Contenders that take turns in blocks, in a seeded random order within each round.
+
+    Args:
+        contenders: what is measured.
+        rules: how.
+        floors: null runtimes, measured in the same rounds, for a few inferences each.
+        telemetry: reads the sensors meanwhile; None: nothing is read.
+        before: what an interrupted run has of any contender: its readings and times go on here.
+    """
+
+    def __init__(
+        self,
+        contenders: Sequence[Contender],
+        rules: Rules,
+        *,
+        floors: Sequence[Contender] = (),
+        telemetry: Telemetry | None = None,
+        before: Latency | None = None,
+    ) -> None:
+        self.contenders, self.rules, self.floors = contenders, rules, floors
+        self._telemetry = telemetry
+        self._readings_before = before.readings if before is not None else ()
+        self._elapsed_ns = max(contender.elapsed_ns for contender in (*contenders, *floors))
+        self._resumed_ns = (*before.resumed_ns, self._elapsed_ns) if before is not None else ()
+        self._start_ns = time.perf_counter_ns()
+
+    @property
+    def origin_ns(self) -> int:
+        """Where the run's time began; time between an interruption and its end is left out."""
+        return self._start_ns - self._elapsed_ns
+
+    def measure(self, progress: Progress = silent, keep: Callable[[], None] | None = None) -> None:
+        """Measure until every contender has what the rules demand; an exception leaves all whole blocks in place.
+
+        Args:
+            progress: called with (task, done, total).
+            keep: called between rounds now and then, to save what there is.
+        """
+        rules, turns = self.rules, [*self.contenders, *self.floors]
+        for number, contender in enumerate(turns):
+            progress("warm up", number, len(turns))
+            contender.warm_up(rules)
+        progress("warm up", len(turns), len(turns))
+        order = random.Random(rules.seed + len(self._resumed_ns))
+        self._start_ns = time.perf_counter_ns()
+        due = self._start_ns + KEEP_EVERY_S * 1e9
+        gc.collect()
+        gc.freeze()
+        try:
+            while (enough := min(contender.progress(rules) for contender in self.contenders)) < 1.0:
+                progress("measure", int(100 * enough), 100)
+                for contender in order.sample(turns, len(turns)):
+                    contender.block(rules)
+                if keep is not None and (now := time.perf_counter_ns()) >= due:
+                    keep()
+                    done = time.perf_counter_ns()
+                    due = done + max(KEEP_EVERY_S * 1e9, (done - now) / KEEP_SHARE)
+            progress("measure", 100, 100)
+            for contender in self.contenders:
+                contender.audit_repeats(rules)
+        finally:
+            gc.unfreeze()
+
+    def _readings(self) -> tuple[Reading, ...]:
+        if self._telemetry is None:
+            return self._readings_before
+        return (*self._readings_before, *self._telemetry.readings(self._start_ns, self._elapsed_ns))
+
+    def latency(
+        self, contender: Contender, *, load_ns: int, first_ns: int, memory: Memory, floor: Contender | None = None
+    ) -> Latency | None:
+        """What a contender has measured so far, as a result's row has it; None without a single sample."""
+        samples = contender.samples(self.origin_ns)
+        if not len(samples):
+            return None
+        return Latency(
+            rules=self.rules,
+            load_ns=load_ns,
+            first_ns=first_ns,
+            warmup=contender.warmup,
+            samples=samples,
+            memory=memory,
+            floor=floor.samples(self.origin_ns) if floor is not None else None,
+            readings=self._readings(),
+            audit=contender.audit(),
+            power_of=self._telemetry.power_of if self._telemetry is not None else (),
+            resumed_ns=self._resumed_ns,
+        )

@@ -1,0 +1,115 @@
+"""``vitedge build``: engines in the cache, or in a folder that travels; the fastest of several candidates; why.
+
+A runtime that builds has a module ``build`` in its folder; the others open their files as they are.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from vitedge import runtimes
+from vitedge.core.files import refuse_existing
+from vitedge.core.progress import Progress, silent
+from vitedge.errors import UsageError
+from vitedge.formats.artifact import GOLDEN_INPUTS, Artifact
+from vitedge.formats.target import Option
+from vitedge.runtimes.base import OpenOptions
+from vitedge.runtimes.session import open_session
+
+PROFILES = 20
+
+
+def builds(runtime: str) -> bool:
+    """Whether a runtime makes engines of its graphs."""
+    return importlib.util.find_spec(f"vitedge.runtimes.{runtime}.build") is not None
+
+
+def builder_of(artifact: Artifact, asked: str) -> ModuleType:
+    """The runtime's module that builds.
+
+    Raises:
+        UsageError: this runtime opens its files as they are.
+        NotInstalledError: it isn't installed.
+    """
+    runtime = artifact.manifest.target.runtime
+    if not builds(runtime):
+        raise UsageError(asked, f"{runtime} opens its files as they are: there is no engine to build", "open it")
+    runtimes.require(runtime, asked)
+    return runtimes.part(runtime, "build")
+
+
+def build(
+    artifact: Artifact,
+    *,
+    sms: Sequence[str] = (),
+    out: Path | None = None,
+    options: Mapping[str, Option] | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> list[dict[str, Any]]:
+    """Build the engines of an artifact into the cache; one flat row for each.
+
+    Args:
+        artifact: opened.
+        sms: compute capabilities, where the runtime builds for GPUs that aren't here; none: the target's.
+        out: write them as a folder, too, to travel beside the artifact.
+        options: build options over the manifest's.
+        overwrite: permit replacing ``out``.
+        progress: called with (task, done, total).
+
+    Raises:
+        UsageError, ArtifactError, ResourceError, NotInstalledError: as the runtime's ``build``.
+    """
+    asked = f"build the engines of {artifact.path}"
+    module = builder_of(artifact, asked)
+    if out is not None:
+        refuse_existing(out, overwrite=overwrite, asked=asked)
+    found = module.build(artifact, sms, options or {}, progress)
+    if out is not None:
+        module.export_engines(artifact, found, out, overwrite=overwrite, asked=asked)
+    return [
+        {
+            "artifact": str(artifact.path),
+            "runtime": f"{one.passport.package} {one.passport.version}",
+            "gpu": one.passport.gpu,
+            "sm": one.passport.sm,
+            "bytes": len(one.plan),
+            "built": one.built,
+            "seconds": one.passport.seconds,
+            "because": one.rebuilt_because,
+            "folder": str(one.folder if out is None else out),
+        }
+        for one in found
+    ]
+
+
+def explain(
+    artifacts: Sequence[Artifact], options: OpenOptions | None = None, progress: Progress = silent
+) -> tuple[dict[str, Any], list[str]]:
+    """Say what each artifact's engine does, and why one is slower than another.
+
+    Returns:
+        An explanation by artifact, and sentences that compare them.
+
+    Raises:
+        as :func:`vitedge.runtimes.session.open_session`: it takes a GPU to read an engine.
+    """
+    found: dict[str, Any] = {}
+    module = builder_of(artifacts[0], "explain an engine")
+    for number, artifact in enumerate(artifacts):
+        progress("explain", number, len(artifacts))
+        builder_of(artifact, f"explain the engine of {artifact.path}")
+        with open_session(artifact, options) as session:
+            frames = artifact.array(GOLDEN_INPUTS)
+            images = np.resize(frames, session.input_shape) if len(frames) else np.zeros(session.input_shape, np.uint8)
+            profile = session.profile(images, PROFILES)
+            layers = module.parse_layers(session.layer_information() or "")
+        found[str(artifact.path)] = module.explain_layers(layers, artifact.manifest.layers, profile)
+    progress("explain", len(artifacts), len(artifacts))
+    return found, module.compare(found)

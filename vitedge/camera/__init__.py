@@ -1,1 +1,0 @@
-"""Classifying camera streams: readers in processes of their own, one session, sinks that never block."""

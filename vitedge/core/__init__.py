@@ -1,0 +1,1 @@
+"""Paths and bytes in, checked records and safe files out: what everything stands on. It knows nothing of models."""

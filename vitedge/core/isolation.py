@@ -1,0 +1,154 @@
+"""Run a function where its crash can't take the caller down: in a child process, with a time and a memory limit.
+
+For parsers and builders in other people's native code (ONNX Runtime on a foreign file, TensorRT on a new graph) that
+may abort, overflow their stack or hang. It contains accidents; it isn't a sandbox against an attacker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from vitedge.errors import VitedgeError
+
+T = TypeVar("T")
+
+_CHILD = "import sys; sys.path[:] = {path!r}; from vitedge.core.isolation import _serve; _serve()"
+_LAST_WORDS = 2000  # characters of the child's output that are kept
+
+
+class ChildError(Exception):
+    """The child crashed, ran out of time, or its function raised something that isn't a VitedgeError.
+
+    ``str()`` says which, in words for an error text.
+    """
+
+
+def run_isolated(
+    function: Callable[..., T],
+    *args: Any,
+    timeout_s: float = 60.0,
+    memory_mb: int | None = None,
+    heard: Callable[[str], None] | None = None,
+    **kwargs: Any,
+) -> T:
+    """Call ``function(*args, **kwargs)`` in a fresh process and return its value.
+
+    Args:
+        function: importable by module and name; it imports what it needs by itself.
+        args: positional arguments, picklable.
+        timeout_s: after so many seconds the child and its children are killed.
+        memory_mb: limit of the child's address space.
+        heard: called, in a thread, with each line that the function says by :func:`tell`.
+        kwargs: keyword arguments, picklable.
+
+    Raises:
+        VitedgeError: raised by the function; it passes unchanged.
+        ChildError: a crash, the time limit, or any other exception of the function.
+    """
+    with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as words, _listening(heard) as line:
+        numbers = [answer.fileno(), memory_mb or 0, line]
+        child = subprocess.Popen(
+            [sys.executable, "-c", _CHILD.format(path=sys.path), *map(str, numbers)],
+            stdin=subprocess.PIPE,
+            stdout=words,
+            stderr=words,
+            pass_fds=[answer.fileno(), *([line] if line else [])],
+            start_new_session=True,
+        )
+        try:
+            child.communicate(pickle.dumps((function, args, kwargs)), timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            raise ChildError(f"it took longer than {timeout_s:g} seconds and was stopped") from None
+        finally:
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+        if child.returncode != 0:
+            raise ChildError(f"{cause_of_death(child.returncode)}{_tail(words)}")
+        answer.seek(0)
+        succeeded, value = pickle.load(answer)
+    if succeeded:
+        return value  # type: ignore[no-any-return]  # the type is the function's
+    raise value
+
+
+_line = 0  # in the child: where :func:`tell` writes; 0: nobody listens
+
+
+def tell(text: str) -> None:
+    """Say a line to whoever called :func:`run_isolated`; nothing happens where nobody listens."""
+    if _line:
+        with contextlib.suppress(OSError):  # the parent has gone
+            os.write(_line, text.replace("\n", " ").encode() + b"\n")
+
+
+@contextlib.contextmanager
+def _listening(heard: Callable[[str], None] | None) -> Iterator[int]:
+    """Yield the descriptor that the child says its lines to, 0 where nobody listens; all has been heard at the end."""
+    if heard is None:
+        yield 0
+        return
+    reading, writing = os.pipe()
+
+    def listen() -> None:
+        with os.fdopen(reading, errors="replace") as lines:
+            for line in lines:
+                heard(line.rstrip("\n"))
+
+    thread = threading.Thread(target=listen, name="isolation", daemon=True)
+    thread.start()
+    try:
+        yield writing
+    finally:
+        os.close(writing)
+        thread.join(timeout=5.0)  # a grandchild may still hold the other end
+
+
+def cause_of_death(code: int) -> str:
+    """What the exit status of a child process says, in words."""
+    if code >= 0:
+        return f"the process ended with code {code}"
+    try:
+        return f"the process was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"the process was killed by signal {-code}"
+
+
+def _tail(words: Any) -> str:
+    words.seek(0, os.SEEK_END)
+    words.seek(max(0, words.tell() - _LAST_WORDS))
+    text = words.read().decode(errors="replace").strip()
+    return f": {text.splitlines()[-1]}" if text else ""
+
+
+def _serve() -> None:
+    """The child: read the call from stdin, write (succeeded, value or exception) to the file that was passed on."""
+    global _line
+    answer, memory_mb, _line = map(int, sys.argv[1:4])
+    if memory_mb:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
+    result: tuple[bool, Any]
+    try:
+        function, args, kwargs = pickle.load(sys.stdin.buffer)
+        result = True, function(*args, **kwargs)
+    except VitedgeError as error:
+        result = False, error
+    except BaseException as error:
+        result = False, ChildError(f"{type(error).__name__}: {error}")
+    try:
+        data = pickle.dumps(result)
+    except Exception as error:
+        data = pickle.dumps((False, ChildError(f"its result can't be returned: {error}")))
+    with os.fdopen(answer, "wb") as stream:
+        stream.write(data)

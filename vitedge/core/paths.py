@@ -1,0 +1,66 @@
+"""Where the data folders lie: ``targets/`` and ``calibration/``, in a wheel, in a checkout, in the user's own folder.
+
+In a wheel they lie inside the package; in a checkout (and an editable install) beside it. The user's own files in
+``$XDG_CONFIG_HOME/vitedge/<kind>`` come first, so that a board can be added without touching an installed package.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from vitedge.errors import UsageError, nearest
+
+Kind = Literal["targets", "calibration"]
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def shipped_folder(kind: Kind) -> Path:
+    """The folder of this kind that came with vitedge."""
+    inside = _PACKAGE / kind
+    return inside if inside.is_dir() else _PACKAGE.parent / kind
+
+
+def shipped_file(name: str) -> Path:
+    """A file at the top of the checkout that the wheel carries inside the package."""
+    inside = _PACKAGE / name
+    return inside if inside.is_file() else _PACKAGE.parent / name
+
+
+def user_folder(kind: Kind) -> Path:
+    """The user's own folder of this kind; it need not exist."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "vitedge" / kind
+
+
+def cache_folder() -> Path:
+    """Where everything derived lies (statistics, engines, compiled blobs): ``$VITEDGE_CACHE`` or the XDG cache."""
+    if own := os.environ.get("VITEDGE_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitedge"
+
+
+def names(kind: Kind) -> dict[str, Path]:
+    """Every TOML file of this kind by its stem; the user's own file wins over a shipped one of the same name."""
+    found: dict[str, Path] = {}
+    for folder in (shipped_folder(kind), user_folder(kind)):
+        if folder.is_dir():
+            found.update({path.stem: path for path in sorted(folder.glob("*.toml"))})
+    return dict(sorted(found.items()))
+
+
+def find(kind: Kind, name: str) -> Path:
+    """The TOML file called ``name``, or the path itself when ``name`` ends in ``.toml``.
+
+    Raises:
+        UsageError: nothing has this name; the nearest name is given.
+    """
+    word, verb = {"targets": ("target", "targets"), "calibration": ("recipe", "recipes")}[kind]
+    if name.endswith(".toml"):
+        if not os.path.isfile(name):  # noqa: PTH113 - Path.is_file raises for names that are too long
+            raise UsageError(f"{word} '{name}'", "there is no such file", f"run: vitedge {verb}")
+        return Path(name)
+    known = names(kind)
+    if name not in known:
+        raise UsageError(f"{word} '{name}'", f"no {word} has this name{nearest(name, known)}", f"run: vitedge {verb}")
+    return known[name]

@@ -1,0 +1,56 @@
+"""Versions: compared as numbers, and held against the newest that this release was tested with.
+
+What was tested stands in ``constraints.txt``, which ``.ci/constraints`` writes; it travels in the wheel. The README's
+commands and the tests install exactly those versions.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+
+from vitedge.core.paths import shipped_file
+
+_PIN = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*)==(?P<version>[^\s;]+)")
+
+
+def release(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version, without zeros at the end: "10.3.0.dev1" is (10, 3). Empty without any."""
+    match = re.match(r"\d+(\.\d+)*", version)
+    numbers = [int(number) for number in match[0].split(".")] if match else []
+    while numbers and not numbers[-1]:
+        numbers.pop()
+    return tuple(numbers)
+
+
+def older(version: str, than: str) -> bool:
+    """Compare versions by their leading numbers: "10.3" is older than "10.13"."""
+    return release(version) < release(than)
+
+
+@functools.cache
+def _tested() -> dict[str, str]:
+    """The newest tested version of every package; several stand there where Pythons need different ones."""
+    newest: dict[str, str] = {}
+    for pin in map(_PIN.match, shipped_file("constraints.txt").read_text(encoding="utf-8").splitlines()):
+        if pin is not None and older(newest.get(pin["name"], ""), pin["version"]):
+            newest[pin["name"]] = pin["version"]
+    return newest
+
+
+def newest_tested(package: str) -> str | None:
+    """The newest version of a package, by its name on the index, that this release was tested with; None: none was."""
+    return _tested().get(package)
+
+
+def newer_than_tested(name: str, version: str, tested_version: str | None) -> str:
+    """A sentence, where a version is newer than any that was tested; empty where it isn't, or where none was tested.
+
+    Args:
+        name: what users call the package, "ONNX Runtime".
+        version: the one that is here.
+        tested_version: see :func:`newest_tested`.
+    """
+    if tested_version is None or not older(tested_version, version):
+        return ""
+    return f"{name} {version} is newer than what this release was tested with, {tested_version}"

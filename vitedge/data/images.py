@@ -1,0 +1,356 @@
+"""Labelled pictures in folders, archives and tar shards, read one at a time and never unpacked to disk.
+
+A data set is a folder (or ``.zip``, ``.tar``, ``.tar.gz``) with one sub-folder a class, a flat folder without labels,
+or shards in webdataset's layout (:mod:`vitedge.data.shards`). Only JPEG, PNG, WEBP and BMP are decoded, and only up to
+:data:`MAX_PIXELS`.
+"""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import gzip
+import hashlib
+import io
+import lzma
+import os
+import tarfile
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from vitedge.data.shards import read_shards, shard_files
+from vitedge.errors import ImageError, InputError, UsageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+MAX_PIXELS = 100_000_000
+MAX_FILE_BYTES = 256 << 20
+MAX_ARCHIVE_BYTES = 1 << 30  # of a compressed .tar, which has to be kept in memory
+_COMPRESSED = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open))
+LAYOUT = "a data folder has one sub-folder a class: data/cat/1.jpg, data/dog/2.jpg (a .zip or .tar of it will do)"
+
+
+def open_picture(data: bytes, name: str) -> Image.Image:
+    """Decode an encoded picture.
+
+    Returns:
+        A loaded PIL image, in the file's own mode, EXIF orientation not yet applied.
+
+    Raises:
+        ImageError: another format, more than :data:`MAX_PIXELS`, or a broken file.
+    """
+    asked = f"read the picture {name}"
+    fix = "use a JPEG, PNG, WEBP or BMP file"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and large sizes; both are judged here
+            picture = Image.open(io.BytesIO(data), formats=FORMATS)
+            if picture.width * picture.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            picture.load()
+            return picture
+    except Image.DecompressionBombError as error:
+        raise ImageError(asked, f"it has more than {MAX_PIXELS:,} pixels", "shrink it") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(asked, "it's not a JPEG, PNG, WEBP or BMP picture", fix) from error
+    except Exception as error:  # Pillow's decoders raise many kinds for broken files
+        raise ImageError(asked, f"{type(error).__name__}: {error}", fix) from error
+
+
+def read_picture(path: Path) -> Image.Image:
+    """Read and decode one picture file; errors as :func:`open_picture`."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ImageError(f"read the picture {path}", f"it's larger than {MAX_FILE_BYTES >> 20} MiB", "shrink it")
+        return open_picture(path.read_bytes(), str(path))
+    except OSError as error:
+        raise ImageError(f"read the picture {path}", f"{error.strerror}", "name a readable file") from error
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One picture: ``name`` is its path inside the data set, ``folder`` its class folder (None when unlabelled)."""
+
+    name: str
+    folder: str | None
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The pictures of a folder or an archive, in the order of their names.
+
+    Picklable, so that worker processes can read from it; archives are opened anew in each process.
+    """
+
+    source: Path
+    classes: tuple[str, ...]  # class folders, sorted (of shards: by their numbers); empty when unlabelled
+    records: tuple[ImageRecord, ...]
+    _members: tuple[str, ...] = field(repr=False)  # where each record lies: a path, or a member of the archive
+    _cache: dict[str, object] = field(default_factory=dict, repr=False, compare=False)
+    sharded: bool = False  # members are "offset:size:shard"
+
+    @classmethod
+    def open(cls, source: str | Path, *, asked: str = "read images") -> ImageSet:
+        """List the pictures of ``source`` without decoding any.
+
+        Raises:
+            UsageError: nothing there, or nothing that looks like a data folder.
+            ImageError: an archive that can't be read.
+        """
+        path = Path(source)
+        if shards := shard_files(path):
+            samples, classes = read_shards(shards, SUFFIXES, asked)
+            if not samples:
+                raise UsageError(asked, f"{path} holds no JPEG, PNG, WEBP or BMP files", LAYOUT)
+            records = tuple(ImageRecord(_readable(sample.name), sample.label) for sample in samples)
+            places = tuple(f"{sample.offset}:{sample.size}:{sample.shard}" for sample in samples)
+            return cls(path, classes, records, places, sharded=True)
+        if not os.path.exists(path):  # noqa: PTH110 - Path.exists raises for names that are too long
+            raise UsageError(asked, f"{path} doesn't exist", LAYOUT)
+        if not path.is_dir() and not path.is_file():
+            raise UsageError(asked, f"{path} is neither a folder nor a file", LAYOUT)
+        if path.is_dir():
+            found = [(file.relative_to(path).as_posix(), str(file)) for file in _walk(path, asked)]
+        elif path.suffix.lower() in SUFFIXES:
+            found = [(path.name, str(path))]
+        else:
+            found = [(name, name) for name in _archive_names(path, asked)]
+        found = sorted((_readable(name), member) for name, member in found)
+        if not found:
+            raise UsageError(asked, f"{path} holds no JPEG, PNG, WEBP or BMP files", LAYOUT)
+        parts = [PurePosixPath(name).parts for name, _ in found]
+        depth = 0  # folders that everything has in common ("train/") aren't classes
+        while all(len(part) > depth + 2 for part in parts) and len({part[depth] for part in parts}) == 1:
+            depth += 1
+        labelled = all(len(part) >= depth + 2 for part in parts)
+        folders = [part[depth] if labelled else None for part in parts]
+        records = tuple(ImageRecord(name, folder) for (name, _), folder in zip(found, folders, strict=True))
+        classes = tuple(sorted({folder for folder in folders if folder is not None}))
+        return cls(path, classes, records, tuple(member for _, member in found))
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_cache": {}}
+
+    def subset(self, indices: Sequence[int]) -> ImageSet:
+        """The same source, restricted to ``indices``; the classes stay."""
+        return ImageSet(
+            self.source,
+            self.classes,
+            tuple(self.records[i] for i in indices),
+            tuple(self._members[i] for i in indices),
+            sharded=self.sharded,
+        )
+
+    def read_bytes(self, index: int) -> bytes:
+        """The encoded file.
+
+        Raises:
+            ImageError: unreadable or too large.
+        """
+        name, member = self.records[index].name, self._members[index]
+        try:
+            if self.sharded:
+                return _read_place(name, member)
+            if self.source.is_dir() or self.source.suffix.lower() in SUFFIXES:
+                if Path(member).stat().st_size > MAX_FILE_BYTES:
+                    raise ImageError(
+                        f"read the picture {name}", f"it's larger than {MAX_FILE_BYTES >> 20} MiB", "shrink it"
+                    )
+                return Path(member).read_bytes()
+            return _archive_read(self, member)
+        except InputError:
+            raise
+        except Exception as error:  # zipfile and tarfile raise many kinds for broken archives
+            raise ImageError(
+                f"read the picture {name}", f"{type(error).__name__}: {error}", "replace the file"
+            ) from error
+
+    def read(self, index: int) -> Image.Image:
+        """The decoded picture; errors as :func:`open_picture`."""
+        return open_picture(self.read_bytes(index), self.records[index].name)
+
+    def digest(self, index: int) -> str:
+        """Hex SHA-256 of the encoded file."""
+        return hashlib.sha256(self.read_bytes(index)).hexdigest()
+
+    def order(self, seed: int) -> list[int]:
+        """A seeded permutation of all indices, the same on every machine and NumPy version."""
+        keys = [
+            hashlib.sha256(f"{seed}\0{record.name}".encode(errors="surrogateescape")).digest()
+            for record in self.records
+        ]
+        return sorted(range(len(self)), key=lambda index: keys[index])
+
+    def labels(self, folders: Sequence[str | None], *, asked: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Class ids of all records, int64 [len(self)], by a model's table of class folders (index is the id).
+
+        Raises:
+            UsageError: the set has no class folders, or one that the model doesn't know.
+        """
+        if not self.classes:
+            raise UsageError(asked, f"{self.source} has no class folders", LAYOUT)
+        ids = {folder: index for index, folder in enumerate(folders) if folder is not None}
+        unknown = [folder for folder in self.classes if folder not in ids]
+        if unknown:
+            raise UsageError(
+                asked,
+                f"{len(unknown)} class folders of {self.source} aren't among the model's: {', '.join(unknown[:5])}",
+                f"the model's are: {', '.join(list(ids)[:10])}",
+            )
+        return np.array([ids[record.folder] for record in self.records if record.folder is not None], dtype=np.int64)
+
+
+def _walk(folder: Path, asked: str) -> Iterator[Path]:
+    """The pictures of a folder and those below it; hidden files and folders aren't among them, nor linked folders."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # a folder that has just gone holds nothing
+            fix = "make it readable, or leave it out"
+            raise UsageError(asked, f"{error.filename} can't be read: {error.strerror}", fix) from error
+
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (path for path in (Path(place, name) for name in names if _wanted(name)) if path.is_file())
+
+
+def _wanted(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.suffix.lower() in SUFFIXES and not any(
+        part.startswith(".") or part == "__MACOSX" for part in path.parts
+    )
+
+
+def _readable(name: str) -> str:
+    """A file name as text that can be written: bytes that aren't UTF-8 as ``\\xNN``."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _archive_names(path: Path, asked: str) -> list[str]:
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                return [info.filename for info in archive.infolist() if not info.is_dir() and _wanted(info.filename)]
+        if _is_tar(path):
+            with _tar(path) as (tar, compressed):
+                return [info.name for info in _tar_members(tar, compressed)]
+    except InputError:
+        raise
+    except Exception as error:  # broken archives raise many kinds
+        raise ImageError(asked, f"{path}: {type(error).__name__}: {error}", "make the archive again") from error
+    raise UsageError(asked, f"{path} is neither a folder nor a .zip or .tar archive", LAYOUT)
+
+
+def _archive_read(images: ImageSet, member: str) -> bytes:
+    read = images._cache.get("read")
+    if read is None:
+        read = images._cache["read"] = _archive_reader(images.source)
+    assert callable(read)
+    data: bytes = read(member)
+    return data
+
+
+def _archive_reader(source: Path) -> Callable[[str], bytes]:
+    """A function from a member's name to its bytes; it may be called by several threads."""
+    if zipfile.is_zipfile(source):
+        archive = zipfile.ZipFile(source)
+
+        def from_zip(member: str) -> bytes:
+            _check_size(member, archive.getinfo(member).file_size)
+            return archive.read(member)
+
+        return from_zip
+    with _tar(source) as (tar, compressed):
+        if compressed:  # it can't be entered in the middle, so it's kept
+            kept = {info.name: _content(tar, info) for info in _tar_members(tar, compressed)}
+            return kept.__getitem__
+        places = {info.name: (info.offset_data, info.size) for info in _tar_members(tar, compressed)}
+
+    def from_tar(member: str) -> bytes:
+        offset, size = places[member]
+        _check_size(member, size)
+        with source.open("rb") as stream:
+            stream.seek(offset)
+            return stream.read(size)
+
+    return from_tar
+
+
+def _read_place(name: str, place: str) -> bytes:
+    """A picture in a shard, from ``offset:size:shard``."""
+    offset, size, shard = place.split(":", 2)
+    _check_size(name, int(size))
+    with open(shard, "rb") as stream:  # noqa: PTH123 - a million of them, each for one picture
+        stream.seek(int(offset))
+        return stream.read(int(size))
+
+
+def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+    stream = tar.extractfile(info) if info.size <= MAX_FILE_BYTES else None
+    return stream.read() if stream else b""
+
+
+def _check_size(member: str, size: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise ImageError(f"read the picture {member}", f"it's larger than {MAX_FILE_BYTES >> 20} MiB", "shrink it")
+
+
+class _Limited:
+    """A decompressed stream that hands out no more at once than a picture may have, whatever a header claims."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.seek, self.tell, self._stream = stream.seek, stream.tell, stream
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MAX_FILE_BYTES:
+            raise tarfile.ReadError(f"a header claims {size} bytes")
+        return self._stream.read(size)
+
+
+@contextlib.contextmanager
+def _tar(path: Path) -> Iterator[tuple[tarfile.TarFile, bool]]:
+    """The archive, and whether it's compressed."""
+    with path.open("rb") as stream:
+        magic = stream.read(6)
+    decompress: Any = next((opener for start, opener in _COMPRESSED if magic.startswith(start)), None)
+    if decompress is None:
+        with tarfile.open(path, "r:") as tar:
+            yield tar, False
+    else:
+        with decompress(path) as stream, tarfile.open(fileobj=_Limited(stream), mode="r:") as tar:  # type: ignore[call-overload]
+            yield tar, True
+
+
+def _is_tar(path: Path) -> bool:
+    try:
+        with _tar(path):
+            return True
+    except (tarfile.TarError, OSError, EOFError, lzma.LZMAError, zlib.error):
+        return False
+
+
+def _tar_members(tar: tarfile.TarFile, compressed: bool) -> Iterator[tarfile.TarInfo]:
+    """The pictures among the members.
+
+    Raises:
+        ImageError: a compressed archive that unpacks to more than :data:`MAX_ARCHIVE_BYTES`.
+    """
+    total = 0
+    for info in tar:
+        total += info.size
+        if compressed and total > MAX_ARCHIVE_BYTES:
+            raise ImageError(
+                "read a compressed .tar", f"it unpacks to more than {MAX_ARCHIVE_BYTES >> 30} GiB", "unpack it first"
+            )
+        if info.isreg() and not info.issparse() and _wanted(info.name):
+            yield info

@@ -1,0 +1,1 @@
+"""/proc, /sys and drivers in; what this machine is and feels out."""

@@ -1,0 +1,252 @@
+"""What this machine can run, for ``vitedge doctor``: hardware, runtimes, extras, cache and targets.
+
+Nothing here raises: what's broken or unreadable is a finding like any other. Runtimes are asked in child processes, so
+one that crashes when it's imported is named instead of taking the doctor down.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar
+
+from vitedge import runtimes
+from vitedge._version import __version__
+from vitedge.core import paths
+from vitedge.core.isolation import ChildError, run_isolated
+from vitedge.core.schema import Record
+from vitedge.core.versions import older
+from vitedge.device import hardware
+from vitedge.device.clocks import Clocks, clocks, power_mode
+from vitedge.errors import VitedgeError, printable
+from vitedge.formats.target import Target, load_target
+
+#: What each extra brings: the packages it's recognised by, and what they are for.
+EXTRAS = {
+    "onnxruntime": (("onnxruntime",), "run ONNX Runtime artifacts"),
+    "host": (("onnx", "onnxruntime", "safetensors"), "import models, quantize, export"),
+    "openvino": (("openvino",), "export for OpenVINO and run its artifacts"),
+    "nncf": (
+        ("nncf", "openvino", "onnx", "onnxruntime", "safetensors"),
+        "let NNCF's quantization compete on OpenVINO (export --autotune)",
+    ),
+    "tensorrt": (("tensorrt", "cuda"), "build and run TensorRT engines on an NVIDIA GPU"),
+    "tensorrt-rtx": (("tensorrt_rtx",), "build engines for RTX GPUs, and referee TensorRT's graphs without a GPU"),
+    "nvml": (("pynvml",), "an NVIDIA GPU's clocks, power and memory while measuring"),
+    "report": (("jinja2", "matplotlib"), "reports as one HTML file"),
+    "train": (
+        ("torch", "onnx", "onnxruntime", "safetensors", "jinja2", "matplotlib"),
+        "train models",
+    ),
+    "hub": (("huggingface_hub", "onnx", "onnxruntime", "safetensors"), "import models from the Hugging Face hub"),
+    "stream": (("av", "paho", "starlette", "uvicorn"), "cameras: `vitedge stream`"),
+    "demo": (
+        ("onnx", "onnxruntime", "safetensors", "openvino", "jinja2", "matplotlib"),
+        "everything that `vitedge demo` shows",
+    ),
+}
+
+
+class RuntimeState(Record):
+    """One runtime on this machine."""
+
+    name: str
+    extra: str  # what installs it; "" for the null runtime
+    version: str | None  # None: not installed
+    facts: dict[str, Any]  # providers, devices, … in the runtime's own words
+    runs_on: dict[str, bool]  # by device, for the devices that targets name
+    problem: str | None = None  # why it couldn't be asked
+    untested: str = ""  # says that it's newer than what this release was tested with
+
+
+class ExtraState(Record):
+    """One extra of the package."""
+
+    name: str
+    adds: str
+    missing: tuple[str, ...]  # packages that aren't installed; empty: complete
+    install: str
+
+
+class Cache(Record):
+    """Where everything derived lies; it may be deleted at any time."""
+
+    path: str
+    mb: float
+    files: int
+    free_mb: int | None  # of the disk it lies on
+
+
+class TargetState(Record):
+    """Whether artifacts of one target run here, and why not."""
+
+    name: str
+    summary: str
+    runs: bool
+    reasons: tuple[str, ...]
+
+
+class Machine(Record):
+    """Everything that ``vitedge doctor`` tells."""
+
+    SCHEMA_VERSION: ClassVar[int] = 1
+    schema_version: int = 1
+    vitedge_version: str = __version__
+    python: str
+    processor: hardware.Processor
+    memory: hardware.Memory
+    board: hardware.Board
+    power_mode: str | None = None  # of a Jetson
+    clocks: Clocks | None = None  # of a board
+    gpus: tuple[hardware.Gpu, ...]
+    cameras: tuple[hardware.Camera, ...]
+    runtimes: tuple[RuntimeState, ...]
+    extras: tuple[ExtraState, ...]
+    cache: Cache
+    targets: tuple[TargetState, ...]
+
+
+def examine(root: Path = hardware.ROOT) -> Machine:
+    """Look at everything.
+
+    Args:
+        root: the root of ``/proc``, ``/sys``, ``/dev`` and ``/etc``.
+    """
+    processor, gpus, board = hardware.processor(root), hardware.gpus(root), hardware.board(root)
+    targets, broken = readable_targets()
+    with ThreadPoolExecutor() as pool:  # each waits for a child process
+        states = list(pool.map(lambda name: runtime_state(name, targets), runtimes.names()))
+    fits = [fit(target, processor, gpus, states) for target in targets]
+    return Machine(
+        python=platform.python_version(),
+        processor=processor,
+        memory=hardware.memory(root),
+        board=board,
+        power_mode=power_mode(root),
+        clocks=clocks(root) if board.l4t is not None else None,
+        gpus=tuple(gpus),
+        cameras=tuple(hardware.cameras(root)),
+        runtimes=tuple(states),
+        extras=tuple(extras(on_jetson=board.l4t is not None)),
+        cache=cache(),
+        targets=tuple(sorted([*fits, *broken], key=lambda state: state.name)),
+    )
+
+
+def readable_targets() -> tuple[list[Target], list[TargetState]]:
+    """The targets that load, and a line for each file that doesn't."""
+    good, broken = [], []
+    for name in paths.names("targets"):
+        try:
+            good.append(load_target(name))
+        except VitedgeError as error:
+            broken.append(TargetState(name=name, summary="", runs=False, reasons=(error.true,)))
+    return good, broken
+
+
+def runtime_state(name: str, targets: Sequence[Target]) -> RuntimeState:
+    """Ask one runtime in a child process."""
+    devices = sorted({target.device for target in targets if target.runtime == name})
+    try:
+        extra, version, facts, runs_on = run_isolated(_ask_runtime, name, devices, timeout_s=60.0)
+    except (VitedgeError, ChildError, OSError) as error:
+        problem = printable(str(error)).replace("\n", " ")
+        return RuntimeState(
+            name=name, extra=name.replace("_", "-"), version=None, facts={}, runs_on={}, problem=problem
+        )
+    untested = runtimes.untested(name, version) if version is not None else ""
+    return RuntimeState(name=name, extra=extra, version=version, facts=facts, runs_on=runs_on, untested=untested)
+
+
+def _ask_runtime(name: str, devices: list[str]) -> tuple[str, str | None, dict[str, Any], dict[str, bool]]:
+    """In the child: (extra, version, facts, whether each device runs)."""
+    facts = runtimes.part(name, "detect")
+    version = facts.installed()
+    if version is None:
+        return facts.EXTRA, None, {}, {}
+    return facts.EXTRA, str(version), facts.describe(), {device: bool(facts.runs_here(device)) for device in devices}
+
+
+def fit(
+    target: Target, processor: hardware.Processor, gpus: Sequence[hardware.Gpu], states: Sequence[RuntimeState]
+) -> TargetState:
+    """Hold a target against this machine; what's unknown is no reason against it."""
+    state = next(state for state in states if state.name == target.runtime)
+    if target.arch not in ("any", processor.architecture or target.arch):
+        reasons = [f"it's for {target.arch}; this machine is {processor.architecture}"]
+    else:
+        reasons = [*_missing_hardware(target, processor, gpus, state), *_missing_runtime(target, state)]
+        if not reasons and not state.runs_on.get(target.device, False):
+            reasons = [f"{target.runtime} finds no device {target.device}"]
+    return TargetState(name=target.name, summary=target.summary, runs=not reasons, reasons=tuple(reasons))
+
+
+def _missing_hardware(
+    target: Target, processor: hardware.Processor, gpus: Sequence[hardware.Gpu], state: RuntimeState
+) -> list[str]:
+    reasons = []
+    if target.isa != "any" and processor.isa is not None and target.isa not in processor.isa:
+        reasons.append(f"this CPU has no {target.isa}")
+    wanted = [target.sm] if target.sm else list(target.sms)
+    found = {gpu.compute_capability for gpu in gpus}
+    unseen = not gpus and state.runs_on.get(target.device, False)  # the runtime finds a GPU that nvidia-smi doesn't
+    if target.device.startswith("cuda") and wanted and not (unseen or None in found or found & set(wanted)):
+        reasons.append(f"no NVIDIA GPU with compute capability {' or '.join(wanted)}")
+    return reasons
+
+
+def _missing_runtime(target: Target, state: RuntimeState) -> list[str]:
+    if state.problem:
+        return [f"{target.runtime} is broken: {state.problem}"]
+    if state.version is None:
+        return [f"{target.runtime} isn't installed"]
+    if older(state.version, target.runtime_min):
+        return [f"{target.runtime} {state.version} is older than {target.runtime_min}"]
+    available, unknown = (state.facts.get(key, ()) for key in ("providers", "unknown_providers"))
+    for provider in target.providers:
+        if why := runtimes.part(target.runtime, "providers").missing(provider, available, unknown):
+            return [why]
+    return []
+
+
+def extras(*, on_jetson: bool = False) -> list[ExtraState]:
+    """Each extra, and what of it is missing; nothing is imported."""
+    found = []
+    for name, (packages, adds) in EXTRAS.items():
+        install = f'pip install "vitedge[{name}]"'
+        if on_jetson and name == "tensorrt":
+            install = "JetPack brings it: python3 -m venv --system-site-packages"
+        missing = tuple(package for package in packages if not _present(package))
+        found.append(ExtraState(name=name, adds=adds, missing=missing, install=install))
+    return found
+
+
+def _present(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):  # a half-removed package
+        return False
+
+
+def cache() -> Cache:
+    """Size of the cache folder, and free space where it lies (or would lie)."""
+    folder = paths.cache_folder()
+    size = files = 0
+    for parent, _, names in os.walk(folder):  # unreadable folders are passed over
+        for name in names:
+            try:
+                size += (Path(parent) / name).lstat().st_size
+                files += 1
+            except OSError:
+                continue
+    existing = next((place for place in (folder, *folder.absolute().parents) if place.is_dir()), None)
+    try:
+        free = shutil.disk_usage(existing).free >> 20 if existing else None
+    except OSError:
+        free = None
+    return Cache(path=str(folder), mb=round(size / 1e6, 1), files=files, free_mb=free)

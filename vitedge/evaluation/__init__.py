@@ -1,0 +1,1 @@
+"""Sessions and labelled pictures in; predictions, and what can honestly be said of them, out."""

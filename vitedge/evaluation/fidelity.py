@@ -1,0 +1,87 @@
+"""What a quantized graph loses against the float one, on the same pictures: divergence, agreement, drop, flips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from vitedge.core.intervals import CONFIDENCE, paired_interval
+from vitedge.formats.fidelity import Drop, Fidelity, Flip
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+WORST_FLIPS = 10
+
+
+def divergence(reference: NDArray[np.floating[Any]], logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """KL(reference ‖ logits) of each picture, nats, float64 [n], of logits [n, classes]."""
+    expected, found = _log_softmax(reference), _log_softmax(logits)
+    return np.asarray((np.exp(expected) * (expected - found)).sum(axis=1))
+
+
+def fidelity(
+    reference: NDArray[np.float32],
+    logits: NDArray[np.float32],
+    *,
+    pictures: Sequence[str],
+    classes: Sequence[str],
+    labels: NDArray[np.int64] | None,
+    source: str,
+    seen: Literal["held-out", "calibration"],
+    executed_by: str,
+) -> Fidelity:
+    """Hold logits against the float graph's.
+
+    Args:
+        reference: the float graph's logits [n, classes].
+        logits: the quantized graph's, of the same pictures.
+        pictures: their names.
+        classes: names of the classes.
+        labels: true class ids [n], where known.
+        source: name of the data set.
+        seen: whether calibration saw these pictures.
+        executed_by: what ran the quantized graph.
+    """
+    expected, found = reference.argmax(axis=1), logits.argmax(axis=1)
+    flipped = np.flatnonzero(expected != found)
+    ordered = np.sort(np.exp(_log_softmax(reference)), axis=1)
+    margin = ordered[:, -1] - ordered[:, -2] if ordered.shape[1] > 1 else np.ones(len(ordered))
+    worst = flipped[np.argsort(-margin[flipped], kind="stable")][:WORST_FLIPS]
+    drop = None
+    if labels is not None:
+        lost = int(((expected == labels) & (found != labels)).sum())
+        gained = int(((expected != labels) & (found == labels)).sum())
+        drop = drop_of(gained, lost, len(labels))
+    return Fidelity(
+        source=source,
+        seen=seen,
+        pictures=len(expected),
+        executed_by=executed_by,
+        divergence=float(divergence(reference, logits).mean()),
+        agreement=1 - len(flipped) / len(expected),
+        drop=drop,
+        flips=tuple(
+            Flip(
+                picture=pictures[index],
+                label=classes[expected[index]],
+                instead=classes[found[index]],
+                margin=float(margin[index]),
+            )
+            for index in worst
+        ),
+    )
+
+
+def drop_of(gained: int, lost: int, count: int) -> Drop:
+    """Points of top-1 lost, from the pictures that only one of both has right."""
+    interval = paired_interval(gained, lost, count, CONFIDENCE)
+    return Drop(points=100 * (lost - gained) / count, low=-100 * interval.high, high=-100 * interval.low)
+
+
+def _log_softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    wide = logits.astype(np.float64)
+    wide -= wide.max(axis=1, keepdims=True)
+    return np.asarray(wide - np.log(np.exp(wide).sum(axis=1, keepdims=True)))

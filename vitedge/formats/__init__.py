@@ -1,0 +1,1 @@
+"""Files and folders in, checked records out, and back: all that lies on disk."""

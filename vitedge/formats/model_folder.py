@@ -1,0 +1,192 @@
+"""The ``model/`` folder: ``model.onnx`` (float32, canonical, symbolic batch) and ``model.json``.
+
+Whatever trained or published the ViT, from here on nothing needs torch. A model made by ``vitedge train`` also keeps
+``model.safetensors``: float16 weights under timm's names, whose float32 upcast is what ``model.onnx`` holds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
+
+import msgspec
+from msgspec import field
+from msgspec.structs import replace
+
+from vitedge._version import __version__
+from vitedge.core.files import new_folder, sha256, sha256_file
+from vitedge.core.schema import Record, decode_json, encode_json
+from vitedge.data.preprocessing import Preprocessing
+from vitedge.errors import ModelError, UsageError
+from vitedge.formats.architecture import ViTConfig
+
+MODEL_ONNX, MODEL_JSON, MODEL_WEIGHTS = "model.onnx", "model.json", "model.safetensors"
+
+
+class ClassLabel(Record):
+    """One class: its index among the logits, its folder in data sets (None when unknown), its name for people."""
+
+    id: int
+    folder: str | None
+    name: str
+
+
+def class_table(names: Sequence[str], folders: Sequence[str | None] | None = None) -> tuple[ClassLabel, ...]:
+    """The table for logits in the order of ``names``; ``folders`` default to the names themselves."""
+    folders = list(names) if folders is None else list(folders)
+    return tuple(
+        ClassLabel(id=index, folder=folder, name=name)
+        for index, (name, folder) in enumerate(zip(names, folders, strict=True))
+    )
+
+
+def contract_metadata(preprocessing: Preprocessing, classes: Sequence[ClassLabel]) -> dict[str, str]:
+    """The contract as strings, for ONNX ``metadata_props`` and OpenVINO's runtime info: copies for others' tools.
+
+    The manifest stays the authority; ``vitedge verify`` compares.
+    """
+    return {
+        "vitedge.schema_version": "1",
+        "vitedge.preprocessing": msgspec.json.encode(preprocessing, order="deterministic").decode(),
+        "vitedge.classes": msgspec.json.encode([label.name for label in classes]).decode(),
+    }
+
+
+class Parity(Record):
+    """How far the imported graph's logits are from the source's, on real pictures."""
+
+    reference: str  # what was compared with: "numpy float64 forward", "source ONNX in ONNX Runtime", …
+    images: int
+    max_abs_difference: float
+    relative: float  # largest absolute difference over largest absolute logit
+
+
+class Origin(Record):
+    """Where the model came from."""
+
+    kind: str  # "train", "timm", "huggingface", "factory", "onnx", "embedded"
+    source: str  # a name, never a path of the machine that imported it
+    details: dict[str, Any] = field(default_factory=dict)  # rewrites made, operators left alone, revision, …
+    parity: Parity | None = None
+
+
+class ModelRecord(Record):
+    """``model.json``."""
+
+    SCHEMA_VERSION: ClassVar[int] = 1
+    schema_version: int = 1
+    vitedge_version: str = __version__
+    name: str
+    classes: tuple[ClassLabel, ...]
+    preprocessing: Preprocessing
+    origin: Origin
+    licence: str | None = None
+    architecture: ViTConfig | None = None  # None: an imported graph that isn't a plain ViT of ours
+    training: dict[str, Any] | None = None  # command, options, seed, epochs, circumstances
+    accuracy: dict[str, Any] | None = None  # figures with their circumstances
+    files: dict[str, str] = field(default_factory=dict)  # SHA-256 of every other file in the folder
+
+    def __post_init__(self) -> None:
+        if [label.id for label in self.classes] != list(range(len(self.classes))) or not self.classes:
+            raise ValueError("classes must be numbered 0, 1, 2, … and there must be at least one")
+
+
+@dataclass(frozen=True)
+class Model:
+    """An opened model folder: digests were checked."""
+
+    path: Path
+    record: ModelRecord
+
+    @classmethod
+    def open(cls, path: str | Path) -> Model:
+        """Open a model folder and check every digest.
+
+        Raises:
+            UsageError: there is no such folder.
+            ModelError: not a model folder, a newer schema, a missing or altered file.
+        """
+        folder = Path(path)
+        asked = f"open the model {folder}"
+        if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for names that are too long
+            raise UsageError(asked, "there is no such folder", "run: vitedge import SOURCE --out MODEL")
+        record = read_model_record(folder, asked)
+        check_digests(folder, record.files, asked, ModelError, "import or copy the model again")
+        if MODEL_ONNX not in record.files:
+            raise ModelError(asked, f"{MODEL_JSON} doesn't list {MODEL_ONNX}", "import the model again")
+        return cls(folder, record)
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 that changes whenever anything about the model does."""
+        return sha256(encode_json(self.record))
+
+    @property
+    def onnx_path(self) -> Path:
+        """The canonical float32 graph."""
+        return self.path / MODEL_ONNX
+
+
+def read_model_record(folder: Path, asked: str) -> ModelRecord:
+    """Read ``model.json`` alone.
+
+    Raises:
+        ModelError: missing, malformed or newer.
+    """
+    try:
+        data = (folder / MODEL_JSON).read_bytes()
+    except OSError as error:
+        raise ModelError(
+            asked, f"{MODEL_JSON} can't be read: {error.strerror}", "run: vitedge import SOURCE --out MODEL"
+        ) from error
+    return decode_json(data, ModelRecord, asked=asked, file=MODEL_JSON, error_type=ModelError)
+
+
+def check_digests(folder: Path, files: Mapping[str, str], asked: str, error: type[ModelError] | Any, fix: str) -> None:
+    """Hold every listed file against its SHA-256; names that leave the folder and links are refused.
+
+    Raises:
+        InputError: (as ``error``) the first file that differs, by name.
+    """
+    for name, expected in files.items():
+        parts = PurePosixPath(name).parts
+        if name.startswith("/") or ".." in parts or not parts:
+            raise error(asked, f"the file name {name} leaves the folder", fix)
+        try:
+            if any((folder / Path(*parts[:depth])).is_symlink() for depth in range(1, len(parts) + 1)):
+                raise error(asked, f"the file {name} is a link", fix)
+            if not (folder / name).is_file():
+                raise error(asked, f"the file {name} is missing", fix)
+            found = sha256_file(folder / name)
+        except OSError as reason:
+            raise error(asked, f"the file {name} can't be read: {reason.strerror}", fix) from reason
+        if found != expected:
+            raise error(asked, f"the file {name} isn't what was written (its SHA-256 differs)", fix)
+
+
+def write_model(
+    out: str | Path, record: ModelRecord, files: Mapping[str, bytes], *, overwrite: bool = False, asked: str = ""
+) -> Model:
+    """Write a model folder atomically and open it.
+
+    Args:
+        out: destination folder.
+        record: its ``files`` are filled in here.
+        files: content of every file beside ``model.json``; ``model.onnx`` is obligatory.
+        overwrite: permit replacing an existing model folder.
+        asked: the wish, for error texts.
+
+    Raises:
+        UsageError, ResourceError: as :func:`vitedge.core.files.new_folder`.
+    """
+    out = Path(out)
+    record = replace(record, files={name: sha256(data) for name, data in sorted(files.items())})
+    with new_folder(out, overwrite=overwrite, asked=asked or f"write the model {out}", last=MODEL_JSON) as folder:
+        for name, data in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+        (folder / MODEL_JSON).write_bytes(encode_json(record))
+    return Model.open(out)

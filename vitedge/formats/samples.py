@@ -1,0 +1,235 @@
+"""What a latency measurement keeps: rules, raw samples, sensor readings, audit. Part of ``result.json``.
+
+Every time is an integer number of nanoseconds on a monotonic clock that starts with the measurement; what a sensor
+couldn't tell is null, never zero.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from vitedge.core.percentiles import percentile, samples_needed
+from vitedge.core.schema import Count, PositiveReal, Record
+from vitedge.device.reading import Reading
+
+Scenario = Literal["single", "offline", "camera"]
+Column = tuple[int, ...]
+
+
+class Rules(Record):
+    """How a latency was measured; rows under different rules aren't ranked against each other."""
+
+    scenario: Scenario
+    warmup_s: Annotated[float, Meta(ge=0)]  # at least; it goes on until the rolling median is stable
+    min_duration_s: Annotated[float, Meta(ge=0)]
+    min_samples: Count
+    percentile: Annotated[float, Meta(ge=1e-9, lt=100)]  # the claimed one: measuring goes on until it's supported
+    block_s: PositiveReal  # sessions take turns in blocks of this length …
+    block_samples: Count = 0  # … and of so many inferences, however a neighbour stretches them
+    settle: Count  # untimed inferences at the start of every block
+    seed: int  # of the order within each round of blocks
+    pictures: str  # what was fed: "golden", or the name of a data set
+    rate_hz: PositiveReal | None = None  # arrivals a second of scenario ``camera``, on average
+    replay: str | None = None  # the recorded clip whose arrival times are replayed, and its digest
+
+    def __post_init__(self) -> None:
+        if (self.scenario == "camera") != (self.rate_hz is not None):
+            raise ValueError("the scenario 'camera', and no other, has a rate")
+        if self.replay is not None and self.scenario != "camera":
+            raise ValueError("arrivals are replayed in the scenario 'camera' alone")
+
+
+class Block(Record):
+    """One turn of one session; block i of every session measured together belongs to round i."""
+
+    start_ns: Count
+    end_ns: Count  # the last inference had been answered
+    samples: Count
+    arrivals: Count = 0  # scenario ``camera``: scheduled arrivals, of which ``samples`` were served
+
+
+class Samples(Record):
+    """Columns of equal length, one entry an inference, in order of their blocks.
+
+    A stage's column is empty where the runtime can't separate the stage. In ``single`` and ``offline`` the pictures are
+    prepared beforehand: preprocessing and postprocessing are timed beside the inferences, some in every block, and
+    their columns have lengths of their own. In ``camera`` they lie within every sample.
+    """
+
+    start_ns: Column  # the call; ``camera``: the scheduled arrival
+    latency_ns: Column  # from ``start_ns`` until the logits (``camera``: the prediction) are the caller's
+    blocks: tuple[Block, ...]
+    preprocess_ns: Column = ()  # one decoded picture to the model's input
+    transfer_in_ns: Column = ()
+    compute_ns: Column = ()
+    transfer_out_ns: Column = ()
+    postprocess_ns: Column = ()  # one batch of logits to its predictions
+
+    def __post_init__(self) -> None:
+        count = len(self.latency_ns)
+        columns = (self.transfer_in_ns, self.compute_ns, self.transfer_out_ns)
+        if len(self.start_ns) != count or any(len(column) not in (0, count) for column in columns):
+            raise ValueError("the columns of samples differ in length")
+        if sum(block.samples for block in self.blocks) != count:
+            raise ValueError("the blocks don't hold as many samples as there are")
+
+    def __len__(self) -> int:
+        return len(self.latency_ns)
+
+    def percentile_ns(self, percent: float) -> int | None:
+        """One percentile of the latency by :data:`METHOD`; None when there are too few samples for it."""
+        if len(self) < samples_needed(percent):
+            return None
+        return percentile(sorted(self.latency_ns), percent)
+
+    def block_latencies(self) -> list[Column]:
+        """The latencies of each block."""
+        found, start = [], 0
+        for block in self.blocks:
+            found.append(self.latency_ns[start : start + block.samples])
+            start += block.samples
+        return found
+
+    def throughput(self, batch: int) -> float | None:
+        """Images a second: batch × inferences over the time that the blocks took; None without samples."""
+        span_ns = sum(block.end_ns - block.start_ns for block in self.blocks)
+        return batch * len(self) * 1e9 / span_ns if span_ns else None
+
+    @property
+    def missed(self) -> int:
+        """Scheduled arrivals that were never served because a newer one had come (``camera``)."""
+        return sum(max(0, block.arrivals - block.samples) for block in self.blocks)
+
+    @property
+    def arrivals(self) -> int:
+        """Scheduled arrivals (``camera``)."""
+        return sum(block.arrivals for block in self.blocks)
+
+
+class Warmup(Record):
+    """What was run before anything was counted."""
+
+    samples: Count
+    duration_ns: Count
+    stable: bool  # the rolling median stopped moving before time was up
+
+
+class Audit(Record):
+    """The harness watching itself, after MLPerf's compliance tests."""
+
+    checked: Count  # outputs of the timed run that were compared with the reference run
+    differing: Count  # of those, further away than allowed
+    max_deviation: float  # largest |difference| / largest |logit| that was seen
+    allowed_deviation: float
+    varied_ns: tuple[Column, ...] = ()  # latencies while the input changes, one column a turn …
+    repeated_ns: tuple[Column, ...] = ()  # … and while one input repeats, in the turn after it
+
+    def __post_init__(self) -> None:
+        if len(self.varied_ns) != len(self.repeated_ns):
+            raise ValueError("the turns of changing and of repeated inputs differ in number")
+
+
+class Memory(Record):
+    """Resident set of the process that had the artifact open, and what it took of the GPU's memory; bytes."""
+
+    before_bytes: Count | None  # before the artifact was opened
+    after_bytes: Count | None  # after its first inference
+    peak_bytes: Count | None  # the largest until then, or until the end of the run where it had the process to itself
+    alone: bool = False  # read in a process of its own, because the run's had several artifacts open
+    device_before_bytes: Count | None = None  # in use on the GPU, by whomever
+    device_after_bytes: Count | None = None
+
+
+class Layer(Record):
+    """One executed node, as the runtime's profiler saw it."""
+
+    name: str  # as near to the canonical node's name as the runtime tells
+    operator: str  # the runtime's own word
+    type: str  # "fp32", "int8", …; "" where the runtime doesn't tell
+    ns: Column  # one entry a profiled inference
+
+
+class Profile(Record):
+    """Where the time goes, node by node in the order of execution. Profiling costs time: only shares are comparable."""
+
+    layers: tuple[Layer, ...]
+
+
+class Dialect(Record):
+    """The same artifact under another tool's rules: the samples that its fields are computed from."""
+
+    tool: str  # a word of ``--like``
+    samples: Samples
+    first_ns: Count  # the inference before the timed run
+    min_duration_s: float  # that was kept to …
+    shortened: bool  # … which isn't the tool's own
+
+
+class Latency(Record):
+    """One artifact under one set of rules."""
+
+    rules: Rules
+    load_ns: Count  # opening the artifact in its runtime
+    first_ns: Count  # the first inference
+    warmup: Warmup
+    samples: Samples
+    memory: Memory
+    floor: Samples | None = None  # the null runtime through the same code, in the same rounds: the harness's own cost
+    readings: tuple[Reading, ...] = ()
+    audit: Audit | None = None
+    power_of: tuple[str, ...] = ()  # what the readings' power is of: "board", "processor", "GPU"
+    resumed_ns: Column = ()  # when an interrupted run went on; the time in between is left out
+
+
+def first_blocks(samples: Samples, count: int) -> Samples:
+    """What the first ``count`` blocks hold; what was timed beside them in equal parts."""
+    inside = sum(block.samples for block in samples.blocks[:count])
+
+    def part(column: Column) -> Column:
+        each_sample = len(column) == len(samples)
+        return column[:inside] if each_sample else column[: len(column) * count // max(1, len(samples.blocks))]
+
+    return Samples(
+        start_ns=samples.start_ns[:inside],
+        latency_ns=samples.latency_ns[:inside],
+        blocks=samples.blocks[:count],
+        preprocess_ns=part(samples.preprocess_ns),
+        transfer_in_ns=samples.transfer_in_ns[:inside],
+        compute_ns=samples.compute_ns[:inside],
+        transfer_out_ns=samples.transfer_out_ns[:inside],
+        postprocess_ns=part(samples.postprocess_ns),
+    )
+
+
+def join_samples(before: Samples, after: Samples) -> Samples:
+    """One run that was interrupted and went on; a stage that only one part separates is left out."""
+
+    def stage(name: str) -> Column:
+        first, second = getattr(before, name), getattr(after, name)
+        whole = len(first) == len(before) and len(second) == len(after)
+        return (*first, *second) if whole else ()
+
+    return Samples(
+        start_ns=(*before.start_ns, *after.start_ns),
+        latency_ns=(*before.latency_ns, *after.latency_ns),
+        blocks=(*before.blocks, *after.blocks),
+        preprocess_ns=(*before.preprocess_ns, *after.preprocess_ns),
+        transfer_in_ns=stage("transfer_in_ns"),
+        compute_ns=stage("compute_ns"),
+        transfer_out_ns=stage("transfer_out_ns"),
+        postprocess_ns=(*before.postprocess_ns, *after.postprocess_ns),
+    )
+
+
+def join_audits(before: Audit, after: Audit) -> Audit:
+    """What the audits of an interrupted run and of its end saw together."""
+    return Audit(
+        checked=before.checked + after.checked,
+        differing=before.differing + after.differing,
+        max_deviation=max(before.max_deviation, after.max_deviation),
+        allowed_deviation=after.allowed_deviation,
+        varied_ns=(*before.varied_ns, *after.varied_ns),
+        repeated_ns=(*before.repeated_ns, *after.repeated_ns),
+    )

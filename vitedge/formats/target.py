@@ -1,0 +1,130 @@
+"""A target: the device an artifact is for, as one TOML file in ``targets/``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta, field
+
+from vitedge.core import paths
+from vitedge.core.schema import PositiveReal, Record, load_toml
+from vitedge.errors import UsageError
+from vitedge.formats.budget import Budget
+
+Precision = Literal["fp32", "bf16", "fp16", "int8", "fp8", "mixed"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8", "fp8", "mixed")
+#: Precisions whose scales come from calibration images.
+QUANTIZED = ("int8", "fp8", "mixed")
+Positive = Annotated[int, Meta(ge=1)]
+Version = Annotated[str, Meta(pattern=r"^\d+(\.\d+)*$")]  # "10.3"
+Option = str | int | float | bool
+
+
+class Candidate(Record):
+    """One way to run a model on a target: a precision and the runtime's word for the graph that has it."""
+
+    precision: Precision
+    form: str
+
+
+class BenchRules(Record):
+    """How long to measure on this device before a number may be printed."""
+
+    warmup_s: Annotated[float, Meta(ge=0)]
+    min_duration_s: PositiveReal
+
+
+class Provider(Record):
+    """An execution provider of ONNX Runtime that runs the graph, whole but for a named remainder."""
+
+    name: Literal["CUDA", "TensorRT", "NvTensorRtRtx", "OpenVINO", "CoreML", "QNN", "XNNPACK"]
+    options: dict[str, Option] = field(default_factory=dict)  # the provider's own: "device_type", "trt_fp16_enable", …
+    remainder: tuple[str, ...] = ()  # operators that may stay on the CPU: "Cast"
+
+
+class Target(Record):
+    """A device and what is known of it. Keys carry their units; see ``docs/targets.md``."""
+
+    summary: str
+    runtime: Literal["onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "null"]
+    runtime_min: Version  # oldest version of the runtime that the graph must load in
+    arch: Literal["any", "x86_64", "aarch64"]
+    device: str  # the runtime's own word: "cpu", "CPU", "GPU", "cuda:0"
+    batch: Positive
+    candidate: Annotated[tuple[Candidate, ...], Meta(min_length=1)]
+    bench: BenchRules
+    budget: Budget
+    #: What int8 kernels may rely on. Without "vnni" in its name, x86 adds two products in saturating 16 bits
+    #: ("any" and "avx2": two neighbouring weights add up to 128 at most). "dotprod" and "i8mm" are exact.
+    isa: Literal["any", "avx2", "avx_vnni", "avx512_vnni", "neon", "dotprod", "i8mm"] = "any"
+    threads: Annotated[int, Meta(ge=0)] = 0  # 0: the machine's physical cores
+    sm: Version | None = None  # NVIDIA compute capability, "8.7"
+    sms: tuple[Version, ...] = ()  # capabilities to build engines for ahead of time
+    memory_mb: Positive | None = None
+    refused: dict[Precision, str] = field(default_factory=dict)  # why a precision that people ask for isn't offered
+    options: dict[str, Option] = field(default_factory=dict)  # passed to the runtime, read back, recorded
+    providers: Annotated[tuple[Provider, ...], Meta(max_length=1)] = ()  # of ONNX Runtime; none: its CPU kernels
+    name: str = ""  # the file's stem; not written in the file
+
+    @property
+    def plain(self) -> Candidate | None:
+        """Its first float candidate, which a quantized one is held against; None where it has none."""
+        return next((each for each in self.candidate if each.precision not in QUANTIZED), None)
+
+    def candidates(self, precision: str) -> tuple[Candidate, ...]:
+        """The candidates of one precision, in the target's order of preference.
+
+        Whatever has quantized forms can mix them with float: ``mixed`` need not stand in the file.
+
+        Raises:
+            UsageError: the target has none; its precisions are listed.
+        """
+        found = tuple(candidate for candidate in self.candidate if candidate.precision == precision)
+        if precision == "mixed" and not found:
+            whole = (candidate for candidate in self.candidate if candidate.precision in QUANTIZED)
+            found = tuple(Candidate(precision="mixed", form=candidate.form) for candidate in whole)
+        if not found:
+            offered = ", ".join(dict.fromkeys(candidate.precision for candidate in self.candidate))
+            reason = next((f"{why}; " for refused, why in self.refused.items() if refused == precision), "")
+            raise UsageError(
+                f"precision {precision} on target '{self.name}'",
+                f"{reason}this target runs {offered}",
+                f"choose one of them: --precision {self.candidate[0].precision}",
+            )
+        return found
+
+
+def load_target(name: str | Path) -> Target:
+    """The target called ``name``, or described by a TOML file.
+
+    Raises:
+        UsageError: unknown name (the nearest is given), unknown key or bad value (with its line).
+    """
+    from msgspec.structs import replace
+
+    path = paths.find("targets", str(name))
+    target = load_toml(path, Target, f"target '{name}'")
+    if target.providers and target.runtime != "onnxruntime":
+        raise UsageError(f"target '{name}'", f"{path}: {target.runtime} has no providers", "remove [[providers]]")
+    if target.name:
+        raise UsageError(f"target '{name}'", f"{path}: the key 'name' is the file's own name", "remove the key")
+    return replace(target, name=path.stem)
+
+
+def targets_table() -> str:
+    """Every target as a Markdown table, the preferred precision first; it stands in ``docs/targets.md``."""
+    rows = [
+        "| target | device | runtime | CPU | precisions | GPU | memory |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in paths.names("targets"):
+        target = load_target(name)
+        cpu = target.arch if target.isa == "any" else f"{target.arch}, {target.isa}"
+        precisions = ", ".join(dict.fromkeys(candidate.precision for candidate in target.candidate))
+        gpu = ", ".join(f"SM {sm}" for sm in ([target.sm] if target.sm else target.sms))
+        memory = f"{target.memory_mb / 1024:g} GB" if target.memory_mb else ""
+        runtime = f"{target.runtime} ≥ {target.runtime_min}"
+        cells = (f"`{name}`", target.summary, runtime, cpu, precisions, gpu, memory)
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"

@@ -1,0 +1,336 @@
+"""Exact changes of the float graph that make it easier to round: outliers move from activations into weights.
+
+What stands behind a tensor x [.., C] takes (x - shift) / scale instead, and undoes it in its own constants. In front,
+LayerNormalization and attention's values take it up in theirs; elsewhere it's worth operators of its own. Shift and
+scale are chosen by the output error that is left once both sides are rounded, "not at all" among the candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from vitedge.formats.recipe import Improve
+from vitedge.graph.folding import copied
+from vitedge.graph.surgery import array, attribute, consumers, copy, initializers, producers
+from vitedge.quantization.integers import Codes, Scheme, affine
+from vitedge.quantization.prepare import replaced
+from vitedge.quantization.statistics import Observed, Statistics
+from vitedge.quantization.views import Layer, quantizable
+
+#: How much of a channel's spread moves into the weights; None leaves shift and scale alone.
+ALPHAS: tuple[float | None, ...] = (None, 0.0, 0.25, 0.5, 0.75, 1.0)
+#: Of the squared error without it: what a migration has to come under. It's there for outliers: where every channel
+#: fills the grid to its ends, whatever calibration didn't see is clipped, and smaller gains over the calibration images
+#: were losses elsewhere.
+WORTHWHILE = 0.1
+#: How many times as far as the typical channel's all channels together have to reach before an operator is thought of:
+#: less uneven ones don't get under a tenth.
+_UNEVEN = 8.0
+#: OpenVINO 2026.4 fuses the rounding behind these into them, and takes channels' constants along another axis.
+_REDUCTIONS = ("GlobalAveragePool", "GlobalMaxPool", "ReduceMax", "ReduceMean", "ReduceSum")
+_ROWS = 1024  # of the reservoir, for choosing among them
+_SMALLEST = 1e-3  # a channel's share of the largest spread, below which it isn't widened any further
+
+Float64 = NDArray[np.float64]
+
+
+def improve(
+    model: onnx.ModelProto, statistics: Statistics, settings: Improve, scheme: Scheme, layers: Collection[str]
+) -> tuple[onnx.ModelProto, Statistics]:
+    """The recipe's improvements, one after the other.
+
+    Args:
+        model: a float graph whose layers have constants of their own
+            (:func:`vitedge.quantization.prepare.with_own_constants`).
+        statistics: of its layers.
+        settings: which improvements.
+        scheme: what it will be rounded to.
+        layers: names of the layers that will be rounded.
+
+    Returns:
+        A graph of the same function, and its statistics.
+    """
+    if settings.layernorm_migration:
+        model, statistics = migrate_layernorms(model, statistics, scheme, layers)
+    if settings.value_migration:
+        model, statistics = migrate_values(model, statistics, scheme, layers)
+    if settings.input_migration or (settings.gelu_shift and scheme.symmetric):
+        model, statistics = migrate_inputs(model, statistics, settings, scheme, layers)
+    return model, statistics
+
+
+def migrate_layernorms(
+    model: onnx.ModelProto, statistics: Statistics, scheme: Scheme, layers: Collection[str]
+) -> tuple[onnx.ModelProto, Statistics]:
+    """Shift and scale every LayerNormalization's channels, and undo it in the linears behind it (RepQ-ViT, 2212.08254).
+
+    With γ, β of the LayerNormalization and y = x W + b behind it: γ' = γ/s, β' = (β - c)/s, W' = diag(s) W,
+    b' = b + Wᵀ c. Only where nothing but linears of ``layers`` reads the LayerNormalization. The strength is chosen
+    for each by the output error over the kept rows, "not at all" among the candidates.
+
+    Args:
+        model: a float graph whose layers have constants of their own
+            (:func:`vitedge.quantization.prepare.with_own_constants`).
+        statistics: of its layers.
+        scheme: what it will be rounded to.
+        layers: names of the layers that will be rounded.
+
+    Returns:
+        The graph with other constants and the same function, and its statistics.
+    """
+    model = _with_affine(model)
+    constants, readers = initializers(model), consumers(model)
+    by_name = {layer.name: layer for layer in quantizable(model)[0] if layer.name in layers}
+    outputs = {value.name for value in model.graph.output}
+    values: dict[str, Float64] = {}
+    observed = dict(statistics.observed)
+    for node in model.graph.node:
+        behind = readers.get(node.output[0], [])
+        if node.op_type != "LayerNormalization" or node.output[0] in outputs or node.output[0] not in observed:
+            continue
+        if not behind or any(reader.name not in by_name for reader in behind):
+            continue
+        if any(name not in constants or len(readers[name]) > 1 for name in node.input[1:]):
+            continue
+        linears = [by_name[reader.name] for reader in behind]
+        together = np.concatenate([layer.matrix for layer in linears], axis=1)
+        shift, scale = choose_migration(observed[node.output[0]], together, scheme)
+        gamma, beta = (array(constants[name]).astype(np.float64) for name in node.input[1:])
+        values[node.input[1]], values[node.input[2]] = gamma / scale, (beta - shift) / scale
+        for layer in linears:
+            values.update(_moved(layer, shift, scale))
+        observed[node.output[0]] = observed[node.output[0]].moved(shift, scale)
+    return replaced(model, values), replace(statistics, observed=observed)
+
+
+def migrate_values(
+    model: onnx.ModelProto, statistics: Statistics, scheme: Scheme, layers: Collection[str]
+) -> tuple[onnx.ModelProto, Statistics]:
+    """Shift and scale attention's output, by its values, and undo it in the projection behind.
+
+    Softmax's rows sum to 1, so values v' = (v - c)/s give the context (softmax v - c)/s: W_v' = W_v diag(1/s),
+    b_v' = (b_v - c)/s; then W_proj' = diag(s) W_proj, b_proj' = b_proj + W_projᵀ c. Arguments as :func:`improve`.
+    """
+    by_name = {layer.name: layer for layer in quantizable(model)[0]}
+    observed = dict(statistics.observed)
+    for projection, source, columns in list(_values(model, by_name)):
+        key = projection.view.key
+        if projection.name not in layers or key not in observed:
+            continue
+        shift, scale = choose_migration(observed[key], projection.matrix, scheme)
+        linear, matrix, bias = source.linear, source.matrix, source.bias
+        assert bias is not None and linear.bias is not None
+        bias = bias.astype(np.float64)
+        matrix[:, columns] /= scale
+        bias[columns] = (bias[columns] - shift) / scale
+        moved = _moved(projection, shift, scale) | {linear.weight: source.from_matrix(matrix), linear.bias: bias}
+        model = replaced(model, moved)
+        observed[key] = observed[key].moved(shift, scale)
+    return model, replace(statistics, observed=observed)
+
+
+def _values(model: onnx.ModelProto, layers: dict[str, Layer]) -> Iterator[tuple[Layer, Layer, slice]]:
+    """(projection, linear that makes the values, its output channels that are values) of every canonical attention."""
+    writers, readers, constants = producers(model), consumers(model), initializers(model)
+    made_by = {layer.linear.output: layer for layer in layers.values() if layer.linear.kind == "linear"}
+    outputs = {value.name for value in model.graph.output}
+
+    def alone(tensor: str) -> str:
+        if tensor in outputs or len(readers[tensor]) != 1:
+            raise LookupError(tensor)
+        return tensor
+
+    def behind(tensor: str, operator: str) -> onnx.NodeProto:
+        node = writers[alone(tensor)]
+        if node.op_type != operator:
+            raise LookupError(tensor)
+        return node
+
+    def heads_first(tensor: str) -> str:
+        node = behind(tensor, "Transpose")
+        if attribute(node, "perm") != [0, 2, 1, 3]:
+            raise LookupError(tensor)
+        return str(node.input[0])
+
+    for projection in layers.values():
+        try:
+            joined = behind(projection.linear.input, "Reshape")
+            product = behind(heads_first(joined.input[0]), "MatMul")
+            behind(product.input[0], "Softmax")
+            split = behind(heads_first(product.input[1]), "Reshape")
+            if array(constants[joined.input[1]]).tolist() != [0, 0, len(projection.matrix)]:
+                continue
+            if array(constants[split.input[1]]).tolist()[:2] != [0, 0]:
+                continue
+            tensor, width = alone(split.input[0]), len(projection.matrix)
+            if tensor in made_by:
+                yield projection, made_by[tensor], slice(0, width)
+                continue
+            parts = writers[tensor]
+            packed = made_by[alone(parts.input[0])]
+            sizes = array(constants[parts.input[1]]).tolist() if len(parts.input) > 1 else []
+            equal = packed.matrix.shape[1] == width * len(parts.output) and set(sizes) <= {width}
+            if parts.op_type == "Split" and attribute(parts, "axis", 0) in (-1, 2) and equal:
+                at = list(parts.output).index(tensor) * width
+                yield projection, packed, slice(at, at + width)
+        except LookupError:  # KeyError is one
+            continue
+
+
+def migrate_inputs(
+    model: onnx.ModelProto, statistics: Statistics, settings: Improve, scheme: Scheme, layers: Collection[str]
+) -> tuple[onnx.ModelProto, Statistics]:
+    """Shift and scale what linears read by operators of their own, where nothing in front can take it up.
+
+    GELU isn't homogeneous, so outliers of a hidden unit can't move into the layer that makes it. Behind the node ``X``
+    a Sub ``X.shift`` and a Mul ``X.scale`` are added, each where it's needed; the linears of ``layers`` behind read
+    that and undo it, and whatever else reads ``X`` still does. Only where that brings the squared error under a tenth,
+    as an operator costs time. Besides, where grids are symmetric, what leaves a GELU is centred by one number, where
+    that halves the error: its values lie between -0.17 and M, so that half of the grid is never used. Arguments as
+    :func:`improve`.
+    """
+    model = copy(model)
+    readers = consumers(model)
+    by_name = {layer.name: layer for layer in quantizable(model)[0] if layer.name in layers}
+    observed = dict(statistics.observed)
+    values: dict[str, Float64] = {}
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        nodes.append(node)
+        tensor = node.output[0] if len(node.output) == 1 else ""
+        behind = [reader for reader in readers.get(tensor, []) if reader.name in by_name]
+        linears = [by_name[reader.name] for reader in behind if by_name[reader.name].view.key == tensor]
+        if not linears or len(linears) < len(behind) or tensor not in observed or node.op_type in _REDUCTIONS:
+            continue
+        together = np.concatenate([layer.matrix for layer in linears], axis=1)
+        shift, scale = by_operators(observed[tensor], together, scheme, settings, centred=node.op_type == "Gelu")
+        moved = tensor
+        for operator, part, constant, neutral in (("Sub", "shift", shift, 0.0), ("Mul", "scale", 1 / scale, 1.0)):
+            if (constant == neutral).all():
+                continue
+            name = f"{node.name}.{part}"
+            same = bool((constant == constant[0]).all())
+            by = numpy_helper.from_array(constant[: 1 if same else None].astype(np.float32), f"{name}.by")
+            model.graph.initializer.append(by)
+            nodes.append(helper.make_node(operator, [moved, by.name], [f"{name}.out"], name))
+            moved = f"{name}.out"
+        if moved == tensor:
+            continue
+        for layer in linears:
+            values.update(_moved(layer, shift, scale))
+        for reader in behind:
+            reader.input[0] = moved
+        observed[moved] = observed[tensor].moved(shift, scale)
+    new = [copied(node) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(new)
+    return replaced(model, values), replace(statistics, observed=observed)
+
+
+def by_operators(
+    observed: Observed, matrix: Float64, scheme: Scheme, settings: Improve, *, centred: bool
+) -> tuple[Float64, Float64]:
+    """Shift and scale [C] that are worth an operator. Half precision holds them exactly: scales are powers of two."""
+    low, high = observed.minimum.astype(np.float64), observed.maximum.astype(np.float64)
+    ones, nothing = np.ones(len(matrix)), np.zeros(len(matrix))
+    tries: list[tuple[float, Float64, Float64]] = []  # the part of the error that it has to come under; shift, scale
+    if centred and settings.gelu_shift and scheme.symmetric:
+        tries.append((0.5, _halves(np.full(len(matrix), (low.min() + high.max()) / 2)), ones))
+    if settings.input_migration and high.max() - low.min() > _UNEVEN * float(np.median(high - low)):
+        for alpha in ALPHAS[1:]:
+            shift, scale = migration(observed, matrix, alpha)
+            tries.append((WORTHWHILE, _halves(shift), np.exp2(np.rint(np.log2(scale)))))
+    if not tries:
+        return nothing, ones
+    rows = observed.rows[:_ROWS].astype(np.float32)
+    exact = rows @ matrix.astype(np.float32)
+    kept = _rounded_error(observed, rows, exact, matrix, scheme, nothing, ones)
+    errors = [_rounded_error(observed, rows, exact, matrix, scheme, shift, scale) for _, shift, scale in tries]
+    best, least = (nothing, ones), kept
+    for error, (part, shift, scale) in zip(errors, tries, strict=True):
+        if error < least and error <= part * kept:
+            best, least = (shift, scale), error
+    return best
+
+
+def _halves(values: Float64) -> Float64:
+    """The nearest numbers of half precision, where it reaches so far."""
+    limit = float(np.finfo(np.float16).max)
+    return np.where(np.abs(values) < limit, np.clip(values, -limit, limit).astype(np.float16), values)
+
+
+# --- choosing --------------------------------------------------------------------------------------------------------
+
+
+def choose_migration(observed: Observed, matrix: Float64, scheme: Scheme) -> tuple[Float64, Float64]:
+    """Shift and scale [C] with the least output error once inputs and weights [C, C_out] are rounded."""
+    tries = [migration(observed, matrix, alpha) for alpha in ALPHAS]
+    rows = observed.rows[:_ROWS].astype(np.float32)
+    exact = rows @ matrix.astype(np.float32)
+    errors = [_rounded_error(observed, rows, exact, matrix, scheme, *moved) for moved in tries]
+    best = int(np.argmin(errors))
+    return tries[best if errors[best] < WORTHWHILE * errors[0] else 0]
+
+
+def migration(observed: Observed, matrix: Float64, alpha: float | None) -> tuple[Float64, Float64]:
+    """Shift c = (max + min)/2 and scale s = r^α / max|W|^(1-α), r = (max - min)/2, both [C]; None changes nothing.
+
+    s is normalised to a geometric mean of 1, which no rounding notices and half precision likes.
+    """
+    if alpha is None:
+        return np.zeros(len(matrix)), np.ones(len(matrix))
+    low, high = observed.minimum.astype(np.float64), observed.maximum.astype(np.float64)
+    spread, weight = (high - low) / 2, np.abs(matrix).max(axis=1)
+    spread = np.maximum(spread, max(_SMALLEST * spread.max(), 1e-12))
+    weight = np.maximum(weight, max(_SMALLEST * weight.max(), 1e-12))
+    logarithm = alpha * np.log(spread) - (1 - alpha) * np.log(weight)
+    return (high + low) / 2, np.exp(logarithm - logarithm.mean())
+
+
+def _rounded_error(
+    observed: Observed,
+    rows: NDArray[np.float32],
+    exact: NDArray[np.float32],
+    matrix: Float64,
+    scheme: Scheme,
+    shift: Float64,
+    scale: Float64,
+) -> float:
+    """Mean squared output error, its mean taken out, with plain ranges on both sides."""
+    grid = affine(((observed.minimum - shift) / scale).min(), ((observed.maximum - shift) / scale).max(), scheme)
+    inputs = np.asarray((rows - shift.astype(np.float32)) / scale.astype(np.float32), np.float32)
+    weights = matrix * scale[:, None]
+    codes = Codes.of(scheme, len(weights))
+    steps = codes.scale(weights)
+    rounded = codes.round(weights, steps) * steps
+    error = exact - grid.fake(inputs) @ rounded  # less the constant shift @ matrix, which the variance ignores
+    return float(error.var(axis=0, dtype=np.float64).sum())
+
+
+def _moved(layer: Layer, shift: Float64, scale: Float64) -> dict[str, Float64]:
+    """Weight and bias initialisers of a linear whose input became (x - shift)/scale."""
+    matrix = layer.matrix
+    assert layer.bias is not None and layer.linear.bias is not None
+    weight: Float64 = layer.from_matrix(matrix * scale[:, None])
+    return {layer.linear.weight: weight, layer.linear.bias: layer.bias + shift @ matrix}
+
+
+def _with_affine(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph in which every LayerNormalization with a constant scale has a bias."""
+    model = copy(model)
+    constants = initializers(model)
+    for node in model.graph.node:
+        if node.op_type != "LayerNormalization" or node.input[1] not in constants:
+            continue
+        if len(node.input) == 2 or not node.input[2]:
+            zeros = np.zeros_like(array(constants[node.input[1]]))
+            del node.input[2:]
+            node.input.append(f"{node.name}.bias'")
+            model.graph.initializer.append(numpy_helper.from_array(zeros, node.input[2]))
+    return model

@@ -1,0 +1,161 @@
+"""The graph as TensorRT runs it fast: typed, of static batch, in operators that TensorRT 10.3 parses.
+
+======================  ===============================================================================================
+form                    what it is
+======================  ===============================================================================================
+float                   float32 throughout
+fp16                    float16 but for the picture's way to the first layer and for LayerNormalization, whose sums of
+                        squares float16 can't hold; logits are float32 again
+linears-int8-rest-fp16  fp16, and Q/DQ (signed, symmetric; per tensor for activations, per output channel for weights)
+                        around the Linears between the first and the last layer. Biases stay float. Convolutions, the
+                        head and attention stay fp16: Q/DQ there costs accuracy, and splits the fused attention
+linears-fp8-rest-fp16   the same in FP8 (E4M3; one scale a tensor), for GPUs from compute capability 8.9 on
+======================  ===============================================================================================
+
+One file serves TensorRT 10.3 to 11, where precision comes from the graph alone (``STRONGLY_TYPED``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from vitedge.errors import UsageError, nearest
+from vitedge.graph.surgery import (
+    array,
+    attribute,
+    copy,
+    initializers,
+    linear_layers,
+    pin_batch,
+    producers,
+    set_metadata,
+    to_bytes,
+)
+from vitedge.graph.typed import to_half
+from vitedge.runtimes.base import Placed, Request
+from vitedge.runtimes.plan import planned_layers
+
+FORMS = ("float", "fp16", "linears-int8-rest-fp16", "linears-fp8-rest-fp16")
+GRAPH = "model.onnx"
+#: An integer near every data set's mean colour, exact in float16.
+_CENTRE = 128.0
+
+
+def place(request: Request, forms: Collection[str], runtime: str) -> Placed:
+    """The typed graph of one candidate, with the preprocessing contract in its metadata; equal requests, equal bytes.
+
+    Args:
+        request: the float graph and the wish.
+        forms: the forms that this package runs.
+        runtime: its name, for the error text.
+
+    Raises:
+        UsageError: an unknown form.
+        ModelError: weights that float16 can't hold.
+    """
+    form = request.candidate.form
+    if form not in forms:
+        raise UsageError(
+            f"form '{form}' of target '{request.target.name}'",
+            f"{runtime} has no form of this name{nearest(form, forms)}",
+            f"use one of {', '.join(forms)}",
+        )
+    graph, precisions, reasons = request.graph, dict[str, str](), dict[str, str]()
+    if form.startswith("linears-"):
+        graph, precisions, reasons = _quantized(request)
+    if form != "float":
+        graph = to_half(centre_pixels(graph), keep=_float32_nodes(graph))
+    return Placed(
+        graph=GRAPH,
+        files={GRAPH: to_bytes(set_metadata(pin_batch(graph, request.batch), request.metadata))},
+        layers=planned_layers(request.graph, precisions, rest="fp32" if form == "float" else "fp16", reasons=reasons),
+        runtime_options={"strongly_typed": True, "tf32": False, **request.target.options},
+        built_with={"onnx": str(onnx.__version__)},
+        interpretable=graph,
+    )
+
+
+def centre_pixels(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """The same function, with 128 subtracted from the pixels before a patch convolution that has no padding.
+
+    The canonical graph folds the mean colour into the convolution's bias, which therefore cancels most of a large sum;
+    float16 would keep that sum to three digits. Centred pixels are exact in float16 and leave a small sum: measured on
+    a ViT-Ti/16, three quarters of float16's whole deviation go away.
+    """
+    constants, made_by = initializers(graph), producers(graph)
+    layers = linear_layers(graph)
+    if not layers or layers[0].kind != "conv" or layers[0].bias is None:
+        return graph
+    layer, source = layers[0], made_by.get(layers[0].input)
+    cast = made_by.get(source.input[0]) if source is not None and source.op_type == "Transpose" else None
+    pads, group = attribute(layer.node, "pads", ()), attribute(layer.node, "group", 1)
+    padded = attribute(layer.node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID") or any(np.atleast_1d(pads))
+    pixels = {value.name for value in graph.graph.input if value.type.tensor_type.elem_type == TensorProto.UINT8}
+    if cast is None or cast.op_type != "Cast" or cast.input[0] not in pixels or padded or group != 1:
+        return graph
+    assert layer.bias is not None
+    kernel, bias = (np.asarray(array(constants[name]), np.float64) for name in (layer.weight, layer.bias))
+    new = copy(graph)
+    moved = (bias + _CENTRE * kernel.sum(axis=(1, 2, 3))).astype(np.float32)
+    initializers(new)[layer.bias].CopyFrom(numpy_helper.from_array(moved, layer.bias))
+    new.graph.initializer.append(numpy_helper.from_array(np.float32(_CENTRE), "image.centre.weight"))
+    index = next(index for index, node in enumerate(new.graph.node) if node.name == layer.name)
+    new.graph.node[index].input[0] = "image.centre.out"
+    centre = helper.make_node("Sub", [layer.input, "image.centre.weight"], ["image.centre.out"], name="image.centre")
+    new.graph.node.insert(index, centre)
+    return new
+
+
+def _float32_nodes(graph: onnx.ModelProto) -> set[str]:
+    """Everything between the picture and the first layer, and every LayerNormalization."""
+    made_by = producers(graph)
+    names = {node.name for node in graph.graph.node if node.op_type == "LayerNormalization"} | {"image.centre"}
+    layers = linear_layers(graph)
+    pending = [layers[0].input] if layers else []
+    while pending:
+        node = made_by.get(pending.pop())
+        if node is not None and node.name not in names:
+            names.add(node.name)
+            pending += node.input
+    return names
+
+
+def _quantized(request: Request) -> tuple[onnx.ModelProto, dict[str, str], dict[str, str]]:
+    """The graph with Q/DQ, the precision of each quantized layer, and why the others aren't."""
+    assert request.statistics is not None and request.recipe is not None, "a quantized form needs statistics"
+    inner = inner_linears(request.graph)
+    left = request.left_in_float(inner)
+    inner = [name for name in inner if name not in left]
+    kinds = {layer.name: layer.kind for layer in linear_layers(request.graph)}
+    words = {"conv": "convolutions stay fp16", "linear": "the head stays fp16", "": "attention stays fp16"}
+    reasons = {
+        node.name: words[kinds.get(node.name, "")] for node in request.graph.graph.node if node.name not in inner
+    } | left
+    if request.candidate.form == "linears-fp8-rest-fp16":
+        from vitedge.quantization.fp8 import quantize_fp8
+
+        return (
+            quantize_fp8(request.graph, request.statistics, request.recipe, inner),
+            dict.fromkeys(inner, "fp8"),
+            reasons,
+        )
+    from vitedge.quantization.qdq import insert_qdq
+    from vitedge.quantization.rounding import Scheme, quantize_layers
+
+    scheme = Scheme(activation="int8", symmetric=True)
+    graph, layers = quantize_layers(request.graph, request.statistics, request.recipe, scheme, layers=inner)
+    return insert_qdq(graph, layers), dict.fromkeys(layers, "int8"), reasons
+
+
+def inner_linears(graph: onnx.ModelProto) -> list[str]:
+    """Names of the Linears whose output reaches another Linear: all of the blocks', and no head."""
+    layers = {layer.name: layer for layer in linear_layers(graph)}
+    leads_on: set[str] = set()  # tensors that reach a layer
+    for node in reversed(graph.graph.node):
+        if node.name in layers or any(name in leads_on for name in node.output):
+            leads_on.update(node.input)
+    return [name for name, layer in layers.items() if layer.kind == "linear" and layer.output in leads_on]

@@ -1,0 +1,132 @@
+"""Which of an artifact's candidates runs on this machine: what ``vitedge build`` measured here, kept in the cache.
+
+An artifact may carry candidates, each an artifact of its own in the folder ``candidates/``. The artifact itself is the
+target's stated preference, and runs until a choice was made for this machine and this version of the runtime.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+from vitedge import runtimes
+from vitedge.core.files import write_atomic
+from vitedge.core.schema import Record, decode_json, encode_json
+from vitedge.device import hardware
+from vitedge.errors import InputError, printable
+from vitedge.formats.artifact import Artifact
+from vitedge.formats.target import Target
+
+CHOICE = "choice.json"
+
+
+class Timed(Record):
+    """One candidate, built and measured on this device."""
+
+    artifact: str
+    precision: str
+    latency_p50_ms: float
+    latency_p95_ms: float
+    drop_pts: float | None  # percentage points of top-1 against the reference; None: not measured
+    chosen: bool = False
+    reason: str = ""
+    form: str = ""
+
+
+class Choice(Record):
+    """``choice.json`` in the artifact's cache folder."""
+
+    SCHEMA_VERSION: ClassVar[int] = 1
+    schema_version: int = 1
+    runtime: str  # with its version
+    hardware: str  # processor, its instruction sets, NVIDIA GPUs
+    measured: tuple[Timed, ...]  # ``artifact`` is the folder within the artifact, "." for itself
+
+
+def candidates_of(artifact: Artifact) -> list[Artifact]:
+    """The artifact itself, and those that travel with it.
+
+    Raises:
+        ArtifactError: one of them is damaged.
+    """
+    return [artifact, *(Artifact.open(artifact.path / folder) for folder in folders(artifact))]
+
+
+def folders(artifact: Artifact) -> list[str]:
+    """Where the candidates lie that travel with an artifact; none for most."""
+    return [candidate.folder for candidate in artifact.manifest.candidates if candidate.folder is not None]
+
+
+def hardware_words(target: Target) -> str:
+    """What a choice is bound to: the processor and its instruction sets, the GPUs where the target is one."""
+    cpu = hardware.processor()
+    words = [cpu.model or "unknown processor", *sorted(cpu.isa or ())]
+    if target.device.startswith("cuda"):
+        words += [f"{gpu.name} {gpu.compute_capability}" for gpu in hardware.gpus()]
+    return " ".join(words)
+
+
+def read_choice(artifact: Artifact) -> Choice | None:
+    """What was chosen for this machine and its version of the runtime; None where nothing was, or it's damaged."""
+    path = _path(artifact)
+    if path is None:
+        return None
+    with contextlib.suppress(OSError, InputError):
+        found = decode_json(path.read_bytes(), Choice, asked=f"open the artifact {artifact.path}", file=CHOICE)
+        known = {".", *folders(artifact)}
+        if sum(one.chosen for one in found.measured) == 1 and known.issuperset(one.artifact for one in found.measured):
+            return found
+    return None
+
+
+def write_choice(artifact: Artifact, measured: tuple[Timed, ...], asked: str) -> Path:
+    """Keep a choice; returns its file.
+
+    Raises:
+        ResourceError: the cache can't be written.
+    """
+    target, path = artifact.manifest.target, _path(artifact)
+    assert path is not None, "what was measured is installed"
+    version = runtimes.require(target.runtime, asked)
+    choice = Choice(runtime=f"{target.runtime} {version}", hardware=hardware_words(target), measured=measured)
+    write_atomic(path, encode_json(choice), asked)
+    return path
+
+
+def open_artifact(path: str | Path) -> Artifact:
+    """The artifact at ``path``, or the one of its candidates that was chosen for this machine.
+
+    :attr:`vitedge.formats.artifact.Artifact.because` says which it is and why, and so does a line on a terminal's
+    stderr.
+
+    Raises:
+        UsageError: there is no such folder.
+        ArtifactError: it's damaged.
+    """
+    artifact = Artifact.open(path)
+    others = folders(artifact)
+    if not others:
+        return artifact
+    choice = read_choice(artifact)
+    if choice is None:
+        found, runtime = artifact, artifact.manifest.target.runtime
+        because = f"the target's preference; {len(others)} more candidates weren't measured here with this {runtime}"
+        say = f"to choose by measuring: vitedge build {path}"
+    else:
+        one = next(one for one in choice.measured if one.chosen)
+        found = artifact if one.artifact == "." else Artifact.open(artifact.path / one.artifact)
+        because = f"chosen of {len(choice.measured)} candidates on this machine, {choice.runtime}: {one.reason}"
+        say = f"to measure again: vitedge build {path} --overwrite"
+    if sys.stderr.isatty():
+        sys.stderr.write(f"{printable(f'{path} runs {found.manifest.form}: {because} ({say})')}\n")
+    return replace(found, because=because)
+
+
+def _path(artifact: Artifact) -> Path | None:
+    """Where a choice for this machine lies; None where the runtime isn't installed."""
+    target = artifact.manifest.target
+    version = runtimes.installed(target.runtime)
+    return None if version is None else artifact.cache(version, hardware_words(target)) / CHOICE

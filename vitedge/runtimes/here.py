@@ -1,0 +1,38 @@
+"""Whether this machine can stand for a target's."""
+
+from __future__ import annotations
+
+import platform
+
+from vitedge.device import hardware
+from vitedge.formats.target import Target
+from vitedge.runtimes import part
+
+
+def runs_here(target: Target) -> bool:
+    """Whether this machine's processor is the target's and its runtime is installed and can open graphs here.
+
+    Without the instructions that a target promises, its graphs would run and answer wrongly: 8-bit weights saturate.
+    """
+    if elsewhere(target):
+        return False
+    facts = part(target.runtime, "detect")
+    return facts.installed() is not None and facts.runs_here(target.device)
+
+
+def elsewhere(target: Target) -> str:
+    """Why this machine can't stand for a target's, whatever is installed; empty where it can.
+
+    What can't be read of the processor is no reason against it.
+    """
+    if target.arch not in ("any", platform.machine()):
+        return f"it's for {target.arch}, and this machine is {platform.machine()}"
+    if target.device.startswith("cuda") and not hardware.gpus():
+        return "it's for an NVIDIA GPU, and there is none here"
+    facts = part(target.runtime, "detect")
+    if target.providers and facts.installed() is not None and (why := facts.lacks(target)):
+        return str(why)
+    isa = hardware.processor().isa
+    if target.isa != "any" and isa is not None and target.isa not in isa:
+        return f"it's for processors with {target.isa}, and this one has none"
+    return ""

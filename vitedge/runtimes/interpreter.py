@@ -1,0 +1,114 @@
+"""The arithmetic of a typed standard graph, interpreted on the CPU: what a runtime that isn't here would compute.
+
+Graph optimisations are off, so that Q/DQ is executed as written. ONNX Runtime has few half-precision kernels on CPUs:
+it computes in float32 and takes back-to-back casts out, intermediate roundings with them. So half precision is made
+explicit first: every operator computes in float32 and its result is rounded to the type that the graph gives it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper, shape_inference
+
+from vitedge.errors import ModelError, NotInstalledError
+from vitedge.graph.folding import copied
+from vitedge.graph.surgery import array, batch_size, copy, to_bytes
+from vitedge.runtimes.onnxruntime import detect
+
+_HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_MOVING = (  # they round nothing
+    *("Concat", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Tile"),
+    *("Transpose", "Unsqueeze"),
+)
+_BATCH = 16
+
+
+def run_graph(model: onnx.ModelProto, images: NDArray[np.uint8], *, optimized: bool = False) -> NDArray[np.float32]:
+    """Run a graph of standard operators literally.
+
+    Args:
+        model: one input uint8 [N, h, w, 3], one output [N, classes]; N may be symbolic or fixed.
+        images: uint8 [count, h, w, 3]; the last batch of a fixed N is padded.
+        optimized: let ONNX Runtime fuse; for float32 graphs, where only the last bits change.
+
+    Returns:
+        float32 [count, classes].
+
+    Raises:
+        ModelError: ONNX Runtime can't load or run it; its reason is given.
+        NotInstalledError: onnxruntime is missing.
+    """
+    if detect.installed() is None:
+        raise NotInstalledError.for_extra("interpret a graph", "onnxruntime", "host")
+    runtime = detect.load()
+    options = runtime.SessionOptions()
+    level = runtime.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    fixed = batch_size(model)
+    size = fixed or _BATCH
+    logits = []
+    try:
+        session = runtime.InferenceSession(to_bytes(widened(model)), options, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        for start in range(0, len(images), size):
+            batch = images[start : start + size]
+            if fixed and len(batch) < fixed:
+                padding = np.repeat(batch[-1:], fixed - len(batch), axis=0)
+                logits.append(session.run(None, {name: np.concatenate([batch, padding])})[0][: len(batch)])
+            else:
+                logits.append(session.run(None, {name: batch})[0])
+    except Exception as error:  # onnxruntime's exceptions have no common base of their own
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ModelError("interpret a graph with ONNX Runtime", reason, "report this graph") from error
+    return np.concatenate(logits).astype(np.float32)
+
+
+def widened(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph in which half-precision tensors are float32 tensors that hold half-precision values.
+
+    Each operator that computes reads float32, accumulates in float32, and its result is rounded by a pair of casts.
+    """
+    types = _types(model)
+    if not any(type_ in _HALF for type_ in types.values()):
+        return model
+    model = copy(model)
+    graph = model.graph
+    for tensor in graph.initializer:
+        if tensor.data_type in _HALF:
+            tensor.CopyFrom(numpy_helper.from_array(array(tensor).astype(np.float32), tensor.name))
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        roundings: list[onnx.NodeProto] = []
+        for index, name in enumerate(node.output):
+            half = types.get(name)
+            if half not in _HALF or node.op_type in _MOVING:
+                continue
+            raw, narrow = f"{name}.wide", f"{name}.narrow"
+            node.output[index] = raw
+            roundings.append(helper.make_node("Cast", [raw], [narrow], f"{name}.round", to=half))
+            roundings.append(helper.make_node("Cast", [narrow], [name], f"{name}.widen", to=TensorProto.FLOAT))
+        for attribute in node.attribute:
+            if attribute.name in ("to", "output_dtype") and attribute.i in _HALF:
+                attribute.i = TensorProto.FLOAT
+            elif attribute.HasField("t") and attribute.t.data_type in _HALF:
+                attribute.t.CopyFrom(numpy_helper.from_array(array(attribute.t).astype(np.float32)))
+        nodes += [node, *roundings]
+    new = [copied(node) for node in nodes]
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(new)
+    for value in graph.output:
+        if value.type.tensor_type.elem_type in _HALF:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+    return model
+
+
+def _types(model: onnx.ModelProto) -> dict[str, int]:
+    """Element type of every tensor that ONNX infers."""
+    graph = shape_inference.infer_shapes(model).graph
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        types[value.name] = value.type.tensor_type.elem_type
+    return types

@@ -1,0 +1,226 @@
+"""The graph as ONNX Runtime runs it fast on CPUs: an ONNX file of static batch.
+
+===============  ==============================================================================================
+form             what it is
+===============  ==============================================================================================
+float            the canonical graph, like all others without the rows that nobody reads
+float-attention  the same with each attention and its qkv linear as one ``Attention``
+linears-int8     Linear and Conv layers multiply u8 by s8 in ``MatMulIntegerToFloat``, bias inside; convolutions are
+                 brought there as rows; attention and its qkv linear are one ``QAttention``, or three linears and
+                 ``MultiHeadAttention`` where heads don't come out even on the threads; the rest is float32
+gemm-int8        the same with the other linears as ``QGemm``
+static-int8      linears and convolutions as in linears-int8, attention as it stands in the canonical graph
+dynamic-int8     linears as ``DynamicQuantizeMatMul``: scales from each inference's own range; the rest is float32
+weights-int8     linears as ``MatMulNBits``: 8-bit weights, float32 products; the rest is float32
+===============  ==============================================================================================
+
+Standard Q/DQ isn't used: ONNX Runtime turns it into operators only in part, and what is left runs slower than float32
+(``docs/quantization.md`` has the figures). Activations are u8 per tensor, with static scales; convolutions of a stem
+take each picture's own range where the batch is 1. Weights are s8, per output channel. Processors without VNNI
+multiply them with ``vpmaddubsw``, which adds the products of neighbours in saturating 16 bits, so neighbours add up to
+128 at most unless the target promises an instruction set that accumulates in 32 bits. A GELU whose output is rounded to
+8 bits is computed by tanh where that moves values by a small part of a step: it takes two thirds of the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Literal
+
+import onnx
+
+from vitedge.errors import UsageError, nearest
+from vitedge.formats.target import Option
+from vitedge.graph.surgery import linear_layers, pin_batch, pinned, set_metadata, shapes, to_bytes
+from vitedge.graph.unread import without_unread_rows
+from vitedge.quantization.integers import wide_sums
+from vitedge.quantization.qdq import insert_qdq
+from vitedge.quantization.rounding import Scheme, quantize_layers
+from vitedge.quantization.views import pixel_tensors, quantizable
+from vitedge.runtimes.base import Placed, Request
+from vitedge.runtimes.onnxruntime import detect
+from vitedge.runtimes.onnxruntime.attention import attentions, float_attention, quantized_attention
+from vitedge.runtimes.onnxruntime.convolutions import integer_convolutions, pointwise, tiles
+from vitedge.runtimes.onnxruntime.gelu import tanh_gelus
+from vitedge.runtimes.onnxruntime.linears import (
+    dynamic_linears,
+    gemm_linears,
+    integer_linears,
+    weight_only_linears,
+)
+from vitedge.runtimes.onnxruntime.rewriter import Layers
+from vitedge.runtimes.plan import planned_layers
+
+GRAPH = "model.onnx"
+OPTIONS: dict[str, Option] = {
+    "graph_optimization_level": "all",
+    "execution_mode": "sequential",
+    "enable_cpu_mem_arena": True,
+    "enable_mem_pattern": True,
+    "session.intra_op.allow_spinning": True,
+    "session.inter_op.allow_spinning": False,
+}
+
+
+def place(request: Request) -> Placed:
+    """The graph of one candidate, with the preprocessing contract in its metadata; equal requests, equal bytes.
+
+    Raises:
+        UsageError: an unknown form.
+    """
+    form = request.candidate.form
+    if form not in FORMS:
+        raise UsageError(
+            f"form '{form}' of target '{request.target.name}'",
+            f"ONNX Runtime has no form of this name{nearest(form, FORMS)}",
+            f"use one of {', '.join(FORMS)}",
+        )
+    graph, standard, precisions, reasons = FORMS[form](request)
+    return Placed(
+        graph=GRAPH,
+        files={GRAPH: to_bytes(set_metadata(pin_batch(graph, request.batch), request.metadata))},
+        layers=planned_layers(request.graph, precisions, rest="fp32", reasons=reasons),
+        runtime_options={**OPTIONS, **request.target.options},
+        built_with={"onnx": str(onnx.__version__), "onnxruntime": detect.installed() or ""},
+        interpretable=standard,
+    )
+
+
+#: (graph, the same arithmetic in standard operators, precision by layer name, reasons by layer name)
+Form = tuple[onnx.ModelProto, onnx.ModelProto, dict[str, str], dict[str, str]]
+Builder = Callable[[Request], Form]
+#: From the improved float graph, its layers, the request, and the layers that are rounded by their inputs' own ranges.
+Build = Callable[[onnx.ModelProto, Layers, Request, Collection[str]], onnx.ModelProto]
+Linears = Callable[[onnx.ModelProto, Layers], onnx.ModelProto]
+
+
+def _float(request: Request) -> Form:
+    graph = without_unread_rows(request.graph)
+    return graph, graph, {}, {}
+
+
+def _float_attention(request: Request) -> Form:
+    graph = without_unread_rows(request.graph)
+    return float_attention(graph), graph, {}, {}
+
+
+def _integers(
+    build: Build,
+    kinds: tuple[str, ...] = ("linear", "conv"),
+    inputs: Literal["static", "dynamic", "float"] = "static",
+) -> Builder:
+    """A form in which the layers of these kinds have integer weights, and their inputs are rounded that way."""
+
+    def form(request: Request) -> Form:
+        assert request.statistics is not None and request.recipe is not None, "a quantized form needs statistics"
+        scheme = Scheme("uint8", symmetric=False, wide_sums=wide_sums(request.target.isa))
+        left = left_in_float(request.graph)
+        for layer in linear_layers(request.graph):
+            if layer.kind not in kinds:
+                left.setdefault(layer.name, f"the form {request.candidate.form} leaves it in float")
+        left |= request.left_in_float(layer.name for layer in linear_layers(request.graph) if layer.name not in left)
+        names = [layer.name for layer in linear_layers(request.graph) if layer.name not in left]
+        graph, layers = quantize_layers(request.graph, request.statistics, request.recipe, scheme, names)
+        graph = without_unread_rows(graph)
+        if inputs != "float":
+            graph = tanh_gelus(graph, layers)
+        ranged = {"static": by_own_range(graph, layers, request.batch), "dynamic": frozenset(layers)}
+        dynamic = ranged.get(inputs, frozenset())
+        standard = insert_qdq(graph, layers, dynamic=dynamic, weights_only=inputs == "float")
+        if dynamic:  # interpreted, too, each inference has its own range
+            standard = pin_batch(standard, request.batch)
+        return build(graph, layers, request, dynamic), standard, dict.fromkeys(layers, "int8"), left
+
+    return form
+
+
+#: Output channels from which a stem's convolution before the last stride is worth its rows and its error.
+WIDE = 128
+
+#: Of a target that says nothing: the cores that small boards have to spare beside decoding pictures.
+THREADS = 2
+
+
+def by_own_range(graph: onnx.ModelProto, layers: Layers, batch: int) -> frozenset[str]:
+    """Convolutions whose inputs are rounded by each picture's own range: all but those that read its bytes.
+
+    Activations of a stem reach twice as far in one picture as in another, so a range that holds them all wastes half of
+    the levels, or clips the rare ones. A batch has one range, which would let its pictures change each other's logits:
+    more than one take the observed range.
+    """
+    if batch != 1:
+        return frozenset()
+    pixels = pixel_tensors(graph)
+    return frozenset(layer.name for layer in layers.values() if layer.kind == "conv" and layer.input not in pixels)
+
+
+def integer_graph(
+    graph: onnx.ModelProto,
+    layers: Layers,
+    linears: Linears = integer_linears,
+    *,
+    threads: int = 1,
+    batch: int = 1,
+    dynamic: Collection[str] = (),
+) -> onnx.ModelProto:
+    """The improved float graph with ``layers`` in integers, attention among them; ``dynamic`` ones by own ranges."""
+    within = {one.qkv for one in attentions(graph)}
+    multiplied = linears(graph, {name: layer for name, layer in layers.items() if name not in within})
+    attending = quantized_attention(multiplied, layers, threads=threads, batch=batch)
+    return integer_convolutions(attending, layers, graph, dynamic)
+
+
+def _whole(linears: Linears) -> Build:
+    def build(graph: onnx.ModelProto, layers: Layers, request: Request, dynamic: Collection[str]) -> onnx.ModelProto:
+        threads = request.target.threads or THREADS
+        return integer_graph(graph, layers, linears, threads=threads, batch=request.batch, dynamic=dynamic)
+
+    return build
+
+
+def _static_graph(
+    graph: onnx.ModelProto, layers: Layers, request: Request, dynamic: Collection[str]
+) -> onnx.ModelProto:
+    return integer_convolutions(integer_linears(graph, layers), layers, graph, dynamic)
+
+
+def left_in_float(graph: onnx.ModelProto) -> dict[str, str]:
+    """Layers where integers gain nothing or can't go, by name, with the reason."""
+    found, refused = quantizable(graph)
+    known = shapes(pinned(graph))
+    patches = next((_area(known.get(layer.linear.output)) for layer in found if layer.name == "patch_embed.proj"), 0)
+    for layer in found:
+        shape = known.get(layer.linear.input)
+        if shape is None or None in shape:
+            refused[layer.name] = "the shape of its input isn't known"
+        elif layer.linear.kind == "linear" and len(shape) == 2:
+            refused[layer.name] = "it multiplies one row a picture; reading its weights is all the time it takes"
+        elif layer.name == "patch_embed.proj" and pointwise(layer.view):
+            refused[layer.name] = "its error would be in every block, and integers save next to nothing"
+        elif layer.linear.kind == "conv" and layer.weight.shape[1] < 8 and not tiles(layer.view):
+            refused[layer.name] = "its input has few channels; gathering rows would cost more than integers save"
+        elif (
+            layer.name.startswith("patch_embed.stem.")
+            and _area(known.get(layer.linear.output)) > patches
+            and layer.weight.shape[0] < WIDE
+        ):
+            refused[layer.name] = (
+                f"more pixels than there are patches, of fewer than {WIDE} channels: integers save least there"
+            )
+    return refused
+
+
+def _area(shape: tuple[int | None, ...] | None) -> int:
+    """Pixels of a picture [N, C, H, W]; 0 where they aren't known."""
+    return (shape[2] or 0) * (shape[3] or 0) if shape is not None and len(shape) == 4 else 0
+
+
+FORMS: dict[str, Builder] = {
+    "float": _float,
+    "float-attention": _float_attention,
+    "linears-int8": _integers(_whole(integer_linears)),
+    "gemm-int8": _integers(_whole(gemm_linears)),
+    "static-int8": _integers(_static_graph),
+    "dynamic-int8": _integers(lambda graph, layers, *_: dynamic_linears(graph, layers), ("linear",), "dynamic"),
+    "weights-int8": _integers(lambda graph, layers, *_: weight_only_linears(graph, layers), ("linear",), "float"),
+}

@@ -1,0 +1,216 @@
+"""The graph as OpenVINO runs it fast: an intermediate representation (IR) of static batch.
+
+==================  ===========================================================================================
+form                what it is
+==================  ===========================================================================================
+float               float32 throughout
+bf16                the same graph; Linear, Conv and attention run in bfloat16 on processors that have it
+linears-int8        Q/DQ around the inputs and weights of Linear layers, the rest float32. OpenVINO reads Q/DQ as
+                    FakeQuantize, and its low-precision transformations make the layers INT8
+linears-convs-int8  convolutions too, all but the first; x86 alone has INT8 kernels for them
+pointwise-int8      the same layers, and the linears as pointwise convolutions: the same arithmetic, 2.4 times as fast
+                    without VNNI, where linears are slower in INT8 than in float32 and convolutions twice as fast
+convs-int8          convolutions only
+nncf-int8           what NNCF's preset for transformers makes of the float graph with the same pictures, where NNCF is
+                    installed; the recipe has no part in it
+==================  ===========================================================================================
+
+With ``-rest-bf16`` behind it, a form runs in bfloat16 what isn't quantized: attention above all. None but ``nncf-int8``
+computes rows that nobody reads.
+
+Processors without VNNI multiply u8 by s8 with ``vpmaddubsw``, which adds the products of neighbours in saturating 16
+bits: full-range INT8 weights were measured to be wrong by up to half the largest output there. So neighbouring weights
+add up to 128 at most, which was measured to be exact, unless a target promises an instruction set with 32-bit sums.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from vitedge.errors import UsageError, nearest
+from vitedge.formats.target import Option
+from vitedge.graph.surgery import copy, linear_layers, pin_batch, producers, to_bytes
+from vitedge.graph.unread import without_unread_rows
+from vitedge.quantization.integers import wide_sums
+from vitedge.quantization.qdq import insert_qdq
+from vitedge.quantization.rounding import QuantizedLayer, Scheme, quantize_layers
+from vitedge.quantization.views import quantizable
+from vitedge.runtimes.base import Placed, Request
+from vitedge.runtimes.openvino import nncf
+from vitedge.runtimes.openvino.bfloat16 import rounded
+from vitedge.runtimes.openvino.detect import installed, load, package
+from vitedge.runtimes.openvino.pointwise import pointwise_linears
+from vitedge.runtimes.plan import planned_layers
+
+#: Kinds of layers that each form quantizes.
+FORMS: dict[str, tuple[str, ...]] = {
+    "float": (),
+    "bf16": (),
+    "linears-int8": ("linear",),
+    "linears-convs-int8": ("linear", "conv"),
+    "pointwise-int8": ("linear", "conv"),
+    "convs-int8": ("conv",),
+    "nncf-int8": ("linear", "conv"),
+}
+_BFLOAT16 = "-rest-bf16"
+FORMS |= {f"{form}{_BFLOAT16}": FORMS[form] for form in ("linears-convs-int8", "pointwise-int8", "nncf-int8")}
+_MARK = "\N{SYMBOL FOR UNIT SEPARATOR}"
+
+
+def place(request: Request) -> Placed:
+    """The IR of one candidate, with the preprocessing contract in its runtime info; equal requests, equal bytes.
+
+    Raises:
+        UsageError: an unknown form, or one that finds nothing to quantize.
+        NotInstalledError: OpenVINO isn't here; it alone writes its IR.
+    """
+    form = request.candidate.form
+    if form not in FORMS:
+        raise UsageError(
+            f"form '{form}' of target '{request.target.name}'",
+            f"OpenVINO has no form of this name{nearest(form, FORMS)}",
+            f"use one of {', '.join(FORMS)}",
+        )
+    if package(form):
+        return _by_nncf(request)
+    graph, layers, reasons = request.graph, dict[str, QuantizedLayer](), dict[str, str]()
+    if FORMS[form]:
+        graph, layers, reasons = _quantized(request)
+        if not layers:
+            raise UsageError(
+                f"form '{form}' of target '{request.target.name}'",
+                f"the model has no layer for it to quantize: {next(iter(reasons.values()), 'no layers at all')}",
+                "use another target or precision",
+            )
+    graph = without_unread_rows(graph)
+    typed = insert_qdq(graph, layers) if layers else graph
+    shaped = pointwise_linears(typed, graph, layers) if form.startswith("pointwise") else typed
+    named = _unambiguous(pin_batch(shaped, request.batch), _biases(graph))
+    return _placed(
+        request,
+        _ir(_read(named), named, request.metadata),
+        dict.fromkeys(layers, "int8"),
+        reasons,
+        rounded(typed) if form.endswith("bf16") else typed,
+    )
+
+
+def _by_nncf(request: Request) -> Placed:
+    """What NNCF makes of the float graph; its own choice of layers, the planned ones are read from it."""
+    assert request.pictures is not None, "NNCF calibrates by itself"
+    version = nncf.require(f"form '{request.candidate.form}' of target '{request.target.name}'")
+    named = _unambiguous(pin_batch(request.graph, request.batch), _biases(request.graph))
+    every = [layer.name for layer in planned_layers(request.graph, {}, rest="")]
+    operators = {f"{name}{_MARK}{suffix}": name for name in every for suffix in ("", "/WithoutBiases")}
+    left = {} if request.quantized is None else request.left_in_float(every)
+    ignored = [key for key, name in operators.items() if name in left]
+    model = nncf.quantized(_read(named), request.pictures(), ignored, wide_sums(request.target.isa))
+    precisions = nncf.precisions(model, operators)
+    reasons = {name: left.get(name, "NNCF leaves it in float") for name in every if name not in precisions}
+    files = _ir(model, named, request.metadata)
+    return _placed(request, files, precisions, reasons, None, {"nncf": version})
+
+
+def _placed(
+    request: Request,
+    files: tuple[bytes, bytes],
+    precisions: Mapping[str, str],
+    reasons: Mapping[str, str],
+    interpretable: onnx.ModelProto | None,
+    built_with: Mapping[str, str] | None = None,
+) -> Placed:
+    form = request.candidate.form
+    rest = "bf16" if form.endswith("bf16") else "fp32"
+    return Placed(
+        graph="model.xml",
+        files=dict(zip(("model.xml", "model.bin"), files, strict=True)),
+        layers=planned_layers(request.graph, precisions, rest=rest, reasons=reasons),
+        runtime_options={**_options(rest, request.target.device), **request.target.options},
+        built_with={"openvino": installed() or "", "onnx": str(onnx.__version__), **(built_with or {})},
+        interpretable=interpretable,
+    )
+
+
+def _options(rest: str, device: str) -> dict[str, Option]:
+    """What OpenVINO would otherwise choose by itself."""
+    options: dict[str, Option] = {
+        "INFERENCE_PRECISION_HINT": "bf16" if rest == "bf16" else "f32",
+        "EXECUTION_MODE_HINT": "PERFORMANCE",  # only the hint above decides on precision
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+    }
+    return {**options, "ENABLE_CPU_PINNING": False} if device == "CPU" else options
+
+
+def _quantized(request: Request) -> tuple[onnx.ModelProto, dict[str, QuantizedLayer], dict[str, str]]:
+    """The improved float graph, the form's layers in integers, and why the other layers stay in float."""
+    assert request.statistics is not None and request.recipe is not None, "a quantized form needs statistics"
+    found, reasons = quantizable(request.graph)
+    names = []
+    for index, layer in enumerate(found):
+        if layer.linear.kind not in FORMS[request.candidate.form]:
+            reasons[layer.name] = f"the form {request.candidate.form} leaves it in float"
+        elif layer.linear.kind == "conv" and index == 0:
+            reasons[layer.name] = "it reads the picture's own bytes, and OpenVINO takes their quantization away"
+        elif layer.name == "patch_embed.proj" and layer.view.kernel == (1, 1):
+            reasons[layer.name] = "its error would be in every block, and integers save next to nothing"
+        else:
+            names.append(layer.name)
+    reasons |= request.left_in_float(names)
+    names = [name for name in names if name not in reasons]
+    scheme = Scheme(activation="uint8", symmetric=False, wide_sums=wide_sums(request.target.isa))
+    return *quantize_layers(request.graph, request.statistics, request.recipe, scheme, names), reasons
+
+
+def _biases(graph: onnx.ModelProto) -> dict[str, str]:
+    """The name of each layer's bias Add, and what it's to be called."""
+    return {layer.bias_node.name: f"{layer.name}.bias" for layer in linear_layers(graph) if layer.bias_node}
+
+
+def _unambiguous(graph: onnx.ModelProto, biases: Mapping[str, str]) -> onnx.ModelProto:
+    """Names that survive OpenVINO: no constant shares a node's name, and the bias Add of layer X is called X.bias.
+
+    OpenVINO makes equal names different with suffixes, and after fusing MatMul and Add only the Add's name is left.
+    Nodes get a mark, so that no name of the graph's ("MatMul_7") is taken for one that OpenVINO made up.
+    """
+    graph = copy(graph)
+    constants = {tensor.name for tensor in graph.graph.initializer}
+    for tensor in graph.graph.initializer:
+        tensor.name += ".value"
+    for node in graph.graph.node:
+        node.name = biases.get(node.name, node.name) + _MARK
+        for index, name in enumerate(node.input):
+            if name in constants:
+                node.input[index] = f"{name}.value"
+    return graph
+
+
+def _read(graph: onnx.ModelProto) -> Any:
+    return load().Core().read_model(to_bytes(graph))
+
+
+def _ir(model: Any, graph: onnx.ModelProto, metadata: Mapping[str, str]) -> tuple[bytes, bytes]:
+    """XML and weights of a model that was read from ``graph``.
+
+    Names that OpenVINO made up are made anew from the graph's own order, so equal graphs are equal. OpenVINO also names
+    the last operation after its tensor; the node's own name is given back.
+    """
+    writers = producers(graph)
+    for output, result in zip(graph.graph.output, model.get_results(), strict=True):
+        result.input_value(0).get_node().set_friendly_name(writers[output.name].name)
+    for index, operation in enumerate(model.get_ordered_ops()):
+        type_, name = operation.get_type_name(), operation.get_friendly_name()
+        made_up = re.fullmatch(rf"{type_}_\d+", name)
+        operation.set_friendly_name(f"{type_}.{index}" if made_up else name.replace(_MARK, ""))
+    for key, value in metadata.items():
+        model.set_rt_info(value, key.split("."))
+    with tempfile.TemporaryDirectory(prefix="vitedge-") as folder:
+        xml = Path(folder) / "model.xml"
+        load().save_model(model, xml, compress_to_fp16=False)
+        return xml.read_bytes(), xml.with_suffix(".bin").read_bytes()

@@ -1,0 +1,264 @@
+"""Opening each kind of source, and the frames that come out of it. This runs in the reader's process alone."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vitedge.errors import InputError
+from vitedge.streaming.pattern import parse_pattern, show
+from vitedge.streaming.rhythm import Rhythm
+from vitedge.streaming.task import Task
+
+if TYPE_CHECKING:
+    import av.container
+    import av.video
+    import numpy as np
+    from numpy.typing import NDArray
+
+#: Formats whose frames carry no times worth believing: they get those of their arrival.
+TIMELESS = ("mpjpeg", "mjpeg", "image2pipe", "yuv4mpegpipe", "jpeg_pipe")
+#: Codecs whose every frame stands alone: damage doesn't reach the next one.
+INTRA_ONLY = ("mjpeg", "rawvideo", "png", "wrapped_avframe", "prores", "dnxhd", "ffv1", "huffyuv", "dvvideo")
+#: Formats whose packets FFmpeg hands over only when the next one begins, so the last one before a silence comes stale.
+HELD_BACK = ("rtsp", "rtp", "sdp", "mpegts", "h264", "hevc")
+#: Decoders don't notice that whole frames are missing, and go on from the wrong picture. On a live source an interval
+#: of two and a half usual ones, and at least this long, counts as such a loss.
+LOSS_S = 0.1
+#: After damage frames count as corrupt until the next key frame; so long at most, for cameras that send none.
+MOST_DAMAGED_S = 10.0
+#: FFmpeg follows whatever a playlist or a container names; a file may name nothing but files.
+PROTOCOLS = {
+    "videos": "file,crypto,data",
+    "http": "http,https,httpproxy,tcp,tls,crypto,data",
+    "rtsp": "rtsp,rtsps,rtp,srtp,udp,tcp,tls,http,https,crypto",
+}
+
+Opened = Callable[[str, bool], None]  # (codec, whether there's an end by nature)
+
+
+class Failure(Exception):
+    """Why a source can't be opened, or went no further; its text is for people and holds no credentials."""
+
+
+class Captured(NamedTuple):
+    """One frame as it came. ``content`` is None when it's broken.
+
+    ``stale``: it was held back over a silence, so it doesn't say what is there now.
+    """
+
+    content: av.video.VideoFrame | NDArray[np.uint8] | None
+    presentation_s: float | None
+    monotonic_ns: int
+    wall_ns: int
+    truth: str | None = None
+    stale: bool = False
+
+
+def captured(task: Task, opened: Opened) -> Generator[Captured, None, None]:
+    """Every frame of one connection; ``opened`` is called once it stands.
+
+    Raises:
+        Failure: it can't be opened, or goes no further.
+    """
+    if task.kind == "test":
+        yield from _pattern(task, opened)
+        return
+    passes = task.loops
+    while True:
+        if task.kind == "pictures":
+            yield from _pictures(task, opened)
+        elif task.kind == "csi":
+            yield from _csi(task, opened)
+        else:
+            for url in task.urls:
+                yield from _decoded(url, task, opened, **_how(task, url))
+        if task.live or passes == 0:
+            return
+        passes -= passes > 0
+
+
+def _pattern(task: Task, opened: Opened) -> Iterator[Captured]:
+    pattern = parse_pattern(task.targets[0])
+    opened("test", not pattern.live)
+    for shown in show(pattern):
+        content = None if shown.corrupt else shown.picture
+        yield Captured(content, shown.presentation_s, time.monotonic_ns(), time.time_ns(), shown.truth)
+
+
+def _pictures(task: Task, opened: Opened) -> Iterator[Captured]:
+    """Picture files; an unreadable one is a corrupt frame. They have presentation times only at a given rate."""
+    import numpy as np
+
+    from vitedge.data.images import read_picture
+    from vitedge.data.preprocessing import to_rgb
+
+    opened("pictures", True)
+    rate = float(task.camera["rate"]) if "rate" in task.camera else None
+    for number, path in enumerate(task.targets):
+        now, wall = time.monotonic_ns(), time.time_ns()
+        try:
+            content = np.asarray(to_rgb(read_picture(Path(path)), task.preprocessing))
+        except InputError:
+            content = None
+        yield Captured(content, None if rate is None else number / rate, now, wall)
+
+
+def _csi(task: Task, opened: Opened) -> Iterator[Captured]:
+    """A CSI camera through GStreamer's own program: NVIDIA's source on a Jetson, libcamera's elsewhere."""
+    launch, inspect = shutil.which("gst-launch-1.0"), shutil.which("gst-inspect-1.0")
+    if launch is None or inspect is None:
+        raise Failure("GStreamer's gst-launch-1.0 isn't installed; on Debian: apt install gstreamer1.0-tools")
+    width, height, rate = (task.camera.get(key, usual) for key, usual in _CSI_USUAL.items())
+    size = f"width={width},height={height},framerate={rate}/1"
+    nvidia = subprocess.run([inspect, "--exists", "nvarguscamerasrc"], check=False).returncode == 0
+    if nvidia:
+        source = f"nvarguscamerasrc sensor-id={task.targets[0]} ! video/x-raw(memory:NVMM),{size} ! nvvidconv"
+    else:
+        names = _libcamera_names()
+        chosen = f"camera-name={names[int(task.targets[0])]}" if int(task.targets[0]) < len(names) else ""
+        source = f"libcamerasrc {chosen} ! video/x-raw,{size} ! videoconvert"
+    pipeline = f"{source} ! video/x-raw,format=I420 ! y4menc ! fdsink fd=1 sync=false"
+    child = subprocess.Popen(
+        [launch, "-q", *pipeline.split()],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert child.stdout is not None
+    try:
+        yield from _decoded(f"pipe:{child.stdout.fileno()}", task, opened, format="yuv4mpegpipe", options={})
+    finally:
+        child.kill()
+        child.wait()
+
+
+_CSI_USUAL = {"width": "1280", "height": "720", "rate": "30"}
+
+
+def _libcamera_names() -> list[str]:
+    """Names of libcamera's cameras, in its order; empty where its tool isn't there."""
+    tool = shutil.which("cam")
+    if tool is None:
+        return []
+    listing = subprocess.run([tool, "--list"], capture_output=True, text=True, check=False).stdout
+    return re.findall(r"^\d+:.*\((.+)\)\s*$", listing, re.MULTILINE)
+
+
+def _how(task: Task, url: str) -> dict[str, Any]:
+    """Format and options for FFmpeg."""
+    if task.kind == "videos":
+        return {"format": None, "options": {"protocol_whitelist": PROTOCOLS["videos"]}}
+    if task.kind == "camera":
+        names = {"rate": "framerate", "codec": "input_format"}
+        options = {names[key]: value for key, value in task.camera.items() if key in names}
+        if "width" in task.camera:
+            options["video_size"] = f"{task.camera['width']}x{task.camera['height']}"
+        return {"format": "v4l2", "options": options}
+    scheme = url.split("://", 1)[0]
+    options = {"fpsprobesize": "0"} if task.live else {}  # opens in a third of the time, and loses nothing
+    family = {"rtsps": "rtsp", "https": "http"}.get(scheme, scheme)
+    if family in PROTOCOLS:
+        options["protocol_whitelist"] = PROTOCOLS[family]
+    if family == "rtsp":
+        options["rtsp_transport"] = "tcp"
+    return {"format": None, "options": options}
+
+
+def patient(task: Task) -> bool:
+    """Whether the source waits for somebody to connect to it, for as long as that takes."""
+    return any("listen=1" in target for target in task.targets)
+
+
+def _decoded(
+    url: str, task: Task, opened: Opened, *, format: str | None, options: dict[str, str]
+) -> Iterator[Captured]:
+    """Decode everything; a frame's time is that of its last packet's arrival."""
+    import av
+    import av.error
+    from av.codec.hwaccel import HWAccel
+
+    av.logging.set_level(None)
+    hardware = None if task.hardware is None else HWAccel(task.hardware, allow_software_fallback=False)
+    timeout = None if not task.live or patient(task) else (task.connect_s, task.stall_s)
+    try:
+        container = av.open(url, "r", format=format, options=options, timeout=timeout, hwaccel=hardware)
+    except av.error.FFmpegError as error:
+        raise Failure(_words(error, f"no answer within {task.connect_s:g} s")) from None
+    except (OSError, ValueError) as error:
+        raise Failure(getattr(error, "strerror", None) or type(error).__name__) from None
+    with container:
+        if not container.streams.video:
+            raise Failure("it has no video")
+        stream = container.streams.video[0]
+        stream.thread_type = "SLICE" if task.live else "AUTO"  # whole frames in parallel would come late
+        ends = container.format.name == "hls" and container.duration is not None
+        opened(stream.codec_context.name, ends or not task.live)
+        yield from _frames(container, stream, task)
+
+
+def _frames(container: av.container.InputContainer, stream: Any, task: Task) -> Iterator[Captured]:
+    import av.error
+
+    timeless = container.format.name in TIMELESS
+    intra = stream.codec_context.name in INTRA_ONLY
+    held_back = task.live and container.format.name in HELD_BACK
+    rhythm, before = Rhythm(task.gap_s), time.monotonic_ns()
+    predicted = task.live and not intra and not timeless
+    times, last_s, damaged_s = Rhythm(LOSS_S), None, 0.0
+    arrivals: dict[int, tuple[int, int]] = {}  # pts -> clocks
+    begin: int | None = None
+    damaged = False
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            return
+        except av.error.FFmpegError as error:
+            raise Failure(_words(error, f"silent for {task.stall_s:g} s")) from None
+        clocks = time.monotonic_ns(), time.time_ns()
+        stale = held_back and rhythm.broken_by((clocks[0] - before) / 1e9)
+        before = clocks[0]
+        if packet.pts is not None:
+            arrivals[packet.pts] = clocks
+            if len(arrivals) > 512:
+                del arrivals[next(iter(arrivals))]
+        try:
+            frames = packet.decode()
+        except av.error.FFmpegError as error:
+            if isinstance(error, av.error.PermissionError):  # what PyAV says of hardware that it can't use
+                raise Failure(f"hardware decoding by {task.hardware} isn't possible here") from None
+            damaged, damaged_s = not intra, clocks[0] / 1e9
+            yield Captured(None, None, *clocks)
+            continue
+        for frame in frames:
+            monotonic, wall = arrivals.pop(frame.pts, clocks) if frame.pts is not None else clocks
+            begin = monotonic if begin is None else begin
+            at = (monotonic - begin) / 1e9 if timeless else frame.time
+            lost = predicted and at is not None and last_s is not None and times.broken_by(at - last_s)
+            last_s = at
+            if frame.is_corrupt or (lost and not frame.key_frame):
+                damaged, damaged_s = not intra, monotonic / 1e9
+                yield Captured(None, at, monotonic, wall)
+            elif damaged and not frame.key_frame and monotonic / 1e9 - damaged_s < MOST_DAMAGED_S:
+                yield Captured(None, at, monotonic, wall)
+            else:
+                damaged = False
+                yield Captured(frame, at, monotonic, wall, stale=stale)
+
+
+def _words(error: Any, silence: str) -> str:
+    """What went wrong. PyAV's own text names the URL with its password, so it's left out."""
+    import av.error
+
+    if isinstance(error, av.error.ExitError):
+        return silence
+    if isinstance(error, av.error.HTTPUnauthorizedError):
+        return "it wants a name and a password, or others than these (401)"
+    return str(getattr(error, "strerror", None) or type(error).__name__)

@@ -1,0 +1,190 @@
+"""Sinks that write lines: JSON Lines, CSV, and words for a person."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from vitedge.core.files import resource_errors
+from vitedge.errors import UsageError, printable
+from vitedge.streaming.records import Event, FrameRecord, Item, Status
+from vitedge.streaming.sink import QueuedSink
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+COLUMNS = (
+    "source", "sequence", "connection", "presentation_s", "time", "monotonic_ns", "age_ms", "dropped", "gap", "width",
+    "height", "label", "probability", "raw_label", "raw_probability", "smoothed_label", "smoothed_probability", "truth",
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def writing(target: str) -> Iterator[None]:
+    """As :func:`resource_errors`; a folder that isn't there, or a file that is one, is a usage error."""
+    asked = f"write {target}"
+    try:
+        with resource_errors(asked):
+            yield
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise UsageError(asked, f"{error.strerror}", "name a file in a folder that exists") from error
+
+
+class Lines(QueuedSink):
+    """Whole lines to a file, which is appended to, or to stdout with ``-``; each goes out in one piece.
+
+    Args:
+        name: for the books.
+        target: a path, or ``-``.
+        kinds: which items.
+        broken: called when nobody reads stdout any more.
+
+    Raises:
+        ResourceError, UsageError: the file can't be written.
+    """
+
+    def __init__(self, name: str, target: str, kinds: tuple[type, ...], broken: Callable[[], None]) -> None:
+        self._broken = broken
+        self._file: int | None = None
+        self._partial = False
+        if target != "-":
+            with writing(target):
+                self._file = os.open(target, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        super().__init__(name, kinds)
+
+    def line(self, item: Item) -> bytes:
+        """The item's line, with its end."""
+        raise NotImplementedError
+
+    def write(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
+        """See the base."""
+        self._send(self.line(item))
+
+    def _send(self, data: bytes) -> None:
+        if self._file is None:
+            _to_stdout(data, self._broken)
+            return
+        data = b"\n" * self._partial + data  # a disk that was full may have left half a line
+        sent = os.write(self._file, data)
+        self._partial = sent < len(data)
+        if self._partial:
+            raise OSError("the line was cut off: the disk is full")
+
+    def finish(self) -> None:
+        """See the base."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+class JsonLines(Lines):
+    """One JSON object a line."""
+
+    def line(self, item: Item) -> bytes:
+        """See the base."""
+        return msgspec.json.encode(item) + b"\n"
+
+
+class CsvLines(Lines):
+    """A table of the records, with the best class of each kind; a new file begins with the columns' names."""
+
+    def __init__(self, name: str, target: str, broken: Callable[[], None]) -> None:
+        fresh = target == "-" or not Path(target).exists() or Path(target).stat().st_size == 0
+        super().__init__(name, target, (FrameRecord,), broken)
+        if fresh:
+            self._send(_row(COLUMNS))
+
+    def line(self, item: Item) -> bytes:
+        """See the base."""
+        assert isinstance(item, FrameRecord)
+        values: dict[str, Any] = msgspec.structs.asdict(item)
+        for kind in ("raw", "smoothed"):
+            best = values.pop(kind)[0]
+            values[f"{kind}_label"], values[f"{kind}_probability"] = best.label, best.probability
+        return _row([values[column] for column in COLUMNS])
+
+
+class Words(QueuedSink):
+    """What happens, in words: labels on stdout, everything about connections on stderr."""
+
+    def __init__(self, *, labels: bool, narrate: bool, broken: Callable[[], None]) -> None:
+        self._labels, self._narrate, self._broken = labels, narrate, broken
+        super().__init__("words", (Event,))
+
+    def write(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
+        """See the base."""
+        assert isinstance(item, Event)
+        if item.kind in ("enter", "exit"):
+            replaced = item.kind == "exit" and item.text is None  # the line of the next label says it
+            if self._labels and not replaced:
+                _to_stdout(f"{printable(say(item))}\n".encode(), self._broken)
+        elif self._narrate:
+            sys.stderr.write(f"{printable(say(item))}\n")
+            sys.stderr.flush()
+
+
+def say(event: Event) -> str:
+    """An event as a line for a person."""
+    at = event.time[11:19] if event.presentation_s is None else f"{event.time[11:19]} at {event.presentation_s:.2f} s"
+    text = {
+        "enter": f"{event.label} ({event.probability or 0:.0%})",
+        "exit": f"no longer {event.label}, after {event.duration_s or 0:.1f} s: {event.text}",
+        "connected": f"connected, {event.text}",
+        "lost": f"lost: {event.text}; next attempt in {event.duration_s or 0:.1f} s",
+        "ended": "ended",
+        "failed": f"failed: {event.text}",
+        "size": f"the picture is {event.text} now",
+        "gap": f"gap: {event.text}",
+    }[event.kind]
+    return f"{at}  {event.source}: {text}"
+
+
+def books_in_words(status: Status) -> list[str]:
+    """The books of every source, and what the sinks dropped."""
+    lines = []
+    for source in status.sources:
+        books = source.books
+        lines.append(
+            f"{source.name}: {books.captured} captured = {books.classified} classified + {books.skipped} skipped"
+            f" + {books.dropped} dropped + {books.corrupt} corrupt{'' if books.balanced else '  (NOT BALANCED)'};"
+            f" connections {source.connections}, gaps {source.gaps}"
+            + (f"; age p50 {source.age.p50_ms:.1f} ms, p99 {source.age.p99_ms:.1f} ms" if source.age else "")
+        )
+    lines += [
+        f"{sink.name}: {sink.dropped} dropped" + (f" ({sink.error})" if sink.error else "")
+        for sink in status.sinks
+        if sink.dropped
+    ]
+    return [printable(line) for line in lines]
+
+
+def _to_stdout(data: bytes, broken: Callable[[], None]) -> None:
+    stream = getattr(sys.stdout, "buffer", None)
+    try:
+        if stream is None:
+            sys.stdout.write(data.decode())
+        else:
+            stream.write(data)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing more may be tried when the interpreter ends
+        broken()
+        raise
+
+
+def _row(values: Any) -> bytes:
+    """A CSV row; a cell that a spreadsheet would take for a formula begins with an apostrophe."""
+    text = io.StringIO()
+    safe = ["" if value is None else f"'{value}" if str(value)[:1] in ("=", "+", "@", "\t", "\r") or (
+        str(value)[:1] == "-" and not isinstance(value, (int, float))) else value for value in values]  # fmt: skip
+    csv.writer(text, lineterminator="\n").writerow(safe)
+    return text.getvalue().encode()

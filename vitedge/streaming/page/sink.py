@@ -1,0 +1,256 @@
+"""The engine's side of the page: an address, a process that serves it, and a sink that never waits for either."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import ipaddress
+import os
+import re
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from vitedge.errors import NotInstalledError, ResourceError, UsageError
+from vitedge.streaming.page.feed import pack
+from vitedge.streaming.page.server import Listener, Serving
+from vitedge.streaming.records import Event, FrameRecord, Item, Status
+from vitedge.streaming.sink import QueuedSink
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+ONE_WIDTH, MANY_WIDTH = 640, 480  # pixels of the pictures for one camera, and for several
+PICTURE_S = 1 / 12.5  # between two pictures of a source: what people see as moving
+RESTART_S = 1.0
+SHORTEST_TOKEN = 12
+_STUCK_MS = 15_000
+
+
+def read_token(where: str | None) -> str | None:
+    """The option ``--token``: a file, or ``env:NAME``.
+
+    Raises:
+        UsageError: nothing there, or too short; the content is never shown.
+    """
+    if where is None:
+        return None
+    asked = f"read the token from {where}"
+    fix = f"write a random one there, for example: {secrets.token_urlsafe(18)}"
+    if where.startswith("env:"):
+        text = os.environ.get(where.removeprefix("env:"))
+        if text is None:
+            raise UsageError(asked, "this environment variable isn't set", fix)
+    else:
+        try:
+            text = Path(where).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it isn't a text file"
+            raise UsageError(asked, f"{reason}; --token takes a file, or env:NAME", fix) from None
+    token = text.strip()
+    if len(token) < SHORTEST_TOKEN or not re.fullmatch(r"[!-~]+", token):
+        raise UsageError(asked, f"a token has {SHORTEST_TOKEN} or more visible ASCII characters", fix)
+    return token
+
+
+def parse_address(text: str, token: str | None, option: str) -> tuple[str, int]:
+    """(host, port) of HOST:PORT, [IPV6]:PORT or PORT.
+
+    Raises:
+        UsageError: another form, or an address that others can reach without a token.
+    """
+    asked = f"serve at {option} {text}"
+    found = re.fullmatch(r"(?:(?P<host>[^:\[\]]*|\[[0-9A-Fa-f:.]+\]):)?(?P<port>\d{1,5})", text)
+    if found is None or int(found["port"]) > 65535:
+        raise UsageError(asked, "this isn't HOST:PORT", "write, for example: 127.0.0.1:8042")
+    host = (found["host"] if found["host"] is not None else "127.0.0.1").strip("[]") or "0.0.0.0"
+    if token is None and not _is_loopback(host):
+        raise UsageError(
+            asked,
+            "other machines could look in there, and there's no token",
+            "add --token FILE (or env:NAME), or serve at 127.0.0.1 and forward a port by ssh",
+        )
+    return host, int(found["port"])
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def listen(host: str, port: int, option: str) -> socket.socket:
+    """A bound, listening socket.
+
+    Raises:
+        UsageError: there's no such host.
+        ResourceError: the address is taken or may not be used.
+    """
+    asked = f"serve at {option} {host}:{port}"
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except OSError as error:
+        raise UsageError(asked, str(error.strerror), "name an address of this machine") from None
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Accepted connections inherit it: one that takes no data for so long is closed by the kernel.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _STUCK_MS)
+        listening.bind(address)
+        listening.listen(128)
+    except OSError as error:
+        listening.close()
+        raise ResourceError(asked, str(error.strerror), "name another port, or end what uses it") from None
+    return listening
+
+
+class PageSink(QueuedSink):
+    """Hands everything to the page's process, and starts that anew should it end.
+
+    Args:
+        page: (host, port) of the page; None: no page.
+        metrics: (host, port) of metrics and health alone; None: none.
+        token: what requests must know.
+        sources: how many there are.
+
+    Raises:
+        UsageError, ResourceError: an address can't be served.
+        NotInstalledError: the packages of the extra ``stream`` are missing.
+    """
+
+    def __init__(
+        self, page: tuple[str, int] | None, metrics: tuple[str, int] | None, token: str | None, sources: int
+    ) -> None:
+        _require_server()
+        self._width = ONE_WIDTH if sources == 1 else MANY_WIDTH
+        self._sockets: list[tuple[socket.socket, bool]] = []
+        try:
+            for address, is_page in ((page, True), (metrics, False)):
+                if address is not None:
+                    self._sockets.append((listen(*address, "--page" if is_page else "--metrics"), is_page))
+        except Exception:
+            self._close_sockets()
+            raise
+        listeners = tuple(Listener(descriptor=found.fileno(), page=is_page) for found, is_page in self._sockets)
+        self._task = msgspec.json.encode(Serving(listeners=listeners, token=token)) + b"\n"
+        self.viewers = 0  # at this moment
+        self._pictured: dict[str, float] = {}  # by source, when the last picture came
+        self._seen: dict[str, float] = {}  # and the last frame
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started = -RESTART_S
+        self._start()
+        super().__init__("page" if page else "metrics", (FrameRecord, Event, Status), depth=256)
+
+    @property
+    def picture_width(self) -> int:  # type: ignore[override]
+        """Wanted while there are viewers and a source that delivers has its next picture due: it costs the readers."""
+        if not self.viewers:
+            return 0
+        now = time.monotonic()
+        due = (
+            now - self._pictured.get(source, 0.0) >= PICTURE_S
+            for source, seen in self._seen.copy().items()
+            if now - seen < 2
+        )
+        return self._width if any(due) else 0
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where it's served, for people, the page first."""
+        found = []
+        for listening, is_page in self._sockets:
+            host, port = listening.getsockname()[:2]
+            found.append(f"http://{f'[{host}]' if ':' in host else host}:{port}{'/' if is_page else '/metrics'}")
+        return found
+
+    def put(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
+        """See the base. Of pictures only as many go along as people see, and none while others wait."""
+        if isinstance(item, FrameRecord):
+            now = time.monotonic()
+            self._seen[item.source] = now
+            if picture is not None:
+                if len(self._items) > 8 or now - self._pictured.get(item.source, 0.0) < PICTURE_S:
+                    picture = None
+                else:
+                    self._pictured[item.source] = now
+        super().put(item, picture)
+
+    def wanted(self, picture: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
+        """See the base; the choice was made in :meth:`put`."""
+        return picture
+
+    def write(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
+        """See the base. A process that has ended is replaced, at most once a second."""
+        if self._process is None or self._process.poll() is not None:
+            if time.monotonic() - self._started < RESTART_S:
+                raise BrokenPipeError("the page's process has ended; it's started again soon")
+            self._start()
+        assert self._process is not None and self._process.stdin is not None
+        for piece in pack(item, picture):
+            self._process.stdin.write(piece)
+        self._process.stdin.flush()
+
+    def finish(self) -> None:
+        """See the base."""
+        self._end()
+        self._close_sockets()
+
+    def _start(self) -> None:
+        self._end()
+        self._started = time.monotonic()
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", "from vitedge.streaming.page.server import serve; serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=[listening.fileno() for listening, _ in self._sockets],
+        )
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):  # a picture in one go, where the system grants it
+            fcntl.fcntl(self._process.stdin, fcntl.F_SETPIPE_SZ, 1 << 20)
+        self._process.stdin.write(self._task)
+        self._process.stdin.flush()
+        self._counting = threading.Thread(target=self._count, args=(self._process,), name="page viewers", daemon=True)
+        self._counting.start()
+
+    def _count(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        with process.stdout as lines:
+            for line in lines:
+                self.viewers = int(line)
+        if process is self._process:
+            self.viewers = 0
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(OSError):
+            assert process.stdin is not None
+            process.stdin.close()
+        try:
+            process.wait(2)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        self._counting.join(1)
+        self.viewers = 0
+
+    def _close_sockets(self) -> None:
+        for listening, _ in self._sockets:
+            listening.close()
+
+
+def _require_server() -> None:
+    for package in ("starlette", "uvicorn"):
+        if find_spec(package) is None:
+            raise NotInstalledError.for_extra("serve the page", package, "stream")

@@ -1,0 +1,209 @@
+"""The reader: one process, one connection. It decodes everything, prepares frames, and drops what nobody waits for.
+
+Run as ``python -c "… serve()"`` with its whole task as JSON on its standard input, so that a password is never among
+its arguments. It ends when its source ends or fails, when it's asked to, or when the engine's process is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from vitedge.errors import VitedgeError
+from vitedge.formats.clip import ClipHeader, ClipWriter
+from vitedge.streaming import shared
+from vitedge.streaming.openers import Captured, Failure, captured
+from vitedge.streaming.rhythm import Rhythm
+from vitedge.streaming.shared import Shared
+from vitedge.streaming.task import Task
+from vitedge.streaming.uri import redact
+from vitedge.streaming.view import Crop, Turn, picture
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def serve() -> None:
+    """The process's main function."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the engine's to understand
+    line = sys.stdin.buffer.readline()
+    threading.Thread(target=_leave_with_engine, daemon=True).start()
+    task = msgspec.json.decode(line, type=Task)
+    memory = Shared(task.memory, task.preprocessing.size)
+    try:
+        Reader(task, memory).run()
+        memory.report(shared.ENDED)
+    except Failure as failure:
+        memory.report(shared.FAILED, redact(failure, task.secrets))
+    except VitedgeError as error:
+        memory.report(shared.FAILED, redact(f"{error.asked}: {error.true}", task.secrets))
+    except Exception as error:
+        memory.report(shared.FAILED, redact(f"{type(error).__name__}: {error}", task.secrets))
+    os.eventfd_write(task.filled, 1)
+    os._exit(0)  # a decoder's threads are never waited for
+
+
+def _leave_with_engine() -> None:
+    """The engine holds the other end of standard input for as long as it lives."""
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
+
+
+class Reader:
+    """One connection of one source."""
+
+    def __init__(self, task: Task, memory: Shared) -> None:
+        self._task, self._memory = task, memory
+        self._turn = Turn(*task.turn)
+        self._crop = None if task.crop is None else Crop(*task.crop)
+        self._prepare = Preparer(task, self._turn, self._crop)
+        self._clip: ClipWriter | None = None
+        self._last_s: float | None = None
+        self._rhythm = Rhythm(task.gap_s)
+        self._shown = (0, 0)
+
+    def run(self) -> None:
+        """Until the source ends, fails, or the engine asks to stop.
+
+        Raises:
+            Failure: it can't be opened or goes no further.
+        """
+        task, memory = self._task, self._memory
+        memory.report(shared.CONNECTING)
+        memory.active(time.monotonic_ns())
+        if task.record is not None:
+            header = ClipHeader(source=task.name, size=task.preprocessing.size, artifact=task.artifact)
+            self._clip = ClipWriter(Path(task.record), header)
+        frames = captured(task, lambda codec, finite: self._opened(codec, finite))
+        whole, gap = 0, False
+        for number, frame in enumerate(frames):
+            memory.active(time.monotonic_ns())
+            memory.count(captured=1)
+            if frame.content is None:
+                memory.count(corrupt=1)
+            else:
+                gap |= self._jumped(frame.presentation_s) or frame.stale
+                if frame.stale:
+                    memory.count(dropped=1)
+                elif whole % task.every:
+                    memory.count(skipped=1)
+                else:
+                    self._publish(number, frame, gap)
+                    gap = False
+                whole += 1
+            if memory.stop:
+                break
+        with contextlib.suppress(Exception):
+            frames.close()
+
+    def _opened(self, codec: str, finite: bool) -> None:
+        self._memory.describe(codec, finite=finite)
+        self._memory.report(shared.STREAMING)
+        os.eventfd_write(self._task.filled, 1)
+
+    def _publish(self, number: int, frame: Captured, gap: bool) -> None:
+        memory, content = self._memory, frame.content
+        buffer = self._buffer()
+        if buffer is None:  # asked to stop while waiting
+            memory.count(dropped=1)
+            return
+        image, shown = self._prepare(content, memory.image(buffer))
+        if shown != self._shown:
+            gap = gap or self._shown != (0, 0)
+            self._shown = shown
+            memory.seen(*shown)
+        if self._clip is not None:
+            self._clip.append(
+                image, sequence=number, arrival_ns=frame.monotonic_ns, presentation_s=frame.presentation_s
+            )
+        wanted = memory.picture_width
+        memory.publish(
+            buffer,
+            sequence=number,
+            presentation_s=frame.presentation_s,
+            monotonic_ns=frame.monotonic_ns,
+            wall_ns=frame.wall_ns,
+            gap=gap,
+            shown=shown,
+            truth=frame.truth,
+            picture=self._prepare.picture(content, wanted) if wanted else None,
+            newest_only=self._task.newest_only,
+        )
+        os.eventfd_write(self._task.filled, 1)
+
+    def _buffer(self) -> int | None:
+        """A buffer to fill. With the policy ``every`` it waits until there is one."""
+        memory = self._memory
+        poll = select.poll()
+        poll.register(self._task.emptied, select.POLLIN)
+        while (buffer := memory.free()) is None and not memory.stop:
+            poll.poll(200)
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._task.emptied)
+            memory.active(time.monotonic_ns())
+        return buffer
+
+    def _jumped(self, presentation_s: float | None) -> bool:
+        """Whether time went back, or on by more than a usual interval."""
+        last, self._last_s = self._last_s, presentation_s
+        if presentation_s is None or last is None or not self._rhythm.broken_by(presentation_s - last):
+            return False
+        self._memory.count(gaps=1)
+        return True
+
+
+class Preparer:
+    """From a decoded frame to the model's input, by the contract; one scaler for each rotation that was seen."""
+
+    def __init__(self, task: Task, turn: Turn, crop: Crop | None) -> None:
+        self._contract, self._turn, self._crop = task.preprocessing, turn, crop
+        self._scalers: dict[int, Callable[[Any], NDArray[np.uint8]]] = {}
+
+    def __call__(self, content: Any, out: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        """Fill ``out``, uint8 [h, w, 3]; also the (width, height) of the picture as shown."""
+        import numpy as np
+
+        if isinstance(content, np.ndarray):
+            height, width = content.shape[:2]
+            shown = self._turn.size(width, height)
+            picture = self._turn.apply(content)
+            if self._crop is not None:
+                left, top, right, bottom = self._box(*shown)
+                picture = picture[top:bottom, left:right]
+            out[...] = self._contract.apply(picture)
+            return out, shown
+        from vitedge.streaming.scale import scaler
+
+        shown = self._turn.after(content.rotation).size(content.width, content.height)
+        if self._crop is not None:
+            self._box(*shown)
+        if content.rotation not in self._scalers:
+            self._scalers[content.rotation] = scaler(self._contract, self._crop, self._turn, content.rotation)
+        out[...] = self._scalers[content.rotation](content)
+        return out, shown
+
+    def picture(self, content: Any, wanted: int) -> NDArray[np.uint8]:
+        """What people are shown: see :func:`vitedge.streaming.view.picture`."""
+        turn = self._turn if not hasattr(content, "rotation") else self._turn.after(content.rotation)
+        return picture(content, wanted, shared.MAX_PICTURE_PIXELS, turn, self._crop)
+
+    def _box(self, width: int, height: int) -> tuple[int, int, int, int]:
+        assert self._crop is not None
+        try:
+            return self._crop.box(width, height)
+        except ValueError as error:
+            raise Failure(str(error)) from error

@@ -1,0 +1,205 @@
+"""What a running stream says: one record a classified frame, events, books, and a snapshot of everything.
+
+A sink takes all three kinds of item. What leaves the process (JSON Lines, the page, metrics) is made of these alone,
+and every name of a source in them is already without credentials.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+from vitedge.core.schema import Record
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+#: ``waiting``: a live source couldn't be reached yet or was lost; the next attempt comes after a back-off.
+State = Literal["connecting", "connected", "waiting", "ended", "failed"]
+STATES: tuple[State, ...] = ("connecting", "connected", "waiting", "ended", "failed")
+
+
+class Score(Record):
+    """A class and its probability (as the contract's activation gives it)."""
+
+    label: str
+    probability: float
+
+
+class FrameRecord(Record, tag_field="type", tag="frame"):
+    """One classified frame."""
+
+    source: str
+    sequence: int  # number of the captured frame, from 0; it goes on over reconnects
+    connection: int  # number of the connection that it came over, from 0
+    presentation_s: float | None  # presentation time in the stream, seconds; None where the stream has none
+    time: str  # wall clock at capture: ISO 8601, UTC, milliseconds
+    monotonic_ns: int  # CLOCK_MONOTONIC at capture: when the frame's last packet arrived
+    age_ms: float  # from capture to result
+    dropped: int  # frames dropped between the record before and this one (skipped ones aren't dropped)
+    gap: (
+        bool  # the first frame, or the first after a gap in time, a reconnect or a change of size: smoothing began anew
+    )
+    width: int  # of the source's picture as shown (rotation honoured, before cropping), pixels
+    height: int
+    label: str | None  # the current state after smoothing and thresholds; None: unknown
+    probability: float | None  # smoothed, of ``label``
+    raw: tuple[Score, ...]  # this frame alone, best first, ``top_k`` of them
+    smoothed: tuple[Score, ...]
+    truth: str | None = None  # what a ``test://`` source shows
+
+
+class Event(Record, tag_field="type", tag="event"):
+    """Something that happened to a source."""
+
+    source: str
+    kind: Literal["enter", "exit", "connected", "lost", "ended", "failed", "size", "gap"]
+    time: str
+    monotonic_ns: int
+    sequence: int | None = None  # of the frame at which it happened
+    presentation_s: float | None = None
+    label: str | None = None  # of enter and exit
+    probability: float | None = None
+    duration_s: float | None = None  # exit: how long the label held; lost: how long until the next attempt
+    text: str | None = None  # why, for a person
+
+
+class Books(Record):
+    """Where every captured frame went: ``captured = classified + skipped + dropped + corrupt``."""
+
+    captured: int = 0  # decoded, or found broken by the decoder
+    classified: int = 0
+    skipped: int = 0  # by the policy ``every:N``
+    dropped: int = 0  # a newer one came first, or its reader died
+    corrupt: int = 0
+
+    @property
+    def balanced(self) -> bool:
+        """Whether every captured frame is accounted for."""
+        return self.captured == self.classified + self.skipped + self.dropped + self.corrupt
+
+    def __add__(self, other: Books) -> Books:
+        return Books(
+            captured=self.captured + other.captured,
+            classified=self.classified + other.classified,
+            skipped=self.skipped + other.skipped,
+            dropped=self.dropped + other.dropped,
+            corrupt=self.corrupt + other.corrupt,
+        )
+
+
+class Percentiles(Record):
+    """Of the last ``count`` values, nearest rank, milliseconds."""
+
+    count: int
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    max_ms: float
+
+
+class SourceStatus(Record):
+    """One source at this moment."""
+
+    name: str
+    uri: str  # without credentials
+    live: bool
+    state: State
+    reason: str | None  # why it's waiting, ended or failed
+    state_s: float  # seconds in this state
+    retry_s: float | None  # seconds until the next attempt, while waiting
+    connections: int  # successful ones
+    gaps: int  # jumps of the presentation time within a connection
+    books: Books
+    width: int | None
+    height: int | None
+    codec: str | None
+    captured_hz: float  # over the last seconds
+    classified_hz: float
+    age: Percentiles | None
+    silent_s: float | None  # since the last classified frame was captured
+    label: str | None
+    probability: float | None
+    smoothed: tuple[Score, ...]
+
+
+class SinkStatus(Record):
+    """One sink at this moment."""
+
+    name: str
+    written: int
+    dropped: int
+    error: str | None  # the last one, without credentials
+
+
+class Status(Record, tag_field="type", tag="status"):
+    """Everything that the page and the metrics show; sinks get one about every second, and one at the end."""
+
+    time: str
+    monotonic_ns: int
+    uptime_s: float
+    artifact: str
+    precision: str
+    runtime: str
+    device: str
+    sources: tuple[SourceStatus, ...]
+    sinks: tuple[SinkStatus, ...]
+    inference: Percentiles | None
+    temperature_c: float | None  # None: not readable here
+    power_w: float | None
+    clock_mhz: float | None
+    throttled: bool | None
+
+
+Item = FrameRecord | Event | Status
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """Where items go. The engine calls it from one thread; :class:`vitedge.streaming.sink.QueuedSink` does the rest.
+
+    Attributes:
+        name: for the books and the status, without credentials.
+        written: items delivered.
+        dropped: items that it took and couldn't deliver.
+        error: the last failure in words, without credentials; None: none.
+        picture_width: pixels that a picture beside the next record should have at most; 0: none is wanted now. It's
+            read before every frame, so a page without viewers costs nothing.
+    """
+
+    name: str
+    written: int
+    dropped: int
+    error: str | None
+
+    @property
+    def picture_width(self) -> int:
+        """See above."""
+        ...
+
+    def put(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
+        """Take an item; never blocks, never raises.
+
+        Args:
+            item: a record, an event or a status.
+            picture: beside a :class:`FrameRecord` when a sink wanted one: uint8 RGB [H, W, 3], read-only, shared by all
+                sinks; it stays valid. It may be missing for a few frames after the wish, and larger than asked for.
+        """
+        ...
+
+    def close(self, timeout_s: float) -> None:
+        """Deliver what's left within ``timeout_s`` seconds and release everything; the rest counts as dropped."""
+        ...
+
+
+def percentiles(values_ms: Sequence[float]) -> Percentiles | None:
+    """Nearest-rank percentiles; None of nothing."""
+    if not values_ms:
+        return None
+    ordered = sorted(values_ms)
+
+    def rank(share: int) -> float:
+        return ordered[max(0, -(-share * len(ordered) // 100) - 1)]
+
+    return Percentiles(count=len(ordered), p50_ms=rank(50), p95_ms=rank(95), p99_ms=rank(99), max_ms=ordered[-1])

@@ -1,0 +1,32 @@
+"""A clip that ``vitedge stream --record`` kept, for ``vitedge bench --scenario camera --replay``."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from pathlib import Path
+
+from vitedge.benchmarking.arrivals import Replay
+from vitedge.errors import UsageError
+from vitedge.formats.clip import Clip
+
+MOST_FRAMES = 2000  # they're held in memory: 300 MB at 224 pixels
+MOST_REORDERED_NS = 10_000_000_000
+
+
+def open_replay(path: Path) -> Replay:
+    """The clip's frames and their arrival times; of a long one, the first :data:`MOST_FRAMES`.
+
+    Raises:
+        ArtifactError: not a clip, or a damaged one.
+        UsageError: fewer than two frames, or recorded over a restart of the machine.
+    """
+    asked = f"replay {path}"
+    clip = Clip(path)
+    count = min(len(clip), MOST_FRAMES)
+    if count < 2:
+        raise UsageError(asked, f"it holds {count} frames", "record for longer")
+    times = tuple(accumulate(clip.times_ns[:count], max))  # frames that are reordered arrive out of turn
+    if max(high - time for high, time in zip(times, clip.times_ns, strict=False)) > MOST_REORDERED_NS:
+        raise UsageError(asked, "its times go back: it was recorded over a restart of the machine", "record it again")
+    part = "" if count == len(clip) else f", first {count} of {len(clip)} frames"
+    return Replay(f"{path.name} ({clip.digest()[:12]}{part})", times, clip[:count], prepared=True)

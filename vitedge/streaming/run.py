@@ -1,0 +1,175 @@
+"""From settings to a running engine: sources, sinks, and what can be refused before anything runs."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitedge.core.isolation import ChildError, run_isolated
+from vitedge.errors import InputError, NotInstalledError, StreamError, UsageError, VitedgeError
+from vitedge.formats.artifact import Artifact
+from vitedge.runtimes.choice import open_artifact as chosen
+from vitedge.streaming.delivery import addresses, delivering
+from vitedge.streaming.engine import Engine
+from vitedge.streaming.outputs import CsvLines, JsonLines, Words, writing
+from vitedge.streaming.records import Event, FrameRecord, Sink, Status
+from vitedge.streaming.settings import Settings
+from vitedge.streaming.uri import Source, parse_sources
+
+if TYPE_CHECKING:
+    from vitedge.runtimes.session import Session
+
+ASKED = "classify a stream"
+
+
+def check(settings: Settings) -> list[Source]:
+    """The sources, once everything that can be known beforehand is in order.
+
+    Raises:
+        UsageError: a wish that can't be met.
+        StreamError: a file that isn't there.
+        NotInstalledError: a package or program is missing.
+        ResourceError: the folder for recordings can't be written.
+    """
+    sources = parse_sources(settings.source, settings.credentials)
+    kinds = {source.kind for source in sources}
+    if kinds & {"camera", "network", "videos", "csi"}:
+        _require_av()
+    if "csi" in kinds and shutil.which("gst-launch-1.0") is None:
+        raise NotInstalledError(
+            ASKED,
+            "a CSI camera is read by GStreamer, which isn't installed",
+            "on Debian: apt install gstreamer1.0-tools",
+        )
+    if settings.hwaccel is not None:
+        check_hardware(settings.hwaccel)
+    addresses(settings)
+    if settings.record is not None:
+        with writing(settings.record):
+            Path(settings.record).mkdir(parents=True, exist_ok=True)
+    return sources
+
+
+@contextmanager
+def running(session: Session, settings: Settings) -> Iterator[Engine]:
+    """An engine with the sinks of the settings, ready to run.
+
+    Args:
+        session: open.
+        settings: how.
+
+    Raises:
+        UsageError, StreamError, NotInstalledError, ResourceError: as :func:`check`, or a sink can't be opened.
+    """
+    sources = check(settings)
+    engine = Engine(session, sources, settings)
+    try:
+        engine.sinks += line_sinks(settings, engine.stop)
+        engine.sinks += delivering(settings, tuple(source.name for source in sources))
+    except VitedgeError:
+        for sink in engine.sinks:
+            sink.close(0.1)
+        raise
+    yield engine
+
+
+def line_sinks(settings: Settings, broken: Callable[[], None]) -> list[Sink]:
+    """The sinks that write lines."""
+    sinks: list[Sink] = []
+    if settings.json is not None:
+        sinks.append(JsonLines("json", settings.json, (FrameRecord,), broken))
+    if settings.csv is not None:
+        sinks.append(CsvLines("csv", settings.csv, broken))
+    if settings.events is not None:
+        sinks.append(JsonLines("events", settings.events, (Event,), broken))
+    return sinks
+
+
+def words(settings: Settings, broken: Callable[[], None]) -> Sink:
+    """What a person reads in a terminal."""
+    taken = "-" in (settings.json, settings.csv, settings.events)
+    return Words(labels=not taken, narrate=not settings.quiet, broken=broken)
+
+
+def refuse_failed(status: Status, *, stopped: bool) -> None:
+    """Turn a source that failed, or never gave a frame, into an error.
+
+    Args:
+        status: the last one.
+        stopped: whether a person ended the run; then a camera may still have been unreachable.
+
+    Raises:
+        InputError: a file can't be decoded.
+        StreamError: a camera gave up, or never answered.
+        VitedgeError: the books don't balance.
+    """
+    for source in status.sources:
+        asked = f"classify the stream {source.uri}"
+        if not source.books.balanced:
+            raise VitedgeError(asked, f"its books don't balance: {source.books}", "report this")
+        if source.state == "failed" and not source.live:
+            raise InputError(asked, source.reason or "it can't be decoded", "try another file, or convert it")
+        nothing = source.books.captured == 0 and not stopped
+        if source.state == "failed" or nothing:
+            raise StreamError(asked, source.reason or "it gave no frame", "check the address, and that it's on")
+
+
+def check_hardware(name: str) -> None:
+    """Decode a frame by the hardware that was asked for.
+
+    Raises:
+        UsageError: FFmpeg doesn't know it, or it can't be used here.
+        NotInstalledError: PyAV isn't installed.
+    """
+    _require_av()
+    asked = f"decode by hardware '{name}'"
+    from av.codec.hwaccel import hwdevices_available
+
+    known = hwdevices_available()
+    if name not in known:
+        raise UsageError(
+            asked, f"this FFmpeg offers: {', '.join(known) or 'none'}", "name one of them, or leave it out"
+        )
+    try:
+        run_isolated(_decode_by_hardware, name, timeout_s=30)
+    except ChildError as error:
+        raise UsageError(asked, f"it can't be used on this machine ({error})", "leave --hwaccel out") from error
+
+
+def _decode_by_hardware(name: str) -> None:
+    import av
+    from av.codec.hwaccel import HWAccel
+
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 320, 256, "yuv420p"
+        for _ in range(2):
+            container.mux(stream.encode(av.VideoFrame(320, 256, "yuv420p")))
+        container.mux(stream.encode(None))
+    file.seek(0)
+    with av.open(file, hwaccel=HWAccel(name, allow_software_fallback=False)) as container:
+        next(container.decode(video=0))
+
+
+def _require_av() -> None:
+    try:
+        import av  # noqa: F401
+    except ImportError as error:
+        raise NotInstalledError.for_extra(ASKED, "av", "stream") from error
+
+
+def open_artifact(settings: Settings) -> Artifact:
+    """The artifact of the settings, or the one of its candidates that was chosen for this machine.
+
+    Raises:
+        UsageError: none is named.
+        ArtifactError: it's damaged.
+    """
+    if settings.artifact is None:
+        raise UsageError(ASKED, "no artifact is given", "name an artifact folder")
+    return chosen(settings.artifact)

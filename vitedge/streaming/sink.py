@@ -1,0 +1,102 @@
+"""A sink's thread and its bounded queue: what can't be delivered in time is dropped and counted, and nobody waits."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from vitedge.errors import printable
+from vitedge.streaming.records import Item
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class QueuedSink:
+    """Base of sinks that write somewhere: :meth:`write` runs in a thread of its own, one item after another.
+
+    Args:
+        name: for the books and the status, without credentials.
+        kinds: the items that it takes; others are ignored, not counted.
+        depth: items that may wait; the oldest is dropped when one more comes.
+    """
+
+    picture_width = 0
+
+    def __init__(self, name: str, kinds: tuple[type, ...], depth: int = 8192) -> None:
+        self.name, self._kinds, self._depth = name, kinds, depth
+        self.written = self.dropped = 0
+        self.error: str | None = None
+        self._items: deque[tuple[Item, NDArray[np.uint8] | None]] = deque()
+        self._changed = threading.Condition()
+        self._closing = self._ended = False
+        self._thread = threading.Thread(target=self._run, name=f"sink {name}", daemon=True)
+        self._thread.start()
+
+    # --- for subclasses
+
+    def write(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
+        """Deliver one item; it may block. An exception counts the item as dropped and becomes :attr:`error`."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Release what :meth:`write` used; called once, in the sink's thread."""
+
+    def wanted(self, picture: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
+        """The picture, if it's worth keeping until its item is written."""
+        return picture if self.picture_width else None
+
+    def describe(self, error: Exception) -> str:
+        """The error for a person, without credentials."""
+        return f"{type(error).__name__}: {error}"
+
+    # --- for the engine
+
+    def put(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
+        """See :class:`vitedge.streaming.records.Sink`."""
+        if not isinstance(item, self._kinds):
+            return
+        with self._changed:
+            if self._closing:
+                self.dropped += 1
+                return
+            if len(self._items) == self._depth:
+                self._items.popleft()
+                self.dropped += 1
+            self._items.append((item, self.wanted(picture)))
+            self._changed.notify()
+
+    def close(self, timeout_s: float) -> None:
+        """See :class:`vitedge.streaming.records.Sink`. A write that hangs is left to the end of the process."""
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        with self._changed:
+            self.dropped += len(self._items) + (not self._ended and self._thread.is_alive())
+            self._items.clear()
+
+    def _run(self) -> None:
+        while (entry := self._next()) is not None:
+            try:
+                self.write(*entry)
+            except Exception as error:
+                self.dropped += 1
+                self.error = printable(self.describe(error))
+            else:
+                self.written += 1
+        try:
+            self.finish()
+        except Exception as error:
+            self.error = printable(self.describe(error))
+        self._ended = True
+
+    def _next(self) -> tuple[Item, NDArray[np.uint8] | None] | None:
+        with self._changed:
+            while not self._items and not self._closing:
+                self._changed.wait()
+            return self._items.popleft() if self._items else None

@@ -1,0 +1,263 @@
+"""Sources: what a user types, and what a reader opens. The grammar is the one that jetson-inference's users know.
+
+=================================  =======================================================================
+``0``, ``/dev/video0``             a V4L2 camera; also ``/dev/v4l/by-id/…`` and ``v4l2:///dev/video0``
+``csi://0``                        a CSI camera through the system's GStreamer
+``rtsp://``, ``rtsps://``          a network camera, over TCP
+``http://``, ``https://``          MJPEG or HLS (live), or a video file (by its suffix)
+``rtp:// udp:// tcp:// srt://``    whatever FFmpeg reads there, live
+``clip.mp4``                       a video file
+``folder/``                        its pictures, in the order of their names
+``"parts/*.mp4"``                  a quoted pattern of pictures or videos, in the order of their names
+``test://``                        a generated picture with known labels and times (:mod:`vitedge.streaming.pattern`)
+``NAME=SOURCE``                    any of them under a name of your own
+=================================  =======================================================================
+
+User name and password are taken out of a URL at once; what is left can be shown. They reach the reader over a pipe.
+"""
+
+from __future__ import annotations
+
+import glob
+import netrc
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote, unquote, urlsplit
+
+from vitedge.data.images import SUFFIXES as PICTURE_SUFFIXES
+from vitedge.errors import StreamError, UsageError, nearest, printable
+
+Kind = Literal["camera", "csi", "network", "videos", "pictures", "test"]
+
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".flv", ".ts", ".m2ts", ".mpg", ".mpeg", ".wmv")
+NETWORK = ("rtsp", "rtsps", "http", "https", "rtp", "udp", "tcp", "srt", "rtmp")
+SCHEMES = (*NETWORK, "v4l2", "csi", "file", "test")
+_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
+_NAMED = re.compile(r"(?P<name>[A-Za-z0-9_-]{1,64})=(?P<uri>.+)", re.DOTALL)
+_IN_PATH = re.compile(r"(?i)((?:pass|passwd|password|pwd|token|secret|key)=)[^&/;]*")  # some cameras have it there
+_IN_TEXT = re.compile(r"(?<=://)[^\s/@]+@")
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """A user name and a password. Its text forms show neither."""
+
+    user: str = field(repr=False)
+    password: str = field(repr=False)
+
+    def in_url(self, url: str) -> str:
+        """The URL with user and password before its host."""
+        scheme, rest = url.split("://", 1)
+        return f"{scheme}://{quote(self.user, safe='')}:{quote(self.password, safe='')}@{rest}"
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Every spelling that must never be shown."""
+        spellings = {self.password, quote(self.password, safe=""), quote(self.password)}
+        return tuple(sorted((text for text in spellings if text), key=len, reverse=True))
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source, ready to be opened by a reader."""
+
+    name: str  # in every record
+    uri: str  # for people: without credentials and query values
+    kind: Kind
+    live: bool  # its end means reconnecting
+    targets: tuple[str, ...] = field(repr=False)  # what is opened, in turn; a query may hold a token
+    credentials: Credentials | None = None
+
+
+def redact(text: object, secrets: Iterable[str] = ()) -> str:
+    """``text``, printable, without any of the ``secrets``, and without ``user:password@`` in whatever URL it holds."""
+    shown = str(text)
+    for secret in secrets:
+        shown = shown.replace(secret, "***")
+    return printable(_IN_PATH.sub(r"\1…", _IN_TEXT.sub("***@", shown)))
+
+
+def parse_source(text: str, credentials: Credentials | None = None) -> Source:
+    """Understand one source.
+
+    Args:
+        text: as in this module's table.
+        credentials: for a network source that has none of its own.
+
+    Raises:
+        UsageError: a scheme or spelling that isn't in the table.
+        StreamError: a file or folder that isn't there.
+    """
+    named = _NAMED.fullmatch(text)
+    if named and (_URL.match(named["uri"]) or not os.path.lexists(text)):
+        return replace(parse_source(named["uri"], credentials), name=named["name"])
+    if text.isdecimal():
+        text = f"/dev/video{int(text)}"
+    url = _URL.fullmatch(text)
+    if url is None:
+        return _local(text)
+    scheme, rest = url["scheme"].lower(), url["rest"]
+    if scheme == "file":
+        return _local(unquote(rest))
+    if scheme == "v4l2":
+        return _camera("/dev/video" + rest if rest.isdecimal() else rest)
+    if scheme == "csi":
+        if not rest.isdecimal():
+            raise _misspelt(text, "a CSI camera is named by its number", "write, for example: csi://0")
+        return Source(f"csi{rest}", f"csi://{rest}", "csi", True, (rest,))
+    if scheme == "test":
+        from vitedge.streaming.pattern import parse_pattern
+
+        live = parse_pattern(rest).live
+        return Source("test", text, "test", live, (rest,))
+    if scheme in NETWORK:
+        return _network(scheme, rest, credentials)
+    raise _misspelt(text, f"no source begins with {scheme}://{nearest(scheme, SCHEMES)}", "see: vitedge stream --help")
+
+
+def parse_sources(texts: Sequence[str], credentials: str | None = None) -> list[Source]:
+    """Understand several sources, and give each a name of its own.
+
+    Args:
+        texts: sources.
+        credentials: the option ``--credentials``: a file, or ``env:NAME``.
+
+    Raises:
+        UsageError: none, or one that isn't in the table; credentials that can't be read.
+        StreamError: a file or folder that isn't there.
+    """
+    if not texts:
+        raise UsageError("classify a stream", "no source is given", "name one, for example: test://")
+    known = read_credentials(credentials) if credentials else {}
+    sources: list[Source] = []
+    for text in texts:
+        source = parse_source(text)
+        if source.kind == "network" and source.credentials is None:
+            host = urlsplit(source.targets[0]).hostname or ""
+            source = replace(source, credentials=known.get(host, known.get("")))
+        sources.append(source)
+    names: set[str] = set()
+    for index, source in enumerate(sources):
+        name, number = source.name, 1
+        while name in names:
+            number += 1
+            name = f"{source.name}-{number}"
+        names.add(name)
+        sources[index] = replace(source, name=name)
+    return sources
+
+
+def read_credentials(where: str) -> Mapping[str, Credentials]:
+    """User names and passwords by host; the key ``""`` serves every other host.
+
+    Args:
+        where: a file, or ``env:NAME`` for an environment variable. Either holds one line ``user:password``, or netrc's
+            ``machine HOST login USER password PASSWORD``.
+
+    Raises:
+        UsageError: nothing there, or neither form; the content is never shown.
+    """
+    asked = f"read the credentials from {where}"
+    if where.startswith("env:"):
+        text = os.environ.get(where.removeprefix("env:"))
+        if text is None:
+            raise UsageError(asked, "this environment variable isn't set", "set it to user:password")
+    else:
+        try:
+            text = Path(where).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it isn't a text file"
+            raise UsageError(asked, f"{reason}", "name a readable file, or env:NAME") from None
+    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    if len(lines) == 1 and not lines[0].lstrip().startswith(("machine ", "default ")):
+        user, colon, password = lines[0].strip().partition(":")
+        if colon:
+            return {"": Credentials(user, password)}
+    elif lines:
+        try:
+            return _from_netrc(text)
+        except netrc.NetrcParseError:
+            pass
+    raise UsageError(asked, "they're in neither form", "write one line user:password, or lines as in a .netrc file")
+
+
+def _from_netrc(text: str) -> Mapping[str, Credentials]:
+    descriptor = os.memfd_create("credentials")  # the parser takes a file's name, and nothing may reach a disk
+    try:
+        os.write(descriptor, text.encode())
+        hosts = netrc.netrc(f"/proc/self/fd/{descriptor}").hosts
+    finally:
+        os.close(descriptor)
+    return {
+        "" if host == "default" else host: Credentials(login or "", password or "")
+        for host, (login, _, password) in hosts.items()
+    }
+
+
+def _misspelt(text: str, true: str, fix: str) -> UsageError:
+    return UsageError(f"classify the stream {redact(text)}", true, fix)
+
+
+def _camera(path: str) -> Source:
+    return Source(Path(path).name, path, "camera", True, (path,))
+
+
+def _local(text: str) -> Source:
+    asked = f"classify the stream {text}"
+    path = Path(text)
+    if text.startswith("/dev/"):
+        return _camera(text)
+    if os.path.isdir(text):  # noqa: PTH112 - as below
+        from vitedge.data.images import ImageSet
+
+        images = ImageSet.open(path, asked=asked)
+        files = tuple(str(path / record.name) for record in images.records)
+        return Source(path.resolve().name or text, text, "pictures", False, files)
+    if os.path.exists(text):  # noqa: PTH110 - Path.exists raises for names that are too long
+        return Source(path.name, text, _kind([text]), False, (text,))
+    if any(sign in text for sign in "*?["):
+        found = tuple(sorted(name for name in glob.glob(text) if Path(name).is_file()))  # noqa: PTH207 - may be absolute
+        if not found:
+            raise StreamError(asked, "no file matches this pattern", "quote it, so that the shell doesn't expand it")
+        return Source(text, text, _kind(found), False, found)
+    raise StreamError(asked, "there is no such file, folder or camera", "see the sources: vitedge stream --help")
+
+
+def _kind(files: Sequence[str]) -> Kind:
+    return "pictures" if all(Path(name).suffix.lower() in PICTURE_SUFFIXES for name in files) else "videos"
+
+
+def _network(scheme: str, rest: str, credentials: Credentials | None) -> Source:
+    end = min((rest.index(sign) for sign in "/?#" if sign in rest), default=len(rest))
+    authority, path = rest[:end], rest[end:]
+    user_info, at, host = authority.rpartition("@")
+    port = host.rpartition(":")[2] if ":" in host.rpartition("]")[2] else ""
+    if not at and "@" in path and port and not port.isdecimal():
+        raise UsageError(
+            f"classify the stream {scheme}://***",
+            "its password holds one of the characters / ? # as they are",
+            "write them as %2F %3F %23, or use: --credentials FILE",
+        )
+    if at and user_info:
+        user, _, password = user_info.partition(":")
+        credentials = Credentials(unquote(user), unquote(password))
+    try:
+        parts = urlsplit(f"{scheme}://{host}{path}")
+        named, _ = parts.hostname, parts.port
+    except ValueError:
+        raise _misspelt(f"{scheme}://{host}", "the host or port isn't one", "write scheme://host:port/path") from None
+    if not named:
+        host = f"0.0.0.0{host}"  # jetson-inference writes rtp://@:1234 for a port of this machine
+    live = scheme not in ("http", "https") or Path(parts.path).suffix.lower() not in VIDEO_SUFFIXES
+    public = _IN_PATH.sub(r"\1…", parts.path)
+    shown = f"{scheme}://{host}{public}" + (f"?{_without_values(parts.query)}" if parts.query else "")
+    name = f"{host}{public}".rstrip("/")
+    return Source(name, shown, "network", live, (f"{scheme}://{host}{path}",), credentials)
+
+
+def _without_values(query: str) -> str:
+    return "&".join(re.sub(r"=.*", "=…", part) for part in query.split("&"))

@@ -1,0 +1,245 @@
+"""Training data: the split, decoded pictures, and batches by their indices."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vitedge.core.progress import bars
+from vitedge.core.randomness import seed_of
+from vitedge.data.images import LAYOUT, ImageSet
+from vitedge.data.preprocessing import Preprocessing
+from vitedge.errors import ImageError, UsageError, printable
+
+MEMORY_BYTES = 4 << 30  # data sets up to this size, as uint8 at the model's size, are kept in memory
+UNREADABLE_LIMIT = 0.01  # part of the pictures that may be unreadable; each is named
+BATCHES_AHEAD = 3  # decoded while the model trains on another
+
+Colour = tuple[float, float, float]
+
+
+def open_data(source: str, asked: str) -> ImageSet:
+    """Class folders, or an archive of them.
+
+    Raises:
+        UsageError: nothing there, no class folders, or only one class.
+    """
+    images = ImageSet.open(source, asked=asked)
+    if not images.classes:
+        raise UsageError(asked, f"{source} has no class folders", LAYOUT)
+    if len(images.classes) == 1:
+        raise UsageError(asked, f"{source} has one class only, '{images.classes[0]}'", LAYOUT)
+    return images
+
+
+def open_test(source: str, images: ImageSet, digests: Sequence[str], asked: str) -> ImageSet:
+    """The evaluation split that goes with the training data ``images``, whose digests are given.
+
+    Raises:
+        UsageError: other classes, or pictures that are among the training data, byte for byte.
+    """
+    test = open_data(source, asked)
+    if test.classes != images.classes:
+        raise UsageError(asked, f"the classes of {source} aren't those of the training data", "name a matching --test")
+    seen = set(digests)
+    shared = [test.records[index].name for index in range(len(test)) if test.digest(index) in seen]
+    if shared:
+        raise UsageError(
+            asked,
+            f"{len(shared)} pictures of {source} are training data too; the first is {shared[0]}",
+            "remove them from one of the two",
+        )
+    return test
+
+
+def digests_of(images: ImageSet) -> list[str]:
+    """Hex SHA-256 of every picture's file; empty for one that can't be read, which decoding will name."""
+    digests = []
+    with bars() as show:
+        for index in range(len(images)):
+            try:
+                digests.append(images.digest(index))
+            except ImageError:
+                digests.append("")
+            if index % 100 == 0:
+                show("comparing", index, len(images))
+    return digests
+
+
+def split(
+    images: ImageSet, digests: Sequence[str], holdout: float, seed: int, asked: str
+) -> tuple[list[int], list[int]]:
+    """(training, held-out) indices: a part ``holdout`` of every class, at least one picture, drawn by the seed.
+
+    A picture that equals a held-out one byte for byte is in neither.
+
+    Raises:
+        UsageError: a class with a single picture, or copies of it, can't be split.
+    """
+    members: dict[str | None, list[int]] = {folder: [] for folder in images.classes}
+    for index in images.order(seed):
+        members[images.records[index].folder].append(index)
+    held: list[int] = []
+    for folder, indices in members.items():
+        if not indices:
+            continue
+        if len(indices) < 2:
+            raise UsageError(asked, f"the class '{folder}' has one picture; one more is needed to hold out", LAYOUT)
+        held += indices[: min(max(1, round(holdout * len(indices))), len(indices) - 1)]
+    seen = {digests[index] for index in held} - {""}
+    training = [index for index in sorted(set(range(len(images))) - set(held)) if digests[index] not in seen]
+    kept = {images.records[index].folder for index in training}
+    if emptied := [folder for folder, indices in members.items() if indices and folder not in kept]:
+        true = f"the pictures of the class '{emptied[0]}' are equal; different ones are needed to hold out"
+        raise UsageError(asked, true, LAYOUT)
+    return training, sorted(held)
+
+
+class Batch(NamedTuple):
+    """Pictures of one pass through the model."""
+
+    indices: Tensor  # int64 [B]: places in the set
+    pixels: Tensor  # uint8 [B, h, w, 3]
+    labels: Tensor  # int64 [B]
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """Some pictures of an image set, at the model's size."""
+
+    images: ImageSet
+    indices: tuple[int, ...]  # in the image set
+    labels: Tensor  # int64 [n]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the files."""
+        return tuple(self.images.records[index].name for index in self.indices)
+
+
+@dataclass(frozen=True)
+class Pixels(_Pictures):
+    """Decoded pictures in memory: ``pixels`` uint8 [n, h, w, 3]."""
+
+    pixels: Tensor
+
+    def batches(self, plan: Iterable[Tensor]) -> Iterator[Batch]:
+        """One batch for each tensor of indices, int64 [B]."""
+        for chosen in plan:
+            yield Batch(chosen, self.pixels[chosen], self.labels[chosen])
+
+    def colour(self) -> tuple[Colour, Colour]:
+        """(mean, std) of each channel after rescaling to 0…1, to four digits."""
+        return _colour(self.pixels.numpy())
+
+
+@dataclass(frozen=True)
+class Files(_Pictures):
+    """Pictures decoded when they are needed, by threads (Pillow lets go of the interpreter): for data beyond memory."""
+
+    preprocessing: Preprocessing
+    workers: int
+
+    def read(self, position: int) -> NDArray[np.uint8]:
+        """One picture, uint8 [h, w, 3]."""
+        return self.preprocessing.apply(self.images.read(self.indices[position]))
+
+    def batches(self, plan: Iterable[Tensor]) -> Iterator[Batch]:
+        """As :meth:`Pixels.batches`.
+
+        Raises:
+            ImageError: an unreadable picture, by name; leaving it out would change all batches after it.
+        """
+        pool = ThreadPoolExecutor(max(1, self.workers))
+        waiting: deque[tuple[Tensor, list[Future[NDArray[np.uint8]]]]] = deque()
+        try:
+            for chosen in plan:
+                waiting.append((chosen, [pool.submit(self.read, position) for position in chosen.tolist()]))
+                if len(waiting) > BATCHES_AHEAD:
+                    yield self._collect(*waiting.popleft())
+            while waiting:
+                yield self._collect(*waiting.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _collect(self, chosen: Tensor, pictures: list[Future[NDArray[np.uint8]]]) -> Batch:
+        pixels = torch.from_numpy(np.stack([picture.result() for picture in pictures]))
+        return Batch(chosen, pixels, self.labels[chosen])
+
+    def colour(self) -> tuple[Colour, Colour]:
+        """As :meth:`Pixels.colour`, over a thousand pictures drawn by a fixed seed."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed_of("colour")))[:1000]
+        return _colour(np.concatenate([batch.pixels.numpy() for batch in self.batches(torch.split(order, 50))]))
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run learns from and is judged by."""
+
+    training: Pixels | Files
+    held: Pixels | Files
+    preprocessing: Preprocessing
+    digests: tuple[str, ...]  # hex SHA-256 of each training picture's file
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of which pictures are in which part."""
+        words = "\n".join((*self.training.names, *self.digests, "", *self.held.names))
+        return hashlib.sha256(words.encode(errors="surrogateescape")).hexdigest()
+
+
+def decode(
+    images: ImageSet, indices: Sequence[int], preprocessing: Preprocessing, *, workers: int, asked: str
+) -> Pixels | Files:
+    """The pictures at the model's size: in memory when they fit, else read as they are needed.
+
+    Raises:
+        ImageError: more than 1 % of the pictures can't be read (in memory; fewer are named and left out).
+    """
+    height, width = preprocessing.size
+    labels = torch.from_numpy(images.labels(images.classes, asked=asked))
+    if len(indices) * height * width * 3 > MEMORY_BYTES:
+        return Files(images, tuple(indices), labels[list(indices)], preprocessing, workers)
+    pixels = np.empty((len(indices), height, width, 3), np.uint8)
+    kept: list[int] = []
+    broken: list[ImageError] = []
+    with bars() as show:
+        for count, index in enumerate(indices, 1):
+            try:
+                pixels[len(kept)] = preprocessing.apply(images.read(index))
+                kept.append(index)
+            except ImageError as error:
+                broken.append(error)
+                sys.stderr.write(f"left out: {printable(images.records[index].name)}: {error.true}\n")
+            if count % 100 == 0:
+                show("reading", count, len(indices))
+    if len(broken) > UNREADABLE_LIMIT * len(indices):
+        raise ImageError(
+            asked, f"{len(broken)} of {len(indices)} pictures can't be read; first: {broken[0].true}", broken[0].fix
+        )
+    return Pixels(images, tuple(kept), labels[kept], torch.from_numpy(pixels[: len(kept)]))
+
+
+def _colour(pixels: NDArray[np.uint8]) -> tuple[Colour, Colour]:
+    """From the histograms of uint8 [n, h, w, 3], so that neither order nor size of the set costs precision."""
+    levels = np.arange(256) / 255
+    mean, std = [], []
+    for channel in range(3):
+        count = np.bincount(pixels[..., channel].ravel(), minlength=256)
+        centre = float((count * levels).sum() / count.sum())
+        mean.append(round(centre, 4))
+        std.append(max(round(float(((count * (levels - centre) ** 2).sum() / count.sum()) ** 0.5), 4), 1e-3))
+    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])

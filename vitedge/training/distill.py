@@ -1,0 +1,315 @@
+"""Distillation: a teacher's answers about the training pictures, kept on disk, and what a student makes of them.
+
+A teacher is any model folder; ONNX Runtime runs it. It's asked once about each view of each picture, and its answers
+are kept in float16, so that later epochs, a resumed run, or another student cost nothing. Views are deterministic:
+view ``v`` of a picture is drawn from (seed, v, picture) and the augmentation, and epoch ``e`` shows view ``e`` mod
+``views``. So the teacher judges exactly what the student sees (Beyer et al., 2106.05237: a consistent teacher is
+better than one that saw another crop), which answers about the clean picture can't give; ``views=0`` asks about the
+clean picture all the same, read from the file at the teacher's own size. Where pictures are mixed, the answers are
+mixed as the labels are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vitedge.core.files import resource_errors, sha256, write_atomic
+from vitedge.core.progress import bars
+from vitedge.core.randomness import seed_of
+from vitedge.data import embedded
+from vitedge.data.preprocessing import Preprocessing
+from vitedge.errors import ModelError, NotInstalledError, UsageError
+from vitedge.formats.model_folder import ClassLabel, Model
+from vitedge.training.augment import Augmentation, Mix, augment
+from vitedge.training.data import Files, Pixels
+from vitedge.training.engine import Processes
+from vitedge.training.options import Distillation
+from vitedge.training.randomness import keys_of
+from vitedge.training.vit import VisionTransformer
+
+BATCH = 64
+LARGEST = 6e4  # of a logit or feature that float16 keeps
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A model that answers: uint8 [B, h, w, 3] at its own size -> float32 [B, classes + features]."""
+
+    name: str
+    digest: str
+    preprocessing: Preprocessing
+    classes: int  # leading columns of an answer: logits of the data's classes
+    answer: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+    @classmethod
+    def open(cls, how: Distillation, folders: Sequence[str], threads: int, asked: str) -> Teacher:
+        """The teacher of a run on data with these class folders.
+
+        Raises:
+            UsageError: no such model, or it doesn't know a class (unless only its features are wanted).
+            ModelError: a damaged model, or one whose features can't be found.
+            NotInstalledError: no onnxruntime.
+        """
+        graph, labels, preprocessing, name, digest = _read(how.teacher, asked)
+        columns = _columns(labels, folders, name, asked) if how.lesson != "feature" else []
+        outputs = ["logits"]
+        if how.lesson == "feature":
+            graph, outputs = _with_features(graph, asked)
+        session = _session(graph, threads, asked)
+        (source,) = session.get_inputs()
+
+        def answer(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+            (values,) = session.run(outputs, {source.name: pixels})
+            return np.asarray(values[:, columns] if columns else values, np.float32)
+
+        return cls(name, digest, preprocessing, len(columns), answer)
+
+
+def _read(source: str, asked: str) -> tuple[bytes, Sequence[ClassLabel], Preprocessing, str, str]:
+    """(graph, classes, preprocessing, name, digest) of a model folder, or of the embedded model."""
+    if source != "embedded":
+        model = Model.open(source)
+        record = model.record
+        return model.onnx_path.read_bytes(), record.classes, record.preprocessing, record.name, model.digest
+    from vitedge.graph import author, mappings
+
+    checkpoint = mappings.read_own(embedded.FOLDER)
+    contract = checkpoint.preprocessing
+    graph = author.author_vit(
+        checkpoint.config, checkpoint.arrays, mean=contract.mean, std=contract.std, rescale=contract.rescale
+    ).SerializeToString(deterministic=True)
+    return graph, checkpoint.classes or (), contract, checkpoint.name, sha256(graph)
+
+
+def _columns(labels: Sequence[ClassLabel], folders: Sequence[str], name: str, asked: str) -> list[int]:
+    """Which of the teacher's logits stand for the data's classes."""
+    known = {label.name: label.id for label in labels} | {label.folder: label.id for label in labels if label.folder}
+    missing = [folder for folder in folders if folder not in known]
+    if missing:
+        raise UsageError(
+            asked,
+            f"the teacher {name} doesn't know {len(missing)} of the classes: {', '.join(missing[:5])}",
+            "take another teacher, or its features: --distill feature",
+        )
+    return [known[folder] for folder in folders]
+
+
+def _with_features(graph: bytes, asked: str) -> tuple[bytes, list[str]]:
+    """The graph with one more output: what its last linear layer reads."""
+    import onnx
+
+    model = onnx.load_from_string(graph)
+    writers = {output: node for node in model.graph.node for output in node.output}
+    name = model.graph.output[0].name
+    while name in writers and writers[name].op_type not in ("MatMul", "Gemm"):
+        name = writers[name].input[0]
+    if name not in writers:
+        raise ModelError(asked, "the teacher doesn't end in a linear layer", "use --distill soft")
+    feature = writers[name].input[0]
+    model.graph.output.append(onnx.helper.make_empty_tensor_value_info(feature))
+    return model.SerializeToString(deterministic=True), [feature]
+
+
+def _session(graph: bytes, threads: int, asked: str) -> Any:
+    try:
+        import onnxruntime  # type: ignore[import-untyped]  # it ships no types
+    except ImportError as error:
+        raise NotInstalledError.for_extra(asked, "onnxruntime", "host") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 4, threads
+    try:
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime's own kinds
+        raise ModelError(asked, f"ONNX Runtime refuses the teacher: {error}", "import it again") from error
+
+
+class Answers:
+    """What a teacher says about every training picture, view by view, from memory, from disk, or by asking it."""
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        how: Distillation,
+        pictures: Pixels | Files,
+        digests: Sequence[str],
+        seen: Callable[[Tensor, int], Tensor],
+        key: Sequence[object],
+        folder: Path,
+        group: Processes,
+        asked: str,
+    ) -> None:
+        """Args:
+        teacher: who is asked.
+        how: about what.
+        pictures: the training set.
+        digests: hex SHA-256 of their files.
+        seen: from indices [B] and a view to the uint8 pictures [B, h, w, 3] that the student is shown.
+        key: what else the views depend on.
+        folder: where answers are kept.
+        group: the processes, which share the asking.
+        asked: the wish, for error texts.
+        """
+        self.teacher, self.how, self.pictures, self.seen = teacher, how, pictures, seen
+        self.folder, self.group, self.asked = folder, group, asked
+        self.between: Callable[[], None] = lambda: None  # called while the teacher is asked, after each batch
+        words = json.dumps([teacher.digest, how.lesson == "feature", pictures.images.classes, list(digests), *key])
+        self.key = hashlib.sha256(words.encode(errors="surrogateescape")).hexdigest()[:32]
+        self.view, self.known = -1, np.empty((0, 0), np.float16)
+
+    def of(self, epoch: int, indices: Tensor) -> Tensor:
+        """float32 [B, classes or features]: about these pictures, as they look in this epoch."""
+        view = self.view_of(epoch)
+        if view != self.view:
+            self.view, self.known = view, self._load(view)
+        return torch.from_numpy(self.known[indices.numpy()].astype(np.float32))
+
+    def view_of(self, epoch: int) -> int:
+        """Which view the teacher judges in an epoch; the clean picture is always view 0."""
+        return epoch % self.how.views if self.how.views else 0
+
+    def training_view(self, epoch: int) -> int:
+        """Which view the student is shown in an epoch."""
+        return epoch % self.how.views if self.how.views else epoch
+
+    @property
+    def feature_size(self) -> int:
+        """How many features the teacher has; 0 where they aren't wanted."""
+        return self.of(0, torch.tensor([0])).shape[1] if self.how.lesson == "feature" else 0
+
+    def _load(self, view: int) -> NDArray[np.float16]:
+        """From disk, else by asking; the answers are kept."""
+        path = self.folder / (f"{self.key}-{view}.npy" if self.how.views else f"{self.key}-clean.npy")
+        data = self.group.from_first(lambda: path.read_bytes() if path.is_file() else b"")
+        try:
+            known = np.load(io.BytesIO(data)) if data else None
+        except (ValueError, EOFError):  # damaged: ask again
+            known = None
+        if known is not None and known.dtype == np.float16 and len(known) == len(self.pictures):
+            return cast(NDArray[np.float16], known)
+        known = self._ask(view)
+        if self.group.first:
+            buffer = io.BytesIO()
+            np.save(buffer, known)
+            with resource_errors(self.asked):
+                self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, buffer.getvalue(), self.asked)
+        return known
+
+    def _ask(self, view: int) -> NDArray[np.float16]:
+        """Each process asks about its part of the pictures."""
+        mine = torch.arange(self.group.rank, len(self.pictures), self.group.count)
+        known: NDArray[np.float32] | None = None
+        size = self.teacher.preprocessing.size
+        with bars(quiet=not self.group.first) as show:
+            for start in range(0, len(mine), BATCH):
+                indices = mine[start : start + BATCH]
+                pixels = resized(self.seen(indices, view), size) if self.how.views else self._clean(indices)
+                values = self.teacher.answer(pixels)
+                if known is None:
+                    known = np.zeros((len(self.pictures), values.shape[1]), np.float32)
+                known[indices.numpy()] = values
+                show("teacher", start + len(indices), len(mine))
+                if start < len(self.pictures) // self.group.count:  # a batch that every process has
+                    self.between()
+        if known is None or not np.isfinite(known).all():
+            raise ModelError(self.asked, "the teacher's answers are NaN or infinite", "take a sound teacher")
+        return self.group.add_array(known).clip(-LARGEST, LARGEST).astype(np.float16)
+
+    def _clean(self, indices: Tensor) -> NDArray[np.uint8]:
+        images, places = self.pictures.images, self.pictures.indices
+        return np.stack([self.teacher.preprocessing.apply(images.read(places[index])) for index in indices.tolist()])
+
+
+def shown(pictures: Pixels | Files, how: Augmentation, seed: int) -> Callable[[Tensor, int], Tensor]:
+    """A function from indices [B] and a view to uint8 [B, h, w, 3], as the student is shown them."""
+
+    def see(indices: Tensor, view: int) -> Tensor:
+        (batch,) = pictures.batches([indices])
+        x = augment(batch.pixels, how, keys_of(seed_of(seed, "view", view), indices))
+        return x.round().byte().permute(0, 2, 3, 1)
+
+    return see
+
+
+def resized(pixels: Tensor, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """uint8 [B, h, w, 3] at another (height, width): bicubic, antialiased."""
+    if tuple(pixels.shape[1:3]) != tuple(size):
+        x = pixels.permute(0, 3, 1, 2).float()
+        x = functional.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False)
+        pixels = x.round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+    return np.ascontiguousarray(pixels.numpy())
+
+
+class Student(nn.Module):
+    """A model in training: logits of both heads, and its features in the teacher's dimensions where they're compared.
+
+    Args:
+        model: what is trained.
+        feature_size: of the teacher's features; 0: they aren't compared.
+    """
+
+    def __init__(self, model: VisionTransformer, feature_size: int = 0) -> None:
+        super().__init__()
+        self.model = model
+        self.project = nn.Linear(model.config.embed_dim, feature_size) if feature_size else None
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """[B, 3, H, W] -> logits [B, classes], the second head's [B, classes], features [B, teacher's]."""
+        logits, second, pooled = self.model.heads(image)
+        return logits, second, None if self.project is None else self.project(pooled)
+
+
+def lesson_loss(
+    how: Distillation, answers: Tensor, logits: Tensor, second: Tensor | None, features: Tensor | None, mix: Mix | None
+) -> Tensor:
+    """The teacher's part of the loss of each picture, [B].
+
+    - soft: τ² KL(teacher ‖ student), both flattened by the temperature τ (Hinton et al., 1503.02531).
+    - hard: cross-entropy with the teacher's choice (Touvron et al., 2012.12877).
+    - feature: 1 - cosine between the teacher's features and a linear map of the student's (after Romero et al.,
+      1412.6550).
+
+    A student with a distillation token learns from the teacher by the second head alone.
+
+    Args:
+        how: the lesson.
+        answers: the teacher's logits or features [B, …].
+        logits: the student's [B, classes].
+        second: of its second head, if it has one.
+        features: the student's, mapped [B, …].
+        mix: how the pictures were mixed.
+    """
+    if how.lesson == "feature":
+        assert features is not None
+        goal = functional.normalize(answers, dim=1)
+        return 1 - functional.cosine_similarity(features, mix.targets(goal) if mix else goal, dim=1)
+    taught = logits if second is None else second
+    if how.lesson == "hard":
+        goal = functional.one_hot(answers.argmax(1), answers.shape[1]).float()
+        return functional.cross_entropy(taught, mix.targets(goal) if mix else goal, reduction="none")
+    goal = (answers / how.temperature).softmax(1)
+    goal = mix.targets(goal) if mix else goal
+    found = (taught / how.temperature).log_softmax(1)
+    return how.temperature**2 * functional.kl_div(found, goal, reduction="none").sum(1)
+
+
+def view_words(
+    augmentation: Augmentation, size: tuple[int, int], how: Distillation, seed: int, resize: str
+) -> list[Any]:
+    """What the views of a picture depend on beside the picture, for the key of kept answers."""
+    if not how.views:
+        return ["clean"]
+    drawn = {key: value for key, value in asdict(augmentation).items() if not key.startswith(("mix", "cut"))}
+    return [drawn, list(size), resize, seed]

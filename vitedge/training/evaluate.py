@@ -1,0 +1,76 @@
+"""Figures of a torch model on decoded pictures; of shipped weights, by their float32 upcast."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from vitedge.data.preprocessing import Preprocessing
+from vitedge.formats.architecture import ViTConfig
+from vitedge.training.data import Files, Pixels
+from vitedge.training.engine import Processes
+from vitedge.training.vit import VisionTransformer
+
+
+def normalise(x: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """float32 [B, 3, h, w], 0 to 255 -> rescaled, less the mean, over the standard deviation."""
+    mean, std = (x.new_tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
+    return (x * preprocessing.rescale - mean) / std
+
+
+def model_input(pixels: Tensor, preprocessing: Preprocessing, device: torch.device) -> Tensor:
+    """uint8 [B, h, w, 3] -> what the model takes, float32 [B, 3, h, w], in the order of axes of :func:`placed`."""
+    x = normalise(pixels.to(device).permute(0, 3, 1, 2).float(), preprocessing)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def placed(model: VisionTransformer, device: torch.device) -> VisionTransformer:
+    """The model on a device, its convolutions in the order of axes that is fastest there."""
+    model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
+
+
+@torch.no_grad()
+def evaluate(
+    model: VisionTransformer, pictures: Pixels | Files, preprocessing: Preprocessing, group: Processes
+) -> dict[str, float]:
+    """Top-1 (percent), mean cross-entropy and number of pictures: float32, one view of each picture.
+
+    The processes of the group share the pictures.
+    """
+    model.eval()
+    right, loss = 0.0, 0.0
+    mine = torch.arange(group.rank, len(pictures), group.count)
+    for _, pixels, labels in pictures.batches(torch.split(mine, 250) if len(mine) else ()):
+        logits = model(model_input(pixels, preprocessing, group.device)).cpu()
+        right += int((logits.argmax(1) == labels).sum())
+        loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
+    right, loss = group.add([right, loss])
+    count = len(pictures)
+    return {"top1_percent": 100 * right / count, "loss": loss / count, "images": count}
+
+
+def is_better(found: Mapping[str, float], best: Mapping[str, float]) -> bool:
+    """Whether an epoch's held-out figures beat the best so far: by top-1 where that tells them apart, else by the loss.
+
+    A thousand pictures' top-1 is uncertain by a point, and the largest of many epochs' is one of luck: within its
+    standard error the mean cross-entropy decides, which is finer (the idea of the one-standard-error rule; Breiman et
+    al., Classification and Regression Trees, 1984). Of equals the later one is better.
+    """
+    share = found["top1_percent"] / 100
+    error = 100 * math.sqrt(share * (1 - share) / found["images"])
+    gained = found["top1_percent"] - best["top1_percent"]
+    return gained > error or (gained >= -error and found["loss"] <= best["loss"])
+
+
+def shipped_model(config: ViTConfig, arrays: Mapping[str, NDArray[np.float16]]) -> VisionTransformer:
+    """The module that shipped weights stand for: BatchNorm folded, float16 cast up to float32."""
+    model = VisionTransformer(config, folded=True)
+    model.load_state_dict({name: torch.from_numpy(value.astype(np.float32)) for name, value in arrays.items()})
+    return model

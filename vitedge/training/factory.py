@@ -1,0 +1,296 @@
+"""A user's own torch module: called into being by name, given its weights, run, and exported by torch's own exporter.
+
+It is the user's code and runs as such; what comes from elsewhere, the weights, is read as data alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitedge.data.preprocessing import Preprocessing
+from vitedge.errors import ModelError, NotInstalledError, UsageError, nearest
+
+if TYPE_CHECKING:
+    import torch
+
+PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".tar")
+_PREFIXES = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel, torch.compile, Lightning
+
+
+@dataclass(frozen=True)
+class Factory:
+    """Where a torch module comes from.
+
+    Args:
+        name: ``package.module:function``. The function takes no arguments and returns a ``torch.nn.Module`` from
+            float32 pictures [N, 3, H, W], normalised, to logits [N, classes].
+        weights: a state dict to load into it, as safetensors or, where ``allow_pickle`` says so, pickled by torch.
+        allow_pickle: permit a pickled file; torch reads it with ``weights_only``, which runs no code.
+    """
+
+    name: str
+    weights: Path | None = None
+    allow_pickle: bool = False
+
+    def check(self, asked: str) -> None:
+        """Refuse what can be refused without running anything.
+
+        Raises:
+            UsageError: no ``package.module:function``, or no such file of weights.
+            ModelError: a pickled file without permission.
+        """
+        module, colon, function = self.name.partition(":")
+        if not colon or not all(part.isidentifier() for part in [*module.split("."), *function.split(".")]):
+            fix = "write, say, --factory my_package.models:small_swin"
+            raise UsageError(asked, f"'{self.name}' isn't package.module:function", fix)
+        if self.weights is None:
+            return
+        if not self.weights.is_file():
+            raise UsageError(asked, f"there are no weights {self.weights}", "check the name")
+        suffix = self.weights.suffix.lower()
+        if suffix != ".safetensors" and suffix not in PICKLED:
+            raise UsageError(asked, f"weights ending in '{suffix}' aren't known", "give a .safetensors file")
+        if suffix in PICKLED and not self.allow_pickle:
+            true = f"{self.weights.name} is a pickled file, which isn't opened without being told so"
+            raise ModelError(asked, true, "save the weights as safetensors, or add --allow-pickle (weights only)")
+
+
+def build(factory: Factory, asked: str) -> torch.nn.Module:
+    """Call the factory and load the weights: a module for inference, float32, on the CPU.
+
+    Raises:
+        UsageError: the module or the function doesn't exist.
+        ModelError: the user's code raises, returns no module, or the weights don't fit.
+        NotInstalledError: no torch.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise NotInstalledError.for_extra(asked, "torch", "train") from error
+    factory.check(asked)
+    function = _function(factory.name, asked)
+    try:
+        module = function()
+    except Exception as error:  # the user's code may raise anything
+        raise ModelError(asked, f"{factory.name} raised {_described(error)}", "correct the function") from error
+    if not isinstance(module, torch.nn.Module):
+        kind = type(module).__name__
+        raise ModelError(asked, f"{factory.name} returned {kind}, not a torch.nn.Module", "return the module itself")
+    module = module.float().cpu()
+    if factory.weights is not None:
+        _load(module, read_weights(factory.weights, asked), factory.weights.name, asked)
+    return module.eval().requires_grad_(False)
+
+
+def told_preprocessing(module: torch.nn.Module) -> dict[str, Any]:
+    """What a timm module says of its preprocessing (``pretrained_cfg``), as fields of the contract; else nothing."""
+    config = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)
+    if not isinstance(config, Mapping):
+        return {}
+    fields = {"mean": "mean", "std": "std", "interpolation": "interpolation", "crop_pct": "crop_fraction"}
+    told: dict[str, Any] = {ours: config[name] for name, ours in fields.items() if config.get(name) is not None}
+    if len(config.get("input_size") or ()) == 3:
+        told["size"] = tuple(config["input_size"][1:])
+    resize = {"center": "shortest", "squash": "squash"}.get(config.get("crop_mode") or "center")
+    return {**told, **({"resize": resize} if resize else {}), "crop_rounding": "floor"} if told else {}
+
+
+def logits(module: torch.nn.Module, pixels: NDArray[np.float32], asked: str) -> NDArray[np.float32]:
+    """float32 [N, 3, H, W] -> logits [N, classes].
+
+    Raises:
+        ModelError: the module can't take such pictures, or gives something else.
+    """
+    import torch
+
+    shape = list(pixels.shape[1:])
+    try:
+        with torch.inference_mode():
+            given = [_tensor(module(torch.from_numpy(piece[None]))) for piece in pixels]
+    except Exception as error:  # the user's code may raise anything
+        true = f"the module can't take float32 [1, {', '.join(map(str, shape))}]: {_described(error)}"
+        raise ModelError(asked, true, "give the size that it is for with --size, or correct the module") from error
+    if any(not isinstance(piece, torch.Tensor) for piece in given):
+        true = f"the module returns {type(given[0]).__name__}; a tensor of logits [N, classes] is expected"
+        raise ModelError(asked, true, "return the logits alone")
+    if any(piece.ndim != 2 or piece.shape[0] != 1 or piece.shape[1] < 1 for piece in given):
+        true = f"the module gives {list(given[0].shape)} for one picture; logits [1, classes] are expected"
+        raise ModelError(asked, true, "export the classifier, head included")
+    found: NDArray[np.float32] = torch.cat(given).float().numpy()
+    return found
+
+
+def export(module: torch.nn.Module, preprocessing: Preprocessing, path: Path, asked: str) -> dict[str, Any]:
+    """Write the module as ONNX, its batch symbolic where the module permits; returns what ``model.json`` tells of it.
+
+    Raises:
+        ModelError: torch can't export it.
+        NotInstalledError: no onnxscript, which torch's exporter works with.
+    """
+    import torch
+
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise NotInstalledError.for_extra(asked, "onnxscript", "train") from error
+    from vitedge.graph.author import OPSET
+
+    pixels = torch.zeros(2, 3, *preprocessing.size)
+    with torch.inference_mode():
+        plain = isinstance(module(pixels[:1]), torch.Tensor)
+    wrapped = module if plain else _only_logits(module)
+    dim = torch.export.Dim("batch", min=1)
+    failures = []
+    for example, shapes in ((pixels, ({0: dim},)), (pixels[:1], None)):
+        try:
+            torch.onnx.export(
+                wrapped,
+                (example,),
+                path,
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=shapes,
+                input_names=["pixels"],
+                output_names=["logits"],
+                external_data=False,
+                verbose=False,
+            )
+        except Exception as error:  # the exporter's own kinds, and whatever the user's code raises while it is traced
+            failures.append(_described(error))
+            continue
+        return {"torch": str(torch.__version__), **({"batch_fixed_because": failures[0]} if failures else {})}
+    fix = "make it exportable (torch.export explains how), or export it yourself and import the ONNX file"
+    raise ModelError(asked, f"torch {torch.__version__} can't export it: {failures[-1]}", fix)
+
+
+def read_weights(path: Path, asked: str) -> dict[str, torch.Tensor]:
+    """The tensors of a state dict by name; a pickled file is read with ``weights_only``.
+
+    Raises:
+        ModelError: unreadable, more than tensors in it, or several state dicts.
+    """
+    import torch
+
+    try:
+        if path.suffix.lower() == ".safetensors":
+            from safetensors.torch import load
+
+            return load(path.read_bytes())
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # safetensors', zip's and the unpickler's own kinds
+        fix = "save it again: torch.save(module.state_dict(), path), or better as safetensors"
+        raise ModelError(asked, f"{path.name} can't be read as weights alone: {_first_line(error)}", fix) from error
+    if _is_state_dict(loaded):
+        return dict(loaded)
+    inside = {str(key): value for key, value in loaded.items() if _is_state_dict(value)} if _is_mapping(loaded) else {}
+    if len(inside) == 1:
+        return dict(next(iter(inside.values())))
+    true = f"{path.name} holds {len(inside)} state dicts {sorted(inside)}" if inside else f"{path.name} holds none"
+    raise ModelError(asked, true, "save the one that you want: torch.save(module.state_dict(), path)")
+
+
+def _function(name: str, asked: str) -> Any:
+    """The object behind ``package.module:function``, looked up in the current folder first."""
+    path, _, attribute = name.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{path}.".startswith(f"{error.name}."):
+            raise ModelError(asked, f"importing {path} raised {_described(error)}", "install it") from error
+        true = f"there is no module '{error.name}' in this folder or among the installed packages"
+        raise UsageError(asked, true, "run it from the folder that holds the module, or install the package") from error
+    except Exception as error:  # the user's code may raise anything
+        raise ModelError(asked, f"importing {path} raised {_described(error)}", "correct the module") from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            known = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
+            true = f"{path} has no '{attribute}'{nearest(attribute, known)}"
+            raise UsageError(asked, true, "name a function of this module")
+        found = getattr(found, part)
+    if not callable(found):
+        raise UsageError(
+            asked, f"'{name}' is {type(found).__name__}, not a function", "name a function without arguments"
+        )
+    return found
+
+
+def _load(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], file: str, asked: str) -> None:
+    """Every parameter and buffer of the module, no more and no less, from ``weights``."""
+    expected = module.state_dict()
+    for prefix in _PREFIXES:
+        if not set(weights) & set(expected) and all(name.startswith(prefix) for name in weights):
+            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    fix = "give the weights of this very module"
+    for name, tensor in expected.items():
+        if name not in weights:
+            more = sum(other not in weights for other in expected) - 1
+            others = f", and {more} more" if more else ""
+            raise ModelError(asked, f"{file} has no '{name}' {list(tensor.shape)}{others}", fix)
+        if weights[name].shape != tensor.shape:
+            true = f"'{name}': expected {list(tensor.shape)}, {file} has {list(weights[name].shape)}"
+            raise ModelError(asked, true, fix)
+    if unknown := [name for name in weights if name not in expected]:
+        others = f", and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        true = f"{file} has '{unknown[0]}' {list(weights[unknown[0]].shape)}{others}, which the module doesn't"
+        raise ModelError(asked, true, fix)
+    module.load_state_dict(dict(weights))
+
+
+def _tensor(output: Any) -> Any:
+    """The logits of what a module returned: itself, or its field ``logits`` (Hugging Face)."""
+    return getattr(output, "logits", output)
+
+
+def _only_logits(module: torch.nn.Module) -> torch.nn.Module:
+    """The module behind one that returns nothing but the logits."""
+    import torch
+
+    class Logits(torch.nn.Module):
+        """[N, 3, H, W] -> [N, classes]."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, pixels: torch.Tensor) -> Any:
+            """float32 pictures -> logits."""
+            return _tensor(self.module(pixels))
+
+    return Logits().eval()
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _is_state_dict(value: Any) -> bool:
+    import torch
+
+    named = _is_mapping(value) and bool(value)
+    return named and all(isinstance(key, str) and isinstance(entry, torch.Tensor) for key, entry in value.items())
+
+
+def _described(error: BaseException) -> str:
+    """Kind, message and place of an exception in somebody's code."""
+    while error.__cause__ is not None:  # the exporter wraps what it met
+        error = error.__cause__
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    own = [frame for frame in frames if "site-packages" not in frame.filename and "<" not in frame.filename]
+    place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    return f"{type(error).__name__}: {_first_line(error)}{place}"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

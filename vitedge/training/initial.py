@@ -1,0 +1,162 @@
+"""Where a run starts: fresh weights of a zoo member, or a trained model's, with another head, size, or frozen parts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from msgspec.structs import replace
+from torch import Tensor
+
+from vitedge.core.randomness import seed_of
+from vitedge.data import embedded
+from vitedge.data.preprocessing import Preprocessing
+from vitedge.errors import ModelError, UsageError
+from vitedge.formats.architecture import ViTConfig
+from vitedge.formats.model_folder import MODEL_JSON
+from vitedge.graph.positions import resize_positions
+from vitedge.training.optimizer import layer_of
+from vitedge.training.options import TrainOptions
+from vitedge.training.vit import VisionTransformer
+from vitedge.training.zoo import zoo_config
+
+if TYPE_CHECKING:
+    from vitedge.graph.mappings import Arrays, Checkpoint
+
+HEADS = ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias")
+
+
+@dataclass(frozen=True)
+class Start:
+    """The architecture to train, and the weights it begins with."""
+
+    config: ViTConfig
+    weights: dict[str, Tensor] | None = None  # None: fresh ones. Without heads, where the classes are others
+    folded: bool = False  # a convolutional stem has biases instead of BatchNorm, as shipped models do
+    preprocessing: Preprocessing | None = None  # its mean and standard deviation go on being used
+    name: str | None = None
+    digest: str | None = None  # hex SHA-256 of the weights as they were read
+
+    @property
+    def lacks_heads(self) -> bool:
+        """Whether the weights are trained ones, and of other classes."""
+        return self.weights is not None and "head.weight" not in self.weights
+
+    def model(self, options: TrainOptions) -> VisionTransformer:
+        """The module at step 0; what is frozen needs no gradient and stays in evaluation mode."""
+        torch.manual_seed(seed_of(options.seed, "initial weights"))
+        model = VisionTransformer(self.config, drop_path=options.drop_path, folded=self.folded)
+        if self.weights is not None:
+            model.load_state_dict(self.weights, strict=False)
+        if options.freeze is not None:
+            _freeze(model, options.freeze)
+        return model
+
+
+def starting_point(options: TrainOptions, classes: Sequence[str], asked: str) -> Start:
+    """What ``options`` begin with, for data with these class folders.
+
+    Raises:
+        UsageError: an unknown model, weights of another architecture than ``model``, or more frozen blocks than there
+            are.
+        ModelError: weights that can't be read.
+    """
+    if options.init_from is None:
+        config = zoo_config(str(options.model), num_classes=len(classes), image_size=options.image_size)
+        start = Start(_with_token(config, asked) if options.distillation_token else config)
+    elif options.distillation_token:
+        raise UsageError(
+            asked, "a distillation token is part of a model from its first step", "leave out --distillation-token"
+        )
+    else:
+        start = _from_model(options, classes, asked)
+    if options.freeze is not None and options.freeze > start.config.depth:
+        raise UsageError(
+            asked,
+            f"{options.freeze} blocks are to be frozen; the model has {start.config.depth}",
+            f"say --freeze {start.config.depth} or less",
+        )
+    if options.init_from is None and options.freeze is not None:
+        raise UsageError(asked, "fresh weights would be frozen", "name trained ones with --init-from")
+    return start
+
+
+def _with_token(config: ViTConfig, asked: str) -> ViTConfig:
+    try:
+        return replace(config, distillation_token=True)
+    except ValueError as error:
+        raise UsageError(asked, f"{error}", "choose a model with a class token, say vit_mini_patch4_32") from error
+
+
+def _from_model(options: TrainOptions, classes: Sequence[str], asked: str) -> Start:
+    checkpoint = _read(str(options.init_from), asked)
+    theirs, contract = checkpoint.config, checkpoint.preprocessing
+    try:
+        config = replace(theirs, num_classes=len(classes), image_size=options.image_size or theirs.image_size)
+    except ValueError as error:
+        fix = f"choose a multiple of {theirs.stem.stride} pixels"
+        raise UsageError(asked, str(error), fix) from error
+    if options.model is not None:
+        member = zoo_config(options.model, num_classes=len(classes), image_size=config.image_size)
+        if member != config:
+            true = f"{options.init_from} isn't a {options.model}"
+            raise UsageError(asked, true, "leave out --model; the architecture is that of --init-from")
+    arrays = dict(checkpoint.arrays)
+    if "pos_embed" in arrays:
+        prefix = theirs.prefix_tokens if theirs.position_embedding_covers_prefix else 0
+        arrays["pos_embed"] = resize_positions(arrays["pos_embed"], theirs.grid, config.grid, prefix)
+    weights = {key: torch.from_numpy(np.array(value, np.float32)) for key, value in arrays.items()}
+    if (
+        contract is not None and contract.channel_order == "bgr"
+    ):  # we train on RGB: the first kernel's channels change places
+        first = next(key for key in weights if key.endswith("weight") and weights[key].ndim == 4)
+        weights[first] = weights[first].flip(1)
+        contract = replace(contract, channel_order="rgb", mean=contract.mean[::-1], std=contract.std[::-1])
+    if checkpoint.classes is None or [label.folder for label in checkpoint.classes] != list(classes):
+        for key in HEADS:
+            weights.pop(key, None)
+    return Start(
+        config,
+        weights,
+        folded="patch_embed.stem.0.conv.bias" in weights,
+        preprocessing=contract,
+        name=checkpoint.name,
+        digest=_digest(checkpoint.arrays),
+    )
+
+
+def _read(source: str, asked: str) -> Checkpoint:
+    from vitedge.graph import mappings
+
+    path = embedded.FOLDER if source == "embedded" else Path(source)
+    if not path.exists():
+        raise UsageError(asked, f"{path} doesn't exist", "name a model folder, a published checkpoint, or: embedded")
+    if not (path / MODEL_JSON).is_file():
+        return mappings.read_published(path)
+    try:
+        return mappings.read_own(path)
+    except ModelError as error:
+        fix = "name the checkpoint that it was imported from"
+        raise ModelError(asked, f"can't start from {source}: {error.true}", fix) from error
+
+
+def _digest(arrays: Arrays) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}\n".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()
+
+
+def _freeze(model: VisionTransformer, blocks: int) -> None:
+    """The stem, the tokens, the positions and the first blocks."""
+    for name, parameter in model.named_parameters():
+        if layer_of(name, model.config.depth) <= blocks:
+            parameter.requires_grad_(False)
+    for part in (model.patch_embed, model.norm_pre, *list(model.blocks)[:blocks]):
+        part.eval()

@@ -1,0 +1,163 @@
+"""Training: class folders and options go in, a model folder comes out.
+
+While it runs, ``<out>.run/`` beside the destination holds ``checkpoint.pt``, ``metrics.jsonl``, ``curve.png`` and
+``held_out.txt``; when it's done, the model folder is written at once.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from msgspec.structs import replace
+
+from vitedge.core.files import locked, refuse_existing, write_atomic
+from vitedge.data.images import ImageSet
+from vitedge.data.preprocessing import Preprocessing
+from vitedge.training import checkpoint
+from vitedge.training.checkpoint import prepare_run
+from vitedge.training.data import TrainingData, decode, digests_of, open_data, open_test, split
+from vitedge.training.distill import Answers, Teacher, shown, view_words
+from vitedge.training.engine import Processes, processes
+from vitedge.training.evaluate import evaluate, placed, shipped_model
+from vitedge.training.initial import Start, starting_point
+from vitedge.training.options import Distillation, TrainOptions
+from vitedge.training.probe import with_fitted_heads
+from vitedge.training.publish import write_trained
+from vitedge.training.trainer import HELD_OUT, Trainer
+
+__all__ = ["Distillation", "TrainOptions", "train"]
+
+
+def train(
+    data: str,
+    options: TrainOptions,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    test: str | None = None,
+    command: str = "",
+) -> Path:
+    """Train a ViT on class folders and write a model folder.
+
+    Under ``torchrun`` every process calls this with the same arguments; the first one writes.
+
+    Args:
+        data: class folders, an archive of them, or tar shards.
+        options: what to train and how.
+        out: the model folder to write; ``<out>.run`` beside it holds the checkpoint.
+        resume: go on from the checkpoint of a run with the same options and data.
+        overwrite: permit replacing ``out`` and starting over in ``<out>.run``.
+        test: class folders that are evaluated once, when training is over; they choose nothing.
+        command: how the user asked, for the record.
+
+    Raises:
+        UsageError: no data folder, one class, an existing output, or a resume with other options or data.
+        ModelError: weights to start from, or a teacher, that can't be used.
+        InvalidResultError: the loss or a gradient stopped being finite; the last good checkpoint is kept.
+        InterruptedError_: SIGINT or SIGTERM; a checkpoint was written.
+    """
+    out = Path(out)
+    run = out.parent / f"{out.name}.run"
+    asked = f"train {options.name} on {data}"
+    with processes(options.device, asked) as group:
+        group.from_first(lambda: refuse_existing(out, overwrite=overwrite, asked=asked))
+        images = open_data(data, asked)
+        start = starting_point(options, images.classes, asked)
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        how, teacher = options.distillation, None
+        if how is not None:
+            teacher = Teacher.open(how, images.classes, options.threads, asked)
+        digests = digests_of(images)
+        test_images = None if test is None else open_test(test, images, digests, asked)
+        with locked(run, asked) if group.first else nullcontext():
+            group.from_first(lambda: prepare_run(run, resume=resume, overwrite=overwrite, asked=asked))
+            trainer = _trainer(start, options, images, digests, teacher, run, group, asked, resume=resume)
+            if resume:
+                checkpoint.load(trainer)
+            trainer.fit()
+            accuracy = _accuracy(trainer, test_images)
+            if group.first:
+                write_trained(out, trainer, images, accuracy, command=command, overwrite=overwrite)
+            group.from_first(lambda: None)  # nobody leaves before it's written
+    return out
+
+
+def _trainer(
+    start: Start,
+    options: TrainOptions,
+    images: ImageSet,
+    digests: list[str],
+    teacher: Teacher | None,
+    run: Path,
+    group: Processes,
+    asked: str,
+    *,
+    resume: bool,
+) -> Trainer:
+    """Split and decode the data, and set up step 0; where a checkpoint follows, without fitting a new head."""
+    training, held = split(images, digests, options.holdout, options.seed, asked)
+    if group.first:
+        names = "".join(f"{images.records[index].name}\n" for index in held)
+        write_atomic(run / HELD_OUT, names.encode(errors="surrogateescape"), asked)
+    dropped = len(images) - len(training) - len(held)
+    group.say(
+        f"reading {len(images)} pictures of {len(images.classes)} classes, {len(held)} of them held out"
+        + (f"; {dropped} left out that equal held-out ones" if dropped else "")
+    )
+    geometry = Preprocessing(size=start.config.image_size, resize=options.resize, interpolation="bilinear")
+    train_set = decode(images, training, geometry, workers=options.workers, asked=asked)
+    held_set = decode(images, held, geometry, workers=options.workers, asked=asked)
+    if start.preprocessing is None:
+        mean, std = train_set.colour()
+        contract = replace(geometry, mean=mean, std=std)
+    else:
+        theirs = start.preprocessing
+        contract = replace(geometry, rescale=theirs.rescale, mean=theirs.mean, std=theirs.std)
+    material = TrainingData(train_set, held_set, contract, tuple(digests[index] for index in train_set.indices))
+    if start.lacks_heads and options.new_head == "fitted" and not resume:
+        start = with_fitted_heads(start, options, material, group, asked)
+    answers = None if teacher is None else _answers(teacher, options, material, run, group, asked)
+    return Trainer(start, options, material, run, group, asked, answers)
+
+
+def _answers(
+    teacher: Teacher, options: TrainOptions, data: TrainingData, run: Path, group: Processes, asked: str
+) -> Answers:
+    """What the teacher says, or said before."""
+    how = options.distillation
+    assert how is not None
+    return Answers(
+        teacher,
+        how,
+        data.training,
+        data.digests,
+        seen=shown(data.training, options.augmentation, options.seed),
+        key=view_words(options.augmentation, data.preprocessing.size, how, options.seed, options.resize),
+        folder=run / "teacher" if how.cache is None else Path(how.cache),
+        group=group,
+        asked=asked,
+    )
+
+
+def _accuracy(trainer: Trainer, test_images: ImageSet | None) -> dict[str, Any]:
+    """Figures of the weights that are shipped, on the held-out pictures and those of the test split."""
+    data, group, options = trainer.data, trainer.group, trainer.options
+    model = placed(shipped_model(trainer.config, trainer.shipped()), group.device)
+    accuracy: dict[str, Any] = {
+        "held_out": evaluate(model, data.held, data.preprocessing, group)
+        | {"data": "a part of the training data that chose the epoch"}
+    }
+    if test_images is not None:
+        every = range(len(test_images))
+        test_set = decode(test_images, every, data.preprocessing, workers=options.workers, asked=trainer.asked)
+        accuracy["test"] = evaluate(model, test_set, data.preprocessing, group) | {
+            "data": "evaluated once, after training"
+        }
+    for name, figure in accuracy.items():
+        group.say(f"{name.replace('_', ' ')}: top-1 {figure['top1_percent']:.2f} % of {figure['images']} pictures")
+    return accuracy

@@ -1,0 +1,306 @@
+"""The state of a run and its loop.
+
+Everything random is derived from words (seed, "step", 17) and from the pictures' numbers, not from the state of a
+generator, so that a run killed at any step and resumed from its last checkpoint ends with the weights of an
+uninterrupted one, and one that is spread over processes or accumulated in parts takes the steps of one that isn't.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vitedge.core.files import write_atomic
+from vitedge.core.progress import bars
+from vitedge.core.randomness import seed_of
+from vitedge.errors import InterruptedError_, InvalidResultError, UsageError
+from vitedge.training import checkpoint
+from vitedge.training.augment import Mix, augment, draw_mix
+from vitedge.training.checkpoint import CHECKPOINT
+from vitedge.training.curve import curve
+from vitedge.training.data import Batch, TrainingData
+from vitedge.training.distill import Answers, Student, lesson_loss
+from vitedge.training.engine import Processes, has_bf16
+from vitedge.training.evaluate import evaluate, is_better, normalise, placed
+from vitedge.training.initial import Start
+from vitedge.training.optimizer import build_optimizers
+from vitedge.training.options import TrainOptions
+from vitedge.training.randomness import keys_of
+from vitedge.training.signals import stop_signals
+from vitedge.training.vit import VisionTransformer, fold_batch_norm
+
+METRICS, CURVE, HELD_OUT = "metrics.jsonl", "curve.png", "held_out.txt"
+CURVE_SECONDS = 30.0  # between drawings; a short epoch takes less time than its picture
+
+
+class Trainer:
+    """The state of a run (weights, averaged weights, optimisers, step, history) and its loop."""
+
+    def __init__(
+        self,
+        start: Start,
+        options: TrainOptions,
+        data: TrainingData,
+        run: Path,
+        group: Processes,
+        asked: str,
+        answers: Answers | None = None,
+    ) -> None:
+        self.start, self.config, self.options, self.data = start, start.config, options, data
+        self.run, self.group, self.asked, self.answers = run, group, asked, answers
+        self.batch_size = min(options.batch_size, len(data.training))
+        self.epoch_steps = len(data.training) // self.batch_size
+        self.total_steps = options.epochs * self.epoch_steps
+        parts = parts_of_batch(self.batch_size, group.count * options.accumulate, asked)
+        self.parts = parts[group.rank :: group.count]  # this process's places in every batch
+        self.bf16 = options.precision == "bf16" or (options.precision == "auto" and has_bf16(group.device))
+        self.model = placed(start.model(options), group.device)
+        self.student = Student(self.model, answers.feature_size if answers is not None else 0).to(group.device)
+        self.averaged = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.best: dict[str, float] = {"epoch": 0, "top1_percent": -1.0, "loss": math.inf}
+        self.best_weights = self.averaged
+        self.optimizers = build_optimizers(
+            self.model,
+            options.optimizer,
+            lr=options.lr,
+            weight_decay=options.weight_decay,
+            layer_decay=options.layer_decay,
+            extra=() if self.student.project is None else self.student.project.parameters(),
+        )
+        self.class_weights = weights_of_classes(data.training.labels, self.config.num_classes, options.class_weights)
+        self.step = 0
+        self.loss_sum = 0.0  # of the steps of this epoch
+        self.history: list[dict[str, float]] = []
+        self.elapsed_s = 0.0
+        self.drawn_s = 0.0
+        self.stopped: list[int] = []  # signals that came
+        if answers is not None:
+            answers.between = self.stop_if_asked
+
+    def fit(self) -> None:
+        """From the present step to the last.
+
+        Raises:
+            InterruptedError_: SIGINT or SIGTERM; a checkpoint was written.
+            InvalidResultError: as :meth:`update`.
+        """
+        student = cast(nn.Module, torch.compile(self.student)) if self.options.compile else self.student
+        forward = self.group.shared(student)
+        saved = time.monotonic()
+        started = saved - self.elapsed_s
+        with stop_signals() as self.stopped, bars(quiet=not self.group.first) as show:
+            while len(self.history) < self.options.epochs:
+                waiting: list[Batch] = []
+                for batch in self.data.training.batches(self.plan(len(self.history))):
+                    waiting.append(batch)
+                    if len(waiting) < len(self.parts):
+                        continue
+                    self.update(forward, waiting)
+                    waiting = []
+                    show("training", self.step, self.total_steps)
+                    self.elapsed_s = time.monotonic() - started
+                    self.stop_if_asked()
+                    if time.monotonic() - saved > self.options.checkpoint_seconds:
+                        checkpoint.save(self)
+                        saved = time.monotonic()
+                self.finish_epoch()
+            checkpoint.save(self)
+
+    def stop_if_asked(self) -> None:
+        """End the run at this step if a signal came to any of its processes.
+
+        Raises:
+            InterruptedError_: one came; a checkpoint was written.
+        """
+        if not any(self.group.add([len(self.stopped)])):
+            return
+        checkpoint.save(self)
+        number = self.stopped[0] if self.stopped else signal.SIGTERM
+        error = InterruptedError_(
+            self.asked,
+            f"stopped by {signal.Signals(number).name} at step {self.step} of {self.total_steps}; "
+            f"the checkpoint is {self.run / CHECKPOINT}",
+            "run the same command with --resume",
+            signal_number=number,
+        )
+        raise self.group.fail(error)
+
+    def order(self, epoch: int) -> Tensor:
+        """Indices of the training pictures of an epoch; the rest that doesn't fill a batch is left out."""
+        generator = torch.Generator().manual_seed(seed_of(self.options.seed, "epoch", epoch))
+        return torch.randperm(len(self.data.training), generator=generator)[: self.epoch_steps * self.batch_size]
+
+    def plan(self, epoch: int) -> Iterator[Tensor]:
+        """Indices of this process's part of each batch from the present step to the epoch's last, part by part."""
+        order = self.order(epoch)
+        for step in range(self.step - epoch * self.epoch_steps, self.epoch_steps):
+            for places in self.parts:
+                yield order[step * self.batch_size + places]
+
+    def learning_rate(self) -> float:
+        """Of the present step: linear warm-up, then cosine or linear to 0."""
+        warmup = max(1, round(self.options.warmup * self.total_steps))
+        if self.step < warmup:
+            return self.options.lr * (self.step + 1) / warmup
+        left = 1 - (self.step - warmup) / max(1, self.total_steps - warmup)
+        return self.options.lr * (left if self.options.schedule == "linear" else 0.5 - 0.5 * math.cos(math.pi * left))
+
+    def update(self, forward: nn.Module, parts: Sequence[Batch]) -> None:
+        """One step on this process's parts of a batch.
+
+        Raises:
+            InvalidResultError: the loss or a gradient isn't finite; the weights are left as they were.
+        """
+        torch.manual_seed(seed_of(self.options.seed, "step", self.step))
+        mix = draw_mix(self.options.augmentation, self.config.image_size)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        value = 0.0
+        for number, (batch, places) in enumerate(zip(parts, self.parts, strict=True), 1):
+            with self.group.apart(forward) if number < len(parts) else contextlib.nullcontext():
+                loss = self.loss(forward, batch, places, mix)
+                (loss * self.group.count).backward()  # type: ignore[no-untyped-call]  # gradients will be averaged
+            value += loss.item()
+        (value,) = self.group.add([value])
+        norm = nn.utils.clip_grad_norm_(self.student.parameters(), self.options.clip or math.inf).item()
+        if not math.isfinite(value) or not math.isfinite(norm):
+            raise self.group.fail(self.not_finite(value, norm))
+        for optimizer in self.optimizers:
+            for settings in optimizer.param_groups:
+                settings["lr"] = self.learning_rate() * settings["lr_scale"]
+            optimizer.step()
+        self.step += 1
+        self.loss_sum += value
+        self.average()
+
+    def loss(self, forward: nn.Module, batch: Batch, places: Tensor, mix: Mix | None) -> Tensor:
+        """The part that some pictures, at their places in the batch, have in the mean loss of the whole batch."""
+        how, device, epoch = self.options.augmentation, self.group.device, len(self.history)
+        view = epoch if self.answers is None else self.answers.training_view(epoch)
+        keys = keys_of(seed_of(self.options.seed, "view", view), batch.indices).to(device)
+        x = normalise(augment(batch.pixels.to(device), how, keys), self.data.preprocessing)
+        targets = functional.one_hot(batch.labels.to(device), self.config.num_classes).float()
+        if mix is not None:
+            x, targets = mix.images(x), mix.targets(targets)
+        x = x.contiguous(memory_format=torch.channels_last)
+        self.model.draw_paths(keys_of(seed_of(self.options.seed, "paths", self.step), places).to(device))
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+            logits, second, features = forward(x)
+        logits, second, features = (None if value is None else value.float() for value in (logits, second, features))
+        if second is not None and (self.answers is None or self.answers.how.lesson == "feature"):
+            logits, second = (logits + second) / 2, None  # no lesson is the second head's alone
+        weight = None if self.class_weights is None else self.class_weights.to(device)
+        losses = functional.cross_entropy(
+            logits, targets, weight=weight, label_smoothing=self.options.label_smoothing, reduction="none"
+        )
+        if self.answers is not None:
+            part, said = self.answers.how.weight, self.answers.of(epoch, batch.indices).to(device)
+            taught = lesson_loss(self.answers.how, said, logits, second, features, mix)
+            losses = (1 - part) * losses + part * taught
+        return losses.sum() / self.batch_size
+
+    def not_finite(self, value: float, norm: float) -> InvalidResultError:
+        """What is said when the loss or a gradient stopped being finite."""
+        kept = self.run / CHECKPOINT
+        return InvalidResultError(
+            self.asked,
+            f"the loss is {value} and the gradient's norm {norm} at step {self.step}; "
+            + (f"the last good checkpoint is {kept}" if kept.exists() else "there was no checkpoint yet"),
+            "use a smaller --lr, or --clip 1",
+        )
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """Exponential moving average of weights and running statistics; short at first, so that it starts warm."""
+        decay = min(self.options.ema, (1 + self.step) / (10 + self.step))
+        for name, value in self.model.state_dict().items():
+            if value.is_floating_point():
+                self.averaged[name].lerp_(value, 1 - decay)
+
+    def finish_epoch(self) -> None:
+        """Evaluate the averaged weights on the held-out pictures, keep the best, write metrics, at times the curve."""
+        model = placed(VisionTransformer(self.config, folded=self.start.folded), self.group.device)
+        model.load_state_dict(self.averaged)
+        figure = evaluate(model, self.data.held, self.data.preprocessing, self.group)
+        epoch = len(self.history) + 1
+        if is_better(figure, self.best):
+            self.best = {"epoch": epoch, "top1_percent": figure["top1_percent"], "loss": figure["loss"]}
+            self.best_weights = {name: value.clone() for name, value in self.averaged.items()}
+        row = {
+            "epoch": epoch,
+            "step": self.step,
+            "lr": self.learning_rate(),
+            "train_loss": self.loss_sum / self.epoch_steps,
+            "held_out_loss": figure["loss"],
+            "held_out_top1_percent": figure["top1_percent"],
+            "elapsed_s": round(self.elapsed_s, 1),
+        }
+        self.history.append(row)
+        self.loss_sum = 0.0
+        if self.group.first:
+            lines = "".join(json.dumps(entry) + "\n" for entry in self.history)
+            write_atomic(self.run / METRICS, lines.encode(), self.asked)
+            if epoch == self.options.epochs or self.elapsed_s - self.drawn_s > CURVE_SECONDS:
+                write_atomic(self.run / CURVE, curve(self.history), self.asked)
+                self.drawn_s = self.elapsed_s
+        self.group.say(
+            f"epoch {epoch}/{self.options.epochs}  train loss {row['train_loss']:.3f}  "
+            f"held out {figure['top1_percent']:.2f} %  {self.elapsed_s:.0f} s"
+        )
+
+    def shipped(self) -> dict[str, NDArray[np.float16]]:
+        """The best weights as they're shipped: BatchNorm folded, float16.
+
+        Raises:
+            InvalidResultError: a weight isn't finite in float16.
+        """
+        with np.errstate(over="ignore"):
+            arrays = {name: value.astype(np.float16) for name, value in fold_batch_norm(self.best_weights).items()}
+        for name, value in arrays.items():
+            if not np.isfinite(value).all():
+                error = InvalidResultError(self.asked, f"'{name}' isn't finite in float16", "use a smaller --lr")
+                raise self.group.fail(error)
+        return arrays
+
+    def logs(self) -> dict[str, bytes]:
+        """What the run folder tells about the run, by file name."""
+        return {name: (self.run / name).read_bytes() for name in (METRICS, CURVE, HELD_OUT)}
+
+
+def parts_of_batch(batch_size: int, count: int, asked: str) -> list[Tensor]:
+    """Places 0 … ``batch_size`` - 1, cut into parts of about equal length, int64, each sorted.
+
+    Place ``i`` and ``batch_size`` - 1 - ``i``, which mixing pairs, are in one part.
+
+    Raises:
+        UsageError: too few for so many parts.
+    """
+    front = torch.arange((batch_size + 1) // 2)
+    if len(front) < count:
+        raise UsageError(
+            asked,
+            f"a batch of {batch_size} pictures can't be cut into {count} parts",
+            "use a larger --batch-size, less --accumulate or fewer processes",
+        )
+    return [torch.unique(torch.cat([part, batch_size - 1 - part])) for part in front.tensor_split(count)]
+
+
+def weights_of_classes(labels: Tensor, classes: int, power: float) -> Tensor | None:
+    """float32 [classes], proportional to frequency^-power, with mean 1 over the pictures; None for power 0."""
+    if not power:
+        return None
+    counts = labels.bincount(minlength=classes).double()
+    weights = counts.clamp_min(1) ** -power
+    return (weights * counts.sum() / (weights * counts).sum()).float()

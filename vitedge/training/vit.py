@@ -1,0 +1,312 @@
+"""The Vision Transformer (Dosovitskiy et al., 2010.11929), in torch, top to bottom.
+
+The architecture is a :class:`vitedge.formats.architecture.ViTConfig`; parameter names are timm's, so published weights
+load by name. Shapes: B images, H×W pixels, h×w patches, N tokens (prefix and patches), D = ``embed_dim`` channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vitedge.formats.architecture import ConvStem, PatchStem, Rope, ViTConfig
+from vitedge.graph.positions import rotary_angles
+from vitedge.training.batch_norm import GlobalBatchNorm2d
+from vitedge.training.randomness import uniform
+
+BATCH_NORM_EPS = 1e-5
+
+
+class PatchEmbedding(nn.Module):
+    """Non-overlapping patches, each projected to one token: a convolution whose kernel equals its stride."""
+
+    def __init__(self, stem: PatchStem, embed_dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, embed_dim, stem.patch_size, stem.patch_size)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, h·w, D]."""
+        return cast(Tensor, self.proj(image)).flatten(2).transpose(1, 2)  # [B, 3, H, W] -> [B, D, h, w] -> [B, h·w, D]
+
+
+class ConvNormAct(nn.Module):
+    """One stage of the convolutional stem: 3×3 convolution, BatchNorm (or a bias, once folded), GELU."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, *, folded: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=folded)
+        self.norm = nn.Identity() if folded else GlobalBatchNorm2d(outputs, eps=BATCH_NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in, H, W] -> [B, out, H/stride, W/stride]."""
+        return functional.gelu(self.norm(self.conv(x)))
+
+
+class ConvEmbedding(nn.Module):
+    """Early convolutions (Xiao et al., 2106.14881), then a 1×1 projection to tokens."""
+
+    def __init__(self, stem: ConvStem, embed_dim: int, *, folded: bool) -> None:
+        super().__init__()
+        stages = zip((3, *stem.channels[:-1]), stem.channels, stem.strides, strict=True)
+        self.stem = nn.Sequential(*(ConvNormAct(*stage, folded=folded) for stage in stages))
+        self.proj = nn.Conv2d(stem.channels[-1], embed_dim, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, h·w, D]."""
+        x = self.proj(self.stem(image))  # [B, 3, H, W] -> [B, D, h, w]
+        return cast(Tensor, x).flatten(2).transpose(1, 2)  # -> [B, h·w, D]
+
+
+class Rotation(nn.Module):
+    """Angles of the rotary position embedding: fixed, or learned for each block and head."""
+
+    def __init__(self, config: ViTConfig, rope: Rope) -> None:
+        super().__init__()
+        angles = rotary_angles(rope, config.grid, config.head_dim)  # [patches, 1, d/2]
+        self.freqs: nn.Parameter | None = None
+        if rope.kind == "mixed":
+            shape = (2, config.depth, config.num_heads, config.head_dim // 2)
+            self.freqs = nn.Parameter(torch.zeros(shape))
+            units = np.eye(2)[:, :, None, None].repeat(config.head_dim // 2, axis=3)  # of the two axes: [2, 2, 1, d/2]
+            angles = np.stack([rotary_angles(rope, config.grid, config.head_dim, unit) for unit in units])
+        self.register_buffer("fixed", torch.tensor(angles, dtype=torch.float32).transpose(-3, -2), persistent=False)
+
+    def angles(self, block: int) -> Tensor:
+        """[1 or heads, patches, d/2]."""
+        if self.freqs is None:
+            return cast(Tensor, self.fixed)  # [1, patches, d/2]
+        return (cast(Tensor, self.fixed) * self.freqs[:, block, :, None]).sum(0)  # [2, 1, p, d/2] · [2, heads, 1, d/2]
+
+
+def rotate(x: Tensor, angles: Tensor, pairs: str) -> Tensor:
+    """Turn pairs of channels of the last tokens, [B, heads, N, d], by angles [1 or heads, patches, d/2]."""
+    prefix, patches = x[:, :, : -angles.shape[1]], x[:, :, -angles.shape[1] :]
+    a, b = patches.chunk(2, dim=-1) if pairs == "halves" else (patches[..., ::2], patches[..., 1::2])
+    cos, sin = angles.cos(), angles.sin()
+    turned = a * cos - b * sin, b * cos + a * sin
+    patches = torch.cat(turned, dim=-1) if pairs == "halves" else torch.stack(turned, dim=-1).flatten(-2)
+    return torch.cat([prefix, patches], dim=2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with queries, keys and values packed in one linear layer."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        dim, eps = config.embed_dim, config.layer_norm_eps
+        self.heads = config.num_heads
+        self.pairs = "" if config.rope is None else config.rope.pairs
+        self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias)
+        self.q_norm = nn.LayerNorm(config.head_dim, eps) if config.qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(config.head_dim, eps) if config.qk_norm else nn.Identity()
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, angles: Tensor | None = None) -> Tensor:
+        """[B, N, D] -> [B, N, D]."""
+        qkv = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [B, N, 3D] -> [3, B, heads, N, d]
+        q, k, v = qkv.unbind(0)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if angles is not None:
+            q, k = rotate(q, angles, self.pairs), rotate(k, angles, self.pairs)
+        x = functional.scaled_dot_product_attention(q, k, v)  # scale 1/√d; [B, heads, N, d]
+        return cast(Tensor, self.proj(x.transpose(1, 2).flatten(2)))  # [B, heads, N, d] -> [B, N, D]
+
+
+class Mlp(nn.Module):
+    """Two linear layers around an activation, for each token by itself."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.embed_dim, config.fc1_width)
+        self.gated = config.mlp == "swiglu"
+        self.act = (
+            nn.SiLU() if self.gated else nn.GELU(approximate="tanh" if config.activation == "gelu_tanh" else "none")
+        )
+        self.fc2 = nn.Linear(config.mlp_hidden, config.embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, D] -> [B, N, D]."""
+        if self.gated:
+            gate, value = self.fc1(x).chunk(2, dim=-1)
+            return cast(Tensor, self.fc2(self.act(gate) * value))
+        return cast(Tensor, self.fc2(self.act(self.fc1(x))))  # [B, N, D] -> [B, N, hidden] -> [B, N, D]
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel of a residual branch (Touvron et al., 2103.17239)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), 1e-5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, D] -> [B, N, D]."""
+        return x * self.gamma
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al., 1603.09382): in training, leaves a residual branch out for some of the images.
+
+    What remains is scaled up by 1/(1 - rate). Which images' branches are left out is drawn before the forward pass
+    (:meth:`VisionTransformer.draw_paths`); as long as nothing was drawn, none is.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.kept: Tensor | None = None  # [B, 1, 1]: 0, or 1/(1 - rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, D] -> [B, N, D]."""
+        if not self.training or self.kept is None:
+            return x
+        return x * self.kept.to(x.dtype)
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block: attention between tokens, then an MLP on each."""
+
+    def __init__(self, config: ViTConfig, drop_path: float) -> None:
+        super().__init__()
+        dim, eps = config.embed_dim, config.layer_norm_eps
+        self.norm1 = nn.LayerNorm(dim, eps)
+        self.attn = Attention(config)
+        self.ls1 = LayerScale(dim) if config.layer_scale else nn.Identity()
+        self.drop_path1 = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(dim, eps)
+        self.mlp = Mlp(config)
+        self.ls2 = LayerScale(dim) if config.layer_scale else nn.Identity()
+        self.drop_path2 = DropPath(drop_path)
+
+    def forward(self, x: Tensor, angles: Tensor | None = None) -> Tensor:
+        """[B, N, D] -> [B, N, D]; the angles are the rotary embedding's."""
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), angles)))
+        x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        return x
+
+
+class VisionTransformer(nn.Module):
+    """A classifier: image -> tokens -> blocks -> pooled token -> logits.
+
+    Args:
+        config: the architecture.
+        drop_path: stochastic depth rate of the last block; it grows linearly from 0 at the first.
+        folded: take the shipped form, where a convolutional stem has biases instead of BatchNorm.
+    """
+
+    def __init__(self, config: ViTConfig, *, drop_path: float = 0.0, folded: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        dim, eps = config.embed_dim, config.layer_norm_eps
+        if isinstance(config.stem, PatchStem):
+            self.patch_embed: nn.Module = PatchEmbedding(config.stem, dim)
+        else:
+            self.patch_embed = ConvEmbedding(config.stem, dim, folded=folded)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.class_token else None
+        self.dist_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.distillation_token else None
+        self.reg_token = nn.Parameter(torch.zeros(1, config.register_tokens, dim)) if config.register_tokens else None
+        positions = config.tokens if config.position_embedding_covers_prefix else config.tokens - config.prefix_tokens
+        learned = config.position_embedding == "learned"
+        self.pos_embed = nn.Parameter(torch.zeros(1, positions, dim)) if learned else None
+        self.rope = Rotation(config, config.rope) if config.rope is not None else None
+        self.norm_pre = nn.LayerNorm(dim, eps) if config.pre_norm else nn.Identity()
+        rates = np.linspace(0.0, drop_path, config.depth)
+        self.blocks = nn.Sequential(*(Block(config, float(rate)) for rate in rates))
+        self.norm = nn.LayerNorm(dim, eps) if config.final_norm == "norm" else nn.Identity()
+        self.fc_norm = nn.LayerNorm(dim, eps) if config.final_norm == "fc_norm" else nn.Identity()
+        self.head = nn.Linear(config.pooled_dim, config.num_classes)
+        self.head_dist = nn.Linear(dim, config.num_classes) if config.distillation_token else None
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Truncated normal for linear layers and tokens (σ = 0.02), He for 3×3 convolutions, zero for the heads."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        for token in (self.cls_token, self.dist_token, self.reg_token, self.pos_embed):
+            if token is not None:
+                nn.init.trunc_normal_(token, std=0.02)
+        for head in (self.head, self.head_dist):
+            if head is not None:
+                nn.init.zeros_(head.weight)
+
+    def tokens(self, image: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, N, D]: prefix tokens and patches with their position embedding."""
+        x = self.patch_embed(image)
+        prefix = [
+            token.expand(x.shape[0], -1, -1)
+            for token in (self.cls_token, self.dist_token, self.reg_token)
+            if token is not None
+        ]
+        if self.pos_embed is None:
+            return torch.cat([*prefix, x], dim=1)
+        if self.config.position_embedding_covers_prefix:
+            return torch.cat([*prefix, x], dim=1) + self.pos_embed
+        return torch.cat([*prefix, x + self.pos_embed], dim=1)
+
+    def features(self, image: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, N, D]: the tokens after the last block (and after ``norm`` where it stands there)."""
+        x = self.norm_pre(self.tokens(image))
+        for index, block in enumerate(self.blocks):
+            x = block(x) if self.rope is None else block(x, self.rope.angles(index))
+        return cast(Tensor, self.norm(x))
+
+    def draw_paths(self, keys: Tensor) -> None:
+        """Decide by the images' keys (int64 [B]) which branches the next forward passes of these images leave out."""
+        for name, module in self.named_modules():
+            if isinstance(module, DropPath) and module.rate:
+                keep = 1.0 - module.rate
+                module.kept = (uniform(keys, name) < keep)[:, None, None] / keep
+
+    def heads(self, image: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Normalised float images [B, 3, H, W] (RGB) -> logits of both heads [B, classes] and what the first one reads.
+
+        The second head is a distilled model's, else None; what the heads read is the normalised, pooled token [B, D].
+        """
+        x = self.features(image)  # [B, N, D]
+        pooled = x[:, 0]
+        if self.config.pool != "token":
+            patches = x[:, self.config.prefix_tokens :].mean(dim=1)
+            pooled = patches if self.config.pool == "avg" else torch.cat([pooled, patches], dim=1)
+        pooled = cast(Tensor, self.fc_norm(pooled))
+        logits = cast(Tensor, self.head(pooled))  # [B, D] -> [B, classes]
+        second = None if self.head_dist is None else cast(Tensor, self.head_dist(self.fc_norm(x[:, 1])))
+        return logits, second, pooled
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Normalised float images [B, 3, H, W] (RGB) -> logits [B, classes].
+
+        A distilled model has two heads; its logits are their mean (Touvron et al., 2012.12877).
+        """
+        logits, second, _ = self.heads(image)
+        return logits if second is None else (logits + second) / 2
+
+
+def fold_batch_norm(state: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
+    """A state dict in its shipped form: float32 arrays, BatchNorm folded into the convolution before it.
+
+    With γ, β, μ, σ² of the BatchNorm: weight' = weight · γ/√(σ²+ε) per output channel, bias' = β − μ · γ/√(σ²+ε).
+    Computed in float64. Names without a BatchNorm beside them pass unchanged.
+    """
+    arrays = {name: value.detach().cpu().double().numpy() for name, value in state.items()}
+    folded = dict(arrays)
+    for name in arrays:
+        if not name.endswith(".norm.running_var"):
+            continue
+        stage = name.removesuffix(".norm.running_var")
+        norm = {part: folded.pop(f"{stage}.norm.{part}") for part in ("weight", "bias", "running_mean", "running_var")}
+        folded.pop(f"{stage}.norm.num_batches_tracked", None)
+        scale = norm["weight"] / np.sqrt(norm["running_var"] + BATCH_NORM_EPS)
+        folded[f"{stage}.conv.weight"] = arrays[f"{stage}.conv.weight"] * scale[:, None, None, None]
+        folded[f"{stage}.conv.bias"] = norm["bias"] - norm["running_mean"] * scale
+    return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in folded.items()}
