@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import io
 import shutil
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from vitedge.core.files import resource_errors, write_atomic
 from vitedge.errors import ModelError, UsageError
-
-if TYPE_CHECKING:
-    from vitedge.training.trainer import Trainer
+from vitedge.training.engine import Processes
 
 CHECKPOINT = "checkpoint.pt"
-#: Options that change nothing about the result, or that digests stand for; a run may be resumed with others.
-UNBOUND = {"checkpoint_seconds", "workers", "init_from", "distillation"}
 
 
 def prepare_run(run: Path, *, resume: bool, overwrite: bool, asked: str) -> None:
@@ -42,71 +38,46 @@ def prepare_run(run: Path, *, resume: bool, overwrite: bool, asked: str) -> None
         run.mkdir(parents=True, exist_ok=True)
 
 
-def save(trainer: Trainer) -> None:
-    """Write the checkpoint, in the first process."""
-    if not trainer.group.first:
-        return
-    state = {
-        "identity": identity(trainer),
-        "step": trainer.step,
-        "loss_sum": trainer.loss_sum,
-        "elapsed_s": trainer.elapsed_s,
-        "history": trainer.history,
-        "best": trainer.best,
-        "best_weights": trainer.best_weights,
-        "student": trainer.student.state_dict(),
-        "averaged": trainer.averaged,
-        "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
-    }
+def save(run: Path, state: Mapping[str, Any], asked: str) -> None:
+    """Write the state of a run into its folder.
+
+    Raises:
+        ResourceError: it can't be written.
+    """
     buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_atomic(trainer.run / CHECKPOINT, buffer.getvalue(), trainer.asked)
+    torch.save(dict(state), buffer)
+    write_atomic(run / CHECKPOINT, buffer.getvalue(), asked)
 
 
-def load(trainer: Trainer) -> None:
-    """Go on from the checkpoint, which the first process reads.
+def load(run: Path, identity: Mapping[str, Any], group: Processes, asked: str) -> dict[str, Any]:
+    """The state in a run's folder, which the first process reads.
+
+    Args:
+        run: the folder.
+        identity: what must be equal for the run to be continued.
+        group: the processes of the run.
+        asked: the wish, for error texts.
 
     Raises:
         UsageError: it belongs to other options or data.
         ModelError: it can't be read.
     """
-    path, asked = trainer.run / CHECKPOINT, trainer.asked
+    path = run / CHECKPOINT
     try:
-        data = trainer.group.from_first(path.read_bytes)
-        state = torch.load(io.BytesIO(data), map_location=trainer.group.device, weights_only=True)
-        theirs, ours = state["identity"], identity(trainer)
+        data = group.from_first(path.read_bytes)
+        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location=group.device, weights_only=True)
+        theirs = state["identity"]
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise trainer.group.fail(
+        raise group.fail(
             ModelError(asked, f"{path} can't be read: {type(error).__name__}: {error}", "start over with --overwrite")
         ) from error
-    for name in ours:
-        if theirs.get(name) != ours[name]:
-            raise trainer.group.fail(
+    for name in identity:
+        if theirs.get(name) != identity[name]:
+            raise group.fail(
                 UsageError(
                     asked,
-                    f"the checkpoint was written with {name} {theirs.get(name)}, asked is {ours[name]}",
+                    f"the checkpoint was written with {name} {theirs.get(name)}, asked is {identity[name]}",
                     "resume with the same options and data, or start over with --overwrite",
                 )
             )
-    trainer.step, trainer.loss_sum, trainer.elapsed_s = state["step"], state["loss_sum"], state["elapsed_s"]
-    trainer.history, trainer.best = state["history"], state["best"]
-    trainer.averaged, trainer.best_weights = state["averaged"], state["best_weights"]
-    trainer.student.load_state_dict(state["student"])
-    for optimizer, saved in zip(trainer.optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    trainer.group.say(f"resumed at step {trainer.step} of {trainer.total_steps}")
-
-
-def identity(trainer: Trainer) -> dict[str, Any]:
-    """What must be equal for a run to be continued: options, data, initial weights, teacher, torch."""
-    options = {name: value for name, value in asdict(trainer.options).items() if name not in UNBOUND}
-    how, teacher = trainer.options.distillation, None
-    if how is not None and trainer.answers is not None:
-        teacher = [trainer.answers.teacher.digest, how.lesson, how.weight, how.temperature, how.views]
-    return {
-        **options,
-        "data": trainer.data.fingerprint,
-        "initial weights": trainer.start.digest,
-        "teacher": teacher,
-        "torch": str(torch.__version__),
-    }
+    return state

@@ -16,7 +16,6 @@ from msgspec.structs import replace
 from vitedge.core.files import locked, refuse_existing, write_atomic
 from vitedge.data.images import ImageSet
 from vitedge.data.preprocessing import Preprocessing
-from vitedge.training import checkpoint
 from vitedge.training.checkpoint import prepare_run
 from vitedge.training.data import TrainingData, decode, digests_of, open_data, open_test, split
 from vitedge.training.distill import Answers, Teacher, shown, view_words
@@ -78,7 +77,7 @@ def train(
             group.from_first(lambda: prepare_run(run, resume=resume, overwrite=overwrite, asked=asked))
             trainer = _trainer(start, options, images, digests, teacher, run, group, asked, resume=resume)
             if resume:
-                checkpoint.load(trainer)
+                trainer.resume()
             trainer.fit()
             accuracy = _accuracy(trainer, test_images)
             if group.first:

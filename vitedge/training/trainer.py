@@ -13,8 +13,9 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -43,6 +44,8 @@ from vitedge.training.vit import VisionTransformer, fold_batch_norm
 
 METRICS, CURVE, HELD_OUT = "metrics.jsonl", "curve.png", "held_out.txt"
 CURVE_SECONDS = 30.0  # between drawings; a short epoch takes less time than its picture
+#: Options that change nothing about the result, or that digests stand for; a run may be resumed with others.
+UNBOUND = {"checkpoint_seconds", "workers", "init_from", "distillation"}
 
 
 class Trainer:
@@ -113,10 +116,53 @@ class Trainer:
                     self.elapsed_s = time.monotonic() - started
                     self.stop_if_asked()
                     if time.monotonic() - saved > self.options.checkpoint_seconds:
-                        checkpoint.save(self)
+                        self.save()
                         saved = time.monotonic()
                 self.finish_epoch()
-            checkpoint.save(self)
+            self.save()
+
+    def save(self) -> None:
+        """Write the checkpoint, in the first process."""
+        if not self.group.first:
+            return
+        state = {
+            "identity": self.identity(),
+            "step": self.step,
+            "loss_sum": self.loss_sum,
+            "elapsed_s": self.elapsed_s,
+            "history": self.history,
+            "best": self.best,
+            "best_weights": self.best_weights,
+            "student": self.student.state_dict(),
+            "averaged": self.averaged,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+        checkpoint.save(self.run, state, self.asked)
+
+    def resume(self) -> None:
+        """Go on from the checkpoint; errors as :func:`vitedge.training.checkpoint.load`."""
+        state = checkpoint.load(self.run, self.identity(), self.group, self.asked)
+        self.step, self.loss_sum, self.elapsed_s = state["step"], state["loss_sum"], state["elapsed_s"]
+        self.history, self.best = state["history"], state["best"]
+        self.averaged, self.best_weights = state["averaged"], state["best_weights"]
+        self.student.load_state_dict(state["student"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.group.say(f"resumed at step {self.step} of {self.total_steps}")
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a run to be continued: options, data, initial weights, teacher, torch."""
+        options = {name: value for name, value in asdict(self.options).items() if name not in UNBOUND}
+        how, teacher = self.options.distillation, None
+        if how is not None and self.answers is not None:
+            teacher = [self.answers.teacher.digest, how.lesson, how.weight, how.temperature, how.views]
+        return {
+            **options,
+            "data": self.data.fingerprint,
+            "initial weights": self.start.digest,
+            "teacher": teacher,
+            "torch": str(torch.__version__),
+        }
 
     def stop_if_asked(self) -> None:
         """End the run at this step if a signal came to any of its processes.
@@ -126,7 +172,7 @@ class Trainer:
         """
         if not any(self.group.add([len(self.stopped)])):
             return
-        checkpoint.save(self)
+        self.save()
         number = self.stopped[0] if self.stopped else signal.SIGTERM
         error = InterruptedError_(
             self.asked,
