@@ -37,14 +37,14 @@ def main() -> int:
     parser.add_argument("--recipe", default="default")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    images = open_images(arguments.data, asked=ASKED)
+    images = open_images(arguments.data, action=ASKED)
     order = images.order(1)[: arguments.limit]
     wanted = set(order)
     digests = [images.digest(index) if index in wanted else None for index in range(len(images))]
     bars, rows = [], []
     with tempfile.TemporaryDirectory(prefix="vitedge-") as folder:
         model = open_model(arguments.model, Path(folder))
-        labels = images.labels([each.folder for each in model.record.classes], asked=ASKED)[order]
+        labels = images.labels([each.folder for each in model.record.classes], action=ASKED)[order]
         pictures = np.stack([model.record.preprocessing.apply(images.read(index)) for index in order])
         exact = run_graph(load(model.onnx_path), pictures, optimized=True)
         right = 100 * float((exact.argmax(1) == labels).mean())

@@ -68,10 +68,10 @@ def main() -> int:
         model = open_model(arguments.model, Path(folder))
         graph = load(model.onnx_path)
         calibration = frames(model, "calibration", load_recipe(arguments.recipe).observe.num_samples)
-        images = open_images(arguments.data, asked="evaluate hard cases")
+        images = open_images(arguments.data, action="evaluate hard cases")
         order = images.order(1)[: arguments.limit]
         pictures = np.stack([model.record.preprocessing.apply(images.read(index)) for index in order])
-        labels = images.labels([each.folder for each in model.record.classes], asked="evaluate hard cases")[order]
+        labels = images.labels([each.folder for each in model.record.classes], action="evaluate hard cases")[order]
         exact = run_graph(graph, pictures, optimized=True)
         print(
             f"{len(pictures)} pictures of {images.source.name}, {100 * (exact.argmax(1) == labels).mean():.2f} % right"

@@ -278,7 +278,7 @@ def divergences(
     if arguments.data is None:
         pictures = frames(model, "held-out", arguments.evaluate)
     else:
-        pictures = decoded(model, ImageSet.open(arguments.data, asked="judge quantizers"), arguments.evaluate)
+        pictures = decoded(model, ImageSet.open(arguments.data, action="judge quantizers"), arguments.evaluate)
     exact = logits[FLOAT](pictures)
     return {label: float(divergence(exact, run(pictures)).mean()) for label, run in logits.items()}
 

@@ -40,7 +40,7 @@ def test_it_asks_for_its_packages_at_once(package: str, tmp_path: Path, monkeypa
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *more: None if name == package else find_spec(name, *more)
     )
-    _, true, fix = fails(8, "demo", "--out", tmp_path / "demo")
-    assert true == f"the package '{package}' is not installed"
-    assert fix.startswith('run: pip install "vitedge[')
+    _, reason, hint = fails(8, "demo", "--out", tmp_path / "demo")
+    assert reason == f"the package '{package}' is not installed"
+    assert hint.startswith('run: pip install "vitedge[')
     assert not (tmp_path / "demo").exists()

@@ -214,7 +214,7 @@ def bench(
     from vitedge.benchmarking.bench import bench as measure
     from vitedge.data import embedded
 
-    images = None if data is None else embedded.open_images(data, asked="measure latency")
+    images = None if data is None else embedded.open_images(data, action="measure latency")
     opened = [_opened(artifact) for artifact in artifacts]
     return measure(opened, wish, options, images=images, progress=progress, resume=resume, keep=keep)
 
@@ -250,15 +250,15 @@ def evaluate(
     from vitedge.errors import UsageError
     from vitedge.evaluation.evaluate import evaluate as judge
 
-    asked = "evaluate accuracy"
+    action = "evaluate accuracy"
     opened = [_opened(artifact) for artifact in artifacts]
     if data is None and any(artifact.manifest.origin.kind != "embedded" for artifact in opened):
         raise UsageError(
-            asked,
+            action,
             "labelled images are needed; the embedded ones serve the embedded model alone",
             "name a folder with one sub-folder a class: --data labelled/",
         )
-    images = embedded.open_images(data or "held-out", asked=asked)
+    images = embedded.open_images(data or "held-out", action=action)
     return judge(opened, images, options, limit=limit, workers=workers, resume=resume, keep=keep, progress=progress)
 
 
@@ -347,7 +347,7 @@ def classify(
     from vitedge.evaluation.classify import classify as run
     from vitedge.runtimes.session import open_session
 
-    sets = [embedded.open_images(source, asked="classify pictures") for source in pictures]
+    sets = [embedded.open_images(source, action="classify pictures") for source in pictures]
     total = sum(map(len, sets))
     found: list[Classified] = []
     with open_session(_opened(artifact), options) as session:

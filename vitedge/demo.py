@@ -71,12 +71,12 @@ def demo(
         NotInstalledError: the packages that write graphs and reports (extra ``demo``) aren't installed.
         ResourceError: disk, memory, permission.
     """
-    asked = f"run the demo into {out}"
-    plan.require_host(asked)
+    action = f"run the demo into {out}"
+    plan.require_host(action)
     for package in ("jinja2", "matplotlib"):  # now, not after two minutes
         if importlib.util.find_spec(package) is None:
-            raise NotInstalledError.for_extra(asked, package, "demo")
-    with new_folder(out, overwrite=overwrite, asked=asked, last=REPORT_HTML) as folder:
+            raise NotInstalledError.for_extra(action, package, "demo")
+    with new_folder(out, overwrite=overwrite, action=action, last=REPORT_HTML) as folder:
         say("import the embedded model")
         model = api.import_model("embedded", out=folder / "model")
         artifacts: dict[tuple[str, str], Artifact] = {}
@@ -124,7 +124,7 @@ def _absent(model: Model, target: str, precision: str, error: NotInstalledError)
         input_size=model.record.preprocessing.size,
         budget=described.budget,
     )
-    return Row(subject=subject, note=f"{error.true}; {error.fix}")
+    return Row(subject=subject, note=f"{error.reason}; {error.hint}")
 
 
 def _verified(artifact: Artifact) -> Row:

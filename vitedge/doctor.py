@@ -145,7 +145,7 @@ def readable_targets() -> tuple[list[Target], list[TargetState]]:
         try:
             good.append(load_target(name))
         except VitedgeError as error:
-            broken.append(TargetState(name=name, summary="", runs=False, reasons=(error.true,)))
+            broken.append(TargetState(name=name, summary="", runs=False, reasons=(error.reason,)))
     return good, broken
 
 

@@ -14,7 +14,7 @@
     ├── NotInstalledError           8   a runtime or an extra
     └── InterruptedError_           130 or 143, by the signal
 
-An error says three things: what was asked, what is true, what to type next. Its text is one block of three lines.
+An error says three things: what was asked for, what stands against it, what to type next. Its text is one block of three lines.
 Text that comes from outside (file names, labels, other libraries' messages) is made printable first.
 """
 
@@ -34,22 +34,22 @@ def printable(text: object) -> str:
 
 
 class VitedgeError(Exception):
-    """What was asked, what is true, what to type next.
+    """What was asked for, what stands against it, what to type next.
 
     Args:
-        asked: what the caller wanted, as a phrase: ``export to target 'jetson'``.
-        true: what stands against it: ``no target has this name; the nearest is 'jetson-thor'``.
-        fix: what to type or change: ``run: vitedge targets``.
+        action: what the caller wanted, as a phrase: ``export to target 'jetson'``.
+        reason: what stands against it: ``no target has this name; the nearest is 'jetson-thor'``.
+        hint: what to type or change: ``run: vitedge targets``.
     """
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, asked: str, true: str, fix: str) -> None:
-        self.asked, self.true, self.fix = (printable(part).replace("\n", " ") for part in (asked, true, fix))
-        super().__init__(self.asked, self.true, self.fix)
+    def __init__(self, action: str, reason: str, hint: str) -> None:
+        self.action, self.reason, self.hint = (printable(part).replace("\n", " ") for part in (action, reason, hint))
+        super().__init__(self.action, self.reason, self.hint)
 
     def __str__(self) -> str:
-        return f"{self.asked}\n       {self.true}\n       {self.fix}"
+        return f"{self.action}\n       {self.reason}\n       {self.hint}"
 
 
 class UsageError(VitedgeError):
@@ -100,9 +100,9 @@ class NotInstalledError(VitedgeError):
     exit_code = 8
 
     @classmethod
-    def for_extra(cls, asked: str, package: str, extra: str) -> NotInstalledError:
+    def for_extra(cls, action: str, package: str, extra: str) -> NotInstalledError:
         """The usual case: ``package`` is missing and ``vitedge[extra]`` brings it."""
-        return cls(asked, f"the package '{package}' is not installed", f'run: pip install "vitedge[{extra}]"')
+        return cls(action, f"the package '{package}' is not installed", f'run: pip install "vitedge[{extra}]"')
 
 
 class InterruptedError_(VitedgeError):
@@ -110,8 +110,8 @@ class InterruptedError_(VitedgeError):
 
     exit_code = 130
 
-    def __init__(self, asked: str, true: str, fix: str, *, signal_number: int = 2) -> None:
-        super().__init__(asked, true, fix)
+    def __init__(self, action: str, reason: str, hint: str, *, signal_number: int = 2) -> None:
+        super().__init__(action, reason, hint)
         self.exit_code = 128 + signal_number  # type: ignore[misc]  # the instance knows which signal
 
 

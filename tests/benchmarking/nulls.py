@@ -93,13 +93,13 @@ def null_artifact(
         GOLDEN_LOGITS: npy(logits),
         GOLDEN_REFERENCE: npy(np.roll(logits, shift, axis=1)),
     }
-    return write_artifact(out, manifest, files, overwrite=False, asked="write an artifact")
+    return write_artifact(out, manifest, files, overwrite=False, action="write an artifact")
 
 
 def rewritten(artifact: Artifact, out: Path, **changes: object) -> Artifact:
     """The artifact with another manifest, digests right."""
     files = {name: (artifact.path / name).read_bytes() for name in artifact.manifest.files}
-    return write_artifact(out, replace(artifact.manifest, **changes), files, overwrite=False, asked="rewrite")
+    return write_artifact(out, replace(artifact.manifest, **changes), files, overwrite=False, action="rewrite")
 
 
 def coloured(red: int, size: int = 8) -> bytes:

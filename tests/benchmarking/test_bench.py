@@ -322,7 +322,7 @@ def test_sweep_of_batches_takes_the_artifacts_that_have_them(artifact: Artifact,
     assert [row.subject.batch for row in rows] == [8]
     with pytest.raises(UsageError, match=r"artifacts here take 1, 8") as caught:
         bench([artifact, eight], replace_wish(batches=(1, 4)))
-    assert "--batch 4" in caught.value.fix
+    assert "--batch 4" in caught.value.hint
 
 
 def test_other_tools_rules_and_profiles_stand_beside_the_run(artifact: Artifact) -> None:

@@ -53,8 +53,8 @@ def test_percentile_that_the_sample_does_not_support_is_not_printed(artifact: Ar
 
 def test_refusals(artifact: Artifact, tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text("mine")
-    asked, _, fix = fails(2, "bench", artifact.path, "--out", tmp_path / "r.json")
-    assert (asked, fix) == ("measure latency", "name another --out, or add --overwrite")
+    action, _, hint = fails(2, "bench", artifact.path, "--out", tmp_path / "r.json")
+    assert (action, hint) == ("measure latency", "name another --out, or add --overwrite")
     assert (tmp_path / "r.json").read_text() == "mine"
     assert "is a folder" in fails(2, "bench", artifact.path, "--out", tmp_path)[1]
     assert fails(2, "bench", artifact.path, "--scenario", "camera")[2] == "use: --scenario camera --rate 30"

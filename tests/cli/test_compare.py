@@ -35,8 +35,8 @@ def double(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 def test_a_slower_candidate_exits_with_7_and_a_faster_one_with_0(one: Artifact, double: Artifact, data: Path) -> None:
-    asked, true, fix = fails(7, "compare", one.path, double.path, *FAST, "--data", data)
-    assert asked == "compare null int8 with null fp32" and "times as long" in true and "--max-slowdown" in fix
+    action, reason, hint = fails(7, "compare", one.path, double.path, *FAST, "--data", data)
+    assert action == "compare null int8 with null fp32" and "times as long" in reason and "--max-slowdown" in hint
     assert vitedge("compare", one.path, double.path, *FAST, "--max-slowdown", 10_000).code == 0
     done = vitedge("compare", double.path, one.path, *FAST, "--data", data)
     assert done.code == 0, done.err
@@ -45,8 +45,8 @@ def test_a_slower_candidate_exits_with_7_and_a_faster_one_with_0(one: Artifact, 
 
 def test_lost_accuracy_exits_with_7(one: Artifact, data: Path, tmp_path: Path) -> None:
     constant = null_artifact(tmp_path / "c", precision="int8", cached=True, latency_ms=0.5)
-    _, true, _ = fails(7, "compare", one.path, constant.path, *FAST, "--data", data, "--max-slowdown", 1000)
-    assert "points of top-1" in true
+    _, reason, _ = fails(7, "compare", one.path, constant.path, *FAST, "--data", data, "--max-slowdown", 1000)
+    assert "points of top-1" in reason
     free = replace(TARGET, budget=replace(TARGET.budget, max_accuracy_drop_pts=100.0))
     other = null_artifact(tmp_path / "d", target=free, latency_ms=0.1)
     assert vitedge("compare", one.path, other.path, *FAST, "--data", data, "--limit", 20).code == 0
@@ -65,8 +65,8 @@ def test_the_result_is_kept_and_tells_the_same_again(one: Artifact, double: Arti
 
 
 def test_strict_also_fails_what_is_uncertain(one: Artifact, double: Artifact) -> None:
-    _, true, fix = fails(7, "compare", double.path, one.path, *FAST, "--strict")
-    assert "accuracy wasn't measured" in true and "leave --strict out" in fix
+    _, reason, hint = fails(7, "compare", double.path, one.path, *FAST, "--strict")
+    assert "accuracy wasn't measured" in reason and "leave --strict out" in hint
 
 
 def test_results_of_two_runs(tmp_path: Path) -> None:

@@ -44,22 +44,24 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 def test_unknown_target_names_the_nearest(small_model: Path, tmp_path: Path) -> None:
-    asked, true, fix = fails(2, *export_arguments(small_model, tmp_path / "a", target="jetson-orin-nan"))
-    assert asked == "target 'jetson-orin-nan'"
-    assert true == "no target has this name; the nearest is 'jetson-orin-nano'"
-    assert fix == "run: vitedge targets"
+    action, reason, hint = fails(2, *export_arguments(small_model, tmp_path / "a", target="jetson-orin-nan"))
+    assert action == "target 'jetson-orin-nan'"
+    assert reason == "no target has this name; the nearest is 'jetson-orin-nano'"
+    assert hint == "run: vitedge targets"
 
 
 def test_unknown_recipe_names_the_nearest(small_model: Path, small_data: Path, tmp_path: Path) -> None:
-    _, true, fix = fails(2, *export_arguments(small_model, tmp_path / "a", "--recipe", "thorogh", "--data", small_data))
-    assert true == "no recipe has this name; the nearest is 'thorough'"
-    assert fix == "run: vitedge recipes"
+    _, reason, hint = fails(
+        2, *export_arguments(small_model, tmp_path / "a", "--recipe", "thorogh", "--data", small_data)
+    )
+    assert reason == "no recipe has this name; the nearest is 'thorough'"
+    assert hint == "run: vitedge recipes"
 
 
 def test_precision_that_the_target_has_not(small_model: Path, tmp_path: Path) -> None:
-    asked, true, _ = fails(2, *export_arguments(small_model, tmp_path / "a", precision="fp16"))
-    assert asked == "precision fp16 on target 'onnxruntime'"
-    assert "fp32" in true and "int8" in true
+    action, reason, _ = fails(2, *export_arguments(small_model, tmp_path / "a", precision="fp16"))
+    assert action == "precision fp16 on target 'onnxruntime'"
+    assert "fp32" in reason and "int8" in reason
 
 
 def test_precision_that_does_not_exist(small_model: Path, tmp_path: Path) -> None:
@@ -71,8 +73,8 @@ def test_unknown_key_in_a_target_is_named_with_its_line(small_model: Path, tmp_p
     board = tmp_path / "board.toml"
     board.write_text(text.replace("warmup_s", "warmup_z"))
     line = next(number for number, words in enumerate(board.read_text().splitlines(), 1) if "warmup_z" in words)
-    _, true, _ = fails(2, *export_arguments(small_model, tmp_path / "a", target=str(board), precision="fp32"))
-    assert f"unknown key 'warmup_z' in [bench] (line {line}); the nearest is 'warmup_s'" in true
+    _, reason, _ = fails(2, *export_arguments(small_model, tmp_path / "a", target=str(board), precision="fp32"))
+    assert f"unknown key 'warmup_z' in [bench] (line {line}); the nearest is 'warmup_s'" in reason
 
 
 @settings(max_examples=60, deadline=None)
@@ -100,26 +102,26 @@ def test_existing_output_is_refused_before_any_work(small_model: Path, tmp_path:
 
 def test_overwrite_spares_folders_that_vitedge_did_not_write(small_model: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    _, true, _ = fails(2, *export_arguments(small_model, tmp_path, "--overwrite", precision="fp32"))
-    assert "would delete them" in true
+    _, reason, _ = fails(2, *export_arguments(small_model, tmp_path, "--overwrite", precision="fp32"))
+    assert "would delete them" in reason
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
 def test_calibration_images_are_the_users_to_name(small_model: Path, tmp_path: Path) -> None:
-    _, true, fix = fails(2, *export_arguments(small_model, tmp_path / "a"))
-    assert "the embedded ones serve the embedded model alone" in true
-    assert "--data" in fix
+    _, reason, hint = fails(2, *export_arguments(small_model, tmp_path / "a"))
+    assert "the embedded ones serve the embedded model alone" in reason
+    assert "--data" in hint
 
 
 def test_display_pictures_never_calibrate(small_model: Path, tmp_path: Path) -> None:
-    _, true, _ = fails(2, *export_arguments(small_model, tmp_path / "a", "--data", "display"))
-    assert "embedded for display alone" in true
+    _, reason, _ = fails(2, *export_arguments(small_model, tmp_path / "a", "--data", "display"))
+    assert "embedded for display alone" in reason
 
 
 def test_too_few_images_for_the_recipe(small_model: Path, small_data: Path, tmp_path: Path) -> None:
-    _, true, fix = fails(2, *export_arguments(small_model, tmp_path / "a", "--data", small_data))
-    assert "observes 256 images; pictures has 40" in true
-    assert fix.endswith("--num-samples 40")
+    _, reason, hint = fails(2, *export_arguments(small_model, tmp_path / "a", "--data", small_data))
+    assert "observes 256 images; pictures has 40" in reason
+    assert hint.endswith("--num-samples 40")
 
 
 # --- damaged files ---------------------------------------------------------------------------------------------------
@@ -134,10 +136,10 @@ def test_a_flipped_bit_anywhere_is_found_and_named(artifact: Path, tmp_path: Pat
         data = bytearray((copy / name).read_bytes())
         data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
         (copy / name).write_bytes(data)
-        asked, true, fix = fails(3, "verify", copy)
-        assert asked == f"open the artifact {copy}"
-        assert name.split("/")[-1] in true or "manifest" in true
-        assert fix == "copy the artifact again, or export it again"
+        action, reason, hint = fails(3, "verify", copy)
+        assert action == f"open the artifact {copy}"
+        assert name.split("/")[-1] in reason or "manifest" in reason
+        assert hint == "copy the artifact again, or export it again"
 
 
 def test_artifact_of_a_newer_version_says_which_opens_it(artifact: Path, tmp_path: Path) -> None:
@@ -150,17 +152,17 @@ def test_artifact_of_a_newer_version_says_which_opens_it(artifact: Path, tmp_pat
     data = json.dumps(manifest).encode()
     (copy / "manifest.json").write_bytes(data)
     (copy / "manifest.sha256").write_text(f"{sha256(data)}  manifest.json\n")
-    _, true, fix = fails(3, "verify", copy)
-    assert true == "manifest.json has schema version 99; this vitedge reads up to 1"
-    assert fix == 'run: pip install "vitedge>=7.1.0"'
+    _, reason, hint = fails(3, "verify", copy)
+    assert reason == "manifest.json has schema version 99; this vitedge reads up to 1"
+    assert hint == 'run: pip install "vitedge>=7.1.0"'
 
 
 def test_model_with_a_changed_graph_is_refused(small_model: Path, tmp_path: Path) -> None:
     shutil.copytree(small_model, tmp_path / "model")
     with (tmp_path / "model" / "model.onnx").open("ab") as stream:
         stream.write(b"\0")
-    _, true, _ = fails(3, *export_arguments(tmp_path / "model", tmp_path / "a", precision="fp32"))
-    assert "model.onnx isn't what was written" in true
+    _, reason, _ = fails(3, *export_arguments(tmp_path / "model", tmp_path / "a", precision="fp32"))
+    assert "model.onnx isn't what was written" in reason
 
 
 def test_weights_that_give_no_finite_logits_are_not_published(small_model: Path, tmp_path: Path) -> None:
@@ -174,16 +176,16 @@ def test_weights_that_give_no_finite_logits_are_not_published(small_model: Path,
     head = next(tensor for tensor in graph.graph.initializer if tensor.name == "head.weight")
     head.CopyFrom(numpy_helper.from_array(np.full_like(numpy_helper.to_array(head), np.inf), head.name))
     write_model(tmp_path / "model", Model.open(small_model).record, {"model.onnx": to_bytes(graph)})
-    _, true, _ = fails(7, *export_arguments(tmp_path / "model", tmp_path / "a", precision="fp32"))
-    assert "aren't finite" in true
+    _, reason, _ = fails(7, *export_arguments(tmp_path / "model", tmp_path / "a", precision="fp32"))
+    assert "aren't finite" in reason
     assert not (tmp_path / "a").exists()
 
 
 def test_pickle_checkpoints_are_refused(tmp_path: Path) -> None:
     (tmp_path / "weights.pt").write_bytes(b"\x80\x04cos\nsystem\n")
-    _, true, fix = fails(3, "import", tmp_path / "weights.pt", "--out", tmp_path / "model")
-    assert "pickle" in true
-    assert "safetensors" in fix
+    _, reason, hint = fails(3, "import", tmp_path / "weights.pt", "--out", tmp_path / "model")
+    assert "pickle" in reason
+    assert "safetensors" in hint
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------
@@ -203,9 +205,9 @@ def test_unreadable_calibration_images_are_replaced_and_named(
     assert manifest["calibration"]["count"] == 37
     assert set(manifest["calibration"]["skipped"]) <= {"ant/0.png", "bee/3.png", "cat/5.png"}
     assert manifest["calibration"]["skipped"]
-    _, true, fix = fails(3, *export_arguments(small_model, tmp_path / "b", "--data", data, "--num-samples", 38))
-    assert "has 37 readable images of the 38 asked for" in true and "ant/0.png" in true
-    assert fix.endswith("--num-samples 37")
+    _, reason, hint = fails(3, *export_arguments(small_model, tmp_path / "b", "--data", data, "--num-samples", 38))
+    assert "has 37 readable images of the 38 asked for" in reason and "ant/0.png" in reason
+    assert hint.endswith("--num-samples 37")
 
 
 def test_eval_stops_above_one_percent_of_unreadable_images(small_model: Path, small_data: Path, tmp_path: Path) -> None:
@@ -213,13 +215,13 @@ def test_eval_stops_above_one_percent_of_unreadable_images(small_model: Path, sm
     assert vitedge(*export_arguments(small_model, artifact, precision="fp32")).code == 0
     shutil.copytree(small_data, data)
     (data / "dog" / "0.png").write_bytes(b"no picture")
-    _, true, _ = fails(3, "eval", artifact, "--data", data)
-    assert "dog/0.png" in true
+    _, reason, _ = fails(3, "eval", artifact, "--data", data)
+    assert "dog/0.png" in reason
 
 
 def test_eval_refuses_the_calibration_images(artifact: Path, small_data: Path) -> None:
-    asked, true, _ = fails(2, "eval", artifact, "--data", small_data)
-    assert "calibrat" in f"{asked} {true}"
+    action, reason, _ = fails(2, "eval", artifact, "--data", small_data)
+    assert "calibrat" in f"{action} {reason}"
 
 
 def test_decompression_bombs_are_refused(artifact: Path, tmp_path: Path) -> None:
@@ -232,9 +234,9 @@ def test_decompression_bombs_are_refused(artifact: Path, tmp_path: Path) -> None
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     bomb = tmp_path / "bomb.png"
     bomb.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 10**6)))
-    _, true, fix = fails(3, "classify", artifact, bomb)
-    assert "more than 100,000,000 pixels" in true
-    assert fix == "shrink it"
+    _, reason, hint = fails(3, "classify", artifact, bomb)
+    assert "more than 100,000,000 pixels" in reason
+    assert hint == "shrink it"
 
 
 @pytest.mark.parametrize(("layout", "code"), [("empty", 2), ("flat", 2), ("other classes", 2), ("missing", 2)])
@@ -271,10 +273,10 @@ def test_missing_runtime_names_the_extra(small_model: Path, tmp_path: Path, monk
     from vitedge.runtimes.openvino import detect
 
     monkeypatch.setattr(detect, "installed", lambda: None)
-    asked, true, fix = fails(8, *export_arguments(small_model, tmp_path / "a", target="openvino", precision="fp32"))
-    assert "openvino" in asked
-    assert true == "the package 'openvino' is not installed"
-    assert fix == 'run: pip install "vitedge[openvino]"'
+    action, reason, hint = fails(8, *export_arguments(small_model, tmp_path / "a", target="openvino", precision="fp32"))
+    assert "openvino" in action
+    assert reason == "the package 'openvino' is not installed"
+    assert hint == 'run: pip install "vitedge[openvino]"'
 
 
 def _spawn(*arguments: object, limit: int | None = None) -> subprocess.Popen[str]:
@@ -313,9 +315,9 @@ def test_two_exports_to_one_folder(small_model: Path, tmp_path: Path) -> None:
     from vitedge.core.files import new_folder
 
     out = tmp_path / "a"
-    with new_folder(out, overwrite=False, asked="export", last=None):
-        _, true, _ = fails(5, *export_arguments(small_model, out, precision="fp32"))
-        assert true == f"another process is writing {out}"
+    with new_folder(out, overwrite=False, action="export", last=None):
+        _, reason, _ = fails(5, *export_arguments(small_model, out, precision="fp32"))
+        assert reason == f"another process is writing {out}"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])

@@ -72,5 +72,5 @@ def test_a_bug_is_called_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.delenv("VITEDGE_DEBUG", raising=False)
     monkeypatch.setattr(doctor, "examine", broken)
-    _, true, _ = fails(1, "doctor")
-    assert true == "a bug in vitedge: RuntimeError: planted"
+    _, reason, _ = fails(1, "doctor")
+    assert reason == "a bug in vitedge: RuntimeError: planted"

@@ -39,10 +39,10 @@ def test_a_damaged_model_is_refused_by_its_file(small_model: Path, tmp_path: Pat
     data = bytearray((tmp_path / "model.onnx").read_bytes())
     data[1000] ^= 1
     (tmp_path / "model.onnx").write_bytes(data)
-    _, true, _ = fails(3, "inspect", tmp_path)
-    assert "model.onnx" in true
+    _, reason, _ = fails(3, "inspect", tmp_path)
+    assert "model.onnx" in reason
 
 
 def test_what_is_nothing_of_ours(tmp_path: Path) -> None:
-    _, true, fix = fails(2, "inspect", tmp_path)
-    assert true == "it's neither a model, an artifact, a result nor an ONNX file" and ".onnx" in fix
+    _, reason, hint = fails(2, "inspect", tmp_path)
+    assert reason == "it's neither a model, an artifact, a result nor an ONNX file" and ".onnx" in hint

@@ -32,12 +32,12 @@ def test_one_of_them_fully(name: str) -> None:
 
 
 def test_unknown_and_nearest() -> None:
-    _, true, _ = fails(2, "recipes", "defualt")
-    assert true == "no recipe has this name; the nearest is 'default'"
+    _, reason, _ = fails(2, "recipes", "defualt")
+    assert reason == "no recipe has this name; the nearest is 'default'"
 
 
 def test_a_file_of_one_s_own(tmp_path: Path) -> None:
     text = (paths.shipped_folder("calibration") / "fast.toml").read_text()
     (tmp_path / "mine.toml").write_text(text.replace("seed = 0", "seeds = 0"))
-    _, true, _ = fails(2, "recipes", tmp_path / "mine.toml")
-    assert "unknown key 'seeds'" in true and "line" in true
+    _, reason, _ = fails(2, "recipes", tmp_path / "mine.toml")
+    assert "unknown key 'seeds'" in reason and "line" in reason

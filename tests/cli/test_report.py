@@ -54,8 +54,8 @@ def test_markdown_and_csv_go_to_stdout(result: Path) -> None:
 def test_the_name_of_the_file_tells_the_format(result: Path, tmp_path: Path) -> None:
     assert vitedge("report", result, "--out", tmp_path / "table.md").code == 0
     assert (tmp_path / "table.md").read_text().startswith("**Deploy")
-    _, true, fix = fails(2, "report", result, "--out", tmp_path / "table.pdf")
-    assert true.startswith("its name tells no format") and fix == "add: --format html|md|csv"
+    _, reason, hint = fails(2, "report", result, "--out", tmp_path / "table.pdf")
+    assert reason.startswith("its name tells no format") and hint == "add: --format html|md|csv"
 
 
 def test_json_alone(result: Path) -> None:
@@ -73,30 +73,30 @@ def test_a_folder_of_several_machines(result: Path) -> None:
 def test_an_existing_report_is_not_replaced_unasked(result: Path, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     out.write_text("mine")
-    _, true, fix = fails(2, "report", result, "--out", out)
-    assert true.endswith("already exists") and "--overwrite" in fix and out.read_text() == "mine"
+    _, reason, hint = fails(2, "report", result, "--out", out)
+    assert reason.endswith("already exists") and "--overwrite" in hint and out.read_text() == "mine"
     assert vitedge("report", result, "--out", out, "--overwrite").code == 0
     assert out.read_text() != "mine"
-    _, true, _ = fails(2, "report", result, "--out", tmp_path, "--format", "html", "--overwrite")
-    assert true.endswith("is a folder")
+    _, reason, _ = fails(2, "report", result, "--out", tmp_path, "--format", "html", "--overwrite")
+    assert reason.endswith("is a folder")
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    asked, true, fix = fails(2, "report", tmp_path / "none.json")
-    assert "none.json" in asked and true == "there is no such file" and "vitedge bench" in fix
+    action, reason, hint = fails(2, "report", tmp_path / "none.json")
+    assert "none.json" in action and reason == "there is no such file" and "vitedge bench" in hint
 
 
 def test_what_is_not_a_result(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"schema_version": 1}')
-    _, true, _ = fails(3, "report", tmp_path / "x.json")
-    assert "isn't a valid record" in true
+    _, reason, _ = fails(3, "report", tmp_path / "x.json")
+    assert "isn't a valid record" in reason
 
 
 def test_a_newer_result_names_the_version_that_reads_it(result: Path) -> None:
     text = result.read_text().replace('"schema_version": 2', '"schema_version": 9')
     result.write_text(text.replace('"vitedge_version": "', '"vitedge_version": "9.'))
-    _, true, fix = fails(3, "report", result)
-    assert "schema version 9" in true and "vitedge>=9." in fix
+    _, reason, hint = fails(3, "report", result)
+    assert "schema version 9" in reason and "vitedge>=9." in hint
 
 
 @pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
@@ -106,8 +106,8 @@ def test_a_missing_package_names_the_extra(
     for name in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    _, true, fix = fails(8, "report", result, "--out", tmp_path / "r.html")
-    assert true == f"the package '{package}' is not installed" and fix == 'run: pip install "vitedge[report]"'
+    _, reason, hint = fails(8, "report", result, "--out", tmp_path / "r.html")
+    assert reason == f"the package '{package}' is not installed" and hint == 'run: pip install "vitedge[report]"'
     assert not (tmp_path / "r.html").exists()
     assert vitedge("report", result, "--format", "md").code == 0
 
@@ -119,5 +119,5 @@ def test_a_folder_that_may_not_be_written(result: Path, tmp_path: Path) -> None:
 
 
 def test_other_pictures_are_refused(result: Path, small_data: Path, tmp_path: Path) -> None:
-    _, true, _ = fails(2, "report", result, "--data", small_data, "--out", tmp_path / "r.html")
-    assert true.startswith("they aren't the ones that accuracy was measured on")
+    _, reason, _ = fails(2, "report", result, "--data", small_data, "--out", tmp_path / "r.html")
+    assert reason.startswith("they aren't the ones that accuracy was measured on")

@@ -181,8 +181,8 @@ def test_a_csi_camera_through_gstreamer(artifact: Path, tmp_path: Path, monkeypa
     assert done.code == 0, done.err
     record = json.loads(done.out.splitlines()[0])
     assert (record["source"], record["width"], record["height"]) == ("csi1", 64, 48)
-    asked = (tmp_path / "pipeline").read_text()
-    assert "nvarguscamerasrc sensor-id=1" in asked and "width=64,height=48" in asked
+    action = (tmp_path / "pipeline").read_text()
+    assert "nvarguscamerasrc sensor-id=1" in action and "width=64,height=48" in action
 
 
 def test_without_gstreamer_a_csi_camera_is_refused(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,8 +68,8 @@ def test_the_page_tells_everything_but_passwords(artifact: Path, tmp_path: Path)
 
 def test_an_address_for_others_without_a_token_is_refused_at_once(artifact: Path, tmp_path: Path) -> None:
     for option in ("--page", "--metrics"):
-        _, true, fix = fails(2, "stream", artifact, "test://", option, "0.0.0.0:0")
-        assert "there's no token" in true and "--token" in fix
+        _, reason, hint = fails(2, "stream", artifact, "test://", option, "0.0.0.0:0")
+        assert "there's no token" in reason and "--token" in hint
     (tmp_path / "token").write_text("short")
     fails(2, "stream", artifact, "test://", "--page", "0.0.0.0:0", "--token", tmp_path / "token")
     fails(2, "stream", artifact, "test://", "--page", "elsewhere", "--duration", "1")
@@ -78,5 +78,5 @@ def test_an_address_for_others_without_a_token_is_refused_at_once(artifact: Path
 def test_a_taken_port_is_refused(artifact: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        _, true, _ = fails(5, "stream", artifact, "test://", "--page", f"127.0.0.1:{port}")
-    assert true == os.strerror(errno.EADDRINUSE)
+        _, reason, _ = fails(5, "stream", artifact, "test://", "--page", f"127.0.0.1:{port}")
+    assert reason == os.strerror(errno.EADDRINUSE)

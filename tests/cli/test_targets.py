@@ -37,8 +37,8 @@ def test_one_of_them_fully(name: str) -> None:
 
 
 def test_unknown_and_nearest() -> None:
-    _, true, fix = fails(2, "targets", "rasberry-pi")
-    assert true == "no target has this name; the nearest is 'raspberry-pi-5'" and fix == "run: vitedge targets"
+    _, reason, hint = fails(2, "targets", "rasberry-pi")
+    assert reason == "no target has this name; the nearest is 'raspberry-pi-5'" and hint == "run: vitedge targets"
 
 
 def test_a_new_one_loads_as_it_is(tmp_path: Path) -> None:
@@ -73,10 +73,10 @@ def test_what_the_template_leaves_out_can_be_put_in(tmp_path: Path) -> None:
 
 def test_an_existing_file_is_kept(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text("mine")
-    _, true, _ = fails(2, "targets", "--new", tmp_path / "mine.toml")
-    assert true.endswith("already exists") and (tmp_path / "mine.toml").read_text() == "mine"
+    _, reason, _ = fails(2, "targets", "--new", tmp_path / "mine.toml")
+    assert reason.endswith("already exists") and (tmp_path / "mine.toml").read_text() == "mine"
 
 
 def test_a_new_one_is_called_toml(tmp_path: Path) -> None:
-    _, true, fix = fails(2, "targets", "--new", tmp_path / "board")
-    assert true == "a target file ends in .toml" and fix.endswith("board.toml")
+    _, reason, hint = fails(2, "targets", "--new", tmp_path / "board")
+    assert reason == "a target file ends in .toml" and hint.endswith("board.toml")

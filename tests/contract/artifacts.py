@@ -110,7 +110,7 @@ def write(out: Path, wish: Request, placed: Placed) -> Artifact:
     manifest = replace(manifest, golden=replace(manifest.golden, deviation=deviation))
     files = {**placed.files, **pictures}
     files |= {GOLDEN_INPUTS: npy(inputs), GOLDEN_LOGITS: npy(logits), GOLDEN_REFERENCE: npy(expected)}
-    return write_artifact(out, manifest, files, overwrite=False, asked="write an artifact")
+    return write_artifact(out, manifest, files, overwrite=False, action="write an artifact")
 
 
 def make(out: Path, target: Target, candidate: Candidate, batch: int = 1) -> Artifact:

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # t
 
 
 def write(out: Path, text: str, *, overwrite: bool = False) -> None:
-    with new_folder(out, overwrite=overwrite, asked="write it", last="manifest.json") as folder:
+    with new_folder(out, overwrite=overwrite, action="write it", last="manifest.json") as folder:
         (folder / "data").write_text(text)
         (folder / "manifest.json").write_text(text)
 
@@ -78,7 +78,7 @@ def test_overwriting_replaces_everything(tmp_path: Path, atomic: bool, monkeypat
     if not atomic:
         monkeypatch.setattr(files, "_exchange", lambda one, other: False)
     out = tmp_path / "out"
-    with new_folder(out, overwrite=False, asked="write it") as folder:
+    with new_folder(out, overwrite=False, action="write it") as folder:
         (folder / "manifest.json").write_text("old")
         (folder / "only in the old").write_text("old")
     write(out, "new", overwrite=True)
@@ -91,7 +91,7 @@ def test_a_failure_inside_leaves_the_old_state(tmp_path: Path, error: BaseExcept
     write(out, "old")
 
     def fail() -> None:
-        with new_folder(out, overwrite=True, asked="write it") as folder:
+        with new_folder(out, overwrite=True, action="write it") as folder:
             (folder / "manifest.json").write_text("half")
             raise error
 
@@ -105,7 +105,7 @@ def test_existing_output_is_refused(tmp_path: Path) -> None:
     write(out, "old")
     with pytest.raises(UsageError, match="already exists") as refused:
         write(out, "new")
-    assert "--overwrite" in refused.value.fix and read(out) == {"old"}
+    assert "--overwrite" in refused.value.hint and read(out) == {"old"}
 
 
 def test_overwrite_spares_what_vitedge_did_not_write(tmp_path: Path) -> None:
@@ -119,9 +119,9 @@ def test_overwrite_spares_what_vitedge_did_not_write(tmp_path: Path) -> None:
     empty.mkdir()
     for out in (foreign, file, link, dangling):
         with pytest.raises(UsageError):
-            refuse_existing(out, overwrite=True, asked="write it")
+            refuse_existing(out, overwrite=True, action="write it")
         with pytest.raises(UsageError, match="already exists"):
-            refuse_existing(out, overwrite=False, asked="write it")
+            refuse_existing(out, overwrite=False, action="write it")
     assert (foreign / "thesis.txt").read_text() == "precious" and file.read_text() == "precious"
     write(empty, "new", overwrite=True)
     assert read(empty) == {"new"}
@@ -133,7 +133,7 @@ def test_names_that_cannot_be(tmp_path: Path, name: str) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(UsageError) as refused:
         write(tmp_path / name, "new")
-    assert "nothing was changed" in refused.value.true
+    assert "nothing was changed" in refused.value.reason
 
 
 @pytest.mark.parametrize("name", ["*", "[a-z]", "?", "-rf", "; touch pwned", "ü\n\x1b[31m", "out.building-abcdefgh"])
@@ -187,7 +187,7 @@ def test_one_of_many_writers_wins(tmp_path: Path) -> None:
 def write_for_ever(out: Path, version: int, told: int) -> None:
     """Version after version: three files that hold it, the last one being the mark; each is told once it's written."""
     while True:
-        with new_folder(out, overwrite=True, asked="write it", last="manifest.json") as folder:
+        with new_folder(out, overwrite=True, action="write it", last="manifest.json") as folder:
             for name in ("a", "sub/b", "manifest.json"):
                 (folder / name).parent.mkdir(exist_ok=True)
                 (folder / name).write_text(f"{version} " * 2000)
@@ -229,7 +229,7 @@ def test_kill_at_any_moment_leaves_the_old_or_the_new(
 
 def look(out: Path) -> None:
     """Be the next writer, and fail."""
-    with new_folder(out, overwrite=True, asked="write it"):
+    with new_folder(out, overwrite=True, action="write it"):
         raise ValueError
 
 
@@ -261,7 +261,7 @@ def test_full_disk(small_disk: Path) -> None:
     write(out, "old")
     with pytest.raises(ResourceError, match=os.strerror(errno.ENOSPC)) as refused:
         write(out, "new" * 200_000, overwrite=True)
-    assert "free space" in refused.value.fix and refused.value.exit_code == 5
+    assert "free space" in refused.value.hint and refused.value.exit_code == 5
     assert read(out) == {"old"} and beside(out) == []
     with pytest.raises(ResourceError):
         write_atomic(small_disk / "file", b"x" * 400_000, "write it")
@@ -293,7 +293,10 @@ def test_no_permission() -> None:
 
 
 def test_memory_error_is_a_resource_error(tmp_path: Path) -> None:
-    with pytest.raises(ResourceError, match="memory ran out"), new_folder(tmp_path / "out", overwrite=False, asked="x"):
+    with (
+        pytest.raises(ResourceError, match="memory ran out"),
+        new_folder(tmp_path / "out", overwrite=False, action="x"),
+    ):
         raise MemoryError
     assert list(tmp_path.iterdir()) == []
 

@@ -45,7 +45,7 @@ def refused(text: str, tmp_path: Path, kind: type = Target) -> UsageError:
     (tmp_path / "file.toml").write_text(text, encoding="utf-8")
     with pytest.raises(UsageError) as raised:
         load_toml(tmp_path / "file.toml", kind, "target 'file'")
-    assert raised.value.exit_code == 2 and "file.toml" in raised.value.true
+    assert raised.value.exit_code == 2 and "file.toml" in raised.value.reason
     return raised.value
 
 
@@ -68,19 +68,21 @@ def test_records_are_immutable_keyword_only_and_closed() -> None:
 
 def test_unknown_key_is_named_with_line_and_nearest(tmp_path: Path) -> None:
     error = refused(TARGET.replace("batch = ", "batsch = "), tmp_path)
-    assert f"unknown key 'batsch' (line {line_of('batch')}); the nearest is 'batch'" in error.true
+    assert f"unknown key 'batsch' (line {line_of('batch')}); the nearest is 'batch'" in error.reason
 
 
 def test_unknown_key_in_a_table_is_named_with_its_table(tmp_path: Path) -> None:
     error = refused(TARGET.replace("warmup_s", "warm_up_s"), tmp_path)
-    assert "unknown key 'warm_up_s' in [bench]" in error.true and "the nearest is 'warmup_s'" in error.true
-    assert f"(line {line_of('warmup_s')})" in error.true
+    assert "unknown key 'warm_up_s' in [bench]" in error.reason and "the nearest is 'warmup_s'" in error.reason
+    assert f"(line {line_of('warmup_s')})" in error.reason
 
 
 def test_missing_key_and_missing_table(tmp_path: Path) -> None:
     error = refused(TARGET.replace("min_duration_s", "# min_duration_s"), tmp_path)
-    assert "the key 'min_duration_s' is missing in [bench]" in error.true and error.fix == "add it; nothing is assumed"
-    assert "the key 'budget' is missing" in refused(TARGET[: TARGET.index("[budget]")], tmp_path).true
+    assert (
+        "the key 'min_duration_s' is missing in [bench]" in error.reason and error.hint == "add it; nothing is assumed"
+    )
+    assert "the key 'budget' is missing" in refused(TARGET[: TARGET.index("[budget]")], tmp_path).reason
 
 
 @pytest.mark.parametrize(
@@ -100,7 +102,7 @@ def test_missing_key_and_missing_table(tmp_path: Path) -> None:
 )
 def test_wrong_values_are_named(old: str, new: str, said: str, tmp_path: Path) -> None:
     assert old in TARGET
-    assert said in refused(TARGET.replace(old, new, 1), tmp_path).true
+    assert said in refused(TARGET.replace(old, new, 1), tmp_path).reason
 
 
 @pytest.mark.parametrize(
@@ -113,9 +115,9 @@ def test_wrong_values_are_named(old: str, new: str, said: str, tmp_path: Path) -
         ("", "a value is wrong"),
     ],
 )
-def test_what_msgspec_says_in_our_words(text: str, true: str) -> None:
+def test_what_msgspec_says_in_our_words(text: str, reason: str) -> None:
     """Texts that are known have ours; any other is passed on."""
-    assert _explain(msgspec.ValidationError(text), Target, "name = 1\nbatsch = 2\nbatch = 3\n")[0] == true
+    assert _explain(msgspec.ValidationError(text), Target, "name = 1\nbatsch = 2\nbatch = 3\n")[0] == reason
 
 
 def test_files_that_are_no_text(tmp_path: Path) -> None:
@@ -159,7 +161,7 @@ def test_mutated_files_are_valid_or_refused(mutations: list[tuple[int, str]], wh
 
 
 def decoded(data: bytes, error: type[InputError] = ArtifactError) -> Outer:
-    return decode_json(data, Outer, asked="open it", file="outer.json", error_type=error)
+    return decode_json(data, Outer, action="open it", file="outer.json", error_type=error)
 
 
 def test_json_is_deterministic_and_readable() -> None:
@@ -174,8 +176,8 @@ def test_a_newer_version_says_which_vitedge_opens_it() -> None:
     newer = b'{"schema_version": 4, "vitedge_version": "12.1", "something": ["we", "never", "heard"], "of": null}'
     with pytest.raises(ModelError) as raised:
         decoded(newer, ModelError)
-    assert raised.value.true == "outer.json has schema version 4; this vitedge reads up to 3"
-    assert raised.value.fix == 'run: pip install "vitedge>=12.1"' and raised.value.exit_code == 3
+    assert raised.value.reason == "outer.json has schema version 4; this vitedge reads up to 3"
+    assert raised.value.hint == 'run: pip install "vitedge>=12.1"' and raised.value.exit_code == 3
 
 
 @pytest.mark.parametrize(
@@ -190,7 +192,7 @@ def test_a_newer_version_says_which_vitedge_opens_it() -> None:
 def test_what_is_no_record_is_refused(data: bytes) -> None:
     with pytest.raises(ArtifactError) as raised:
         decoded(data)
-    assert "outer.json isn't a valid record" in raised.value.true and len(str(raised.value).splitlines()) == 3
+    assert "outer.json isn't a valid record" in raised.value.reason and len(str(raised.value).splitlines()) == 3
 
 
 @settings(max_examples=150, deadline=None)
@@ -244,7 +246,7 @@ def test_unknown_names(name: str) -> None:
     for load, verb in ((load_target, "vitedge targets"), (load_recipe, "vitedge recipes")):
         with pytest.raises(UsageError) as raised:
             load(name)
-        assert verb in raised.value.fix and "\x1b" not in str(raised.value)
+        assert verb in raised.value.hint and "\x1b" not in str(raised.value)
     if name == "openvin":
         with pytest.raises(UsageError, match="the nearest is 'openvino'"):
             load_target(name)

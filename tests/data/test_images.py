@@ -92,7 +92,7 @@ def test_folders_and_archives_are_alike(kind: str, prefix: str, tmp_path: Path) 
     for index, record in enumerate(found.records):
         assert found.read_bytes(index) == files[record.name]
         assert found.read(index).size == (24, 20)
-    assert list(found.labels(["dog", "owl", "cat"], asked="x")) == [2, 2, 0, 0, 1]
+    assert list(found.labels(["dog", "owl", "cat"], action="x")) == [2, 2, 0, 0, 1]
     copy = pickle.loads(pickle.dumps(found))
     assert copy == found and copy.digest(4) == found.digest(4)
     part = found.subset([4, 0])
@@ -106,8 +106,8 @@ def test_flat_folders_and_single_files_have_no_labels(tmp_path: Path) -> None:
     assert flat.classes == () and [record.name for record in flat.records] == ["a.jpg", "b.png"]
     assert [record.folder for record in flat.records] == [None, None]
     with pytest.raises(UsageError, match="has no class folders") as refused:
-        flat.labels(["cat"], asked="evaluate")
-    assert "one sub-folder a class" in refused.value.fix
+        flat.labels(["cat"], action="evaluate")
+    assert "one sub-folder a class" in refused.value.hint
     assert len(ImageSet.open(tmp_path / "a.jpg")) == 1
 
 
@@ -118,8 +118,8 @@ def test_one_class_is_a_class(tmp_path: Path) -> None:
 def test_unknown_class_folders_are_named(tmp_path: Path) -> None:
     found = ImageSet.open(as_folder(tmp_path, content()))
     with pytest.raises(UsageError, match=r"2 class folders .*: dog, owl") as refused:
-        found.labels(["cat", None, "emu"], asked="evaluate")
-    assert refused.value.fix == "the model's are: cat, emu"
+        found.labels(["cat", None, "emu"], action="evaluate")
+    assert refused.value.hint == "the model's are: cat, emu"
 
 
 def test_the_order_is_the_same_everywhere(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_what_is_no_data_set_is_told_what_one_looks_like(name: str, said: str, t
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(UsageError, match=said) as refused:
         ImageSet.open(tmp_path / name)
-    assert "data/cat/1.jpg" in refused.value.fix
+    assert "data/cat/1.jpg" in refused.value.hint
 
 
 @pytest.mark.parametrize("device", ["/dev/zero", "/dev/null"])
@@ -236,7 +236,7 @@ def test_names_that_are_not_utf8_can_be_written(tmp_path: Path) -> None:
 def test_other_formats_are_refused_whatever_the_name(format_: str) -> None:
     with pytest.raises(ImageError, match="it's not a JPEG, PNG, WEBP or BMP picture") as refused:
         open_picture(encoded(format_, (16, 16)), "picture.jpg")
-    assert refused.value.exit_code == 3 and refused.value.asked == "read the picture picture.jpg"
+    assert refused.value.exit_code == 3 and refused.value.action == "read the picture picture.jpg"
 
 
 @pytest.mark.parametrize("data", [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBP", b"BM", b"<svg/>"])
@@ -385,7 +385,7 @@ def test_compressed_archives_have_a_limit(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(images, "MAX_ARCHIVE_BYTES", 5000)
     with pytest.raises(ImageError, match="unpacks to more than") as refused:
         ImageSet.open(packed)
-    assert refused.value.fix == "unpack it first"
+    assert refused.value.hint == "unpack it first"
     assert ImageSet.open(plain).read_bytes(3) == bytes(1000)  # it's read in place, whatever its size
 
 

@@ -270,7 +270,7 @@ def test_sixteen_bits_are_scaled_or_clipped(format_: str) -> None:
 def test_what_is_no_picture_is_refused(thing: object, said: str) -> None:
     with pytest.raises(ImageError, match=said) as refused:
         Preprocessing(size=(4, 4)).apply(thing)  # type: ignore[arg-type]
-    assert "uint8 RGB [height, width, 3] is expected" in refused.value.true
+    assert "uint8 RGB [height, width, 3] is expected" in refused.value.reason
 
 
 # --- probabilities, and the contract as data -------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def test_shards_are_read_as_class_folders(tmp_path: Path, source: str) -> None:
     assert [record.name for record in images.records][:3] == [
         "s-000.tar/0000.png", "s-000.tar/0001.png", "s-001.tar/0002.png"
     ]  # fmt: skip
-    assert images.labels(images.classes, asked="read").tolist() == [2, 1, 2, 0, 1]
+    assert images.labels(images.classes, action="read").tolist() == [2, 1, 2, 0, 1]
     again = pickle.loads(pickle.dumps(images.subset([3, 0])))
     assert content(again) == [("bird", 3), ("dog", 0)]
     assert images.digest(0) != images.digest(2)
@@ -84,7 +84,7 @@ def test_numbers_are_ids(tmp_path: Path, named: bool) -> None:
         (folder / "classes.txt").write_text("\n".join(names))
     images = ImageSet.open(folder)
     assert images.classes == tuple(names)  # not sorted as text, where 10 comes before 2
-    assert images.labels(images.classes, asked="read").tolist() == numbers
+    assert images.labels(images.classes, action="read").tolist() == numbers
 
 
 @pytest.mark.parametrize(

@@ -176,18 +176,18 @@ class FakeNvml:
         pass
 
     def __init__(self, bits: int = 0, energy_mj: int | None = 0, **answers: object) -> None:
-        self.bits, self.energy_mj, self.answers, self.asked = bits, energy_mj, answers, []
+        self.bits, self.energy_mj, self.answers, self.action = bits, energy_mj, answers, []
 
     def nvmlInit(self) -> None:
         if self.answers.get("broken"):
             raise self.NVMLError("no driver")
 
     def nvmlDeviceGetHandleByIndex(self, index: int) -> str:
-        self.asked.append(index)
+        self.action.append(index)
         return "handle"
 
     def nvmlDeviceGetHandleByUUID(self, name: str) -> str:
-        self.asked.append(name)
+        self.action.append(name)
         return "handle"
 
     def nvmlDeviceGetClockInfo(self, handle: str, kind: int) -> int:
@@ -265,7 +265,7 @@ def test_which_gpu_is_read() -> None:
     for visible, expected in (("", "0"), ("2,1", 2), ("GPU-8f6d", "GPU-8f6d")):
         package = FakeNvml()
         open_nvml(package, {"CUDA_VISIBLE_DEVICES": visible} if visible else {})
-        assert package.asked == [int(expected) if str(expected).isdigit() else expected]
+        assert package.action == [int(expected) if str(expected).isdigit() else expected]
     assert open_nvml(FakeNvml(broken=True), {}) is None
 
 

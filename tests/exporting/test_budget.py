@@ -55,17 +55,17 @@ def test_the_number_of_pictures_that_would_do(points: float) -> None:
 
 
 def test_a_budget_that_pictures_cannot_show_is_refused() -> None:
-    AccuracyBudget(max_drop=0.5).require(pictures_needed(0.5), labelled=True, source="s", asked="a")
+    AccuracyBudget(max_drop=0.5).require(pictures_needed(0.5), labelled=True, source="s", action="a")
     with pytest.raises(UsageError, match=r"500 held-out pictures can't show a drop of at most 0\.5 points") as caught:
-        AccuracyBudget(max_drop=0.5).require(500, labelled=True, source="s", asked="a")
-    assert caught.value.fix and "--max-drop 0.56" in caught.value.fix
-    AccuracyBudget(max_drop=0.56).require(500, labelled=True, source="s", asked="a")
+        AccuracyBudget(max_drop=0.5).require(500, labelled=True, source="s", action="a")
+    assert caught.value.hint and "--max-drop 0.56" in caught.value.hint
+    AccuracyBudget(max_drop=0.56).require(500, labelled=True, source="s", action="a")
     with pytest.raises(UsageError, match="--max-drop needs labels"):
-        AccuracyBudget(max_drop=5).require(500, labelled=False, source="s", asked="a")
+        AccuracyBudget(max_drop=5).require(500, labelled=False, source="s", action="a")
     with pytest.raises(UsageError, match=r"can't show an agreement of 99\.9 %; 4096 would do") as caught:
-        AccuracyBudget(min_agreement=99.9).require(500, labelled=False, source="s", asked="a")
-    assert caught.value.fix and "--min-agreement 99.2" in caught.value.fix
-    AccuracyBudget(min_agreement=99.2).require(500, labelled=False, source="s", asked="a")
+        AccuracyBudget(min_agreement=99.9).require(500, labelled=False, source="s", action="a")
+    assert caught.value.hint and "--min-agreement 99.2" in caught.value.hint
+    AccuracyBudget(min_agreement=99.2).require(500, labelled=False, source="s", action="a")
 
 
 @given(st.integers(0, len(GROUPS)))

@@ -61,12 +61,12 @@ def test_layers_go_back_to_float_until_the_budget_holds(
 
     monkeypatch.setattr(Jury, "judge", strict)
     monkeypatch.setattr(select, "_saved", lambda *_: None)  # the order of so small groups would be chance
-    asked = {"data": pictures, "num_samples": 64, "recipe": "fast"}
+    action = {"data": pictures, "num_samples": 64, "recipe": "fast"}
     if target == "tensorrt":  # interpreted: agreement is always whole, nothing goes back
-        artifact = vitedge.export(small_model, target, "int8", tmp_path / "a", min_agreement=96.0, **asked)  # type: ignore[arg-type]
+        artifact = vitedge.export(small_model, target, "int8", tmp_path / "a", min_agreement=96.0, **action)  # type: ignore[arg-type]
         assert artifact.manifest.candidates[0].holds
         return
-    artifact = vitedge.export(small_model, target, "int8", tmp_path / "a", min_agreement=96.0, **asked)  # type: ignore[arg-type]
+    artifact = vitedge.export(small_model, target, "int8", tmp_path / "a", min_agreement=96.0, **action)  # type: ignore[arg-type]
     precision = {layer.name: layer.precision for layer in artifact.manifest.layers}
     assert precision["blocks.0.attn.qkv"] == precision["blocks.0.attn.proj"] == "fp32"
     assert "int8" in precision.values()
@@ -86,13 +86,13 @@ def test_a_budget_that_nothing_holds_publishes_nothing(
 
     judge = Jury.judge
     monkeypatch.setattr(Jury, "judge", lambda *given: replace(judge(*given), agreement=0.5))
-    asked = {"data": pictures, "num_samples": 64, "recipe": "fast", "min_agreement": 90.0}
+    action = {"data": pictures, "num_samples": 64, "recipe": "fast", "min_agreement": 90.0}
     shipped = load_target("onnxruntime")
     target = replace(shipped, candidate=(*shipped.candidates("int8")[:2], *shipped.candidates("fp32")))
     with pytest.raises(InvalidResultError, match=r"no candidate holds it: linears-int8 50\.00 % alike; gemm-int8 50"):
-        vitedge.export(small_model, target, "int8", tmp_path / "a", **asked)  # type: ignore[arg-type]
+        vitedge.export(small_model, target, "int8", tmp_path / "a", **action)  # type: ignore[arg-type]
     assert not (tmp_path / "a").exists()
-    chosen = vitedge.export(small_model, target, "auto", tmp_path / "b", **asked)  # type: ignore[arg-type]
+    chosen = vitedge.export(small_model, target, "auto", tmp_path / "b", **action)  # type: ignore[arg-type]
     assert chosen.manifest.precision == "fp32"
     judged = [(each.precision, each.holds, each.chosen) for each in chosen.manifest.candidates]
     assert judged == [("int8", False, False)] * 2 + [("fp32", None, True)]
@@ -101,9 +101,9 @@ def test_a_budget_that_nothing_holds_publishes_nothing(
 def test_budgets_that_cannot_be_shown_are_refused(
     small_model: Path, pictures: Path, small_data: Path, tmp_path: Path
 ) -> None:
-    def refused(**asked: object) -> str:
+    def refused(**action: object) -> str:
         with pytest.raises(UsageError) as caught:
-            vitedge.export(small_model, "onnxruntime", "int8", tmp_path / "a", recipe="fast", **asked)  # type: ignore[arg-type]
+            vitedge.export(small_model, "onnxruntime", "int8", tmp_path / "a", recipe="fast", **action)  # type: ignore[arg-type]
         return str(caught.value)
 
     assert "--max-drop needs labels" in refused(data=pictures, num_samples=64, max_drop=1.0)
@@ -139,9 +139,9 @@ def test_the_fastest_that_holds_is_taken_and_remembered(
         return SimpleNamespace(rows=rows)
 
     monkeypatch.setattr(measuring, "bench", bench)
-    asked = {"data": pictures, "num_samples": 64, "recipe": "fast", "autotune": True}
+    action = {"data": pictures, "num_samples": 64, "recipe": "fast", "autotune": True}
     for number in range(2):
-        artifact = vitedge.export(small_model, "onnxruntime", "int8", tmp_path / str(number), **asked)  # type: ignore[arg-type]
+        artifact = vitedge.export(small_model, "onnxruntime", "int8", tmp_path / str(number), **action)  # type: ignore[arg-type]
         assert artifact.manifest.form == "static-int8"
         assert [each.form for each in artifact.manifest.candidates] == forms
         assert [each.latency_p50_ms for each in artifact.manifest.candidates] == [2, 2, 1, 2, 2]
@@ -149,7 +149,7 @@ def test_the_fastest_that_holds_is_taken_and_remembered(
         assert all(each.divergence is not None and each.bytes for each in artifact.manifest.candidates)
     assert calls == [forms]
     with pytest.raises(UsageError, match="--with-candidates"):
-        vitedge.export(small_model, "raspberry-pi-5", "int8", tmp_path / "pi", **asked)  # type: ignore[arg-type]
+        vitedge.export(small_model, "raspberry-pi-5", "int8", tmp_path / "pi", **action)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])

@@ -69,12 +69,12 @@ def test_what_was_written_is_opened(artifact: Artifact) -> None:
 
 def test_equal_contents_give_an_equal_digest_wherever_they_lie(artifact: Artifact, tmp_path: Path) -> None:
     files = dict(reversed(contents(artifact).items()))
-    other = write_artifact(tmp_path / "elsewhere", artifact.manifest, files, overwrite=False, asked="write it")
+    other = write_artifact(tmp_path / "elsewhere", artifact.manifest, files, overwrite=False, action="write it")
     assert other.digest == artifact.digest
     assert (other.path / "manifest.json").read_bytes() == (artifact.path / "manifest.json").read_bytes()
     assert str(tmp_path) not in (other.path / "manifest.json").read_text()
     changed = write_artifact(
-        tmp_path / "changed", artifact.manifest, {**files, GOLDEN_LOGITS: npy(np.ones(3))}, overwrite=False, asked="x"
+        tmp_path / "changed", artifact.manifest, {**files, GOLDEN_LOGITS: npy(np.ones(3))}, overwrite=False, action="x"
     )
     assert changed.digest != artifact.digest
 
@@ -90,7 +90,7 @@ def test_one_flipped_bit_in_any_file_is_found_and_named(artifact: Artifact, copy
     damaged[place] ^= 1 << bit
     (copy / name).write_bytes(damaged)
     try:
-        assert name.removesuffix(".sha256").removesuffix(".json") in refused(copy).true
+        assert name.removesuffix(".sha256").removesuffix(".json") in refused(copy).reason
     finally:
         (copy / name).write_bytes(original)
 
@@ -99,20 +99,20 @@ def test_missing_longer_shorter_and_replaced_files(artifact: Artifact, copy: Pat
     for name in artifact.manifest.files:
         path, original = copy / name, (copy / name).read_bytes()
         path.unlink()
-        assert f"the file {name} is missing" in refused(copy).true
+        assert f"the file {name} is missing" in refused(copy).reason
         path.mkdir()
-        assert f"the file {name} is missing" in refused(copy).true
+        assert f"the file {name} is missing" in refused(copy).reason
         path.rmdir()
         os.mkfifo(path)
-        assert f"the file {name} is missing" in refused(copy).true
+        assert f"the file {name} is missing" in refused(copy).reason
         path.unlink()
         path.write_bytes(original + b"\0")
-        assert f"the file {name} isn't what was written" in refused(copy).true
+        assert f"the file {name} isn't what was written" in refused(copy).reason
         path.write_bytes(original)
     for name in ("manifest.json", "manifest.sha256"):
         kept = (copy / name).read_bytes()
         (copy / name).unlink()
-        assert f"{name} can't be read: {os.strerror(errno.ENOENT)}" in refused(copy).true
+        assert f"{name} can't be read: {os.strerror(errno.ENOENT)}" in refused(copy).reason
         (copy / name).write_bytes(kept)
     assert Artifact.open(copy).digest == artifact.digest
 
@@ -121,10 +121,10 @@ def test_links_are_refused_even_to_the_right_content(artifact: Artifact, copy: P
     picture = artifact.manifest.golden.pictures[0]
     (copy / picture).unlink()
     (copy / picture).symlink_to(artifact.path / picture)
-    assert f"the file {picture} is a link" in refused(copy).true
+    assert f"the file {picture} is a link" in refused(copy).reason
     shutil.rmtree(copy / "golden")
     (copy / "golden").symlink_to(artifact.path / "golden")
-    assert "is a link" in refused(copy).true
+    assert "is a link" in refused(copy).reason
 
 
 @pytest.mark.parametrize(
@@ -135,14 +135,14 @@ def test_names_that_leave_the_folder_are_refused(name: str, copy: Path) -> None:
     (copy.parent / "secret").write_text("secret")
     sign(copy, lambda manifest: manifest["files"].update({name: sha256(b"secret")}))  # type: ignore[attr-defined]
     error = refused(copy)
-    assert "\x1b" not in str(error) and re.search("leaves the folder|is missing|can't be read", error.true)
+    assert "\x1b" not in str(error) and re.search("leaves the folder|is missing|can't be read", error.reason)
 
 
 def test_a_newer_artifact_says_which_vitedge_opens_it(copy: Path) -> None:
     sign(copy, lambda manifest: manifest.update(schema_version=2, vitedge_version="7.5", extra=[1]))
     error = refused(copy)
-    assert "manifest.json has schema version 2; this vitedge reads up to 1" in error.true
-    assert error.fix == 'run: pip install "vitedge>=7.5"'
+    assert "manifest.json has schema version 2; this vitedge reads up to 1" in error.reason
+    assert error.hint == 'run: pip install "vitedge>=7.5"'
 
 
 def test_a_manifest_that_does_not_fit_its_files(copy: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_manifest_that_does_not_fit_its_files(copy: Path) -> None:
     ):
         (copy / "manifest.json").write_bytes(kept)
         sign(copy, change)
-        assert said in refused(copy).true
+        assert said in refused(copy).reason
 
 
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY", npy(np.zeros(3))[:-1], b"PK\x03\x04", npy(np.zeros(9))[:90]])
@@ -189,11 +189,11 @@ def test_what_is_no_folder(name: str, tmp_path: Path) -> None:
     for opener, verb in ((Artifact.open, "vitedge export"), (Model.open, "vitedge import")):
         with pytest.raises(UsageError, match="there is no such folder") as raised:
             opener(tmp_path / name)  # type: ignore[operator]
-        assert verb in raised.value.fix
+        assert verb in raised.value.hint
 
 
 def test_a_folder_that_is_something_else(tmp_path: Path) -> None:
-    assert "manifest.json can't be read" in refused(tmp_path).true
+    assert "manifest.json can't be read" in refused(tmp_path).reason
     with pytest.raises(ModelError, match=r"model\.json can't be read"):
         Model.open(tmp_path)
 
@@ -201,10 +201,10 @@ def test_a_folder_that_is_something_else(tmp_path: Path) -> None:
 def test_existing_artifacts_are_kept_or_replaced_whole(artifact: Artifact, copy: Path) -> None:
     files = contents(artifact)
     with pytest.raises(UsageError, match="already exists"):
-        write_artifact(copy, artifact.manifest, files, overwrite=False, asked="write it")
+        write_artifact(copy, artifact.manifest, files, overwrite=False, action="write it")
     (copy / "stray").write_text("left over")
     renamed = replace(artifact.manifest, name="another")
-    assert write_artifact(copy, renamed, files, overwrite=True, asked="write it").manifest.name == "another"
+    assert write_artifact(copy, renamed, files, overwrite=True, action="write it").manifest.name == "another"
     assert not (copy / "stray").exists()
 
 
@@ -247,7 +247,7 @@ def test_a_newer_model_says_which_vitedge_opens_it(tmp_path: Path) -> None:
     )
     with pytest.raises(ModelError, match="has schema version 2") as raised:
         Model.open(model.path)
-    assert "vitedge>=3.0" in raised.value.fix
+    assert "vitedge>=3.0" in raised.value.hint
 
 
 def test_classes_are_numbered_from_zero(tmp_path: Path) -> None:

@@ -241,10 +241,10 @@ def test_rows_of_a_sweep_keep_their_latencies(result: Result) -> None:
 def test_existing_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text("")
     with pytest.raises(UsageError, match="already exists"):
-        refuse_existing_result(tmp_path / "r.json", overwrite=False, asked="bench")
-    refuse_existing_result(tmp_path / "r.json", overwrite=True, asked="bench")
+        refuse_existing_result(tmp_path / "r.json", overwrite=False, action="bench")
+    refuse_existing_result(tmp_path / "r.json", overwrite=True, action="bench")
     with pytest.raises(UsageError, match="is a folder"):
-        refuse_existing_result(tmp_path, overwrite=True, asked="bench")
+        refuse_existing_result(tmp_path, overwrite=True, action="bench")
 
 
 def test_combine_joins_rows_of_one_artifact(result: Result) -> None:

@@ -102,7 +102,7 @@ def import_mutated(folder: Path, source: Path, file: str, seed: int, images: Pat
         try:
             imported = import_checkpoint("published", target, {}, images, "test")
         except VitedgeError as error:
-            outcome = (type(error), error.exit_code, bool(error.fix))
+            outcome = (type(error), error.exit_code, bool(error.hint))
         else:
             outcome = None
             assert np.isfinite(imported.parity.relative)

@@ -156,4 +156,4 @@ def test_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: bool)
         ResourceError, match=r"the hub can't be reached, and config\.json isn't in the cache"
     ) as refusal:
         fetch("hub:org/tiny", "import hub:org/tiny")
-    assert refusal.value.exit_code == 5 and "HF_HUB_OFFLINE" in refusal.value.fix
+    assert refusal.value.exit_code == 5 and "HF_HUB_OFFLINE" in refusal.value.hint

@@ -35,7 +35,7 @@ def test_values_come_back() -> None:
 def test_our_errors_come_back_as_they_are() -> None:
     with pytest.raises(ModelError, match="too bad") as refusal:
         run_isolated(refuse, "too bad")
-    assert (refusal.value.asked, refusal.value.fix) == ("ask", "fix")
+    assert (refusal.value.action, refusal.value.hint) == ("ask", "fix")
 
 
 def test_other_errors_are_described() -> None:

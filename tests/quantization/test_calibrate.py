@@ -32,7 +32,9 @@ def data(small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 def calibrate(small_model: Path, data: Path, progress: object = None) -> tuple[Statistics, Calibration]:
     model = Model.open(small_model)
     show = {} if progress is None else {"progress": progress}
-    return calibrating.calibrate(model, load(model.onnx_path), ImageSet.open(data), SETTINGS, asked="calibrate", **show)  # type: ignore[arg-type]
+    return calibrating.calibrate(
+        model, load(model.onnx_path), ImageSet.open(data), SETTINGS, action="calibrate", **show
+    )  # type: ignore[arg-type]
 
 
 def equal(one: Statistics, other: Statistics) -> bool:
@@ -78,7 +80,7 @@ def test_too_few_readable_images(small_model: Path, data: Path) -> None:
         path.write_bytes(b"not a picture")
     with pytest.raises(ImageError, match="has 15 readable images of the 20 asked for; 25 can't be read") as caught:
         calibrate(small_model, data)
-    assert caught.value.fix and "--num-samples 15" in caught.value.fix
+    assert caught.value.hint and "--num-samples 15" in caught.value.hint
 
 
 class Killed(BaseException):

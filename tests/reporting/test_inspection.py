@@ -47,7 +47,7 @@ def artifact(model: Path, out: Path) -> Artifact:
     )
     arrays = {f"golden/{name}.npy": npy(np.zeros((6, 5), np.float32)) for name in ("inputs", "logits", "reference")}
     files = {"model.onnx": b"graph", **pictures, **arrays}
-    return write_artifact(out, manifest, files, overwrite=False, asked="write it")
+    return write_artifact(out, manifest, files, overwrite=False, action="write it")
 
 
 def test_a_model_folder(small_model: Path) -> None:
@@ -125,7 +125,7 @@ def test_long_tables_are_cut_unless_everything_is_asked_for(small_model: Path, t
 
     many = replace(made.manifest, classes=class_table([f"class {number}" for number in range(100)]))
     files = {name: (made.path / name).read_bytes() for name in made.manifest.files}
-    path = write_artifact(tmp_path / "many", many, files, overwrite=False, asked="").path
+    path = write_artifact(tmp_path / "many", many, files, overwrite=False, action="").path
     tables = {section.title: section for section in inspect(path).sections}
     assert len(tables["Classes"].rows) == 25 and tables["Classes"].rows[-1] == ("…", "76 more", "")
     assert len({section.title: section for section in inspect(path, everything=True).sections}["Classes"].rows) == 100

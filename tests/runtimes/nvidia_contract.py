@@ -107,7 +107,7 @@ class SessionContract:
         index.write_text(json.dumps(listed))
         with pytest.raises(ArtifactError, match=f"{other}, here") as refused:
             open_session(place.artifact, OpenOptions(build=False))
-        assert refused.value.fix.startswith("run: vitedge build")
+        assert refused.value.hint.startswith("run: vitedge build")
         with place.open() as session:
             place.check(session.run(place.images()))
         open_session(place.artifact, OpenOptions(build=False)).close()

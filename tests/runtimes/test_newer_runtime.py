@@ -112,20 +112,20 @@ def test_every_provider_of_ours_is_missing_for_a_true_reason(exported: Artifact,
     made = for_provider(exported, name)
     with pytest.raises(NotInstalledError, match=full) as refused:
         open_session(made)
-    assert refused.value.true == here.elsewhere(made.manifest.target) == detect.lacks(made.manifest.target)
+    assert refused.value.reason == here.elsewhere(made.manifest.target) == detect.lacks(made.manifest.target)
     (undecided,) = (check for check in vitedge.verify(made) if check.ok is None)
-    assert refused.value.true in undecided.detail
-    assert ("brings it" in refused.value.true) is (name != DROPPED)
+    assert refused.value.reason in undecided.detail
+    assert ("brings it" in refused.value.reason) is (name != DROPPED)
     if name == DROPPED:
-        assert refused.value.fix == "install a version of onnxruntime-gpu that has it, or use another target"
+        assert refused.value.hint == "install a version of onnxruntime-gpu that has it, or use another target"
     elif re.fullmatch(r"onnxruntime-[a-z-]+", distribution):
-        assert refused.value.fix == f"run: pip uninstall onnxruntime && pip install {distribution}"
+        assert refused.value.hint == f"run: pip uninstall onnxruntime && pip install {distribution}"
     else:
-        assert refused.value.fix == "build ONNX Runtime with it, or use another target"
+        assert refused.value.hint == "build ONNX Runtime with it, or use another target"
 
 
 def test_where_a_build_of_ones_own_cannot_help() -> None:
     full, _ = providers.NAMES["XNNPACK"]
     with pytest.raises(NotInstalledError, match=f"knows no {full}") as refused:
         providers.require(Provider(name="XNNPACK"), AVAILABLE, [full], "open it")
-    assert refused.value.fix == "install a version of ONNX Runtime that has it, or use another target"
+    assert refused.value.hint == "install a version of ONNX Runtime that has it, or use another target"

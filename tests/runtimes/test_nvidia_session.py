@@ -79,7 +79,7 @@ def artifact(folder: Path, target: str = "jetson-orin-nano", **changes: Any) -> 
         candidates=(),
     )
     files = {**placed.files, GOLDEN_INPUTS: empty, GOLDEN_LOGITS: empty, GOLDEN_REFERENCE: empty}
-    return write_artifact(folder / "artifact", replace(manifest, **changes), files, overwrite=False, asked="test")
+    return write_artifact(folder / "artifact", replace(manifest, **changes), files, overwrite=False, action="test")
 
 
 # --- without a GPU ---------------------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ def test_on_a_jetson_tensorrt_comes_with_jetpack(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(facts, "board", lambda: hardware.Board(model="", os="", kernel="", l4t="36.4.3", jetpack="6.2"))
     with pytest.raises(NotInstalledError, match="sudo apt install nvidia-jetpack") as refused:
         runtimes.require("tensorrt", "open it")
-    assert "pip" not in refused.value.fix
+    assert "pip" not in refused.value.hint
 
 
 @pytest.mark.skipif(runtimes.installed("tensorrt_rtx") is None, reason="TensorRT-RTX isn't installed")
@@ -146,7 +146,7 @@ def test_cudas_bindings_have_what_sessions_use() -> None:
     if not hardware.gpus():
         with pytest.raises(ResourceError, match=r"cudaGetDeviceProperties: \S") as refused:
             Cuda("open it", "tensorrt").gpu()
-        assert "driver" in refused.value.fix
+        assert "driver" in refused.value.hint
 
 
 def test_the_package_is_broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -162,8 +162,8 @@ def test_installed_but_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(session, "gpus", list)
     with pytest.raises(ResourceError) as refused:
         open_session(artifact(tmp_path, "tensorrt-rtx"))
-    assert refused.value.true == "no NVIDIA GPU answers here, and TensorRT-RTX runs on nothing else"
-    assert refused.value.fix.startswith("copy the artifact to the device and open it there")
+    assert refused.value.reason == "no NVIDIA GPU answers here, and TensorRT-RTX runs on nothing else"
+    assert refused.value.hint.startswith("copy the artifact to the device and open it there")
 
 
 def test_facts_for_the_doctor() -> None:
@@ -481,8 +481,8 @@ def test_a_foreign_engine_is_never_loaded(tmp_path: Path, cuda: CudaStandIn, wha
     loaded = sys.modules["tensorrt"].loaded
     with pytest.raises(ArtifactError) as refused:
         open_session(made, OpenOptions(build=False))
-    assert refused.value.true == f"the engine that is there was built for something else: {said}"
-    assert refused.value.fix == f"run: vitedge build {made.path}"
+    assert refused.value.reason == f"the engine that is there was built for something else: {said}"
+    assert refused.value.hint == f"run: vitedge build {made.path}"
     assert sys.modules["tensorrt"].loaded == loaded
     (row,) = build_engines(made)
     assert row["because"].endswith(said) and row["built"]
@@ -700,7 +700,7 @@ def test_failures_leave_nothing_behind(tmp_path: Path, cuda: CudaStandIn) -> Non
     cuda.left = 16
     with pytest.raises(ResourceError, match="cudaMalloc: cudaErrorMemoryAllocation") as refused:
         open_session(made, OpenOptions(options={"workspace_mb": 1}))
-    assert "lower the batch or the option 'contexts'" in refused.value.fix
+    assert "lower the batch or the option 'contexts'" in refused.value.hint
     assert cuda.alive == 0
 
 

@@ -224,7 +224,7 @@ def test_graphs_that_it_cannot_load(artifact: Artifact, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"ONNX Runtime \S+ refuses the graph: \S") as refused:
         open_backend(tampered(artifact, tmp_path, model.SerializeToString()), OpenOptions())
     cause = str(refused.value.__cause__).strip().splitlines()[0]
-    assert cause.endswith(refused.value.true.partition("refuses the graph: ")[2]), "its own reason is passed on"
+    assert cause.endswith(refused.value.reason.partition("refuses the graph: ")[2]), "its own reason is passed on"
     other = place(artifacts.request(TARGET, FLOAT, 2))
     with pytest.raises(ArtifactError, match=r"expected one tensor \('image', 'tensor\(uint8\)', \[1, 32, 48, 3\]\)"):
         open_backend(tampered(artifact, tmp_path, other.files[other.graph]), OpenOptions())
@@ -232,7 +232,7 @@ def test_graphs_that_it_cannot_load(artifact: Artifact, tmp_path: Path) -> None:
 
 def test_memory_that_runs_out_is_a_resource() -> None:
     error = _explained(RuntimeError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : bad allocation"), "run")
-    assert isinstance(error, ResourceError) and error.true == "memory ran out: bad allocation"
+    assert isinstance(error, ResourceError) and error.reason == "memory ran out: bad allocation"
     assert isinstance(_explained(MemoryError("std::bad_alloc"), "run"), ResourceError)
     assert isinstance(_explained(MemoryError(), "run"), ResourceError)
 
@@ -242,7 +242,7 @@ def test_memory_that_runs_out_is_a_resource() -> None:
 )
 def test_texts_that_no_version_has_said_yet_are_passed_on(text: str, reason: str) -> None:
     error = _explained(ValueError(text), "run")
-    assert isinstance(error, ArtifactError) and f"refuses the graph: {reason}" in error.true
+    assert isinstance(error, ArtifactError) and f"refuses the graph: {reason}" in error.reason
 
 
 def test_a_session_needs_neither_onnx_nor_safetensors(artifact: Artifact) -> None:
@@ -319,8 +319,8 @@ def test_the_interpreter_says_what_stands_against_it() -> None:
     model.graph.node[3].op_type = "Teleport"
     with pytest.raises(ModelError) as refused:
         run_graph(model, np.zeros((1, 1, 1, 3), np.uint8))
-    assert refused.value.asked == "interpret a graph with ONNX Runtime" and refused.value.fix == "report this graph"
-    assert refused.value.true and refused.value.true in str(refused.value.__cause__)
+    assert refused.value.action == "interpret a graph with ONNX Runtime" and refused.value.hint == "report this graph"
+    assert refused.value.reason and refused.value.reason in str(refused.value.__cause__)
 
 
 def test_the_plan_for_another_processor_is_interpreted() -> None:

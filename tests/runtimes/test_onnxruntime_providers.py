@@ -81,13 +81,13 @@ def test_a_provider_that_this_build_hasnt(exported: Artifact, monkeypatch: pytes
     made = with_provider(exported, Provider(name="CUDA"))
     with pytest.raises(NotInstalledError, match="onnxruntime-gpu brings it") as refused:
         open_session(made)
-    assert refused.value.fix == "run: pip uninstall onnxruntime && pip install onnxruntime-gpu"
+    assert refused.value.hint == "run: pip uninstall onnxruntime && pip install onnxruntime-gpu"
     assert "CUDAExecutionProvider" in here.elsewhere(made.manifest.target)
     (undecided,) = (check for check in vitedge.verify(made) if check.ok is None)
     assert "onnxruntime-gpu brings it" in undecided.detail
     with pytest.raises(NotInstalledError, match="has no XnnpackExecutionProvider") as refused:
         open_session(with_provider(exported, Provider(name="XNNPACK")))
-    assert refused.value.fix.startswith("build ONNX Runtime with it")
+    assert refused.value.hint.startswith("build ONNX Runtime with it")
 
 
 def test_every_provider_of_a_target_has_a_name_and_a_distribution() -> None:
@@ -138,7 +138,7 @@ def azure(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_graph_that_would_go_to_the_cpu_is_refused(exported: Artifact) -> None:
     with pytest.raises(ArtifactError, match=r"doesn't take the graph whole|refuses the graph on OpenVINO") as refused:
         open_session(with_provider(exported, Provider(name="OpenVINO")))
-    assert refused.value.fix.startswith("export for another target; or name what")
+    assert refused.value.hint.startswith("export for another target; or name what")
     with open_session(exported) as plain:
         operators = sorted({node.operator for node in plain.executed()})
     some = Provider(name="OpenVINO", remainder=tuple(operators[1:]))
@@ -161,8 +161,8 @@ def test_a_graph_that_would_go_to_the_cpu_is_refused(exported: Artifact) -> None
 def test_what_onnxruntime_says_of_a_graph_that_it_refuses(text: str, said: str) -> None:
     """The one text that is known has words of ours; any other is passed on, and what to do is the same."""
     error = _explained(RuntimeError(text), "open it", Provider(name="OpenVINO"))
-    assert isinstance(error, ArtifactError) and said in error.true
-    assert error.fix.startswith("export for another target; or name what")
+    assert isinstance(error, ArtifactError) and said in error.reason
+    assert error.hint.startswith("export for another target; or name what")
 
 
 @pytest.mark.usefixtures("azure")
@@ -186,7 +186,7 @@ def test_where_kernels_ran() -> None:
     assert providers.check_placement(partly, [*cuda, *cast], "open it") == "CUDA 3, CPU: Cast 1"
     with pytest.raises(ArtifactError, match=r"it leaves Cast \(1\) to the CPU") as refused:
         providers.check_placement(Provider(name="CUDA"), [*cuda, *cast], "open it")
-    assert refused.value.fix.endswith("name what may stay behind as the provider's remainder in the target")
+    assert refused.value.hint.endswith("name what may stay behind as the provider's remainder in the target")
 
 
 def test_another_device_than_the_targets_is_refused(exported: Artifact) -> None:

@@ -209,7 +209,7 @@ def test_more_threads_than_there_are_run_or_are_refused(float_artifact: Artifact
         with open_session(float_artifact, OpenOptions(threads=100_000)) as session:
             told = f"{session.info['threads']} of {session.info['INFERENCE_NUM_THREADS']}"
     except UsageError as error:
-        told = error.true
+        told = error.reason
     refused = r"INFERENCE_NUM_THREADS was to be 100000; CPU of this machine makes it \d+"
     assert re.fullmatch(rf"100000 of 100000|{refused}|CPU refuses an option: .*", told)
 
@@ -232,14 +232,14 @@ def test_an_option_that_the_device_hasnt_names_the_nearest() -> None:
 
 
 def test_an_option_that_the_device_replaces_is_refused() -> None:
-    compiled, asked = StandIn(INFERENCE_NUM_THREADS=8, ENABLE_CPU_PINNING=False), "open it"
-    assert _effective(compiled, {"INFERENCE_NUM_THREADS": 8, "UNREADABLE": 1}, "CPU", asked) == {
+    compiled, action = StandIn(INFERENCE_NUM_THREADS=8, ENABLE_CPU_PINNING=False), "open it"
+    assert _effective(compiled, {"INFERENCE_NUM_THREADS": 8, "UNREADABLE": 1}, "CPU", action) == {
         "INFERENCE_NUM_THREADS": 8
     }
     with pytest.raises(UsageError) as refused:
-        _effective(compiled, {"INFERENCE_NUM_THREADS": 100_000}, "CPU", asked)
-    assert refused.value.true == "INFERENCE_NUM_THREADS was to be 100000; CPU of this machine makes it 8"
-    assert refused.value.fix == "open it on another machine, or with INFERENCE_NUM_THREADS 8"
+        _effective(compiled, {"INFERENCE_NUM_THREADS": 100_000}, "CPU", action)
+    assert refused.value.reason == "INFERENCE_NUM_THREADS was to be 100000; CPU of this machine makes it 8"
+    assert refused.value.hint == "open it on another machine, or with INFERENCE_NUM_THREADS 8"
 
 
 @pytest.mark.parametrize(

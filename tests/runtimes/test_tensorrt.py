@@ -149,7 +149,7 @@ def held_out() -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64],
     def frames(images: ImageSet, count: int) -> NDArray[np.uint8]:
         return np.stack([record.preprocessing.apply(images.read(index)) for index in range(count)])
 
-    labels = held_out.labels([label.folder for label in record.classes], asked="test")
+    labels = held_out.labels([label.folder for label in record.classes], action="test")
     images = frames(held_out, len(held_out))
     return frames(calibration, 256), images, labels, run_graph(graph, images)
 

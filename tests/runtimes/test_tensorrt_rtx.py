@@ -159,7 +159,7 @@ def _crash_on_ada(graph: bytes, sms: tuple[str, ...]) -> dict[str, int | str]:
 def test_a_crash_of_the_builder_is_an_error_when_engines_are_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "build", _crash)
     with pytest.raises(ArtifactError, match=r"with TensorRT-RTX 1\.7: the process was killed by SIGSEGV"):
-        engine.build_isolated("tensorrt_rtx", "1.7", b"", engine.BuildOptions(sm="8.6"), asked="build it")
+        engine.build_isolated("tensorrt_rtx", "1.7", b"", engine.BuildOptions(sm="8.6"), action="build it")
 
 
 def _crash(*arguments: object) -> None:
@@ -171,7 +171,7 @@ def test_progress_of_a_real_build(tmp_path: Path) -> None:
     graph = placed(trained_like(tiny()), tiny(), "fp16")
     options = engine.BuildOptions(sm="8.9")
     built = engine.build_isolated(
-        "tensorrt_rtx", "any", graph, options, asked="build it", progress=lambda *step: told.append(step)
+        "tensorrt_rtx", "any", graph, options, action="build it", progress=lambda *step: told.append(step)
     )
     assert built.plan and built.seconds > 0 and built.timing_cache == b""
     shares = [done for _, done, _ in told]

@@ -367,14 +367,14 @@ def test_a_wrong_setting_is_named(text: str, word: str, tmp_path: Path) -> None:
         ("", "a value is wrong"),
     ],
 )
-def test_what_msgspec_says_of_a_setting(text: str, true: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_msgspec_says_of_a_setting(text: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise msgspec.ValidationError(text)
 
     monkeypatch.setattr(msgspec, "convert", refuse)
     with pytest.raises(UsageError) as refused:
         merged(Settings(), {"top_k": 0})
-    assert refused.value.true == true and refused.value.fix == "see: vitedge stream --help"
+    assert refused.value.reason == reason and refused.value.hint == "see: vitedge stream --help"
 
 
 @pytest.mark.parametrize(

@@ -42,20 +42,20 @@ def teacher(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def questions(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     """Every batch of pictures that a teacher is asked about from now on."""
-    asked: list[np.ndarray] = []
+    action: list[np.ndarray] = []
     plain = Teacher.open.__func__  # type: ignore[attr-defined]
 
     def spying(cls: type[Teacher], *arguments: object) -> Teacher:
         found = plain(cls, *arguments)
 
         def answer(pixels: np.ndarray) -> np.ndarray:
-            asked.append(pixels)
+            action.append(pixels)
             return found.answer(pixels)
 
         return replace(found, answer=answer)
 
     monkeypatch.setattr(Teacher, "open", classmethod(spying))
-    return asked
+    return action
 
 
 def test_the_teacher_judges_what_the_student_sees_once(
@@ -78,11 +78,11 @@ def test_the_teacher_judges_what_the_student_sees_once(
     how = Distillation(str(teacher), views=2, cache=str(tmp_path / "answers"))
     options = replace(PATCHES, epochs=4, augmentation=VARIED, distillation=how)
     first = train(str(pictures), options, tmp_path / "first")
-    asked = np.concatenate(questions)
-    assert len(asked) == 2 * 27  # each view of each picture once, in four epochs
+    action = np.concatenate(questions)
+    assert len(action) == 2 * 27  # each view of each picture once, in four epochs
     assert seen
     for picture in seen:
-        assert np.abs(asked - picture).reshape(len(asked), -1).max(1).min() <= 0.51  # up to rounding to uint8
+        assert np.abs(action - picture).reshape(len(action), -1).max(1).min() <= 0.51  # up to rounding to uint8
     questions.clear()
     again = train(str(pictures), options, tmp_path / "again")
     assert not questions  # everything was known
@@ -105,8 +105,8 @@ def test_the_clean_picture_is_asked_about_at_the_teachers_size(
 ) -> None:
     options = replace(PATCHES, epochs=2, image_size=(12, 12), distillation=Distillation(str(teacher), views=0))
     train(str(pictures), options, tmp_path / "model")
-    (asked,) = questions
-    assert asked.shape == (27, 8, 8, 3)
+    (action,) = questions
+    assert action.shape == (27, 8, 8, 3)
     assert len(list((tmp_path / "model.run" / "teacher").iterdir())) == 1
 
 
@@ -258,8 +258,8 @@ def test_the_command_takes_an_onnx_file_as_teacher(teacher: Path, pictures: Path
     assert record.training is not None and record.training["options"]["distillation"]["lesson"] == "feature"
     arrays = np.load(next((tmp_path / "model.run" / "teacher").iterdir()))
     assert arrays.shape == (33, 96) and arrays.dtype == np.float16  # 36 pictures, one of ten of each class held out
-    _, true, fix = fails(2, "train", pictures, "--out", tmp_path / "other", *options, *taught[:2])
-    assert "doesn't know 3 of the classes" in true and "--distill feature" in fix
+    _, reason, hint = fails(2, "train", pictures, "--out", tmp_path / "other", *options, *taught[:2])
+    assert "doesn't know 3 of the classes" in reason and "--distill feature" in hint
 
 
 def test_columns_prefer_folders_to_names() -> None:

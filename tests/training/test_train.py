@@ -322,13 +322,13 @@ def test_broken_pictures_are_named_and_few_may_be_broken(
     monkeypatch.setattr(data_module, "UNREADABLE_LIMIT", 0.05)
     images = ImageSet.open(folder)
     preprocessing = data_module.Preprocessing(size=(8, 8), resize="squash")
-    kept = data_module.decode(images, range(36), preprocessing, workers=1, asked="train")
+    kept = data_module.decode(images, range(36), preprocessing, workers=1, action="train")
     assert isinstance(kept, Pixels) and len(kept) == 35
     assert "red/11.png" not in kept.names
     assert "left out: red/11.png" in capsys.readouterr().err
     monkeypatch.setattr(data_module, "UNREADABLE_LIMIT", 0.01)
     with pytest.raises(ImageError, match="1 of 36 pictures can't be read"):
-        data_module.decode(images, range(36), preprocessing, workers=1, asked="train")
+        data_module.decode(images, range(36), preprocessing, workers=1, action="train")
 
 
 def test_the_command(pictures: Path, tmp_path: Path) -> None:
@@ -338,8 +338,8 @@ def test_the_command(pictures: Path, tmp_path: Path) -> None:
     assert (done.code, done.out.strip()) == (0, str(out))
     record = Model.open(out).record
     assert record.training is not None and record.training["options"]["optimizer"] == "adamw"
-    _, true, fix = fails(2, "train", pictures, "--model", "vit_edge_conv_32", "--out", out)
-    assert (true, fix) == (f"{out} already exists", "name another --out, or add --overwrite")
+    _, reason, hint = fails(2, "train", pictures, "--model", "vit_edge_conv_32", "--out", out)
+    assert (reason, hint) == (f"{out} already exists", "name another --out, or add --overwrite")
     (tmp_path / "empty").mkdir()
-    _, _, fix = fails(2, "train", tmp_path / "empty", "--model", "vit_edge_conv_32", "--out", tmp_path / "other")
-    assert "a data folder has one sub-folder a class" in fix
+    _, _, hint = fails(2, "train", tmp_path / "empty", "--model", "vit_edge_conv_32", "--out", tmp_path / "other")
+    assert "a data folder has one sub-folder a class" in hint

@@ -88,7 +88,7 @@ def test_changed_classes_are_found_in_the_graph_file(artifact: Artifact, tmp_pat
 def test_altered_logits_are_found(artifact: Artifact, tmp_path: Path) -> None:
     files = {name: (artifact.path / name).read_bytes() for name in artifact.manifest.files}
     files[GOLDEN_REFERENCE] = npy(np.roll(artifact.array(GOLDEN_REFERENCE), 1, axis=1))
-    other = write_artifact(tmp_path / "a", artifact.manifest, files, overwrite=False, asked="alter")
+    other = write_artifact(tmp_path / "a", artifact.manifest, files, overwrite=False, action="alter")
     assert failing(verify(other, ONE)) == ["golden logits"]
 
 
@@ -167,7 +167,7 @@ def test_golden_check_allows_three_times_what_export_saw(tmp_path: Path) -> None
         files[GOLDEN_REFERENCE] = npy((reference * scale).astype(np.float32))
         manifest = replace(exact.manifest, golden=replace(exact.manifest.golden, deviation=recorded))
         path = tmp_path / f"{scale}-{recorded}"
-        with open_session(write_artifact(path, manifest, files, overwrite=False, asked="scale")) as session:
+        with open_session(write_artifact(path, manifest, files, overwrite=False, action="scale")) as session:
             assert golden_check(session).ok is ok, (scale, recorded)
 
 

@@ -245,18 +245,18 @@ def _rows_before(resume: Result | None, rules: Rules, where: Circumstances, dige
     """
     if resume is None:
         return [None] * len(digests)
-    asked, fix = "go on with an interrupted measurement", "measure anew: leave --resume out, and add --overwrite"
+    action, hint = "go on with an interrupted measurement", "measure anew: leave --resume out, and add --overwrite"
     if not resume.partial:
-        raise UsageError(asked, "the result is whole; nothing was interrupted", fix)
+        raise UsageError(action, "the result is whole; nothing was interrupted", hint)
     if [row.subject.digest for row in resume.rows] != digests:
-        raise UsageError(asked, "it was about other artifacts, or about the same in another order", fix)
+        raise UsageError(action, "it was about other artifacts, or about the same in another order", hint)
     if resume.circumstances != where:
-        raise UsageError(asked, "it was measured under other circumstances (machine, versions, power source)", fix)
+        raise UsageError(action, "it was measured under other circumstances (machine, versions, power source)", hint)
     measured = [row.latency for row in resume.rows if row.latency is not None]
     if any(latency.rules != rules for latency in measured):
         old = measured[0].rules
         other = [name for name in rules.__struct_fields__ if getattr(old, name) != getattr(rules, name)]
-        raise UsageError(asked, f"it was measured by other rules: {', '.join(other)}", fix)
+        raise UsageError(action, f"it was measured by other rules: {', '.join(other)}", hint)
     return _whole_rounds(resume.rows)
 
 

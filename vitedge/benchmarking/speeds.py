@@ -40,7 +40,7 @@ def speeds(
     *,
     duration_s: float | None = None,
     anew: bool = False,
-    asked: str,
+    action: str,
     progress: Progress = silent,
 ) -> tuple[Speed, ...]:
     """Measure artifacts in turns, or say what was measured before of the same graphs on the same machine.
@@ -49,7 +49,7 @@ def speeds(
         artifacts: at least one.
         duration_s: measure each for at least so long; None: as the targets say.
         anew: don't ask the cache.
-        asked: the wish, for error texts.
+        action: the wish, for error texts.
         progress: called with (task, done, total).
 
     Raises:
@@ -57,10 +57,10 @@ def speeds(
     """
     from vitedge.benchmarking.bench import Wish, bench
 
-    kept = cache_folder() / "tuning" / f"{key(artifacts, asked)}.json"
+    kept = cache_folder() / "tuning" / f"{key(artifacts, action)}.json"
     if not anew:
         with contextlib.suppress(OSError, InputError):
-            known = decode_json(kept.read_bytes(), Speeds, asked=asked, file=kept.name).speeds
+            known = decode_json(kept.read_bytes(), Speeds, action=action, file=kept.name).speeds
             if len(known) == len(artifacts):
                 return known
     rows = bench(artifacts, Wish(duration_s=duration_s, memory_alone=False), progress=progress).rows
@@ -71,16 +71,16 @@ def speeds(
         wrong = "; ".join(check.detail for check in row.checks if check.ok is False)
         p50, p95 = (percentile(times, percent) / 1e6 for percent in (50, 95))
         found.append(Speed(p50_ms=p50, p95_ms=p95, wrong=wrong))
-    write_atomic(kept, encode_json(Speeds(speeds=tuple(found))), asked)
+    write_atomic(kept, encode_json(Speeds(speeds=tuple(found))), action)
     return tuple(found)
 
 
-def key(artifacts: Sequence[Artifact], asked: str) -> str:
+def key(artifacts: Sequence[Artifact], action: str) -> str:
     """Of all that decides on speed: graphs, options, threads, the runtime's version, the processor and its ISA."""
     words = []
     for artifact in artifacts:
         target = artifact.manifest.target
-        words += [target.runtime, runtimes.require(target.runtime, asked), target.device, str(target.threads)]
+        words += [target.runtime, runtimes.require(target.runtime, action), target.device, str(target.threads)]
         words += [hardware_words(target), *artifact.graph_files.values()]
         words += [f"{name}={value}" for name, value in sorted(artifact.manifest.runtime_options.items())]
     return sha256("\0".join(words).encode())[:32]

@@ -101,21 +101,21 @@ def autotune(
     """
     from vitedge.evaluation.evaluate import evaluate
 
-    asked = "choose the fastest candidate"
+    action = "choose the fastest candidate"
     carrier = artifacts[0] if len(artifacts) == 1 and folders(artifacts[0]) else None
     candidates = candidates_of(carrier) if carrier is not None else list(artifacts)
-    _refuse_choice(candidates, asked)
+    _refuse_choice(candidates, action)
     if out is not None:
-        refuse_existing(out, overwrite=overwrite, asked=asked)
+        refuse_existing(out, overwrite=overwrite, action=action)
     known = read_choice(carrier) if carrier is not None and data is None and not overwrite else None
     if carrier is not None and known is not None:
         timed = [_renamed(one, str(carrier.path / one.artifact)) for one in known.measured]
     else:
-        images = _labelled(candidates, data, judged=carrier is not None, asked=asked)
+        images = _labelled(candidates, data, judged=carrier is not None, action=action)
         for artifact in candidates:
             if builds(artifact.manifest.target.runtime):
-                builder_of(artifact, asked).build(artifact, (), {}, progress)
-        measured = speeds(candidates, duration_s=duration_s, anew=overwrite, asked=asked, progress=progress)
+                builder_of(artifact, action).build(artifact, (), {}, progress)
+        measured = speeds(candidates, duration_s=duration_s, anew=overwrite, action=action, progress=progress)
         result = evaluate(candidates, images, progress=progress) if images is not None else None
         budget, held = candidates[0].manifest.target.budget, carrier is not None and result is None and _held(carrier)
         timed = choose(
@@ -126,30 +126,30 @@ def autotune(
         )
         if carrier is not None:
             places = [".", *folders(carrier)]
-            write_choice(carrier, tuple(_renamed(one, place) for one, place in zip(timed, places, strict=True)), asked)
+            write_choice(carrier, tuple(_renamed(one, place) for one, place in zip(timed, places, strict=True)), action)
     if out is not None:
         winner = next(artifact for artifact, one in zip(candidates, timed, strict=True) if one.chosen)
-        with new_folder(out, overwrite=overwrite, asked=asked, last="manifest.sha256") as folder:
+        with new_folder(out, overwrite=overwrite, action=action, last="manifest.sha256") as folder:
             shutil.copytree(winner.path, folder, dirs_exist_ok=True)
         Artifact.open(out)
     return timed
 
 
-def _refuse_choice(candidates: Sequence[Artifact], asked: str) -> None:
+def _refuse_choice(candidates: Sequence[Artifact], action: str) -> None:
     """Raises: UsageError: fewer than two, of different models, or their processor isn't here."""
     if len(candidates) < 2 or len({artifact.manifest.model_digest for artifact in candidates}) > 1:
         raise UsageError(
-            asked,
+            action,
             "it takes two or more artifacts of one model, each in another precision, or one that carries candidates",
             "export it so: vitedge export MODEL -t TARGET -p auto --with-candidates --out ARTIFACT",
         )
     for artifact in candidates:
         target = artifact.manifest.target
         if not builds(target.runtime) and (where := here.elsewhere(target)):
-            raise UsageError(asked, where, f"run on the device: vitedge build {artifact.path.name}")
+            raise UsageError(action, where, f"run on the device: vitedge build {artifact.path.name}")
 
 
-def _labelled(candidates: Sequence[Artifact], data: str | None, *, judged: bool, asked: str) -> ImageSet | None:
+def _labelled(candidates: Sequence[Artifact], data: str | None, *, judged: bool, action: str) -> ImageSet | None:
     """Pictures that judge the candidates here; None where none is quantized, or all were judged at export."""
     from vitedge.data import embedded
 
@@ -157,11 +157,11 @@ def _labelled(candidates: Sequence[Artifact], data: str | None, *, judged: bool,
         return None
     if data is None and candidates[0].manifest.origin.kind != "embedded":
         raise UsageError(
-            asked,
+            action,
             "quantized candidates lose accuracy, and how much is seen on labelled pictures alone",
             "name a folder with one sub-folder a class: --data labelled/",
         )
-    return embedded.open_images(data or "held-out", asked=asked)
+    return embedded.open_images(data or "held-out", action=action)
 
 
 def _held(carrier: Artifact) -> bool:

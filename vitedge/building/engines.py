@@ -30,7 +30,7 @@ def builds(runtime: str) -> bool:
     return importlib.util.find_spec(f"vitedge.runtimes.{runtime}.build") is not None
 
 
-def builder_of(artifact: Artifact, asked: str) -> ModuleType:
+def builder_of(artifact: Artifact, action: str) -> ModuleType:
     """The runtime's module that builds.
 
     Raises:
@@ -39,8 +39,8 @@ def builder_of(artifact: Artifact, asked: str) -> ModuleType:
     """
     runtime = artifact.manifest.target.runtime
     if not builds(runtime):
-        raise UsageError(asked, f"{runtime} opens its files as they are: there is no engine to build", "open it")
-    runtimes.require(runtime, asked)
+        raise UsageError(action, f"{runtime} opens its files as they are: there is no engine to build", "open it")
+    runtimes.require(runtime, action)
     return runtimes.part(runtime, "build")
 
 
@@ -66,13 +66,13 @@ def build(
     Raises:
         UsageError, ArtifactError, ResourceError, NotInstalledError: as the runtime's ``build``.
     """
-    asked = f"build the engines of {artifact.path}"
-    module = builder_of(artifact, asked)
+    action = f"build the engines of {artifact.path}"
+    module = builder_of(artifact, action)
     if out is not None:
-        refuse_existing(out, overwrite=overwrite, asked=asked)
+        refuse_existing(out, overwrite=overwrite, action=action)
     found = module.build(artifact, sms, options or {}, progress)
     if out is not None:
-        module.export_engines(artifact, found, out, overwrite=overwrite, asked=asked)
+        module.export_engines(artifact, found, out, overwrite=overwrite, action=action)
     return [
         {
             "artifact": str(artifact.path),

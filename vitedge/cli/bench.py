@@ -161,7 +161,7 @@ def bench(
     )
     options = OpenOptions(device=device, threads=sweep[0] if len(sweep) == 1 else None, build=not no_build)
     before = _interrupted(out) if resume else None
-    with result_to(out, json, overwrite=overwrite or before is not None, asked="measure latency") as deliver:
+    with result_to(out, json, overwrite=overwrite or before is not None, action="measure latency") as deliver:
         if before is not None and not before.partial:
             result = before
         else:

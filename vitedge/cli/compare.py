@@ -74,7 +74,7 @@ def compare(
     allowed = Allowed(max_slowdown_pct=max_slowdown, max_drop_pts=max_drop)
     artifacts, results = separate(artifact)
     if out is not None:
-        refuse_existing_result(out, overwrite=overwrite, asked="compare")
+        refuse_existing_result(out, overwrite=overwrite, action="compare")
     if results:
         if data or duration or out or threads is not None or device:
             raise UsageError("compare results", "nothing is measured anew", "leave out how to measure")

@@ -60,8 +60,8 @@ def eval_(
     from vitedge.runtimes.base import OpenOptions
 
     options = OpenOptions(device=device, threads=threads, build=not no_build)
-    earlier = resumable(out, wanted=resume, asked="evaluate accuracy")
-    with result_to(out, json, overwrite=overwrite or earlier is not None, asked="evaluate accuracy") as deliver:
+    earlier = resumable(out, wanted=resume, action="evaluate accuracy")
+    with result_to(out, json, overwrite=overwrite or earlier is not None, action="evaluate accuracy") as deliver:
         with bars(quiet=quiet) as progress:
             result = api.evaluate(
                 artifact,

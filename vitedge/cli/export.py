@@ -136,13 +136,13 @@ def chosen_precision(precision: str | None, *, int8: bool, half: bool) -> str:
 
     precisions = (*OF_TARGETS, "auto")
     wishes = {wish for wish, given in ((precision, precision), ("int8", int8), ("fp16", half)) if given}
-    asked = f"export in precision {' and '.join(sorted(map(str, wishes))) or '(none)'}"
+    action = f"export in precision {' and '.join(sorted(map(str, wishes))) or '(none)'}"
     if len(wishes) != 1:
-        raise UsageError(asked, "one precision is needed", f"choose: --precision {'|'.join(precisions)}")
+        raise UsageError(action, "one precision is needed", f"choose: --precision {'|'.join(precisions)}")
     wish = str(wishes.pop())
     if wish not in precisions:
         raise UsageError(
-            asked,
+            action,
             f"no precision has this name{nearest(wish, precisions)}",
             f"choose: --precision {'|'.join(precisions)}",
         )

@@ -14,14 +14,16 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def result_to(out: Path | None, json: str | None, *, overwrite: bool, asked: str) -> Iterator[Callable[[Result], None]]:
+def result_to(
+    out: Path | None, json: str | None, *, overwrite: bool, action: str
+) -> Iterator[Callable[[Result], None]]:
     """Refuse existing files first; yield what delivers a result; deliver what an interruption left, too.
 
     Args:
         out: the option ``--out``.
         json: the option ``--json``.
         overwrite: permit replacing files.
-        asked: the wish, for error texts.
+        action: the wish, for error texts.
 
     Raises:
         UsageError: a file exists.
@@ -32,7 +34,7 @@ def result_to(out: Path | None, json: str | None, *, overwrite: bool, asked: str
 
     files = [path for path in (out, Path(json) if json not in (None, "-") else None) if path is not None]
     for path in files:
-        refuse_existing_result(path, overwrite=overwrite, asked=asked)
+        refuse_existing_result(path, overwrite=overwrite, action=action)
 
     def deliver(result: Result) -> None:
         for path in files:
@@ -49,7 +51,7 @@ def result_to(out: Path | None, json: str | None, *, overwrite: bool, asked: str
         raise
 
 
-def resumable(out: Path | None, *, wanted: bool, asked: str) -> Result | None:
+def resumable(out: Path | None, *, wanted: bool, action: str) -> Result | None:
     """The result to go on from with ``--resume``; None when there is none yet.
 
     Raises:
@@ -62,7 +64,7 @@ def resumable(out: Path | None, *, wanted: bool, asked: str) -> Result | None:
     if not wanted:
         return None
     if out is None:
-        raise UsageError(asked, "--resume goes on from the file of --out", "add: --out result.json")
+        raise UsageError(action, "--resume goes on from the file of --out", "add: --out result.json")
     if not out.exists():
         return None
     return read_result(out)
@@ -102,18 +104,18 @@ def separate(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     from vitedge.formats.artifact import MANIFEST
     from vitedge.formats.result import RESULT_JSON
 
-    asked = f"compare {' with '.join(str(path) for path in paths)}"
+    action = f"compare {' with '.join(str(path) for path in paths)}"
     artifacts = [path for path in paths if (path / MANIFEST).is_file()]
     results = [path for path in paths if path.is_file() or (path / RESULT_JSON).is_file()]
     neither = [str(path) for path in paths if path not in artifacts and path not in results]
     if neither:
         raise UsageError(
-            asked, f"{neither[0]} is neither an artifact nor a result", "name artifact folders, or results"
+            action, f"{neither[0]} is neither an artifact nor a result", "name artifact folders, or results"
         )
     if artifacts and results:
-        raise UsageError(asked, "an artifact and a result can't be compared", "name artifacts, or results")
+        raise UsageError(action, "an artifact and a result can't be compared", "name artifacts, or results")
     if len(artifacts) == 1 or len(results) > 2:
-        raise UsageError(asked, "a baseline and a candidate are needed", "run: vitedge compare BASELINE CANDIDATE")
+        raise UsageError(action, "a baseline and a candidate are needed", "run: vitedge compare BASELINE CANDIDATE")
     return artifacts, results
 
 

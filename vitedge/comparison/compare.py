@@ -103,7 +103,7 @@ def compare(baseline: tuple[Result, Row], candidate: tuple[Result, Row], allowed
         UsageError: measured on different machines or under different rules, or nothing that both have.
     """
     (before, old), (after, new) = baseline, candidate
-    asked = f"compare {name(new)} with {name(old)}"
+    action = f"compare {name(new)} with {name(old)}"
     budget = new.subject.budget
     wish = allowed or Allowed()
     limits = Allowed(
@@ -112,7 +112,7 @@ def compare(baseline: tuple[Result, Row], candidate: tuple[Result, Row], allowed
     )
     failures: list[str] = []
     cautions: list[str] = []
-    by_fastest, by_median = _latencies(baseline, candidate, asked)
+    by_fastest, by_median = _latencies(baseline, candidate, action)
     together = by_fastest is not None and _in_turns(old, new)
     if by_fastest is not None:
         _judge_latency(by_fastest, limits, failures, cautions)
@@ -128,8 +128,8 @@ def compare(baseline: tuple[Result, Row], candidate: tuple[Result, Row], allowed
     else:
         cautions.append("accuracy was measured on different images")
     if by_fastest is None and difference is None:
-        true = f"nothing was measured of both: {'; '.join(cautions)}"
-        raise UsageError(asked, true, "compare the artifacts themselves")
+        reason = f"nothing was measured of both: {'; '.join(cautions)}"
+        raise UsageError(action, reason, "compare the artifacts themselves")
     _judge_budget(new, failures, cautions)
     _judge_rows(old, new, failures, cautions)
     if before.partial or after.partial:
@@ -154,7 +154,7 @@ def name(row: Row) -> str:
     return f"{row.subject.target} {row.subject.precision}"
 
 
-def pairs(results: Sequence[Result], asked: str) -> list[tuple[tuple[Result, Row], tuple[Result, Row]]]:
+def pairs(results: Sequence[Result], action: str) -> list[tuple[tuple[Result, Row], tuple[Result, Row]]]:
     """(baseline, candidate) of one result's rows, the first of which is the baseline; or of two results' like rows.
 
     Raises:
@@ -168,7 +168,7 @@ def pairs(results: Sequence[Result], asked: str) -> list[tuple[tuple[Result, Row
         found = [(earlier[kind], later[kind]) for kind in earlier if kind in later]
     if not found or len(results) > 2:
         raise UsageError(
-            asked, "there's nothing to pair", "name one result with several rows, or two results of the same kinds"
+            action, "there's nothing to pair", "name one result with several rows, or two results of the same kinds"
         )
     return found
 
@@ -182,16 +182,16 @@ def _kind(row: Row) -> tuple[str, str, str, int]:
 
 
 def _latencies(
-    baseline: tuple[Result, Row], candidate: tuple[Result, Row], asked: str
+    baseline: tuple[Result, Row], candidate: tuple[Result, Row], action: str
 ) -> tuple[Ratio | None, Ratio | None]:
     (before, old), (after, new) = baseline, candidate
     if old.latency is None or new.latency is None:
         return None, None
     here, there = (result.circumstances for result in (before, after))
     if (here.processor, here.gpus) != (there.processor, there.gpus):
-        raise UsageError(asked, "they were measured on different machines", "compare the artifacts on one machine")
+        raise UsageError(action, "they were measured on different machines", "compare the artifacts on one machine")
     if old.latency.rules != new.latency.rules or old.subject.batch != new.subject.batch:
-        raise UsageError(asked, "their rules or batches differ", "compare the artifacts themselves, in one run")
+        raise UsageError(action, "their rules or batches differ", "compare the artifacts themselves, in one run")
     return ratio(old.latency, new.latency), ratio(old.latency, new.latency, typical=True)
 
 

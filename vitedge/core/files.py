@@ -47,7 +47,7 @@ def sha256_file(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def resource_errors(asked: str) -> Iterator[None]:
+def resource_errors(action: str) -> Iterator[None]:
     """Turn what a file system answers into words.
 
     Raises:
@@ -59,19 +59,19 @@ def resource_errors(asked: str) -> Iterator[None]:
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
         if error.errno in _NAME_ERRNOS:
-            raise UsageError(asked, f"{error.strerror}{place}; nothing was changed", "name another path") from error
+            raise UsageError(action, f"{error.strerror}{place}; nothing was changed", "name another path") from error
         if error.errno not in _RESOURCE_ERRNOS:
             raise
         raise ResourceError(
-            asked, f"{error.strerror}{place}; nothing was changed", "free space or permit writing there, then repeat"
+            action, f"{error.strerror}{place}; nothing was changed", "free space or permit writing there, then repeat"
         ) from error
     except MemoryError as error:
         raise ResourceError(
-            asked, "memory ran out; nothing was changed", "use a smaller batch or fewer samples"
+            action, "memory ran out; nothing was changed", "use a smaller batch or fewer samples"
         ) from error
 
 
-def refuse_existing(out: Path, *, overwrite: bool, asked: str) -> None:
+def refuse_existing(out: Path, *, overwrite: bool, action: str) -> None:
     """Refuse an output that exists, before any work is done.
 
     Raises:
@@ -80,13 +80,13 @@ def refuse_existing(out: Path, *, overwrite: bool, asked: str) -> None:
     if not os.path.lexists(out):
         return
     if not overwrite:
-        raise UsageError(asked, f"{out} already exists", "name another --out, or add --overwrite")
+        raise UsageError(action, f"{out} already exists", "name another --out, or add --overwrite")
     if not out.is_dir() or out.is_symlink():
-        raise UsageError(asked, f"{out} isn't a folder", "name another --out")
+        raise UsageError(action, f"{out} isn't a folder", "name another --out")
     marks = ("manifest.json", "model.json", "result.json", "report.html", "engines.json")
     if any(out.iterdir()) and not any((out / mark).exists() for mark in marks):
         raise UsageError(
-            asked, f"{out} holds files that vitedge didn't write; --overwrite would delete them", "name another --out"
+            action, f"{out} holds files that vitedge didn't write; --overwrite would delete them", "name another --out"
         )
 
 
@@ -102,19 +102,19 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(out: Path, asked: str) -> Iterator[None]:
+def locked(out: Path, action: str) -> Iterator[None]:
     """Hold the only permission to write ``out``; a second writer fails at once.
 
     Raises:
         ResourceError: another process is writing there.
     """
     lock = out.parent / f".{out.name}.lock"
-    with resource_errors(asked):
+    with resource_errors(action):
         out.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         if not _lock(descriptor, lock):
-            raise ResourceError(asked, f"another process is writing {out}", "wait for it, or name another --out")
+            raise ResourceError(action, f"another process is writing {out}", "wait for it, or name another --out")
         try:
             yield
         finally:
@@ -133,13 +133,13 @@ def _lock(descriptor: int, lock: Path) -> bool:
 
 
 @contextlib.contextmanager
-def new_folder(out: Path, *, overwrite: bool, asked: str, last: str | None = None) -> Iterator[Path]:
+def new_folder(out: Path, *, overwrite: bool, action: str, last: str | None = None) -> Iterator[Path]:
     """Yield an empty folder beside ``out``; on success it becomes ``out``, on any failure it's removed.
 
     Args:
         out: the destination.
         overwrite: permit replacing what stands there.
-        asked: the wish, for error texts.
+        action: the wish, for error texts.
         last: name of the file that completes the folder; it's flushed after all the others.
 
     Raises:
@@ -147,8 +147,8 @@ def new_folder(out: Path, *, overwrite: bool, asked: str, last: str | None = Non
         ResourceError: disk, permission, lock.
     """
     out = Path.cwd() / out
-    refuse_existing(out, overwrite=overwrite, asked=asked)
-    with locked(out, asked), resource_errors(asked):
+    refuse_existing(out, overwrite=overwrite, action=action)
+    with locked(out, action), resource_errors(action):
         _sweep(out)
         building = Path(tempfile.mkdtemp(prefix=f".{out.name}.building-", dir=out.parent))
         try:
@@ -205,13 +205,13 @@ def _sweep(out: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def write_atomic(path: Path, data: bytes | Iterable[bytes | memoryview], asked: str) -> None:
+def write_atomic(path: Path, data: bytes | Iterable[bytes | memoryview], action: str) -> None:
     """Write one file, whole or in pieces, so that readers see the old content or the new.
 
     Raises:
         ResourceError: disk, permission.
     """
-    with resource_errors(asked):
+    with resource_errors(action):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:

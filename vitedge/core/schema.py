@@ -112,7 +112,7 @@ def _finite(text: str) -> float:
     return value
 
 
-def load_toml(path: Path, kind: type[T], asked: str) -> T:
+def load_toml(path: Path, kind: type[T], action: str) -> T:
     """Read ``path`` as TOML into ``kind``.
 
     Raises:
@@ -122,14 +122,14 @@ def load_toml(path: Path, kind: type[T], asked: str) -> T:
         text = path.read_text(encoding="utf-8")
         return msgspec.convert(tomllib.loads(text, parse_float=_finite), kind)
     except OSError as error:
-        raise UsageError(asked, f"{path} can't be read: {error.strerror}", "name a readable TOML file") from error
+        raise UsageError(action, f"{path} can't be read: {error.strerror}", "name a readable TOML file") from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(asked, f"{path} isn't TOML: {error}", "correct the file") from error
+        raise UsageError(action, f"{path} isn't TOML: {error}", "correct the file") from error
     except RecursionError as error:
-        raise UsageError(asked, f"{path} is nested too deeply", "correct the file") from error
+        raise UsageError(action, f"{path} is nested too deeply", "correct the file") from error
     except (msgspec.ValidationError, ValueError) as error:
-        true, fix = _explain(error, kind, text)
-        raise UsageError(asked, f"{path}: {true}", fix) from error
+        reason, hint = _explain(error, kind, text)
+        raise UsageError(action, f"{path}: {reason}", hint) from error
 
 
 def encode_json(value: Any) -> bytes:
@@ -138,7 +138,7 @@ def encode_json(value: Any) -> bytes:
 
 
 def decode_json(
-    data: bytes, kind: type[T], *, asked: str, file: str, error_type: type[InputError] = ArtifactError
+    data: bytes, kind: type[T], *, action: str, file: str, error_type: type[InputError] = ArtifactError
 ) -> T:
     """Decode a JSON record that carries ``schema_version``; a newer one is refused with the version that wrote it.
 
@@ -152,14 +152,14 @@ def decode_json(
             raise ValueError(f"schema version {head.schema_version} doesn't exist")
         if head.schema_version > known:
             raise error_type(
-                asked,
+                action,
                 f"{file} has schema version {head.schema_version}; this vitedge reads up to {known}",
                 f'run: pip install "vitedge>={head.vitedge_version}"',
             )
         return msgspec.json.decode(data, type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        true, _ = _explain(error, kind, None)
-        raise error_type(asked, f"{file} isn't a valid record: {true}", "make it again, or copy it again") from error
+        reason, _ = _explain(error, kind, None)
+        raise error_type(action, f"{file} isn't a valid record: {reason}", "make it again, or copy it again") from error
 
 
 class _Head(msgspec.Struct):

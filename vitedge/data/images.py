@@ -47,8 +47,8 @@ def open_picture(data: bytes, name: str) -> Image.Image:
     Raises:
         ImageError: another format, more than :data:`MAX_PIXELS`, or a broken file.
     """
-    asked = f"read the picture {name}"
-    fix = "use a JPEG, PNG, WEBP or BMP file"
+    action = f"read the picture {name}"
+    hint = "use a JPEG, PNG, WEBP or BMP file"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and large sizes; both are judged here
@@ -58,11 +58,11 @@ def open_picture(data: bytes, name: str) -> Image.Image:
             picture.load()
             return picture
     except Image.DecompressionBombError as error:
-        raise ImageError(asked, f"it has more than {MAX_PIXELS:,} pixels", "shrink it") from error
+        raise ImageError(action, f"it has more than {MAX_PIXELS:,} pixels", "shrink it") from error
     except UnidentifiedImageError as error:
-        raise ImageError(asked, "it's not a JPEG, PNG, WEBP or BMP picture", fix) from error
+        raise ImageError(action, "it's not a JPEG, PNG, WEBP or BMP picture", hint) from error
     except Exception as error:  # Pillow's decoders raise many kinds for broken files
-        raise ImageError(asked, f"{type(error).__name__}: {error}", fix) from error
+        raise ImageError(action, f"{type(error).__name__}: {error}", hint) from error
 
 
 def read_picture(path: Path) -> Image.Image:
@@ -98,7 +98,7 @@ class ImageSet:
     sharded: bool = False  # members are "offset:size:shard"
 
     @classmethod
-    def open(cls, source: str | Path, *, asked: str = "read images") -> ImageSet:
+    def open(cls, source: str | Path, *, action: str = "read images") -> ImageSet:
         """List the pictures of ``source`` without decoding any.
 
         Raises:
@@ -107,25 +107,25 @@ class ImageSet:
         """
         path = Path(source)
         if shards := shard_files(path):
-            samples, classes = read_shards(shards, SUFFIXES, asked)
+            samples, classes = read_shards(shards, SUFFIXES, action)
             if not samples:
-                raise UsageError(asked, f"{path} holds no JPEG, PNG, WEBP or BMP files", LAYOUT)
+                raise UsageError(action, f"{path} holds no JPEG, PNG, WEBP or BMP files", LAYOUT)
             records = tuple(ImageRecord(_readable(sample.name), sample.label) for sample in samples)
             places = tuple(f"{sample.offset}:{sample.size}:{sample.shard}" for sample in samples)
             return cls(path, classes, records, places, sharded=True)
         if not os.path.exists(path):  # noqa: PTH110 - Path.exists raises for names that are too long
-            raise UsageError(asked, f"{path} doesn't exist", LAYOUT)
+            raise UsageError(action, f"{path} doesn't exist", LAYOUT)
         if not path.is_dir() and not path.is_file():
-            raise UsageError(asked, f"{path} is neither a folder nor a file", LAYOUT)
+            raise UsageError(action, f"{path} is neither a folder nor a file", LAYOUT)
         if path.is_dir():
-            found = [(file.relative_to(path).as_posix(), str(file)) for file in _walk(path, asked)]
+            found = [(file.relative_to(path).as_posix(), str(file)) for file in _walk(path, action)]
         elif path.suffix.lower() in SUFFIXES:
             found = [(path.name, str(path))]
         else:
-            found = [(name, name) for name in _archive_names(path, asked)]
+            found = [(name, name) for name in _archive_names(path, action)]
         found = sorted((_readable(name), member) for name, member in found)
         if not found:
-            raise UsageError(asked, f"{path} holds no JPEG, PNG, WEBP or BMP files", LAYOUT)
+            raise UsageError(action, f"{path} holds no JPEG, PNG, WEBP or BMP files", LAYOUT)
         parts = [PurePosixPath(name).parts for name, _ in found]
         depth = 0  # folders that everything has in common ("train/") aren't classes
         while all(len(part) > depth + 2 for part in parts) and len({part[depth] for part in parts}) == 1:
@@ -192,32 +192,32 @@ class ImageSet:
         ]
         return sorted(range(len(self)), key=lambda index: keys[index])
 
-    def labels(self, folders: Sequence[str | None], *, asked: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    def labels(self, folders: Sequence[str | None], *, action: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Class ids of all records, int64 [len(self)], by a model's table of class folders (index is the id).
 
         Raises:
             UsageError: the set has no class folders, or one that the model doesn't know.
         """
         if not self.classes:
-            raise UsageError(asked, f"{self.source} has no class folders", LAYOUT)
+            raise UsageError(action, f"{self.source} has no class folders", LAYOUT)
         ids = {folder: index for index, folder in enumerate(folders) if folder is not None}
         unknown = [folder for folder in self.classes if folder not in ids]
         if unknown:
             raise UsageError(
-                asked,
+                action,
                 f"{len(unknown)} class folders of {self.source} aren't among the model's: {', '.join(unknown[:5])}",
                 f"the model's are: {', '.join(list(ids)[:10])}",
             )
         return np.array([ids[record.folder] for record in self.records if record.folder is not None], dtype=np.int64)
 
 
-def _walk(folder: Path, asked: str) -> Iterator[Path]:
+def _walk(folder: Path, action: str) -> Iterator[Path]:
     """The pictures of a folder and those below it; hidden files and folders aren't among them, nor linked folders."""
 
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):  # a folder that has just gone holds nothing
-            fix = "make it readable, or leave it out"
-            raise UsageError(asked, f"{error.filename} can't be read: {error.strerror}", fix) from error
+            hint = "make it readable, or leave it out"
+            raise UsageError(action, f"{error.filename} can't be read: {error.strerror}", hint) from error
 
     for place, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -236,7 +236,7 @@ def _readable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _archive_names(path: Path, asked: str) -> list[str]:
+def _archive_names(path: Path, action: str) -> list[str]:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -247,8 +247,8 @@ def _archive_names(path: Path, asked: str) -> list[str]:
     except InputError:
         raise
     except Exception as error:  # broken archives raise many kinds
-        raise ImageError(asked, f"{path}: {type(error).__name__}: {error}", "make the archive again") from error
-    raise UsageError(asked, f"{path} is neither a folder nor a .zip or .tar archive", LAYOUT)
+        raise ImageError(action, f"{path}: {type(error).__name__}: {error}", "make the archive again") from error
+    raise UsageError(action, f"{path} is neither a folder nor a .zip or .tar archive", LAYOUT)
 
 
 def _archive_read(images: ImageSet, member: str) -> bytes:

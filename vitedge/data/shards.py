@@ -53,13 +53,13 @@ def shard_files(source: Path) -> list[Path]:
     return [source] if source.suffix.lower() == ".tar" and _holds_labels(source) else []
 
 
-def read_shards(shards: Sequence[Path], suffixes: Sequence[str], asked: str) -> tuple[list[Sample], tuple[str, ...]]:
+def read_shards(shards: Sequence[Path], suffixes: Sequence[str], action: str) -> tuple[list[Sample], tuple[str, ...]]:
     """All samples, in the order of their names, and the classes in the order of their ids.
 
     Args:
         shards: the archives.
         suffixes: of the files that are pictures.
-        asked: the wish, for error texts.
+        action: the wish, for error texts.
 
     Raises:
         UsageError: a shard is missing.
@@ -68,16 +68,16 @@ def read_shards(shards: Sequence[Path], suffixes: Sequence[str], asked: str) -> 
     samples = []
     for shard in shards:
         try:
-            samples += list(_samples(shard, tuple(suffixes), asked))
+            samples += list(_samples(shard, tuple(suffixes), action))
         except FileNotFoundError as error:
-            raise UsageError(asked, f"the shard {shard} doesn't exist", "correct the range, or copy it") from error
+            raise UsageError(action, f"the shard {shard} doesn't exist", "correct the range, or copy it") from error
         except (tarfile.TarError, OSError, EOFError, ValueError, RecursionError) as error:
-            raise ImageError(asked, f"{shard}: {type(error).__name__}: {error}", "make the shard again") from error
-    names, labels = _named(sorted(samples, key=lambda sample: sample.name), shards[0].parent / CLASSES, asked)
+            raise ImageError(action, f"{shard}: {type(error).__name__}: {error}", "make the shard again") from error
+    names, labels = _named(sorted(samples, key=lambda sample: sample.name), shards[0].parent / CLASSES, action)
     return names, labels
 
 
-def _named(samples: list[Sample], table: Path, asked: str) -> tuple[list[Sample], tuple[str, ...]]:
+def _named(samples: list[Sample], table: Path, action: str) -> tuple[list[Sample], tuple[str, ...]]:
     """Numbers become ids (named by ``table`` where there is one); names are sorted."""
     found = {sample.label for sample in samples}
     if not all(label.isdecimal() for label in found):
@@ -88,10 +88,12 @@ def _named(samples: list[Sample], table: Path, asked: str) -> tuple[list[Sample]
     except FileNotFoundError:
         names = tuple(map(str, range(len(ids))))
     except (OSError, UnicodeDecodeError) as error:
-        raise ImageError(asked, f"{table} can't be read: {error}", "give a UTF-8 text file, one name a line") from error
+        raise ImageError(
+            action, f"{table} can't be read: {error}", "give a UTF-8 text file, one name a line"
+        ) from error
     if len(set(names)) != len(names) or (ids and ids[-1] >= len(names)):
         raise ImageError(
-            asked,
+            action,
             f"the shards' {len(ids)} classes go up to number {ids[-1]}; that isn't a number of {len(names)} "
             "different classes",
             f"number them 0, 1, 2, …, or name every class in {CLASSES}",
@@ -101,7 +103,7 @@ def _named(samples: list[Sample], table: Path, asked: str) -> tuple[list[Sample]
     ], names
 
 
-def _samples(shard: Path, suffixes: tuple[str, ...], asked: str) -> Iterator[Sample]:
+def _samples(shard: Path, suffixes: tuple[str, ...], action: str) -> Iterator[Sample]:
     pictures: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, str] = {}
     with tarfile.open(shard, "r:") as tar:
@@ -111,7 +113,7 @@ def _samples(shard: Path, suffixes: tuple[str, ...], asked: str) -> Iterator[Sam
                 continue
             if f".{extension.rsplit('.', 1)[-1]}" in suffixes:
                 if key in pictures:
-                    raise ImageError(asked, f"{shard.name} holds two pictures named '{key}'", "rename one")
+                    raise ImageError(action, f"{shard.name} holds two pictures named '{key}'", "rename one")
                 pictures[key] = info
             elif extension in ("cls", "json") and info.size <= MAX_LABEL_BYTES and key not in labels:
                 stream = tar.extractfile(info)
@@ -121,7 +123,7 @@ def _samples(shard: Path, suffixes: tuple[str, ...], asked: str) -> Iterator[Sam
                     labels[key] = label
     for key, info in pictures.items():
         if key not in labels:
-            raise ImageError(asked, f"{info.name} in {shard.name} has no class", LABELS)
+            raise ImageError(action, f"{info.name} in {shard.name} has no class", LABELS)
         yield Sample(f"{shard.name}/{info.name}", shard, info.offset_data, info.size, labels[key])
 
 

@@ -40,7 +40,7 @@ def classify(session: Session, images: ImageSet, top_k: int = 5) -> Iterator[Cla
         except ImageError as error:
             if len(images) == 1:
                 raise
-            yield Classified(picture=record.name, problem=error.true)
+            yield Classified(picture=record.name, problem=error.reason)
             continue
         answers = tuple(Answer(label=answer.label, probability=answer.probability) for answer in found)
         yield Classified(picture=record.name, answers=answers)

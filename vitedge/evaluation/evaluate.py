@@ -81,16 +81,16 @@ def evaluate(
         NotInstalledError: a runtime isn't installed.
         Stopped: interrupted; it holds what was evaluated until then.
     """
-    asked = f"evaluate on {images.source}"
+    action = f"evaluate on {images.source}"
     if limit is not None and limit < len(images):
         images = images.subset(sorted(images.order(0)[:limit]))
     classes = artifacts[0].manifest.classes
     if any(artifact.manifest.classes != classes for artifact in artifacts):
-        raise UsageError(asked, "the artifacts have different classes", "evaluate them one at a time")
-    labels = images.labels([label.folder for label in classes], asked=asked)
+        raise UsageError(action, "the artifacts have different classes", "evaluate them one at a time")
+    labels = images.labels([label.folder for label in classes], action=action)
     digests = _digests(images)
     for artifact in artifacts:
-        refuse_calibrated(artifact, digests, images, asked)
+        refuse_calibrated(artifact, digests, images, action)
 
     reference = reference_artifact(artifacts)
     with contextlib.ExitStack() as stack:
@@ -142,7 +142,7 @@ def evaluate(
             passed_over = set(skipped)
             before = range(min(start, len(images)))
             indices += [index for index in before if images.records[index].name not in passed_over]
-            _refuse_other(resume, Result(created=created, circumstances=where, rows=tuple(rows), data=data()), asked)
+            _refuse_other(resume, Result(created=created, circumstances=where, rows=tuple(rows), data=data()), action)
             resumed = (*resume.resumed, created) if resume.partial else resume.resumed
             created = resume.created
             for part, row in zip(parts, resume.rows, strict=True):
@@ -156,7 +156,7 @@ def evaluate(
                 skipped += ready.skipped
                 if len(skipped) > MOST_UNREADABLE * len(images):
                     raise ImageError(
-                        asked,
+                        action,
                         f"more than 1 % of the images can't be read, among them {', '.join(skipped[:5])}",
                         "replace or remove them",
                     )
@@ -181,13 +181,13 @@ def _chunk_size(sessions: Sequence[Session]) -> int:
     return whole * -(-CHUNK // whole)
 
 
-def _refuse_other(earlier: Result, beginning: Result, asked: str) -> None:
+def _refuse_other(earlier: Result, beginning: Result, action: str) -> None:
     """Refuse to go on from a result of other artifacts, images, versions or another machine.
 
     Args:
         earlier: what was evaluated before.
         beginning: what this run would have written of the same images.
-        asked: the wish, for the error text.
+        action: the wish, for the error text.
 
     Raises:
         UsageError: the two differ.
@@ -205,7 +205,7 @@ def _refuse_other(earlier: Result, beginning: Result, asked: str) -> None:
     ]
     if other:
         raise UsageError(
-            f"{asked}, going on from an earlier result",
+            f"{action}, going on from an earlier result",
             f"it's of other {' and '.join(other)}".replace("other a ", "another "),
             "name another --out, or begin anew with --overwrite",
         )
@@ -222,14 +222,14 @@ def reference_row(rows: Sequence[Row]) -> Row | None:
     return next((row for row in evaluated if row.subject.precision == "fp32"), evaluated[0] if evaluated else None)
 
 
-def refuse_calibrated(artifact: Artifact, digests: Sequence[str | None], images: ImageSet, asked: str) -> None:
+def refuse_calibrated(artifact: Artifact, digests: Sequence[str | None], images: ImageSet, action: str) -> None:
     """Refuse to evaluate on what was calibrated on.
 
     Args:
         artifact: its manifest knows its calibration images by digest.
         digests: hex SHA-256 of each image; None where it couldn't be read.
         images: for their names.
-        asked: the wish, for the error text.
+        action: the wish, for the error text.
 
     Raises:
         UsageError: some of the images were calibrated on.
@@ -241,7 +241,7 @@ def refuse_calibrated(artifact: Artifact, digests: Sequence[str | None], images:
     both = [index for index, digest in enumerate(digests) if digest is not None and digest[:16] in known]
     if both:
         raise UsageError(
-            asked,
+            action,
             f"{artifact.manifest.name} was calibrated on {len(both)} of these {len(images)} images, "
             f"among them {images.records[both[0]].name}",
             "evaluate on images that were kept out of calibration",

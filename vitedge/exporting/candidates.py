@@ -132,7 +132,7 @@ def gather(plan: Plan, progress: Progress) -> Materials:
     if plan.recipe is None or plan.images is None:
         return Materials(plan, graph, pictures, inputs, reference)
     settings = plan.recipe.observe
-    statistics, calibration = calibrate(plan.model, graph, plan.images, settings, asked=plan.asked, progress=progress)
+    statistics, calibration = calibrate(plan.model, graph, plan.images, settings, action=plan.action, progress=progress)
     jury = summon(
         plan.model,
         graph,
@@ -141,16 +141,16 @@ def gather(plan: Plan, progress: Progress) -> Materials:
         plan.held_out,
         seed=settings.seed,
         most=evaluate.MOST if plan.budget else evaluate.usual(record.preprocessing.size),
-        asked=plan.asked,
+        action=plan.action,
         progress=progress,
     )
     if plan.budget and jury.seen == "calibration":
         raise UsageError(
-            plan.asked,
+            plan.action,
             f"a budget needs pictures that calibration doesn't see; {plan.images.source.name} has too few left",
             "name others: --held-out DIR",
         )
-    plan.budget.require(len(jury), labelled=jury.labels is not None, source=jury.source, asked=plan.asked)
+    plan.budget.require(len(jury), labelled=jury.labels is not None, source=jury.source, action=plan.action)
     return Materials(plan, graph, pictures, inputs, reference, statistics, calibration, jury)
 
 
@@ -188,7 +188,7 @@ def build(
         min_agreement_pct=plan.budget.min_agreement,
     )
     progress("prove", 0, 1)
-    with trial(manifest, placed, plan.asked) as running:
+    with trial(manifest, placed, plan.action) as running:
         logits = running.run(materials.inputs)
         _finite(plan, logits, "the placed graph's logits")
         if running.session is not None:
@@ -211,7 +211,7 @@ def preflight(plan: Plan, placed: Placed) -> None:
     findings = runtimes.part(plan.target.runtime, "preflight").check(placed.files[placed.graph], plan.target)
     if findings:
         raise ArtifactError(
-            plan.asked,
+            plan.action,
             f"{plan.target.runtime} {plan.target.runtime_min} can't take this graph: {'; '.join(findings[:8])}",
             "export with another --precision, or simplify the model's graph",
         )
@@ -231,12 +231,12 @@ def _prove(plan: Plan, manifest: Manifest, session: Session) -> None:
 
 def _not_as_planned(plan: Plan, what: str) -> InvalidResultError:
     """The error for a graph that its runtime executes in another way; one that is newer than tested is a reason."""
-    why, fix = runtimes.fuses_otherwise(plan.target.runtime)
-    fix = f"{fix}, or " if fix else ""
+    why, hint = runtimes.fuses_otherwise(plan.target.runtime)
+    hint = f"{hint}, or " if hint else ""
     return InvalidResultError(
-        plan.asked,
+        plan.action,
         f"{what}. {why}" if why else what,
-        f"nothing was published; {fix}export another --precision, or report this graph",
+        f"nothing was published; {hint}export another --precision, or report this graph",
     )
 
 
@@ -262,7 +262,7 @@ def _as_written(plan: Plan, placed: Placed, logits: NDArray[np.float32], inputs:
 def _finite(plan: Plan, logits: NDArray[np.float32], what: str) -> None:
     if not np.isfinite(logits).all():
         raise InvalidResultError(
-            plan.asked,
+            plan.action,
             f"{what} aren't finite on the golden pictures",
             "nothing was published; check the model's weights",
         )

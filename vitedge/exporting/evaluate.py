@@ -45,13 +45,13 @@ class Trial:
 
 
 @contextlib.contextmanager
-def trial(manifest: Manifest, placed: Placed, asked: str, *, threads: int | None = 1) -> Iterator[Trial]:
+def trial(manifest: Manifest, placed: Placed, action: str, *, threads: int | None = 1) -> Iterator[Trial]:
     """Open a placed graph in its runtime where that runs here, else interpret its arithmetic.
 
     Args:
         manifest: as it will be written, or nearly.
         placed: the graph.
-        asked: the wish, for error texts.
+        action: the wish, for error texts.
         threads: of a session; None: the target's.
 
     Raises:
@@ -63,10 +63,10 @@ def trial(manifest: Manifest, placed: Placed, asked: str, *, threads: int | None
         from vitedge.runtimes.interpreter import run_graph
 
         graph = placed.interpretable
-        version = runtimes.require("onnxruntime", asked)
+        version = runtimes.require("onnxruntime", action)
         yield Trial(lambda frames: run_graph(graph, frames), f"interpreted by onnxruntime {version}", None)
         return
-    version = runtimes.require(target.runtime, asked)
+    version = runtimes.require(target.runtime, action)
     with tempfile.TemporaryDirectory(prefix="vitedge-") as folder:
         for name, data in placed.files.items():
             (Path(folder) / name).write_bytes(data)
@@ -130,7 +130,7 @@ def summon(
     *,
     seed: int,
     most: int,
-    asked: str,
+    action: str,
     progress: Progress = silent,
 ) -> Jury:
     """The pictures that judge, with the float graph's logits.
@@ -146,7 +146,7 @@ def summon(
         held_out: the user's own.
         seed: of the order.
         most: pictures at most.
-        asked: the wish, for error texts.
+        action: the wish, for error texts.
         progress: called with ("judge", pictures done, pictures).
 
     Raises:
@@ -164,13 +164,13 @@ def summon(
         both = [digest for digest in _digests(own) if digest[:16] in known]
         if both:
             raise UsageError(
-                asked,
+                action,
                 f"{len(both)} of the {len(own)} held-out pictures of {own.source.name} were calibrated on",
                 "hold out pictures that calibration doesn't see",
             )
     if not readable:
-        raise UsageError(asked, f"no picture of {images.source} can be read", "name others: --held-out DIR")
-    embedded.refuse_display({digest for _, digest, _ in readable}, asked)
+        raise UsageError(action, f"no picture of {images.source} can be read", "name others: --held-out DIR")
+    embedded.refuse_display({digest for _, digest, _ in readable}, action)
     seen: Literal["held-out", "calibration"] = "calibration" if readable[0][1][:16] in known else "held-out"
     frames = np.stack([frame for _, _, frame in readable])
     indices = [index for index, _, _ in readable]
@@ -185,7 +185,7 @@ def summon(
         names=tuple(images.records[index].name for index in indices),
         frames=frames,
         reference=np.concatenate(logits),
-        labels=_labels(model, images, indices, required=held_out is not None and bool(images.classes), asked=asked),
+        labels=_labels(model, images, indices, required=held_out is not None and bool(images.classes), action=action),
         classes=tuple(entry.name for entry in model.record.classes),
     )
 
@@ -217,7 +217,7 @@ def _digests(images: ImageSet) -> Iterator[str]:
 
 
 def _labels(
-    model: Model, images: ImageSet, indices: Sequence[int], *, required: bool, asked: str
+    model: Model, images: ImageSet, indices: Sequence[int], *, required: bool, action: str
 ) -> NDArray[np.int64] | None:
     """True class ids, or None where the folders aren't the model's classes.
 
@@ -226,7 +226,7 @@ def _labels(
     """
     folders = [entry.folder for entry in model.record.classes]
     try:
-        labels = images.labels(folders, asked=asked)
+        labels = images.labels(folders, action=action)
     except UsageError:
         if required:
             raise

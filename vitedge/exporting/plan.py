@@ -44,7 +44,7 @@ class Plan:
     overwrite: bool = False
 
     @property
-    def asked(self) -> str:
+    def action(self) -> str:
         """The wish, for error texts."""
         return f"export {self.model.record.name} to {self.target.name} in {self.precision}"
 
@@ -126,40 +126,40 @@ def plan_export(
     )
     if autotune and not runs_here(target):
         raise UsageError(
-            f"{plan.asked}, by measuring",
+            f"{plan.action}, by measuring",
             elsewhere(target) or f"{target.runtime} doesn't run here",
             "let its candidates travel (--with-candidates), and choose on the device: vitedge build ARTIFACT",
         )
     if with_candidates and len(candidates) < 2:
         raise UsageError(
-            f"{plan.asked} with its candidates",
+            f"{plan.action} with its candidates",
             f"{target.name} has one candidate in {precision}",
             "add those of other precisions: --precision auto",
         )
     if plan.batch < 1:
-        raise UsageError(plan.asked, f"the batch is {plan.batch}", "use a batch of at least 1")
-    refuse_existing(plan.out, overwrite=overwrite, asked=plan.asked)
+        raise UsageError(plan.action, f"the batch is {plan.batch}", "use a batch of at least 1")
+    refuse_existing(plan.out, overwrite=overwrite, action=plan.action)
     if explain:
-        refuse_existing(plan.picture, overwrite=overwrite, asked=plan.asked)
+        refuse_existing(plan.picture, overwrite=overwrite, action=plan.action)
     _require_writers(plan)
     if not plan.quantized:
         if budget:
-            raise UsageError(plan.asked, "nothing is quantized, so there is nothing to lose", "leave the budget out")
+            raise UsageError(plan.action, "nothing is quantized, so there is nothing to lose", "leave the budget out")
         return plan
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     if num_samples is not None:
         if num_samples < 1:
-            raise UsageError(plan.asked, f"--num-samples is {num_samples}", "use at least 1")
+            raise UsageError(plan.action, f"--num-samples is {num_samples}", "use at least 1")
         recipe = replace(recipe, observe=replace(recipe.observe, num_samples=num_samples))
     images = _calibration_images(plan, data)
     wanted = recipe.observe.num_samples
     if len(images) < wanted:
         raise UsageError(
-            plan.asked,
+            plan.action,
             f"recipe '{recipe.name}' observes {wanted} images; {images.source.name} has {len(images)}",
             f"name a larger --data folder, or add: --num-samples {len(images)}",
         )
-    judges = None if held_out is None else embedded.open_images(held_out, asked=plan.asked)
+    judges = None if held_out is None else embedded.open_images(held_out, action=plan.action)
     return changed(plan, recipe=recipe, images=images, held_out=judges)
 
 
@@ -183,11 +183,11 @@ def _makeable(target: Target, candidates: tuple[Candidate, ...]) -> tuple[Candid
     here = runs_here(target)
     found = tuple(each for each in candidates if not packages[each] or (here and packages[each] not in absent))
     if not found:
-        asked, package = f"form '{candidates[0].form}' of target '{target.name}'", packages[candidates[0]]
+        action, package = f"form '{candidates[0].form}' of target '{target.name}'", packages[candidates[0]]
         if absent:
-            raise NotInstalledError.for_extra(asked, package, package)
+            raise NotInstalledError.for_extra(action, package, package)
         raise UsageError(
-            asked,
+            action,
             f"its arithmetic is {package}'s, so only a machine like the target can judge it; {elsewhere(target)}",
             "export it there, or use another form",
         )
@@ -214,7 +214,7 @@ def describe(plan: Plan) -> dict[str, Any]:
     }
 
 
-def require_host(asked: str) -> None:
+def require_host(action: str) -> None:
     """Demand the packages that read and write graphs.
 
     Raises:
@@ -222,22 +222,22 @@ def require_host(asked: str) -> None:
     """
     for package in ("onnx", "onnxruntime", "safetensors"):
         if importlib.util.find_spec(package) is None:
-            raise NotInstalledError.for_extra(asked, package, "host")
+            raise NotInstalledError.for_extra(action, package, "host")
 
 
 def _require_writers(plan: Plan) -> None:
     """The ``host`` extra, and the runtime where its files are its own format."""
-    require_host(plan.asked)
+    require_host(plan.action)
     if plan.target.runtime == "openvino":  # the intermediate representation is written by OpenVINO itself
-        runtimes.require("openvino", plan.asked)
+        runtimes.require("openvino", plan.action)
 
 
 def _calibration_images(plan: Plan, data: str | Path | None) -> ImageSet:
     if data is not None:
-        return embedded.open_images(data, asked=plan.asked)
+        return embedded.open_images(data, action=plan.action)
     if plan.model.record.origin.kind != "embedded":
         raise UsageError(
-            plan.asked,
+            plan.action,
             f"{plan.precision} needs calibration images; the embedded ones serve the embedded model alone",
             "name a folder of pictures like those the model will see: --data images/",
         )

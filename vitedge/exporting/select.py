@@ -61,7 +61,7 @@ def candidates(materials: Materials, progress: Progress) -> tuple[list[Built], d
         except (InvalidResultError, ArtifactError) as error:
             if not everyone and plan.precision != AUTO:
                 raise
-            failed[candidate], first = error.true, first or error
+            failed[candidate], first = error.reason, first or error
             continue
         if built is not None:
             judged.append(built)
@@ -73,13 +73,13 @@ def candidates(materials: Materials, progress: Progress) -> tuple[list[Built], d
         raise first
     if not judged:
         raise InvalidResultError(
-            plan.asked,
+            plan.action,
             "no group of layers gains time by being quantized here",
             "nothing was published; use the target's float precision",
         )
     lost = "; ".join([*map(_loss, judged), *(f"{one.form} failed: {why}" for one, why in failed.items())])
     raise InvalidResultError(
-        plan.asked,
+        plan.action,
         f"the budget is {plan.budget}, and no candidate holds it: {lost}",
         "nothing was published; allow more, hold out more pictures (a narrower interval), or use another --precision",
     )
@@ -209,17 +209,17 @@ def _divergence(materials: Materials, built: Built, placed: Placed) -> float:
     """Mean KL of a graph's arithmetic to the float logits, on the first pictures of the jury."""
     from vitedge.runtimes.interpreter import run_graph
 
-    jury, asked, graph = materials.jury, materials.plan.asked, placed.interpretable
+    jury, action, graph = materials.jury, materials.plan.action, placed.interpretable
     assert jury is not None
     if graph is None:  # its runtime alone knows its arithmetic
-        with trial(replace(built.manifest, layers=placed.layers), placed, asked) as running:
+        with trial(replace(built.manifest, layers=placed.layers), placed, action) as running:
             return jury.judge(running, SCANNED).divergence
     key = sha256("\0".join([jury.digest, str(SCANNED), *_rounding(materials.graph, graph)]).encode())
     kept = cache_folder() / "sensitivity" / f"{key[:32]}.json"
     with contextlib.suppress(OSError, InputError):
-        return decode_json(kept.read_bytes(), _Divergence, asked=asked, file=kept.name).divergence
+        return decode_json(kept.read_bytes(), _Divergence, action=action, file=kept.name).divergence
     found = jury.judge(Trial(lambda frames: run_graph(graph, frames), "", None), SCANNED).divergence
-    write_atomic(kept, encode_json(_Divergence(divergence=found)), asked)
+    write_atomic(kept, encode_json(_Divergence(divergence=found)), action)
     return found
 
 
@@ -249,7 +249,7 @@ def _saved(materials: Materials, built: Built, groups: Sequence[Group]) -> dict[
         return None
     profiles = []
     for placed in (plain, built.placed):
-        with trial(built.manifest, placed, materials.plan.asked) as running:
+        with trial(built.manifest, placed, materials.plan.action) as running:
             if running.session is None:
                 return None
             profiles.append(fastest(running.session.profile(materials.frames, PROFILED)))
@@ -316,7 +316,7 @@ def _judged(
             progress("steps", number, len(drawn))
             layers = placed.layers if left else built.manifest.layers
             manifest = replace(built.manifest, layers=layers, runtime_options=dict(placed.runtime_options))
-            trials.append(stack.enter_context(trial(manifest, placed, plan.asked, threads=None)))
+            trials.append(stack.enter_context(trial(manifest, placed, plan.action, threads=None)))
             found.append(jury.judge(trials[-1], DRAWN))
         progress("steps", len(drawn), len(drawn))
         sessions = [running.session for running in trials if running.session is not None]

@@ -56,7 +56,7 @@ def export(plan: Plan, progress: Progress = silent) -> Artifact:
             budget.
         ResourceError: disk, memory, permission, or another export to the same folder.
     """
-    with resource_errors(plan.asked):
+    with resource_errors(plan.action):
         materials = gather(plan, progress)
         judged, failed = candidates(materials, progress)
         fit = [built for built in judged if built.holds is not False]
@@ -66,7 +66,9 @@ def export(plan: Plan, progress: Progress = silent) -> Artifact:
         judged = [built for built in judged if built.candidate not in failed]
         fit = [built for built in fit if built.candidate not in failed]
         if not fit:
-            raise InvalidResultError(plan.asked, "; ".join(failed.values()), "nothing was published; report this graph")
+            raise InvalidResultError(
+                plan.action, "; ".join(failed.values()), "nothing was published; report this graph"
+            )
         chosen = min(fit, key=lambda built: times.get(built.candidate, 0.0))  # of equals the first
         carried = {built.candidate: _folder(built) for built in fit if plan.with_candidates and built is not chosen}
         results = tuple(
@@ -88,7 +90,7 @@ def export(plan: Plan, progress: Progress = silent) -> Artifact:
                 inside = artifact_files(alone, _files(materials, built))
                 files |= {f"{_folder(built)}/{name}": data for name, data in inside.items()}
         manifest = replace(chosen.manifest, candidates=results)
-        return write_artifact(plan.out, manifest, files, overwrite=plan.overwrite, asked=plan.asked)
+        return write_artifact(plan.out, manifest, files, overwrite=plan.overwrite, action=plan.action)
 
 
 def _folder(built: Built) -> str:
@@ -108,15 +110,15 @@ def _files(materials: Materials, built: Built) -> dict[str, bytes]:
 
 def _measured(materials: Materials, fit: Sequence[Built], progress: Progress) -> dict[Candidate, Speed]:
     """Every candidate that holds the budget, measured in turns on this machine."""
-    asked = materials.plan.asked
+    action = materials.plan.action
     with tempfile.TemporaryDirectory(prefix="vitedge-") as folder:
         artifacts = [
             write_artifact(
-                Path(folder) / str(number), built.manifest, _files(materials, built), overwrite=False, asked=asked
+                Path(folder) / str(number), built.manifest, _files(materials, built), overwrite=False, action=action
             )
             for number, built in enumerate(fit)
         ]
-        found = speeds(artifacts, asked=asked, progress=progress)
+        found = speeds(artifacts, action=action, progress=progress)
     return {built.candidate: speed for built, speed in zip(fit, found, strict=True)}
 
 
@@ -131,7 +133,7 @@ def explain(plan: Plan, artifact: Artifact) -> Explained:
     materials = Materials(plan, load(plan.model.onnx_path), {}, inputs, reference)
     placed, frames = materials.plain, materials.frames
     assert placed is not None
-    with trial(replace(manifest, layers=placed.layers), placed, plan.asked) as running:
+    with trial(replace(manifest, layers=placed.layers), placed, plan.action) as running:
         before = running.session.profile(frames, PROFILED) if running.session else ()
     with open_session(artifact, OpenOptions(threads=1)) as session:
         after = session.profile(frames, PROFILED)

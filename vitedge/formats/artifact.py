@@ -144,22 +144,22 @@ class Artifact:
             ArtifactError: not an artifact, a newer schema, a missing or altered file (named).
         """
         folder = Path(path)
-        asked = f"open the artifact {folder}"
+        action = f"open the artifact {folder}"
         if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for names that are too long
-            raise UsageError(asked, "there is no such folder", "run: vitedge export MODEL --target T --out ARTIFACT")
+            raise UsageError(action, "there is no such folder", "run: vitedge export MODEL --target T --out ARTIFACT")
         try:
             data = (folder / MANIFEST).read_bytes()
             expected = (folder / MANIFEST_DIGEST).read_bytes()
         except OSError as error:
             name = Path(str(error.filename)).name
-            raise ArtifactError(asked, f"{name} can't be read: {error.strerror}", COPY_AGAIN) from error
+            raise ArtifactError(action, f"{name} can't be read: {error.strerror}", COPY_AGAIN) from error
         if expected != _digest_line(data):
-            raise ArtifactError(asked, f"{MANIFEST} isn't what was written ({MANIFEST_DIGEST} differs)", COPY_AGAIN)
-        manifest = decode_json(data, Manifest, asked=asked, file=MANIFEST)
-        check_digests(folder, manifest.files, asked, ArtifactError, COPY_AGAIN)
+            raise ArtifactError(action, f"{MANIFEST} isn't what was written ({MANIFEST_DIGEST} differs)", COPY_AGAIN)
+        manifest = decode_json(data, Manifest, action=action, file=MANIFEST)
+        check_digests(folder, manifest.files, action, ArtifactError, COPY_AGAIN)
         for name in (manifest.graph, GOLDEN_INPUTS, GOLDEN_LOGITS, GOLDEN_REFERENCE, *manifest.golden.pictures):
             if name not in manifest.files:
-                raise ArtifactError(asked, f"{MANIFEST} doesn't list {name}", COPY_AGAIN)
+                raise ArtifactError(action, f"{MANIFEST} doesn't list {name}", COPY_AGAIN)
         return cls(folder, manifest)
 
     @property
@@ -229,7 +229,7 @@ def artifact_files(manifest: Manifest, files: Mapping[str, bytes]) -> dict[str, 
 
 
 def write_artifact(
-    out: str | Path, manifest: Manifest, files: Mapping[str, bytes], *, overwrite: bool, asked: str
+    out: str | Path, manifest: Manifest, files: Mapping[str, bytes], *, overwrite: bool, action: str
 ) -> Artifact:
     """Write an artifact atomically, the manifest last, and open it.
 
@@ -238,12 +238,12 @@ def write_artifact(
         manifest: as for :func:`artifact_files`.
         files: likewise.
         overwrite: permit replacing an existing artifact.
-        asked: the wish, for error texts.
+        action: the wish, for error texts.
 
     Raises:
         UsageError, ResourceError: as :func:`vitedge.core.files.new_folder`.
     """
-    with new_folder(Path(out), overwrite=overwrite, asked=asked, last=MANIFEST_DIGEST) as folder:
+    with new_folder(Path(out), overwrite=overwrite, action=action, last=MANIFEST_DIGEST) as folder:
         for name, content in artifact_files(manifest, files).items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)

@@ -50,7 +50,7 @@ class AccuracyBudget:
     def __bool__(self) -> bool:
         return self.max_drop is not None or self.min_agreement is not None
 
-    def require(self, pictures: int, *, labelled: bool, source: str, asked: str) -> None:
+    def require(self, pictures: int, *, labelled: bool, source: str, action: str) -> None:
         """Refuse a budget that these pictures can't show to be held, even if not one of them differed.
 
         Raises:
@@ -58,14 +58,14 @@ class AccuracyBudget:
         """
         if self.max_drop is not None and not labelled:
             raise UsageError(
-                asked,
+                action,
                 f"--max-drop needs labels, and {source} has none that the model knows",
                 "name labelled pictures: --held-out DIR, or use --min-agreement",
             )
         if self.max_drop is not None and (needed := pictures_needed(self.max_drop)) > pictures:
             least = _least_drop(pictures)
             raise UsageError(
-                asked,
+                action,
                 f"{pictures} held-out pictures can't show a drop of at most {self.max_drop:g} points; "
                 f"that takes {needed}",
                 f"name more: --held-out DIR, or use --max-drop {_rounded_up(least)}",
@@ -76,7 +76,7 @@ class AccuracyBudget:
                 share = self.min_agreement / 100
                 needed = next(count for count in (2**power for power in range(40)) if wilson(count, count).low >= share)
                 raise UsageError(
-                    asked,
+                    action,
                     f"{pictures} held-out pictures can't show an agreement of {self.min_agreement:g} %; "
                     f"{needed} would do",
                     f"name more: --held-out DIR, or use --min-agreement {int(most * 10) / 10:g}",

@@ -118,7 +118,7 @@ class Clip(Sequence["NDArray[np.uint8]"]):
         line, newline, _ = head.removeprefix(_MAGIC).partition(b"\n")
         if not head.startswith(_MAGIC) or not newline:
             raise ArtifactError(self._asked, "it isn't a recorded clip", "name a clip of: vitedge stream --record")
-        self.header = decode_json(line, ClipHeader, asked=self._asked, file=str(path))
+        self.header = decode_json(line, ClipHeader, action=self._asked, file=str(path))
         if not all(1 <= side <= MAX_SIDE for side in self.header.size):
             raise ArtifactError(self._asked, f"its size is {self.header.size}", "record it again")
         self.end = len(_MAGIC) + len(line) + 1

@@ -110,13 +110,13 @@ class Model:
             ModelError: not a model folder, a newer schema, a missing or altered file.
         """
         folder = Path(path)
-        asked = f"open the model {folder}"
+        action = f"open the model {folder}"
         if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for names that are too long
-            raise UsageError(asked, "there is no such folder", "run: vitedge import SOURCE --out MODEL")
-        record = read_model_record(folder, asked)
-        check_digests(folder, record.files, asked, ModelError, "import or copy the model again")
+            raise UsageError(action, "there is no such folder", "run: vitedge import SOURCE --out MODEL")
+        record = read_model_record(folder, action)
+        check_digests(folder, record.files, action, ModelError, "import or copy the model again")
         if MODEL_ONNX not in record.files:
-            raise ModelError(asked, f"{MODEL_JSON} doesn't list {MODEL_ONNX}", "import the model again")
+            raise ModelError(action, f"{MODEL_JSON} doesn't list {MODEL_ONNX}", "import the model again")
         return cls(folder, record)
 
     @property
@@ -130,7 +130,7 @@ class Model:
         return self.path / MODEL_ONNX
 
 
-def read_model_record(folder: Path, asked: str) -> ModelRecord:
+def read_model_record(folder: Path, action: str) -> ModelRecord:
     """Read ``model.json`` alone.
 
     Raises:
@@ -140,12 +140,14 @@ def read_model_record(folder: Path, asked: str) -> ModelRecord:
         data = (folder / MODEL_JSON).read_bytes()
     except OSError as error:
         raise ModelError(
-            asked, f"{MODEL_JSON} can't be read: {error.strerror}", "run: vitedge import SOURCE --out MODEL"
+            action, f"{MODEL_JSON} can't be read: {error.strerror}", "run: vitedge import SOURCE --out MODEL"
         ) from error
-    return decode_json(data, ModelRecord, asked=asked, file=MODEL_JSON, error_type=ModelError)
+    return decode_json(data, ModelRecord, action=action, file=MODEL_JSON, error_type=ModelError)
 
 
-def check_digests(folder: Path, files: Mapping[str, str], asked: str, error: type[ModelError] | Any, fix: str) -> None:
+def check_digests(
+    folder: Path, files: Mapping[str, str], action: str, error: type[ModelError] | Any, hint: str
+) -> None:
     """Hold every listed file against its SHA-256; names that leave the folder and links are refused.
 
     Raises:
@@ -154,21 +156,21 @@ def check_digests(folder: Path, files: Mapping[str, str], asked: str, error: typ
     for name, expected in files.items():
         parts = PurePosixPath(name).parts
         if name.startswith("/") or ".." in parts or not parts:
-            raise error(asked, f"the file name {name} leaves the folder", fix)
+            raise error(action, f"the file name {name} leaves the folder", hint)
         try:
             if any((folder / Path(*parts[:depth])).is_symlink() for depth in range(1, len(parts) + 1)):
-                raise error(asked, f"the file {name} is a link", fix)
+                raise error(action, f"the file {name} is a link", hint)
             if not (folder / name).is_file():
-                raise error(asked, f"the file {name} is missing", fix)
+                raise error(action, f"the file {name} is missing", hint)
             found = sha256_file(folder / name)
         except OSError as reason:
-            raise error(asked, f"the file {name} can't be read: {reason.strerror}", fix) from reason
+            raise error(action, f"the file {name} can't be read: {reason.strerror}", hint) from reason
         if found != expected:
-            raise error(asked, f"the file {name} isn't what was written (its SHA-256 differs)", fix)
+            raise error(action, f"the file {name} isn't what was written (its SHA-256 differs)", hint)
 
 
 def write_model(
-    out: str | Path, record: ModelRecord, files: Mapping[str, bytes], *, overwrite: bool = False, asked: str = ""
+    out: str | Path, record: ModelRecord, files: Mapping[str, bytes], *, overwrite: bool = False, action: str = ""
 ) -> Model:
     """Write a model folder atomically and open it.
 
@@ -177,14 +179,14 @@ def write_model(
         record: its ``files`` are filled in here.
         files: content of every file beside ``model.json``; ``model.onnx`` is obligatory.
         overwrite: permit replacing an existing model folder.
-        asked: the wish, for error texts.
+        action: the wish, for error texts.
 
     Raises:
         UsageError, ResourceError: as :func:`vitedge.core.files.new_folder`.
     """
     out = Path(out)
     record = replace(record, files={name: sha256(data) for name, data in sorted(files.items())})
-    with new_folder(out, overwrite=overwrite, asked=asked or f"write the model {out}", last=MODEL_JSON) as folder:
+    with new_folder(out, overwrite=overwrite, action=action or f"write the model {out}", last=MODEL_JSON) as folder:
         for name, data in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)

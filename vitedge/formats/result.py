@@ -236,10 +236,10 @@ class Result(Record):
 class Stopped(InterruptedError_):
     """Interrupted by a signal while measuring; ``result`` holds what had been measured, marked partial."""
 
-    def __init__(self, asked: str, result: Result, stop: BaseException) -> None:
+    def __init__(self, action: str, result: Result, stop: BaseException) -> None:
         number = stop.exit_code - 128 if isinstance(stop, InterruptedError_) else signal.SIGINT
         super().__init__(
-            asked,
+            action,
             f"received {signal.Signals(number).name}; what was measured until then is kept and marked partial",
             "run the command again for a whole result",
             signal_number=number,
@@ -316,7 +316,7 @@ def decode_result(data: bytes, file: str) -> Result:
     Raises:
         ArtifactError: not a result, or written by a newer version.
     """
-    return decode_json(data, Result, asked=f"read the result {file}", file=file)
+    return decode_json(data, Result, action=f"read the result {file}", file=file)
 
 
 def read_result(path: str | Path) -> Result:
@@ -339,16 +339,16 @@ def read_result(path: str | Path) -> Result:
     return decode_result(data, str(path))
 
 
-def refuse_existing_result(out: Path, *, overwrite: bool, asked: str) -> None:
+def refuse_existing_result(out: Path, *, overwrite: bool, action: str) -> None:
     """Refuse an output file before any work.
 
     Raises:
         UsageError: it exists and ``overwrite`` is false, or it isn't a file.
     """
     if out.is_dir():
-        raise UsageError(asked, f"{out} is a folder", f"name a file: --out {out / RESULT_JSON}")
+        raise UsageError(action, f"{out} is a folder", f"name a file: --out {out / RESULT_JSON}")
     if out.exists() and not overwrite:
-        raise UsageError(asked, f"{out} already exists", "name another --out, or add --overwrite")
+        raise UsageError(action, f"{out} already exists", "name another --out, or add --overwrite")
 
 
 def write_result(result: Result, path: str | Path) -> None:

@@ -164,37 +164,41 @@ def checked_parameters(config: ViTConfig, arrays: Mapping[str, NDArray[np.generi
     Raises:
         ModelError: names the first array at fault, with what was expected and what came.
     """
-    asked = "build a ViT graph from these weights"
-    fix = "pass the weights and the configuration of one and the same model"
+    action = "build a ViT graph from these weights"
+    hint = "pass the weights and the configuration of one and the same model"
     arrays = {key: value for key, value in arrays.items() if not key.endswith(".num_batches_tracked")}
     if config.num_classes < 1:
         raise ModelError(
-            asked, "the model has no classification head (num_classes is 0)", "pass a fine-tuned classifier"
+            action, "the model has no classification head (num_classes is 0)", "pass a fine-tuned classifier"
         )
     if config.depth > len(arrays) or config.tokens > MAX_TOKENS:
-        raise ModelError(asked, f"{config.depth} blocks of {config.tokens} tokens do not fit {len(arrays)} arrays", fix)
+        raise ModelError(
+            action, f"{config.depth} blocks of {config.tokens} tokens do not fit {len(arrays)} arrays", hint
+        )
     folded = not any(key.startswith("patch_embed.stem.") and ".norm." in key for key in arrays)
     checked: dict[str, NDArray[np.float32]] = {}
     for key, shape in expected_parameters(config, folded_stem=folded):
         if key not in arrays:
-            raise ModelError(asked, f"tensor '{key}' is missing; expected shape {list(shape)}", fix)
+            raise ModelError(action, f"tensor '{key}' is missing; expected shape {list(shape)}", hint)
         array = np.asarray(arrays[key])
         if array.shape != shape:
-            raise ModelError(asked, f"tensor '{key}': expected shape {list(shape)}, received {list(array.shape)}", fix)
+            raise ModelError(
+                action, f"tensor '{key}': expected shape {list(shape)}, received {list(array.shape)}", hint
+            )
         if array.dtype.kind in "iubcOSU":  # bfloat16 is of kind V
-            raise ModelError(asked, f"tensor '{key}': expected a float type, received {array.dtype}", fix)
+            raise ModelError(action, f"tensor '{key}': expected a float type, received {array.dtype}", hint)
         with np.errstate(over="ignore"):
             checked[key] = np.ascontiguousarray(array, dtype=np.float32)
         if not np.isfinite(checked[key]).all():
-            raise ModelError(asked, f"tensor '{key}' holds NaN or infinite values", "use a sound checkpoint")
+            raise ModelError(action, f"tensor '{key}' holds NaN or infinite values", "use a sound checkpoint")
     if unknown := sorted(arrays.keys() - checked.keys()):
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         shape = np.shape(arrays[unknown[0]])
         raise ModelError(
-            asked, f"tensor '{unknown[0]}' {list(shape)}{more}: the configuration has no place for it", fix
+            action, f"tensor '{unknown[0]}' {list(shape)}{more}: the configuration has no place for it", hint
         )
     if sum(array.nbytes for array in checked.values()) > MAX_BYTES // 2:
-        raise ModelError(asked, "the weights need more than 1 GiB in float32", "vitedge is for compact models")
+        raise ModelError(action, "the weights need more than 1 GiB in float32", "vitedge is for compact models")
     return checked
 
 

@@ -59,7 +59,7 @@ class Report:
         return {**told, **({"fixed_batch": self.batch} if self.batch is not None else {})}
 
 
-def prepare(model: onnx.ModelProto, asked: str) -> tuple[onnx.ModelProto, Report]:
+def prepare(model: onnx.ModelProto, action: str) -> tuple[onnx.ModelProto, Report]:
     """The same function at opset 20 and IR 9 in float32: functions inlined, documentation and stored shapes dropped.
 
     Raises:
@@ -82,7 +82,7 @@ def prepare(model: onnx.ModelProto, asked: str) -> tuple[onnx.ModelProto, Report
         if report.opset < OPSET:
             model = version_converter.convert_version(model, OPSET)
         elif report.opset > OPSET:
-            _to_lower_opset(model, report, asked)
+            _to_lower_opset(model, report, action)
         model.ir_version = IR_VERSION
         del model.metadata_props[:], model.graph.value_info[:]  # the converter stores shapes
         model.producer_name, model.producer_version = "vitedge", ""
@@ -90,7 +90,7 @@ def prepare(model: onnx.ModelProto, asked: str) -> tuple[onnx.ModelProto, Report
     except ModelError:
         raise
     except Exception as error:  # onnx's checker, inliner and converter raise kinds of their own
-        raise ModelError(asked, f"its graph can't be brought to opset {OPSET}: {_first_line(error)}", FIX) from error
+        raise ModelError(action, f"its graph can't be brought to opset {OPSET}: {_first_line(error)}", FIX) from error
     _unique_names(model)
     return model, report
 
@@ -214,7 +214,7 @@ def _opset(model: onnx.ModelProto) -> int:
     return max(versions, default=0)
 
 
-def _to_lower_opset(model: onnx.ModelProto, report: Report, asked: str) -> None:
+def _to_lower_opset(model: onnx.ModelProto, report: Report, action: str) -> None:
     """Relabel a newer graph as opset 20, in place, where every operator in it exists there in the same form.
 
     From opset 21 on most revisions only admit more types. Whatever changed beyond that shows in the logits.
@@ -237,7 +237,7 @@ def _to_lower_opset(model: onnx.ModelProto, report: Report, asked: str) -> None:
             node.attribute.remove(attr)
     if newer:
         names = ", ".join(sorted(set(newer)))
-        raise ModelError(asked, f"opset {report.opset} operators that opset {OPSET} doesn't have: {names}", FIX)
+        raise ModelError(action, f"opset {report.opset} operators that opset {OPSET} doesn't have: {names}", FIX)
     for entry in model.opset_import:
         if entry.domain in ("", "ai.onnx"):
             entry.version = OPSET

@@ -47,7 +47,7 @@ def resized(
     config: ViTConfig,
     arrays: Arrays,
     image_size: tuple[int, int],
-    asked: str,
+    action: str,
     *,
     patch_size: int | None = None,
     antialias: bool = True,
@@ -61,7 +61,7 @@ def resized(
         config: as published.
         arrays: likewise; they aren't changed.
         image_size: (height, width), pixels.
-        asked: for error texts.
+        action: for error texts.
         patch_size: side in pixels; None keeps it.
         antialias: of the position embedding, when it shrinks.
 
@@ -73,19 +73,19 @@ def resized(
     stem = config.stem
     if patch_size is not None and patch_size != stem.stride:
         if not isinstance(stem, PatchStem):
-            raise ModelError(asked, "a convolutional stem has no patch size to change", "leave the patch size out")
+            raise ModelError(action, "a convolutional stem has no patch size to change", "leave the patch size out")
         arrays["patch_embed.proj.weight"] = resize_patches(arrays["patch_embed.proj.weight"], patch_size)
         done["patch_projection"] = f"resized from {stem.patch_size} to {patch_size} pixels"
         stem = PatchStem(patch_size=patch_size)
     try:
         new = replace(config, image_size=image_size, stem=stem)
     except ValueError as error:
-        fix = f"choose a multiple of {stem.stride}"
-        raise ModelError(asked, f"{image_size[0]}×{image_size[1]} pixels: {error}", fix) from error
+        hint = f"choose a multiple of {stem.stride}"
+        raise ModelError(action, f"{image_size[0]}×{image_size[1]} pixels: {error}", hint) from error
     if new.grid != config.grid and config.position_embedding == "learned":
         prefix = config.prefix_tokens if config.position_embedding_covers_prefix else 0
         if max(new.grid) > 1024:
-            raise ModelError(asked, f"{new.grid[0]}×{new.grid[1]} patches are too many", "choose a smaller size")
+            raise ModelError(action, f"{new.grid[0]}×{new.grid[1]} patches are too many", "choose a smaller size")
         positions = resize_positions(arrays["pos_embed"], config.grid, new.grid, prefix, antialias=antialias)
         arrays["pos_embed"] = positions
         old = "×".join(map(str, config.grid))
@@ -93,7 +93,7 @@ def resized(
     return new, arrays, done
 
 
-def contract_from(published: Mapping[str, Any], given: Mapping[str, Any], file: str, asked: str) -> Preprocessing:
+def contract_from(published: Mapping[str, Any], given: Mapping[str, Any], file: str, action: str) -> Preprocessing:
     """What the source says of its preprocessing, overridden by what the caller says.
 
     Raises:
@@ -103,11 +103,11 @@ def contract_from(published: Mapping[str, Any], given: Mapping[str, Any], file: 
     try:
         msgspec.convert({"size": (1, 1), **given}, Preprocessing)
     except (msgspec.MsgspecError, ValueError) as error:
-        raise UsageError(asked, f"the preprocessing is wrong: {error}", "run: vitedge import --help") from error
+        raise UsageError(action, f"the preprocessing is wrong: {error}", "run: vitedge import --help") from error
     try:
         return msgspec.convert({**published, **given}, Preprocessing)
     except (msgspec.MsgspecError, ValueError) as error:
-        raise ModelError(asked, f"the preprocessing in {file} can't be kept: {error}", "correct it") from error
+        raise ModelError(action, f"the preprocessing in {file} can't be kept: {error}", "correct it") from error
 
 
 def grid_of(positions: int, prefix: int, likely: list[tuple[int, int]]) -> tuple[tuple[int, int], bool] | None:
@@ -128,22 +128,22 @@ def grid_of(positions: int, prefix: int, likely: list[tuple[int, int]]) -> tuple
     return None
 
 
-def shape_of(arrays: Mapping[str, NDArray[np.generic]], name: str, rank: int, asked: str) -> tuple[int, ...]:
+def shape_of(arrays: Mapping[str, NDArray[np.generic]], name: str, rank: int, action: str) -> tuple[int, ...]:
     """A tensor's shape.
 
     Raises:
         ModelError: no such tensor, or another number of axes.
     """
-    fix = f"download the checkpoint again, or {TO_ONNX}"
+    hint = f"download the checkpoint again, or {TO_ONNX}"
     if name not in arrays:
-        raise ModelError(asked, f"tensor '{name}' is missing", fix)
+        raise ModelError(action, f"tensor '{name}' is missing", hint)
     shape = arrays[name].shape
     if len(shape) != rank:
-        raise ModelError(asked, f"tensor '{name}': expected {rank} axes, received shape {list(shape)}", fix)
+        raise ModelError(action, f"tensor '{name}': expected {rank} axes, received shape {list(shape)}", hint)
     return shape
 
 
-def image_size_of(value: object, asked: str, file: str = CONFIG_JSON) -> tuple[int, int]:
+def image_size_of(value: object, action: str, file: str = CONFIG_JSON) -> tuple[int, int]:
     """(height, width) from an integer or a pair.
 
     Raises:
@@ -151,24 +151,24 @@ def image_size_of(value: object, asked: str, file: str = CONFIG_JSON) -> tuple[i
     """
     size = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, list | tuple) else ()
     if len(size) != 2 or not all(isinstance(pixels, int) and 0 < pixels <= 4096 for pixels in size):
-        raise ModelError(asked, f"the image size {value!r} isn't [height, width] in pixels", f"correct {file}")
+        raise ModelError(action, f"the image size {value!r} isn't [height, width] in pixels", f"correct {file}")
     return size[0], size[1]
 
 
-def weights_of(path: Path, asked: str) -> Arrays:
+def weights_of(path: Path, action: str) -> Arrays:
     """The tensors of a folder's ``model.safetensors``, or of the file itself."""
     weights = path / MODEL_WEIGHTS if path.is_dir() else path
     if not weights.is_file() and (weights.parent / "pytorch_model.bin").is_file():
-        fix = f"download {MODEL_WEIGHTS}, which most publishers put beside it"
-        raise ModelError(asked, f"{MODEL_WEIGHTS} is missing, and pickled weights aren't opened", fix)
+        hint = f"download {MODEL_WEIGHTS}, which most publishers put beside it"
+        raise ModelError(action, f"{MODEL_WEIGHTS} is missing, and pickled weights aren't opened", hint)
     if not weights.is_file() and (weights.parent / f"{MODEL_WEIGHTS}.index.json").is_file():
         raise ModelError(
-            asked, "its weights lie in several files", "vitedge is for compact models: choose a smaller one"
+            action, "its weights lie in several files", "vitedge is for compact models: choose a smaller one"
         )
     return read_safetensors(weights)
 
 
-def read_json(path: Path, kind: type[T], asked: str) -> T:
+def read_json(path: Path, kind: type[T], action: str) -> T:
     """A published JSON file into ``kind``, which ignores keys that it doesn't know.
 
     Raises:
@@ -177,10 +177,10 @@ def read_json(path: Path, kind: type[T], asked: str) -> T:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except OSError as error:
-        fix = f"name a folder that holds {CONFIG_JSON} and {MODEL_WEIGHTS}"
-        raise ModelError(asked, f"{path.name} can't be read: {error.strerror}", fix) from error
+        hint = f"name a folder that holds {CONFIG_JSON} and {MODEL_WEIGHTS}"
+        raise ModelError(action, f"{path.name} can't be read: {error.strerror}", hint) from error
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise ModelError(asked, f"{path.name} isn't what was expected: {error}", "download it again") from error
+        raise ModelError(action, f"{path.name} isn't what was expected: {error}", "download it again") from error
 
 
 def readme_licence(folder: Path) -> str | None:
@@ -203,15 +203,15 @@ def read_safetensors(path: Path) -> Arrays:
         UsageError: no such file.
         ModelError: not a safetensors file, or a type that weights of a float model can't have.
     """
-    asked, fix = f"read the weights {path}", "export or download the safetensors file again"
+    action, hint = f"read the weights {path}", "export or download the safetensors file again"
     try:
         from safetensors import deserialize
     except ImportError as error:
-        raise NotInstalledError.for_extra(asked, "safetensors", "host") from error
+        raise NotInstalledError.for_extra(action, "safetensors", "host") from error
     if not path.is_file():
-        raise UsageError(asked, "there is no such file", "name a folder that holds model.safetensors")
+        raise UsageError(action, "there is no such file", "name a folder that holds model.safetensors")
     if path.stat().st_size > MAX_BYTES:
-        raise ModelError(asked, "the file is larger than 2 GB", "vitedge is for compact models")
+        raise ModelError(action, "the file is larger than 2 GB", "vitedge is for compact models")
     arrays: Arrays = {}
     try:
         for name, tensor in deserialize(path.read_bytes()):  # type: ignore[no-untyped-call]
@@ -222,9 +222,9 @@ def read_safetensors(path: Path) -> Arrays:
                 values = np.frombuffer(data, _SAFETENSORS_TYPES[kind])
             arrays[name] = values.reshape(tensor["shape"])
     except KeyError as error:
-        raise ModelError(asked, f"a tensor is of type {error}, which float weights don't have", fix) from error
+        raise ModelError(action, f"a tensor is of type {error}, which float weights don't have", hint) from error
     except Exception as error:  # the library's errors have no public type
-        raise ModelError(asked, f"it is not a sound safetensors file: {error}", fix) from error
+        raise ModelError(action, f"it is not a sound safetensors file: {error}", hint) from error
     return arrays
 
 

@@ -91,50 +91,50 @@ def read_huggingface(
         ModelError: malformed files, another architecture, or tensors that don't fit.
     """
     folder, given = path if path.is_dir() else path.parent, given or {}
-    asked = f"import the Hugging Face checkpoint {path}"
-    published = read_json(folder / CONFIG_JSON, _Config, asked)
+    action = f"import the Hugging Face checkpoint {path}"
+    published = read_json(folder / CONFIG_JSON, _Config, action)
     name = published.architectures[0] if published.architectures else "none"
     family = FAMILIES.get(name)
     if family is None:
-        true = f"architecture '{name[:80]}' isn't known here; these are: {', '.join(FAMILIES)}"
-        raise ModelError(asked, true, TO_ONNX)
-    source = weights_of(path, asked)
-    config = _architecture(published, family, source, asked)
-    config, arrays = _gathered(config, family, source, asked)
-    fields = _preprocessing(folder / PREPROCESSOR, config, given, asked)
-    size = image_size_of(given.get("size", fields["size"]), asked, PREPROCESSOR)
+        reason = f"architecture '{name[:80]}' isn't known here; these are: {', '.join(FAMILIES)}"
+        raise ModelError(action, reason, TO_ONNX)
+    source = weights_of(path, action)
+    config = _architecture(published, family, source, action)
+    config, arrays = _gathered(config, family, source, action)
+    fields = _preprocessing(folder / PREPROCESSOR, config, given, action)
+    size = image_size_of(given.get("size", fields["size"]), action, PREPROCESSOR)
     if size != config.image_size and "size" not in given and not family.dino:
-        true = f"{PREPROCESSOR} makes {size[0]}×{size[1]} pixels and {CONFIG_JSON} says {published.image_size}"
-        raise ModelError(asked, true, "say which with --size; position embeddings are resized")
-    config, arrays, done = resized(config, arrays, size, asked, patch_size=patch_size, antialias=family.antialias)
+        reason = f"{PREPROCESSOR} makes {size[0]}×{size[1]} pixels and {CONFIG_JSON} says {published.image_size}"
+        raise ModelError(action, reason, "say which with --size; position embeddings are resized")
+    config, arrays, done = resized(config, arrays, size, action, patch_size=patch_size, antialias=family.antialias)
     return Checkpoint(
         kind="huggingface",
         name=Path(published.name or "").name or folder.resolve().name,
         config=config,
         arrays=arrays,
-        preprocessing=contract_from(fields, given, PREPROCESSOR, asked),
-        classes=_classes(published, config.num_classes, asked),
+        preprocessing=contract_from(fields, given, PREPROCESSOR, action),
+        classes=_classes(published, config.num_classes, action),
         licence=readme_licence(folder),
         details={"architecture": name, **done},
     )
 
 
-def _architecture(published: _Config, family: _Family, source: Arrays, asked: str) -> ViTConfig:
+def _architecture(published: _Config, family: _Family, source: Arrays, action: str) -> ViTConfig:
     activation: Any = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}.get(
         published.hidden_act
     )
     if activation is None:
-        raise ModelError(asked, f"the activation '{published.hidden_act}' isn't GELU", TO_ONNX)
+        raise ModelError(action, f"the activation '{published.hidden_act}' isn't GELU", TO_ONNX)
     if published.num_channels != 3:
-        raise ModelError(asked, f"it takes {published.num_channels} channels, not RGB", "other models aren't offered")
+        raise ModelError(action, f"it takes {published.num_channels} channels, not RGB", "other models aren't offered")
     default = {"dinov2": 14}.get(family.prefix, 16)
-    patch = image_size_of(published.patch_size or default, asked)
+    patch = image_size_of(published.patch_size or default, action)
     head = "cls_classifier" if family.distillation == "head" else "classifier"
     if f"{head}.weight" not in source:
-        fix = "use a checkpoint that was fine-tuned for classification"
-        raise ModelError(asked, f"it has no classification head (tensor '{head}.weight' is missing)", fix)
+        hint = "use a checkpoint that was fine-tuned for classification"
+        raise ModelError(action, f"it has no classification head (tensor '{head}.weight' is missing)", hint)
     if patch[0] != patch[1]:
-        raise ModelError(asked, f"patches of {patch[0]}×{patch[1]} pixels aren't square", TO_ONNX)
+        raise ModelError(action, f"patches of {patch[0]}×{patch[1]} pixels aren't square", TO_ONNX)
     hidden = published.intermediate_size or 4 * published.hidden_size
     if family.dino:
         hidden = int(published.hidden_size * published.mlp_ratio)
@@ -143,7 +143,7 @@ def _architecture(published: _Config, family: _Family, source: Arrays, asked: st
     registers = published.num_register_tokens if family.prefix == "dinov2_with_registers" else 0
     try:
         return ViTConfig(
-            image_size=image_size_of(published.image_size, asked),
+            image_size=image_size_of(published.image_size, action),
             stem=PatchStem(patch_size=patch[0]),
             embed_dim=published.hidden_size,
             depth=published.num_hidden_layers,
@@ -160,14 +160,16 @@ def _architecture(published: _Config, family: _Family, source: Arrays, asked: st
             activation=activation,
         )
     except (ValueError, ArithmeticError) as error:
-        raise ModelError(asked, str(error), f"correct {CONFIG_JSON}") from error
+        raise ModelError(action, str(error), f"correct {CONFIG_JSON}") from error
 
 
-def _gathered(config: ViTConfig, family: _Family, source: Arrays, asked: str) -> tuple[ViTConfig, Arrays]:
+def _gathered(config: ViTConfig, family: _Family, source: Arrays, action: str) -> tuple[ViTConfig, Arrays]:
     """The tensors under our names, each one's shape checked under the source's; what is left over is refused."""
-    fix = "download the checkpoint again, or pass the configuration that belongs to it"
+    hint = "download the checkpoint again, or pass the configuration that belongs to it"
     if config.depth > len(source) or config.tokens > 1 << 14:
-        raise ModelError(asked, f"{config.depth} blocks of {config.tokens} tokens don't fit {len(source)} tensors", fix)
+        raise ModelError(
+            action, f"{config.depth} blocks of {config.tokens} tokens don't fit {len(source)} tensors", hint
+        )
     arrays: Arrays = {}
     used: set[str] = set()
     patches = config.grid[0] * config.grid[1]
@@ -179,16 +181,16 @@ def _gathered(config: ViTConfig, family: _Family, source: Arrays, asked: str) ->
         expected = (shape[0] // len(names), *shape[1:])
         for name in names:
             if name not in source:
-                raise ModelError(asked, f"tensor '{name}' is missing; expected shape {list(expected)}", fix)
+                raise ModelError(action, f"tensor '{name}' is missing; expected shape {list(expected)}", hint)
             if source[name].shape != expected:
-                true = f"tensor '{name}': expected shape {list(expected)}, received {list(source[name].shape)}"
-                raise ModelError(asked, true, fix)
+                reason = f"tensor '{name}': expected shape {list(expected)}, received {list(source[name].shape)}"
+                raise ModelError(action, reason, hint)
         used.update(names)
         arrays[ours] = np.concatenate([source[name] for name in names]) if len(names) > 1 else source[names[0]]
     if unknown := sorted(name for name in source.keys() - used if not _idle(name, family)):
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        true = f"tensor '{unknown[0]}' {list(source[unknown[0]].shape)}{more}: the configuration has no place for it"
-        raise ModelError(asked, true, fix)
+        reason = f"tensor '{unknown[0]}' {list(source[unknown[0]].shape)}{more}: the configuration has no place for it"
+        raise ModelError(action, reason, hint)
     if registers:
         positions = arrays["pos_embed"].astype(np.float32)
         arrays["cls_token"] = arrays["cls_token"].astype(np.float32) + positions[:, :1]
@@ -263,31 +265,31 @@ _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # P
 _CROPPING = {"ViT": False, "DeiT": True, "Bit": True, "CLIP": True}
 
 
-def _preprocessing(path: Path, config: ViTConfig, given: Mapping[str, Any], asked: str) -> dict[str, Any]:
+def _preprocessing(path: Path, config: ViTConfig, given: Mapping[str, Any], action: str) -> dict[str, Any]:
     """The image processor as fields of the contract: resize to a size or a shortest edge, then a centre crop."""
     if not path.is_file():
         if missing := [f"--{name}" for name in ("mean", "std") if name not in given]:
-            true = f"{PREPROCESSOR} is missing, which says how its pictures are prepared; so is {', '.join(missing)}"
-            raise UsageError(asked, true, "give what the model was trained with, say --mean 0.485,0.456,0.406")
+            reason = f"{PREPROCESSOR} is missing, which says how its pictures are prepared; so is {', '.join(missing)}"
+            raise UsageError(action, reason, "give what the model was trained with, say --mean 0.485,0.456,0.406")
         return {"size": config.image_size}
-    return _fields(read_json(path, _Processor, asked), asked)
+    return _fields(read_json(path, _Processor, action), action)
 
 
-def _fields(source: _Processor, asked: str) -> dict[str, Any]:
-    fix = "give the preprocessing yourself: --resize, --crop-fraction"
+def _fields(source: _Processor, action: str) -> dict[str, Any]:
+    hint = "give the preprocessing yourself: --resize, --crop-fraction"
     told = source.image_processor_type or source.feature_extractor_type or ""
     kind = told.replace("Fast", "").removesuffix("ImageProcessor").removesuffix("FeatureExtractor")
     if kind not in _CROPPING:
-        raise ModelError(asked, f"the image processor '{told[:60]}' isn't known here", fix)
+        raise ModelError(action, f"the image processor '{told[:60]}' isn't known here", hint)
     if not source.do_resize or source.size is None or source.resample not in range(len(_RESAMPLE)):
-        raise ModelError(asked, f"{PREPROCESSOR} doesn't say to which size and how pictures are resized", fix)
+        raise ModelError(action, f"{PREPROCESSOR} doesn't say to which size and how pictures are resized", hint)
     square = kind in ("ViT", "DeiT")
     size: Mapping[str, int | None] = source.size if isinstance(source.size, dict) else {}
     if isinstance(source.size, int):
         size = {"height": source.size, "width": source.size} if square else {"shortest_edge": source.size}
     edge, height, width = (size.get(key) for key in ("shortest_edge", "height", "width"))
     if (edge is None) == (height is None or width is None) or size.get("longest_edge") is not None:
-        raise ModelError(asked, f"the size {dict(size)} isn't height and width, or shortest_edge", fix)
+        raise ModelError(action, f"the size {dict(size)} isn't height and width, or shortest_edge", hint)
     before = (height, width) if height is not None and width is not None else (edge or 0, edge or 0)
     cropped = _CROPPING[kind] if source.do_center_crop is None else source.do_center_crop
     after: tuple[int, int] = before
@@ -297,14 +299,14 @@ def _fields(source: _Processor, asked: str) -> dict[str, Any]:
             if isinstance(source.crop_size, dict)
             else {"height": source.crop_size, "width": source.crop_size}
         )
-        after = image_size_of([crop.get("height"), crop.get("width")], asked, PREPROCESSOR)
+        after = image_size_of([crop.get("height"), crop.get("width")], action, PREPROCESSOR)
     elif edge is not None or cropped:
-        raise ModelError(asked, f"{PREPROCESSOR} makes pictures of no fixed size", fix)
-    after, before = image_size_of(after, asked, PREPROCESSOR), image_size_of(before, asked, PREPROCESSOR)
+        raise ModelError(action, f"{PREPROCESSOR} makes pictures of no fixed size", hint)
+    after, before = image_size_of(after, action, PREPROCESSOR), image_size_of(before, action, PREPROCESSOR)
     if after[0] > before[0] or after[0] * before[1] != after[1] * before[0] or (edge and after[0] != after[1]):
-        raise ModelError(asked, f"a crop of {after[0]}×{after[1]} from {before[0]}×{before[1]} isn't offered", fix)
+        raise ModelError(action, f"a crop of {after[0]}×{after[1]} from {before[0]}×{before[1]} isn't offered", hint)
     if source.do_normalize and (source.image_mean is None or source.image_std is None):
-        raise ModelError(asked, f"{PREPROCESSOR} has no image_mean or image_std", "give --mean and --std")
+        raise ModelError(action, f"{PREPROCESSOR} has no image_mean or image_std", "give --mean and --std")
     return {
         "size": after,
         "resize": "shortest" if edge is not None else "squash",
@@ -318,14 +320,14 @@ def _fields(source: _Processor, asked: str) -> dict[str, Any]:
     }
 
 
-def _classes(published: _Config, count: int, asked: str) -> tuple[ClassLabel, ...] | None:
+def _classes(published: _Config, count: int, action: str) -> tuple[ClassLabel, ...] | None:
     """``id2label``; transformers' own placeholders LABEL_0, LABEL_1, … are none."""
     names = published.id2label
     if not names or all(name == f"LABEL_{index}" for index, name in names.items()):
         return None
     if sorted(names) != list(range(count)):
-        fix = f"correct {CONFIG_JSON}, or name a file with --labels"
-        raise ModelError(asked, f"id2label names {len(names)} classes; the head has {count}", fix)
+        hint = f"correct {CONFIG_JSON}, or name a file with --labels"
+        raise ModelError(action, f"id2label names {len(names)} classes; the head has {count}", hint)
     listed = [names[index] for index in range(count)]
     return class_table(listed, [name if listed.count(name) == 1 else None for name in listed])
 

@@ -28,7 +28,7 @@ class Source:
     output: str
 
 
-def describe(model: onnx.ModelProto, preprocessing: Preprocessing, asked: str) -> Source:
+def describe(model: onnx.ModelProto, preprocessing: Preprocessing, action: str) -> Source:
     """Find the image input and the logits output.
 
     Raises:
@@ -36,7 +36,7 @@ def describe(model: onnx.ModelProto, preprocessing: Preprocessing, asked: str) -
     """
     if len(model.graph.input) != 1:
         names = [value.name for value in model.graph.input]
-        raise ModelError(asked, f"it takes {len(names)} inputs {names}; one image is expected", FIX)
+        raise ModelError(action, f"it takes {len(names)} inputs {names}; one image is expected", FIX)
     value = model.graph.input[0]
     kind = {TensorProto.FLOAT: "float32", TensorProto.UINT8: "uint8"}.get(value.type.tensor_type.elem_type)
     dims = value.type.tensor_type.shape.dim
@@ -52,8 +52,8 @@ def describe(model: onnx.ModelProto, preprocessing: Preprocessing, asked: str) -
         name = helper.tensor_dtype_to_string(value.type.tensor_type.elem_type).removeprefix("TensorProto.").lower()
         received = f"{name} {shape}"
         expected = f"float32 or uint8 [N, 3, {height}, {width}] or [N, {height}, {width}, 3]"
-        raise ModelError(asked, f"input '{value.name}': expected {expected}, received {received}", "give its size")
-    output = _logits(model, asked)
+        raise ModelError(action, f"input '{value.name}': expected {expected}, received {received}", "give its size")
+    output = _logits(model, action)
     layout: Literal["nchw", "nhwc"] = "nchw" if fits[0] == "nchw" else "nhwc"
     if len(fits) == 2 and _first_channels(model, layouts["nchw"]) != 3 == _first_channels(model, layouts["nhwc"]):
         layout = "nhwc"
@@ -124,7 +124,7 @@ def with_image_input(
     return new
 
 
-def _logits(model: onnx.ModelProto, asked: str) -> str:
+def _logits(model: onnx.ModelProto, action: str) -> str:
     """The one output of rank two, or the one called logits."""
     ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in model.graph.output}
     flat = [name for name, rank in ranks.items() if rank == 2]
@@ -132,8 +132,8 @@ def _logits(model: onnx.ModelProto, asked: str) -> str:
         "logits" if "logits" in ranks else flat[0] if len(flat) == 1 else next(iter(ranks)) if len(ranks) == 1 else None
     )
     if name is None:
-        true = f"it has {len(ranks)} outputs {list(ranks)}, and none is called 'logits'"
-        raise ModelError(asked, true, "export it with the class logits as its only output")
+        reason = f"it has {len(ranks)} outputs {list(ranks)}, and none is called 'logits'"
+        raise ModelError(action, reason, "export it with the class logits as its only output")
     return name
 
 

@@ -52,11 +52,11 @@ def read_published(path: Path, given: Mapping[str, Any] | None = None, *, patch_
         ModelError: malformed files, another architecture, tensors that don't fit, or something that can't be derived.
     """
     folder = path if path.is_dir() else path.parent
-    asked = f"import the checkpoint {path}"
-    head = read_json(folder / CONFIG_JSON, _Head, asked)
+    action = f"import the checkpoint {path}"
+    head = read_json(folder / CONFIG_JSON, _Head, action)
     if head.architecture is None and head.architectures is None:
-        fix = "name a folder of timm or transformers, or export the model to ONNX and import that"
-        raise ModelError(asked, f"{CONFIG_JSON} names no architecture", fix)
+        hint = "name a folder of timm or transformers, or export the model to ONNX and import that"
+        raise ModelError(action, f"{CONFIG_JSON} names no architecture", hint)
     read = read_timm if head.architecture is not None else read_huggingface
     return read(path, given, patch_size=patch_size)
 
@@ -67,12 +67,12 @@ def read_own(path: Path) -> Checkpoint:
     Raises:
         ModelError: altered files, or a model without its architecture or weights.
     """
-    asked = f"read the model {path}"
-    record = read_model_record(path, asked)
-    check_digests(path, record.files, asked, ModelError, "copy the folder again")
+    action = f"read the model {path}"
+    record = read_model_record(path, action)
+    check_digests(path, record.files, action, ModelError, "copy the folder again")
     if record.architecture is None or MODEL_WEIGHTS not in record.files:
         raise ModelError(
-            asked, f"it holds no {MODEL_WEIGHTS} with an architecture; it is imported already", "export it"
+            action, f"it holds no {MODEL_WEIGHTS} with an architecture; it is imported already", "export it"
         )
     arrays = read_safetensors(path / MODEL_WEIGHTS)
     checked_parameters(record.architecture, arrays)

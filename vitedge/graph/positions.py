@@ -39,8 +39,8 @@ def resize_positions(
     """
     expected = prefix + old_grid[0] * old_grid[1]
     if pos.ndim != 3 or pos.shape[:2] != (1, expected):
-        true = f"tensor 'pos_embed': expected [1, {expected}, channels], received {list(pos.shape)}"
-        raise ModelError("resize a position embedding", true, "name the grid that it was made for")
+        reason = f"tensor 'pos_embed': expected [1, {expected}, channels], received {list(pos.shape)}"
+        raise ModelError("resize a position embedding", reason, "name the grid that it was made for")
     if old_grid == new_grid:
         return np.asarray(pos, np.float32)
     patches = np.asarray(pos[0, prefix:]).astype(np.float64).reshape(*old_grid, -1)

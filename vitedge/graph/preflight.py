@@ -40,7 +40,7 @@ def read(graph: bytes) -> onnx.ModelProto | str:
     try:
         return parse(graph)
     except ModelError as error:
-        return error.true
+        return error.reason
 
 
 def findings(model: onnx.ModelProto, limits: Limits) -> list[str]:
@@ -94,7 +94,7 @@ def _types(model: onnx.ModelProto, limits: Limits) -> Iterator[str]:
     try:
         known = element_types(model)
     except ModelError as error:
-        yield error.true
+        yield error.reason
         return
     boundary = {value.name for value in (*model.graph.input, *model.graph.output)}
     constants = {tensor.name for tensor in model.graph.initializer}

@@ -30,17 +30,17 @@ def load(path: str | Path) -> onnx.ModelProto:
         ModelError: not ONNX, larger than 2 GB, or external data that leaves the folder, is a link, or out of range.
     """
     path = Path(path)
-    asked = f"read the ONNX file {path}"
+    action = f"read the ONNX file {path}"
     if not path.is_file():
-        raise UsageError(asked, "there is no such file", "check the name")
+        raise UsageError(action, "there is no such file", "check the name")
     if path.stat().st_size > MAX_BYTES:
-        raise ModelError(asked, "the file is larger than 2 GB", "vitedge is for compact models")
-    model = parse(path.read_bytes(), asked)
-    _internalise(model, path.parent, asked)
+        raise ModelError(action, "the file is larger than 2 GB", "vitedge is for compact models")
+    model = parse(path.read_bytes(), action)
+    _internalise(model, path.parent, action)
     return model
 
 
-def parse(data: bytes, asked: str = "read an ONNX model") -> onnx.ModelProto:
+def parse(data: bytes, action: str = "read an ONNX model") -> onnx.ModelProto:
     """An ONNX model from its bytes; external data stays where it is.
 
     Raises:
@@ -50,9 +50,9 @@ def parse(data: bytes, asked: str = "read an ONNX model") -> onnx.ModelProto:
         model = onnx.load_model_from_string(data)
         _decode(model)
     except Exception as error:  # protobuf's own, which has no type stubs
-        raise ModelError(asked, f"it is not an ONNX model: {error}", "export or download it again") from error
+        raise ModelError(action, f"it is not an ONNX model: {error}", "export or download it again") from error
     if not model.graph.node or not model.opset_import or not model.graph.output:
-        raise ModelError(asked, "it holds no ONNX graph", "export or download it again")
+        raise ModelError(action, "it holds no ONNX graph", "export or download it again")
     return model
 
 
@@ -311,50 +311,50 @@ def _node_tensors(nodes: object) -> Iterator[onnx.TensorProto]:
                 yield from _graph_tensors(graph)
 
 
-def _internalise(model: onnx.ModelProto, folder: Path, asked: str) -> None:
+def _internalise(model: onnx.ModelProto, folder: Path, action: str) -> None:
     """Replace every reference to external data, in place, by the data itself."""
     total = 0
     for tensor in tensors(model):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         entries = {entry.key: entry.value for entry in tensor.external_data}
-        data = _external_bytes(folder, entries, tensor.name, asked)
+        data = _external_bytes(folder, entries, tensor.name, action)
         total += len(data)
         if total > MAX_BYTES:
-            raise ModelError(asked, "its external data is larger than 2 GB", "vitedge is for compact models")
+            raise ModelError(action, "its external data is larger than 2 GB", "vitedge is for compact models")
         del tensor.external_data[:]
         tensor.data_location = onnx.TensorProto.DEFAULT
         tensor.raw_data = data
 
 
-def _external_bytes(folder: Path, entries: Mapping[str, str], tensor: str, asked: str) -> bytes:
+def _external_bytes(folder: Path, entries: Mapping[str, str], tensor: str, action: str) -> bytes:
     """The bytes of one tensor, from a plain file inside ``folder``."""
-    fix = "keep the data file beside the ONNX file, or export without external data"
+    hint = "keep the data file beside the ONNX file, or export without external data"
     location = PurePosixPath(entries.get("location", ""))
     where = f"the data of tensor '{tensor}' lies in '{location}'"
     if location.is_absolute() or ".." in location.parts or not location.parts or "\\" in str(location):
-        raise ModelError(asked, f"{where}, outside the folder", fix)
+        raise ModelError(action, f"{where}, outside the folder", hint)
     path = folder
     for part in location.parts:
         path = path / part
         if path.is_symlink():
-            raise ModelError(asked, f"{where}, which is a link", fix)
+            raise ModelError(action, f"{where}, which is a link", hint)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
-        raise ModelError(asked, f"{where}, which can't be opened: {error}", fix) from error
+        raise ModelError(action, f"{where}, which can't be opened: {error}", hint) from error
     with os.fdopen(descriptor, "rb") as stream:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-            raise ModelError(asked, f"{where}, which is not a plain file with one name", fix)
+            raise ModelError(action, f"{where}, which is not a plain file with one name", hint)
         try:
             offset = int(entries.get("offset", "0"))
             length = int(entries.get("length", str(status.st_size - offset)))
         except ValueError as error:
-            raise ModelError(asked, f"{where}, at an offset or length that is no number", fix) from error
+            raise ModelError(action, f"{where}, at an offset or length that is no number", hint) from error
         if offset < 0 or length < 0 or offset + length > status.st_size:
             raise ModelError(
-                asked, f"{where}, bytes {offset} to {offset + length}, and that file has {status.st_size}", fix
+                action, f"{where}, bytes {offset} to {offset + length}, and that file has {status.st_size}", hint
             )
         stream.seek(offset)
         return stream.read(length)

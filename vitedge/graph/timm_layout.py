@@ -46,26 +46,26 @@ def read_timm(path: Path, given: Mapping[str, Any] | None = None, *, patch_size:
         ModelError: malformed files, another architecture, tensors that don't fit, or something that can't be derived.
     """
     folder, given = path if path.is_dir() else path.parent, given or {}
-    asked = f"import the timm checkpoint {path}"
-    published = _read_config(folder / CONFIG_JSON, asked)
-    arrays = weights_of(path, asked)
-    words = _words(published, asked)
+    action = f"import the timm checkpoint {path}"
+    published = _read_config(folder / CONFIG_JSON, action)
+    arrays = weights_of(path, action)
+    words = _words(published, action)
     if "rope" in words or "dinov3" in words:
-        arrays = _unified(arrays, asked)
-    config = _architecture(published, words, arrays, asked)
+        arrays = _unified(arrays, action)
+    config = _architecture(published, words, arrays, action)
     if "patch_embed.proj.bias" not in arrays and config.pre_norm:  # CLIP's patch convolution has none
         arrays["patch_embed.proj.bias"] = np.zeros(config.embed_dim, np.float32)
     checked_parameters(config, arrays)
-    told = image_size_of(given.get("size", _image_size(published, asked)), asked)
-    config, arrays, done = resized(config, arrays, told, asked, patch_size=patch_size)
+    told = image_size_of(given.get("size", _image_size(published, action)), action)
+    config, arrays, done = resized(config, arrays, told, action, patch_size=patch_size)
     details = {"architecture": published.architecture, "tag": published.pretrained.tag, **done}
     return Checkpoint(
         kind="timm",
         name=published.architecture,
         config=config,
         arrays=arrays,
-        preprocessing=contract_from(_preprocessing(published, told, asked), given, CONFIG_JSON, asked),
-        classes=_classes(published, config.num_classes, asked),
+        preprocessing=contract_from(_preprocessing(published, told, action), given, CONFIG_JSON, action),
+        classes=_classes(published, config.num_classes, action),
         licence=published.pretrained.license or readme_licence(folder),
         details={key: value for key, value in details.items() if value},
     )
@@ -99,12 +99,12 @@ class _Published(msgspec.Struct, frozen=True, kw_only=True):
     label_descriptions: list[str] | dict[str, str] | None = None
 
 
-def _read_config(path: Path, asked: str) -> _Published:
-    raw = read_json(path, dict[str, Any], asked)
+def _read_config(path: Path, action: str) -> _Published:
+    raw = read_json(path, dict[str, Any], action)
     try:
         return msgspec.convert({**raw, "pretrained": raw.get("pretrained_cfg", raw)}, _Published)
     except (msgspec.MsgspecError, ValueError) as error:
-        raise ModelError(asked, f"{CONFIG_JSON} isn't timm's: {error}", "download it again") from error
+        raise ModelError(action, f"{CONFIG_JSON} isn't timm's: {error}", "download it again") from error
 
 
 # Architecture names are words joined by underscores. A name made of these words alone is a plain ViT; any other word
@@ -128,22 +128,22 @@ _KNOWN_ARGS = re.compile(
 _ACTIVATIONS: dict[str, Literal["gelu", "gelu_tanh"]] = {"None": "gelu", "gelu": "gelu", "gelu_tanh": "gelu_tanh"}
 
 
-def _words(published: _Published, asked: str) -> list[str]:
+def _words(published: _Published, action: str) -> list[str]:
     """The words of a plain ViT's name; what isn't one is refused."""
     name, args = published.architecture, published.model_args
     words = name.split("_")
     if words[0] not in ("vit", "deit", "deit3", "flexivit", "test") or not all(map(_WORDS.fullmatch, words)):
         odd = next((word for word in words if not _WORDS.fullmatch(word)), words[0])
-        true = f"architecture '{name[:80]}' isn't a plain ViT or DeiT that is known here ('{odd[:40]}')"
-        raise ModelError(asked, true, TO_ONNX)
+        reason = f"architecture '{name[:80]}' isn't a plain ViT or DeiT that is known here ('{odd[:40]}')"
+        raise ModelError(action, reason, TO_ONNX)
     if strange := [key for key in sorted(args) if not _KNOWN_ARGS.fullmatch(key)]:
-        raise ModelError(asked, f"model_args in {CONFIG_JSON} has '{strange[0]}', which isn't understood", TO_ONNX)
+        raise ModelError(action, f"model_args in {CONFIG_JSON} has '{strange[0]}', which isn't understood", TO_ONNX)
     if str(args.get("act_layer")) not in _ACTIVATIONS:
-        raise ModelError(asked, f"the activation '{args['act_layer']}' isn't GELU", TO_ONNX)
+        raise ModelError(action, f"the activation '{args['act_layer']}' isn't GELU", TO_ONNX)
     return words
 
 
-def _unified(arrays: Arrays, asked: str) -> Arrays:
+def _unified(arrays: Arrays, action: str) -> Arrays:
     """timm's second ViT (``Eva``: DINOv3, RoPE-ViT) under the names of its first; the key has no bias there."""
     unified: Arrays = {}
     for name, values in arrays.items():
@@ -159,22 +159,22 @@ def _unified(arrays: Arrays, asked: str) -> Arrays:
             thirds = [values, *(arrays.get(f"{block}.attn.{third}_proj.{kind}", none) for third in "kv")]
             for third, found in zip("qkv", thirds, strict=True):
                 if found is None or found.shape[1:] != values.shape[1:]:
-                    true = f"tensor '{block}.attn.{third}_proj.{kind}': expected shape {list(values.shape)}"
-                    raise ModelError(asked, true, "download the checkpoint again")
+                    reason = f"tensor '{block}.attn.{third}_proj.{kind}': expected shape {list(values.shape)}"
+                    raise ModelError(action, reason, "download the checkpoint again")
             unified[f"{block}.attn.qkv.{kind}"] = np.concatenate([third for third in thirds if third is not None])
         elif ".mlp.fc1_x." in name:
             continue
         elif ".mlp.fc1_g." in name:
             beside = name.replace("fc1_g", "fc1_x")
             if beside not in arrays or arrays[beside].shape != values.shape:
-                raise ModelError(asked, f"tensor '{beside}': expected shape {list(values.shape)}", TO_ONNX)
+                raise ModelError(action, f"tensor '{beside}': expected shape {list(values.shape)}", TO_ONNX)
             unified[name.replace("fc1_g", "fc1")] = np.concatenate([values, arrays[beside]])
         else:
             unified[re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name)] = values
     return unified
 
 
-def _rope(published: _Published, words: list[str], asked: str) -> Rope | None:
+def _rope(published: _Published, words: list[str], action: str) -> Rope | None:
     """The rotary embedding, which has no tensors (but for ``mixed``) and is told by the architecture's name."""
     args = published.model_args
     try:
@@ -184,130 +184,130 @@ def _rope(published: _Published, words: list[str], asked: str) -> Rope | None:
             return Rope(kind="mixed", first_axis="column")
         if "rope" in words and "gap" in words:
             reference = args.get("ref_feat_shape", (16, 16))
-            grid = image_size_of(reference, asked) if reference is not None else None
+            grid = image_size_of(reference, action) if reference is not None else None
             return Rope(kind="axial", temperature=float(args.get("rope_temperature", 10_000)), reference_grid=grid)
         if "rope" in words:
             return Rope(kind="axial", temperature=float(args.get("rope_temperature", 100)), first_axis="column")
     except (TypeError, ValueError) as error:
-        raise ModelError(asked, f"the rotary embedding: {error}", f"correct {CONFIG_JSON}") from error
+        raise ModelError(action, f"the rotary embedding: {error}", f"correct {CONFIG_JSON}") from error
     return None
 
 
-def _architecture(published: _Published, words: list[str], arrays: Arrays, asked: str) -> ViTConfig:
-    kernel = shape_of(arrays, "patch_embed.proj.weight", 4, asked)
+def _architecture(published: _Published, words: list[str], arrays: Arrays, action: str) -> ViTConfig:
+    kernel = shape_of(arrays, "patch_embed.proj.weight", 4, action)
     if kernel[1] != 3:
-        fix = "one-channel and other models aren't offered"
-        raise ModelError(asked, f"'patch_embed.proj.weight' takes {kernel[1]} channels, not RGB", fix)
+        hint = "one-channel and other models aren't offered"
+        raise ModelError(action, f"'patch_embed.proj.weight' takes {kernel[1]} channels, not RGB", hint)
     embed_dim, patch = kernel[0], kernel[2]
-    image = _image_size(published, asked)
+    image = _image_size(published, action)
     if not embed_dim or not patch or kernel[3] != patch or image[0] % patch or image[1] % patch:
-        true = f"images of {image[0]}×{image[1]} pixels aren't made of whole patches of {kernel[2]}×{kernel[3]}"
-        raise ModelError(asked, true, "use the image size of the checkpoint")
+        reason = f"images of {image[0]}×{image[1]} pixels aren't made of whole patches of {kernel[2]}×{kernel[3]}"
+        raise ModelError(action, reason, "use the image size of the checkpoint")
     class_token, distilled = "cls_token" in arrays, "dist_token" in arrays
-    registers = shape_of(arrays, "reg_token", 3, asked)[1] if "reg_token" in arrays else 0
+    registers = shape_of(arrays, "reg_token", 3, action)[1] if "reg_token" in arrays else 0
     prefix = int(class_token) + int(distilled) + registers
     grid, covers = (image[0] // patch, image[1] // patch), True
     rotary = ("rope" in words and "ape" not in words) or "dinov3" in words
     learned = "pos_embed" in arrays and not rotary
     if learned:  # for another grid than the image size tells it's resized, as timm does when it loads
-        positions = shape_of(arrays, "pos_embed", 3, asked)[1]
+        positions = shape_of(arrays, "pos_embed", 3, action)[1]
         published_size = published.pretrained.input_size[1:]
         found = grid_of(positions, prefix, [grid, (published_size[0] // patch, published_size[1] // patch)])
         if found is None:
-            true = (
+            reason = (
                 f"tensor 'pos_embed': expected {grid[0] * grid[1]} or {grid[0] * grid[1] + prefix} positions for "
                 f"{image[0]}×{image[1]} pixels, or a square of patches, received {positions}"
             )
-            raise ModelError(asked, true, f"set input_size in {CONFIG_JSON} to the size that the weights are for")
+            raise ModelError(action, reason, f"set input_size in {CONFIG_JSON} to the size that the weights are for")
         grid, covers = found
-    gate = shape_of(arrays, "blocks.0.mlp.fc1.weight", 2, asked)[0]
-    hidden = shape_of(arrays, "blocks.0.mlp.fc2.weight", 2, asked)[1]
+    gate = shape_of(arrays, "blocks.0.mlp.fc1.weight", 2, action)[0]
+    hidden = shape_of(arrays, "blocks.0.mlp.fc2.weight", 2, action)[1]
     try:
         return ViTConfig(
             image_size=(grid[0] * patch, grid[1] * patch),
             stem=PatchStem(patch_size=patch),
             embed_dim=embed_dim,
             depth=len({match[1] for match in map(_BLOCK.match, arrays) if match}),
-            num_heads=_heads(published, words, arrays, embed_dim, asked),
+            num_heads=_heads(published, words, arrays, embed_dim, action),
             mlp_hidden=hidden,
             mlp="swiglu" if gate == 2 * hidden else "plain",
-            num_classes=_num_classes(published, arrays, asked),
+            num_classes=_num_classes(published, arrays, action),
             class_token=class_token,
             distillation_token=distilled,
             register_tokens=registers,
             position_embedding="learned" if learned else "none",
             position_embedding_covers_prefix=covers,
-            rope=_rope(published, words, asked),
+            rope=_rope(published, words, action),
             qkv_bias="blocks.0.attn.qkv.bias" in arrays,
             qk_norm="blocks.0.attn.q_norm.weight" in arrays,
             layer_scale="blocks.0.ls1.gamma" in arrays,
             pre_norm="norm_pre.weight" in arrays,
-            pool=_pool(published, words, arrays, asked),
+            pool=_pool(published, words, arrays, action),
             final_norm="fc_norm" if "fc_norm.weight" in arrays else "norm",
             layer_norm_eps=1e-5 if "clip" in words or "dinov3" in words else 1e-6,
             activation=_ACTIVATIONS[str(published.model_args.get("act_layer"))],
         )
     except ValueError as error:
-        raise ModelError(asked, str(error), f"correct {CONFIG_JSON}") from error
+        raise ModelError(action, str(error), f"correct {CONFIG_JSON}") from error
 
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
-def _num_classes(published: _Published, arrays: Arrays, asked: str) -> int:
+def _num_classes(published: _Published, arrays: Arrays, action: str) -> int:
     if "head.weight" not in arrays:
-        fix = "use a checkpoint that was fine-tuned for classification"
-        raise ModelError(asked, "it has no classification head (tensor 'head.weight' is missing)", fix)
-    rows = shape_of(arrays, "head.weight", 2, asked)[0]
+        hint = "use a checkpoint that was fine-tuned for classification"
+        raise ModelError(action, "it has no classification head (tensor 'head.weight' is missing)", hint)
+    rows = shape_of(arrays, "head.weight", 2, action)[0]
     told = published.num_classes if published.num_classes is not None else published.pretrained.num_classes
     if told not in (None, rows):
-        true = f"{CONFIG_JSON} says {told} classes and 'head.weight' has {rows}"
-        raise ModelError(asked, true, f"correct {CONFIG_JSON}")
+        reason = f"{CONFIG_JSON} says {told} classes and 'head.weight' has {rows}"
+        raise ModelError(action, reason, f"correct {CONFIG_JSON}")
     return rows
 
 
-def _image_size(published: _Published, asked: str) -> tuple[int, int]:
-    return image_size_of(published.model_args.get("img_size", published.pretrained.input_size[1:]), asked)
+def _image_size(published: _Published, action: str) -> tuple[int, int]:
+    return image_size_of(published.model_args.get("img_size", published.pretrained.input_size[1:]), action)
 
 
-def _pool(published: _Published, words: list[str], arrays: Arrays, asked: str) -> Literal["token", "avg"]:
+def _pool(published: _Published, words: list[str], arrays: Arrays, action: str) -> Literal["token", "avg"]:
     pool = published.global_pool or published.model_args.get("global_pool")
     if pool is None and "dinov3" in words:
-        fix = f'add "global_pool": "token" or "avg" to {CONFIG_JSON}'
-        raise ModelError(asked, "nothing tells how its tokens are pooled", fix)
+        hint = f'add "global_pool": "token" or "avg" to {CONFIG_JSON}'
+        raise ModelError(action, "nothing tells how its tokens are pooled", hint)
     if pool is None:
         average = "cls_token" not in arrays or "fc_norm.weight" in arrays
         pool = "avg" if average else "token"
     if pool not in ("token", "avg"):
-        raise ModelError(asked, f"pooling '{pool}' isn't offered", TO_ONNX)
+        raise ModelError(action, f"pooling '{pool}' isn't offered", TO_ONNX)
     return "avg" if pool == "avg" else "token"
 
 
-def _heads(published: _Published, words: list[str], arrays: Arrays, embed_dim: int, asked: str) -> int:
+def _heads(published: _Published, words: list[str], arrays: Arrays, embed_dim: int, action: str) -> int:
     name, told = published.architecture, published.model_args.get("num_heads")
     if told is None and "blocks.0.attn.q_norm.weight" in arrays:
-        told = embed_dim // max(1, shape_of(arrays, "blocks.0.attn.q_norm.weight", 1, asked)[0])
+        told = embed_dim // max(1, shape_of(arrays, "blocks.0.attn.q_norm.weight", 1, action)[0])
     if told is None and "rope.freqs" in arrays:
-        told = shape_of(arrays, "rope.freqs", 4, asked)[2]
+        told = shape_of(arrays, "rope.freqs", 4, action)[2]
     if told is None and "dinov3" in words and embed_dim <= 1280:
         told = embed_dim // 64
     if told is None:
         told = _ODD_HEADS.get(name) or _HEADS.get(embed_dim) or (embed_dim // 64 if embed_dim in _WIDTHS_64 else None)
     if not isinstance(told, int) or told < 1:
-        true = f"the number of attention heads of '{name}' with {embed_dim} channels isn't told by its tensors"
-        raise ModelError(asked, true, f'add "num_heads" to model_args in {CONFIG_JSON}')
+        reason = f"the number of attention heads of '{name}' with {embed_dim} channels isn't told by its tensors"
+        raise ModelError(action, reason, f'add "num_heads" to model_args in {CONFIG_JSON}')
     return told
 
 
-def _preprocessing(published: _Published, size: tuple[int, int], asked: str) -> dict[str, Any]:
+def _preprocessing(published: _Published, size: tuple[int, int], action: str) -> dict[str, Any]:
     """``timm.data.transforms_factory.transforms_imagenet_eval`` as fields of the contract."""
     source = published.pretrained
     resize = {"center": "shortest", "squash": "squash", "border": "pad"}.get(source.crop_mode)
     if resize is None or (resize == "pad" and source.crop_pct != 1.0):
-        true = f"crop_mode '{source.crop_mode}' with crop_pct {source.crop_pct} isn't offered"
-        raise ModelError(asked, true, "give the preprocessing yourself: --resize, --crop-fraction")
+        reason = f"crop_mode '{source.crop_mode}' with crop_pct {source.crop_pct} isn't offered"
+        raise ModelError(action, reason, "give the preprocessing yourself: --resize, --crop-fraction")
     if "img_size" not in published.model_args and source.input_size[0] != 3:
-        raise ModelError(asked, f"input_size {list(source.input_size)} isn't RGB", f"correct {CONFIG_JSON}")
+        raise ModelError(action, f"input_size {list(source.input_size)} isn't RGB", f"correct {CONFIG_JSON}")
     fields: dict[str, Any] = {
         "size": size,
         "resize": resize,
@@ -322,7 +322,7 @@ def _preprocessing(published: _Published, size: tuple[int, int], asked: str) -> 
     return fields
 
 
-def _classes(published: _Published, count: int, asked: str) -> tuple[ClassLabel, ...] | None:
+def _classes(published: _Published, count: int, action: str) -> tuple[ClassLabel, ...] | None:
     """timm's ``label_names`` are keys (WordNet ids for ImageNet); ``label_descriptions`` say what they mean."""
     names = published.label_names or published.pretrained.label_names
     if not names:
@@ -330,8 +330,8 @@ def _classes(published: _Published, count: int, asked: str) -> tuple[ClassLabel,
     if isinstance(names, dict):
         names = [names.get(str(index), "") for index in range(len(names))]
     if len(names) != count or not all(names):
-        fix = f"correct {CONFIG_JSON}, or name a file with --labels"
-        raise ModelError(asked, f"label_names has {len(names)} names; the head has {count} classes", fix)
+        hint = f"correct {CONFIG_JSON}, or name a file with --labels"
+        raise ModelError(action, f"label_names has {len(names)} names; the head has {count} classes", hint)
     told = published.label_descriptions or published.pretrained.label_descriptions or {}
     if isinstance(told, list):
         told = dict(zip(names, told, strict=False))

@@ -122,8 +122,8 @@ class _Halving:
         try:
             inputs, outputs, allowed = type_variables(node, self.version)
         except KeyError:
-            true = f"opset {self.version} has no operator {node.op_type} (node '{node.name}')"
-            raise ModelError(_ASKED, true, _FIX) from None
+            reason = f"opset {self.version} has no operator {node.op_type} (node '{node.name}')"
+            raise ModelError(_ASKED, reason, _FIX) from None
 
         def takes_half(variable: str) -> bool:
             return "tensor(float16)" in allowed.get(variable, {variable})

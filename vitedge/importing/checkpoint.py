@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def import_checkpoint(
-    kind: str, path: Path, options: dict[str, Any], images: str | Path | ImageSet | None, asked: str
+    kind: str, path: Path, options: dict[str, Any], images: str | Path | ImageSet | None, action: str
 ) -> Imported:
     """Author the graph of a published checkpoint; its referee is the float64 forward pass in numpy."""
     from vitedge.graph import author, mappings, reference, surgery
@@ -31,22 +31,22 @@ def import_checkpoint(
         checkpoint = mappings.read_published(path, options, patch_size=patch_size)
     else:
         checkpoint = mappings.read_own(path)
-    contract = contract_of({**msgspec.structs.asdict(checkpoint.preprocessing), **options}, asked)
+    contract = contract_of({**msgspec.structs.asdict(checkpoint.preprocessing), **options}, action)
     if contract.size != checkpoint.config.image_size or patch_size not in (None, checkpoint.config.stem.stride):
-        true = f"its weights are for images of {checkpoint.config.image_size}; size {contract.size} was given"
-        raise ModelError(asked, true, "leave the sizes out, or train it on with another: vitedge train --init-from")
+        reason = f"its weights are for images of {checkpoint.config.image_size}; size {contract.size} was given"
+        raise ModelError(action, reason, "leave the sizes out, or train it on with another: vitedge train --init-from")
     normalisation: dict[str, Any] = {"mean": contract.mean, "std": contract.std, "rescale": contract.rescale}
     graph = author.author_vit(
         checkpoint.config, checkpoint.arrays, channel_order=contract.channel_order, **normalisation
     )
-    frames = frames_of(images, contract, asked)
+    frames = frames_of(images, contract, action)
     ordered = frames[..., ::-1] if contract.channel_order == "bgr" else frames
     step = max(1, (1 << 16) // (frames.shape[1] * frames.shape[2]))  # pictures at once, so that memory stays small
     pieces = [ordered[first : first + step] for first in range(0, len(ordered), step)]
     expected = np.concatenate(
         [reference.reference_logits(checkpoint.config, checkpoint.arrays, piece, **normalisation) for piece in pieces]
     )
-    parity = parity_of("float64 forward pass in numpy", runner(graph, asked)(frames), expected, asked)
+    parity = parity_of("float64 forward pass in numpy", runner(graph, action)(frames), expected, action)
     files, record = {MODEL_ONNX: surgery.to_bytes(graph)}, checkpoint.record
     if record is not None:
         files[MODEL_WEIGHTS] = (path / MODEL_WEIGHTS).read_bytes()

@@ -62,31 +62,31 @@ def import_model(
         ModelError: a source that can't be read, or tensors, labels or classes that don't fit.
         InvalidResultError: the logits differ from the source's.
     """
-    asked = f"import {source.name if isinstance(source, Factory) else source}"
-    refuse_existing(Path(out), overwrite=overwrite, asked=asked)
+    action = f"import {source.name if isinstance(source, Factory) else source}"
+    refuse_existing(Path(out), overwrite=overwrite, action=action)
     options = dict(preprocessing or {})
     fetched: Fetched | None = None
     if isinstance(source, Factory):
-        imported = import_factory(source, options, images, asked)
+        imported = import_factory(source, options, images, action)
     else:
         if str(source).startswith(PREFIX):
-            fetched = fetch(str(source), asked, progress)
+            fetched = fetch(str(source), action, progress)
             kind, path = "published", fetched.folder
         else:
-            kind, path = recognised(source, asked)
+            kind, path = recognised(source, action)
         if kind == "onnx":
-            imported = import_onnx(path, options, images, asked)
+            imported = import_onnx(path, options, images, action)
         else:
-            imported = import_checkpoint(kind, path, options, images, asked)
+            imported = import_checkpoint(kind, path, options, images, action)
     count, parity = imported.num_classes, imported.parity
     if not parity.relative <= TOLERANCE:
         raise InvalidResultError(
-            asked,
+            action,
             f"the logits differ from the source's by {parity.relative:.1e} of the largest; {TOLERANCE:.0e} is allowed",
             "report it with the source's architecture; nothing was written",
         )
     if labels is not None:
-        classes: tuple[ClassLabel, ...] | None = read_labels(labels, count, asked)
+        classes: tuple[ClassLabel, ...] | None = read_labels(labels, count, action)
     else:
         classes = labels_recognised(imported.classes, count, str(imported.details.get("tag", "")))
     record = ModelRecord(
@@ -99,7 +99,7 @@ def import_model(
         training=imported.training,
         accuracy=imported.accuracy,
     )
-    return write_model(out, record, imported.files, overwrite=overwrite, asked=asked)
+    return write_model(out, record, imported.files, overwrite=overwrite, action=action)
 
 
 def _origin(imported: Imported, fetched: Fetched | None) -> Origin:
@@ -132,13 +132,13 @@ def summary(model: Model) -> dict[str, Any]:
     return row
 
 
-def recognised(source: str | Path, asked: str) -> tuple[str, Path]:
+def recognised(source: str | Path, action: str) -> tuple[str, Path]:
     """(kind, path) of a source: "embedded", "train", "published" or "onnx"."""
     if source == "embedded":
         return "embedded", embedded.FOLDER
     path = Path(source)
     if not path.exists():
-        raise UsageError(asked, "there is no such file or folder", f"name {LAYOUTS}")
+        raise UsageError(action, "there is no such file or folder", f"name {LAYOUTS}")
     if path.is_dir():
         if (path / MODEL_JSON).is_file():
             return "train", path
@@ -147,13 +147,13 @@ def recognised(source: str | Path, asked: str) -> tuple[str, Path]:
             return "published", path
         if len(graphs) == 1:
             return "onnx", graphs[0]
-        raise UsageError(asked, f"{len(graphs)} ONNX files and no known checkpoint lie in it", f"name {LAYOUTS}")
+        raise UsageError(action, f"{len(graphs)} ONNX files and no known checkpoint lie in it", f"name {LAYOUTS}")
     suffix = path.suffix.lower()
     if suffix in (".onnx", ".safetensors"):
         return ("onnx" if suffix == ".onnx" else "published"), path
     if suffix in PICKLED:
-        fix = (
+        hint = (
             "save the weights as safetensors, or load them into your own code with --factory, --weights, --allow-pickle"
         )
-        raise ModelError(asked, "pickled checkpoints can run code and aren't opened", fix)
-    raise UsageError(asked, f"files ending in '{suffix}' aren't known", f"name {LAYOUTS}")
+        raise ModelError(action, "pickled checkpoints can run code and aren't opened", hint)
+    raise UsageError(action, f"files ending in '{suffix}' aren't known", f"name {LAYOUTS}")

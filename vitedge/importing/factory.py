@@ -32,34 +32,34 @@ def chosen_source(
     """
     if factory is None and source is not None and weights is None and not allow_pickle:
         return source
-    asked = f"import {factory or source or 'a model'}"
+    action = f"import {factory or source or 'a model'}"
     if factory is None and source is not None:
         raise UsageError(
-            asked, "--weights and --allow-pickle belong to --factory", "name the factory, or leave them out"
+            action, "--weights and --allow-pickle belong to --factory", "name the factory, or leave them out"
         )
     if factory is None:
-        raise UsageError(asked, "there is neither a source nor a factory", "run: vitedge import --help")
+        raise UsageError(action, "there is neither a source nor a factory", "run: vitedge import --help")
     if source is not None:
-        raise UsageError(asked, f"a source was given too: {source}", "give one of them")
+        raise UsageError(action, f"a source was given too: {source}", "give one of them")
     return Factory(factory, weights, allow_pickle)
 
 
 def import_factory(
-    factory: Factory, options: dict[str, Any], images: str | Path | ImageSet | None, asked: str
+    factory: Factory, options: dict[str, Any], images: str | Path | ImageSet | None, action: str
 ) -> Imported:
     """Export a factory's module and bring it to the canonical form; its referee is the module itself, in torch."""
-    factory.check(asked)
+    factory.check(action)
     with tempfile.TemporaryDirectory(prefix="vitedge-") as folder:
         path = Path(folder) / "module.onnx"
         try:
             contract, logits, details = run_isolated(
-                _export, factory, options, images, path, asked, timeout_s=TIMEOUT_S
+                _export, factory, options, images, path, action, timeout_s=TIMEOUT_S
             )
         except ChildError as error:
-            fix = "try the function in Python: build the module, call it, torch.onnx.export it"
-            raise ModelError(asked, f"the module could not be built or exported: {error}", fix) from error
+            hint = "try the function in Python: build the module, call it, torch.onnx.export it"
+            raise ModelError(action, f"the module could not be built or exported: {error}", hint) from error
         referee = f"the module in torch {details['torch']}"
-        imported = import_onnx(path, contract, images, asked, referee=(referee, logits))
+        imported = import_onnx(path, contract, images, action, referee=(referee, logits))
     if factory.weights is not None:
         details["weights_sha256"] = sha256_file(factory.weights)
     del imported.details["onnx_sha256"]  # of a file that nobody keeps
@@ -72,15 +72,15 @@ def import_factory(
 
 
 def _export(
-    factory: Factory, options: dict[str, Any], images: str | Path | ImageSet | None, path: Path, asked: str
+    factory: Factory, options: dict[str, Any], images: str | Path | ImageSet | None, path: Path, action: str
 ) -> tuple[dict[str, Any], Logits, dict[str, Any]]:
     """Write the module to ``path``; returns the contract's fields, its logits, and what is told. In a child process."""
     from vitedge.training import factory as torch_modules
 
-    module = torch_modules.build(factory, asked)
+    module = torch_modules.build(factory, action)
     fields = {**torch_modules.told_preprocessing(module), **options}
-    demand(fields, "a torch module", asked)
-    contract = contract_of(fields, asked)
-    pixels = source_input(frames_of(images, contract, asked), contract, "nchw", "float32")
-    logits = torch_modules.logits(module, pixels, asked)
-    return fields, logits, torch_modules.export(module, contract, path, asked)
+    demand(fields, "a torch module", action)
+    contract = contract_of(fields, action)
+    pixels = source_input(frames_of(images, contract, action), contract, "nchw", "float32")
+    logits = torch_modules.logits(module, pixels, action)
+    return fields, logits, torch_modules.export(module, contract, path, action)

@@ -30,12 +30,12 @@ class Fetched:
     revision: str  # the commit, 40 hexadecimal digits
 
 
-def fetch(source: str, asked: str, progress: Progress = silent) -> Fetched:
+def fetch(source: str, action: str, progress: Progress = silent) -> Fetched:
     """The checkpoint's files in the local cache, downloaded where they aren't there yet.
 
     Args:
         source: ``hub:<org>/<name>``, with ``@`` and a branch, tag or commit where it shall not be ``main``.
-        asked: for error texts.
+        action: for error texts.
         progress: called with ("download", KiB done, KiB in all).
 
     Raises:
@@ -47,12 +47,12 @@ def fetch(source: str, asked: str, progress: Progress = silent) -> Fetched:
     match = _NAME.fullmatch(source.removeprefix(PREFIX))
     if match is None:
         raise UsageError(
-            asked, f"'{source}' isn't hub:<org>/<name>[@revision]", "write, say, hub:timm/test_vit.r160_in1k"
+            action, f"'{source}' isn't hub:<org>/<name>[@revision]", "write, say, hub:timm/test_vit.r160_in1k"
         )
     try:
         from huggingface_hub import errors, hf_hub_download
     except ImportError as error:
-        raise NotInstalledError.for_extra(asked, "huggingface_hub", "hub") from error
+        raise NotInstalledError.for_extra(action, "huggingface_hub", "hub") from error
     repo, revision = match["repo"], match["revision"]
     bar = _bar(progress)
 
@@ -60,30 +60,30 @@ def fetch(source: str, asked: str, progress: Progress = silent) -> Fetched:
         try:
             return Path(hf_hub_download(repo, file, revision=commit, tqdm_class=bar))
         except errors.GatedRepoError as error:
-            fix = f"accept its terms on the page of {repo}, then set HF_TOKEN or run: hf auth login"
-            raise ResourceError(asked, "its publisher wants its terms accepted first", fix) from error
+            hint = f"accept its terms on the page of {repo}, then set HF_TOKEN or run: hf auth login"
+            raise ResourceError(action, "its publisher wants its terms accepted first", hint) from error
         except errors.RepositoryNotFoundError as error:
-            fix = "check the name; for a private one set HF_TOKEN or run: hf auth login"
-            raise UsageError(asked, f"the hub has no public repository {repo}", fix) from error
+            hint = "check the name; for a private one set HF_TOKEN or run: hf auth login"
+            raise UsageError(action, f"the hub has no public repository {repo}", hint) from error
         except errors.RevisionNotFoundError as error:
-            fix = "name a branch, a tag or a commit of it"
-            raise UsageError(asked, f"{repo} has no revision '{revision}'", fix) from error
+            hint = "name a branch, a tag or a commit of it"
+            raise UsageError(action, f"{repo} has no revision '{revision}'", hint) from error
         except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
             if file in HELPFUL:  # an offline cache holds what was there when it was filled
                 return None
-            fix = "check the network and HF_HUB_OFFLINE, or download the repository elsewhere and name its folder"
-            raise ResourceError(asked, f"the hub can't be reached, and {file} isn't in the cache", fix) from error
+            hint = "check the network and HF_HUB_OFFLINE, or download the repository elsewhere and name its folder"
+            raise ResourceError(action, f"the hub can't be reached, and {file} isn't in the cache", hint) from error
         except errors.EntryNotFoundError as error:
             if file in HELPFUL:
                 return None
-            fix = "export the model to ONNX, or load it in your own code with --factory"
-            raise ModelError(asked, f"{repo} publishes no {file}", fix) from error
+            hint = "export the model to ONNX, or load it in your own code with --factory"
+            raise ModelError(action, f"{repo} publishes no {file}", hint) from error
         except errors.HFValidationError as error:
-            raise UsageError(asked, f"'{repo}' isn't a repository's name", "write hub:<org>/<name>") from error
+            raise UsageError(action, f"'{repo}' isn't a repository's name", "write hub:<org>/<name>") from error
         except Exception as error:  # the network's own kinds, which differ between its versions
             first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-            fix = "try again, or download the repository elsewhere and name its folder"
-            raise ResourceError(asked, f"the download of {file} failed: {first}", fix) from error
+            hint = "try again, or download the repository elsewhere and name its folder"
+            raise ResourceError(action, f"the download of {file} failed: {first}", hint) from error
 
     config = download(NEEDED[0], revision)
     assert config is not None

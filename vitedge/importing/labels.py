@@ -32,7 +32,7 @@ def imagenet_1k() -> tuple[ClassLabel, ...]:
     return _from_lines((Path(__file__).parent / "imagenet_1k.txt").read_text(encoding="utf-8"))
 
 
-def read_labels(labels: str | Path | Sequence[str], count: int, asked: str) -> tuple[ClassLabel, ...]:
+def read_labels(labels: str | Path | Sequence[str], count: int, action: str) -> tuple[ClassLabel, ...]:
     """The class table of a model with ``count`` classes.
 
     Args:
@@ -40,7 +40,7 @@ def read_labels(labels: str | Path | Sequence[str], count: int, asked: str) -> t
             (or folder, tab, name), a JSON list of names, a JSON object from id to name, a JSON list of
             ``{"id", "folder", "name"}`` in any order, or a folder of class folders, sorted.
         count: the model's classes.
-        asked: for error texts.
+        action: for error texts.
 
     Raises:
         UsageError: no such file.
@@ -51,10 +51,10 @@ def read_labels(labels: str | Path | Sequence[str], count: int, asked: str) -> t
     elif str(labels) == IMAGENET_1K:
         table, where = imagenet_1k(), IMAGENET_1K
     else:
-        table, where = _from_path(Path(labels), asked), Path(labels).name
+        table, where = _from_path(Path(labels), action), Path(labels).name
     if len(table) != count:
-        true = f"{where} has {len(table)} class names; the model has {count} classes"
-        raise ModelError(asked, true, "give one name a class, in the order of the logits")
+        reason = f"{where} has {len(table)} class names; the model has {count} classes"
+        raise ModelError(action, reason, "give one name a class, in the order of the logits")
     return table
 
 
@@ -96,9 +96,9 @@ def _from_lines(text: str) -> tuple[ClassLabel, ...]:
     return _named(["\t".join(row) for row in rows])
 
 
-def _from_path(path: Path, asked: str) -> tuple[ClassLabel, ...]:
+def _from_path(path: Path, action: str) -> tuple[ClassLabel, ...]:
     if path.is_dir():
-        folders = list(ImageSet.open(path, asked=asked).classes)
+        folders = list(ImageSet.open(path, action=action).classes)
         words = {label.folder: label.name for label in imagenet_1k()}
         return class_table([words.get(folder, folder) for folder in folders], folders)
     try:
@@ -107,16 +107,16 @@ def _from_path(path: Path, asked: str) -> tuple[ClassLabel, ...]:
             return _from_lines(text)
         data = msgspec.json.decode(text, type=list[str | _Row] | dict[int, str])
     except FileNotFoundError as error:
-        raise UsageError(asked, f"the labels {path} don't exist", _FIX) from error
+        raise UsageError(action, f"the labels {path} don't exist", _FIX) from error
     except (OSError, UnicodeDecodeError, msgspec.MsgspecError, RecursionError) as error:
-        raise ModelError(asked, f"the labels {path.name} can't be read: {error}", _FIX) from error
+        raise ModelError(action, f"the labels {path.name} can't be read: {error}", _FIX) from error
     if isinstance(data, dict):
         data = [_Row(id=index, name=name) for index, name in data.items()]
     if all(isinstance(item, str) for item in data):
         return _named([item for item in data if isinstance(item, str)])
     rows = sorted((item for item in data if isinstance(item, _Row)), key=lambda row: row.id)
     if [row.id for row in rows] != list(range(len(data))):
-        raise ModelError(asked, f"the ids in {path.name} aren't 0, 1, 2, …, {len(data) - 1}", _FIX)
+        raise ModelError(action, f"the ids in {path.name} aren't 0, 1, 2, …, {len(data) - 1}", _FIX)
     names = [row.name for row in rows]
     unique = [row.folder or (row.name if names.count(row.name) == 1 else None) for row in rows]
     return class_table(names, unique)

@@ -32,7 +32,7 @@ def import_onnx(
     path: Path,
     options: dict[str, Any],
     images: str | Path | ImageSet | None,
-    asked: str,
+    action: str,
     referee: tuple[str, Logits] | None = None,
 ) -> Imported:
     """Bring a foreign graph to the canonical form; its referee is the graph as it came, in ONNX Runtime.
@@ -41,7 +41,7 @@ def import_onnx(
         path: the ONNX file.
         options: fields of the preprocessing contract.
         images: pictures to compare on; without them the embedded ones.
-        asked: for error texts.
+        action: for error texts.
         referee: another one: its name, and its logits [N, classes] for these pictures.
 
     Raises:
@@ -51,13 +51,13 @@ def import_onnx(
     memory_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
     limits: dict[str, Any] = {"timeout_s": TIMEOUT_S, "memory_mb": memory_mb}
     try:
-        return run_isolated(convert, path, options, images, asked, referee, **limits)
+        return run_isolated(convert, path, options, images, action, referee, **limits)
     except ChildError as error:
-        fix = "export the model again; check the file with onnx.checker"
-        raise ModelError(asked, f"the graph could not be read or run: {error}", fix) from error
+        hint = "export the model again; check the file with onnx.checker"
+        raise ModelError(action, f"the graph could not be read or run: {error}", hint) from error
 
 
-def completed(model: onnx.ModelProto, options: dict[str, Any], asked: str) -> dict[str, Any]:
+def completed(model: onnx.ModelProto, options: dict[str, Any], action: str) -> dict[str, Any]:
     """Preprocessing options completed by what the input of an ONNX file tells."""
     from onnx import TensorProto
 
@@ -66,7 +66,7 @@ def completed(model: onnx.ModelProto, options: dict[str, Any], asked: str) -> di
     weights = surgery.initializers(model)
     value = next((value for value in model.graph.input if value.name not in weights), None)
     if value is None:
-        raise ModelError(asked, "its graph has no input", "export the model again")
+        raise ModelError(action, "its graph has no input", "export the model again")
     shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
     if "size" not in options and len(shape) == 4:
         sides = shape[2:] if shape[1] == 3 else shape[1:3]
@@ -74,58 +74,58 @@ def completed(model: onnx.ModelProto, options: dict[str, Any], asked: str) -> di
             options = {**options, "size": tuple(sides)}
     if value.type.tensor_type.elem_type == TensorProto.UINT8:  # normalised inside, if at all
         options = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "rescale": 1.0, **options}
-    demand(options, "an ONNX file", asked)
+    demand(options, "an ONNX file", action)
     return options
 
 
-def demand(options: Mapping[str, Any], source: str, asked: str) -> None:
+def demand(options: Mapping[str, Any], source: str, action: str) -> None:
     """Refuse preprocessing without what no source of this kind can be guessed to mean."""
     if missing := [f"--{name}" for name in ("size", "mean", "std") if name not in options]:
-        true = f"{source} doesn't say how its pictures are prepared; {', '.join(missing)} is missing"
-        raise UsageError(asked, true, "give what the model was trained with, say --mean 0.485,0.456,0.406")
+        reason = f"{source} doesn't say how its pictures are prepared; {', '.join(missing)} is missing"
+        raise UsageError(action, reason, "give what the model was trained with, say --mean 0.485,0.456,0.406")
 
 
 def convert(
     path: Path,
     options: dict[str, Any],
     images: str | Path | ImageSet | None,
-    asked: str,
+    action: str,
     referee: tuple[str, Logits] | None = None,
 ) -> Imported:
     """Canonicalise a foreign graph. Runs in a child process."""
     from vitedge.graph import canonical, interface, surgery
 
     raw = surgery.load(path)
-    contract = contract_of(completed(raw, options, asked), asked)
-    frames = frames_of(images, contract, asked)
-    prepared, report = canonical.prepare(raw, asked)
-    source = interface.describe(prepared, contract, asked)
+    contract = contract_of(completed(raw, options, action), action)
+    frames = frames_of(images, contract, action)
+    prepared, report = canonical.prepare(raw, action)
+    source = interface.describe(prepared, contract, action)
     if interface.ends_in_probabilities(prepared, source.output) and contract.activation != "none":
-        true = f"its output '{source.output}' holds probabilities, not logits; softmax would be applied twice"
-        raise ModelError(asked, true, "add --activation none, or export without the last layer")
+        reason = f"its output '{source.output}' holds probabilities, not logits; softmax would be applied twice"
+        raise ModelError(action, reason, "add --activation none, or export without the last layer")
     widened = "half precision widened" in report.rewrites
-    original = runner(prepared if widened else raw, asked, source.output)
+    original = runner(prepared if widened else raw, action, source.output)
     expected = original(source_input(frames, contract, source.layout, source.dtype))
     if expected.ndim != 2 or expected.shape[1] < 1:
-        true = f"its output '{source.output}' is {list(expected.shape)}; logits [N, classes] are expected"
-        raise ModelError(asked, true, "export the classifier, head included")
+        reason = f"its output '{source.output}' is {list(expected.shape)}; logits [N, classes] are expected"
+        raise ModelError(action, reason, "export the classifier, head included")
     if not np.isfinite(expected).all():
-        raise ModelError(asked, "its logits are NaN or infinite", "check the source's weights and preprocessing")
+        raise ModelError(action, "its logits are NaN or infinite", "check the source's weights and preprocessing")
 
     def check(candidate: onnx.ModelProto) -> float:
         try:
-            found = runner(candidate, asked)(frames[:STEP_PICTURES])
+            found = runner(candidate, action)(frames[:STEP_PICTURES])
             return deviation(found, expected[:STEP_PICTURES])
         except ModelError:
             return math.inf
 
     model = interface.with_image_input(prepared, source, contract, expected.shape[1])
     if not check(model) <= TOLERANCE:
-        raise ModelError(asked, "behind an image input its logits are others", "report it with the graph")
+        raise ModelError(action, "behind an image input its logits are others", "report it with the graph")
     model, report = canonical.canonicalise(model, report, contract, check)
     name = f"the source{', widened to float32,' if widened else ''} in ONNX Runtime"
     name, truth = referee or (name, expected)
-    parity = parity_of(name, runner(model, asked)(frames), truth, asked)
+    parity = parity_of(name, runner(model, action)(frames), truth, action)
     return Imported(
         kind="onnx",
         name=path.stem,

@@ -43,12 +43,12 @@ def preprocessing_options(
         try:
             options[name] = tuple((int if name == "fill" else float)(part) for part in text.split(","))
         except ValueError as error:
-            fix = f"write, say, --{name} {'0,0,0' if name == 'fill' else '0.5,0.5,0.5'}"
-            raise UsageError(f"set --{name}", f"'{text}' isn't three numbers with commas between", fix) from error
+            hint = f"write, say, --{name} {'0,0,0' if name == 'fill' else '0.5,0.5,0.5'}"
+            raise UsageError(f"set --{name}", f"'{text}' isn't three numbers with commas between", hint) from error
     return options
 
 
-def contract_of(options: Mapping[str, Any], asked: str) -> Preprocessing:
+def contract_of(options: Mapping[str, Any], action: str) -> Preprocessing:
     """The contract that these fields make.
 
     Raises:
@@ -57,4 +57,4 @@ def contract_of(options: Mapping[str, Any], asked: str) -> Preprocessing:
     try:
         return msgspec.convert(dict(options), Preprocessing, from_attributes=True)
     except (msgspec.MsgspecError, ValueError) as error:
-        raise UsageError(asked, f"the preprocessing is wrong: {error}", "run: vitedge import --help") from error
+        raise UsageError(action, f"the preprocessing is wrong: {error}", "run: vitedge import --help") from error

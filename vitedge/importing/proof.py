@@ -46,17 +46,17 @@ class Imported:
     accuracy: dict[str, Any] | None = None
 
 
-def frames_of(images: str | Path | ImageSet | None, contract: Preprocessing, asked: str) -> Frames:
+def frames_of(images: str | Path | ImageSet | None, contract: Preprocessing, action: str) -> Frames:
     """Pictures through the contract, uint8 [N, H, W, 3]."""
     if images is None:
         pictures = embedded.pictures("calibration")
         pictures = pictures.subset(pictures.order(0)[:PICTURES])
     else:
-        pictures = images if isinstance(images, ImageSet) else ImageSet.open(images, asked=asked)
+        pictures = images if isinstance(images, ImageSet) else ImageSet.open(images, action=action)
     return np.stack([contract.apply(pictures.read(index)) for index in range(len(pictures))])
 
 
-def runner(model: onnx.ModelProto, asked: str, output: str = "logits") -> Callable[[NDArray[Any]], Logits]:
+def runner(model: onnx.ModelProto, action: str, output: str = "logits") -> Callable[[NDArray[Any]], Logits]:
     """A function that runs a graph on [N, …] in ONNX Runtime, in as many pieces as its batch wants.
 
     Raises:
@@ -66,16 +66,16 @@ def runner(model: onnx.ModelProto, asked: str, output: str = "logits") -> Callab
     try:
         import onnxruntime  # type: ignore[import-untyped]  # it ships no types
     except ImportError as error:
-        raise NotInstalledError.for_extra(asked, "onnxruntime", "host") from error
+        raise NotInstalledError.for_extra(action, "onnxruntime", "host") from error
     from vitedge.graph import surgery
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    fix = "export the model again; check the file with onnx.checker"
+    hint = "export the model again; check the file with onnx.checker"
     try:
         session = onnxruntime.InferenceSession(surgery.to_bytes(model), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's own kinds
-        raise ModelError(asked, f"ONNX Runtime refuses the graph: {_first_line(error)}", fix) from error
+        raise ModelError(action, f"ONNX Runtime refuses the graph: {_first_line(error)}", hint) from error
 
     def run(pictures: NDArray[Any]) -> Logits:
         value = session.get_inputs()[0]
@@ -85,7 +85,7 @@ def runner(model: onnx.ModelProto, asked: str, output: str = "logits") -> Callab
             parts = [padded[i : i + piece] for i in range(0, len(padded), piece)]
             logits = np.concatenate([session.run([output], {value.name: part})[0] for part in parts])
         except Exception as error:  # the runtime's own kinds
-            raise ModelError(asked, f"ONNX Runtime can't run the graph: {_first_line(error)}", fix) from error
+            raise ModelError(action, f"ONNX Runtime can't run the graph: {_first_line(error)}", hint) from error
         return logits[: len(pictures)].astype(np.float32)
 
     return run
@@ -95,14 +95,14 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
 
 
-def parity_of(reference: str, found: NDArray[Any], expected: NDArray[Any], asked: str) -> Parity:
+def parity_of(reference: str, found: NDArray[Any], expected: NDArray[Any], action: str) -> Parity:
     """How far logits [N, classes] are from the expected ones.
 
     Raises:
         ModelError: NaN or infinite logits on either side.
     """
     if not np.isfinite(expected).all() or not np.isfinite(found).all():
-        raise ModelError(asked, "its logits are NaN or infinite", "use a sound checkpoint")
+        raise ModelError(action, "its logits are NaN or infinite", "use a sound checkpoint")
     return Parity(
         reference=reference,
         images=len(expected),

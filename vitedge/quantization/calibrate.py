@@ -58,7 +58,7 @@ def calibrate(
     images: ImageSet,
     settings: Observe,
     *,
-    asked: str,
+    action: str,
     progress: Progress = silent,
 ) -> tuple[Statistics, Calibration]:
     """Statistics of ``settings.num_samples`` of the images, from the cache or from one pass over them.
@@ -68,7 +68,7 @@ def calibrate(
         graph: its float graph.
         images: at least as many as are wanted.
         settings: the recipe's Observe section.
-        asked: the wish, for error texts.
+        action: the wish, for error texts.
         progress: called with ("observe", images done, images wanted).
 
     Raises:
@@ -83,20 +83,20 @@ def calibrate(
     order, wanted = images.order(settings.seed), settings.num_samples
     first = [_digest(images, index) for index in order[:wanted]]
     key = sha256("\0".join([model.record.files["model.onnx"], sha256(encode_json(settings)), *first]).encode())
-    embedded.refuse_display(set(first), asked)
+    embedded.refuse_display(set(first), action)
     folder = cache_folder() / "statistics" / key[:32]
     walk = _load_walk(folder, images, order)
     statistics = Statistics.load(folder, key) if walk is not None and walk.partial is None else None
     if walk is None or statistics is None:
         observer = Observer(graph, settings)
         steps = _resume(observer, folder, walk)
-        frames = _frames(model, images, order, steps, settings.num_samples, asked)
-        _observe(observer, frames, lambda: _save_partial(observer, folder, steps, asked), settings, progress)
+        frames = _frames(model, images, order, steps, settings.num_samples, action)
+        _observe(observer, frames, lambda: _save_partial(observer, folder, steps, action), settings, progress)
         if observer.samples < settings.num_samples:
-            raise _too_few(images, steps, settings.num_samples, asked)
+            raise _too_few(images, steps, settings.num_samples, action)
         walk, statistics = _Walk(steps=tuple(steps)), observer.statistics(key)
         statistics.save(folder)
-        write_atomic(folder / WALK, encode_json(walk), asked)
+        write_atomic(folder / WALK, encode_json(walk), action)
         (folder / PARTIAL).unlink(missing_ok=True)
     digests = sorted(step.digest for step in walk.steps if step.readable)
     return statistics, Calibration(
@@ -126,7 +126,7 @@ def pictures(
 
 
 def _frames(
-    model: Model, images: ImageSet, order: list[int], steps: list[_Step], wanted: int, asked: str
+    model: Model, images: ImageSet, order: list[int], steps: list[_Step], wanted: int, action: str
 ) -> Iterator[NDArray[np.uint8]]:
     """The model's input, uint8 [h, w, 3], of the images behind ``steps`` until there are enough; adds their steps."""
     readable = sum(step.readable for step in steps)
@@ -141,7 +141,7 @@ def _frames(
         except ImageError:
             steps.append(_Step(name=name, digest=digest, readable=False))
             continue
-        embedded.refuse_display({digest}, asked)
+        embedded.refuse_display({digest}, action)
         steps.append(_Step(name=name, digest=digest, readable=True))
         readable += 1
         yield frame
@@ -165,11 +165,11 @@ def _observe(
             saved = time.monotonic()
 
 
-def _too_few(images: ImageSet, steps: list[_Step], wanted: int, asked: str) -> ImageError:
+def _too_few(images: ImageSet, steps: list[_Step], wanted: int, action: str) -> ImageError:
     broken = [step.name for step in steps if not step.readable]
     readable = len(steps) - len(broken)
     return ImageError(
-        asked,
+        action,
         f"{images.source} has {readable} readable images of the {wanted} asked for; "
         f"{len(broken)} can't be read: {', '.join(broken[:5])}",
         f"replace them, or add: --num-samples {readable}",
@@ -187,7 +187,7 @@ def _digest(images: ImageSet, index: int) -> str:
 def _load_walk(folder: Path, images: ImageSet, order: list[int]) -> _Walk | None:
     """The walk of an earlier run, if the images that it went over are still the same."""
     try:
-        walk = decode_json((folder / WALK).read_bytes(), _Walk, asked="read statistics", file=WALK)
+        walk = decode_json((folder / WALK).read_bytes(), _Walk, action="read statistics", file=WALK)
     except (OSError, InputError):
         return None
     indices = order[: len(walk.steps)]
@@ -214,10 +214,10 @@ def _resume(observer: Observer, folder: Path, walk: _Walk | None) -> list[_Step]
     return list(walk.steps)
 
 
-def _save_partial(observer: Observer, folder: Path, steps: list[_Step], asked: str) -> None:
+def _save_partial(observer: Observer, folder: Path, steps: list[_Step], action: str) -> None:
     """Keep what was seen so far; ``walk.json`` completes it."""
     from vitedge.quantization.statistics import safetensors_pieces, sha256_of
 
     pieces = safetensors_pieces(observer.state())
-    write_atomic(folder / PARTIAL, pieces, asked)
-    write_atomic(folder / WALK, encode_json(_Walk(steps=tuple(steps), partial=sha256_of(pieces))), asked)
+    write_atomic(folder / PARTIAL, pieces, action)
+    write_atomic(folder / WALK, encode_json(_Walk(steps=tuple(steps), partial=sha256_of(pieces))), action)

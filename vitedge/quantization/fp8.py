@@ -70,8 +70,8 @@ def quantize_fp8(
     found = {layer.name: layer for layer in quantizable(model)[0]}
     for name in sorted(layers):
         if name not in found or found[name].view.key not in statistics.observed:
-            true = "the graph has no such layer" if name not in found else "its input was never observed"
-            raise ModelError(f"quantize the layer '{name}' to FP8", true, "leave it in float")
+            reason = "the graph has no such layer" if name not in found else "its input was never observed"
+            raise ModelError(f"quantize the layer '{name}' to FP8", reason, "leave it in float")
     nodes: list[onnx.NodeProto] = []
     behind: dict[str, str] = {}  # a quantized tensor -> its values after the pair
     biases: dict[str, NDArray[np.generic]] = {}

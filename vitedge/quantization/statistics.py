@@ -112,7 +112,7 @@ class Statistics:
         from safetensors.numpy import load
 
         try:
-            record = decode_json((Path(folder) / INDEX).read_bytes(), _Index, asked="read statistics", file=INDEX)
+            record = decode_json((Path(folder) / INDEX).read_bytes(), _Index, action="read statistics", file=INDEX)
             if record.key != key:
                 return None
             data = (Path(folder) / TENSORS).read_bytes()

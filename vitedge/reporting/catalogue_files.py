@@ -25,11 +25,11 @@ def write_target(out: Path, name: str | None = None) -> str:
         UsageError: ``out`` exists or isn't called ``*.toml``, or no target has this name.
         ResourceError: it can't be written.
     """
-    asked = f"write the target file {out}"
+    action = f"write the target file {out}"
     source = TEMPLATE if name is None else paths.find("targets", name)
     if out.suffix != ".toml":
-        raise UsageError(asked, "a target file ends in .toml", f"name it: --new {out.with_suffix('.toml')}")
+        raise UsageError(action, "a target file ends in .toml", f"name it: --new {out.with_suffix('.toml')}")
     if out.exists() or out.is_symlink():
-        raise UsageError(asked, f"{out} already exists", "name another file: --new FILE.toml")
-    write_atomic(out, source.read_bytes(), asked)
+        raise UsageError(action, f"{out} already exists", "name another file: --new FILE.toml")
+    write_atomic(out, source.read_bytes(), action)
     return f"wrote {out}; edit it, then: vitedge targets {out}"

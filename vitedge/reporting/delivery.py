@@ -52,7 +52,7 @@ def report(
         terminal.emit(csv.records(results), json, lambda records: None)
     if json == "-" and out is None:
         return
-    images = None if data is None else embedded.open_images(data, asked=f"show pictures of {data}")
+    images = None if data is None else embedded.open_images(data, action=f"show pictures of {data}")
     content = _render(wanted, results, images)
     if out is None:
         sys.stdout.write(content.decode())
@@ -76,11 +76,11 @@ def _format(out: Path | None, format: str | None) -> str:
 
 
 def _refuse_existing(out: Path, *, overwrite: bool) -> None:
-    asked = f"write the report {out}"
+    action = f"write the report {out}"
     if out.is_dir():
-        raise UsageError(asked, f"{out} is a folder", f"name a file: --out {out / 'report.html'}")
+        raise UsageError(action, f"{out} is a folder", f"name a file: --out {out / 'report.html'}")
     if out.exists() and not overwrite:
-        raise UsageError(asked, f"{out} already exists", "name another --out, or add --overwrite")
+        raise UsageError(action, f"{out} already exists", "name another --out, or add --overwrite")
 
 
 def _render(wanted: str, results: Sequence[Result], images: ImageSet | None) -> bytes:

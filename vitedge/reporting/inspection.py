@@ -67,8 +67,10 @@ def inspect(path: str | Path, *, everything: bool = False) -> Inspection:
         return _result(path)
     if path.is_file() and path.suffix == ".onnx":
         return _onnx(path, most)
-    true = "it's neither a model, an artifact, a result nor an ONNX file" if path.exists() else "there is no such path"
-    raise UsageError(f"inspect {path}", true, "name a folder of import or export, a result.json, or a .onnx file")
+    reason = (
+        "it's neither a model, an artifact, a result nor an ONNX file" if path.exists() else "there is no such path"
+    )
+    raise UsageError(f"inspect {path}", reason, "name a folder of import or export, a result.json, or a .onnx file")
 
 
 # --- models and artifacts --------------------------------------------------------------------------------------------
@@ -340,14 +342,14 @@ def _result(path: Path) -> Inspection:
 def _onnx(path: Path, most: int | None) -> Inspection:
     import importlib.util
 
-    asked = f"inspect {path}"
+    action = f"inspect {path}"
     if importlib.util.find_spec("onnx") is None:
-        raise NotInstalledError.for_extra(asked, "onnx", "host")
+        raise NotInstalledError.for_extra(action, "onnx", "host")
     try:
         record = run_isolated(_read_onnx, str(path), timeout_s=LONGEST_READ_S)
     except ChildError as error:
         raise ModelError(
-            asked, f"it can't be read: {error}", "export it again, or check it with onnx.checker"
+            action, f"it can't be read: {error}", "export it again, or check it with onnx.checker"
         ) from error
     facts = {
         "kind": "ONNX file",

@@ -25,8 +25,8 @@ def draw(plan: Plan, artifact: Artifact) -> str | None:
     try:
         svg = plots.selection(manifest.steps, manifest.candidates, f"What quantizing costs and brings: {manifest.name}")
     except NotInstalledError as error:
-        return f"no picture: {error.true}; {error.fix}"
+        return f"no picture: {error.reason}; {error.hint}"
     if svg is None:
         return None
-    write_atomic(plan.picture, plots.standalone(svg).encode(), plan.asked)
+    write_atomic(plan.picture, plots.standalone(svg).encode(), plan.action)
     return str(plan.picture)

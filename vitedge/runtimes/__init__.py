@@ -46,7 +46,7 @@ def installed(runtime: str) -> str | None:
     return None if version is None else str(version)
 
 
-def require(runtime: str, asked: str) -> str:
+def require(runtime: str, action: str) -> str:
     """Version of the runtime on this machine.
 
     Raises:
@@ -55,9 +55,9 @@ def require(runtime: str, asked: str) -> str:
     facts = part(runtime, "detect")
     version = facts.installed()
     if version is None:
-        missing = NotInstalledError.for_extra(asked, runtime.replace("_", "-"), facts.EXTRA)
+        missing = NotInstalledError.for_extra(action, runtime.replace("_", "-"), facts.EXTRA)
         otherwise = facts.not_from_pip() if hasattr(facts, "not_from_pip") else None
-        raise NotInstalledError(missing.asked, missing.true, otherwise) if otherwise else missing
+        raise NotInstalledError(missing.action, missing.reason, otherwise) if otherwise else missing
     return str(version)
 
 

@@ -75,14 +75,14 @@ def read_choice(artifact: Artifact) -> Choice | None:
     if path is None:
         return None
     with contextlib.suppress(OSError, InputError):
-        found = decode_json(path.read_bytes(), Choice, asked=f"open the artifact {artifact.path}", file=CHOICE)
+        found = decode_json(path.read_bytes(), Choice, action=f"open the artifact {artifact.path}", file=CHOICE)
         known = {".", *folders(artifact)}
         if sum(one.chosen for one in found.measured) == 1 and known.issuperset(one.artifact for one in found.measured):
             return found
     return None
 
 
-def write_choice(artifact: Artifact, measured: tuple[Timed, ...], asked: str) -> Path:
+def write_choice(artifact: Artifact, measured: tuple[Timed, ...], action: str) -> Path:
     """Keep a choice; returns its file.
 
     Raises:
@@ -90,9 +90,9 @@ def write_choice(artifact: Artifact, measured: tuple[Timed, ...], asked: str) ->
     """
     target, path = artifact.manifest.target, _path(artifact)
     assert path is not None, "what was measured is installed"
-    version = runtimes.require(target.runtime, asked)
+    version = runtimes.require(target.runtime, action)
     choice = Choice(runtime=f"{target.runtime} {version}", hardware=hardware_words(target), measured=measured)
-    write_atomic(path, encode_json(choice), asked)
+    write_atomic(path, encode_json(choice), action)
     return path
 
 

@@ -7,7 +7,7 @@ import os
 from vitedge.errors import UsageError
 
 
-def from_environment(text: str, asked: str) -> str:
+def from_environment(text: str, action: str) -> str:
     """The text, or the content of the environment variable that ``env:NAME`` names.
 
     Raises:
@@ -17,5 +17,5 @@ def from_environment(text: str, asked: str) -> str:
         return text
     found = os.environ.get(text.removeprefix("env:"))
     if found is None:
-        raise UsageError(asked, f"the environment variable {text.removeprefix('env:')} isn't set", "set it")
+        raise UsageError(action, f"the environment variable {text.removeprefix('env:')} isn't set", "set it")
     return found.strip()

@@ -45,8 +45,8 @@ class MqttSink(QueuedSink):
     """
 
     def __init__(self, url: str) -> None:
-        asked = "publish to the MQTT broker"
-        text = from_environment(url, asked)
+        action = "publish to the MQTT broker"
+        text = from_environment(url, action)
         try:
             parts = urlsplit(text)
             port = parts.port
@@ -55,13 +55,13 @@ class MqttSink(QueuedSink):
         self._topic = unquote(parts.path).strip("/")
         wildcards = re.search(r"[+#\x00]", self._topic) or "#" in text
         if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or wildcards:
-            raise UsageError(asked, "this isn't an address of MQTT", "write mqtt://HOST/TOPIC, or env:NAME")
+            raise UsageError(action, "this isn't an address of MQTT", "write mqtt://HOST/TOPIC, or env:NAME")
         self._topic = self._topic or "vitedge"
         try:
             from paho.mqtt import client as paho
             from paho.mqtt.enums import CallbackAPIVersion
         except ImportError as error:
-            raise NotInstalledError.for_extra(asked, "paho-mqtt", "stream") from error
+            raise NotInstalledError.for_extra(action, "paho-mqtt", "stream") from error
         self._client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv311)
         if parts.username is not None:
             self._client.username_pw_set(unquote(parts.username), unquote(parts.password or ""))

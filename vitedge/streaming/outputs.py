@@ -31,12 +31,12 @@ COLUMNS = (
 @contextlib.contextmanager
 def writing(target: str) -> Iterator[None]:
     """As :func:`resource_errors`; a folder that isn't there, or a file that is one, is a usage error."""
-    asked = f"write {target}"
+    action = f"write {target}"
     try:
-        with resource_errors(asked):
+        with resource_errors(action):
             yield
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise UsageError(asked, f"{error.strerror}", "name a file in a folder that exists") from error
+        raise UsageError(action, f"{error.strerror}", "name a file in a folder that exists") from error
 
 
 class Lines(QueuedSink):

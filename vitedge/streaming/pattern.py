@@ -71,19 +71,19 @@ def parse_pattern(rest: str) -> Pattern:
     Raises:
         UsageError: an unknown setting or a value that it can't have.
     """
-    asked, fix = f"classify the stream test://{rest}", "see: vitedge stream --help"
+    action, hint = f"classify the stream test://{rest}", "see: vitedge stream --help"
     head, mark, query = rest.partition("?")
     if head:
-        raise UsageError(asked, f"a test source has settings, not '{head}'", "write, for example: test://?rate=30")
+        raise UsageError(action, f"a test source has settings, not '{head}'", "write, for example: test://?rate=30")
     try:
         given = dict(parse_qsl(query, strict_parsing=True, keep_blank_values=True)) if mark and query else {}
         for key in given:
             if key not in Pattern.__struct_fields__:
                 known = nearest(key, Pattern.__struct_fields__)
-                raise UsageError(asked, f"a test source has no setting '{key}'{known}", fix)
+                raise UsageError(action, f"a test source has no setting '{key}'{known}", hint)
         return msgspec.convert(given, Pattern, strict=False)
     except (ValueError, msgspec.ValidationError) as error:
-        raise UsageError(asked, f"{error}", fix) from error
+        raise UsageError(action, f"{error}", hint) from error
 
 
 def show(pattern: Pattern) -> Iterator[Shown]:

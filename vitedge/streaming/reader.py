@@ -49,7 +49,7 @@ def serve() -> None:
     except Failure as failure:
         memory.report(shared.FAILED, redact(failure, task.secrets))
     except VitedgeError as error:
-        memory.report(shared.FAILED, redact(f"{error.asked}: {error.true}", task.secrets))
+        memory.report(shared.FAILED, redact(f"{error.action}: {error.reason}", task.secrets))
     except Exception as error:
         memory.report(shared.FAILED, redact(f"{type(error).__name__}: {error}", task.secrets))
     os.eventfd_write(task.filled, 1)

@@ -20,13 +20,13 @@ def open_replay(path: Path) -> Replay:
         ArtifactError: not a clip, or a damaged one.
         UsageError: fewer than two frames, or recorded over a restart of the machine.
     """
-    asked = f"replay {path}"
+    action = f"replay {path}"
     clip = Clip(path)
     count = min(len(clip), MOST_FRAMES)
     if count < 2:
-        raise UsageError(asked, f"it holds {count} frames", "record for longer")
+        raise UsageError(action, f"it holds {count} frames", "record for longer")
     times = tuple(accumulate(clip.times_ns[:count], max))  # frames that are reordered arrive out of turn
     if max(high - time for high, time in zip(times, clip.times_ns, strict=False)) > MOST_REORDERED_NS:
-        raise UsageError(asked, "its times go back: it was recorded over a restart of the machine", "record it again")
+        raise UsageError(action, "its times go back: it was recorded over a restart of the machine", "record it again")
     part = "" if count == len(clip) else f", first {count} of {len(clip)} frames"
     return Replay(f"{path.name} ({clip.digest()[:12]}{part})", times, clip[:count], prepared=True)

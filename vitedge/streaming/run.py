@@ -108,14 +108,14 @@ def refuse_failed(status: Status, *, stopped: bool) -> None:
         VitedgeError: the books don't balance.
     """
     for source in status.sources:
-        asked = f"classify the stream {source.uri}"
+        action = f"classify the stream {source.uri}"
         if not source.books.balanced:
-            raise VitedgeError(asked, f"its books don't balance: {source.books}", "report this")
+            raise VitedgeError(action, f"its books don't balance: {source.books}", "report this")
         if source.state == "failed" and not source.live:
-            raise InputError(asked, source.reason or "it can't be decoded", "try another file, or convert it")
+            raise InputError(action, source.reason or "it can't be decoded", "try another file, or convert it")
         nothing = source.books.captured == 0 and not stopped
         if source.state == "failed" or nothing:
-            raise StreamError(asked, source.reason or "it gave no frame", "check the address, and that it's on")
+            raise StreamError(action, source.reason or "it gave no frame", "check the address, and that it's on")
 
 
 def check_hardware(name: str) -> None:
@@ -126,18 +126,18 @@ def check_hardware(name: str) -> None:
         NotInstalledError: PyAV isn't installed.
     """
     _require_av()
-    asked = f"decode by hardware '{name}'"
+    action = f"decode by hardware '{name}'"
     from av.codec.hwaccel import hwdevices_available
 
     known = hwdevices_available()
     if name not in known:
         raise UsageError(
-            asked, f"this FFmpeg offers: {', '.join(known) or 'none'}", "name one of them, or leave it out"
+            action, f"this FFmpeg offers: {', '.join(known) or 'none'}", "name one of them, or leave it out"
         )
     try:
         run_isolated(_decode_by_hardware, name, timeout_s=30)
     except ChildError as error:
-        raise UsageError(asked, f"it can't be used on this machine ({error})", "leave --hwaccel out") from error
+        raise UsageError(action, f"it can't be used on this machine ({error})", "leave --hwaccel out") from error
 
 
 def _decode_by_hardware(name: str) -> None:

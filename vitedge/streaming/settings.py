@@ -73,23 +73,23 @@ class Settings(Record, rename="kebab"):
         Raises:
             UsageError: it does.
         """
-        asked = "classify a stream"
+        action = "classify a stream"
         parse_policy(self.policy)
         parse_flip(self.flip)
         if self.crop is not None:
             parse_crop(self.crop)
         if self.exit_threshold is not None and self.exit_threshold > self.threshold:
             raise UsageError(
-                asked,
+                action,
                 f"a label would leave below {self.exit_threshold:g} that enters at {self.threshold:g}",
                 "lower --exit-threshold, or raise --threshold",
             )
         if self.backoff_min > self.backoff_max:
-            raise UsageError(asked, "--backoff-min is above --backoff-max", "correct one of them")
+            raise UsageError(action, "--backoff-min is above --backoff-max", "correct one of them")
         if (self.input_width is None) != (self.input_height is None):
-            raise UsageError(asked, "a picture's size needs both numbers", "give --input-width and --input-height")
+            raise UsageError(action, "a picture's size needs both numbers", "give --input-width and --input-height")
         if len([target for target in (self.json, self.csv, self.events) if target == "-"]) > 1:
-            raise UsageError(asked, "two outputs would share stdout", "send one of them to a file")
+            raise UsageError(action, "two outputs would share stdout", "send one of them to a file")
 
     def newest_only(self, live: bool) -> bool:
         """Whether a source's newest frame replaces one that still waits."""
@@ -149,16 +149,16 @@ def merged(settings: Settings, given: dict[str, Any]) -> Settings:
     Raises:
         UsageError: an unknown name, a value that isn't possible.
     """
-    asked = "classify a stream"
+    action = "classify a stream"
     wishes = {name: value for name, value in given.items() if value is not None}
     unknown = [name for name in wishes if name not in Settings.__struct_fields__]
     if unknown:
         known = nearest(unknown[0], Settings.__struct_fields__)
-        raise UsageError(asked, f"there is no setting '{unknown[0]}'{known}", "see: vitedge stream --help")
+        raise UsageError(action, f"there is no setting '{unknown[0]}'{known}", "see: vitedge stream --help")
     values = {**msgspec.structs.asdict(settings), **wishes}
     try:
         return msgspec.convert({name.replace("_", "-"): value for name, value in values.items()}, Settings)
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$.")
         named = f"--{where.rstrip('`')}: " if where else ""
-        raise UsageError(asked, f"{named}{what or 'a value is wrong'}", "see: vitedge stream --help") from error
+        raise UsageError(action, f"{named}{what or 'a value is wrong'}", "see: vitedge stream --help") from error

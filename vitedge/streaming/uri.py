@@ -161,17 +161,17 @@ def read_credentials(where: str) -> Mapping[str, Credentials]:
     Raises:
         UsageError: nothing there, or neither form; the content is never shown.
     """
-    asked = f"read the credentials from {where}"
+    action = f"read the credentials from {where}"
     if where.startswith("env:"):
         text = os.environ.get(where.removeprefix("env:"))
         if text is None:
-            raise UsageError(asked, "this environment variable isn't set", "set it to user:password")
+            raise UsageError(action, "this environment variable isn't set", "set it to user:password")
     else:
         try:
             text = Path(where).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "it isn't a text file"
-            raise UsageError(asked, f"{reason}", "name a readable file, or env:NAME") from None
+            raise UsageError(action, f"{reason}", "name a readable file, or env:NAME") from None
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     if len(lines) == 1 and not lines[0].lstrip().startswith(("machine ", "default ")):
         user, colon, password = lines[0].strip().partition(":")
@@ -182,7 +182,7 @@ def read_credentials(where: str) -> Mapping[str, Credentials]:
             return _from_netrc(text)
         except netrc.NetrcParseError:
             pass
-    raise UsageError(asked, "they're in neither form", "write one line user:password, or lines as in a .netrc file")
+    raise UsageError(action, "they're in neither form", "write one line user:password, or lines as in a .netrc file")
 
 
 def _from_netrc(text: str) -> Mapping[str, Credentials]:
@@ -198,8 +198,8 @@ def _from_netrc(text: str) -> Mapping[str, Credentials]:
     }
 
 
-def _misspelt(text: str, true: str, fix: str) -> UsageError:
-    return UsageError(f"classify the stream {redact(text)}", true, fix)
+def _misspelt(text: str, reason: str, hint: str) -> UsageError:
+    return UsageError(f"classify the stream {redact(text)}", reason, hint)
 
 
 def _camera(path: str) -> Source:
@@ -207,14 +207,14 @@ def _camera(path: str) -> Source:
 
 
 def _local(text: str) -> Source:
-    asked = f"classify the stream {text}"
+    action = f"classify the stream {text}"
     path = Path(text)
     if text.startswith("/dev/"):
         return _camera(text)
     if os.path.isdir(text):  # noqa: PTH112 - as below
         from vitedge.data.images import ImageSet
 
-        images = ImageSet.open(path, asked=asked)
+        images = ImageSet.open(path, action=action)
         files = tuple(str(path / record.name) for record in images.records)
         return Source(path.resolve().name or text, text, "pictures", False, files)
     if os.path.exists(text):  # noqa: PTH110 - Path.exists raises for names that are too long
@@ -222,9 +222,9 @@ def _local(text: str) -> Source:
     if any(sign in text for sign in "*?["):
         found = tuple(sorted(name for name in glob.glob(text) if Path(name).is_file()))  # noqa: PTH207 - may be absolute
         if not found:
-            raise StreamError(asked, "no file matches this pattern", "quote it, so that the shell doesn't expand it")
+            raise StreamError(action, "no file matches this pattern", "quote it, so that the shell doesn't expand it")
         return Source(text, text, _kind(found), False, found)
-    raise StreamError(asked, "there is no such file, folder or camera", "see the sources: vitedge stream --help")
+    raise StreamError(action, "there is no such file, folder or camera", "see the sources: vitedge stream --help")
 
 
 def _kind(files: Sequence[str]) -> Kind:

@@ -42,13 +42,13 @@ class VideoSink(QueuedSink):
 
     def __init__(self, path: str | Path, sources: tuple[str, ...]) -> None:
         path = Path(path)
-        asked = f"write the video {path}"
+        action = f"write the video {path}"
         if path.suffix.lower() not in SUFFIXES:
-            raise UsageError(asked, f"its suffix isn't one of {', '.join(SUFFIXES)}", "name it, for example, out.mp4")
+            raise UsageError(action, f"its suffix isn't one of {', '.join(SUFFIXES)}", "name it, for example, out.mp4")
         try:
             import av  # noqa: F401
         except ImportError as error:
-            raise NotInstalledError.for_extra(asked, "av", "stream") from error
+            raise NotInstalledError.for_extra(action, "av", "stream") from error
         several = len(sources) > 1
         self._paths = {
             name: path.with_name(f"{path.stem}-{topic_level(name)}{path.suffix}") if several else path
@@ -56,8 +56,8 @@ class VideoSink(QueuedSink):
         }
         for place in self._paths.values():
             if place.exists():
-                raise UsageError(asked, f"{place} already exists", "name another file, or remove it")
-            with resource_errors(asked):
+                raise UsageError(action, f"{place} already exists", "name another file, or remove it")
+            with resource_errors(action):
                 place.touch()
                 place.unlink()
         self._files: dict[str, _File] = {}

@@ -43,15 +43,15 @@ class WebhookSink(QueuedSink):
     """
 
     def __init__(self, url: str) -> None:
-        asked = "send events to the webhook"
-        text = from_environment(url, asked)
+        action = "send events to the webhook"
+        text = from_environment(url, action)
         try:
             parts = urlsplit(text)
             port = parts.port
         except ValueError:
             parts, port = urlsplit(""), None
         if parts.scheme not in ("http", "https") or not parts.hostname or any(sign in text for sign in " \r\n"):
-            raise UsageError(asked, "this isn't an address of HTTP", "write https://HOST/PATH, or env:NAME")
+            raise UsageError(action, "this isn't an address of HTTP", "write https://HOST/PATH, or env:NAME")
         self._host, self._port, self._secure = parts.hostname, port, parts.scheme == "https"
         self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         self._headers = {"Content-Type": "application/json", "User-Agent": f"vitedge/{__version__}"}

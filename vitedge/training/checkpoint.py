@@ -17,7 +17,7 @@ from vitedge.training.engine import Processes
 CHECKPOINT = "checkpoint.pt"
 
 
-def prepare_run(run: Path, *, resume: bool, overwrite: bool, asked: str) -> None:
+def prepare_run(run: Path, *, resume: bool, overwrite: bool, action: str) -> None:
     """An empty run folder, or with ``resume`` the one that holds a checkpoint.
 
     Raises:
@@ -25,20 +25,20 @@ def prepare_run(run: Path, *, resume: bool, overwrite: bool, asked: str) -> None
     """
     checkpoint = run / CHECKPOINT
     if resume and not checkpoint.is_file():
-        raise UsageError(asked, f"there is no checkpoint {checkpoint} to resume", "leave out --resume")
+        raise UsageError(action, f"there is no checkpoint {checkpoint} to resume", "leave out --resume")
     if not resume and checkpoint.exists():
         if not overwrite:
             raise UsageError(
-                asked,
+                action,
                 f"{run} holds the checkpoint of an earlier run",
                 "add --resume to go on, or --overwrite to start over",
             )
         shutil.rmtree(run)
-    with resource_errors(asked):
+    with resource_errors(action):
         run.mkdir(parents=True, exist_ok=True)
 
 
-def save(run: Path, state: Mapping[str, Any], asked: str) -> None:
+def save(run: Path, state: Mapping[str, Any], action: str) -> None:
     """Write the state of a run into its folder.
 
     Raises:
@@ -46,17 +46,17 @@ def save(run: Path, state: Mapping[str, Any], asked: str) -> None:
     """
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
-    write_atomic(run / CHECKPOINT, buffer.getvalue(), asked)
+    write_atomic(run / CHECKPOINT, buffer.getvalue(), action)
 
 
-def load(run: Path, identity: Mapping[str, Any], group: Processes, asked: str) -> dict[str, Any]:
+def load(run: Path, identity: Mapping[str, Any], group: Processes, action: str) -> dict[str, Any]:
     """The state in a run's folder, which the first process reads.
 
     Args:
         run: the folder.
         identity: what must be equal for the run to be continued.
         group: the processes of the run.
-        asked: the wish, for error texts.
+        action: the wish, for error texts.
 
     Raises:
         UsageError: it belongs to other options or data.
@@ -69,13 +69,13 @@ def load(run: Path, identity: Mapping[str, Any], group: Processes, asked: str) -
         theirs = state["identity"]
     except Exception as error:  # torch raises many kinds for a damaged file
         raise group.fail(
-            ModelError(asked, f"{path} can't be read: {type(error).__name__}: {error}", "start over with --overwrite")
+            ModelError(action, f"{path} can't be read: {type(error).__name__}: {error}", "start over with --overwrite")
         ) from error
     for name in identity:
         if theirs.get(name) != identity[name]:
             raise group.fail(
                 UsageError(
-                    asked,
+                    action,
                     f"the checkpoint was written with {name} {theirs.get(name)}, asked is {identity[name]}",
                     "resume with the same options and data, or start over with --overwrite",
                 )

@@ -28,34 +28,34 @@ BATCHES_AHEAD = 3  # decoded while the model trains on another
 Colour = tuple[float, float, float]
 
 
-def open_data(source: str, asked: str) -> ImageSet:
+def open_data(source: str, action: str) -> ImageSet:
     """Class folders, or an archive of them.
 
     Raises:
         UsageError: nothing there, no class folders, or only one class.
     """
-    images = ImageSet.open(source, asked=asked)
+    images = ImageSet.open(source, action=action)
     if not images.classes:
-        raise UsageError(asked, f"{source} has no class folders", LAYOUT)
+        raise UsageError(action, f"{source} has no class folders", LAYOUT)
     if len(images.classes) == 1:
-        raise UsageError(asked, f"{source} has one class only, '{images.classes[0]}'", LAYOUT)
+        raise UsageError(action, f"{source} has one class only, '{images.classes[0]}'", LAYOUT)
     return images
 
 
-def open_test(source: str, images: ImageSet, digests: Sequence[str], asked: str) -> ImageSet:
+def open_test(source: str, images: ImageSet, digests: Sequence[str], action: str) -> ImageSet:
     """The evaluation split that goes with the training data ``images``, whose digests are given.
 
     Raises:
         UsageError: other classes, or pictures that are among the training data, byte for byte.
     """
-    test = open_data(source, asked)
+    test = open_data(source, action)
     if test.classes != images.classes:
-        raise UsageError(asked, f"the classes of {source} aren't those of the training data", "name a matching --test")
+        raise UsageError(action, f"the classes of {source} aren't those of the training data", "name a matching --test")
     seen = set(digests)
     shared = [test.records[index].name for index in range(len(test)) if test.digest(index) in seen]
     if shared:
         raise UsageError(
-            asked,
+            action,
             f"{len(shared)} pictures of {source} are training data too; the first is {shared[0]}",
             "remove them from one of the two",
         )
@@ -77,7 +77,7 @@ def digests_of(images: ImageSet) -> list[str]:
 
 
 def split(
-    images: ImageSet, digests: Sequence[str], holdout: float, seed: int, asked: str
+    images: ImageSet, digests: Sequence[str], holdout: float, seed: int, action: str
 ) -> tuple[list[int], list[int]]:
     """(training, held-out) indices: a part ``holdout`` of every class, at least one picture, drawn by the seed.
 
@@ -94,14 +94,14 @@ def split(
         if not indices:
             continue
         if len(indices) < 2:
-            raise UsageError(asked, f"the class '{folder}' has one picture; one more is needed to hold out", LAYOUT)
+            raise UsageError(action, f"the class '{folder}' has one picture; one more is needed to hold out", LAYOUT)
         held += indices[: min(max(1, round(holdout * len(indices))), len(indices) - 1)]
     seen = {digests[index] for index in held} - {""}
     training = [index for index in sorted(set(range(len(images))) - set(held)) if digests[index] not in seen]
     kept = {images.records[index].folder for index in training}
     if emptied := [folder for folder, indices in members.items() if indices and folder not in kept]:
-        true = f"the pictures of the class '{emptied[0]}' are equal; different ones are needed to hold out"
-        raise UsageError(asked, true, LAYOUT)
+        reason = f"the pictures of the class '{emptied[0]}' are equal; different ones are needed to hold out"
+        raise UsageError(action, reason, LAYOUT)
     return training, sorted(held)
 
 
@@ -202,7 +202,7 @@ class TrainingData:
 
 
 def decode(
-    images: ImageSet, indices: Sequence[int], preprocessing: Preprocessing, *, workers: int, asked: str
+    images: ImageSet, indices: Sequence[int], preprocessing: Preprocessing, *, workers: int, action: str
 ) -> Pixels | Files:
     """The pictures at the model's size: in memory when they fit, else read as they are needed.
 
@@ -210,7 +210,7 @@ def decode(
         ImageError: more than 1 % of the pictures can't be read (in memory; fewer are named and left out).
     """
     height, width = preprocessing.size
-    labels = torch.from_numpy(images.labels(images.classes, asked=asked))
+    labels = torch.from_numpy(images.labels(images.classes, action=action))
     if len(indices) * height * width * 3 > MEMORY_BYTES:
         return Files(images, tuple(indices), labels[list(indices)], preprocessing, workers)
     pixels = np.empty((len(indices), height, width, 3), np.uint8)
@@ -223,12 +223,12 @@ def decode(
                 kept.append(index)
             except ImageError as error:
                 broken.append(error)
-                sys.stderr.write(f"left out: {printable(images.records[index].name)}: {error.true}\n")
+                sys.stderr.write(f"left out: {printable(images.records[index].name)}: {error.reason}\n")
             if count % 100 == 0:
                 show("reading", count, len(indices))
     if len(broken) > UNREADABLE_LIMIT * len(indices):
         raise ImageError(
-            asked, f"{len(broken)} of {len(indices)} pictures can't be read; first: {broken[0].true}", broken[0].fix
+            action, f"{len(broken)} of {len(indices)} pictures can't be read; first: {broken[0].reason}", broken[0].hint
         )
     return Pixels(images, tuple(kept), labels[kept], torch.from_numpy(pixels[: len(kept)]))
 

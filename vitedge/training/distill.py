@@ -54,7 +54,7 @@ class Teacher:
     answer: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
     @classmethod
-    def open(cls, how: Distillation, folders: Sequence[str], threads: int, asked: str) -> Teacher:
+    def open(cls, how: Distillation, folders: Sequence[str], threads: int, action: str) -> Teacher:
         """The teacher of a run on data with these class folders.
 
         Raises:
@@ -62,12 +62,12 @@ class Teacher:
             ModelError: a damaged model, or one whose features can't be found.
             NotInstalledError: no onnxruntime.
         """
-        graph, labels, preprocessing, name, digest = _read(how.teacher, asked)
-        columns = _columns(labels, folders, name, asked) if how.lesson != "feature" else []
+        graph, labels, preprocessing, name, digest = _read(how.teacher, action)
+        columns = _columns(labels, folders, name, action) if how.lesson != "feature" else []
         outputs = ["logits"]
         if how.lesson == "feature":
-            graph, outputs = _with_features(graph, asked)
-        session = _session(graph, threads, asked)
+            graph, outputs = _with_features(graph, action)
+        session = _session(graph, threads, action)
         (source,) = session.get_inputs()
 
         def answer(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -77,7 +77,7 @@ class Teacher:
         return cls(name, digest, preprocessing, len(columns), answer)
 
 
-def _read(source: str, asked: str) -> tuple[bytes, Sequence[ClassLabel], Preprocessing, str, str]:
+def _read(source: str, action: str) -> tuple[bytes, Sequence[ClassLabel], Preprocessing, str, str]:
     """(graph, classes, preprocessing, name, digest) of a model folder, or of the embedded model."""
     if source != "embedded":
         model = Model.open(source)
@@ -93,20 +93,20 @@ def _read(source: str, asked: str) -> tuple[bytes, Sequence[ClassLabel], Preproc
     return graph, checkpoint.classes or (), contract, checkpoint.name, sha256(graph)
 
 
-def _columns(labels: Sequence[ClassLabel], folders: Sequence[str], name: str, asked: str) -> list[int]:
+def _columns(labels: Sequence[ClassLabel], folders: Sequence[str], name: str, action: str) -> list[int]:
     """Which of the teacher's logits stand for the data's classes."""
     known = {label.name: label.id for label in labels} | {label.folder: label.id for label in labels if label.folder}
     missing = [folder for folder in folders if folder not in known]
     if missing:
         raise UsageError(
-            asked,
+            action,
             f"the teacher {name} doesn't know {len(missing)} of the classes: {', '.join(missing[:5])}",
             "take another teacher, or its features: --distill feature",
         )
     return [known[folder] for folder in folders]
 
 
-def _with_features(graph: bytes, asked: str) -> tuple[bytes, list[str]]:
+def _with_features(graph: bytes, action: str) -> tuple[bytes, list[str]]:
     """The graph with one more output: what its last linear layer reads."""
     import onnx
 
@@ -116,23 +116,23 @@ def _with_features(graph: bytes, asked: str) -> tuple[bytes, list[str]]:
     while name in writers and writers[name].op_type not in ("MatMul", "Gemm"):
         name = writers[name].input[0]
     if name not in writers:
-        raise ModelError(asked, "the teacher doesn't end in a linear layer", "use --distill soft")
+        raise ModelError(action, "the teacher doesn't end in a linear layer", "use --distill soft")
     feature = writers[name].input[0]
     model.graph.output.append(onnx.helper.make_empty_tensor_value_info(feature))
     return model.SerializeToString(deterministic=True), [feature]
 
 
-def _session(graph: bytes, threads: int, asked: str) -> Any:
+def _session(graph: bytes, threads: int, action: str) -> Any:
     try:
         import onnxruntime  # type: ignore[import-untyped]  # it ships no types
     except ImportError as error:
-        raise NotInstalledError.for_extra(asked, "onnxruntime", "host") from error
+        raise NotInstalledError.for_extra(action, "onnxruntime", "host") from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 4, threads
     try:
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's own kinds
-        raise ModelError(asked, f"ONNX Runtime refuses the teacher: {error}", "import it again") from error
+        raise ModelError(action, f"ONNX Runtime refuses the teacher: {error}", "import it again") from error
 
 
 class Answers:
@@ -148,7 +148,7 @@ class Answers:
         key: Sequence[object],
         folder: Path,
         group: Processes,
-        asked: str,
+        action: str,
     ) -> None:
         """Args:
         teacher: who is asked.
@@ -159,10 +159,10 @@ class Answers:
         key: what else the views depend on.
         folder: where answers are kept.
         group: the processes, which share the asking.
-        asked: the wish, for error texts.
+        action: the wish, for error texts.
         """
         self.teacher, self.how, self.pictures, self.seen = teacher, how, pictures, seen
-        self.folder, self.group, self.asked = folder, group, asked
+        self.folder, self.group, self.action = folder, group, action
         self.between: Callable[[], None] = lambda: None  # called while the teacher is asked, after each batch
         words = json.dumps([teacher.digest, how.lesson == "feature", pictures.images.classes, list(digests), *key])
         self.key = hashlib.sha256(words.encode(errors="surrogateescape")).hexdigest()[:32]
@@ -202,9 +202,9 @@ class Answers:
         if self.group.first:
             buffer = io.BytesIO()
             np.save(buffer, known)
-            with resource_errors(self.asked):
+            with resource_errors(self.action):
                 self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, buffer.getvalue(), self.asked)
+            write_atomic(path, buffer.getvalue(), self.action)
         return known
 
     def _ask(self, view: int) -> NDArray[np.float16]:
@@ -224,7 +224,7 @@ class Answers:
                 if start < len(self.pictures) // self.group.count:  # a batch that every process has
                     self.between()
         if known is None or not np.isfinite(known).all():
-            raise ModelError(self.asked, "the teacher's answers are NaN or infinite", "take a sound teacher")
+            raise ModelError(self.action, "the teacher's answers are NaN or infinite", "take a sound teacher")
         return self.group.add_array(known).clip(-LARGEST, LARGEST).astype(np.float16)
 
     def _clean(self, indices: Tensor) -> NDArray[np.uint8]:

@@ -101,25 +101,25 @@ class Processes:
 
 
 @contextlib.contextmanager
-def processes(device: str, asked: str) -> Iterator[Processes]:
+def processes(device: str, action: str) -> Iterator[Processes]:
     """Join the other processes of ``torchrun``, if there are any, and leave them in the end.
 
     Raises:
         UsageError: a device that isn't there.
         NotInstalledError: several processes without Accelerate.
     """
-    place = _device(device, asked)
+    place = _device(device, action)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "LOCAL_RANK" not in os.environ:
         yield Processes(place)
         return
     if ":" in device:
         raise UsageError(
-            asked, f"'{device}' is one device, and torchrun started several processes", "say --device cuda"
+            action, f"'{device}' is one device, and torchrun started several processes", "say --device cuda"
         )
     try:
         from accelerate import Accelerator, InitProcessGroupKwargs
     except ModuleNotFoundError as error:
-        raise NotInstalledError.for_extra(asked, error.name or "accelerate", "train") from error
+        raise NotInstalledError.for_extra(action, error.name or "accelerate", "train") from error
 
     accelerator = Accelerator(
         cpu=place.type == "cpu", mixed_precision="no", kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
@@ -137,13 +137,13 @@ def has_bf16(device: torch.device) -> bool:
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(processor().isa or ()))  # the last is aarch64's
 
 
-def _device(name: str, asked: str) -> torch.device:
+def _device(name: str, action: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(asked, f"'{name}' isn't a device", "use --device cpu or --device cuda") from error
+        raise UsageError(action, f"'{name}' isn't a device", "use --device cpu or --device cuda") from error
     if device.type not in ("cpu", "cuda"):
-        raise UsageError(asked, f"training on '{name}' isn't supported", "use --device cpu or --device cuda")
+        raise UsageError(action, f"training on '{name}' isn't supported", "use --device cpu or --device cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(asked, "this machine has no CUDA device that torch can use", "use --device cpu")
+        raise UsageError(action, "this machine has no CUDA device that torch can use", "use --device cpu")
     return device

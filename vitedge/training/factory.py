@@ -41,7 +41,7 @@ class Factory:
     weights: Path | None = None
     allow_pickle: bool = False
 
-    def check(self, asked: str) -> None:
+    def check(self, action: str) -> None:
         """Refuse what can be refused without running anything.
 
         Raises:
@@ -50,21 +50,21 @@ class Factory:
         """
         module, colon, function = self.name.partition(":")
         if not colon or not all(part.isidentifier() for part in [*module.split("."), *function.split(".")]):
-            fix = "write, say, --factory my_package.models:small_swin"
-            raise UsageError(asked, f"'{self.name}' isn't package.module:function", fix)
+            hint = "write, say, --factory my_package.models:small_swin"
+            raise UsageError(action, f"'{self.name}' isn't package.module:function", hint)
         if self.weights is None:
             return
         if not self.weights.is_file():
-            raise UsageError(asked, f"there are no weights {self.weights}", "check the name")
+            raise UsageError(action, f"there are no weights {self.weights}", "check the name")
         suffix = self.weights.suffix.lower()
         if suffix != ".safetensors" and suffix not in PICKLED:
-            raise UsageError(asked, f"weights ending in '{suffix}' aren't known", "give a .safetensors file")
+            raise UsageError(action, f"weights ending in '{suffix}' aren't known", "give a .safetensors file")
         if suffix in PICKLED and not self.allow_pickle:
-            true = f"{self.weights.name} is a pickled file, which isn't opened without being told so"
-            raise ModelError(asked, true, "save the weights as safetensors, or add --allow-pickle (weights only)")
+            reason = f"{self.weights.name} is a pickled file, which isn't opened without being told so"
+            raise ModelError(action, reason, "save the weights as safetensors, or add --allow-pickle (weights only)")
 
 
-def build(factory: Factory, asked: str) -> torch.nn.Module:
+def build(factory: Factory, action: str) -> torch.nn.Module:
     """Call the factory and load the weights: a module for inference, float32, on the CPU.
 
     Raises:
@@ -75,19 +75,19 @@ def build(factory: Factory, asked: str) -> torch.nn.Module:
     try:
         import torch
     except ImportError as error:
-        raise NotInstalledError.for_extra(asked, "torch", "train") from error
-    factory.check(asked)
-    function = _function(factory.name, asked)
+        raise NotInstalledError.for_extra(action, "torch", "train") from error
+    factory.check(action)
+    function = _function(factory.name, action)
     try:
         module = function()
     except Exception as error:  # the user's code may raise anything
-        raise ModelError(asked, f"{factory.name} raised {_described(error)}", "correct the function") from error
+        raise ModelError(action, f"{factory.name} raised {_described(error)}", "correct the function") from error
     if not isinstance(module, torch.nn.Module):
         kind = type(module).__name__
-        raise ModelError(asked, f"{factory.name} returned {kind}, not a torch.nn.Module", "return the module itself")
+        raise ModelError(action, f"{factory.name} returned {kind}, not a torch.nn.Module", "return the module itself")
     module = module.float().cpu()
     if factory.weights is not None:
-        _load(module, read_weights(factory.weights, asked), factory.weights.name, asked)
+        _load(module, read_weights(factory.weights, action), factory.weights.name, action)
     return module.eval().requires_grad_(False)
 
 
@@ -104,7 +104,7 @@ def told_preprocessing(module: torch.nn.Module) -> dict[str, Any]:
     return {**told, **({"resize": resize} if resize else {}), "crop_rounding": "floor"} if told else {}
 
 
-def logits(module: torch.nn.Module, pixels: NDArray[np.float32], asked: str) -> NDArray[np.float32]:
+def logits(module: torch.nn.Module, pixels: NDArray[np.float32], action: str) -> NDArray[np.float32]:
     """float32 [N, 3, H, W] -> logits [N, classes].
 
     Raises:
@@ -117,19 +117,19 @@ def logits(module: torch.nn.Module, pixels: NDArray[np.float32], asked: str) -> 
         with torch.inference_mode():
             given = [_tensor(module(torch.from_numpy(piece[None]))) for piece in pixels]
     except Exception as error:  # the user's code may raise anything
-        true = f"the module can't take float32 [1, {', '.join(map(str, shape))}]: {_described(error)}"
-        raise ModelError(asked, true, "give the size that it is for with --size, or correct the module") from error
+        reason = f"the module can't take float32 [1, {', '.join(map(str, shape))}]: {_described(error)}"
+        raise ModelError(action, reason, "give the size that it is for with --size, or correct the module") from error
     if any(not isinstance(piece, torch.Tensor) for piece in given):
-        true = f"the module returns {type(given[0]).__name__}; a tensor of logits [N, classes] is expected"
-        raise ModelError(asked, true, "return the logits alone")
+        reason = f"the module returns {type(given[0]).__name__}; a tensor of logits [N, classes] is expected"
+        raise ModelError(action, reason, "return the logits alone")
     if any(piece.ndim != 2 or piece.shape[0] != 1 or piece.shape[1] < 1 for piece in given):
-        true = f"the module gives {list(given[0].shape)} for one picture; logits [1, classes] are expected"
-        raise ModelError(asked, true, "export the classifier, head included")
+        reason = f"the module gives {list(given[0].shape)} for one picture; logits [1, classes] are expected"
+        raise ModelError(action, reason, "export the classifier, head included")
     found: NDArray[np.float32] = torch.cat(given).float().numpy()
     return found
 
 
-def export(module: torch.nn.Module, preprocessing: Preprocessing, path: Path, asked: str) -> dict[str, Any]:
+def export(module: torch.nn.Module, preprocessing: Preprocessing, path: Path, action: str) -> dict[str, Any]:
     """Write the module as ONNX, its batch symbolic where the module permits; returns what ``model.json`` tells of it.
 
     Raises:
@@ -141,7 +141,7 @@ def export(module: torch.nn.Module, preprocessing: Preprocessing, path: Path, as
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise NotInstalledError.for_extra(asked, "onnxscript", "train") from error
+        raise NotInstalledError.for_extra(action, "onnxscript", "train") from error
     from vitedge.graph.author import OPSET
 
     pixels = torch.zeros(2, 3, *preprocessing.size)
@@ -168,11 +168,11 @@ def export(module: torch.nn.Module, preprocessing: Preprocessing, path: Path, as
             failures.append(_described(error))
             continue
         return {"torch": str(torch.__version__), **({"batch_fixed_because": failures[0]} if failures else {})}
-    fix = "make it exportable (torch.export explains how), or export it yourself and import the ONNX file"
-    raise ModelError(asked, f"torch {torch.__version__} can't export it: {failures[-1]}", fix)
+    hint = "make it exportable (torch.export explains how), or export it yourself and import the ONNX file"
+    raise ModelError(action, f"torch {torch.__version__} can't export it: {failures[-1]}", hint)
 
 
-def read_weights(path: Path, asked: str) -> dict[str, torch.Tensor]:
+def read_weights(path: Path, action: str) -> dict[str, torch.Tensor]:
     """The tensors of a state dict by name; a pickled file is read with ``weights_only``.
 
     Raises:
@@ -187,18 +187,18 @@ def read_weights(path: Path, asked: str) -> dict[str, torch.Tensor]:
             return load(path.read_bytes())
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors', zip's and the unpickler's own kinds
-        fix = "save it again: torch.save(module.state_dict(), path), or better as safetensors"
-        raise ModelError(asked, f"{path.name} can't be read as weights alone: {_first_line(error)}", fix) from error
+        hint = "save it again: torch.save(module.state_dict(), path), or better as safetensors"
+        raise ModelError(action, f"{path.name} can't be read as weights alone: {_first_line(error)}", hint) from error
     if _is_state_dict(loaded):
         return dict(loaded)
     inside = {str(key): value for key, value in loaded.items() if _is_state_dict(value)} if _is_mapping(loaded) else {}
     if len(inside) == 1:
         return dict(next(iter(inside.values())))
-    true = f"{path.name} holds {len(inside)} state dicts {sorted(inside)}" if inside else f"{path.name} holds none"
-    raise ModelError(asked, true, "save the one that you want: torch.save(module.state_dict(), path)")
+    reason = f"{path.name} holds {len(inside)} state dicts {sorted(inside)}" if inside else f"{path.name} holds none"
+    raise ModelError(action, reason, "save the one that you want: torch.save(module.state_dict(), path)")
 
 
-def _function(name: str, asked: str) -> Any:
+def _function(name: str, action: str) -> Any:
     """The object behind ``package.module:function``, looked up in the current folder first."""
     path, _, attribute = name.partition(":")
     here = str(Path.cwd())
@@ -208,43 +208,45 @@ def _function(name: str, asked: str) -> Any:
         found: Any = importlib.import_module(path)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{path}.".startswith(f"{error.name}."):
-            raise ModelError(asked, f"importing {path} raised {_described(error)}", "install it") from error
-        true = f"there is no module '{error.name}' in this folder or among the installed packages"
-        raise UsageError(asked, true, "run it from the folder that holds the module, or install the package") from error
+            raise ModelError(action, f"importing {path} raised {_described(error)}", "install it") from error
+        reason = f"there is no module '{error.name}' in this folder or among the installed packages"
+        raise UsageError(
+            action, reason, "run it from the folder that holds the module, or install the package"
+        ) from error
     except Exception as error:  # the user's code may raise anything
-        raise ModelError(asked, f"importing {path} raised {_described(error)}", "correct the module") from error
+        raise ModelError(action, f"importing {path} raised {_described(error)}", "correct the module") from error
     for part in attribute.split("."):
         if not hasattr(found, part):
             known = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
-            true = f"{path} has no '{attribute}'{nearest(attribute, known)}"
-            raise UsageError(asked, true, "name a function of this module")
+            reason = f"{path} has no '{attribute}'{nearest(attribute, known)}"
+            raise UsageError(action, reason, "name a function of this module")
         found = getattr(found, part)
     if not callable(found):
         raise UsageError(
-            asked, f"'{name}' is {type(found).__name__}, not a function", "name a function without arguments"
+            action, f"'{name}' is {type(found).__name__}, not a function", "name a function without arguments"
         )
     return found
 
 
-def _load(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], file: str, asked: str) -> None:
+def _load(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], file: str, action: str) -> None:
     """Every parameter and buffer of the module, no more and no less, from ``weights``."""
     expected = module.state_dict()
     for prefix in _PREFIXES:
         if not set(weights) & set(expected) and all(name.startswith(prefix) for name in weights):
             weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-    fix = "give the weights of this very module"
+    hint = "give the weights of this very module"
     for name, tensor in expected.items():
         if name not in weights:
             more = sum(other not in weights for other in expected) - 1
             others = f", and {more} more" if more else ""
-            raise ModelError(asked, f"{file} has no '{name}' {list(tensor.shape)}{others}", fix)
+            raise ModelError(action, f"{file} has no '{name}' {list(tensor.shape)}{others}", hint)
         if weights[name].shape != tensor.shape:
-            true = f"'{name}': expected {list(tensor.shape)}, {file} has {list(weights[name].shape)}"
-            raise ModelError(asked, true, fix)
+            reason = f"'{name}': expected {list(tensor.shape)}, {file} has {list(weights[name].shape)}"
+            raise ModelError(action, reason, hint)
     if unknown := [name for name in weights if name not in expected]:
         others = f", and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        true = f"{file} has '{unknown[0]}' {list(weights[unknown[0]].shape)}{others}, which the module doesn't"
-        raise ModelError(asked, true, fix)
+        reason = f"{file} has '{unknown[0]}' {list(weights[unknown[0]].shape)}{others}, which the module doesn't"
+        raise ModelError(action, reason, hint)
     module.load_state_dict(dict(weights))
 
 

@@ -58,7 +58,7 @@ class Start:
         return model
 
 
-def starting_point(options: TrainOptions, classes: Sequence[str], asked: str) -> Start:
+def starting_point(options: TrainOptions, classes: Sequence[str], action: str) -> Start:
     """What ``options`` begin with, for data with these class folders.
 
     Raises:
@@ -68,44 +68,44 @@ def starting_point(options: TrainOptions, classes: Sequence[str], asked: str) ->
     """
     if options.init_from is None:
         config = zoo_config(str(options.model), num_classes=len(classes), image_size=options.image_size)
-        start = Start(_with_token(config, asked) if options.distillation_token else config)
+        start = Start(_with_token(config, action) if options.distillation_token else config)
     elif options.distillation_token:
         raise UsageError(
-            asked, "a distillation token is part of a model from its first step", "leave out --distillation-token"
+            action, "a distillation token is part of a model from its first step", "leave out --distillation-token"
         )
     else:
-        start = _from_model(options, classes, asked)
+        start = _from_model(options, classes, action)
     if options.freeze is not None and options.freeze > start.config.depth:
         raise UsageError(
-            asked,
+            action,
             f"{options.freeze} blocks are to be frozen; the model has {start.config.depth}",
             f"say --freeze {start.config.depth} or less",
         )
     if options.init_from is None and options.freeze is not None:
-        raise UsageError(asked, "fresh weights would be frozen", "name trained ones with --init-from")
+        raise UsageError(action, "fresh weights would be frozen", "name trained ones with --init-from")
     return start
 
 
-def _with_token(config: ViTConfig, asked: str) -> ViTConfig:
+def _with_token(config: ViTConfig, action: str) -> ViTConfig:
     try:
         return replace(config, distillation_token=True)
     except ValueError as error:
-        raise UsageError(asked, f"{error}", "choose a model with a class token, say vit_mini_patch4_32") from error
+        raise UsageError(action, f"{error}", "choose a model with a class token, say vit_mini_patch4_32") from error
 
 
-def _from_model(options: TrainOptions, classes: Sequence[str], asked: str) -> Start:
-    checkpoint = _read(str(options.init_from), asked)
+def _from_model(options: TrainOptions, classes: Sequence[str], action: str) -> Start:
+    checkpoint = _read(str(options.init_from), action)
     theirs, contract = checkpoint.config, checkpoint.preprocessing
     try:
         config = replace(theirs, num_classes=len(classes), image_size=options.image_size or theirs.image_size)
     except ValueError as error:
-        fix = f"choose a multiple of {theirs.stem.stride} pixels"
-        raise UsageError(asked, str(error), fix) from error
+        hint = f"choose a multiple of {theirs.stem.stride} pixels"
+        raise UsageError(action, str(error), hint) from error
     if options.model is not None:
         member = zoo_config(options.model, num_classes=len(classes), image_size=config.image_size)
         if member != config:
-            true = f"{options.init_from} isn't a {options.model}"
-            raise UsageError(asked, true, "leave out --model; the architecture is that of --init-from")
+            reason = f"{options.init_from} isn't a {options.model}"
+            raise UsageError(action, reason, "leave out --model; the architecture is that of --init-from")
     arrays = dict(checkpoint.arrays)
     if "pos_embed" in arrays:
         prefix = theirs.prefix_tokens if theirs.position_embedding_covers_prefix else 0
@@ -130,19 +130,19 @@ def _from_model(options: TrainOptions, classes: Sequence[str], asked: str) -> St
     )
 
 
-def _read(source: str, asked: str) -> Checkpoint:
+def _read(source: str, action: str) -> Checkpoint:
     from vitedge.graph import mappings
 
     path = embedded.FOLDER if source == "embedded" else Path(source)
     if not path.exists():
-        raise UsageError(asked, f"{path} doesn't exist", "name a model folder, a published checkpoint, or: embedded")
+        raise UsageError(action, f"{path} doesn't exist", "name a model folder, a published checkpoint, or: embedded")
     if not (path / MODEL_JSON).is_file():
         return mappings.read_published(path)
     try:
         return mappings.read_own(path)
     except ModelError as error:
-        fix = "name the checkpoint that it was imported from"
-        raise ModelError(asked, f"can't start from {source}: {error.true}", fix) from error
+        hint = "name the checkpoint that it was imported from"
+        raise ModelError(action, f"can't start from {source}: {error.reason}", hint) from error
 
 
 def _digest(arrays: Arrays) -> str:

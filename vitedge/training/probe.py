@@ -29,7 +29,7 @@ PENALTIES = torch.logspace(-6, 2, 33, dtype=torch.float64)  # in units of the fe
 SCALES = torch.logspace(-1, 3, 41, dtype=torch.float64)
 
 
-def with_fitted_heads(start: Start, options: TrainOptions, data: TrainingData, group: Processes, asked: str) -> Start:
+def with_fitted_heads(start: Start, options: TrainOptions, data: TrainingData, group: Processes, action: str) -> Start:
     """``start`` with its new heads fitted to the training pictures, without augmentation; the first process does it.
 
     Raises:
@@ -42,8 +42,8 @@ def with_fitted_heads(start: Start, options: TrainOptions, data: TrainingData, g
         found: dict[str, Tensor] = {}
         for name, features in read.items():
             if not features.isfinite().all():
-                fix = "start from other weights, or say --new-head zero"
-                raise InvalidResultError(asked, f"what '{name}' reads of the pictures isn't finite", fix)
+                hint = "start from other weights, or say --new-head zero"
+                raise InvalidResultError(action, f"what '{name}' reads of the pictures isn't finite", hint)
             weight, bias, right = fit_head(features, labels, start.config.num_classes, weights)
             found |= {f"{name}.weight": weight, f"{name}.bias": bias}
             group.say(f"{name}: fitted to {len(labels)} pictures; {100 * right:.1f} % right of those left out by turns")

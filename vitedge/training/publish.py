@@ -79,7 +79,7 @@ def write_trained(
         MODEL_ONNX: graph.SerializeToString(deterministic=True),
         **trainer.logs(),
     }
-    return write_model(out, record, files, overwrite=overwrite, asked=trainer.asked).path
+    return write_model(out, record, files, overwrite=overwrite, action=trainer.action).path
 
 
 def _recorded(trainer: Trainer) -> dict[str, Any]:

@@ -61,21 +61,21 @@ def train(
     """
     out = Path(out)
     run = out.parent / f"{out.name}.run"
-    asked = f"train {options.name} on {data}"
-    with processes(options.device, asked) as group:
-        group.from_first(lambda: refuse_existing(out, overwrite=overwrite, asked=asked))
-        images = open_data(data, asked)
-        start = starting_point(options, images.classes, asked)
+    action = f"train {options.name} on {data}"
+    with processes(options.device, action) as group:
+        group.from_first(lambda: refuse_existing(out, overwrite=overwrite, action=action))
+        images = open_data(data, action)
+        start = starting_point(options, images.classes, action)
         if options.threads:
             torch.set_num_threads(options.threads)
         how, teacher = options.distillation, None
         if how is not None:
-            teacher = Teacher.open(how, images.classes, options.threads, asked)
+            teacher = Teacher.open(how, images.classes, options.threads, action)
         digests = digests_of(images)
-        test_images = None if test is None else open_test(test, images, digests, asked)
-        with locked(run, asked) if group.first else nullcontext():
-            group.from_first(lambda: prepare_run(run, resume=resume, overwrite=overwrite, asked=asked))
-            trainer = _trainer(start, options, images, digests, teacher, run, group, asked, resume=resume)
+        test_images = None if test is None else open_test(test, images, digests, action)
+        with locked(run, action) if group.first else nullcontext():
+            group.from_first(lambda: prepare_run(run, resume=resume, overwrite=overwrite, action=action))
+            trainer = _trainer(start, options, images, digests, teacher, run, group, action, resume=resume)
             if resume:
                 trainer.resume()
             trainer.fit()
@@ -94,23 +94,23 @@ def _trainer(
     teacher: Teacher | None,
     run: Path,
     group: Processes,
-    asked: str,
+    action: str,
     *,
     resume: bool,
 ) -> Trainer:
     """Split and decode the data, and set up step 0; where a checkpoint follows, without fitting a new head."""
-    training, held = split(images, digests, options.holdout, options.seed, asked)
+    training, held = split(images, digests, options.holdout, options.seed, action)
     if group.first:
         names = "".join(f"{images.records[index].name}\n" for index in held)
-        write_atomic(run / HELD_OUT, names.encode(errors="surrogateescape"), asked)
+        write_atomic(run / HELD_OUT, names.encode(errors="surrogateescape"), action)
     dropped = len(images) - len(training) - len(held)
     group.say(
         f"reading {len(images)} pictures of {len(images.classes)} classes, {len(held)} of them held out"
         + (f"; {dropped} left out that equal held-out ones" if dropped else "")
     )
     geometry = Preprocessing(size=start.config.image_size, resize=options.resize, interpolation="bilinear")
-    train_set = decode(images, training, geometry, workers=options.workers, asked=asked)
-    held_set = decode(images, held, geometry, workers=options.workers, asked=asked)
+    train_set = decode(images, training, geometry, workers=options.workers, action=action)
+    held_set = decode(images, held, geometry, workers=options.workers, action=action)
     if start.preprocessing is None:
         mean, std = train_set.colour()
         contract = replace(geometry, mean=mean, std=std)
@@ -119,13 +119,13 @@ def _trainer(
         contract = replace(geometry, rescale=theirs.rescale, mean=theirs.mean, std=theirs.std)
     material = TrainingData(train_set, held_set, contract, tuple(digests[index] for index in train_set.indices))
     if start.lacks_heads and options.new_head == "fitted" and not resume:
-        start = with_fitted_heads(start, options, material, group, asked)
-    answers = None if teacher is None else _answers(teacher, options, material, run, group, asked)
-    return Trainer(start, options, material, run, group, asked, answers)
+        start = with_fitted_heads(start, options, material, group, action)
+    answers = None if teacher is None else _answers(teacher, options, material, run, group, action)
+    return Trainer(start, options, material, run, group, action, answers)
 
 
 def _answers(
-    teacher: Teacher, options: TrainOptions, data: TrainingData, run: Path, group: Processes, asked: str
+    teacher: Teacher, options: TrainOptions, data: TrainingData, run: Path, group: Processes, action: str
 ) -> Answers:
     """What the teacher says, or said before."""
     how = options.distillation
@@ -139,7 +139,7 @@ def _answers(
         key=view_words(options.augmentation, data.preprocessing.size, how, options.seed, options.resize),
         folder=run / "teacher" if how.cache is None else Path(how.cache),
         group=group,
-        asked=asked,
+        action=action,
     )
 
 
@@ -153,7 +153,7 @@ def _accuracy(trainer: Trainer, test_images: ImageSet | None) -> dict[str, Any]:
     }
     if test_images is not None:
         every = range(len(test_images))
-        test_set = decode(test_images, every, data.preprocessing, workers=options.workers, asked=trainer.asked)
+        test_set = decode(test_images, every, data.preprocessing, workers=options.workers, action=trainer.action)
         accuracy["test"] = evaluate(model, test_set, data.preprocessing, group) | {
             "data": "evaluated once, after training"
         }

@@ -58,15 +58,15 @@ class Trainer:
         data: TrainingData,
         run: Path,
         group: Processes,
-        asked: str,
+        action: str,
         answers: Answers | None = None,
     ) -> None:
         self.start, self.config, self.options, self.data = start, start.config, options, data
-        self.run, self.group, self.asked, self.answers = run, group, asked, answers
+        self.run, self.group, self.action, self.answers = run, group, action, answers
         self.batch_size = min(options.batch_size, len(data.training))
         self.epoch_steps = len(data.training) // self.batch_size
         self.total_steps = options.epochs * self.epoch_steps
-        parts = parts_of_batch(self.batch_size, group.count * options.accumulate, asked)
+        parts = parts_of_batch(self.batch_size, group.count * options.accumulate, action)
         self.parts = parts[group.rank :: group.count]  # this process's places in every batch
         self.bf16 = options.precision == "bf16" or (options.precision == "auto" and has_bf16(group.device))
         self.model = placed(start.model(options), group.device)
@@ -137,11 +137,11 @@ class Trainer:
             "averaged": self.averaged,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
-        checkpoint.save(self.run, state, self.asked)
+        checkpoint.save(self.run, state, self.action)
 
     def resume(self) -> None:
         """Go on from the checkpoint; errors as :func:`vitedge.training.checkpoint.load`."""
-        state = checkpoint.load(self.run, self.identity(), self.group, self.asked)
+        state = checkpoint.load(self.run, self.identity(), self.group, self.action)
         self.step, self.loss_sum, self.elapsed_s = state["step"], state["loss_sum"], state["elapsed_s"]
         self.history, self.best = state["history"], state["best"]
         self.averaged, self.best_weights = state["averaged"], state["best_weights"]
@@ -175,7 +175,7 @@ class Trainer:
         self.save()
         number = self.stopped[0] if self.stopped else signal.SIGTERM
         error = InterruptedError_(
-            self.asked,
+            self.action,
             f"stopped by {signal.Signals(number).name} at step {self.step} of {self.total_steps}; "
             f"the checkpoint is {self.run / CHECKPOINT}",
             "run the same command with --resume",
@@ -261,7 +261,7 @@ class Trainer:
         """What is said when the loss or a gradient stopped being finite."""
         kept = self.run / CHECKPOINT
         return InvalidResultError(
-            self.asked,
+            self.action,
             f"the loss is {value} and the gradient's norm {norm} at step {self.step}; "
             + (f"the last good checkpoint is {kept}" if kept.exists() else "there was no checkpoint yet"),
             "use a smaller --lr, or --clip 1",
@@ -297,9 +297,9 @@ class Trainer:
         self.loss_sum = 0.0
         if self.group.first:
             lines = "".join(json.dumps(entry) + "\n" for entry in self.history)
-            write_atomic(self.run / METRICS, lines.encode(), self.asked)
+            write_atomic(self.run / METRICS, lines.encode(), self.action)
             if epoch == self.options.epochs or self.elapsed_s - self.drawn_s > CURVE_SECONDS:
-                write_atomic(self.run / CURVE, curve(self.history), self.asked)
+                write_atomic(self.run / CURVE, curve(self.history), self.action)
                 self.drawn_s = self.elapsed_s
         self.group.say(
             f"epoch {epoch}/{self.options.epochs}  train loss {row['train_loss']:.3f}  "
@@ -316,7 +316,7 @@ class Trainer:
             arrays = {name: value.astype(np.float16) for name, value in fold_batch_norm(self.best_weights).items()}
         for name, value in arrays.items():
             if not np.isfinite(value).all():
-                error = InvalidResultError(self.asked, f"'{name}' isn't finite in float16", "use a smaller --lr")
+                error = InvalidResultError(self.action, f"'{name}' isn't finite in float16", "use a smaller --lr")
                 raise self.group.fail(error)
         return arrays
 
@@ -325,7 +325,7 @@ class Trainer:
         return {name: (self.run / name).read_bytes() for name in (METRICS, CURVE, HELD_OUT)}
 
 
-def parts_of_batch(batch_size: int, count: int, asked: str) -> list[Tensor]:
+def parts_of_batch(batch_size: int, count: int, action: str) -> list[Tensor]:
     """Places 0 … ``batch_size`` - 1, cut into parts of about equal length, int64, each sorted.
 
     Place ``i`` and ``batch_size`` - 1 - ``i``, which mixing pairs, are in one part.
@@ -336,7 +336,7 @@ def parts_of_batch(batch_size: int, count: int, asked: str) -> list[Tensor]:
     front = torch.arange((batch_size + 1) // 2)
     if len(front) < count:
         raise UsageError(
-            asked,
+            action,
             f"a batch of {batch_size} pictures can't be cut into {count} parts",
             "use a larger --batch-size, less --accumulate or fewer processes",
         )

@@ -140,14 +140,14 @@ def zoo_config(name: str, *, num_classes: int, image_size: tuple[int, int] | Non
     Raises:
         UsageError: no member has this name (the nearest is given), or the size doesn't fit its stem.
     """
-    asked = f"make the model '{name}'"
+    action = f"make the model '{name}'"
     if name not in ZOO:
         raise UsageError(
-            asked, f"no model of the zoo has this name{nearest(name, ZOO)}", f"choose from: {', '.join(ZOO)}"
+            action, f"no model of the zoo has this name{nearest(name, ZOO)}", f"choose from: {', '.join(ZOO)}"
         )
     config = ZOO[name].config
     size = image_size or config.image_size
     try:
         return replace(config, num_classes=num_classes, image_size=size)
     except ValueError as error:
-        raise UsageError(asked, str(error), f"choose a multiple of {config.stem.stride} pixels") from error
+        raise UsageError(action, str(error), f"choose a multiple of {config.stem.stride} pixels") from error

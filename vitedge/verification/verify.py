@@ -126,7 +126,7 @@ def check_executed(session: Session) -> Check:
     told = ", ".join(f"{share:.1%} {name}" for name, share in shares.items())
     if unmet:
         told += f"; {len(unmet)} layers not as planned: {', '.join(unmet[:4])}"
-        why, fix = runtimes.fuses_otherwise(session.artifact.manifest.target.runtime)
-        told += f". {why}; {fix}" if why else ""
+        why, hint = runtimes.fuses_otherwise(session.artifact.manifest.target.runtime)
+        told += f". {why}; {hint}" if why else ""
     ok = None if not unmet and set(shares) == {UNKNOWN} else not unmet
     return Check(name="executed precision", ok=ok, detail=f"of the multiply-accumulates: {told}")

@@ -29,7 +29,7 @@ PICTURES: tuple[Pictures, ...] = get_args(Pictures)
 def pictures(name: Pictures) -> ImageSet:
     """One of the embedded sets, with class folders."""
     return ImageSet.open(
-        shipped_folder("calibration") / f"cifar10-{name}.zip", asked=f"open the embedded {name} images"
+        shipped_folder("calibration") / f"cifar10-{name}.zip", action=f"open the embedded {name} images"
     )
 
 
@@ -39,12 +39,12 @@ def _display_digests() -> frozenset[str]:
     return frozenset(images.digest(index) for index in range(len(images)))
 
 
-def refuse_display(digests: frozenset[str] | set[str], asked: str) -> None:
+def refuse_display(digests: frozenset[str] | set[str], action: str) -> None:
     """Refuse to choose or calibrate by pictures that are for display alone.
 
     Args:
         digests: hex SHA-256 of the encoded pictures that are to be used.
-        asked: the wish, for the error text.
+        action: the wish, for the error text.
 
     Raises:
         UsageError: one of them is among the embedded display pictures.
@@ -52,13 +52,13 @@ def refuse_display(digests: frozenset[str] | set[str], asked: str) -> None:
     overlap = len(digests & _display_digests())
     if overlap:
         raise UsageError(
-            asked,
+            action,
             f"{overlap} of these pictures come from the CIFAR-10 test set and are embedded for display alone",
             "use pictures from a training split",
         )
 
 
-def open_images(source: str | Path, *, asked: str) -> ImageSet:
+def open_images(source: str | Path, *, action: str) -> ImageSet:
     """A data set by path, or an embedded one by name (``calibration``, ``held-out``, ``display``).
 
     Raises:
@@ -67,4 +67,4 @@ def open_images(source: str | Path, *, asked: str) -> ImageSet:
     for name in PICTURES:
         if source == name:
             return pictures(name)
-    return ImageSet.open(source, asked=asked)
+    return ImageSet.open(source, action=action)

@@ -39,36 +39,36 @@ def build(
         ResourceError: no GPU where one is needed, or not enough memory.
         ArtifactError: the graph is refused, or the builder crashed.
     """
-    asked = f"build the engines of {artifact.path}"
-    wanted = session.build_options({**artifact.manifest.runtime_options, **options}, asked)
+    action = f"build the engines of {artifact.path}"
+    wanted = session.build_options({**artifact.manifest.runtime_options, **options}, action)
     graph = sha256(artifact.graph_path.read_bytes())
     if package in engines.AHEAD_OF_TIME:
         sms = sms or artifact.manifest.target.sms
     elif sms:
         raise UsageError(
-            asked,
+            action,
             f"{engine.WORDS[package]} builds for the GPU that it finds, not for compute capability {', '.join(sms)}",
             f"copy the artifact to the device and run there: vitedge build {artifact.path.name}",
         )
     if not sms:
         if not gpus():
             raise ResourceError(
-                asked,
+                action,
                 f"no NVIDIA GPU answers here, and {engine.WORDS[package]} builds for the one that it finds",
                 f"copy the artifact to the device and run there: vitedge build {artifact.path.name}",
             )
-        place = passport.here(package, version, graph, wanted, Cuda(asked, engine.EXTRAS[package]))
-        session.refuse_missing_types(artifact, place.sm, asked)
-        return [engines.obtain(artifact, place, wanted, progress=progress, asked=asked)]
+        place = passport.here(package, version, graph, wanted, Cuda(action, engine.EXTRAS[package]))
+        session.refuse_missing_types(artifact, place.sm, action)
+        return [engines.obtain(artifact, place, wanted, progress=progress, action=action)]
     for sm in sms:
-        session.refuse_missing_types(artifact, sm, asked)
+        session.refuse_missing_types(artifact, sm, action)
     return [
         engines.obtain(
             artifact,
             passport.for_building(package, version, graph, wanted, sm),
             replace(wanted, sm=sm),
             progress=progress,
-            asked=asked,
+            action=action,
         )
         for sm in sms
     ]

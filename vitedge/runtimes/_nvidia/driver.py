@@ -31,21 +31,21 @@ class Cuda:
         NotInstalledError: cuda-bindings isn't here.
     """
 
-    def __init__(self, asked: str, extra: str) -> None:
+    def __init__(self, action: str, extra: str) -> None:
         try:
             self.names: Any = importlib.import_module("cuda.bindings.runtime")
         except ImportError as error:
-            raise NotInstalledError.for_extra(asked, "cuda-bindings", extra) from error
-        self._asked = asked
+            raise NotInstalledError.for_extra(action, "cuda-bindings", extra) from error
+        self._asked = action
 
     def __call__(self, function: str, *arguments: Any) -> Any:
         code, *values = getattr(self.names, function)(*arguments)
         if code != self.names.cudaError_t.cudaSuccess:
-            fix = {
+            hint = {
                 "cudaErrorMemoryAllocation": "lower the batch or the option 'contexts', or free GPU memory",
                 "cudaErrorInsufficientDriver": "update the driver, or install the cuda-bindings of its CUDA version",
             }.get(code.name, "check the driver: nvidia-smi, or on a Jetson: tegrastats")
-            raise ResourceError(self._asked, f"{function}: {code.name}", fix)
+            raise ResourceError(self._asked, f"{function}: {code.name}", hint)
         return values[0] if values else None
 
     def gpu(self) -> GpuFacts:

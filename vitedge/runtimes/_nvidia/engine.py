@@ -56,7 +56,7 @@ def installed(package: str) -> str | None:
         return str(importlib.import_module(package).__version__)
 
 
-def load(package: str, asked: str) -> Any:
+def load(package: str, action: str) -> Any:
     """The module ``tensorrt`` or ``tensorrt_rtx``.
 
     Raises:
@@ -65,9 +65,9 @@ def load(package: str, asked: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        missing = NotInstalledError.for_extra(asked, package, EXTRAS[package])
+        missing = NotInstalledError.for_extra(action, package, EXTRAS[package])
         if importlib.util.find_spec(package) is not None:
-            missing = NotInstalledError(asked, f"'{package}' can't be imported: {error}", "install it anew")
+            missing = NotInstalledError(action, f"'{package}' can't be imported: {error}", "install it anew")
         raise missing from error
 
 
@@ -78,7 +78,7 @@ def build_isolated(
     options: BuildOptions,
     timing_cache: bytes = b"",
     *,
-    asked: str,
+    action: str,
     progress: Progress = silent,
 ) -> Built:
     """:func:`build` in a child process; a crash or a hang of the builder is an error like any other.
@@ -100,7 +100,7 @@ def build_isolated(
         )
     except isolation.ChildError as error:
         raise ArtifactError(
-            asked,
+            action,
             f"building the engine with {WORDS[package]} {version}: {error}",
             "export in another precision, or report this graph",
         ) from error
@@ -123,25 +123,25 @@ def build(package: str, graph: bytes, options: BuildOptions = BuildOptions(), ti
         ResourceError: no GPU where one is needed, or not enough memory.
         NotInstalledError: the package isn't here.
     """
-    asked = f"build an engine with {WORDS[package]}"
+    action = f"build an engine with {WORDS[package]}"
     started = time.monotonic()
-    trt = load(package, asked)
+    trt = load(package, action)
     log = logger(trt)
     try:
         builder = trt.Builder(log)
     except TypeError as error:  # how the bindings say that there is no CUDA
-        raise ResourceError(asked, f"no builder: {log.text()}", "run it where the GPU is") from error
+        raise ResourceError(action, f"no builder: {log.text()}", "run it where the GPU is") from error
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # TensorRT 11 knows nothing else
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, log)
     if not parser.parse(graph):
         errors = [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)] or [log.text()]
         raise ArtifactError(
-            asked,
+            action,
             f"{WORDS[package]} {trt.__version__} can't parse the graph: {'; '.join(errors[:4])}",
             "export in another precision, or report this graph",
         )
-    config = _configure(trt, builder, options, asked)
+    config = _configure(trt, builder, options, action)
     monitor = progress_monitor(trt, lambda share: isolation.tell(str(round(share * STEPS))))
     config.progress_monitor = monitor
     keeps_timings = package == "tensorrt"  # TensorRT-RTX times nothing ahead of time
@@ -151,7 +151,7 @@ def build(package: str, graph: bytes, options: BuildOptions = BuildOptions(), ti
             config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise _build_error(f"{WORDS[package]} {trt.__version__}", log.text(), asked)
+        raise _build_error(f"{WORDS[package]} {trt.__version__}", log.text(), action)
     timings = bytes(config.get_timing_cache().serialize()) if keeps_timings else b""
     return Built(bytes(plan), timings, time.monotonic() - started)
 
@@ -162,7 +162,7 @@ def capability_names(trt: Any) -> list[str]:
     return sorted((f"{found[1]}.{found[2]}" for found in names if found), key=lambda sm: float(sm))
 
 
-def _configure(trt: Any, builder: Any, options: BuildOptions, asked: str) -> Any:
+def _configure(trt: Any, builder: Any, options: BuildOptions, action: str) -> Any:
     config = builder.create_builder_config()
     (config.set_flag if options.tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # names and types of layers can be read back
@@ -176,21 +176,21 @@ def _configure(trt: Any, builder: Any, options: BuildOptions, asked: str) -> Any
         known = capability_names(trt)
         if options.sm not in known:
             raise UsageError(
-                asked, f"compute capability {options.sm} isn't among {', '.join(known)}", "choose one of these"
+                action, f"compute capability {options.sm} isn't among {', '.join(known)}", "choose one of these"
             )
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{options.sm.replace('.', '')}"), 0)
     return config
 
 
-def _build_error(builder: str, text: str, asked: str) -> ArtifactError | ResourceError:
+def _build_error(builder: str, text: str, action: str) -> ArtifactError | ResourceError:
     if re.search(r"out ?of ?memory|insufficient memory", text, re.IGNORECASE):
         return ResourceError(
-            asked,
+            action,
             f"{builder} ran out of memory: {text}",
             "lower the batch, or workspace_mb in the target's [options]; or free memory (docs/jetson.md says how)",
         )
-    return ArtifactError(asked, f"{builder} can't build it: {text}", "export in another precision, or report it")
+    return ArtifactError(action, f"{builder} can't build it: {text}", "export in another precision, or report it")
 
 
 def _parser_error(error: Any) -> str:

@@ -69,7 +69,7 @@ def beside(artifact: Path) -> Path:
 def index(folder: Path) -> Engines:
     """The folder's list of engines; empty where there is none, or half of one."""
     try:
-        return decode_json((folder / INDEX).read_bytes(), Engines, asked="look for an engine", file=INDEX)
+        return decode_json((folder / INDEX).read_bytes(), Engines, action="look for an engine", file=INDEX)
     except (OSError, VitedgeError):
         return Engines()
 
@@ -102,7 +102,7 @@ def obtain(
     *,
     may_build: bool = True,
     progress: Progress = silent,
-    asked: str,
+    action: str,
 ) -> Found:
     """The engine for ``wanted``: from the export folder beside the artifact, from the cache, or built into the cache.
 
@@ -121,12 +121,12 @@ def obtain(
     because = f"the engine that is there was built for something else: {'; '.join(against)}" if against else ""
     if not may_build:
         raise ArtifactError(
-            asked,
+            action,
             because or f"there is no engine of it for {words(wanted)}, and building one wasn't permitted",
             f"run: vitedge build {artifact.path}",
         )
     seed = beside(artifact.path) / TIMINGS
-    found = build_into(cache, artifact.manifest.name, graph, wanted, options, seed, progress=progress, asked=asked)
+    found = build_into(cache, artifact.manifest.name, graph, wanted, options, seed, progress=progress, action=action)
     return found._replace(rebuilt_because=because)
 
 
@@ -139,31 +139,33 @@ def build_into(
     seed: Path,
     *,
     progress: Progress = silent,
-    asked: str,
+    action: str,
 ) -> Found:
     """Build one engine, and write it and its passport into a folder; what earlier builds here measured is used.
 
     Where nothing was built yet, what an equal device measured (``seed``) is; TensorRT itself refuses another GPU's.
     """
     if wanted.package not in AHEAD_OF_TIME:
-        refuse_little_memory(len(graph), options, asked)
+        refuse_little_memory(len(graph), options, action)
     timings = timing_cache(wanted)
     known = next((path.read_bytes() for path in (timings, seed) if path.is_file()), b"")
-    built = engine.build_isolated(wanted.package, wanted.version, graph, options, known, asked=asked, progress=progress)
+    built = engine.build_isolated(
+        wanted.package, wanted.version, graph, options, known, action=action, progress=progress
+    )
     if built.timing_cache:
-        write_atomic(timings, built.timing_cache, asked)
-    passport = add(folder, name, built.plan, replace(wanted, seconds=round(built.seconds, 3)), asked)
+        write_atomic(timings, built.timing_cache, action)
+    passport = add(folder, name, built.plan, replace(wanted, seconds=round(built.seconds, 3)), action)
     return Found(built.plan, passport, folder, built=True)
 
 
-def add(folder: Path, name: str, plan: bytes, passport: Passport, asked: str) -> Passport:
+def add(folder: Path, name: str, plan: bytes, passport: Passport, action: str) -> Passport:
     """Write an engine, then list it; the one that it replaces goes last."""
     digest = sha256(plan)
     passport = replace(passport, engine=digest, file=f"sm{passport.sm.replace('.', '')}-{digest[:12]}.plan")
-    write_atomic(folder / passport.file, plan, asked)
+    write_atomic(folder / passport.file, plan, action)
     before = index(folder).engines
     kept = tuple(other for other in before if identity(other) != identity(passport))
-    write_atomic(folder / INDEX, encode_json(Engines(artifact=name, engines=(*kept, passport))), asked)
+    write_atomic(folder / INDEX, encode_json(Engines(artifact=name, engines=(*kept, passport))), action)
     for other in before:
         if other not in kept and other.file != passport.file:
             (folder / Path(other.file).name).unlink(missing_ok=True)
@@ -176,22 +178,22 @@ def timing_cache(passport: Passport) -> Path:
     return cache_folder() / "timings" / f"{passport.package}-{passport.version}-{key}.cache"
 
 
-def export_engines(artifact: Artifact, found: Sequence[Found], out: Path, *, overwrite: bool, asked: str) -> Path:
+def export_engines(artifact: Artifact, found: Sequence[Found], out: Path, *, overwrite: bool, action: str) -> Path:
     """Write engines as a folder that travels beside the artifact, under the name that :func:`beside` gives or another.
 
     Raises:
         UsageError: it exists.
         ResourceError: disk, permission.
     """
-    with new_folder(out, overwrite=overwrite, asked=asked, last=INDEX) as folder:
+    with new_folder(out, overwrite=overwrite, action=action, last=INDEX) as folder:
         for one in found:
-            add(folder, artifact.manifest.name, one.plan, one.passport, asked)
+            add(folder, artifact.manifest.name, one.plan, one.passport, action)
             if (timings := timing_cache(one.passport)).is_file():
-                write_atomic(folder / TIMINGS, timings.read_bytes(), asked)
+                write_atomic(folder / TIMINGS, timings.read_bytes(), action)
     return out
 
 
-def refuse_little_memory(graph_bytes: int, options: BuildOptions, asked: str, root: Path = hardware.ROOT) -> None:
+def refuse_little_memory(graph_bytes: int, options: BuildOptions, action: str, root: Path = hardware.ROOT) -> None:
     """On a board whose GPU shares its memory, refuse a build that would be killed half-way.
 
     Raises:
@@ -204,7 +206,7 @@ def refuse_little_memory(graph_bytes: int, options: BuildOptions, asked: str, ro
     if memory.available_mb is None or memory.available_mb + (memory.swap_mb or 0) >= needed:
         return
     raise ResourceError(
-        asked,
+        action,
         f"building takes about {needed:,} MiB of the memory that GPU and processor share; {memory.available_mb:,} MiB "
         f"are free, with {memory.swap_mb or 0:,} MiB of swap",
         "free memory (sudo init 3 stops the desktop), add swap, or lower the batch or workspace_mb; see docs/jetson.md",

@@ -55,25 +55,25 @@ def open_backend(package: str, version: str, artifact: Artifact, options: OpenOp
         UsageError: a device other than "cuda:0", or an option that TensorRT hasn't.
         ArtifactError: the engine can't be built or loaded.
     """
-    asked = f"open the artifact {artifact.path}"
-    trt = engine.load(package, asked)
+    action = f"open the artifact {artifact.path}"
+    trt = engine.load(package, action)
     device = options.device or artifact.manifest.target.device
     if device != "cuda:0":
-        raise UsageError(asked, f"the device is '{device}'; vitedge opens the first that CUDA shows", "use cuda:0")
+        raise UsageError(action, f"the device is '{device}'; vitedge opens the first that CUDA shows", "use cuda:0")
     wanted = {**artifact.manifest.runtime_options, **options.options}
-    build, way = build_options(wanted, asked), session_options(wanted)
+    build, way = build_options(wanted, action), session_options(wanted)
     if not gpus():
         raise ResourceError(
-            asked,
+            action,
             f"no NVIDIA GPU answers here, and {engine.WORDS[package]} runs on nothing else",
             "copy the artifact to the device and open it there; its engine is built on first opening",
         )
-    cuda = Cuda(asked, engine.EXTRAS[package])
+    cuda = Cuda(action, engine.EXTRAS[package])
     gpu = cuda.gpu()
-    refuse_missing_types(artifact, gpu.sm, asked)
+    refuse_missing_types(artifact, gpu.sm, action)
     place = passport.here(package, version, sha256(artifact.graph_path.read_bytes()), build, cuda)
     found = engines.obtain(
-        artifact, place, build, may_build=options.build, progress=options.progress or lines(), asked=asked
+        artifact, place, build, may_build=options.build, progress=options.progress or lines(), action=action
     )
     info: dict[str, Option] = {
         "runtime": package,
@@ -87,7 +87,7 @@ def open_backend(package: str, version: str, artifact: Artifact, options: OpenOp
     return TensorRTBackend(trt, cuda, gpu, found, artifact, info, way)
 
 
-def build_options(options: Mapping[str, Option], asked: str) -> engine.BuildOptions:
+def build_options(options: Mapping[str, Option], action: str) -> engine.BuildOptions:
     """The options of a manifest (and of the caller) as what a build takes.
 
     Raises:
@@ -97,12 +97,12 @@ def build_options(options: Mapping[str, Option], asked: str) -> engine.BuildOpti
     for key, value in options.items():
         if key != "strongly_typed" and (key not in known or type(value) is not known[key]):
             raise UsageError(
-                asked,
+                action,
                 f"there is no option '{key}' = {value!r}{nearest(key, known)}",
                 f"use {', '.join(f'{name} ({kind.__name__})' for name, kind in known.items())}",
             )
     if options.get("strongly_typed") is not True:
-        raise UsageError(asked, "its graph isn't meant to be strongly typed", "export it again")
+        raise UsageError(action, "its graph isn't meant to be strongly typed", "export it again")
     settings = {key: value for key, value in options.items() if key in _BUILD_KEYS}
     assert settings.keys() <= {field.name for field in fields(engine.BuildOptions)}
     return engine.BuildOptions(**settings)  # type: ignore[arg-type]  # checked just above
@@ -113,7 +113,7 @@ def session_options(options: Mapping[str, Option]) -> dict[str, Option]:
     return {key: value for key, value in options.items() if key in _SESSION_KEYS}
 
 
-def refuse_missing_types(artifact: Artifact, sm: str, asked: str) -> None:
+def refuse_missing_types(artifact: Artifact, sm: str, action: str) -> None:
     """Refuse FP8 on a GPU that has none, before a builder says so in its own words.
 
     Raises:
@@ -122,7 +122,7 @@ def refuse_missing_types(artifact: Artifact, sm: str, asked: str) -> None:
     planned = {layer.precision for layer in artifact.manifest.layers}
     if "fp8" in planned and tuple(map(int, sm.split("."))) < (8, 9):
         raise UsageError(
-            asked, f"FP8 needs compute capability 8.9; this GPU has {sm}", "export it with --precision fp16 or int8"
+            action, f"FP8 needs compute capability 8.9; this GPU has {sm}", "export it with --precision fp16 or int8"
         )
 
 
@@ -198,8 +198,8 @@ class TensorRTBackend:
         source, target = names[modes.index(trt.TensorIOMode.INPUT)], names[modes.index(trt.TensorIOMode.OUTPUT)]
         for name, shape in ((source, inputs), (target, outputs)):
             if tuple(self._engine.get_tensor_shape(name)) != shape:
-                true = f"the engine's '{name}' is {list(self._engine.get_tensor_shape(name))}; expected {list(shape)}"
-                raise ArtifactError(self._asked, true, "export it again")
+                reason = f"the engine's '{name}' is {list(self._engine.get_tensor_shape(name))}; expected {list(shape)}"
+                raise ArtifactError(self._asked, reason, "export it again")
         return Tensors(source, inputs, target, outputs)
 
     def _slot(self, way: Way) -> Slot:

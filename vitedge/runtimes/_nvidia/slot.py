@@ -52,14 +52,14 @@ class Slot:
         make_context: a new execution context of the engine, or None where the GPU has no memory for one.
         tensors: of the engine.
         way: how it's run.
-        asked: the wish, for error texts.
+        action: the wish, for error texts.
 
     Raises:
         ResourceError: GPU memory, or a graph that can't be captured.
     """
 
-    def __init__(self, cuda: Cuda, make_context: Callable[[], Any], tensors: Tensors, way: Way, asked: str) -> None:
-        self.way, self._cuda, self._asked = way, cuda, asked
+    def __init__(self, cuda: Cuda, make_context: Callable[[], Any], tensors: Tensors, way: Way, action: str) -> None:
+        self.way, self._cuda, self._asked = way, cuda, action
         self._made = Holder(cuda)
         self._waiting = False
         self.context: Any = None
@@ -67,7 +67,7 @@ class Slot:
         try:
             self.context = make_context()
             if self.context is None:
-                raise ResourceError(asked, "the GPU has no memory for the engine's activations", "lower the batch")
+                raise ResourceError(action, "the GPU has no memory for the engine's activations", "lower the batch")
             self._stream = self._made.keep("cudaStreamDestroy", cuda("cudaStreamCreate"))
             self._events = [self._made.keep("cudaEventDestroy", cuda("cudaEventCreate")) for _ in range(4)]
             self._input = buffer(cuda, self._made, tensors.inputs, np.uint8, zero_copy=way.zero_copy)

@@ -93,7 +93,7 @@ def check(graph: bytes, target: Target) -> list[str]:
         found = findings(model, TENSORRT_10_3)
         return found or [*_attributes(model), *_quantization(model), *_hardware(model, target)]
     except ModelError as error:  # a tensor whose data doesn't fit its shape
-        return [error.true]
+        return [error.reason]
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -63,8 +63,8 @@ def attentions(model: onnx.ModelProto) -> list[Attention]:
         try:
             linear = linears[split.input[0]]
             only(linear.output, "Split")
-            rows, asked = queries(split.output[0])
-            q, shape = parts(asked, [0, 2, 1, 3])
+            rows, action = queries(split.output[0])
+            q, shape = parts(action, [0, 2, 1, 3])
             k, k_shape = parts(split.output[1], [0, 2, 3, 1])
             v, v_shape = parts(split.output[2], [0, 2, 1, 3])
             scores = only(q, "MatMul")

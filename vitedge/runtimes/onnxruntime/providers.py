@@ -41,7 +41,7 @@ def missing(provider: Provider, available: Iterable[str], unknown: Iterable[str]
     return f"this ONNX Runtime has no {full}; {distribution} brings it"
 
 
-def require(provider: Provider, available: Iterable[str], unknown: Iterable[str], asked: str) -> None:
+def require(provider: Provider, available: Iterable[str], unknown: Iterable[str], action: str) -> None:
     """Demand the provider.
 
     Raises:
@@ -52,12 +52,12 @@ def require(provider: Provider, available: Iterable[str], unknown: Iterable[str]
         own_build = " " in distribution or distribution == "onnxruntime"
         if full in unknown:
             whose = "ONNX Runtime" if own_build else distribution
-            fix = f"install a version of {whose} that has it, or use another target"
+            hint = f"install a version of {whose} that has it, or use another target"
         elif own_build:
-            fix = "build ONNX Runtime with it, or use another target"
+            hint = "build ONNX Runtime with it, or use another target"
         else:
-            fix = f"run: pip uninstall onnxruntime && pip install {distribution}"
-        raise NotInstalledError(asked, why, fix)
+            hint = f"run: pip uninstall onnxruntime && pip install {distribution}"
+        raise NotInstalledError(action, why, hint)
 
 
 def arguments(provider: Provider) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def configure(settings: Any, provider: Provider) -> None:
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
 
 
-def check_placement(provider: Provider, events: Iterable[Mapping[str, Any]], asked: str) -> str:
+def check_placement(provider: Provider, events: Iterable[Mapping[str, Any]], action: str) -> str:
     """Where the kernels of one profiled inference ran: ``"OpenVINO 1, CPU: Cast 1"``.
 
     Raises:
@@ -94,7 +94,7 @@ def check_placement(provider: Provider, events: Iterable[Mapping[str, Any]], ask
             f"leaves {', '.join(f'{name} ({left[name]})' for name in unnamed)} to the CPU" if unnamed else "takes none"
         )
         raise ArtifactError(
-            asked,
+            action,
             f"{provider.name} doesn't take the graph whole: it {what}",
             "export for another target; or name what may stay behind as the provider's remainder in the target",
         )

@@ -63,24 +63,24 @@ def open_backend(artifact: Artifact, options: OpenOptions) -> OnnxRuntimeBackend
         ResourceError: memory ran out.
     """
     manifest = artifact.manifest
-    asked = f"open the artifact {artifact.path}"
+    action = f"open the artifact {artifact.path}"
     device = options.device or manifest.target.device
     provider = next(iter(manifest.target.providers), None)
     if device != (manifest.target.device if provider else "cpu"):
-        raise UsageError(asked, f"ONNX Runtime runs on 'cpu' here, not on '{device}'", "add: --device cpu")
+        raise UsageError(action, f"ONNX Runtime runs on 'cpu' here, not on '{device}'", "add: --device cpu")
     package = detect.load()
     wanted = {**manifest.runtime_options, **options.options}
     threads = manifest.target.threads if options.threads is None else options.threads
-    settings = _settings(package, wanted, threads or _available_cores(), asked)
+    settings = _settings(package, wanted, threads or _available_cores(), action)
     if provider is not None:
         unknown = providers.unknown(package.get_all_providers())
-        providers.require(provider, package.get_available_providers(), unknown, asked)
-    session = _create(package, artifact, settings, asked, provider)
+        providers.require(provider, package.get_available_providers(), unknown, action)
+    session = _create(package, artifact, settings, action, provider)
     if provider is None and session.get_providers() != [providers.CPU]:
-        raise UsageError(asked, f"ONNX Runtime took the providers {session.get_providers()}", "report this build")
+        raise UsageError(action, f"ONNX Runtime took the providers {session.get_providers()}", "report this build")
     height, width = manifest.preprocessing.size
-    _expect(asked, "image", session.get_inputs(), "tensor(uint8)", [manifest.batch, height, width, 3])
-    _expect(asked, "logits", session.get_outputs(), "tensor(float)", [manifest.batch, len(manifest.classes)])
+    _expect(action, "image", session.get_inputs(), "tensor(uint8)", [manifest.batch, height, width, 3])
+    _expect(action, "logits", session.get_outputs(), "tensor(float)", [manifest.batch, len(manifest.classes)])
     info: dict[str, Option] = {
         "runtime": "onnxruntime",
         "version": detect.installed() or "",
@@ -91,7 +91,7 @@ def open_backend(artifact: Artifact, options: OpenOptions) -> OnnxRuntimeBackend
     }
     backend = OnnxRuntimeBackend(artifact, session, wanted, info)
     if provider is not None:
-        backend.info["ran_by"] = providers.check_placement(provider, backend.kernels(), asked)
+        backend.info["ran_by"] = providers.check_placement(provider, backend.kernels(), action)
     return backend
 
 
@@ -183,8 +183,8 @@ class OnnxRuntimeBackend:
             settings.enable_profiling = True
             settings.profile_file_prefix = str(Path(folder) / "profile")
             provider = next(iter(self._artifact.manifest.target.providers), None)
-            asked = f"profile the artifact {self._artifact.path}"
-            session = _create(package, self._artifact, settings, asked, provider)
+            action = f"profile the artifact {self._artifact.path}"
+            session = _create(package, self._artifact, settings, action, provider)
             slot = _Slot(session)
             slot.images[...] = images
             for _ in range(repeats + 1):  # the first one allocates
@@ -238,7 +238,7 @@ class _Slot:
             raise _explained(error, "run an inference") from error
 
 
-def _create(package: Any, artifact: Artifact, settings: Any, asked: str, provider: Provider | None = None) -> Any:
+def _create(package: Any, artifact: Artifact, settings: Any, action: str, provider: Provider | None = None) -> Any:
     how: dict[str, Any] = {"providers": [providers.CPU]}
     if provider is not None:
         providers.configure(settings, provider)
@@ -246,29 +246,29 @@ def _create(package: Any, artifact: Artifact, settings: Any, asked: str, provide
     try:
         return package.InferenceSession(str(artifact.graph_path), settings, **how)
     except Exception as error:  # onnxruntime's exceptions have no common base of their own
-        raise _explained(error, asked, provider) from error
+        raise _explained(error, action, provider) from error
 
 
-def _explained(error: Exception, asked: str, provider: Provider | None = None) -> VitedgeError:
+def _explained(error: Exception, action: str, provider: Provider | None = None) -> VitedgeError:
     """What ONNX Runtime says, in our words where the text is a known one; nothing depends on that it is."""
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", first.strip())
     if isinstance(error, MemoryError) or re.search(r"bad.?alloc|[Ff]ailed to allocate memory", str(error)):
-        return ResourceError(asked, f"memory ran out: {reason}", "use a smaller batch, or free memory")
+        return ResourceError(action, f"memory ran out: {reason}", "use a smaller batch, or free memory")
     version = detect.installed()
     if "fallback to CPU EP has been explicitly disabled" in str(error):
         return ArtifactError(
-            asked,
+            action,
             "the target's provider doesn't take the graph whole, and ONNX Runtime would run the rest on the CPU",
             "export for another target; or name what may stay behind as the provider's remainder in the target",
         )
     if provider is not None:
-        fix = "export for another target; or name what the provider leaves as its remainder in the target"
-        return ArtifactError(asked, f"ONNX Runtime {version} refuses the graph on {provider.name}: {reason}", fix)
-    return ArtifactError(asked, f"ONNX Runtime {version} refuses the graph: {reason}", COPY_AGAIN)
+        hint = "export for another target; or name what the provider leaves as its remainder in the target"
+        return ArtifactError(action, f"ONNX Runtime {version} refuses the graph on {provider.name}: {reason}", hint)
+    return ArtifactError(action, f"ONNX Runtime {version} refuses the graph: {reason}", COPY_AGAIN)
 
 
-def _expect(asked: str, name: str, found: Sequence[Any], type_: str, shape: list[int]) -> None:
+def _expect(action: str, name: str, found: Sequence[Any], type_: str, shape: list[int]) -> None:
     """One tensor of this name, type and shape.
 
     Raises:
@@ -276,13 +276,13 @@ def _expect(asked: str, name: str, found: Sequence[Any], type_: str, shape: list
     """
     tensors = [(tensor.name, tensor.type, list(tensor.shape)) for tensor in found]
     if tensors != [(name, type_, shape)]:
-        raise ArtifactError(asked, f"expected one tensor {(name, type_, shape)}, the graph has {tensors}", COPY_AGAIN)
+        raise ArtifactError(action, f"expected one tensor {(name, type_, shape)}, the graph has {tensors}", COPY_AGAIN)
 
 
 # --- options ---------------------------------------------------------------------------------------------------------
 
 
-def _settings(package: Any, wanted: Mapping[str, Option], threads: int, asked: str) -> Any:
+def _settings(package: Any, wanted: Mapping[str, Option], threads: int, action: str) -> Any:
     """SessionOptions with everything set explicitly.
 
     Raises:
@@ -299,18 +299,18 @@ def _settings(package: Any, wanted: Mapping[str, Option], threads: int, asked: s
         if key in words:
             known, kind = words[key]
             if value not in known:
-                raise UsageError(asked, f"option {key} is '{value}'", f"use {', '.join(known)}")
+                raise UsageError(action, f"option {key} is '{value}'", f"use {', '.join(known)}")
             setattr(settings, key, getattr(kind, known[str(value)]))
         elif key in SETTINGS:
             if not isinstance(value, bool):
-                raise UsageError(asked, f"option {key} is {value!r}", "use true or false")
+                raise UsageError(action, f"option {key} is {value!r}", "use true or false")
             setattr(settings, key, value)
         elif "." in key:
             settings.add_session_config_entry(key, str(int(value)) if isinstance(value, bool) else str(value))
         else:
             known_keys = (*SETTINGS, *SPINNING)
             raise UsageError(
-                asked,
+                action,
                 f"ONNX Runtime has no option '{key}'{nearest(key, known_keys)}",
                 f"use {', '.join(known_keys)}, or a configuration key with its dots",
             )

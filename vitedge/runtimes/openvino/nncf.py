@@ -23,14 +23,14 @@ _MOVING: tuple[str, ...] = ("Reshape", "Squeeze", "Transpose", "Unsqueeze")
 _DEQUANTIZING: tuple[str, ...] = ("Convert", "Multiply", "Subtract", *_MOVING)
 
 
-def require(asked: str) -> str:
+def require(action: str) -> str:
     """NNCF's version.
 
     Raises:
         NotInstalledError: it isn't here.
     """
     if importlib.util.find_spec(NNCF) is None:
-        raise NotInstalledError.for_extra(asked, NNCF, NNCF)
+        raise NotInstalledError.for_extra(action, NNCF, NNCF)
     return importlib.metadata.version(NNCF)
 
 

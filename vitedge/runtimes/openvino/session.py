@@ -48,34 +48,34 @@ def open_backend(artifact: Artifact, options: OpenOptions) -> OpenVINOBackend:
         ArtifactError: this OpenVINO can't load the graph, or it isn't the one that the manifest describes.
     """
     manifest = artifact.manifest
-    asked = f"open the artifact {artifact.path}"
+    action = f"open the artifact {artifact.path}"
     core = load().Core()
     device = options.device or manifest.target.device
     if device not in core.available_devices:
         here = list(core.available_devices)
         raise UsageError(
-            asked, f"OpenVINO finds no device '{device}' here; it finds {', '.join(here)}", f"add: --device {here[0]}"
+            action, f"OpenVINO finds no device '{device}' here; it finds {', '.join(here)}", f"add: --device {here[0]}"
         )
     wanted: dict[str, Option] = {**manifest.runtime_options, **options.options}
     threads = manifest.target.threads if options.threads is None else options.threads
     if threads and device == "CPU":
         wanted["INFERENCE_NUM_THREADS"] = threads
     try:
-        core.set_property(device, _known(core, device, wanted, asked))
+        core.set_property(device, _known(core, device, wanted, action))
     except RuntimeError as error:
-        raise UsageError(asked, f"{device} refuses an option: {_reason(error)}", "correct the option") from error
+        raise UsageError(action, f"{device} refuses an option: {_reason(error)}", "correct the option") from error
     try:
         model = core.read_model(artifact.graph_path)
         compiled = core.compile_model(model, device)
         image, logits = compiled.input(), compiled.output()  # raises unless there is one of each
     except RuntimeError as error:
         raise ArtifactError(
-            asked, f"OpenVINO {installed()} can't load {manifest.graph} on {device}: {_reason(error)}", COPY_AGAIN
+            action, f"OpenVINO {installed()} can't load {manifest.graph} on {device}: {_reason(error)}", COPY_AGAIN
         ) from error
     height, width = manifest.preprocessing.size
-    _expect(asked, "image", image, "u8", (manifest.batch, height, width, 3))
-    _expect(asked, "logits", logits, "f32", (manifest.batch, len(manifest.classes)))
-    effective = _effective(compiled, wanted, device, asked)
+    _expect(action, "image", image, "u8", (manifest.batch, height, width, 3))
+    _expect(action, "logits", logits, "f32", (manifest.batch, len(manifest.classes)))
+    effective = _effective(compiled, wanted, device, action)
     info: dict[str, Option] = {
         "runtime": "openvino",
         "version": installed() or "",
@@ -202,22 +202,22 @@ def _start(request: Any, images: NDArray[np.uint8]) -> None:
     request.start_async()
 
 
-def _known(core: Any, device: str, wanted: Mapping[str, Option], asked: str) -> Mapping[str, Option]:
+def _known(core: Any, device: str, wanted: Mapping[str, Option], action: str) -> Mapping[str, Option]:
     known = [str(key) for key in core.get_property(device, "SUPPORTED_PROPERTIES")]
     for key in wanted:
         if key not in known:
-            raise UsageError(asked, f"{device} has no option '{key}'{nearest(key, known)}", "correct the option")
+            raise UsageError(action, f"{device} has no option '{key}'{nearest(key, known)}", "correct the option")
     return wanted
 
 
-def _effective(compiled: Any, wanted: Mapping[str, Option], device: str, asked: str) -> dict[str, Option]:
+def _effective(compiled: Any, wanted: Mapping[str, Option], device: str, action: str) -> dict[str, Option]:
     """The options as the compiled model has them; OpenVINO replaces what a processor lacks without a word."""
     readable = {str(key) for key in compiled.get_property("SUPPORTED_PROPERTIES")}
     effective = {key: _plain(compiled.get_property(key)) for key in wanted if key in readable}
     for key, value in effective.items():
         if str(value).lower() != str(wanted[key]).lower():
             raise UsageError(
-                asked,
+                action,
                 f"{key} was to be {wanted[key]}; {device} of this machine makes it {value}",
                 f"open it on another machine, or with {key} {value}",
             )
@@ -233,12 +233,12 @@ def _plain(value: Any) -> Option:
     return str(getattr(value, "name", value))
 
 
-def _expect(asked: str, name: str, port: Any, type_: str, shape: tuple[int, ...]) -> None:
+def _expect(action: str, name: str, port: Any, type_: str, shape: tuple[int, ...]) -> None:
     found = f"{port.get_element_type().to_string()} {list(port.get_shape())}"
     expected = f"{type_} {list(shape)}"
     if found != expected:
         raise ArtifactError(
-            asked, f"the tensor '{name}' is {found}; the manifest says {expected}", "export the model again"
+            action, f"the tensor '{name}' is {found}; the manifest says {expected}", "export the model again"
         )
 
 

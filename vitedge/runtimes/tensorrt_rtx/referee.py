@@ -75,5 +75,5 @@ def _sizes(graph: bytes, sms: tuple[str, ...]) -> dict[str, int | str]:
         try:
             found[sm] = len(build(PACKAGE, graph, BuildOptions(sm=sm)).plan)
         except VitedgeError as error:
-            found[sm] = error.true
+            found[sm] = error.reason
     return found

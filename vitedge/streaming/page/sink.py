@@ -44,21 +44,21 @@ def read_token(where: str | None) -> str | None:
     """
     if where is None:
         return None
-    asked = f"read the token from {where}"
-    fix = f"write a random one there, for example: {secrets.token_urlsafe(18)}"
+    action = f"read the token from {where}"
+    hint = f"write a random one there, for example: {secrets.token_urlsafe(18)}"
     if where.startswith("env:"):
         text = os.environ.get(where.removeprefix("env:"))
         if text is None:
-            raise UsageError(asked, "this environment variable isn't set", fix)
+            raise UsageError(action, "this environment variable isn't set", hint)
     else:
         try:
             text = Path(where).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "it isn't a text file"
-            raise UsageError(asked, f"{reason}; --token takes a file, or env:NAME", fix) from None
+            raise UsageError(action, f"{reason}; --token takes a file, or env:NAME", hint) from None
     token = text.strip()
     if len(token) < SHORTEST_TOKEN or not re.fullmatch(r"[!-~]+", token):
-        raise UsageError(asked, f"a token has {SHORTEST_TOKEN} or more visible ASCII characters", fix)
+        raise UsageError(action, f"a token has {SHORTEST_TOKEN} or more visible ASCII characters", hint)
     return token
 
 
@@ -68,14 +68,14 @@ def parse_address(text: str, token: str | None, option: str) -> tuple[str, int]:
     Raises:
         UsageError: another form, or an address that others can reach without a token.
     """
-    asked = f"serve at {option} {text}"
+    action = f"serve at {option} {text}"
     found = re.fullmatch(r"(?:(?P<host>[^:\[\]]*|\[[0-9A-Fa-f:.]+\]):)?(?P<port>\d{1,5})", text)
     if found is None or int(found["port"]) > 65535:
-        raise UsageError(asked, "this isn't HOST:PORT", "write, for example: 127.0.0.1:8042")
+        raise UsageError(action, "this isn't HOST:PORT", "write, for example: 127.0.0.1:8042")
     host = (found["host"] if found["host"] is not None else "127.0.0.1").strip("[]") or "0.0.0.0"
     if token is None and not _is_loopback(host):
         raise UsageError(
-            asked,
+            action,
             "other machines could look in there, and there's no token",
             "add --token FILE (or env:NAME), or serve at 127.0.0.1 and forward a port by ssh",
         )
@@ -96,11 +96,11 @@ def listen(host: str, port: int, option: str) -> socket.socket:
         UsageError: there's no such host.
         ResourceError: the address is taken or may not be used.
     """
-    asked = f"serve at {option} {host}:{port}"
+    action = f"serve at {option} {host}:{port}"
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except OSError as error:
-        raise UsageError(asked, str(error.strerror), "name an address of this machine") from None
+        raise UsageError(action, str(error.strerror), "name an address of this machine") from None
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -110,7 +110,7 @@ def listen(host: str, port: int, option: str) -> socket.socket:
         listening.listen(128)
     except OSError as error:
         listening.close()
-        raise ResourceError(asked, str(error.strerror), "name another port, or end what uses it") from None
+        raise ResourceError(action, str(error.strerror), "name another port, or end what uses it") from None
     return listening
 
 
