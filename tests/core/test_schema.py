@@ -106,7 +106,7 @@ def test_wrong_values_are_named(old: str, new: str, said: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("text", "true"),
+    ("text", "reason"),
     [
         ("Object contains unknown field `batsch`", "unknown key 'batsch' (line 2); the nearest is 'batch'"),
         ("Object missing required field `name` - at `$.inner`", "the key 'name' is missing in [inner]"),

@@ -360,7 +360,7 @@ def test_a_wrong_setting_is_named(text: str, word: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "true"),
+    ("text", "reason"),
     [
         ("Expected `int` >= 1 - at `$.top-k`", "--top-k: Expected `int` >= 1"),
         ("words that no version has said yet", "words that no version has said yet"),
