@@ -22,7 +22,8 @@ from typing import Any
 from unittest import mock
 
 from vitedge import api
-from vitedge.comparison.compare import Comparison, Rounds
+from vitedge.comparison.compare import Comparison
+from vitedge.comparison.options import Rounds
 from vitedge.device.hardware import processor
 from vitedge.runtimes.base import OpenOptions
 from vitedge.runtimes.session import Session

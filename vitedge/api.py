@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from vitedge.core.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from vitedge.benchmarking.bench import Wish
-    from vitedge.comparison.compare import Allowed, Comparison
+    from vitedge.benchmarking.options import Wish
+    from vitedge.comparison.compare import Comparison
+    from vitedge.comparison.options import Allowed
     from vitedge.evaluation.classify import Classified
     from vitedge.formats.artifact import Artifact
     from vitedge.formats.model_folder import Model
@@ -281,7 +282,7 @@ def compare(
         candidates: at least one artifact.
         allowed: what a candidate may cost; None: its target's budget, and no slow-down.
         options: how each is opened.
-        wish: how to measure; None is a :class:`vitedge.comparison.compare.Rounds`.
+        wish: how to measure; None is a :class:`vitedge.comparison.options.Rounds`.
         data: labelled images to compare the accuracy on; None: latency alone.
         limit: compare on so many of the images.
         keep: called with the partial result, now and then and when it's stopped, to save it.
@@ -296,12 +297,13 @@ def compare(
     from msgspec.structs import replace
 
     from vitedge.comparison import compare as comparison
+    from vitedge.comparison.options import Rounds
     from vitedge.formats.result import Stopped
 
     opened = [_opened(artifact) for artifact in (baseline, *candidates)]
     keep = keep or (lambda _: None)
     try:
-        result = bench(opened, wish or comparison.Rounds(), options, progress=progress, keep=keep)
+        result = bench(opened, wish or Rounds(), options, progress=progress, keep=keep)
     except Stopped as stop:
         keep(stop.result)
         raise

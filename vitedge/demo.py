@@ -11,7 +11,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from vitedge import api, runtimes
-from vitedge.benchmarking.bench import Wish
+from vitedge.benchmarking.options import Wish
 from vitedge.core.files import new_folder
 from vitedge.core.progress import Progress, silent
 from vitedge.data import embedded

@@ -8,7 +8,8 @@ from msgspec.structs import replace
 
 from tests.comparison.test_ratio import both
 from tests.reporting import results
-from vitedge.comparison.compare import Allowed, Comparison, compare, pairs
+from vitedge.comparison.compare import Comparison, compare, pairs
+from vitedge.comparison.options import Allowed
 from vitedge.errors import UsageError
 from vitedge.formats.budget import Budget
 from vitedge.formats.result import Accuracy, Check, Result, Row

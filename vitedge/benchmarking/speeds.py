@@ -55,7 +55,8 @@ def speeds(
     Raises:
         as :func:`vitedge.benchmarking.bench.bench`; ResourceError: the cache can't be written.
     """
-    from vitedge.benchmarking.bench import Wish, bench
+    from vitedge.benchmarking.bench import bench
+    from vitedge.benchmarking.options import Wish
 
     kept = cache_folder() / "tuning" / f"{key(artifacts, action)}.json"
     if not anew:

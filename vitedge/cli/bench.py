@@ -139,7 +139,7 @@ def bench(
     `vitedge bench artifact/ --like benchmark-app --like trtexec10`
     """
     from vitedge import api
-    from vitedge.benchmarking.bench import Wish
+    from vitedge.benchmarking.options import Wish
     from vitedge.cli.outcome import keeper, refuse_invalid, result_to
     from vitedge.core.progress import bars
     from vitedge.runtimes.base import OpenOptions

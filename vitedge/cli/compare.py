@@ -64,7 +64,7 @@ def compare(
     """
     from vitedge import api
     from vitedge.cli.outcome import keeper, refuse_worse, separate
-    from vitedge.comparison.compare import Allowed, Rounds
+    from vitedge.comparison.options import Allowed, Rounds
     from vitedge.core.progress import bars
     from vitedge.errors import UsageError
     from vitedge.formats.result import refuse_existing_result

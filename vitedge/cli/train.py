@@ -138,8 +138,7 @@ def train(
     from vitedge.errors import NotInstalledError
 
     try:
-        from vitedge.training.augment import Augmentation
-        from vitedge.training.options import Distillation, TrainOptions
+        from vitedge.training.options import Augmentation, Distillation, TrainOptions
         from vitedge.training.train import train as train_
     except ModuleNotFoundError as error:
         raise NotInstalledError.for_extra("train a model", error.name or "torch", "train") from error

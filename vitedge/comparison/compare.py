@@ -8,27 +8,15 @@ be ruled out is said.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import msgspec
-
-from vitedge.benchmarking.bench import Wish
 from vitedge.benchmarking.validity import judge
-from vitedge.comparison.ratio import ROUNDS, SAME, TURN, Ratio, interleaved, ratio
+from vitedge.comparison.options import Allowed
+from vitedge.comparison.ratio import SAME, Ratio, interleaved, ratio
 from vitedge.core.schema import Record
 from vitedge.errors import UsageError
 from vitedge.evaluation.statistics import Paired
 from vitedge.evaluation.statistics import compare as paired
-from vitedge.formats.artifact import Artifact
 from vitedge.formats.result import Result, Row
-from vitedge.formats.samples import Rules
-
-
-class Allowed(Record):
-    """What a candidate may cost; None takes its target's budget, or no slow-down at all."""
-
-    max_slowdown_pct: float | None = None  # of the baseline's time; negative demands a gain
-    max_drop_pts: float | None = None  # percentage points of top-1
 
 
 class Difference(Record):
@@ -67,28 +55,6 @@ class Comparison(Record):
         if self.latency.high < 1 / (1 + SAME):
             return "faster"
         return "not told apart"
-
-
-@dataclass(frozen=True)
-class Rounds(Wish):
-    """A wish with many short turns, so that both artifacts have the same neighbours.
-
-    A turn holds :data:`vitedge.comparison.ratio.TURN` inferences at least: one that ended by the clock while a
-    neighbour has the processor would hold none that wasn't interrupted.
-    """
-
-    memory_alone: bool = False  # memory isn't compared
-    rounds: int = ROUNDS
-
-    def rules(self, artifacts: Sequence[Artifact], pictures: str) -> Rules:
-        """As :meth:`Wish.rules`, in ``rounds`` turns."""
-        rules = super().rules(artifacts, pictures)
-        return msgspec.structs.replace(
-            rules,
-            block_s=min(1.0, max(0.005, rules.min_duration_s / self.rounds)),
-            block_samples=TURN,
-            min_samples=max(rules.min_samples, self.rounds * TURN),
-        )
 
 
 def compare(baseline: tuple[Result, Row], candidate: tuple[Result, Row], allowed: Allowed | None = None) -> Comparison:

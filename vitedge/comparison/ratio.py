@@ -24,7 +24,6 @@ from vitedge.formats.result import Latency, Samples
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-ROUNDS, TURN = 60, 10  # of a run that compares, and inferences in each of its turns, at least
 FEWEST_ROUNDS = 10  # below which no interval is given
 TRIMMED = 0.2  # of the rounds, at either end
 RESAMPLES = 1999

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from vitedge.core.progress import Progress
 from vitedge.data.preprocessing import Preprocessing
 from vitedge.formats.artifact import LayerPlan
 from vitedge.formats.model_folder import ClassLabel, contract_metadata
 from vitedge.formats.recipe import Recipe
 from vitedge.formats.target import Candidate, Option, Target
+from vitedge.runtimes.options import OpenOptions as OpenOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,17 +66,6 @@ class Placed:
     interpretable: onnx.ModelProto | None = (
         None  # the same arithmetic in standard operators, where the runtime isn't here
     )
-
-
-@dataclass(frozen=True)
-class OpenOptions:
-    """How a session is opened; None takes the target's."""
-
-    device: str | None = None
-    threads: int | None = None
-    options: Mapping[str, Option] = field(default_factory=dict)
-    build: bool = True  # where an engine is missing or doesn't fit, build it into the cache; else refuse
-    progress: Progress | None = None  # of that; None says a few lines on a terminal
 
 
 class Stages(NamedTuple):

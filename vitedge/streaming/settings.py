@@ -11,7 +11,6 @@ from msgspec import Meta
 
 from vitedge.core.schema import Record, load_toml
 from vitedge.errors import UsageError, nearest
-from vitedge.streaming.view import parse_crop, parse_flip
 
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -73,6 +72,8 @@ class Settings(Record, rename="kebab"):
         Raises:
             UsageError: it does.
         """
+        from vitedge.streaming.view import parse_crop, parse_flip
+
         action = "classify a stream"
         parse_policy(self.policy)
         parse_flip(self.flip)

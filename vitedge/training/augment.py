@@ -15,20 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vitedge.training.options import Augmentation
 from vitedge.training.randomness import uniform, uniform_fields
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """What happens to a training batch. Zero switches a part off."""
-
-    crop_padding: int = 0  # pixels of reflected border; the image is cut out again at a random place
-    flip: bool = True  # left and right exchanged, for half of the images
-    rand_augment: float = 0.0  # magnitude 0 to 10 of two random operations per image (Cubuk et al., 1909.13719)
-    random_erasing: float = 0.0  # probability that a rectangle of noise covers part of an image (Zhong, 1708.04896)
-    mixup: float = 0.0  # α of Beta(α, α): images are blended in pairs (Zhang et al., 1710.09412)
-    cutmix: float = 0.0  # α of Beta(α, α): a rectangle comes from another image (Yun et al., 1905.04899)
-    mix_probability: float = 1.0  # of mixing a batch at all
 
 
 def augment(pixels: Tensor, how: Augmentation, keys: Tensor) -> Tensor:

@@ -32,10 +32,10 @@ from vitedge.data import embedded
 from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ModelError, NotInstalledError, UsageError
 from vitedge.formats.model_folder import ClassLabel, Model
-from vitedge.training.augment import Augmentation, Mix, augment
+from vitedge.training.augment import Mix, augment
 from vitedge.training.data import Files, Pixels
 from vitedge.training.engine import Processes
-from vitedge.training.options import Distillation
+from vitedge.training.options import Augmentation, Distillation
 from vitedge.training.randomness import keys_of
 from vitedge.training.vit import VisionTransformer
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from vitedge.errors import UsageError, nearest
-from vitedge.training.augment import Augmentation
 
 OptimizerName = Literal["muon", "adamw"]
 Schedule = Literal["cosine", "linear"]
@@ -14,6 +13,19 @@ Precision = Literal["auto", "fp32", "bf16"]
 Resize = Literal["squash", "shortest", "pad"]
 Lesson = Literal["soft", "hard", "feature"]
 NewHead = Literal["fitted", "zero"]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to a training batch. Zero switches a part off."""
+
+    crop_padding: int = 0  # pixels of reflected border; the image is cut out again at a random place
+    flip: bool = True  # left and right exchanged, for half of the images
+    rand_augment: float = 0.0  # magnitude 0 to 10 of two random operations per image (Cubuk et al., 1909.13719)
+    random_erasing: float = 0.0  # probability that a rectangle of noise covers part of an image (Zhong, 1708.04896)
+    mixup: float = 0.0  # α of Beta(α, α): images are blended in pairs (Zhang et al., 1710.09412)
+    cutmix: float = 0.0  # α of Beta(α, α): a rectangle comes from another image (Yun et al., 1905.04899)
+    mix_probability: float = 1.0  # of mixing a batch at all
 
 
 @dataclass(frozen=True)
