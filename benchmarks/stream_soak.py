@@ -126,7 +126,7 @@ def theil_sen(points: Sequence[tuple[float, float]], confidence: float = 0.95) -
 def soak(
     sources: Sequence[str], *, seconds: float = math.inf, reconnects: int | None = None, leak_mb_h: float = 0.0
 ) -> dict[str, Any]:
-    """Run until the time is over or so many connections ended; samples, slope, books, and the verdict."""
+    """Run until the time is over or so many connections ended; samples, slope, frame counts, and the verdict."""
     settings = Settings(source=tuple(sources), backoff_min=0.02, backoff_max=0.05, policy="latest")
     with tempfile.TemporaryDirectory() as folder, session(Path(folder)) as opened, _Kept() as kept:
         engine = Engine(opened, parse_sources(settings.source), settings, [Leak(leak_mb_h)] if leak_mb_h else [])
@@ -150,8 +150,8 @@ def soak(
     return {
         "seconds": round(time.monotonic() - begin, 1),
         "reconnects": lost,
-        "frames": sum(source.books.classified for source in engine.final.sources),
-        "balanced": all(source.books.balanced for source in engine.final.sources),
+        "frames": sum(source.counts.classified for source in engine.final.sources),
+        "balanced": all(source.counts.complete for source in engine.final.sources),
         "samples": len(samples),
         "pss_mb": [round(one.pss_mb, 2) for one in (half[0], half[-1])],
         "slope_mb_h": slope._asdict(),
@@ -195,10 +195,10 @@ def _watch(engine: Engine, kept: _Kept, over: threading.Event) -> None:
 def _memory(engine: Engine) -> dict[str, Memory] | None:
     """Of this process and every source's reader; None unless they're all connected."""
     found = {"engine": Memory.of(os.getpid())}
-    for lane in engine._lanes:
-        child = lane.capture._child
-        found[lane.source.name] = Memory.of(child.pid) if child is not None else Memory(0.0, 0.0)
-    connected = bool(engine._lanes) and all(lane.capture.state == "connected" for lane in engine._lanes)
+    for state in engine._states:
+        reader = state.capture._reader
+        found[state.source.name] = Memory.of(reader.pid) if reader is not None else Memory(0.0, 0.0)
+    connected = bool(engine._states) and all(state.capture.state == "connected" for state in engine._states)
     return found if connected and all(one.own_mb for one in found.values()) else None
 
 
@@ -221,10 +221,10 @@ def hurry(kind: str, frames: int, *, rate: float = 0, sinks: Sequence[QueuedSink
         for _ in engine.items():
             if time.monotonic() - last < PERIOD_S / 5:
                 continue
-            last, books = time.monotonic(), engine._lanes[0].capture.books
+            last, counts = time.monotonic(), engine._states[0].capture.counts
             if memory := _memory(engine):
-                kept.append([books.captured, memory[kind].own_mb, books.classified, memory["engine"].own_mb])
-            if books.captured >= frames and books.classified >= frames / 2:
+                kept.append([counts.captured, memory[kind].own_mb, counts.classified, memory["engine"].own_mb])
+            if counts.captured >= frames and counts.classified >= frames / 2:
                 engine.stop()
         rows = kept.rows()
     assert engine.final is not None
@@ -232,8 +232,8 @@ def hurry(kind: str, frames: int, *, rate: float = 0, sinks: Sequence[QueuedSink
     engines = [(classified, own_mb * 1e6) for *_, classified, own_mb in rows]
     return {
         "kind": kind,
-        "captured": engine.final.sources[0].books.captured,
-        "classified": engine.final.sources[0].books.classified,
+        "captured": engine.final.sources[0].counts.captured,
+        "classified": engine.final.sources[0].counts.classified,
         "samples": len(reader),
         "reader_bytes_a_frame": theil_sen(_second_half(reader))._asdict(),
         "engine_bytes_a_frame": theil_sen(_second_half(engines))._asdict(),

@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitedge.streaming.records import Books, Event, FrameRecord, Percentiles, Score, SinkStatus, SourceStatus, Status
+from vitedge.streaming.records import (
+    Event,
+    FrameCounts,
+    FrameRecord,
+    Percentiles,
+    Score,
+    SinkStatus,
+    SourceStatus,
+    Status,
+)
 
 AGES = Percentiles(count=100, p50_ms=8.0, p95_ms=12.0, p99_ms=20.0, max_ms=31.0)
 TIME = "2026-01-02T03:04:05.678Z"
@@ -53,7 +62,7 @@ def source_status(name: str = "door", **changed: Any) -> SourceStatus:
         "retry_s": None,
         "connections": 2,
         "gaps": 1,
-        "books": Books(captured=100, classified=90, skipped=4, dropped=5, corrupt=1),
+        "counts": FrameCounts(captured=100, classified=90, skipped=4, dropped=5, corrupt=1),
         "width": 640,
         "height": 360,
         "codec": "h264",

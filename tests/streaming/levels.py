@@ -59,9 +59,9 @@ class Ran:
         return [item for item in self.items if isinstance(item, Event) and (not kinds or item.kind in kinds)]
 
     @property
-    def books(self) -> Any:
+    def counts(self) -> Any:
         assert self.final is not None
-        return self.final.sources[0].books
+        return self.final.sources[0].counts
 
 
 def run(

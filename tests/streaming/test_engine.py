@@ -1,4 +1,4 @@
-"""Files and patterns through the whole engine: order, times, policies, books, several sources, recordings."""
+"""Files and patterns through the whole engine: order, times, policies, frame counts, several sources, recordings."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from vitedge.errors import InputError, StreamError, UsageError
 from vitedge.formats.clip import Clip
 from vitedge.runtimes.session import Session
 from vitedge.streaming import shared
-from vitedge.streaming.capture import Capture
-from vitedge.streaming.openers import _words
-from vitedge.streaming.records import FrameRecord, Item
+from vitedge.streaming.capture import TRANSITIONS, Capture
+from vitedge.streaming.openers import _failure_text
+from vitedge.streaming.records import STATES, FrameRecord, Item
 from vitedge.streaming.replay import open_replay
 from vitedge.streaming.settings import Settings
 from vitedge.streaming.sink import QueuedSink
@@ -69,7 +69,7 @@ def test_every_frame_of_a_video_in_order_with_its_time(opened: Session, tmp_path
     assert times == [pytest.approx(number / 25) for number in range(30)]
     assert [level_of(record) for record in ran.records] == [level(number) for number in range(30)]
     assert [record.gap for record in ran.records] == [True] + [False] * 29
-    assert ran.books.classified == 30 and ran.books.balanced
+    assert ran.counts.classified == 30 and ran.counts.complete
     assert (
         ran.final is not None
         and ran.final.sources[0].state == "ended"
@@ -83,7 +83,7 @@ def test_the_real_video(name: str, opened: Session) -> None:
     with av.open(str(path)) as container:
         expected = [frame.time for frame in container.decode(video=0)]
     ran = run(opened, str(path))
-    assert len(ran.records) == 377 and ran.books.balanced
+    assert len(ran.records) == 377 and ran.counts.complete
     assert [record.presentation_s for record in ran.records] == [pytest.approx(time) for time in expected]
     assert all(record.label is not None for record in ran.records)
     assert {(record.width, record.height) for record in ran.records} == {(768, 432)}
@@ -93,19 +93,19 @@ def test_policies(opened: Session, tmp_path: Path) -> None:
     path = str(video(tmp_path / "a.mp4"))
     third = run(opened, path, policy="every:3")
     assert [record.sequence for record in third.records] == list(range(0, 30, 3))
-    assert third.books.skipped == 20 and third.books.dropped == 0 and third.books.balanced
+    assert third.counts.skipped == 20 and third.counts.dropped == 0 and third.counts.complete
     newest = run(opened, path, policy="latest")
-    assert newest.books.captured == 30 and newest.books.balanced
-    assert newest.books.classified + newest.books.dropped == 30
+    assert newest.counts.captured == 30 and newest.counts.complete
+    assert newest.counts.classified + newest.counts.dropped == 30
     sequences = [record.sequence for record in newest.records]
     assert sequences == sorted(set(sequences)) and sequences[-1] == 29
-    assert sum(record.dropped for record in newest.records) == newest.books.dropped
+    assert sum(record.dropped for record in newest.records) == newest.counts.dropped
 
 
 def test_a_slow_model_gets_the_newest(tmp_path: Path) -> None:
     with session(tmp_path, wait_s=0.1) as slow:
         ran = run(slow, "test://?pattern=steps&rate=100&hold=7", until=lambda ran: len(ran.records) >= 8)
-    assert ran.books.dropped > 10 and ran.books.balanced
+    assert ran.counts.dropped > 10 and ran.counts.complete
     for before, after in pairwise(ran.records):
         assert after.sequence - before.sequence == after.dropped + 1
         assert after.truth == f"step {after.sequence // 7 % 256}"
@@ -128,7 +128,7 @@ def test_several_sources_share_a_session(tmp_path: Path) -> None:
         assert [record.sequence for record in mine] == list(range(count))
         if name != "test":
             assert all(level_of(record) == level(record.sequence) for record in mine)
-    assert ran.final is not None and all(source.books.balanced for source in ran.final.sources)
+    assert ran.final is not None and all(source.counts.complete for source in ran.final.sources)
 
 
 def test_pictures_in_the_order_of_their_names(opened: Session, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_pictures_in_the_order_of_their_names(opened: Session, tmp_path: Path) -
     ran = run(opened, str(folder), input_rate=2.0)
     assert [level_of(record) for record in ran.records] == [0, 1, 3, 4]
     assert [record.presentation_s for record in ran.records] == [0.0, 0.5, 1.5, 2.0]
-    assert ran.books.corrupt == 1 and ran.books.balanced
+    assert ran.counts.corrupt == 1 and ran.counts.complete
     by_pattern = run(opened, f"{folder}/[01].png")
     assert [record.presentation_s for record in by_pattern.records] == [None, None]
 
@@ -187,9 +187,9 @@ def test_a_telephones_portrait_video_stands_upright(opened: Session, tmp_path: P
         assert {level_of(record) for record in records} == {expected}
 
 
-def test_faults_of_a_pattern_are_in_the_books(opened: Session) -> None:
+def test_faults_of_a_pattern_are_counted(opened: Session) -> None:
     ran = run(opened, "test://?pattern=steps&live=0&frames=40&gap=10&corrupt=4&resize=25&hold=3")
-    assert ran.books.corrupt == 10 and ran.books.classified == 30 and ran.books.balanced
+    assert ran.counts.corrupt == 10 and ran.counts.classified == 30 and ran.counts.complete
     assert all(record.truth == f"step {record.sequence // 3}" for record in ran.records)
     assert len(ran.events("gap")) == 3 and len(ran.events("size")) == 1
     assert [record.sequence for record in ran.records if record.gap] == [0, 10, 20, 25, 30]
@@ -290,7 +290,7 @@ def test_descriptors_and_threads_come_back(opened: Session) -> None:
     descriptors, threads = len(os.listdir("/proc/self/fd")), set(threading.enumerate())  # noqa: PTH208
     ran = run(opened, source, until=lambda ran: len(ran.events("lost")) >= 5)
     assert len(os.listdir("/proc/self/fd")) <= descriptors and set(threading.enumerate()) <= threads  # noqa: PTH208
-    assert ran.final is not None and ran.final.sources[0].connections >= 5 and ran.books.balanced
+    assert ran.final is not None and ran.final.sources[0].connections >= 5 and ran.counts.complete
 
 
 # --- in Python
@@ -337,8 +337,8 @@ CAMERA = "rtsp://me:hush@cam/"
     ],
 )
 def test_what_ffmpeg_says_without_the_address(error: Exception, words: str) -> None:
-    told = _words(error, "silent for 5 s")
-    assert told.startswith(words) and "hush" not in told
+    text = _failure_text(error, "silent for 5 s")
+    assert text.startswith(words) and "hush" not in text
 
 
 def test_mutated_videos_end_in_records_or_one_error(opened: Session, tmp_path: Path) -> None:
@@ -351,14 +351,26 @@ def test_mutated_videos_end_in_records_or_one_error(opened: Session, tmp_path: P
         path = tmp_path / f"{number}.mkv"
         path.write_bytes(mutated if number else data[: len(data) // 2])
         ran = run(opened, str(path))
-        assert ran.final is not None and ran.final.sources[0].state in ("ended", "failed") and ran.books.balanced
+        assert ran.final is not None and ran.final.sources[0].state in ("ended", "failed") and ran.counts.complete
+
+
+def test_the_table_of_states_has_no_dead_ends() -> None:
+    reached, last = {"connecting"}, {"ended", "failed"}
+    for (state, _), (following, _) in TRANSITIONS.items():
+        assert state not in last, "nothing follows them"
+        reached.add(following)
+    assert reached == set(STATES)
+    assert all((state, "closed") in TRANSITIONS for state in reached - last)
+    assert all(
+        (state, "lost") in TRANSITIONS and (state, "given up") in TRANSITIONS for state in ("connecting", "connected")
+    )
 
 
 def test_a_live_reader_that_was_asked_to_end_is_not_lost(opened: Session) -> None:
     url = "test://?pattern=steps&rate=100"
     capture = Capture(parse_sources([url])[0], Settings(source=(url,)), opened.artifact)
     deadline = time.monotonic() + 60
-    while not (connected := [turnover.state for turnover in capture.poll()]) and time.monotonic() < deadline:
+    while not (connected := [change.state for change in capture.poll()]) and time.monotonic() < deadline:
         time.sleep(0.01)
     capture.stop()
     while capture._memory.state != shared.ENDED and time.monotonic() < deadline:
@@ -367,4 +379,4 @@ def test_a_live_reader_that_was_asked_to_end_is_not_lost(opened: Session) -> Non
         capture.classified += 1
     assert connected == ["connected"] and not list(capture.poll())
     capture.close(time.monotonic() + 10)
-    assert capture.state == "ended" and capture.books.balanced and capture.books.captured
+    assert capture.state == "ended" and capture.counts.complete and capture.counts.captured

@@ -57,14 +57,14 @@ def test_it_resumes_by_itself(kind: str, fault: str, opened: Session) -> None:
     assert all(level_of(record) == level(number) for record, number in numbers(ran.records))
     lost = ran.items.index(ran.events("lost")[0])
     assert any(event.kind == "exit" for event in ran.events() if ran.items.index(event) < lost)  # nothing outlives it
-    assert ran.books.balanced and ran.books.classified == len(ran.records)
+    assert ran.counts.complete and ran.counts.classified == len(ran.records)
 
 
 @pytest.mark.parametrize("kind", ["mjpeg", "mpegts", "rtsp"])
 def test_what_is_corrupt_is_counted_and_never_labelled(kind: str, opened: Session) -> None:
     with Publisher(kind, fault="corrupt", after=AFTER) as camera:
         ran = run(opened, f"{URL[kind]}://127.0.0.1:{camera.port}/main", until=enough(1, 35), policy="every")  # type: ignore[arg-type]
-    assert ran.books.corrupt >= 10 and ran.books.balanced
+    assert ran.counts.corrupt >= 10 and ran.counts.complete
     seen = numbers(ran.records)
     assert all(level_of(record) == level(number) for record, number in seen)
     assert not [number for _, number in seen if AFTER <= number < AFTER + 10]
@@ -79,7 +79,7 @@ def test_a_change_of_size_begins_anew(kind: str, opened: Session) -> None:
     changed = [record for record in ran.records if (record.width, record.height) == (64, 48)]
     assert changed and changed[0].gap and [event.text for event in ran.events("size")] == ["64×48"]
     assert changed[0].smoothed[0].label == changed[0].raw[0].label  # a minute's smoothing was forgotten
-    assert len(ran.events("connected")) == 1 and ran.books.balanced
+    assert len(ran.events("connected")) == 1 and ran.counts.complete
 
 
 def test_a_hole_in_the_stream_is_a_gap(opened: Session) -> None:
@@ -93,10 +93,10 @@ def test_a_hole_in_the_stream_is_a_gap(opened: Session) -> None:
     index = ran.records.index(gaps[0])
     # What was predicted from lost frames isn't believed; the next key frame is. The last before the hole came too late.
     assert level_of(gaps[0]) == level(AFTER + 2 * RATE + 5) and level_of(ran.records[index - 1]) == level(AFTER - 2)
-    assert ran.books.corrupt == 5
+    assert ran.counts.corrupt == 5
     forgotten = [event for event in ran.events("exit") if event.text == "no frames"]
     assert len(forgotten) == 1 and ran.items.index(forgotten[0]) < ran.items.index(gaps[0])
-    assert ran.books.balanced
+    assert ran.counts.complete
 
 
 def test_vitedge_waits_where_a_camera_connects(opened: Session) -> None:
@@ -106,7 +106,7 @@ def test_vitedge_waits_where_a_camera_connects(opened: Session) -> None:
     with Publisher("mpegts-client", port=port, fault="hangup", after=AFTER):
         ran = run(opened, f"tcp://127.0.0.1:{port}?listen=1", until=enough(2, 10), policy="every")  # type: ignore[arg-type]
     assert all(level_of(record) == level(number) for record, number in numbers(ran.records))
-    assert ran.books.balanced
+    assert ran.counts.complete
 
 
 def test_a_camera_that_refuses_is_asked_again(opened: Session) -> None:
@@ -116,7 +116,7 @@ def test_a_camera_that_refuses_is_asked_again(opened: Session) -> None:
     ran = run(opened, f"rtsp://127.0.0.1:{port}/", until=lambda ran: len(ran.events("lost")) >= 3)
     lost = ran.events("lost")
     assert all(event.text and str(port) not in event.text and event.duration_s for event in lost)
-    assert ran.final is not None and ran.final.sources[0].connections == 0 and ran.books.balanced
+    assert ran.final is not None and ran.final.sources[0].connections == 0 and ran.counts.complete
 
 
 @pytest.mark.parametrize(
@@ -153,10 +153,10 @@ def test_a_wrong_password_is_seen_nowhere(kind: str, opened: Session) -> None:
         url = f"{URL[kind]}://camera:wr0ng@127.0.0.1:{camera.port}/main"
         ran = run(opened, url, until=lambda ran: len(ran.events("lost")) >= 2)
     assert all("name and a password" in (event.text or "") for event in ran.events("lost"))
-    assert "wr0ng" not in repr(ran.items) + repr(ran.final) and ran.books.balanced
+    assert "wr0ng" not in repr(ran.items) + repr(ran.final) and ran.counts.complete
 
 
-def test_the_books_balance_when_a_reader_is_killed(opened: Session) -> None:
+def test_every_frame_is_counted_when_a_reader_is_killed(opened: Session) -> None:
     killed: list[int] = []
 
     def kill(engine: object, record: FrameRecord) -> None:
@@ -168,7 +168,7 @@ def test_the_books_balance_when_a_reader_is_killed(opened: Session) -> None:
     source = "test://?pattern=steps&rate=200&hold=3"
     ran = run(opened, source, until=enough(2, 20), policy="latest", at_record=kill)  # type: ignore[arg-type]
     assert [event.text for event in ran.events("lost")] == ["the reader was killed by SIGKILL"]
-    assert ran.books.balanced and ran.books.classified == len(ran.records)
+    assert ran.counts.complete and ran.counts.classified == len(ran.records)
     sequences = [record.sequence for record in ran.records]
     assert sequences == sorted(set(sequences))
 
@@ -176,7 +176,7 @@ def test_the_books_balance_when_a_reader_is_killed(opened: Session) -> None:
 def test_a_reader_that_hangs_is_killed(opened: Session) -> None:
     ran = run(opened, "test://?pattern=steps&stall=5", until=enough(2, 3), policy="every")  # type: ignore[arg-type]
     assert [event.text for event in ran.events("lost")] == ["silent for 1 s"]
-    assert ran.books.balanced and not readers()
+    assert ran.counts.complete and not readers()
 
 
 def readers() -> list[int]:

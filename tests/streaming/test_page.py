@@ -19,10 +19,11 @@ from PIL import Image
 
 from tests.streaming.items import event, picture, record, source_status, status, until
 from vitedge.errors import ResourceError, UsageError
-from vitedge.streaming.page import server
+from vitedge.streaming.page import application
+from vitedge.streaming.page.application import Guard, Watching
 from vitedge.streaming.page.feed import PART, Feed, pack, unpack
 from vitedge.streaming.page.metrics import metrics
-from vitedge.streaming.page.server import Guard, Serving, Watching
+from vitedge.streaming.page.server import Serving
 from vitedge.streaming.page.sink import PageSink, listen, parse_address, read_token
 
 pytest.importorskip("starlette", reason="the page needs the extra 'stream'")
@@ -102,12 +103,15 @@ def test_it_serves_page_health_figures_and_nothing_else(page: PageSink) -> None:
         assert code == 200 and headers["content-type"].startswith(kind) and content
         assert "default-src 'none'" in headers["content-security-policy"]
         assert b"//" not in content.replace(b"http://www.w3.org", b"").replace(b"// ", b""), "it names another site"
-    assert json.loads(ask(page, "/status.json")[2])["artifact"] == "pets"
+    shown = json.loads(ask(page, "/status.json")[2])
+    assert shown["artifact"] == "pets" and shown["sources"][0]["books"]["captured"] == 100
     assert b'vitedge_frames_total{source="door",outcome="dropped"} 5\n' in ask(page, "/metrics")[2]
     for method, path in (("POST", "/"), ("PUT", "/stream"), ("DELETE", "/status.json"), ("POST", "/metrics")):
         assert ask(page, path, method=method)[0] == 405
     for path in ("/../pyproject.toml", "/page.js/..", "/assets/page.js", "/picture/door", "/picture/..%2f..%2fetc"):
         assert ask(page, path)[0] == 404
+    outside = ask(page, "/page.js", {"Host": "127.0.0.1/../../../../../etc/hostname?"})
+    assert outside[0] == 421 or outside[2] == ask(page, "/page.js")[2], "a Host header names no file"
     assert "server" not in ask(page, "/")[1]
 
 
@@ -159,7 +163,7 @@ def test_a_viewer_that_never_reads_holds_nobody_up(page: PageSink, monkeypatch: 
 
 
 def test_a_stuck_viewer_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "SEND_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(application, "SEND_TIMEOUT_S", 0.05)
     counts: list[int] = []
 
     async def run() -> None:
@@ -201,7 +205,7 @@ def test_a_viewer_that_leaves_while_something_is_sent_is_gone(later: int) -> Non
 
 def test_a_slow_viewer_is_given_the_newest() -> None:
     async def run() -> list[dict[str, Any]]:
-        feed, viewer = Feed(), server.Viewer()
+        feed, viewer = Feed(), application.Viewer()
         feed.viewers.add(viewer)
         for number in range(500):
             feed.take(record(number), b"jpeg")

@@ -1,4 +1,4 @@
-"""The parts of a stream, one by one: smoothing, rhythm, turning, shared memory, clips, sinks, settings."""
+"""The parts of a stream, one by one: smoothing, gaps, turning, shared memory, clips, sinks, settings."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from msgspec.structs import replace
 
 from vitedge.errors import ArtifactError, UsageError
 from vitedge.formats.clip import Clip, ClipHeader, ClipWriter
+from vitedge.streaming.gaps import GapDetector
 from vitedge.streaming.outputs import CsvLines, JsonLines
 from vitedge.streaming.pattern import parse_pattern, show
-from vitedge.streaming.records import Books, Event, FrameRecord, Item, Score, percentiles
-from vitedge.streaming.rhythm import Rhythm
+from vitedge.streaming.records import Event, FrameCounts, FrameRecord, Item, Score, percentiles
 from vitedge.streaming.settings import Settings, merged, read_settings
 from vitedge.streaming.shared import BUFFERS, Shared
 from vitedge.streaming.sink import QueuedSink
@@ -82,11 +82,11 @@ def test_nothing_outlives_a_reset() -> None:
     assert values[1] == 1 and smoother.reset() and not smoother.reset()
 
 
-def test_the_rhythm_knows_slow_sources() -> None:
-    fast, slow = Rhythm(0.5), Rhythm(0.5)
-    assert not any(fast.broken_by(0.04) for _ in range(20)) and fast.broken_by(0.6) and fast.broken_by(-0.01)
-    assert not fast.broken_by(0.4)
-    assert not any(slow.broken_by(1.0) for _ in range(20)) and not slow.broken_by(2.0) and slow.broken_by(3.0)
+def test_the_gap_detector_knows_slow_sources() -> None:
+    fast, slow = GapDetector(0.5), GapDetector(0.5)
+    assert not any(fast.observe(0.04) for _ in range(20)) and fast.observe(0.6) and fast.observe(-0.01)
+    assert not fast.observe(0.4)
+    assert not any(slow.observe(1.0) for _ in range(20)) and not slow.observe(2.0) and slow.observe(3.0)
 
 
 def test_percentiles_are_nearest_rank() -> None:
@@ -195,9 +195,9 @@ def test_a_lock_dies_with_its_holder() -> None:
     memory.close()
 
 
-def test_books_add_up() -> None:
-    books = Books(captured=10, classified=4, skipped=3, dropped=2, corrupt=1)
-    assert books.balanced and (books + books).captured == 20 and not replace(books, dropped=1).balanced
+def test_frame_counts_add_up() -> None:
+    counts = FrameCounts(captured=10, classified=4, skipped=3, dropped=2, corrupt=1)
+    assert counts.complete and (counts + counts).captured == 20 and not replace(counts, dropped=1).complete
 
 
 # --- patterns

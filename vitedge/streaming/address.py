@@ -15,7 +15,7 @@ def from_environment(text: str, action: str) -> str:
     """
     if not text.startswith("env:"):
         return text
-    found = os.environ.get(text.removeprefix("env:"))
-    if found is None:
+    value = os.environ.get(text.removeprefix("env:"))
+    if value is None:
         raise UsageError(action, f"the environment variable {text.removeprefix('env:')} isn't set", "set it")
-    return found.strip()
+    return value.strip()

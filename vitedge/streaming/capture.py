@@ -1,4 +1,8 @@
-"""A source seen from the engine: its readers one after another, the watchdog, the back-off and the books."""
+"""A source seen from the engine: its readers one after another, the watchdog, the back-off and the frame counts.
+
+:data:`TRANSITIONS` is the life of a source. :meth:`Capture.poll` notices that something happened, looks up what
+follows, does it, and gives the change of state to the engine.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +14,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 from msgspec.structs import replace
 
-from vitedge.formats.clip import SUFFIX
 from vitedge.streaming import shared
-from vitedge.streaming.records import Books, State
+from vitedge.streaming.records import FrameCounts, State
 from vitedge.streaming.settings import Settings
 from vitedge.streaming.shared import Counters, Shared, Taken
 from vitedge.streaming.task import Task
 from vitedge.streaming.uri import Source
-from vitedge.streaming.view import parse_crop, parse_flip
 
 if TYPE_CHECKING:
     from vitedge.formats.artifact import Artifact
@@ -31,15 +32,44 @@ if TYPE_CHECKING:
 _CHILD = "import sys; sys.path[:] = {path!r}; from vitedge.streaming.reader import serve; serve()"
 START_S = 60.0  # for the reader's own start, before it opens anything
 GRACE_S = 1.0  # beyond the reader's own time limits, before it's killed
-LEAVE_S = 0.5  # to say goodbye to a camera when all is over
+SHUTDOWN_S = 0.5  # to say goodbye to a camera when all is over
+
+#: What happens to a source: the time of the next attempt has come; its reader has opened it; has come to the end of a
+#: file; was lost (or a live stream ended) and is tried again; was lost for good; the engine closes it.
+Occurrence = Literal["due", "opened", "finished", "lost", "given up", "closed"]
+#: ``wait``: let the reader end, and plan the next attempt. ``end``: let the reader end.
+Action = Literal["start", "connect", "wait", "end"]
+
+#: (state, what happens) -> (next state, what is done). In ``ended`` and ``failed`` nothing happens any more.
+TRANSITIONS: dict[tuple[State, Occurrence], tuple[State, Action]] = {
+    ("connecting", "opened"): ("connected", "connect"),
+    ("connecting", "finished"): ("ended", "end"),
+    ("connecting", "lost"): ("waiting", "wait"),
+    ("connecting", "given up"): ("failed", "end"),
+    ("connecting", "closed"): ("ended", "end"),
+    ("connected", "finished"): ("ended", "end"),
+    ("connected", "lost"): ("waiting", "wait"),
+    ("connected", "given up"): ("failed", "end"),
+    ("connected", "closed"): ("ended", "end"),
+    ("waiting", "due"): ("connecting", "start"),
+    ("waiting", "closed"): ("ended", "end"),
+}
 
 
-class Turnover(NamedTuple):
+class StateChange(NamedTuple):
     """A change of a source's state."""
 
     state: State
     reason: str | None = None
     retry_s: float | None = None
+
+
+class _Notice(NamedTuple):
+    """What :meth:`Capture.poll` noticed."""
+
+    occurrence: Occurrence
+    reason: str | None = None
+    grace_s: float = GRACE_S  # in which the reader may end by itself
 
 
 class Capture:
@@ -60,10 +90,10 @@ class Capture:
         self._memory = Shared.create(artifact.manifest.preprocessing.size)
         self.filled = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._emptied = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._child: subprocess.Popen[bytes] | None = None
-        self._past, self._past_gaps = Books(), 0
+        self._reader: subprocess.Popen[bytes] | None = None
+        self.earlier_counts, self._earlier_gaps = FrameCounts(), 0  # of readers that have ended
         self._taken = 0  # from the reader that runs
-        self._attempts = 0  # that failed in a row
+        self._failures = 0  # in a row
         self._retry_at = 0.0
         self.connections = self.classified = 0
         self.state: State = "connecting"
@@ -72,7 +102,7 @@ class Capture:
         self.codec: str | None = None
         self._start()
 
-    # --- what is known
+    # --- its state and counts
 
     @property
     def done(self) -> bool:
@@ -80,25 +110,15 @@ class Capture:
         return self.state in ("ended", "failed")
 
     @property
-    def books(self) -> Books:
-        """Where every frame went so far; frames on their way are captured and nothing else yet."""
-        counters = self._memory.counters if self._child else Counters(0, 0, 0, 0, 0)
-        return replace(
-            self._past + Books(captured=counters.captured, skipped=counters.skipped, dropped=counters.dropped,
-                               corrupt=counters.corrupt),
-            classified=self.classified,
-        )  # fmt: skip
+    def counts(self) -> FrameCounts:
+        """What became of the frames so far; those on their way are captured and nothing else yet."""
+        counters = self._memory.counters if self._reader else Counters(0, 0, 0, 0, 0)
+        return replace(self.earlier_counts + _frame_counts(counters), classified=self.classified)
 
     @property
     def gaps(self) -> int:
         """Jumps of the presentation time."""
-        return self._past_gaps + (self._memory.counters.gaps if self._child else 0)
-
-    @property
-    def shown(self) -> tuple[int, int] | None:
-        """(width, height) of the source's picture; None before the first."""
-        size = self._memory.shown
-        return size if all(size) else None
+        return self._earlier_gaps + (self._memory.counters.gaps if self._reader else 0)
 
     @property
     def retry_s(self) -> float | None:
@@ -106,55 +126,35 @@ class Capture:
         return max(0.0, self._retry_at - time.monotonic()) if self.state == "waiting" else None
 
     @property
-    def before(self) -> Books:
-        """The books of earlier connections."""
-        return self._past
-
-    @property
     def waiting(self) -> int:
         """Frames that wait to be taken."""
-        return self._memory.waiting() if self._child is not None else 0
+        return self._memory.waiting() if self._reader is not None else 0
 
     def want_pictures(self, width: int) -> None:
         """Ask the reader for pictures at most so many pixels wide beside its frames; 0: none."""
         if self._memory.picture_width != width:
             self._memory.want(picture_width=width)
 
-    # --- what is done
+    # --- what the engine does
 
     def take(self) -> Taken | None:
         """The oldest frame that waits."""
-        if self._child is None:
+        if self._reader is None:
             return None
         taken = self._memory.take()
         if taken is not None:
             self._taken += 1
-            self._attempts = 0
+            self._failures = 0
             os.eventfd_write(self._emptied, 1)
         return taken
 
-    def poll(self) -> Iterator[Turnover]:
+    def poll(self) -> Iterator[StateChange]:
         """Look after the reader: notice its progress, its end and its silence; start the next one when it's time."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.filled)
-        now = time.monotonic()
-        if self.done or self._memory.stop:  # one that was asked to end isn't lost; close() settles its books
-            return
-        if self._child is None:
-            if now >= self._retry_at:
-                yield self._turn("connecting")
-                self._start()
-            return
-        state = self._memory.state
-        if self.state == "connecting" and self._memory.codec:
-            self.codec = self._memory.codec
-            self.connections += 1
-            yield self._turn("connected", self.codec)
-        over = state in (shared.ENDED, shared.FAILED) or self._child.poll() is not None
-        if not over and (reason := self._overdue(state, now)):
-            yield from self._lost(reason)
-        elif over and (self._memory.waiting() == 0 or (self.source.live and state != shared.ENDED)):
-            yield from self._over(state)
+        # A reader that was asked to end isn't lost: close() counts its frames.
+        while not self.done and not self._memory.stop and (notice := self._notice()):
+            yield self._follow(notice)
 
     def stop(self) -> None:
         """Ask the reader to end; :meth:`close` sees to it that it does."""
@@ -162,52 +162,85 @@ class Capture:
         os.eventfd_write(self._emptied, 1)
 
     def close(self, deadline: float) -> None:
-        """Have no reader any more at ``deadline`` (monotonic), settle the books, release everything."""
-        if self._child is not None:
-            self._end(deadline)
+        """Have no reader any more at ``deadline`` (monotonic), count every frame, release everything."""
         if not self.done:
-            self._turn("ended", self.reason)
+            self._follow(_Notice("closed", self.reason, max(0.0, deadline - time.monotonic())))
         os.close(self.filled)
         os.close(self._emptied)
         self._memory.close()
 
-    # --- inside
+    # --- what happens
+
+    def _notice(self) -> _Notice | None:
+        """What has happened since the last change of state; None: nothing."""
+        if self._reader is None:
+            return _Notice("due") if time.monotonic() >= self._retry_at else None
+        if self.state == "connecting" and self._memory.codec:
+            return _Notice("opened", self._memory.codec)
+        code = self._reader.poll()  # before the reader's last word is read: it speaks, then ends
+        reader_state = self._memory.state
+        if reader_state == shared.ENDED:
+            if self._memory.waiting():
+                return None
+            return _Notice("finished") if self._memory.finite else self._loss("the stream ended")
+        if reader_state == shared.FAILED or code is not None:
+            if self._memory.waiting() and not self.source.live:
+                return None
+            return self._loss(self._memory.reason if reader_state == shared.FAILED else _death(code or 0))
+        overdue = self._overdue(reader_state)
+        return self._loss(overdue, grace_s=0.0) if overdue else None
+
+    def _overdue(self, reader_state: int) -> str | None:
+        """Why the reader must be killed."""
+        now = time.monotonic()
+        quiet = now - self._memory.activity_ns / 1e9
+        listens = any("listen=1" in target for target in self.source.targets)  # it may take a camera days to connect
+        if reader_state == shared.STARTING and now - self._started > START_S:
+            return f"the reader didn't start within {START_S:g} s"
+        if reader_state == shared.CONNECTING and quiet > self._settings.connect_timeout + GRACE_S and not listens:
+            return f"no answer within {self._settings.connect_timeout:g} s"
+        if reader_state == shared.STREAMING and quiet > self._settings.stall_timeout + GRACE_S:
+            return f"silent for {self._settings.stall_timeout:g} s"
+        return None
+
+    def _loss(self, reason: str, grace_s: float = GRACE_S) -> _Notice:
+        """The reader was lost: live sources are tried again, as often in a row as the settings permit."""
+        exhausted = self._settings.retries is not None and self._failures >= self._settings.retries
+        return _Notice("lost" if self.source.live and not exhausted else "given up", reason, grace_s)
+
+    # --- what is done about it
+
+    def _follow(self, notice: _Notice) -> StateChange:
+        """Go from one state to the next as the table says."""
+        state, action = TRANSITIONS[self.state, notice.occurrence]
+        retry_s = None
+        if action == "start":
+            self._start()
+        elif action == "connect":
+            self.codec = notice.reason
+            self.connections += 1
+        else:
+            self._end_reader(notice.grace_s)
+            if action == "wait":
+                retry_s = self._plan_retry()
+        if state in ("waiting", "ended", "failed"):
+            self.reason = notice.reason
+        self.state, self.since = state, time.monotonic()
+        return StateChange(state, notice.reason, retry_s)
 
     def _start(self) -> None:
-        settings, source, secret = self._settings, self.source, self.source.credentials
-        crop = None if settings.crop is None else parse_crop(settings.crop)
-        record = None
-        if settings.record is not None:
-            safe = "".join(sign if sign.isalnum() or sign in "-._" else "_" for sign in source.name)
-            record = str(Path(settings.record) / f"{safe}{SUFFIX}")
         self._memory.begin()
         self._taken = 0
-        task = Task(
-            name=source.name,
-            kind=source.kind,
-            live=source.live,
-            targets=source.targets,
-            user=secret.user if secret else None,
-            password=secret.password if secret else None,
-            artifact=self._artifact.manifest.name,
-            preprocessing=self._artifact.manifest.preprocessing,
-            turn=parse_flip(settings.flip),
-            crop=crop,
-            newest_only=settings.newest_only(source.live),
-            every=settings.one_of,
-            loops=settings.input_loop,
-            gap_s=settings.gap,
-            connect_s=settings.connect_timeout,
-            stall_s=settings.stall_timeout,
-            hardware=settings.hwaccel,
-            camera=settings.camera,
-            record=record,
+        task = Task.of(
+            self.source,
+            self._settings,
+            self._artifact,
             memory=self._memory.descriptor,
             filled=self.filled,
             emptied=self._emptied,
         )
-        hidden = (settings.credentials or "").removeprefix("env:")
-        self._child = subprocess.Popen(
+        hidden = (self._settings.credentials or "").removeprefix("env:")
+        self._reader = subprocess.Popen(
             [sys.executable, "-c", _CHILD.format(path=sys.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -216,99 +249,55 @@ class Capture:
             start_new_session=True,
             env={name: value for name, value in os.environ.items() if name != hidden},
         )
-        assert self._child.stdin is not None
+        assert self._reader.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died already, which poll() notices
-            self._child.stdin.write(msgspec.json.encode(task) + b"\n")
-            self._child.stdin.flush()
+            self._reader.stdin.write(msgspec.json.encode(task) + b"\n")
+            self._reader.stdin.flush()
         self._started = time.monotonic()
 
-    def _overdue(self, state: int, now: float) -> str | None:
-        """Why the reader must be killed."""
-        quiet = now - self._memory.activity_ns / 1e9
-        if state == shared.STARTING and now - self._started > START_S:
-            return f"the reader didn't start within {START_S:g} s"
-        if state == shared.CONNECTING and quiet > self._settings.connect_timeout + GRACE_S and not self._patient:
-            return f"no answer within {self._settings.connect_timeout:g} s"
-        if state == shared.STREAMING and quiet > self._settings.stall_timeout + GRACE_S:
-            return f"silent for {self._settings.stall_timeout:g} s"
-        return None
-
-    @property
-    def _patient(self) -> bool:
-        return any("listen=1" in target for target in self.source.targets)
-
-    def _over(self, state: int) -> Iterator[Turnover]:
-        finite = self._memory.finite
-        child = self._end(time.monotonic() + GRACE_S)
-        if state == shared.ENDED:
-            if finite:
-                yield self._turn("ended")
-            else:
-                yield from self._back_off("the stream ended")
-            return
-        reason = self._memory.reason
-        if state != shared.FAILED:
-            reason = "the reader " + _death(child)
-        yield from self._lost(reason)
-
-    def _lost(self, reason: str) -> Iterator[Turnover]:
-        if self._child is not None:
-            self._child.kill()
-            self._end(time.monotonic() + GRACE_S)
-        if self.source.live:
-            yield from self._back_off(reason)
-        else:
-            yield self._turn("failed", reason)
-
-    def _back_off(self, reason: str) -> Iterator[Turnover]:
-        """Twice as long after every failure, up to the longest, and never two clients in step."""
-        self._attempts += 1
-        if self._settings.retries is not None and self._attempts > self._settings.retries:
-            yield self._turn("failed", reason)
-            return
+    def _plan_retry(self) -> float:
+        """Seconds until the next attempt: twice as long after every failure, up to the longest, with jitter."""
+        self._failures += 1
         least, most = self._settings.backoff_min, self._settings.backoff_max
-        longest = min(most, least * 2.0 ** min(self._attempts, 30))
+        longest = min(most, least * 2.0 ** min(self._failures, 30))
         delay = self._chance.uniform(max(least, longest / 2), longest)
         self._retry_at = time.monotonic() + delay
-        yield self._turn("waiting", reason, delay)
+        return delay
 
-    def _turn(self, state: State, reason: str | None = None, retry_s: float | None = None) -> Turnover:
-        if state != "connected":
-            self.reason = reason if state != "connecting" else self.reason
-        self.state, self.since = state, time.monotonic()
-        return Turnover(state, reason, retry_s)
-
-    def _end(self, deadline: float) -> int:
-        """Have the reader end by ``deadline`` or kill it; settle its books. Returns its exit code."""
-        child, self._child = self._child, None
-        assert child is not None and child.stdin is not None
+    def _end_reader(self, grace_s: float) -> None:
+        """Let the reader, if there is one, end within ``grace_s`` seconds or kill it; keep its counts."""
+        reader, self._reader = self._reader, None
+        if reader is None:
+            return
+        assert reader.stdin is not None
         try:
-            child.wait(max(0.0, deadline - time.monotonic()))
+            reader.wait(grace_s)
         except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+            reader.kill()
+            reader.wait()
         with contextlib.suppress(BrokenPipeError):
-            child.stdin.close()
+            reader.stdin.close()
         counters = self._memory.counters
-        passed_on = counters.captured - counters.skipped - counters.corrupt - counters.dropped
-        # What waited or was on its way goes down with the reader; no more than the buffers and one in hand can be.
-        lost = passed_on - self._taken
-        if not 0 <= lost <= shared.BUFFERS + 1:
-            lost = 0  # the books won't balance, and that must be seen
-        self._past = self._past + Books(
-            captured=counters.captured,
-            skipped=counters.skipped,
-            dropped=counters.dropped + lost,
-            corrupt=counters.corrupt,
-        )
-        self._past_gaps += counters.gaps
-        return child.returncode
+        # What waited or was on its way is dropped with the reader: no more than the buffers and the frame in its hand.
+        in_flight = counters.captured - counters.skipped - counters.corrupt - counters.dropped - self._taken
+        if not 0 <= in_flight <= shared.BUFFERS + 1:
+            in_flight = 0  # a miscount, and the counts must show it
+        counts = _frame_counts(counters)
+        self.earlier_counts += replace(counts, dropped=counts.dropped + in_flight)
+        self._earlier_gaps += counters.gaps
+
+
+def _frame_counts(counters: Counters) -> FrameCounts:
+    return FrameCounts(
+        captured=counters.captured, skipped=counters.skipped, dropped=counters.dropped, corrupt=counters.corrupt
+    )
 
 
 def _death(code: int) -> str:
+    """How a reader ended that didn't say why."""
     if code >= 0:
-        return f"ended with code {code}"
+        return f"the reader ended with code {code}"
     try:
-        return f"was killed by {signal.Signals(-code).name}"
+        return f"the reader was killed by {signal.Signals(-code).name}"
     except ValueError:
-        return f"was killed by signal {-code}"
+        return f"the reader was killed by signal {-code}"

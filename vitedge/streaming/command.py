@@ -1,4 +1,4 @@
-"""What ``vitedge stream`` does around the engine: signals, words, books, the exit code."""
+"""What ``vitedge stream`` does around the engine: signals, the frame counts, the exit code."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from types import FrameType
 from vitedge.runtimes.base import OpenOptions
 from vitedge.runtimes.session import open_session
 from vitedge.streaming.engine import Engine
-from vitedge.streaming.outputs import books_in_words
-from vitedge.streaming.run import open_artifact, refuse_failed, running, words
+from vitedge.streaming.outputs import summary_lines
+from vitedge.streaming.run import open_artifact, refuse_failed, running, terminal_sink
 from vitedge.streaming.settings import Settings
 
 
 def run(settings: Settings) -> None:
-    """Run until the sources end, the duration is over, or a signal comes; then print the books.
+    """Run until the sources end, the duration is over, or a signal comes; then print the frame counts.
 
     Raises:
         VitedgeError: as :func:`vitedge.streaming.run.running` and :func:`vitedge.streaming.run.refuse_failed`.
@@ -31,17 +31,17 @@ def run(settings: Settings) -> None:
             raise _Early
         engines[0].stop()
 
-    before = {number: signal.signal(number, drain) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, drain) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        _watch(settings, engines)
+        _run_engine(settings, engines)
     except _Early:
         return
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
         final = engines[0].final if engines else None
         if final is not None and not settings.quiet:
-            sys.stderr.write("".join(f"{line}\n" for line in books_in_words(final)))
+            sys.stderr.write("".join(f"{line}\n" for line in summary_lines(final)))
     assert final is not None
     refuse_failed(final, stopped=bool(signals))
 
@@ -50,10 +50,10 @@ class _Early(Exception):
     """A signal came before there was anything to drain."""
 
 
-def _watch(settings: Settings, engines: list[Engine]) -> None:
+def _run_engine(settings: Settings, engines: list[Engine]) -> None:
     options = OpenOptions(device=settings.device, threads=settings.threads)
     with open_session(open_artifact(settings), options) as session, running(session, settings) as engine:
-        engine.sinks.append(words(settings, engine.stop))
+        engine.sinks.append(terminal_sink(settings, engine.stop))
         engines.append(engine)
         for _ in engine.items():
             pass

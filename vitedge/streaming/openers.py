@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitedge.errors import InputError
+from vitedge.streaming.gaps import GapDetector
 from vitedge.streaming.pattern import parse_pattern, show
-from vitedge.streaming.rhythm import Rhythm
 from vitedge.streaming.task import Task
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def _decoded(
     try:
         container = av.open(url, "r", format=format, options=options, timeout=timeout, hwaccel=hardware)
     except av.error.FFmpegError as error:
-        raise Failure(_words(error, f"no answer within {task.connect_s:g} s")) from None
+        raise Failure(_failure_text(error, f"no answer within {task.connect_s:g} s")) from None
     except (OSError, ValueError) as error:
         raise Failure(getattr(error, "strerror", None) or type(error).__name__) from None
     with container:
@@ -208,9 +208,9 @@ def _frames(container: av.container.InputContainer, stream: Any, task: Task) -> 
     timeless = container.format.name in TIMELESS
     intra = stream.codec_context.name in INTRA_ONLY
     held_back = task.live and container.format.name in HELD_BACK
-    rhythm, before = Rhythm(task.gap_s), time.monotonic_ns()
+    arrival_gaps, last_arrival_ns = GapDetector(task.gap_s), time.monotonic_ns()
     predicted = task.live and not intra and not timeless
-    times, last_s, damaged_s = Rhythm(LOSS_S), None, 0.0
+    times, last_s, damaged_s = GapDetector(LOSS_S), None, 0.0
     arrivals: dict[int, tuple[int, int]] = {}  # pts -> clocks
     begin: int | None = None
     damaged = False
@@ -221,10 +221,10 @@ def _frames(container: av.container.InputContainer, stream: Any, task: Task) -> 
         except StopIteration:
             return
         except av.error.FFmpegError as error:
-            raise Failure(_words(error, f"silent for {task.stall_s:g} s")) from None
+            raise Failure(_failure_text(error, f"silent for {task.stall_s:g} s")) from None
         clocks = time.monotonic_ns(), time.time_ns()
-        stale = held_back and rhythm.broken_by((clocks[0] - before) / 1e9)
-        before = clocks[0]
+        stale = held_back and arrival_gaps.observe((clocks[0] - last_arrival_ns) / 1e9)
+        last_arrival_ns = clocks[0]
         if packet.pts is not None:
             arrivals[packet.pts] = clocks
             if len(arrivals) > 512:
@@ -241,7 +241,7 @@ def _frames(container: av.container.InputContainer, stream: Any, task: Task) -> 
             monotonic, wall = arrivals.pop(frame.pts, clocks) if frame.pts is not None else clocks
             begin = monotonic if begin is None else begin
             at = (monotonic - begin) / 1e9 if timeless else frame.time
-            lost = predicted and at is not None and last_s is not None and times.broken_by(at - last_s)
+            lost = predicted and at is not None and last_s is not None and times.observe(at - last_s)
             last_s = at
             if frame.is_corrupt or (lost and not frame.key_frame):
                 damaged, damaged_s = not intra, monotonic / 1e9
@@ -253,7 +253,7 @@ def _frames(container: av.container.InputContainer, stream: Any, task: Task) -> 
                 yield Captured(frame, at, monotonic, wall, stale=stale)
 
 
-def _words(error: Any, silence: str) -> str:
+def _failure_text(error: Any, silence: str) -> str:
     """What went wrong. PyAV's own text names the URL with its password, so it's left out."""
     import av.error
 

@@ -1,4 +1,4 @@
-"""Sinks that write lines: JSON Lines, CSV, and words for a person."""
+"""Sinks that write lines: JSON Lines, CSV, and text for a person."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Lines(QueuedSink):
     """Whole lines to a file, which is appended to, or to stdout with ``-``; each goes out in one piece.
 
     Args:
-        name: for the books.
+        name: for its counts and the status.
         target: a path, or ``-``.
         kinds: which items.
         broken: called when nobody reads stdout any more.
@@ -113,26 +113,26 @@ class CsvLines(Lines):
         return _row([values[column] for column in COLUMNS])
 
 
-class Words(QueuedSink):
-    """What happens, in words: labels on stdout, everything about connections on stderr."""
+class TerminalSink(QueuedSink):
+    """Events as text for a person: labels on stdout, everything about connections on stderr."""
 
     def __init__(self, *, labels: bool, narrate: bool, broken: Callable[[], None]) -> None:
         self._labels, self._narrate, self._broken = labels, narrate, broken
-        super().__init__("words", (Event,))
+        super().__init__("words", (Event,))  # the name that the metrics have always had
 
     def write(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
         """See the base."""
         assert isinstance(item, Event)
         if item.kind in ("enter", "exit"):
-            replaced = item.kind == "exit" and item.text is None  # the line of the next label says it
+            replaced = item.kind == "exit" and item.text is None  # the line of the next label follows
             if self._labels and not replaced:
-                _to_stdout(f"{printable(say(item))}\n".encode(), self._broken)
+                _to_stdout(f"{printable(describe_event(item))}\n".encode(), self._broken)
         elif self._narrate:
-            sys.stderr.write(f"{printable(say(item))}\n")
+            sys.stderr.write(f"{printable(describe_event(item))}\n")
             sys.stderr.flush()
 
 
-def say(event: Event) -> str:
+def describe_event(event: Event) -> str:
     """An event as a line for a person."""
     at = event.time[11:19] if event.presentation_s is None else f"{event.time[11:19]} at {event.presentation_s:.2f} s"
     text = {
@@ -148,14 +148,14 @@ def say(event: Event) -> str:
     return f"{at}  {event.source}: {text}"
 
 
-def books_in_words(status: Status) -> list[str]:
-    """The books of every source, and what the sinks dropped."""
+def summary_lines(status: Status) -> list[str]:
+    """The frame counts of every source, and what the sinks dropped, a line each."""
     lines = []
     for source in status.sources:
-        books = source.books
+        counts = source.counts
         lines.append(
-            f"{source.name}: {books.captured} captured = {books.classified} classified + {books.skipped} skipped"
-            f" + {books.dropped} dropped + {books.corrupt} corrupt{'' if books.balanced else '  (NOT BALANCED)'};"
+            f"{source.name}: {counts.captured} captured = {counts.classified} classified + {counts.skipped} skipped"
+            f" + {counts.dropped} dropped + {counts.corrupt} corrupt{'' if counts.complete else '  (NOT ALL COUNTED)'};"
             f" connections {source.connections}, gaps {source.gaps}"
             + (f"; age p50 {source.age.p50_ms:.1f} ms, p99 {source.age.p99_ms:.1f} ms" if source.age else "")
         )

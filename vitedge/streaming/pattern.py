@@ -79,8 +79,8 @@ def parse_pattern(rest: str) -> Pattern:
         given = dict(parse_qsl(query, strict_parsing=True, keep_blank_values=True)) if mark and query else {}
         for key in given:
             if key not in Pattern.__struct_fields__:
-                known = nearest(key, Pattern.__struct_fields__)
-                raise UsageError(action, f"a test source has no setting '{key}'{known}", hint)
+                suggestion = nearest(key, Pattern.__struct_fields__)
+                raise UsageError(action, f"a test source has no setting '{key}'{suggestion}", hint)
         return msgspec.convert(given, Pattern, strict=False)
     except (ValueError, msgspec.ValidationError) as error:
         raise UsageError(action, f"{error}", hint) from error

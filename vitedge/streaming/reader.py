@@ -21,8 +21,8 @@ import msgspec
 from vitedge.errors import VitedgeError
 from vitedge.formats.clip import ClipHeader, ClipWriter
 from vitedge.streaming import shared
+from vitedge.streaming.gaps import GapDetector
 from vitedge.streaming.openers import Captured, Failure, captured
-from vitedge.streaming.rhythm import Rhythm
 from vitedge.streaming.shared import Shared
 from vitedge.streaming.task import Task
 from vitedge.streaming.uri import redact
@@ -73,7 +73,7 @@ class Reader:
         self._prepare = Preparer(task, self._turn, self._crop)
         self._clip: ClipWriter | None = None
         self._last_s: float | None = None
-        self._rhythm = Rhythm(task.gap_s)
+        self._gap_detector = GapDetector(task.gap_s)
         self._shown = (0, 0)
 
     def run(self) -> None:
@@ -125,7 +125,6 @@ class Reader:
         if shown != self._shown:
             gap = gap or self._shown != (0, 0)
             self._shown = shown
-            memory.seen(*shown)
         if self._clip is not None:
             self._clip.append(
                 image, sequence=number, arrival_ns=frame.monotonic_ns, presentation_s=frame.presentation_s
@@ -160,7 +159,7 @@ class Reader:
     def _jumped(self, presentation_s: float | None) -> bool:
         """Whether time went back, or on by more than a usual interval."""
         last, self._last_s = self._last_s, presentation_s
-        if presentation_s is None or last is None or not self._rhythm.broken_by(presentation_s - last):
+        if presentation_s is None or last is None or not self._gap_detector.observe(presentation_s - last):
             return False
         self._memory.count(gaps=1)
         return True

@@ -1,4 +1,4 @@
-"""What a running stream says: one record a classified frame, events, books, and a snapshot of everything.
+"""What a running stream reports: one record a classified frame, events, and a status with the frame counts.
 
 A sink takes all three kinds of item. What leaves the process (JSON Lines, the page, metrics) is made of these alone,
 and every name of a source in them is already without credentials.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+from msgspec import field
 
 from vitedge.core.schema import Record
 
@@ -37,10 +39,8 @@ class FrameRecord(Record, tag_field="type", tag="frame"):
     time: str  # wall clock at capture: ISO 8601, UTC, milliseconds
     monotonic_ns: int  # CLOCK_MONOTONIC at capture: when the frame's last packet arrived
     age_ms: float  # from capture to result
-    dropped: int  # frames dropped between the record before and this one (skipped ones aren't dropped)
-    gap: (
-        bool  # the first frame, or the first after a gap in time, a reconnect or a change of size: smoothing began anew
-    )
+    dropped: int  # frames dropped between the previous record and this one (skipped ones aren't dropped)
+    gap: bool  # the first frame, or the first after a gap, a reconnect or a change of size: smoothing began anew
     width: int  # of the source's picture as shown (rotation honoured, before cropping), pixels
     height: int
     label: str | None  # the current state after smoothing and thresholds; None: unknown
@@ -65,8 +65,8 @@ class Event(Record, tag_field="type", tag="event"):
     text: str | None = None  # why, for a person
 
 
-class Books(Record):
-    """Where every captured frame went: ``captured = classified + skipped + dropped + corrupt``."""
+class FrameCounts(Record):
+    """What became of the frames, each counted once: ``captured = classified + skipped + dropped + corrupt``."""
 
     captured: int = 0  # decoded, or found broken by the decoder
     classified: int = 0
@@ -75,12 +75,12 @@ class Books(Record):
     corrupt: int = 0
 
     @property
-    def balanced(self) -> bool:
-        """Whether every captured frame is accounted for."""
+    def complete(self) -> bool:
+        """Whether every captured frame is counted once; not while some are on their way."""
         return self.captured == self.classified + self.skipped + self.dropped + self.corrupt
 
-    def __add__(self, other: Books) -> Books:
-        return Books(
+    def __add__(self, other: FrameCounts) -> FrameCounts:
+        return FrameCounts(
             captured=self.captured + other.captured,
             classified=self.classified + other.classified,
             skipped=self.skipped + other.skipped,
@@ -111,7 +111,7 @@ class SourceStatus(Record):
     retry_s: float | None  # seconds until the next attempt, while waiting
     connections: int  # successful ones
     gaps: int  # jumps of the presentation time within a connection
-    books: Books
+    counts: FrameCounts = field(name="books")
     width: int | None
     height: int | None
     codec: str | None
@@ -160,10 +160,10 @@ class Sink(Protocol):
     """Where items go. The engine calls it from one thread; :class:`vitedge.streaming.sink.QueuedSink` does the rest.
 
     Attributes:
-        name: for the books and the status, without credentials.
+        name: for its counts and the status, without credentials.
         written: items delivered.
         dropped: items that it took and couldn't deliver.
-        error: the last failure in words, without credentials; None: none.
+        error: the last failure, without credentials; None: none.
         picture_width: pixels that a picture beside the next record should have at most; 0: none is wanted now. It's
             read before every frame, so a page without viewers costs nothing.
     """
@@ -184,7 +184,7 @@ class Sink(Protocol):
         Args:
             item: a record, an event or a status.
             picture: beside a :class:`FrameRecord` when a sink wanted one: uint8 RGB [H, W, 3], read-only, shared by all
-                sinks; it stays valid. It may be missing for a few frames after the wish, and larger than asked for.
+                sinks; it stays valid. It may be missing for a few frames after a sink wants the first, and larger.
         """
         ...
 
@@ -199,7 +199,7 @@ def percentiles(values_ms: Sequence[float]) -> Percentiles | None:
         return None
     ordered = sorted(values_ms)
 
-    def rank(share: int) -> float:
-        return ordered[max(0, -(-share * len(ordered) // 100) - 1)]
+    def rank(percent: int) -> float:
+        return ordered[max(0, -(-percent * len(ordered) // 100) - 1)]
 
     return Percentiles(count=len(ordered), p50_ms=rank(50), p95_ms=rank(95), p99_ms=rank(99), max_ms=ordered[-1])

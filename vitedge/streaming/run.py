@@ -1,4 +1,4 @@
-"""From settings to a running engine: sources, sinks, and what can be refused before anything runs."""
+"""From settings to a running engine: sources, sinks, and the checks before anything runs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from vitedge.core.isolation import ChildError, run_isolated
 from vitedge.errors import InputError, NotInstalledError, StreamError, UsageError, VitedgeError
 from vitedge.formats.artifact import Artifact
-from vitedge.runtimes.choice import open_artifact as chosen
+from vitedge.runtimes.choice import open_artifact as open_chosen
 from vitedge.streaming.delivery import addresses, delivering
 from vitedge.streaming.engine import Engine
-from vitedge.streaming.outputs import CsvLines, JsonLines, Words, writing
+from vitedge.streaming.outputs import CsvLines, JsonLines, TerminalSink, writing
 from vitedge.streaming.records import Event, FrameRecord, Sink, Status
 from vitedge.streaming.settings import Settings
 from vitedge.streaming.uri import Source, parse_sources
@@ -23,14 +23,14 @@ from vitedge.streaming.uri import Source, parse_sources
 if TYPE_CHECKING:
     from vitedge.runtimes.session import Session
 
-ASKED = "classify a stream"
+ACTION = "classify a stream"
 
 
 def check(settings: Settings) -> list[Source]:
     """The sources, once everything that can be known beforehand is in order.
 
     Raises:
-        UsageError: a wish that can't be met.
+        UsageError: something that is impossible here.
         StreamError: a file that isn't there.
         NotInstalledError: a package or program is missing.
         ResourceError: the folder for recordings can't be written.
@@ -41,7 +41,7 @@ def check(settings: Settings) -> list[Source]:
         _require_av()
     if "csi" in kinds and shutil.which("gst-launch-1.0") is None:
         raise NotInstalledError(
-            ASKED,
+            ACTION,
             "a CSI camera is read by GStreamer, which isn't installed",
             "on Debian: apt install gstreamer1.0-tools",
         )
@@ -89,10 +89,10 @@ def line_sinks(settings: Settings, broken: Callable[[], None]) -> list[Sink]:
     return sinks
 
 
-def words(settings: Settings, broken: Callable[[], None]) -> Sink:
+def terminal_sink(settings: Settings, broken: Callable[[], None]) -> Sink:
     """What a person reads in a terminal."""
-    taken = "-" in (settings.json, settings.csv, settings.events)
-    return Words(labels=not taken, narrate=not settings.quiet, broken=broken)
+    stdout_taken = "-" in (settings.json, settings.csv, settings.events)
+    return TerminalSink(labels=not stdout_taken, narrate=not settings.quiet, broken=broken)
 
 
 def refuse_failed(status: Status, *, stopped: bool) -> None:
@@ -105,16 +105,16 @@ def refuse_failed(status: Status, *, stopped: bool) -> None:
     Raises:
         InputError: a file can't be decoded.
         StreamError: a camera gave up, or never answered.
-        VitedgeError: the books don't balance.
+        VitedgeError: some frames weren't counted, or counted twice.
     """
     for source in status.sources:
         action = f"classify the stream {source.uri}"
-        if not source.books.balanced:
-            raise VitedgeError(action, f"its books don't balance: {source.books}", "report this")
+        if not source.counts.complete:
+            raise VitedgeError(action, f"not every frame was counted once: {source.counts}", "report this")
         if source.state == "failed" and not source.live:
             raise InputError(action, source.reason or "it can't be decoded", "try another file, or convert it")
-        nothing = source.books.captured == 0 and not stopped
-        if source.state == "failed" or nothing:
+        no_frame = source.counts.captured == 0 and not stopped
+        if source.state == "failed" or no_frame:
             raise StreamError(action, source.reason or "it gave no frame", "check the address, and that it's on")
 
 
@@ -129,10 +129,10 @@ def check_hardware(name: str) -> None:
     action = f"decode by hardware '{name}'"
     from av.codec.hwaccel import hwdevices_available
 
-    known = hwdevices_available()
-    if name not in known:
+    devices = hwdevices_available()
+    if name not in devices:
         raise UsageError(
-            action, f"this FFmpeg offers: {', '.join(known) or 'none'}", "name one of them, or leave it out"
+            action, f"this FFmpeg offers: {', '.join(devices) or 'none'}", "name one of them, or leave it out"
         )
     try:
         run_isolated(_decode_by_hardware, name, timeout_s=30)
@@ -160,7 +160,7 @@ def _require_av() -> None:
     try:
         import av  # noqa: F401
     except ImportError as error:
-        raise NotInstalledError.for_extra(ASKED, "av", "stream") from error
+        raise NotInstalledError.for_extra(ACTION, "av", "stream") from error
 
 
 def open_artifact(settings: Settings) -> Artifact:
@@ -171,5 +171,5 @@ def open_artifact(settings: Settings) -> Artifact:
         ArtifactError: it's damaged.
     """
     if settings.artifact is None:
-        raise UsageError(ASKED, "no artifact is given", "name an artifact folder")
-    return chosen(settings.artifact)
+        raise UsageError(ACTION, "no artifact is given", "name an artifact folder")
+    return open_chosen(settings.artifact)

@@ -13,7 +13,7 @@ from vitedge.core.schema import Record, load_toml
 from vitedge.errors import UsageError, nearest
 
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
-Share = Annotated[float, Meta(ge=0, le=1)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
 Side = Annotated[int, Meta(ge=1, le=16384)]
 PAGE = "127.0.0.1:8042"
 
@@ -44,8 +44,8 @@ class Settings(Record, rename="kebab"):
     gap: Annotated[float, Meta(ge=0.001, le=3600)] = 0.5
     # labels
     top_k: Annotated[int, Meta(ge=1, le=100)] = 5
-    threshold: Share = 0.0
-    exit_threshold: Share | None = None  # None: the threshold
+    threshold: Fraction = 0.0
+    exit_threshold: Fraction | None = None  # None: the threshold
     smoothing: Seconds = 0.0
     switch_after: Seconds = 0.0
     # sinks
@@ -104,13 +104,13 @@ class Settings(Record, rename="kebab"):
     @property
     def camera(self) -> dict[str, str]:
         """What a camera is asked for."""
-        wishes = {
+        camera = {
             "width": self.input_width,
             "height": self.input_height,
             "rate": self.input_rate,
             "codec": self.input_codec,
         }
-        return {key: f"{value:g}" if isinstance(value, float) else str(value) for key, value in wishes.items() if value}
+        return {key: f"{value:g}" if isinstance(value, float) else str(value) for key, value in camera.items() if value}
 
 
 def parse_policy(text: str | None) -> int:
@@ -121,8 +121,8 @@ def parse_policy(text: str | None) -> int:
     """
     if text in (None, "latest", "every"):
         return 1
-    if found := re.fullmatch(r"every:([1-9]\d{0,8})", text or ""):
-        return int(found[1])
+    if match := re.fullmatch(r"every:([1-9]\d{0,8})", text or ""):
+        return int(match[1])
     raise UsageError(
         f"policy '{text}'",
         f"there's no such policy{nearest(str(text), ('latest', 'every'))}",
@@ -151,12 +151,12 @@ def merged(settings: Settings, given: dict[str, Any]) -> Settings:
         UsageError: an unknown name, a value that isn't possible.
     """
     action = "classify a stream"
-    wishes = {name: value for name, value in given.items() if value is not None}
-    unknown = [name for name in wishes if name not in Settings.__struct_fields__]
+    given = {name: value for name, value in given.items() if value is not None}
+    unknown = [name for name in given if name not in Settings.__struct_fields__]
     if unknown:
-        known = nearest(unknown[0], Settings.__struct_fields__)
-        raise UsageError(action, f"there is no setting '{unknown[0]}'{known}", "see: vitedge stream --help")
-    values = {**msgspec.structs.asdict(settings), **wishes}
+        suggestion = nearest(unknown[0], Settings.__struct_fields__)
+        raise UsageError(action, f"there is no setting '{unknown[0]}'{suggestion}", "see: vitedge stream --help")
+    values = {**msgspec.structs.asdict(settings), **given}
     try:
         return msgspec.convert({name.replace("_", "-"): value for name, value in values.items()}, Settings)
     except msgspec.ValidationError as error:

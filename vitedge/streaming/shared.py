@@ -30,7 +30,7 @@ FREE, READY, TAKEN = range(3)
 
 _TEXT = 256  # bytes of each text
 # Words of the header.
-_STATE, _CAPTURED, _SKIPPED, _DROPPED, _CORRUPT, _GAPS, _ACTIVITY, _WIDTH, _HEIGHT, _ORDER, _FINITE = range(11)
+_STATE, _CAPTURED, _SKIPPED, _DROPPED, _CORRUPT, _GAPS, _ACTIVITY, _ORDER, _FINITE = range(9)
 _PICTURE_WIDTH, _STOP = 16, 17  # these two are the engine's
 _WORDS = 32
 # Words of a buffer.
@@ -39,7 +39,7 @@ _B_WORDS = 16
 
 
 class Counters(NamedTuple):
-    """The reader's part of the books."""
+    """The frame counts of one reader."""
 
     captured: int
     skipped: int
@@ -138,10 +138,6 @@ class Shared:
         """A sign of life."""
         self._words[_ACTIVITY] = now_ns
 
-    def seen(self, width: int, height: int) -> None:
-        """Size of the source's picture as shown."""
-        self._words[_WIDTH], self._words[_HEIGHT] = width, height
-
     @property
     def stop(self) -> bool:
         """Whether the engine wants no more."""
@@ -191,7 +187,7 @@ class Shared:
             if newest_only:
                 for other in self._buffers:
                     if other[_B_STATE] == READY:
-                        buffer[_B_GAP] |= other[_B_GAP]  # a gap isn't lost with the frame that told of it
+                        buffer[_B_GAP] |= other[_B_GAP]  # a gap isn't lost with the frame that has it
                         other[_B_STATE] = FREE
                         self._words[_DROPPED] += 1
             self._words[_ORDER] += 1
@@ -201,15 +197,15 @@ class Shared:
     # --- the engine's side
 
     def begin(self) -> None:
-        """Forget the last reader: zero everything but the engine's wishes."""
-        wish = self.picture_width
+        """Forget the last reader: zero everything but what the engine wants."""
+        wanted = self.picture_width
         for index in range(_WORDS):
             self._words[index] = 0
         for buffer in self._buffers:
             buffer[_B_STATE] = FREE
         for index in range(2):
             self._write_text(index, "")
-        self._words[_PICTURE_WIDTH] = wish
+        self._words[_PICTURE_WIDTH] = wanted
 
     def want(self, *, stop: bool | None = None, picture_width: int | None = None) -> None:
         """Tell the reader what is wanted."""
@@ -244,11 +240,6 @@ class Shared:
         return self._words[_ACTIVITY]
 
     @property
-    def shown(self) -> tuple[int, int]:
-        """(width, height) of the source's picture as shown; zeros before the first."""
-        return self._words[_WIDTH], self._words[_HEIGHT]
-
-    @property
     def counters(self) -> Counters:
         """The reader's counters."""
         words = self._words
@@ -260,7 +251,7 @@ class Shared:
             ready = [buffer for buffer in self._buffers if buffer[_B_STATE] == READY]
             if not ready:
                 return None
-            buffer = min(ready, key=lambda one: one[_B_ORDER])
+            buffer = min(ready, key=lambda waiting: waiting[_B_ORDER])
             buffer[_B_STATE] = TAKEN
             dropped = self._words[_DROPPED]
         index = self._buffers.index(buffer)

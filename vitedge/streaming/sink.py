@@ -19,7 +19,7 @@ class QueuedSink:
     """Base of sinks that write somewhere: :meth:`write` runs in a thread of its own, one item after another.
 
     Args:
-        name: for the books and the status, without credentials.
+        name: for its counts and the status, without credentials.
         kinds: the items that it takes; others are ignored, not counted.
         depth: items that may wait; the oldest is dropped when one more comes.
     """

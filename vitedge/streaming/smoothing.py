@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class Change(NamedTuple):
+class LabelChange(NamedTuple):
     """A label that began or ended to hold."""
 
     kind: str  # "enter" or "exit"
@@ -46,25 +46,25 @@ class Smoother:
         """Smoothed, of the label; None while it's unknown."""
         return None if self.label is None or self._values is None else float(self._values[self.label])
 
-    def update(self, probabilities: NDArray[np.float32], at_s: float) -> tuple[NDArray[np.float64], list[Change]]:
+    def update(self, probabilities: NDArray[np.float32], at_s: float) -> tuple[NDArray[np.float64], list[LabelChange]]:
         """Take a frame's probabilities [classes] at a time that never goes back; the smoothed ones, and changes."""
         new = probabilities.astype(np.float64)
         if self._values is None or self._tau == 0:
             self._values = new
         else:
-            share = -math.expm1(-max(0.0, at_s - self._last_s) / self._tau)
-            self._values = self._values + share * (new - self._values)
+            weight = -math.expm1(-max(0.0, at_s - self._last_s) / self._tau)
+            self._values = self._values + weight * (new - self._values)
         self._last_s = at_s
         return self._values, self._decide(self._values, at_s)
 
-    def reset(self) -> list[Change]:
+    def reset(self) -> list[LabelChange]:
         """Forget everything: nothing that was seen before says what is there now."""
         changes = self._exit(self._last_s)
         self._values, self._rival = None, None
         return changes
 
-    def _decide(self, values: NDArray[np.float64], at_s: float) -> list[Change]:
-        changes: list[Change] = []
+    def _decide(self, values: NDArray[np.float64], at_s: float) -> list[LabelChange]:
+        changes: list[LabelChange] = []
         if self.label is not None and values[self.label] < self._leave:
             changes += self._exit(at_s)
         best = int(np.argmax(values))
@@ -76,12 +76,12 @@ class Smoother:
         if at_s - self._rival[1] >= self._wait:
             changes += self._exit(at_s)
             self.label, self._entered_s, self._rival = best, at_s, None
-            changes.append(Change("enter", best, float(values[best]), None))
+            changes.append(LabelChange("enter", best, float(values[best]), None))
         return changes
 
-    def _exit(self, at_s: float) -> list[Change]:
+    def _exit(self, at_s: float) -> list[LabelChange]:
         if self.label is None:
             return []
-        change = Change("exit", self.label, self.probability or 0.0, max(0.0, at_s - self._entered_s))
+        change = LabelChange("exit", self.label, self.probability or 0.0, max(0.0, at_s - self._entered_s))
         self.label = None
         return [change]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class SystemdSink(QueuedSink):
-    """Ready with the first status; with each further one the watchdog is fed and the state told in words."""
+    """Ready with the first status; with each further one the watchdog is fed and the sources' states are told."""
 
     def __init__(self, address: str) -> None:
         self._address = "\0" + address[1:] if address.startswith("@") else address
@@ -25,8 +25,8 @@ class SystemdSink(QueuedSink):
     def write(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
         """See the base."""
         assert isinstance(item, Status)
-        words = ", ".join(f"{source.name} {source.state} {source.classified_hz:.1f}/s" for source in item.sources)
-        self._tell(f"{'READY=1' if self._first else 'WATCHDOG=1'}\nSTATUS={words}")
+        states = ", ".join(f"{source.name} {source.state} {source.classified_hz:.1f}/s" for source in item.sources)
+        self._tell(f"{'READY=1' if self._first else 'WATCHDOG=1'}\nSTATUS={states}")
         self._first = False
 
     def finish(self) -> None:

@@ -1,10 +1,19 @@
-"""What a reader is told to do."""
+"""What a reader gets to do."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from vitedge.core.schema import Record
 from vitedge.data.preprocessing import Preprocessing
-from vitedge.streaming.uri import Credentials, Kind
+from vitedge.formats.clip import SUFFIX
+from vitedge.streaming.settings import Settings
+from vitedge.streaming.uri import Credentials, Kind, Source
+from vitedge.streaming.view import parse_crop, parse_flip
+
+if TYPE_CHECKING:
+    from vitedge.formats.artifact import Artifact
 
 
 class Task(Record):
@@ -27,11 +36,55 @@ class Task(Record):
     connect_s: float
     stall_s: float
     hardware: str | None
-    camera: dict[str, str]  # width, height, rate, codec, where they're wished for
+    camera: dict[str, str]  # width, height, rate, codec, where the settings name them
     record: str | None  # the clip's path
     memory: int  # file descriptors
     filled: int
     emptied: int
+
+    @classmethod
+    def of(
+        cls, source: Source, settings: Settings, artifact: Artifact, *, memory: int, filled: int, emptied: int
+    ) -> Task:
+        """The next connection of a source.
+
+        Args:
+            source: what is opened.
+            settings: how.
+            artifact: what frames are prepared for.
+            memory: file descriptor of the block that reader and engine share.
+            filled: eventfd that the reader writes to, for a frame or a change.
+            emptied: eventfd that the engine writes to, for a buffer that is free again.
+        """
+        secret = source.credentials
+        record = None
+        if settings.record is not None:
+            safe = "".join(sign if sign.isalnum() or sign in "-._" else "_" for sign in source.name)
+            record = str(Path(settings.record) / f"{safe}{SUFFIX}")
+        return cls(
+            name=source.name,
+            kind=source.kind,
+            live=source.live,
+            targets=source.targets,
+            user=secret.user if secret else None,
+            password=secret.password if secret else None,
+            artifact=artifact.manifest.name,
+            preprocessing=artifact.manifest.preprocessing,
+            turn=parse_flip(settings.flip),
+            crop=None if settings.crop is None else parse_crop(settings.crop),
+            newest_only=settings.newest_only(source.live),
+            every=settings.one_of,
+            loops=settings.input_loop,
+            gap_s=settings.gap,
+            connect_s=settings.connect_timeout,
+            stall_s=settings.stall_timeout,
+            hardware=settings.hwaccel,
+            camera=settings.camera,
+            record=record,
+            memory=memory,
+            filled=filled,
+            emptied=emptied,
+        )
 
     def __repr__(self) -> str:
         return f"Task({self.name!r})"

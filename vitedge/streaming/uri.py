@@ -132,13 +132,13 @@ def parse_sources(texts: Sequence[str], credentials: str | None = None) -> list[
     """
     if not texts:
         raise UsageError("classify a stream", "no source is given", "name one, for example: test://")
-    known = read_credentials(credentials) if credentials else {}
+    by_host = read_credentials(credentials) if credentials else {}
     sources: list[Source] = []
     for text in texts:
         source = parse_source(text)
         if source.kind == "network" and source.credentials is None:
             host = urlsplit(source.targets[0]).hostname or ""
-            source = replace(source, credentials=known.get(host, known.get("")))
+            source = replace(source, credentials=by_host.get(host, by_host.get("")))
         sources.append(source)
     names: set[str] = set()
     for index, source in enumerate(sources):
@@ -220,10 +220,10 @@ def _local(text: str) -> Source:
     if os.path.exists(text):  # noqa: PTH110 - Path.exists raises for names that are too long
         return Source(path.name, text, _kind([text]), False, (text,))
     if any(sign in text for sign in "*?["):
-        found = tuple(sorted(name for name in glob.glob(text) if Path(name).is_file()))  # noqa: PTH207 - may be absolute
-        if not found:
+        paths = tuple(sorted(name for name in glob.glob(text) if Path(name).is_file()))  # noqa: PTH207 - may be absolute
+        if not paths:
             raise StreamError(action, "no file matches this pattern", "quote it, so that the shell doesn't expand it")
-        return Source(text, text, _kind(found), False, found)
+        return Source(text, text, _kind(paths), False, paths)
     raise StreamError(action, "there is no such file, folder or camera", "see the sources: vitedge stream --help")
 
 

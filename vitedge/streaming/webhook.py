@@ -63,7 +63,7 @@ class WebhookSink(QueuedSink):
 
     def write(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
         """See the base. It returns when the event was taken; it raises when it's refused, or at the end."""
-        body, pause, before = msgspec.json.encode(item), FIRST_PAUSE_S, self.error
+        body, pause, earlier_error = msgspec.json.encode(item), FIRST_PAUSE_S, self.error
         while True:
             try:
                 self._post(body)
@@ -76,7 +76,7 @@ class WebhookSink(QueuedSink):
                     raise
                 pause = min(LONGEST_PAUSE_S, 2 * pause)
             else:
-                self.error = before  # what was overcome is no failure
+                self.error = earlier_error  # what was overcome is no failure
                 return
 
     def finish(self) -> None:
@@ -112,8 +112,8 @@ class WebhookSink(QueuedSink):
         """Wait; False: the stream is ending, and this was the last attempt."""
         deadline = time.monotonic() + seconds
         with self._changed:
-            while not self._closing and (left := deadline - time.monotonic()) > 0:
-                self._changed.wait(left)
+            while not self._closing and (remaining := deadline - time.monotonic()) > 0:
+                self._changed.wait(remaining)
             return not self._closing
 
     def _hang_up(self) -> None:

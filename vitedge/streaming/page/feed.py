@@ -96,9 +96,9 @@ class Feed:
             for viewer in self.viewers:
                 viewer.offer("status", data)
         elif isinstance(item, Event):
-            told = {**msgspec.structs.asdict(item), "type": "event"}
-            self._events.append(told)
-            data = part(b"J", msgspec.json.encode(told))
+            event = {**msgspec.structs.asdict(item), "type": "event"}
+            self._events.append(event)
+            data = part(b"J", msgspec.json.encode(event))
             for viewer in self.viewers:
                 viewer.tell(data)
         else:

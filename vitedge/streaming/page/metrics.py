@@ -17,9 +17,9 @@ def metrics(status: Status) -> str:
         *_family("vitedge_info", "gauge", "What runs.", _info(status)),
         *_family("vitedge_uptime_seconds", "gauge", "Since the stream began.", [({}, status.uptime_s)]),
         *_family("vitedge_frames_captured_total", "counter", "Frames decoded or found broken.",
-                 [({"source": source.name}, source.books.captured) for source in status.sources]),
+                 [({"source": source.name}, source.counts.captured) for source in status.sources]),
         *_family("vitedge_frames_total", "counter", "Where the captured frames went.",
-                 [({"source": source.name, "outcome": outcome}, getattr(source.books, outcome))
+                 [({"source": source.name, "outcome": outcome}, getattr(source.counts, outcome))
                   for source in status.sources for outcome in _OUTCOMES]),
         *_family("vitedge_connections_total", "counter", "Successful connections.",
                  [({"source": source.name}, source.connections) for source in status.sources]),
@@ -57,22 +57,22 @@ Sample = tuple[dict[str, str], float | None]
 
 
 def _info(status: Status) -> list[Sample]:
-    words = {"artifact": status.artifact, "precision": status.precision, "runtime": status.runtime}
-    return [({**words, "device": status.device, "version": __version__}, 1.0)]
+    labels = {"artifact": status.artifact, "precision": status.precision, "runtime": status.runtime}
+    return [({**labels, "device": status.device, "version": __version__}, 1.0)]
 
 
-def _quantiles(found: Percentiles | None, labels: dict[str, str]) -> Iterator[Sample]:
-    if found is not None:
-        for quantile, value in (("0.5", found.p50_ms), ("0.95", found.p95_ms), ("0.99", found.p99_ms)):
+def _quantiles(latest: Percentiles | None, labels: dict[str, str]) -> Iterator[Sample]:
+    if latest is not None:
+        for quantile, value in (("0.5", latest.p50_ms), ("0.95", latest.p95_ms), ("0.99", latest.p99_ms)):
             yield {**labels, "quantile": quantile}, value / 1000
 
 
 def _family(name: str, kind: str, about: str, samples: list[Sample]) -> Iterator[str]:
-    known = [(labels, value) for labels, value in samples if value is not None]
-    if known:
+    readable = [(labels, value) for labels, value in samples if value is not None]
+    if readable:
         yield f"# HELP {name} {about}"
         yield f"# TYPE {name} {kind}"
-    for labels, value in known:
+    for labels, value in readable:
         inside = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
         yield f"{name}{{{inside}}} {value:.12g}" if inside else f"{name} {value:.12g}"
 

@@ -69,17 +69,17 @@ def parse_address(text: str, token: str | None, option: str) -> tuple[str, int]:
         UsageError: another form, or an address that others can reach without a token.
     """
     action = f"serve at {option} {text}"
-    found = re.fullmatch(r"(?:(?P<host>[^:\[\]]*|\[[0-9A-Fa-f:.]+\]):)?(?P<port>\d{1,5})", text)
-    if found is None or int(found["port"]) > 65535:
+    match = re.fullmatch(r"(?:(?P<host>[^:\[\]]*|\[[0-9A-Fa-f:.]+\]):)?(?P<port>\d{1,5})", text)
+    if match is None or int(match["port"]) > 65535:
         raise UsageError(action, "this isn't HOST:PORT", "write, for example: 127.0.0.1:8042")
-    host = (found["host"] if found["host"] is not None else "127.0.0.1").strip("[]") or "0.0.0.0"
+    host = (match["host"] if match["host"] is not None else "127.0.0.1").strip("[]") or "0.0.0.0"
     if token is None and not _is_loopback(host):
         raise UsageError(
             action,
             "other machines could look in there, and there's no token",
             "add --token FILE (or env:NAME), or serve at 127.0.0.1 and forward a port by ssh",
         )
-    return host, int(found["port"])
+    return host, int(match["port"])
 
 
 def _is_loopback(host: str) -> bool:
@@ -141,7 +141,7 @@ class PageSink(QueuedSink):
         except Exception:
             self._close_sockets()
             raise
-        listeners = tuple(Listener(descriptor=found.fileno(), page=is_page) for found, is_page in self._sockets)
+        listeners = tuple(Listener(descriptor=listening.fileno(), page=is_page) for listening, is_page in self._sockets)
         self._task = msgspec.json.encode(Serving(listeners=listeners, token=token)) + b"\n"
         self.viewers = 0  # at this moment
         self._pictured: dict[str, float] = {}  # by source, when the last picture came
@@ -167,11 +167,11 @@ class PageSink(QueuedSink):
     @property
     def addresses(self) -> list[str]:
         """Where it's served, for people, the page first."""
-        found = []
+        addresses = []
         for listening, is_page in self._sockets:
             host, port = listening.getsockname()[:2]
-            found.append(f"http://{f'[{host}]' if ':' in host else host}:{port}{'/' if is_page else '/metrics'}")
-        return found
+            addresses.append(f"http://{f'[{host}]' if ':' in host else host}:{port}{'/' if is_page else '/metrics'}")
+        return addresses
 
     def put(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
         """See the base. Of pictures only as many go along as people see, and none while others wait."""

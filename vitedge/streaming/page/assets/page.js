@@ -77,16 +77,16 @@ class Camera {
     this.part(".reason").hidden = !source.reason || source.state === "connected";
     this.part(".reason").textContent = source.reason
       ? source.reason + (source.retry_s == null ? "" : ` – next attempt in ${number(source.retry_s, 1)} s`) : "";
-    const { age, books } = source;
+    const { age, books: counts } = source;
     const facts = [
       ["frames / s", number(source.classified_hz, 1), source.captured_hz - source.classified_hz > 0.5 ? `of ${number(source.captured_hz, 1)}` : ""],
       ["age p50", number(age?.p50_ms, age?.p50_ms < 10 ? 1 : 0), "ms"],
       ["age p95", number(age?.p95_ms, age?.p95_ms < 10 ? 1 : 0), "ms"],
       ["age p99", number(age?.p99_ms, age?.p99_ms < 10 ? 1 : 0), "ms"],
-      ["classified", number(books.classified), ""],
-      ["dropped", number(books.dropped), books.captured ? percent(books.dropped / books.captured) : ""],
-      ["skipped", number(books.skipped), ""],
-      ["corrupt", number(books.corrupt), "", books.corrupt > 0],
+      ["classified", number(counts.classified), ""],
+      ["dropped", number(counts.dropped), counts.captured ? percent(counts.dropped / counts.captured) : ""],
+      ["skipped", number(counts.skipped), ""],
+      ["corrupt", number(counts.corrupt), "", counts.corrupt > 0],
       ["reconnects", number(Math.max(0, source.connections - 1)), "", source.connections > 1],
       ["gaps", number(source.gaps), "", source.gaps > 0],
       ["picture", source.width ? `${source.width}×${source.height}` : "–", ""],

@@ -1,4 +1,4 @@
-"""How often frames usually come, and which interval is too long to be one."""
+"""The usual interval between the frames of a source, and which intervals are gaps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import deque
 from statistics import median
 
 
-class Rhythm:
+class GapDetector:
     """The last intervals of one source.
 
     Args:
@@ -22,8 +22,8 @@ class Rhythm:
         """The longest interval that isn't a gap; None before the first."""
         return max(self._gap_s, 2.5 * median(self._intervals)) if self._intervals else None
 
-    def broken_by(self, interval_s: float) -> bool:
-        """Whether this interval is a gap (going back always is); if not, it's remembered."""
+    def observe(self, interval_s: float) -> bool:
+        """Whether this interval is a gap (a negative one always is); any other counts towards the usual interval."""
         longest = self.longest_s
         if interval_s < 0 or (longest is not None and interval_s > longest):
             return True
