@@ -14,8 +14,8 @@
     ├── NotInstalledError           8   a runtime or an extra
     └── InterruptedError_           130 or 143, by the signal
 
-An error says three things: what was asked for, what stands against it, what to type next. Its text is one block of three lines.
-Text that comes from outside (file names, labels, other libraries' messages) is made printable first.
+An error says three things: what was asked for, what stands against it, what to type next. Its text is one block of
+three lines. Text that comes from outside (file names, labels, other libraries' messages) is made printable first.
 """
 
 from __future__ import annotations
