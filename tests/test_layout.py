@@ -40,11 +40,10 @@ IMPORTS = {
     "streaming": "core device data formats runtimes benchmarking",
     "doctor": "core device formats runtimes",
     "reporting": "core device data formats graph runtimes evaluation benchmarking exporting comparison doctor",
+    "demo": "core data formats importing runtimes verification evaluation benchmarking exporting reporting",
     "api": "core data formats training importing runtimes verification evaluation benchmarking exporting building"
-    " comparison streaming",
-    "demo": "core data formats runtimes benchmarking exporting reporting api",
-    "cli": "core formats training importing runtimes benchmarking exporting building comparison streaming doctor"
-    " reporting api demo",
+    " comparison streaming doctor reporting demo",
+    "cli": "core training importing runtimes benchmarking exporting comparison streaming reporting api",
     "__init__": "api",
     "__main__": "cli",
 }
@@ -180,6 +179,17 @@ def test_few_modules_are_loose() -> None:
 def test_no_package_shadows_a_function() -> None:
     here = {path.stem for path in PACKAGE.iterdir()}
     assert not here & set(vitedge.__all__)
+
+
+#: What the command line may import of the product beside itself: calls, options, and what renders.
+DOORS = re.compile(r"vitedge\.(api|errors|_version|core\.progress|reporting(\.\w+)*|\w+\.(options|settings))")
+
+
+@pytest.mark.parametrize("module", [name for name in modules() if part(name) == "cli"])
+def test_the_command_line_calls_the_api_alone(module: str) -> None:
+    others = {each.module for each in imports(modules()[module]) if each.module.split(".")[0] == "vitedge"}
+    wrong = {name for name in others if not (part(name) == "cli" or DOORS.fullmatch(name) or name == "vitedge")}
+    assert not wrong, f"{module} imports {', '.join(sorted(wrong))}"
 
 
 @pytest.mark.parametrize("package", packages())

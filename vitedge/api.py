@@ -1,24 +1,34 @@
-"""The line as plain calls. The command line is a caller of these; ``import vitedge`` offers them lazily."""
+"""The pipeline as plain calls: what ``import vitedge`` offers lazily, and all that the command line calls for work."""
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitedge.core.files import resource_errors as resource_errors
 from vitedge.core.progress import Progress, silent
 
 if TYPE_CHECKING:
+    from vitedge.benchmarking.arrivals import Replay
     from vitedge.benchmarking.options import Wish
     from vitedge.comparison.compare import Comparison
     from vitedge.comparison.options import Allowed
+    from vitedge.data.images import ImageSet
+    from vitedge.demo import Demo
+    from vitedge.doctor import Machine
     from vitedge.evaluation.classify import Classified
+    from vitedge.exporting.plan import Plan
     from vitedge.formats.artifact import Artifact
     from vitedge.formats.model_folder import Model
     from vitedge.formats.recipe import Recipe
     from vitedge.formats.result import Check, Result
     from vitedge.formats.target import Option, Target
-    from vitedge.runtimes.base import OpenOptions
+    from vitedge.reporting.delivery import Report
+    from vitedge.reporting.inspection import Inspection
+    from vitedge.runtimes.options import OpenOptions
     from vitedge.runtimes.session import Session
     from vitedge.streaming.records import FrameRecord
     from vitedge.streaming.settings import Settings
@@ -26,22 +36,50 @@ if TYPE_CHECKING:
     from vitedge.training.train import TrainOptions
 
 
-def import_model(source: str | Path | Factory, out: str | Path, **options: Any) -> Model:
+def import_model(
+    source: str | Path | Factory | None,
+    out: str | Path,
+    *,
+    factory: str | None = None,
+    weights: str | Path | None = None,
+    allow_pickle: bool = False,
+    labels: str | Path | Sequence[str] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    licence: str | None = None,
+    images: str | Path | ImageSet | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> Model:
     """Bring a published ViT, a torch module, an ONNX file or the embedded model into a model folder.
 
     Args:
         source: a folder or file in timm's or transformers' layout, ``"hub:<org>/<name>[@revision]"``, an ONNX file, a
             folder of ``vitedge train``, ``"embedded"``, or a :class:`vitedge.importing.Factory` of a torch module.
         out: the model folder to write.
-        **options: as :func:`vitedge.importing.import_model`: ``labels``, ``preprocessing``, ``licence``, ``images``,
-            ``overwrite``, ``progress``.
+        factory: instead of a source, ``package.module:function``, which returns a torch module.
+        weights: a state dict to load into the factory's module.
+        allow_pickle: permit pickled weights; tensors alone are read from them.
+        labels, preprocessing, licence, images, overwrite, progress: as :func:`vitedge.importing.import_model`.
 
     Raises:
         ModelError: unknown layout, wrong tensors, or logits that differ from the source's.
     """
     from vitedge import importing
+    from vitedge.training.factory import Factory
 
-    return importing.import_model(source, out, **options)
+    if not isinstance(source, Factory):
+        text, file = None if source is None else str(source), None if weights is None else Path(weights)
+        source = importing.chosen_source(text, factory, file, allow_pickle=allow_pickle)
+    return importing.import_model(
+        source,
+        out,
+        labels=labels,
+        preprocessing=preprocessing,
+        licence=licence,
+        images=images,
+        overwrite=overwrite,
+        progress=progress,
+    )
 
 
 def export(
@@ -87,9 +125,6 @@ def export(
         UsageError, ModelError, ImageError, ArtifactError, InvalidResultError, ResourceError, NotInstalledError:
             as :func:`vitedge.exporting.plan.plan_export` and :func:`vitedge.exporting.write.export`.
     """
-    from vitedge.exporting import write
-    from vitedge.exporting.plan import plan_export
-
     plan = plan_export(
         model,
         target,
@@ -106,7 +141,89 @@ def export(
         batch=batch,
         overwrite=overwrite,
     )
+    return carry_out(plan, progress)
+
+
+def plan_export(
+    model: Model | str | Path,
+    target: Target | str | Path,
+    precision: str,
+    out: str | Path,
+    *,
+    recipe: Recipe | str | Path = "default",
+    data: str | Path | None = None,
+    num_samples: int | None = None,
+    held_out: str | Path | None = None,
+    max_drop: float | None = None,
+    min_agreement: float | None = None,
+    autotune: bool = False,
+    with_candidates: bool = False,
+    explain: bool = False,
+    batch: int | None = None,
+    overwrite: bool = False,
+) -> Plan:
+    """Check an export before any work; :func:`carry_out` does it. Arguments and errors as of :func:`export`."""
+    from vitedge.exporting import plan
+
+    return plan.plan_export(
+        model,
+        target,
+        precision,
+        out,
+        recipe=recipe,
+        data=data,
+        num_samples=num_samples,
+        held_out=held_out,
+        max_drop=max_drop,
+        min_agreement=min_agreement,
+        autotune=autotune,
+        with_candidates=with_candidates,
+        explain=explain,
+        batch=batch,
+        overwrite=overwrite,
+    )
+
+
+def carry_out(plan: Plan, progress: Progress = silent) -> Artifact:
+    """Export as planned.
+
+    Raises:
+        as :func:`vitedge.exporting.write.export`.
+    """
+    from vitedge.exporting import write
+
     return write.export(plan, progress)
+
+
+def explain_export(plan: Plan, artifact: Artifact) -> dict[str, Any]:
+    """Explain speed and accuracy of an exported artifact layer by layer, and draw its selection beside it.
+
+    Returns:
+        "explained": the fields of :class:`vitedge.exporting.explain.Explained`; "picture": the path of the picture, or
+        why there is none, or None where nothing was selected.
+
+    Raises:
+        ResourceError: the picture can't be written.
+    """
+    from msgspec import to_builtins
+
+    from vitedge.exporting import write
+    from vitedge.reporting import selection
+
+    return {"explained": to_builtins(write.explain(plan, artifact)), "picture": selection.draw(plan, artifact)}
+
+
+def summary(subject: Model | Artifact | Plan) -> dict[str, Any]:
+    """One flat row for people and for ``--json``: an imported model, an exported artifact, or a planned export."""
+    from vitedge.exporting import plan, write
+    from vitedge.formats.artifact import Artifact
+    from vitedge.formats.model_folder import Model
+
+    if isinstance(subject, Model):
+        from vitedge import importing
+
+        return importing.summary(subject)
+    return write.summary(subject) if isinstance(subject, Artifact) else plan.describe(subject)
 
 
 def open(
@@ -128,52 +245,94 @@ def open(
         NotInstalledError: the runtime isn't installed.
         ArtifactError: the artifact is damaged or can't be loaded.
     """
-    from vitedge.runtimes.base import OpenOptions
+    from vitedge.runtimes.options import OpenOptions
     from vitedge.runtimes.session import open_session
 
     return open_session(_opened(artifact), OpenOptions(device=device, threads=threads, options=dict(options or {})))
 
 
 def build(
-    artifact: Artifact | str | Path,
+    artifacts: Artifact | str | Path | Sequence[Artifact | str | Path],
     *,
     sms: Sequence[str] = (),
     out: str | Path | None = None,
+    autotune: bool = False,
+    data: str | Path | None = None,
+    duration_s: float | None = None,
     options: Mapping[str, Option] | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> list[dict[str, Any]]:
-    """Build an artifact's engines into this device's cache, and with ``out`` into a folder that travels beside it.
+    """Build the engines of artifacts and of the candidates inside them into this device's cache; or choose among them.
 
-    Of an artifact that carries candidates, all are built and measured here, and the fastest within the budget is the
-    one that opening the artifact opens from then on; ``out`` gets a copy of it.
+    One artifact that carries candidates is chosen from unless ``sms`` are named: all are built and measured here, and
+    opening the artifact opens the fastest within the budget from then on.
 
     Args:
-        artifact: of TensorRT or TensorRT-RTX, or one with candidates.
+        artifacts: of TensorRT or TensorRT-RTX, or of any runtime where there is something to choose.
         sms: compute capabilities for TensorRT-RTX to build for; none: those that the target names.
-        out: an export folder; called ``ARTIFACT.engines`` beside the artifact it's found on opening.
+        out: a folder for one artifact's engines (called ``ARTIFACT.engines`` it's found beside the artifact), or for a
+            copy of the chosen artifact.
+        autotune: choose among several artifacts of one model.
+        data: labelled pictures for the accuracy of what is chosen from.
+        duration_s: measure each for at least so many seconds.
         options: build options over the manifest's.
         overwrite: permit replacing ``out``, and measuring again what was measured here.
         progress: called with (task, done, total).
 
     Returns:
-        One flat row for each engine, or for each candidate (as :class:`vitedge.runtimes.choice.Timed`).
+        One flat row for each engine, or for each candidate (the fields of :class:`vitedge.runtimes.choice.Timed`).
 
     Raises:
-        as :func:`vitedge.building.engines.build` and :func:`vitedge.building.choices.autotune`.
+        UsageError: ``out`` for the engines of several artifacts.
+        Others as :func:`vitedge.building.engines.build` and :func:`vitedge.building.choices.autotune`.
     """
     from msgspec import to_builtins
 
     from vitedge.building import choices, engines
+    from vitedge.errors import UsageError
     from vitedge.formats.artifact import Artifact
-    from vitedge.runtimes.choice import folders
+    from vitedge.runtimes.choice import candidates_of, folders
 
-    where = None if out is None else Path(out)
-    opened = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
-    if folders(opened) and not sms:
-        timed = choices.autotune([opened], out=where, overwrite=overwrite, progress=progress)
-        return [to_builtins(one) for one in timed]
-    return engines.build(opened, sms=sms, out=where, options=options, overwrite=overwrite, progress=progress)
+    several = [artifacts] if isinstance(artifacts, (str, Path, Artifact)) else artifacts
+    opened = [artifact if isinstance(artifact, Artifact) else Artifact.open(artifact) for artifact in several]
+    folder = None if out is None else Path(out)
+    if autotune or (len(opened) == 1 and not sms and folders(opened[0])):
+        labelled = None if data is None else str(data)
+        timed = choices.autotune(
+            opened, data=labelled, out=folder, overwrite=overwrite, duration_s=duration_s, progress=progress
+        )
+        return [to_builtins(candidate) for candidate in timed]
+    opened = [candidate for artifact in opened for candidate in candidates_of(artifact)]
+    if folder is not None and len(opened) > 1:
+        raise UsageError("write engines", "one folder is for one artifact", "build one at a time, or add: --autotune")
+    return [
+        row
+        for artifact in opened
+        for row in engines.build(artifact, sms=sms, out=folder, options=options, overwrite=overwrite, progress=progress)
+    ]
+
+
+def explain_engines(
+    artifacts: Sequence[Artifact | str | Path],
+    options: OpenOptions | None = None,
+    *,
+    progress: Progress = silent,
+) -> tuple[dict[str, Any], list[str]]:
+    """Explain what the engines of artifacts, and of the candidates inside them, do; this takes a GPU.
+
+    Returns:
+        An explanation by artifact, and sentences that compare them.
+
+    Raises:
+        as :func:`vitedge.building.engines.explain`.
+    """
+    from vitedge.building import engines
+    from vitedge.formats.artifact import Artifact
+    from vitedge.runtimes.choice import candidates_of
+
+    opened = [artifact if isinstance(artifact, Artifact) else Artifact.open(artifact) for artifact in artifacts]
+    return engines.explain([each for artifact in opened for each in candidates_of(artifact)], options, progress)
 
 
 def verify(artifact: Artifact | str | Path, options: OpenOptions | None = None) -> list[Check]:
@@ -218,6 +377,17 @@ def bench(
     images = None if data is None else embedded.open_images(data, action="measure latency")
     opened = [_opened(artifact) for artifact in artifacts]
     return measure(opened, wish, options, images=images, progress=progress, resume=resume, keep=keep)
+
+
+def open_replay(clip: str | Path) -> Replay:
+    """The frames and arrival times of a clip that ``vitedge stream --record`` kept, for the scenario ``camera``.
+
+    Raises:
+        as :func:`vitedge.streaming.replay.open_replay`.
+    """
+    from vitedge.streaming import replay
+
+    return replay.open_replay(Path(clip))
 
 
 def evaluate(
@@ -317,6 +487,17 @@ def compare(
     return result, [comparison.compare(first, other, allowed) for other in others]
 
 
+def comparable(paths: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
+    """(artifacts, results) among paths to compare: either is empty.
+
+    Raises:
+        UsageError: both kinds, neither kind, or too few.
+    """
+    from vitedge.comparison.inputs import separate
+
+    return separate([Path(path) for path in paths])
+
+
 def compare_results(results: Sequence[Result | str | Path], allowed: Allowed | None = None) -> list[Comparison]:
     """Hold rows that were measured before against each other: those of one result against its first, or two results'.
 
@@ -385,7 +566,7 @@ def stream(
         InputError: a file that can't be decoded.
         NotInstalledError: a package or program is missing.
     """
-    from vitedge.runtimes.base import OpenOptions
+    from vitedge.runtimes.options import OpenOptions
     from vitedge.runtimes.session import open_session
     from vitedge.streaming.records import FrameRecord
     from vitedge.streaming.run import open_artifact, refuse_failed, running
@@ -410,11 +591,193 @@ def stream(
     refuse_failed(engine.final, stopped=False)
 
 
-def train(data: str | Path, options: TrainOptions, out: str | Path, **more: Any) -> Path:
-    """Train a compact ViT from class folders; see :func:`vitedge.training.train.train`."""
-    from vitedge.training.train import train as run
+def watch(settings: Settings) -> None:
+    """Run a stream to its end in the foreground, as ``vitedge stream`` does: signals drain it, stderr tells of it.
 
-    return Path(run(str(data), options, Path(out), **more))
+    Raises:
+        as :func:`stream`.
+    """
+    from vitedge.streaming.command import run
+
+    run(settings)
+
+
+def train(
+    data: str | Path,
+    options: TrainOptions,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    test: str | Path | None = None,
+    command: str = "",
+    progress: Progress = silent,
+) -> Path:
+    """Train a compact ViT on class folders and write a model folder.
+
+    Args:
+        data: class folders, an archive of them, or tar shards.
+        options: what to train and how. Weights to start from may lie on the hub; the teacher may be whatever
+            :func:`import_model` takes.
+        out: the model folder to write; ``<out>.run`` beside it holds the checkpoint.
+        resume: go on from the checkpoint of a run with the same options and data.
+        overwrite: permit replacing ``out`` and starting over in ``<out>.run``.
+        test: class folders that are evaluated once, when training is over; they choose nothing.
+        command: how the user asked, for the record.
+        progress: called with (task, done, total) while weights are fetched.
+
+    Raises:
+        NotInstalledError: torch isn't installed.
+        Others as :func:`vitedge.training.train.train` and :func:`import_model`.
+    """
+    from vitedge.errors import NotInstalledError
+
+    try:
+        from vitedge.training.train import train as run
+    except ModuleNotFoundError as error:
+        raise NotInstalledError.for_extra("train a model", error.name or "torch", "train") from error
+    from dataclasses import replace
+
+    if options.init_from is not None and options.init_from.startswith("hub:"):
+        from vitedge.importing.hub import fetch
+
+        fetched = fetch(options.init_from, f"fetch {options.init_from}", progress)
+        options = replace(options, init_from=str(fetched.folder))
+    labelled = None if test is None else str(test)
+    with _imported_teacher(options) as options:
+        return run(str(data), options, Path(out), resume=resume, overwrite=overwrite, test=labelled, command=command)
+
+
+@contextlib.contextmanager
+def _imported_teacher(options: TrainOptions) -> Generator[TrainOptions, None, None]:
+    """The options with the teacher as a model folder; another source is imported for as long as it's needed."""
+    from dataclasses import replace
+
+    how = options.distillation
+    if how is None or how.teacher == "embedded" or (Path(how.teacher) / "model.json").is_file():
+        yield options
+        return
+    with tempfile.TemporaryDirectory(prefix="vitedge-teacher-") as folder:
+        model = import_model(how.teacher, Path(folder) / "model")
+        yield replace(options, distillation=replace(how, teacher=str(model.path)))
+
+
+def report(
+    results: Sequence[str | Path],
+    *,
+    out: str | Path | None = None,
+    format: str | None = None,
+    data: str | Path | None = None,
+    overwrite: bool = False,
+) -> Report:
+    """Make one report of results: which artifact to deploy and why, with every number behind it.
+
+    Args:
+        results: result files, and folders of them.
+        out: the file to write; None writes none.
+        format: ``html``, ``md``, ``csv``, or ``json`` for the rows alone; None: by the name of ``out``, else ``html``.
+        data: the labelled images that accuracy was measured on, or the name of an embedded set.
+        overwrite: permit replacing ``out``.
+
+    Raises:
+        as :func:`vitedge.reporting.delivery.report`.
+    """
+    from vitedge.reporting import delivery
+
+    labelled = None if data is None else str(data)
+    folder = None if out is None else Path(out)
+    return delivery.report(results, out=folder, format=format, data=labelled, overwrite=overwrite)
+
+
+def inspect(path: str | Path, *, everything: bool = False) -> Inspection:
+    """Describe a model folder, an artifact, a result or an ONNX file; with ``everything`` all layers and classes.
+
+    Raises:
+        as :func:`vitedge.reporting.inspection.inspect`.
+    """
+    from vitedge.reporting import inspection
+
+    return inspection.inspect(path, everything=everything)
+
+
+def examine() -> Machine:
+    """Describe this machine and what it can run, as ``vitedge doctor`` does; nothing here raises."""
+    from vitedge import doctor
+
+    return doctor.examine()
+
+
+def targets() -> list[Target]:
+    """Every target: the built-in ones and the user's own."""
+    from vitedge.core import paths
+
+    return [target(name) for name in paths.names("targets")]
+
+
+def target(name: str | Path) -> Target:
+    """A target by its name, or of a TOML file.
+
+    Raises:
+        UsageError: none has this name, or the file isn't a target.
+    """
+    from vitedge.formats.target import load_target
+
+    return load_target(name)
+
+
+def write_target(out: str | Path, name: str | None = None) -> str:
+    """Write a commented target file to start from: a copy of a target's, or a template; returns what to type next.
+
+    Raises:
+        UsageError: ``out`` exists or isn't called ``*.toml``, or no target has this name.
+        ResourceError: it can't be written.
+    """
+    from vitedge.reporting import catalogue_files
+
+    return catalogue_files.write_target(Path(out), name)
+
+
+def recipes() -> list[Recipe]:
+    """Every recipe: the built-in ones and the user's own."""
+    from vitedge.core import paths
+
+    return [recipe(name) for name in paths.names("calibration")]
+
+
+def recipe(name: str | Path) -> Recipe:
+    """A recipe by its name, or of a TOML file.
+
+    Raises:
+        UsageError: none has this name, or the file isn't a recipe.
+    """
+    from vitedge.formats.recipe import load_recipe
+
+    return load_recipe(name)
+
+
+def run_demo(
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    duration_s: float = 3.0,
+    progress: Progress = silent,
+    say: Callable[[str], None] = lambda words: None,
+) -> Demo:
+    """Take the embedded model through the whole pipeline, as ``vitedge demo`` does.
+
+    Args:
+        out: a new folder: ``model/``, ``artifacts/``, ``result.json``, ``report.html``.
+        overwrite: replace an older demo folder.
+        duration_s: seconds of latency measurement for each artifact.
+        progress: called with (task, done, total).
+        say: called with one sentence a step.
+
+    Raises:
+        as :func:`vitedge.demo.demo`.
+    """
+    from vitedge.demo import demo
+
+    return demo(Path(out), overwrite=overwrite, duration_s=duration_s, progress=progress, say=say)
 
 
 def _opened(artifact: Artifact | str | Path) -> Artifact:

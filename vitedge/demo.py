@@ -10,20 +10,25 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from vitedge import api, runtimes
+from vitedge import runtimes
+from vitedge.benchmarking.bench import bench
 from vitedge.benchmarking.options import Wish
 from vitedge.core.files import new_folder
 from vitedge.core.progress import Progress, silent
 from vitedge.data import embedded
 from vitedge.errors import NotInstalledError
-from vitedge.exporting import plan
+from vitedge.evaluation.evaluate import evaluate
+from vitedge.exporting import plan, write
 from vitedge.formats.artifact import Artifact
 from vitedge.formats.model_folder import Model
 from vitedge.formats.result import RESULT_JSON, Check, Referee, Result, Row, Subject, combine, write_result
 from vitedge.formats.target import load_target
+from vitedge.importing import import_model
 from vitedge.reporting.gallery import Answer, Shown
 from vitedge.reporting.html import render
 from vitedge.runtimes.here import runs_here
+from vitedge.runtimes.session import open_session
+from vitedge.verification.verify import verify
 
 #: The target of this machine's processor.
 _OPENVINO = "openvino-arm" if platform.machine() == "aarch64" else "openvino"
@@ -78,15 +83,14 @@ def demo(
             raise NotInstalledError.for_extra(action, package, "demo")
     with new_folder(out, overwrite=overwrite, action=action, last=REPORT_HTML) as folder:
         say("import the embedded model")
-        model = api.import_model("embedded", out=folder / "model")
+        model = import_model("embedded", out=folder / "model")
         artifacts: dict[tuple[str, str], Artifact] = {}
         rows: dict[tuple[str, str], Row] = {}
         for target, precision in ROWS:
             say(f"export to {target} in {precision}, and verify")
             try:
-                artifact = api.export(
-                    model, target, precision, folder / "artifacts" / f"{target}-{precision}", progress=progress
-                )
+                planned = plan.plan_export(model, target, precision, folder / "artifacts" / f"{target}-{precision}")
+                artifact = write.export(planned, progress)
             except NotInstalledError as error:
                 rows[target, precision] = _absent(model, target, precision, error)
                 continue
@@ -94,9 +98,9 @@ def demo(
             rows[target, precision] = _verified(artifact)
         running = [artifact for artifact in artifacts.values() if runs_here(artifact.manifest.target)]
         say(f"measure {len(running)} artifacts, by turns")
-        measured = api.bench(running, Wish(duration_s=duration_s, memory_alone=False), progress=progress)
+        measured = bench(running, Wish(duration_s=duration_s, memory_alone=False), progress=progress)
         say("evaluate them on the held-out pictures")
-        judged = api.evaluate(running, "held-out", progress=progress)
+        judged = evaluate(running, embedded.pictures("held-out"), progress=progress)
         result = _together(combine(measured, judged), list(rows.values()))
         write_result(result, folder / RESULT_JSON)
         say("classify pictures that nothing was chosen by")
@@ -129,7 +133,7 @@ def _absent(model: Model, target: str, precision: str, error: NotInstalledError)
 
 def _verified(artifact: Artifact) -> Row:
     """The row of an artifact as far as verification goes: its checks, and for TensorRT what the referee says."""
-    checks: list[Check] = api.verify(artifact)
+    checks: list[Check] = verify(artifact)
     row = Row(subject=Subject.of(artifact), checks=tuple(checks))
     if artifact.manifest.target.runtime != "tensorrt" or runs_here(artifact.manifest.target):
         return row
@@ -175,7 +179,7 @@ def _classified(running: list[Artifact]) -> list[Shown]:
     answers: list[list[Answer]] = [[] for _ in range(len(chosen))]
     for artifact in running:
         by = f"{artifact.manifest.target.name} {artifact.manifest.precision}"
-        with api.open(artifact) as session:
+        with open_session(artifact) as session:
             for index, record in enumerate(chosen.records):
                 best = session.classify(chosen.read(index), top_k=1)[0]
                 answers[index].append(Answer(by, best.label, best.probability, best.label == record.folder))

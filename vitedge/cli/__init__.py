@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from vitedge._version import __version__
-from vitedge.core.files import resource_errors
+from vitedge.api import resource_errors
 from vitedge.errors import InterruptedError_, VitedgeError
 
 VERBS = (

@@ -5,14 +5,11 @@ from __future__ import annotations
 import re
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from vitedge.cli.options import Device, Json, NoBuild, Quiet
-
-if TYPE_CHECKING:
-    from vitedge.formats.result import Result
 
 
 class Scenario(str, Enum):
@@ -140,10 +137,9 @@ def bench(
     """
     from vitedge import api
     from vitedge.benchmarking.options import Wish
-    from vitedge.cli.outcome import keeper, refuse_invalid, result_to
     from vitedge.core.progress import bars
-    from vitedge.runtimes.base import OpenOptions
-    from vitedge.streaming.replay import open_replay
+    from vitedge.reporting.outcome import keeper, refuse_invalid, result_to, resumable
+    from vitedge.runtimes.options import OpenOptions
 
     sweep = counts(threads, "--threads") if threads is not None else ()
     wish = Wish(
@@ -157,10 +153,10 @@ def bench(
         batches=counts(batch, "--batch") if batch is not None else (),
         like=tuple(tool.value for tool in like or ()),
         profile=profile,
-        replay=None if replay is None else open_replay(replay),
+        replay=None if replay is None else api.open_replay(replay),
     )
     options = OpenOptions(device=device, threads=sweep[0] if len(sweep) == 1 else None, build=not no_build)
-    before = _interrupted(out) if resume else None
+    before = resumable(out, wanted=resume, action="measure latency")
     with result_to(out, json, overwrite=overwrite or before is not None, action="measure latency") as deliver:
         if before is not None and not before.partial:
             result = before
@@ -178,18 +174,3 @@ def bench(
         deliver(result)
     if strict:
         refuse_invalid(result)
-
-
-def _interrupted(out: Path | None) -> Result | None:
-    """What ``--out`` holds; None where there is no such file yet.
-
-    Raises:
-        UsageError: no ``--out``.
-        ArtifactError: not a result.
-    """
-    from vitedge.errors import UsageError
-    from vitedge.formats.result import read_result
-
-    if out is None:
-        raise UsageError("go on with an interrupted measurement", "no file is named", "add: --out result.json")
-    return read_result(out) if out.is_file() else None

@@ -64,40 +64,27 @@ def build(
 
     `vitedge build fp16/ int8/ --explain`
     """
-    from vitedge.building import choices, engines
+    from vitedge import api
     from vitedge.core.progress import bars
-    from vitedge.errors import UsageError
-    from vitedge.formats.artifact import Artifact
-    from vitedge.reporting import built as tables
-    from vitedge.reporting import terminal
-    from vitedge.runtimes.base import OpenOptions
-    from vitedge.runtimes.choice import candidates_of, folders
+    from vitedge.reporting import built, terminal
+    from vitedge.runtimes.options import OpenOptions
 
-    opened = [Artifact.open(path) for path in artifact]
-    choose = autotune or (not sm and not explain and len(opened) == 1 and bool(folders(opened[0])))
-    if not choose:
-        opened = [candidate for one in opened for candidate in candidates_of(one)]
-    chosen = {"optimization_level": optimization_level, "workspace_mb": workspace_mb}
-    options = {name: value for name, value in chosen.items() if value is not None}
-    if out is not None and len(opened) > 1 and not choose:
-        raise UsageError("write engines", "one folder is for one artifact", "build one at a time, or add: --autotune")
-    if choose:
-        with bars(quiet=quiet) as progress:
-            timed = choices.autotune(
-                opened, data=data, out=out, overwrite=overwrite, duration_s=duration, progress=progress
+    given = {"optimization_level": optimization_level, "workspace_mb": workspace_mb}
+    options = {name: value for name, value in given.items() if value is not None}
+    with bars(quiet=quiet) as progress:
+        if autotune or not explain:
+            rows = api.build(
+                artifact,
+                sms=sm or (),
+                out=out,
+                autotune=autotune,
+                data=data,
+                duration_s=duration,
+                options=options,
+                overwrite=overwrite,
+                progress=progress,
             )
-        terminal.emit(timed, None if explain else json, tables.show_tuned)
-    elif not explain:
-        with bars(quiet=quiet) as progress:
-            rows = [
-                row
-                for one in opened
-                for row in engines.build(
-                    one, sms=sm or (), out=out, options=options, overwrite=overwrite, progress=progress
-                )
-            ]
-        terminal.emit(rows, json, tables.show_built)
-    if explain:
-        with bars(quiet=quiet) as progress:
-            found, compared = engines.explain(opened, OpenOptions(options=options, progress=progress), progress)
-        terminal.emit({"engines": found, "compared": compared}, json, tables.show_explained)
+            terminal.emit(rows, None if explain else json, built.show_build)
+        if explain:
+            found, compared = api.explain_engines(artifact, OpenOptions(options=options), progress=progress)
+            terminal.emit({"engines": found, "compared": compared}, json, built.show_explained)

@@ -31,7 +31,7 @@ def classify(
     from vitedge import api
     from vitedge.core.progress import bars
     from vitedge.reporting import measured, terminal
-    from vitedge.runtimes.base import OpenOptions
+    from vitedge.runtimes.options import OpenOptions
 
     options = OpenOptions(device=device, threads=threads, build=not no_build)
     with bars(quiet=quiet) as progress:

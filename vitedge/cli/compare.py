@@ -63,18 +63,16 @@ def compare(
     `vitedge compare result.json`
     """
     from vitedge import api
-    from vitedge.cli.outcome import keeper, refuse_worse, separate
     from vitedge.comparison.options import Allowed, Rounds
     from vitedge.core.progress import bars
     from vitedge.errors import UsageError
-    from vitedge.formats.result import refuse_existing_result
     from vitedge.reporting import compared, terminal
-    from vitedge.runtimes.base import OpenOptions
+    from vitedge.reporting.outcome import keeper, refuse_existing, refuse_worse
+    from vitedge.runtimes.options import OpenOptions
 
     allowed = Allowed(max_slowdown_pct=max_slowdown, max_drop_pts=max_drop)
-    artifacts, results = separate(artifact)
-    if out is not None:
-        refuse_existing_result(out, overwrite=overwrite, action="compare")
+    artifacts, results = api.comparable(artifact)
+    refuse_existing([out], overwrite=overwrite, action="compare")
     if results:
         if data or duration or out or threads is not None or device:
             raise UsageError("compare results", "nothing is measured anew", "leave out how to measure")

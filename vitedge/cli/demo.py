@@ -31,8 +31,8 @@ def demo(
     """
     import sys
 
+    from vitedge import api
     from vitedge.core.progress import bars
-    from vitedge.demo import demo as run
     from vitedge.reporting import terminal
     from vitedge.reporting.summary import show_summary
 
@@ -41,5 +41,5 @@ def demo(
             sys.stderr.write(f"· {words}\n")
 
     with bars(quiet=quiet) as progress:
-        found = run(out, overwrite=overwrite, duration_s=duration, progress=progress, say=say)
+        found = api.run_demo(out, overwrite=overwrite, duration_s=duration, progress=progress, say=say)
     terminal.emit(found.result, json, lambda result: show_summary(result, found.shown, found.out))

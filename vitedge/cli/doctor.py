@@ -18,7 +18,7 @@ def doctor(
 
     `vitedge doctor --json - > machine.json`
     """
-    from vitedge.doctor import examine
+    from vitedge import api
     from vitedge.reporting import terminal
 
-    terminal.emit(examine(), json, terminal.show_doctor)
+    terminal.emit(api.examine(), json, terminal.show_doctor)

@@ -55,9 +55,9 @@ def eval_(
     `vitedge eval artifact/ --data test.tar.gz --limit 1000`
     """
     from vitedge import api
-    from vitedge.cli.outcome import keeper, result_to, resumable
     from vitedge.core.progress import bars
-    from vitedge.runtimes.base import OpenOptions
+    from vitedge.reporting.outcome import keeper, result_to, resumable
+    from vitedge.runtimes.options import OpenOptions
 
     options = OpenOptions(device=device, threads=threads, build=not no_build)
     earlier = resumable(out, wanted=resume, action="evaluate accuracy")

@@ -82,17 +82,14 @@ def export(
 
     `vitedge export model/ -t jetson-orin-nano -t raspberry-pi-5 --int8 --data images/ --out boards/`
     """
-    from msgspec import to_builtins
-
+    from vitedge import api
     from vitedge.core.progress import bars
-    from vitedge.exporting import write
-    from vitedge.exporting.plan import describe, plan_export
-    from vitedge.reporting import selection, terminal
+    from vitedge.reporting import terminal
 
     wish = chosen_precision(precision, int8=int8, half=half)
     folders = [out] if len(target) == 1 else [out / f"{Path(name).stem}-{wish}" for name in target]
     plans = [
-        plan_export(
+        api.plan_export(
             model,
             name,
             wish,
@@ -112,16 +109,14 @@ def export(
         for name, folder in zip(target, folders, strict=True)
     ]
     if dry_run:
-        terminal.emit([describe(plan) for plan in plans], json, terminal.show_plans)
+        terminal.emit([api.summary(plan) for plan in plans], json, terminal.show_plans)
         return
     with bars(quiet=quiet) as progress:
-        artifacts = [write.export(plan, progress) for plan in plans]
-    rows = [write.summary(artifact) for artifact in artifacts]
+        artifacts = [api.carry_out(plan, progress) for plan in plans]
+    rows = [api.summary(artifact) for artifact in artifacts]
     if explain:
-        rows = [
-            row | {"explained": to_builtins(write.explain(plan, artifact)), "picture": selection.draw(plan, artifact)}
-            for row, plan, artifact in zip(rows, plans, artifacts, strict=True)
-        ]
+        explanations = [api.explain_export(plan, artifact) for plan, artifact in zip(plans, artifacts, strict=True)]
+        rows = [row | explanation for row, explanation in zip(rows, explanations, strict=True)]
     terminal.emit(rows, json, terminal.show_exports)
 
 
@@ -132,9 +127,8 @@ def chosen_precision(precision: str | None, *, int8: bool, half: bool) -> str:
         UsageError: none, or several that differ.
     """
     from vitedge.errors import UsageError, nearest
-    from vitedge.formats.target import PRECISIONS as OF_TARGETS
+    from vitedge.exporting.options import PRECISIONS as precisions
 
-    precisions = (*OF_TARGETS, "auto")
     wishes = {wish for wish, given in ((precision, precision), ("int8", int8), ("fp16", half)) if given}
     action = f"export in precision {' and '.join(sorted(map(str, wishes))) or '(none)'}"
     if len(wishes) != 1:

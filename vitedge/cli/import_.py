@@ -115,13 +115,12 @@ def import_(
 
     `vitedge import --factory my_models:small_swin --weights swin.safetensors --size 224 --mean … --std … --out model/`
     """
-    from vitedge import api, importing
+    from vitedge import api
     from vitedge.core.progress import bars
+    from vitedge.importing.options import preprocessing_options
     from vitedge.reporting import terminal
 
-    chosen = importing.chosen_source(source, factory, weights, allow_pickle=allow_pickle)
-
-    overrides = importing.preprocessing_options(
+    overrides = preprocessing_options(
         size=size,
         resize=resize,
         patch_size=patch_size,
@@ -142,8 +141,11 @@ def import_(
     )
     with bars() as progress:
         model = api.import_model(
-            chosen,
+            source,
             out,
+            factory=factory,
+            weights=weights,
+            allow_pickle=allow_pickle,
             labels=labels,
             preprocessing=overrides,
             licence=licence,
@@ -151,4 +153,4 @@ def import_(
             overwrite=overwrite,
             progress=progress,
         )
-    terminal.emit([importing.summary(model)], json, terminal.show_models)
+    terminal.emit([api.summary(model)], json, terminal.show_models)

@@ -27,6 +27,7 @@ def inspect(
 
     `vitedge inspect classifier.onnx --json -`
     """
-    from vitedge.reporting import inspection, terminal
+    from vitedge import api
+    from vitedge.reporting import terminal
 
-    terminal.emit(inspection.inspect(path, everything=everything), json, terminal.show_inspection)
+    terminal.emit(api.inspect(path, everything=everything), json, terminal.show_inspection)

@@ -23,11 +23,10 @@ def recipes(
 
     `vitedge recipes thorough`
     """
-    from vitedge.core import paths
-    from vitedge.formats.recipe import load_recipe
+    from vitedge import api
     from vitedge.reporting import terminal
 
     if name is not None:
-        terminal.emit(load_recipe(name), json, terminal.show_recipe)
-        return
-    terminal.emit([load_recipe(known) for known in paths.names("calibration")], json, terminal.show_recipes)
+        terminal.emit(api.recipe(name), json, terminal.show_recipe)
+    else:
+        terminal.emit(api.recipes(), json, terminal.show_recipes)

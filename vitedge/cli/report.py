@@ -43,13 +43,13 @@ def report(
 
     `vitedge report results/ --format md >> README.md`
     """
+    from vitedge import api
     from vitedge.reporting import delivery
 
-    delivery.report(
-        source,
-        out=out,
-        format=format.value if format else None,
-        data=data,
-        json=json,
-        overwrite=overwrite,
-    )
+    wanted = format.value if format else None
+    if out is None and json == "-":
+        wanted = "json"
+    elif out is None and wanted in (None, "html"):
+        out = Path("report.html")
+    report = api.report(source, out=out, format=wanted, data=data, overwrite=overwrite)
+    delivery.show_report(report, json)

@@ -192,12 +192,11 @@ def stream(
 
     `vitedge stream artifact/ front=rtsp://10.0.0.5/main --credentials env:CAMERA --smoothing 0.5`
     """
-    from vitedge.streaming.command import run
+    from vitedge import api
     from vitedge.streaming.settings import read_settings
 
-    given = dict(locals())
-    given.pop("read_settings"), given.pop("run")
+    given = {name: value for name, value in locals().items() if name not in ("api", "read_settings")}
     file = given.pop("settings")
     given["source"] = tuple(source) if source else None
     given["quiet"], given["headless"] = quiet or None, headless or None
-    run(read_settings(file, given))
+    api.watch(read_settings(file, given))

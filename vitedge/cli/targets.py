@@ -30,13 +30,12 @@ def targets(
 
     `vitedge targets --new board.toml`
     """
-    from vitedge.core import paths
-    from vitedge.formats.target import load_target
-    from vitedge.reporting import catalogue_files, terminal
+    from vitedge import api
+    from vitedge.reporting import terminal
 
     if new is not None:
-        typer.echo(catalogue_files.write_target(new, name))
+        typer.echo(api.write_target(new, name))
     elif name is not None:
-        terminal.emit(load_target(name), json, terminal.show_target)
+        terminal.emit(api.target(name), json, terminal.show_target)
     else:
-        terminal.emit([load_target(known) for known in paths.names("targets")], json, terminal.show_targets)
+        terminal.emit(api.targets(), json, terminal.show_targets)

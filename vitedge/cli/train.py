@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -135,84 +132,70 @@ def train(
 
     `torchrun --nproc-per-node 2 -m vitedge train photos/ --model vit_edge_conv_32 --out model/ --device cuda`
     """
-    from vitedge.errors import NotInstalledError
+    from vitedge import api
+    from vitedge.core.progress import bars
+    from vitedge.training.options import Augmentation, Distillation, TrainOptions
 
-    try:
-        from vitedge.training.options import Augmentation, Distillation, TrainOptions
-        from vitedge.training.train import train as train_
-    except ModuleNotFoundError as error:
-        raise NotInstalledError.for_extra("train a model", error.name or "torch", "train") from error
-
-    if init_from is not None and init_from.startswith("hub:"):
-        from vitedge.core.progress import bars
-        from vitedge.importing.hub import fetch
-
-        with bars() as show:
-            init_from = str(fetch(init_from, f"fetch {init_from}", show).folder)
-    with _model_folder(teacher) as taught_by:
-        options = TrainOptions(
-            model=model,
-            epochs=epochs,
-            batch_size=batch_size,
-            accumulate=accumulate,
-            lr=lr,
-            optimizer=optimizer,
-            schedule=schedule,
-            warmup=warmup,
-            weight_decay=weight_decay,
-            layer_decay=layer_decay,
-            label_smoothing=label_smoothing,
-            class_weights=class_weights,
-            drop_path=drop_path,
-            ema=ema,
-            clip=clip,
-            augmentation=Augmentation(
-                crop_padding=crop_padding,
-                flip=flip,
-                rand_augment=rand_augment,
-                random_erasing=random_erasing,
-                mixup=mixup,
-                cutmix=cutmix,
-                mix_probability=mix_probability,
-            ),
-            image_size=None if image_size is None else (image_size, image_size),
-            resize=resize,
-            holdout=holdout,
-            init_from=init_from,
-            new_head=new_head,
-            freeze=freeze,
-            distillation_token=distillation_token,
-            distillation=None
-            if taught_by is None
-            else Distillation(
-                teacher=taught_by,
-                lesson=distill,
-                weight=distill_weight,
-                temperature=temperature,
-                views=teacher_views,
-                cache=None if teacher_cache is None else str(teacher_cache),
-            ),
-            seed=seed,
-            threads=threads,
-            device=device,
-            precision=precision,
-            compile=compile_,
-            workers=workers,
-            checkpoint_seconds=checkpoint_seconds,
+    options = TrainOptions(
+        model=model,
+        epochs=epochs,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        lr=lr,
+        optimizer=optimizer,
+        schedule=schedule,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        layer_decay=layer_decay,
+        label_smoothing=label_smoothing,
+        class_weights=class_weights,
+        drop_path=drop_path,
+        ema=ema,
+        clip=clip,
+        augmentation=Augmentation(
+            crop_padding=crop_padding,
+            flip=flip,
+            rand_augment=rand_augment,
+            random_erasing=random_erasing,
+            mixup=mixup,
+            cutmix=cutmix,
+            mix_probability=mix_probability,
+        ),
+        image_size=None if image_size is None else (image_size, image_size),
+        resize=resize,
+        holdout=holdout,
+        init_from=init_from,
+        new_head=new_head,
+        freeze=freeze,
+        distillation_token=distillation_token,
+        distillation=None
+        if teacher is None
+        else Distillation(
+            teacher=teacher,
+            lesson=distill,
+            weight=distill_weight,
+            temperature=temperature,
+            views=teacher_views,
+            cache=None if teacher_cache is None else str(teacher_cache),
+        ),
+        seed=seed,
+        threads=threads,
+        device=device,
+        precision=precision,
+        compile=compile_,
+        workers=workers,
+        checkpoint_seconds=checkpoint_seconds,
+    )
+    with bars() as progress:
+        written = api.train(
+            data,
+            options,
+            out,
+            resume=resume,
+            overwrite=overwrite,
+            test=test,
+            command=shlex.join(["vitedge", *sys.argv[1:]]),
+            progress=progress,
         )
-        command = shlex.join(["vitedge", *sys.argv[1:]])
-        written = train_(data, options, out, resume=resume, overwrite=overwrite, test=test, command=command)
     if os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks
         print(written)
-
-
-@contextlib.contextmanager
-def _model_folder(source: str | None) -> Iterator[str | None]:
-    """A teacher as a model folder; another source is imported for as long as it's needed."""
-    if source is None or source == "embedded" or (Path(source) / "model.json").is_file():
-        yield source
-        return
-    from vitedge.api import import_model
-
-    with tempfile.TemporaryDirectory(prefix="vitedge-teacher-") as folder:
-        yield str(import_model(source, out=Path(folder) / "model").path)

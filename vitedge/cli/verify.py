@@ -31,7 +31,7 @@ def verify(
     from vitedge import api
     from vitedge.errors import InvalidResultError
     from vitedge.reporting import measured, terminal
-    from vitedge.runtimes.base import OpenOptions
+    from vitedge.runtimes.options import OpenOptions
 
     checks = api.verify(artifact, OpenOptions(device=device, threads=threads, build=not no_build))
     terminal.emit(checks, json, measured.show_checks)

@@ -33,6 +33,18 @@ def show_built(rows: Sequence[Mapping[str, Any]]) -> None:
     )
 
 
+def show_build(rows: Sequence[Mapping[str, Any]]) -> None:
+    """One row an engine, or a candidate that was measured."""
+    from msgspec import convert
+
+    from vitedge.runtimes.choice import Timed
+
+    if rows and "latency_p50_ms" in rows[0]:
+        show_tuned(convert(rows, list[Timed]))
+    else:
+        show_built(rows)
+
+
 def show_tuned(timed: Sequence[Timed]) -> None:
     """One row a candidate, the chosen one marked."""
     show(

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from vitedge.core.files import write_atomic
+from vitedge.core.schema import encode_json
 from vitedge.data.images import ImageSet
 from vitedge.errors import UsageError, nearest
 from vitedge.formats.result import Result
 
 FORMATS = {"html": (".html", ".htm"), "md": (".md", ".markdown"), "csv": (".csv",)}
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report, and the results that it's about."""
+
+    format: str  # a key of :data:`FORMATS`, or "json"
+    content: bytes
+    results: tuple[Result, ...]
+    out: Path | None  # the file that was written
 
 
 def report(
@@ -20,17 +32,15 @@ def report(
     out: Path | None = None,
     format: str | None = None,
     data: str | None = None,
-    json: str | None = None,
     overwrite: bool = False,
-) -> None:
-    """Read results, and write them as HTML, Markdown or CSV.
+) -> Report:
+    """Read results, and make them HTML, Markdown or CSV.
 
     Args:
         sources: result files, and folders of them.
-        out: the file; without it HTML goes to ``report.html``, the others to stdout.
-        format: a key of :data:`FORMATS`; without it, by the name of ``out``.
+        out: the file to write; None writes none.
+        format: a key of :data:`FORMATS`, or ``json`` for the rows alone; without it, by the name of ``out``, else HTML.
         data: the labelled images that accuracy was measured on, or the name of an embedded set.
-        json: write the rows as JSON there; with ``-`` to stdout, and nothing else unless ``out`` is given.
         overwrite: permit replacing ``out``.
 
     Raises:
@@ -40,26 +50,29 @@ def report(
         ResourceError: the file can't be written.
     """
     from vitedge.data import embedded
-    from vitedge.reporting import csv, rows, terminal
+    from vitedge.reporting import rows
 
     wanted = _format(out, format)
-    if wanted == "html" and out is None and json != "-":
-        out = Path("report.html")
     if out is not None:
         _refuse_existing(out, overwrite=overwrite)
     results = rows.read(sources)
-    if json is not None:
-        terminal.emit(csv.records(results), json, lambda records: None)
-    if json == "-" and out is None:
-        return
     images = None if data is None else embedded.open_images(data, action=f"show pictures of {data}")
     content = _render(wanted, results, images)
-    if out is None:
-        sys.stdout.write(content.decode())
-        return
-    write_atomic(out, content, f"write the report {out}")
-    if json != "-":
-        tell(results, out)
+    if out is not None:
+        write_atomic(out, content, f"write the report {out}")
+    return Report(wanted, content, tuple(results), out)
+
+
+def show_report(report: Report, json: str | None) -> None:
+    """The rows as JSON where ``json`` says; the decisions where a file was written, else the report itself."""
+    from vitedge.reporting import csv, terminal
+
+    if json is not None and report.format != "json":
+        terminal.emit(csv.records(report.results), json, lambda records: None)
+    if report.out is None:
+        sys.stdout.write(report.content.decode())
+    elif json != "-":
+        tell(report.results, report.out)
 
 
 def _format(out: Path | None, format: str | None) -> str:
@@ -90,6 +103,7 @@ def _render(wanted: str, results: Sequence[Result], images: ImageSet | None) -> 
         "html": lambda: html.render(results, images=images).encode(),
         "md": lambda: markdown.render(results).encode(),
         "csv": lambda: csv.render(results).encode(),
+        "json": lambda: encode_json(csv.records(results)),
     }
     return makers[wanted]()
 

@@ -29,12 +29,11 @@ def result_to(
         UsageError: a file exists.
         ResourceError: it can't be written.
     """
-    from vitedge.formats.result import Stopped, encode_result, refuse_existing_result, write_result
+    from vitedge.formats.result import Stopped, encode_result, write_result
     from vitedge.reporting import measured
 
     files = [path for path in (out, Path(json) if json not in (None, "-") else None) if path is not None]
-    for path in files:
-        refuse_existing_result(path, overwrite=overwrite, action=action)
+    refuse_existing(files, overwrite=overwrite, action=action)
 
     def deliver(result: Result) -> None:
         for path in files:
@@ -49,6 +48,19 @@ def result_to(
     except Stopped as stop:
         deliver(stop.result)
         raise
+
+
+def refuse_existing(files: Sequence[Path | None], *, overwrite: bool, action: str) -> None:
+    """Refuse to replace results; None among the files is none.
+
+    Raises:
+        UsageError: one of them exists.
+    """
+    from vitedge.formats.result import refuse_existing_result
+
+    for path in files:
+        if path is not None:
+            refuse_existing_result(path, overwrite=overwrite, action=action)
 
 
 def resumable(out: Path | None, *, wanted: bool, action: str) -> Result | None:
@@ -92,31 +104,6 @@ def refuse_invalid(result: Result) -> None:
             raise InvalidResultError(
                 f"measure {row.subject.name} strictly", "; ".join(verdict.reasons), "measure again on a quiet machine"
             )
-
-
-def separate(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """(artifacts, results) among what ``compare`` was given: only one of them holds any.
-
-    Raises:
-        UsageError: both kinds, neither kind, or too few.
-    """
-    from vitedge.errors import UsageError
-    from vitedge.formats.artifact import MANIFEST
-    from vitedge.formats.result import RESULT_JSON
-
-    action = f"compare {' with '.join(str(path) for path in paths)}"
-    artifacts = [path for path in paths if (path / MANIFEST).is_file()]
-    results = [path for path in paths if path.is_file() or (path / RESULT_JSON).is_file()]
-    neither = [str(path) for path in paths if path not in artifacts and path not in results]
-    if neither:
-        raise UsageError(
-            action, f"{neither[0]} is neither an artifact nor a result", "name artifact folders, or results"
-        )
-    if artifacts and results:
-        raise UsageError(action, "an artifact and a result can't be compared", "name artifacts, or results")
-    if len(artifacts) == 1 or len(results) > 2:
-        raise UsageError(action, "a baseline and a candidate are needed", "run: vitedge compare BASELINE CANDIDATE")
-    return artifacts, results
 
 
 def refuse_worse(found: Sequence[Comparison], *, strict: bool) -> None:
