@@ -112,25 +112,25 @@ def judged(
         classes=[each.name for each in model.record.classes],
         labels=labels,
         source=images.source.name,
-        seen="held-out",
+        split="held-out",
         executed_by="",
     )
 
 
 def told(found: Fidelity) -> dict[str, float]:
-    assert found.drop is not None
+    assert found.top1_drop is not None
     return {
-        "lost_pts": found.drop.points,
-        "low_pts": found.drop.low,
-        "high_pts": found.drop.high,
+        "lost_pts": found.top1_drop.pp,
+        "low_pts": found.top1_drop.low,
+        "high_pts": found.top1_drop.high,
         "flips": 1 - found.agreement,
         "divergence": found.divergence,
     }
 
 
 def line(found: Fidelity) -> str:
-    assert found.drop is not None
-    interval = f"{points(found.drop.points)} ({points(found.drop.low)} … {points(found.drop.high)})"
+    assert found.top1_drop is not None
+    interval = f"{points(found.top1_drop.pp)} ({points(found.top1_drop.low)} … {points(found.top1_drop.high)})"
     return f"{interval:>26s}{100 * (1 - found.agreement):8.2f}%{found.divergence:10.6f}"
 
 
@@ -160,15 +160,15 @@ def document(rows: list[dict[str, Any]], where: str) -> None:
 
 def judge(case: str, found: dict[str, Fidelity]) -> Iterator[Bar]:
     """One bar a runtime, where naive quantization collapses."""
-    naive = max((found[name].drop.points for name in NAIVE if name in found), default=0.0)
+    naive = max((found[name].top1_drop.pp for name in NAIVE if name in found), default=0.0)
     if naive <= COLLAPSED:
         return
     for name in TARGETS.values():
-        drop = found[f"vitedge, {name}"].drop
+        drop = found[f"vitedge, {name}"].top1_drop
         assert drop is not None
         yield Bar(
             f"{case}: points lost by {name}, naive loses {naive:.1f}",
-            drop.points,
+            drop.pp,
             ALLOWED,
             at_least=False,
             low=drop.low,

@@ -14,8 +14,8 @@
     ├── NotInstalledError           8   a runtime or an extra
     └── InterruptedError_           130 or 143, by the signal
 
-An error says three things: what was asked for, what stands against it, what to type next. Its text is one block of
-three lines. Text that comes from outside (file names, labels, other libraries' messages) is made printable first.
+Every error says what was asked for (``action``), why that can't be done (``reason``) and what to do (``hint``), a line
+each. Text that comes from outside (file names, labels, other libraries' messages) is made printable first.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def printable(text: object) -> str:
 
 
 class VitedgeError(Exception):
-    """What was asked for, what stands against it, what to type next.
+    """Base of all errors.
 
     Args:
-        action: what the caller wanted, as a phrase: ``export to target 'jetson'``.
-        reason: what stands against it: ``no target has this name; the nearest is 'jetson-thor'``.
-        hint: what to type or change: ``run: vitedge targets``.
+        action: what was asked for, as a phrase: ``export to target 'jetson'``.
+        reason: why that can't be done, as a clause: ``no target has this name; the nearest is 'jetson-thor'``.
+        hint: what to do, as an instruction: ``run: vitedge targets``.
     """
 
     exit_code: ClassVar[int] = 1
@@ -115,7 +115,7 @@ class InterruptedError_(VitedgeError):
         self.exit_code = 128 + signal_number  # type: ignore[misc]  # the instance knows which signal
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """``"; the nearest is 'x'"`` when one of ``known`` resembles ``name``, else an empty string."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """``"; the nearest is 'x'"`` when one of ``candidates`` resembles ``name``, else an empty string."""
+    matches = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
     return f"; the nearest is '{matches[0]}'" if matches else ""

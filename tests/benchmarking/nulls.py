@@ -44,7 +44,7 @@ TARGET = Target(
     batch=1,
     candidate=(Candidate(precision="fp32", form="null"),),
     bench=BenchRules(warmup_s=0.02, min_duration_s=0.1),
-    budget=Budget(max_accuracy_drop_pts=1.0),
+    budget=Budget(max_top1_drop_pp=1.0),
 )
 
 

@@ -60,13 +60,15 @@ def test_wishes_that_contradict_themselves(artifact: Artifact, tmp_path: Path) -
 def test_the_tables(monkeypatch: pytest.MonkeyPatch, artifact: Artifact, tmp_path: Path) -> None:
     """What ``--autotune`` and ``--explain`` print, of answers as a GPU would give them."""
     timed = [
-        Timed(artifact="fp16", precision="fp16", latency_p50_ms=2.0, latency_p95_ms=2.1, drop_pts=0.0, reason="1.33×"),
+        Timed(
+            artifact="fp16", precision="fp16", latency_p50_ms=2.0, latency_p95_ms=2.1, top1_drop_pp=0.0, reason="1.33×"
+        ),
         Timed(
             artifact="int8",
             precision="int8",
             latency_p50_ms=1.5,
             latency_p95_ms=1.6,
-            drop_pts=0.25,
+            top1_drop_pp=0.25,
             chosen=True,
             reason="the fastest within the budget",
         ),

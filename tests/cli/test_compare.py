@@ -47,7 +47,7 @@ def test_lost_accuracy_exits_with_7(one: Artifact, data: Path, tmp_path: Path) -
     constant = null_artifact(tmp_path / "c", precision="int8", cached=True, latency_ms=0.5)
     _, reason, _ = fails(7, "compare", one.path, constant.path, *FAST, "--data", data, "--max-slowdown", 1000)
     assert "points of top-1" in reason
-    free = replace(TARGET, budget=replace(TARGET.budget, max_accuracy_drop_pts=100.0))
+    free = replace(TARGET, budget=replace(TARGET.budget, max_top1_drop_pp=100.0))
     other = null_artifact(tmp_path / "d", target=free, latency_ms=0.1)
     assert vitedge("compare", one.path, other.path, *FAST, "--data", data, "--limit", 20).code == 0
 

@@ -81,9 +81,9 @@ def test_accuracy_fails_beyond_its_budget_and_the_interval_is_told() -> None:
 
 def test_the_target_s_latency_budget_holds() -> None:
     about = results.subject("openvino", "int8")
-    tight = replace(about, budget=Budget(max_accuracy_drop_pts=0.5, latency_p95_ms=1.0))
+    tight = replace(about, budget=Budget(max_top1_drop_pp=0.5, latency_p95_ms=1.0))
     assert any("the target's budget is 1 ms" in one for one in compared(0.7, subject=tight).failures)
-    loose = replace(about, budget=Budget(max_accuracy_drop_pts=0.5, latency_p95_ms=9.0))
+    loose = replace(about, budget=Budget(max_top1_drop_pp=0.5, latency_p95_ms=9.0))
     assert compared(0.7, subject=loose).failures == ()
 
 

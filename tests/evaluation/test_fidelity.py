@@ -21,11 +21,11 @@ def test_flips_drop_and_divergence() -> None:
         classes=CLASSES,
         labels=labels,
         source="s",
-        seen="held-out",
+        split="held-out",
         executed_by="r",
     )
     assert found.pictures == 4 and found.agreement == 0.5
-    assert found.drop is not None and found.drop.points == 0 and found.drop.low < 0 < found.drop.high
+    assert found.top1_drop is not None and found.top1_drop.pp == 0 and found.top1_drop.low < 0 < found.top1_drop.high
     assert [(flip.picture, flip.label, flip.instead) for flip in found.flips] == [
         ("x", "bee", "ant"),
         ("z", "bee", "cat"),

@@ -249,15 +249,15 @@ def test_the_budget_of_the_target_counts_where_none_was_asked_for(
     carrier: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed(monkeypatch, carrier, fastest="dynamic-int8")
-    losing = replace(carrier.manifest.target.budget, max_accuracy_drop_pts=0.0)
+    losing = replace(carrier.manifest.target.budget, max_top1_drop_pp=0.0)
     everyone = chosen.candidates_of(carrier)
 
     def lossy(artifact: Artifact) -> list[Artifact]:
         def worse(one: Artifact) -> Artifact:
             fidelity = one.manifest.fidelity
-            assert fidelity is not None and fidelity.drop is not None
-            points = 1.0 if one.manifest.form == "dynamic-int8" else 0.0
-            fidelity = replace(fidelity, drop=replace(fidelity.drop, points=points))
+            assert fidelity is not None and fidelity.top1_drop is not None
+            drop_pp = 1.0 if one.manifest.form == "dynamic-int8" else 0.0
+            fidelity = replace(fidelity, top1_drop=replace(fidelity.top1_drop, pp=drop_pp))
             target = replace(one.manifest.target, budget=losing)
             return Artifact(one.path, replace(one.manifest, fidelity=fidelity, target=target))
 
@@ -265,9 +265,9 @@ def test_the_budget_of_the_target_counts_where_none_was_asked_for(
 
     monkeypatch.setattr(choices, "candidates_of", lossy)
     found = {one.form: one for one in choices.autotune([carrier])}
-    assert found["dynamic-int8"].reason == "loses 1.00 points of top-1; the budget is 0"
-    monkeypatch.setattr(choices, "_timed", lambda *_: [replace(one, drop_pts=2.0) for one in found.values()])
-    with pytest.raises(InvalidResultError, match=r"loses 2\.00 points"):
+    assert found["dynamic-int8"].reason == "has a top-1 drop of 1.00 pp; the budget is 0 pp"
+    monkeypatch.setattr(choices, "_timed", lambda *_: [replace(one, top1_drop_pp=2.0) for one in found.values()])
+    with pytest.raises(InvalidResultError, match=r"has a top-1 drop of 2\.00 pp"):
         choices.autotune([carrier], overwrite=True)
 
 
@@ -288,8 +288,8 @@ def test_openvino_chooses_among_precisions(small_model: Path, small_data: Path, 
         min_agreement=10.0,
         **WISH,
     )
-    assert (made.manifest.min_agreement_pct, made.manifest.max_drop_pts) == (10.0, None)
-    assert inspect(made.path).facts["budget"] == "at least 10 % called alike, held with 95 % confidence"
+    assert (made.manifest.min_top1_agreement_pct, made.manifest.max_top1_drop_pp) == (10.0, None)
+    assert inspect(made.path).facts["budget"] == "a top-1 agreement of at least 10 %, held with 95 % confidence"
     rows = choices.autotune([made])
     assert {row.precision for row in rows} >= {"int8", "fp32"}
     (winner,) = (row for row in rows if row.chosen)

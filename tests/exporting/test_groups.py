@@ -76,9 +76,11 @@ def test_a_mixture_keeps_what_costs_less_than_average(found: list[tuple[int, int
         {group.name: gain for group, (_, gain) in zip(groups, found, strict=True)},
         measured=True,
     )
-    dear = scan.overpriced(groups)
-    assert dear == scan.worst_first(groups)[: len(dear)], "a beginning of the order in which groups go back to float"
-    kept = [group for group in groups if group not in dear]
+    unprofitable = scan.unprofitable(groups)
+    assert unprofitable == scan.worst_first(groups)[: len(unprofitable)], (
+        "a beginning of the order in which groups go back to float"
+    )
+    kept = [group for group in groups if group not in unprofitable]
     assert all(scan.gain[group.name] > 0 for group in kept)
     gaining = [group for group in groups if scan.gain[group.name] > 0]
     assert bool(kept) == bool(gaining), "the cheapest of those that gain is never over the average"
@@ -92,7 +94,7 @@ def test_a_mixture_keeps_what_costs_less_than_average(found: list[tuple[int, int
 
 def test_equal_prices_are_no_reason_to_mix() -> None:
     groups = [Group(name, (name,)) for name in "abc"]
-    alike = Scan({"a": 0.1, "b": 0.2, "c": 0.3}, {"a": 1.0, "b": 2.0, "c": 3.0}, measured=True)
-    assert alike.overpriced(groups) == []
+    equal = Scan({"a": 0.1, "b": 0.2, "c": 0.3}, {"a": 1.0, "b": 2.0, "c": 3.0}, measured=True)
+    assert equal.unprofitable(groups) == []
     none = Scan({"a": 0.1, "b": 0.2, "c": 0.3}, {"a": 0.0, "b": -2.0, "c": 0.0}, measured=True)
-    assert len(none.overpriced(groups)) == 3
+    assert len(none.unprofitable(groups)) == 3

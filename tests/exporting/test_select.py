@@ -12,9 +12,9 @@ import pytest
 import vitedge
 from tests.cli.command import vitedge as run
 from vitedge.errors import InvalidResultError, UsageError
-from vitedge.exporting import select, write
-from vitedge.exporting.evaluate import Jury
+from vitedge.exporting import sensitivity, write
 from vitedge.exporting.groups import Group
+from vitedge.exporting.hold_out import HoldOut
 from vitedge.exporting.plan import _tried, plan_export
 from vitedge.formats.artifact import Artifact, CandidateResult, Step
 from vitedge.formats.target import Candidate, load_target
@@ -34,10 +34,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def gains(monkeypatch: pytest.MonkeyPatch, slower: Sequence[str] = (), others: float = 1000.0) -> None:
     """What profiles would say of each group."""
 
-    def saved(materials: object, built: object, groups: Sequence[Group]) -> Mapping[str, float]:
+    def saved(inputs: object, evaluated: object, groups: Sequence[Group]) -> Mapping[str, float]:
         return {group.name: -1.0 if group.name in slower else others for group in groups}
 
-    monkeypatch.setattr(select, "_saved", saved)
+    monkeypatch.setattr(sensitivity, "saved_time", saved)
 
 
 def test_every_target_with_quantized_forms_mixes_them() -> None:
@@ -63,7 +63,7 @@ def test_what_gains_nothing_and_what_costs_too_much_stays_in_float(
     manifest = made.manifest
     reasons = {layer.name: layer.reason for layer in manifest.layers}
     assert manifest.precision == "mixed" and reasons["blocks.0.attn.qkv"] == NO_GAIN
-    assert PRICE in reasons.values(), "some group is dearer than the average"
+    assert PRICE in reasons.values(), "some group costs more than the average"
     quantized = {layer.name for layer in manifest.layers if layer.precision == "int8"}
     assert quantized and not any(reasons[name] for name in quantized)
     assert set(manifest.precision_obtained) == {"int8", "fp32" if target != "tensorrt" else "fp16"}
@@ -120,25 +120,25 @@ def test_steps_for_another_machine_have_no_times(small_model: Path, small_data: 
     assert drawn is not None and "multiply-accumulates in float" in Path(drawn).read_text()
 
 
-def test_one_scan_serves_runtimes_that_round_alike(
+def test_one_scan_serves_runtimes_that_round_to_the_same_integers(
     small_model: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
     pytest.importorskip("openvino")
-    judged: list[int | None] = []
-    judge = Jury.judge
+    counts: list[int | None] = []
+    evaluate = HoldOut.evaluate
 
-    def counted(self: Jury, trial: Any, count: int | None = None) -> Any:
-        judged.append(count)
-        return judge(self, trial, count)
+    def counted(self: HoldOut, runnable: Any, count: int | None = None) -> Any:
+        counts.append(count)
+        return evaluate(self, runnable, count)
 
-    monkeypatch.setattr(Jury, "judge", counted)
+    monkeypatch.setattr(HoldOut, "evaluate", counted)
     sensitivities = {}
     for target in ("onnxruntime", "openvino"):
         plan = plan_export(small_model, target, "int8", tmp_path / target, data=small_data, explain=True, **QUICK)
-        before = judged.count(select.SCANNED)
+        before = counts.count(sensitivity.PICTURES)
         layers = write.export(plan).manifest.layers
         sensitivities[target] = {layer.name: layer.sensitivity for layer in layers if layer.name.startswith("blocks")}
-        scanned = judged.count(select.SCANNED) - before
+        scanned = counts.count(sensitivity.PICTURES) - before
         assert scanned >= 4 if target == "onnxruntime" else scanned <= 1, "only the head is new"
     assert sensitivities["onnxruntime"] == sensitivities["openvino"]
 

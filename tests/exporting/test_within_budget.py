@@ -11,7 +11,7 @@ from PIL import Image
 
 import vitedge
 from vitedge.errors import InvalidResultError, UsageError
-from vitedge.exporting import select
+from vitedge.exporting import sensitivity
 from vitedge.formats.target import load_target
 from vitedge.runtimes.session import Session
 
@@ -30,12 +30,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_quantized_artifact_says_what_it_lost(small_model: Path, pictures: Path, tmp_path: Path) -> None:
     artifact = vitedge.export(small_model, "onnxruntime", "int8", tmp_path / "a", data=pictures, num_samples=64)
     found = artifact.manifest.fidelity
-    assert found is not None and found.seen == "held-out" and found.pictures == 136 and found.drop is None
+    assert found is not None and found.split == "held-out" and found.pictures == 136 and found.top1_drop is None
     assert 0 < found.divergence < 0.1 and 0.5 < found.agreement <= 1
     assert len(found.flips) <= round((1 - found.agreement) * 136)
     few = vitedge.export(small_model, "onnxruntime", "int8", tmp_path / "b", data=pictures, num_samples=190)
     assert few.manifest.fidelity is not None
-    assert (few.manifest.fidelity.seen, few.manifest.fidelity.pictures) == ("calibration", 190)
+    assert (few.manifest.fidelity.split, few.manifest.fidelity.pictures) == ("calibration", 190)
     plain = vitedge.export(small_model, "onnxruntime", "fp32", tmp_path / "c")
     assert plain.manifest.fidelity is None
 
@@ -45,22 +45,22 @@ def test_layers_go_back_to_float_until_the_budget_holds(
     small_model: Path, pictures: Path, tmp_path: Path, target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A budget between what everything in integers loses and what the least of it does."""
-    from vitedge.exporting.evaluate import Jury
+    from vitedge.exporting.hold_out import HoldOut
 
-    judge = Jury.judge
+    evaluate = HoldOut.evaluate
 
-    def strict(self: Jury, trial: object, count: int | None = None) -> object:
+    def strict(self: HoldOut, runnable: object, count: int | None = None) -> object:
         """As if one attention were what the agreement suffers from."""
         from msgspec.structs import replace
 
-        found = judge(self, trial, count)  # type: ignore[arg-type]
-        graph = getattr(trial, "session", None)
+        found = evaluate(self, runnable, count)  # type: ignore[arg-type]
+        graph = getattr(runnable, "session", None)
         layers = graph.artifact.manifest.layers if graph is not None else ()
         broken = any(layer.name.startswith("blocks.0.attn") and layer.precision == "int8" for layer in layers)
         return replace(found, agreement=1 - 0.05 * broken)
 
-    monkeypatch.setattr(Jury, "judge", strict)
-    monkeypatch.setattr(select, "_saved", lambda *_: None)  # the order of so small groups would be chance
+    monkeypatch.setattr(HoldOut, "evaluate", strict)
+    monkeypatch.setattr(sensitivity, "saved_time", lambda *_: None)  # the order of so small groups would be chance
     action = {"data": pictures, "num_samples": 64, "recipe": "fast"}
     if target == "tensorrt":  # interpreted: agreement is always whole, nothing goes back
         artifact = vitedge.export(small_model, target, "int8", tmp_path / "a", min_agreement=96.0, **action)  # type: ignore[arg-type]
@@ -82,14 +82,18 @@ def test_a_budget_that_nothing_holds_publishes_nothing(
 ) -> None:
     from msgspec.structs import replace
 
-    from vitedge.exporting.evaluate import Jury
+    from vitedge.exporting.hold_out import HoldOut
 
-    judge = Jury.judge
-    monkeypatch.setattr(Jury, "judge", lambda *given: replace(judge(*given), agreement=0.5))
+    evaluate = HoldOut.evaluate
+    monkeypatch.setattr(HoldOut, "evaluate", lambda *given: replace(evaluate(*given), agreement=0.5))
     action = {"data": pictures, "num_samples": 64, "recipe": "fast", "min_agreement": 90.0}
     shipped = load_target("onnxruntime")
     target = replace(shipped, candidate=(*shipped.candidates("int8")[:2], *shipped.candidates("fp32")))
-    with pytest.raises(InvalidResultError, match=r"no candidate holds it: linears-int8 50\.00 % alike; gemm-int8 50"):
+    with pytest.raises(
+        InvalidResultError,
+        match=r"no candidate stays within the budget, a top-1 agreement of at least 90 %: "
+        r"linears-int8 has a top-1 agreement of 50\.00 %; gemm-int8 has a top-1 agreement of 50",
+    ):
         vitedge.export(small_model, target, "int8", tmp_path / "a", **action)  # type: ignore[arg-type]
     assert not (tmp_path / "a").exists()
     chosen = vitedge.export(small_model, target, "auto", tmp_path / "b", **action)  # type: ignore[arg-type]
@@ -107,10 +111,10 @@ def test_budgets_that_cannot_be_shown_are_refused(
         return str(caught.value)
 
     assert "--max-drop needs labels" in refused(data=pictures, num_samples=64, max_drop=1.0)
-    assert "40 held-out pictures can't show" in refused(
+    assert "40 hold-out pictures can't show" in refused(
         data=pictures, num_samples=64, max_drop=1.0, held_out=small_data
     )
-    assert "too few left" in refused(data=pictures, num_samples=190, min_agreement=50.0)
+    assert "calibration leaves too few" in refused(data=pictures, num_samples=190, min_agreement=50.0)
     assert "were calibrated on" in refused(data=pictures, num_samples=64, held_out=pictures, min_agreement=50.0)
     assert "for display alone" in refused(data=pictures, num_samples=64, held_out="display", min_agreement=50.0)
     with pytest.raises(UsageError, match="nothing is quantized"):

@@ -107,8 +107,8 @@ def test_every_runtime_holds_all_outliers_at_once(target: str, tmp_path: Path) -
     record = replace(vitedge.import_model("embedded", tmp_path / "embedded").record, files={}, architecture=None)
     model = write_model(tmp_path / "model", record, {"model.onnx": to_bytes(planted("all"))})
     found = vitedge.export(model, target, "int8", tmp_path / "artifact", num_samples=64).manifest.fidelity
-    assert found is not None and found.drop is not None
-    assert found.pictures == len(shipped.pictures("held-out")) and found.drop.points <= 0.5
+    assert found is not None and found.top1_drop is not None
+    assert found.pictures == len(shipped.pictures("held-out")) and found.top1_drop.pp <= 0.5
     assert found.agreement >= 0.99 and found.divergence < 0.001
 
 

@@ -87,7 +87,7 @@ def subject(target: str, precision: str, *, size: int = 5_500_000, **changes: ob
         batch=1,
         bytes=size,
         input_size=(32, 32),
-        budget=Budget(max_accuracy_drop_pts=0.5),
+        budget=Budget(max_top1_drop_pp=0.5),
         precision_planned={"int8": 0.93, "fp32": 0.07} if precision == "int8" else {precision: 1.0},
     )
     return replace(made, **changes)

@@ -55,7 +55,7 @@ def test_an_accuracy_over_its_budget_excludes() -> None:
 
 
 def test_a_latency_budget_excludes_and_nothing_may_be_left() -> None:
-    budget = Budget(max_accuracy_drop_pts=0.5, latency_p95_ms=1.0)
+    budget = Budget(max_top1_drop_pp=0.5, latency_p95_ms=1.0)
     rows = [replace(row, subject=replace(row.subject, budget=budget)) for row in (FP32, INT8)]
     decision = only(*rows)
     assert decision.choice is None and decision.headline == "Nothing meets its budget"
@@ -78,7 +78,7 @@ def test_a_tie_goes_to_the_smaller_unless_it_is_significantly_worse() -> None:
     worse = replace(
         small,
         accuracy=results.accuracy(ON, flips=0.06),
-        subject=replace(small.subject, budget=Budget(max_accuracy_drop_pts=50)),
+        subject=replace(small.subject, budget=Budget(max_top1_drop_pp=50)),
     )
     decision = only(worse, replace(large, accuracy=results.accuracy(ON)), data=ON)
     assert decision.choice is not None and decision.choice.row.subject.precision == "fp32"

@@ -15,6 +15,7 @@ from vitedge.building import choices, engines
 from vitedge.building.choices import choose
 from vitedge.errors import ArtifactError, InvalidResultError, UsageError
 from vitedge.formats.artifact import LayerPlan
+from vitedge.formats.budget import Budget
 from vitedge.runtimes._nvidia.explain import Explanation, compare, explain
 from vitedge.runtimes._nvidia.layers import executed, parse
 from vitedge.runtimes.base import LayerTime
@@ -115,25 +116,27 @@ def test_why_int8_is_slower_here() -> None:
 
 
 def timed(name: str, p50: float, drop: float | None, p95: float | None = None) -> Timed:
-    return Timed(artifact=name, precision=name, latency_p50_ms=p50, latency_p95_ms=p95 or p50 * 1.1, drop_pts=drop)
+    return Timed(artifact=name, precision=name, latency_p50_ms=p50, latency_p95_ms=p95 or p50 * 1.1, top1_drop_pp=drop)
 
 
 def test_the_fastest_within_the_budget() -> None:
-    found = choose([timed("fp16", 2.0, 0.0), timed("int8", 1.5, 0.4), timed("fp8", 1.0, 0.8)], max_drop_pts=0.5)
+    found = choose(
+        [timed("fp16", 2.0, 0.0), timed("int8", 1.5, 0.4), timed("fp8", 1.0, 0.8)], Budget(max_top1_drop_pp=0.5)
+    )
     assert [one.artifact for one in found if one.chosen] == ["int8"]
     assert [one.reason for one in found] == [
         "1.33× the time of int8",
         "the fastest within the budget",
-        "loses 0.80 points of top-1; the budget is 0.5",
+        "has a top-1 drop of 0.80 pp; the budget is 0.5 pp",
     ]
 
 
 def test_a_budget_of_latency_counts_too() -> None:
     candidates = [timed("fp16", 2.0, 0.0, p95=5.0), timed("int8", 2.5, 0.4, p95=3.0)]
-    found = choose(candidates, max_drop_pts=0.5, latency_p95_ms=4.0)
+    found = choose(candidates, Budget(max_top1_drop_pp=0.5, latency_p95_ms=4.0))
     assert found[0].reason == "p95 is 5.00 ms; the budget is 4 ms" and found[1].chosen
     with pytest.raises(InvalidResultError, match="fp16 p95 is"):
-        choose(candidates, max_drop_pts=0.5, latency_p95_ms=1.0)
+        choose(candidates, Budget(max_top1_drop_pp=0.5, latency_p95_ms=1.0))
 
 
 @given(
@@ -143,12 +146,12 @@ def test_a_budget_of_latency_counts_too() -> None:
 @settings(max_examples=60, deadline=None)
 def test_nothing_faster_was_within_the_budget(candidates: list[tuple[float, float]], budget: float) -> None:
     given_ = [timed(str(number), p50, drop) for number, (p50, drop) in enumerate(candidates)]
-    allowed = [one for one in given_ if one.drop_pts is not None and one.drop_pts <= budget]
+    allowed = [one for one in given_ if one.top1_drop_pp is not None and one.top1_drop_pp <= budget]
     if not allowed:
         with pytest.raises(InvalidResultError):
-            choose(given_, max_drop_pts=budget)
+            choose(given_, Budget(max_top1_drop_pp=budget))
         return
-    (chosen,) = (one for one in choose(given_, max_drop_pts=budget) if one.chosen)
+    (chosen,) = (one for one in choose(given_, Budget(max_top1_drop_pp=budget)) if one.chosen)
     assert chosen.latency_p50_ms == min(one.latency_p50_ms for one in allowed)
 
 
@@ -179,6 +182,6 @@ def test_times_and_losses_of_the_same_run() -> None:
     measured = [Speed(p50_ms=1.0, p95_ms=2.1), Speed(p50_ms=2.0, p95_ms=2.0)]
     judged: Any = Names(rows=rows)
     found = choices._timed(artifacts, measured, judged)
-    assert [(one.precision, one.latency_p50_ms, one.drop_pts) for one in found] == [("int8", 1, 25), ("fp16", 2, 0)]
+    assert [(one.precision, one.latency_p50_ms, one.top1_drop_pp) for one in found] == [("int8", 1, 25), ("fp16", 2, 0)]
     assert [one.latency_p95_ms for one in found] == [2.1, 2.0]
-    assert choices._timed(artifacts, measured, None)[0].drop_pts is None
+    assert choices._timed(artifacts, measured, None)[0].top1_drop_pp is None

@@ -580,7 +580,7 @@ def test_autotune_builds_measures_and_keeps_one(
     build.result = plan(1, 32, 32, 5, LAYERS)
     timed = autotune(candidates, out=tmp_path / "best", duration_s=0.05)
     assert len(build.graphs) == 2 and [one.precision for one in timed] == ["fp16", "fp32"]
-    assert [one.drop_pts for one in timed] == [None, None], "nothing is quantized: nothing was lost"
+    assert [one.top1_drop_pp for one in timed] == [None, None], "nothing is quantized: nothing was lost"
     (chosen,) = (one for one in timed if one.chosen)
     assert chosen.latency_p50_ms == min(one.latency_p50_ms for one in timed)
     kept = Artifact.open(tmp_path / "best")

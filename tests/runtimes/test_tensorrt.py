@@ -165,7 +165,7 @@ def test_the_typed_arithmetic_stays_within_the_budget(precision: str) -> None:
     assert placed.interpretable is not None
     received = run_graph(placed.interpretable, images)
     lost = 100 * float(np.mean(expected.argmax(1) == labels) - np.mean(received.argmax(1) == labels))
-    assert lost <= wish.target.budget.max_accuracy_drop_pts
+    assert lost <= wish.target.budget.max_top1_drop_pp
     assert np.mean(expected.argmax(1) != received.argmax(1)) <= {"fp16": 0.002}.get(precision, 0.02)
 
 

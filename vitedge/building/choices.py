@@ -1,7 +1,8 @@
-"""The fastest of several candidates on this device: measured, held against the budget, kept in the cache."""
+"""The fastest of several candidates on this device: measured, checked against the budget, kept in the cache."""
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,66 +12,66 @@ import numpy as np
 from msgspec.structs import replace
 
 from vitedge.benchmarking.speeds import Speed, speeds
+from vitedge.building.engines import builder_of, builds
 from vitedge.core.files import new_folder, refuse_existing
 from vitedge.core.progress import Progress, silent
 from vitedge.errors import InvalidResultError, UsageError
 from vitedge.formats.artifact import Artifact
+from vitedge.formats.budget import Budget
 from vitedge.runtimes import here
 from vitedge.runtimes.choice import Timed, candidates_of, folders, read_choice, write_choice
 
 if TYPE_CHECKING:
     from vitedge.data.images import ImageSet
     from vitedge.formats.result import Result
-from vitedge.building.engines import builder_of, builds
 
-#: From what changes a model least to what changes it most: the first that is given is the reference of accuracy.
+#: Precisions from what changes a model least to what changes it most: the first that is given is the reference of
+#: accuracy.
 FIDELITY = ("fp32", "fp16", "bf16", "mixed", "fp8", "int8")
 
 
-def choose(
-    candidates: Sequence[Timed],
-    *,
-    max_drop_pts: float,
-    latency_p95_ms: float | None = None,
-    wrong: Sequence[str] = (),
-) -> list[Timed]:
+def choose(candidates: Sequence[Timed], budget: Budget, deviations: Sequence[str] = ()) -> list[Timed]:
     """Mark the fastest candidate within the budget; each gets the reason why it's chosen or not.
 
     Args:
         candidates: measured.
-        max_drop_pts: points of top-1 that one may lose.
-        latency_p95_ms: that its p95 may take; None: any.
-        wrong: what each one's golden logits have against it, empty where nothing.
+        budget: limits of top-1 drop and of p95 latency.
+        deviations: how each one's golden logits differ from those exported, empty where they don't.
 
     Raises:
         InvalidResultError: none is within the budget.
     """
-    against: dict[int, str] = {}
-    for number, one in enumerate(candidates):
-        if number < len(wrong) and wrong[number]:
-            against[number] = f"doesn't compute here what was exported: {wrong[number]}"
-        elif one.drop_pts is not None and one.drop_pts > max_drop_pts:
-            against[number] = f"loses {one.drop_pts:.2f} points of top-1; the budget is {max_drop_pts:g}"
-        elif latency_p95_ms is not None and one.latency_p95_ms > latency_p95_ms:
-            against[number] = f"p95 is {one.latency_p95_ms:.2f} ms; the budget is {latency_p95_ms:g} ms"
-    left = [number for number in range(len(candidates)) if number not in against]
-    if not left:
+    refusals = [
+        _refusal(candidate, budget, deviations[number] if deviations else "")
+        for number, candidate in enumerate(candidates)
+    ]
+    acceptable = [number for number, refusal in enumerate(refusals) if not refusal]
+    if not acceptable:
         raise InvalidResultError(
             "choose the fastest candidate",
-            "; ".join(f"{one.artifact} {against[number]}" for number, one in enumerate(candidates)),
+            "; ".join(f"{each.artifact} {refusal}" for each, refusal in zip(candidates, refusals, strict=True)),
             "export further precisions, or widen the target's [budget]",
         )
-    best = min(left, key=lambda number: candidates[number].latency_p50_ms)
+    best = min(acceptable, key=lambda number: candidates[number].latency_p50_ms)
     fastest = candidates[best]
-    reasons = {
-        number: f"{one.latency_p50_ms / fastest.latency_p50_ms:.2f}× the time of {fastest.artifact}"
-        for number, one in enumerate(candidates)
-    }
-    reasons[best] = "the fastest within the budget"
-    return [
-        replace(one, chosen=number == best, reason=against.get(number, reasons[number]))
-        for number, one in enumerate(candidates)
+    reasons = [
+        refusal or f"{each.latency_p50_ms / fastest.latency_p50_ms:.2f}× the time of {fastest.artifact}"
+        for each, refusal in zip(candidates, refusals, strict=True)
     ]
+    reasons[best] = "the fastest within the budget"
+    return [replace(each, chosen=number == best, reason=reasons[number]) for number, each in enumerate(candidates)]
+
+
+def _refusal(candidate: Timed, budget: Budget, deviation: str) -> str:
+    """Why a candidate can't be chosen; empty where it can."""
+    drop, latency = candidate.top1_drop_pp, budget.latency_p95_ms
+    if deviation:
+        return f"doesn't compute here what was exported: {deviation}"
+    if drop is not None and drop > budget.max_top1_drop_pp:
+        return f"has a top-1 drop of {drop:.2f} pp; the budget is {budget.max_top1_drop_pp:g} pp"
+    if latency is not None and candidate.latency_p95_ms > latency:
+        return f"p95 is {candidate.latency_p95_ms:.2f} ms; the budget is {latency:g} ms"
+    return ""
 
 
 def autotune(
@@ -82,13 +83,13 @@ def autotune(
     duration_s: float | None = None,
     progress: Progress = silent,
 ) -> list[Timed]:
-    """Measure candidates of one model in turns on this device, and keep the fastest within the budget.
+    """Measure candidates of one model interleaved on this device, and choose the fastest within the budget.
 
     Args:
         artifacts: one that carries candidates: the choice is kept in this device's cache, where opening the artifact
             finds it. Or several of one model, for this device, each in another precision. Engines are built first.
         data: labelled pictures; needed where one of several artifacts is quantized and the model isn't the embedded
-            one. What an artifact carries was judged when it was exported.
+            one. What an artifact carries was evaluated when it was exported.
         out: copy the chosen artifact there.
         overwrite: permit replacing ``out``, and measure anew what was measured here before.
         duration_s: measure each for at least so long; None: as the targets say.
@@ -99,40 +100,52 @@ def autotune(
         InvalidResultError: none is within the budget.
         Others as :func:`vitedge.benchmarking.bench.bench` and :func:`vitedge.evaluation.evaluate.evaluate`.
     """
-    from vitedge.evaluation.evaluate import evaluate
-
     action = "choose the fastest candidate"
     carrier = artifacts[0] if len(artifacts) == 1 and folders(artifacts[0]) else None
     candidates = candidates_of(carrier) if carrier is not None else list(artifacts)
     _refuse_choice(candidates, action)
     if out is not None:
         refuse_existing(out, overwrite=overwrite, action=action)
-    known = read_choice(carrier) if carrier is not None and data is None and not overwrite else None
-    if carrier is not None and known is not None:
-        timed = [_renamed(one, str(carrier.path / one.artifact)) for one in known.measured]
+    earlier = read_choice(carrier) if carrier is not None and data is None and not overwrite else None
+    if carrier is not None and earlier is not None:
+        timed = [replace(each, artifact=str(carrier.path / each.artifact)) for each in earlier.measured]
     else:
-        images = _labelled(candidates, data, judged=carrier is not None, action=action)
-        for artifact in candidates:
-            if builds(artifact.manifest.target.runtime):
-                builder_of(artifact, action).build(artifact, (), {}, progress)
-        measured = speeds(candidates, duration_s=duration_s, anew=overwrite, action=action, progress=progress)
-        result = evaluate(candidates, images, progress=progress) if images is not None else None
-        budget, held = candidates[0].manifest.target.budget, carrier is not None and result is None and _held(carrier)
-        timed = choose(
-            _timed(candidates, measured, result),
-            max_drop_pts=float("inf") if held else budget.max_accuracy_drop_pts,
-            latency_p95_ms=budget.latency_p95_ms,
-            wrong=[one.wrong for one in measured],
-        )
+        timed = _measure(candidates, carrier, data, duration_s, anew=overwrite, action=action, progress=progress)
         if carrier is not None:
             places = [".", *folders(carrier)]
-            write_choice(carrier, tuple(_renamed(one, place) for one, place in zip(timed, places, strict=True)), action)
+            kept = (replace(each, artifact=place) for each, place in zip(timed, places, strict=True))
+            write_choice(carrier, tuple(kept), action)
     if out is not None:
-        winner = next(artifact for artifact, one in zip(candidates, timed, strict=True) if one.chosen)
+        chosen = next(artifact for artifact, each in zip(candidates, timed, strict=True) if each.chosen)
         with new_folder(out, overwrite=overwrite, action=action, last="manifest.sha256") as folder:
-            shutil.copytree(winner.path, folder, dirs_exist_ok=True)
+            shutil.copytree(chosen.path, folder, dirs_exist_ok=True)
         Artifact.open(out)
     return timed
+
+
+def _measure(
+    candidates: Sequence[Artifact],
+    carrier: Artifact | None,
+    data: str | None,
+    duration_s: float | None,
+    *,
+    anew: bool,
+    action: str,
+    progress: Progress,
+) -> list[Timed]:
+    """Build the candidates' engines, measure speed and, with pictures, accuracy, and choose."""
+    from vitedge.evaluation.evaluate import evaluate
+
+    images = _labelled(candidates, data, evaluated=carrier is not None, action=action)
+    for artifact in candidates:
+        if builds(artifact.manifest.target.runtime):
+            builder_of(artifact, action).build(artifact, (), {}, progress)
+    measured = speeds(candidates, duration_s=duration_s, anew=anew, action=action, progress=progress)
+    result = evaluate(candidates, images, progress=progress) if images is not None else None
+    budget = candidates[0].manifest.target.budget
+    if carrier is not None and result is None and _kept_a_budget(carrier):
+        budget = replace(budget, max_top1_drop_pp=math.inf)  # the export's own budget took its place
+    return choose(_timed(candidates, measured, result), budget, [speed.wrong for speed in measured])
 
 
 def _refuse_choice(candidates: Sequence[Artifact], action: str) -> None:
@@ -149,47 +162,44 @@ def _refuse_choice(candidates: Sequence[Artifact], action: str) -> None:
             raise UsageError(action, where, f"run on the device: vitedge build {artifact.path.name}")
 
 
-def _labelled(candidates: Sequence[Artifact], data: str | None, *, judged: bool, action: str) -> ImageSet | None:
-    """Pictures that judge the candidates here; None where none is quantized, or all were judged at export."""
+def _labelled(candidates: Sequence[Artifact], data: str | None, *, evaluated: bool, action: str) -> ImageSet | None:
+    """Labelled pictures to evaluate on here; None where no candidate is quantized, or all were evaluated at export."""
     from vitedge.data import embedded
 
-    if data is None and (judged or all(artifact.manifest.calibration is None for artifact in candidates)):
+    if data is None and (evaluated or all(artifact.manifest.calibration is None for artifact in candidates)):
         return None
     if data is None and candidates[0].manifest.origin.kind != "embedded":
         raise UsageError(
             action,
-            "quantized candidates lose accuracy, and how much is seen on labelled pictures alone",
+            "quantized candidates lose accuracy, and measuring how much takes labelled pictures",
             "name a folder with one sub-folder a class: --data labelled/",
         )
     return embedded.open_images(data or "held-out", action=action)
 
 
-def _held(carrier: Artifact) -> bool:
-    """Whether every candidate was held against a budget when it was exported."""
-    return carrier.manifest.max_drop_pts is not None or carrier.manifest.min_agreement_pct is not None
+def _kept_a_budget(carrier: Artifact) -> bool:
+    """Whether every candidate was checked against a budget when it was exported."""
+    manifest = carrier.manifest
+    return manifest.max_top1_drop_pp is not None or manifest.min_top1_agreement_pct is not None
 
 
-def _renamed(one: Timed, artifact: str) -> Timed:
-    return replace(one, artifact=artifact)
-
-
-def _timed(artifacts: Sequence[Artifact], measured: Sequence[Speed], judged: Result | None) -> list[Timed]:
-    """Each with its points lost: on the same pictures here, or as it was judged at export."""
-    rows = judged.rows if judged is not None else ()
-    hits = {row.subject.digest: float(np.mean(np.equal(row.accuracy.rank, 0))) for row in rows if row.accuracy}
+def _timed(artifacts: Sequence[Artifact], measured: Sequence[Speed], evaluated: Result | None) -> list[Timed]:
+    """Each with its speed and its top-1 drop: on the same pictures here, or as it was evaluated at export."""
+    rows = evaluated.rows if evaluated is not None else ()
+    top1 = {row.subject.digest: float(np.mean(np.equal(row.accuracy.rank, 0))) for row in rows if row.accuracy}
     reference = min(artifacts, key=lambda artifact: FIDELITY.index(artifact.manifest.precision))
-    found = []
+    timed = []
     for artifact, speed in zip(artifacts, measured, strict=True):
-        manifest = artifact.manifest
-        drop = manifest.fidelity.drop.points if manifest.fidelity and manifest.fidelity.drop else None
-        found.append(
+        fidelity = artifact.manifest.fidelity
+        drop_pp = fidelity.top1_drop.pp if fidelity and fidelity.top1_drop else None
+        timed.append(
             Timed(
                 artifact=str(artifact.path),
-                precision=manifest.precision,
-                form=manifest.form,
+                precision=artifact.manifest.precision,
+                form=artifact.manifest.form,
                 latency_p50_ms=speed.p50_ms,
                 latency_p95_ms=speed.p95_ms,
-                drop_pts=100 * (hits[reference.digest] - hits[artifact.digest]) if hits else drop,
+                top1_drop_pp=100 * (top1[reference.digest] - top1[artifact.digest]) if top1 else drop_pp,
             )
         )
-    return found
+    return timed

@@ -74,7 +74,7 @@ def compare(baseline: tuple[Result, Row], candidate: tuple[Result, Row], allowed
     wish = allowed or Allowed()
     limits = Allowed(
         max_slowdown_pct=wish.max_slowdown_pct or 0.0,
-        max_drop_pts=budget.max_accuracy_drop_pts if wish.max_drop_pts is None else wish.max_drop_pts,
+        max_drop_pts=budget.max_top1_drop_pp if wish.max_drop_pts is None else wish.max_drop_pts,
     )
     failures: list[str] = []
     cautions: list[str] = []

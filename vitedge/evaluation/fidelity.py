@@ -30,7 +30,7 @@ def fidelity(
     classes: Sequence[str],
     labels: NDArray[np.int64] | None,
     source: str,
-    seen: Literal["held-out", "calibration"],
+    split: Literal["held-out", "calibration"],
     executed_by: str,
 ) -> Fidelity:
     """Hold logits against the float graph's.
@@ -42,7 +42,7 @@ def fidelity(
         classes: names of the classes.
         labels: true class ids [n], where known.
         source: name of the data set.
-        seen: whether calibration saw these pictures.
+        split: whether calibration saw these pictures.
         executed_by: what ran the quantized graph.
     """
     expected, found = reference.argmax(axis=1), logits.argmax(axis=1)
@@ -57,12 +57,12 @@ def fidelity(
         drop = drop_of(gained, lost, len(labels))
     return Fidelity(
         source=source,
-        seen=seen,
+        split=split,
         pictures=len(expected),
         executed_by=executed_by,
         divergence=float(divergence(reference, logits).mean()),
         agreement=1 - len(flipped) / len(expected),
-        drop=drop,
+        top1_drop=drop,
         flips=tuple(
             Flip(
                 picture=pictures[index],
@@ -78,7 +78,7 @@ def fidelity(
 def drop_of(gained: int, lost: int, count: int) -> Drop:
     """Points of top-1 lost, from the pictures that only one of both has right."""
     interval = paired_interval(gained, lost, count, CONFIDENCE)
-    return Drop(points=100 * (lost - gained) / count, low=-100 * interval.high, high=-100 * interval.low)
+    return Drop(pp=100 * (lost - gained) / count, low=-100 * interval.high, high=-100 * interval.low)
 
 
 def _log_softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

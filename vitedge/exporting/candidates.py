@@ -1,9 +1,10 @@
-"""Candidates: placed, held against their runtimes, run and judged."""
+"""Lower a candidate, run it and evaluate it: the only place where that happens."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from dataclasses import replace as changed
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,12 @@ from vitedge.core.progress import Progress
 from vitedge.data.golden import golden_pictures
 from vitedge.data.images import open_picture
 from vitedge.errors import ArtifactError, InvalidResultError, UsageError
-from vitedge.exporting import evaluate
-from vitedge.exporting.evaluate import Jury, summon, trial
+from vitedge.exporting import hold_out
+from vitedge.exporting.groups import Group, grouped
+from vitedge.exporting.hold_out import HoldOut, load_hold_out
 from vitedge.exporting.plan import Plan
-from vitedge.formats.artifact import Calibration, CandidateResult, Golden, Manifest
+from vitedge.exporting.runnable import opened
+from vitedge.formats.artifact import Calibration, CandidateResult, Golden, LayerPlan, Manifest
 from vitedge.formats.target import QUANTIZED, Candidate
 from vitedge.quantization.calibrate import calibrate, pictures
 from vitedge.runtimes.base import Placed, Request
@@ -32,183 +35,214 @@ if TYPE_CHECKING:
 
     from vitedge.quantization.statistics import Statistics
 
-#: Inferences per profile.
-PROFILED = 30
 #: How far a runtime's logits may lie from the interpreted arithmetic, of the largest: kernels round a value here and
 #: there to the neighbouring step, which makes up to two hundredths; what a runtime gets wrong is off by tenths.
-AS_WRITTEN = 0.1
+ARITHMETIC_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
-class Materials:
-    """What every candidate of a plan is made from."""
+class ExportInputs:
+    """What every candidate of a plan is made from and evaluated on."""
 
     plan: Plan
-    graph: onnx.ModelProto
-    pictures: dict[str, bytes]
-    inputs: NDArray[np.uint8]  # of the golden pictures
-    reference: NDArray[np.float32]  # the float graph's logits of them
+    graph: onnx.ModelProto  # canonical, float32
+    golden_files: dict[str, bytes]  # the golden pictures by file name
+    golden_inputs: NDArray[np.uint8]  # [n, h, w, 3]
+    golden_reference: NDArray[np.float32]  # [n, classes]: the float graph's logits
     statistics: Statistics | None = None
     calibration: Calibration | None = None
-    jury: Jury | None = None
-    #: Divergence by form and the only layers quantized.
-    scanned: dict[tuple[str, frozenset[str]], float] = field(default_factory=dict)
+    hold_out: HoldOut | None = None  # None: nothing is quantized
+    #: Divergences that the sensitivity scan measured, by kernel variant and the only layers quantized.
+    divergences: dict[tuple[str, frozenset[str]], float] = field(default_factory=dict)
 
     @cached_property
-    def plain(self) -> Placed | None:
-        """The target's float graph, placed once; None where it has none."""
-        plain = self.plan.target.plain
-        return None if plain is None else self.place(plain)
+    def lowered_float(self) -> Placed | None:
+        """The target's float graph; None where the target has no float candidate."""
+        candidate = self.plan.target.plain
+        return None if candidate is None else self.lower(candidate)
 
     @property
-    def frames(self) -> NDArray[np.uint8]:
+    def golden_batch(self) -> NDArray[np.uint8]:
         """The golden pictures as one batch, uint8 [batch, h, w, 3]."""
-        return np.resize(self.inputs, (self.plan.batch, *self.inputs.shape[1:]))
+        return np.resize(self.golden_inputs, (self.plan.batch, *self.golden_inputs.shape[1:]))
 
-    def request(self, candidate: Candidate, quantized: frozenset[str] | None = None) -> Request:
-        """What the placement gets."""
-        record = self.plan.model.record
-        return Request(
+    def lower(self, candidate: Candidate, quantized: frozenset[str] | None = None) -> Placed:
+        """The graph of a candidate, as its runtime runs it.
+
+        Args:
+            candidate: precision and kernel variant.
+            quantized: the layers that may be quantized; None: all that the variant quantizes.
+        """
+        plan, record, quantizes = self.plan, self.plan.model.record, candidate.precision in QUANTIZED
+        request = Request(
             graph=self.graph,
-            target=self.plan.target,
+            target=plan.target,
             candidate=candidate,
-            batch=self.plan.batch,
+            batch=plan.batch,
             preprocessing=record.preprocessing,
             classes=record.classes,
-            recipe=self.plan.recipe if candidate.precision in QUANTIZED else None,
-            statistics=self.statistics if candidate.precision in QUANTIZED else None,
+            recipe=plan.recipe if quantizes else None,
+            statistics=self.statistics if quantizes else None,
             quantized=quantized,
-            pictures=self._pictures,
+            pictures=self._calibration_pictures,
         )
+        lowered: Placed = runtimes.part(plan.target.runtime, "lowering").place(request)
+        return lowered
 
-    def _pictures(self) -> Iterator[NDArray[np.uint8]]:
-        """The calibration pictures once more."""
+    def _calibration_pictures(self) -> Iterator[NDArray[np.uint8]]:
+        """The calibration pictures as the model takes them, uint8 [h, w, 3], anew at each call."""
         plan = self.plan
         assert plan.images is not None and plan.recipe is not None and self.calibration is not None
         return pictures(plan.model, plan.images, plan.recipe.observe, self.calibration)
 
-    def place(self, candidate: Candidate, quantized: frozenset[str] | None = None) -> Placed:
-        """The graph of a candidate."""
-        placed: Placed = runtimes.part(self.plan.target.runtime, "lowering").place(self.request(candidate, quantized))
-        return placed
 
-
-@dataclass(frozen=True)
-class Built:
-    """A candidate that was placed, proven and judged."""
+@dataclass(frozen=True, eq=False)
+class Evaluated:
+    """A candidate that was lowered, run and evaluated."""
 
     candidate: Candidate
-    placed: Placed
+    lowered: Placed
     manifest: Manifest
-    logits: NDArray[np.float32]  # of the golden pictures
-    holds: bool | None  # None: there's no budget, or nothing to lose
+    golden_logits: NDArray[np.float32]  # [n, classes]
+    within_budget: bool | None  # None: there is no budget, or the candidate is float
+
+    @property
+    def acceptable(self) -> bool:
+        """Whether it may be published."""
+        return self.within_budget is not False
+
+    @property
+    def quantized_layers(self) -> frozenset[str]:
+        """The layers that are planned in a quantized precision."""
+        return frozenset(layer.name for layer in self.manifest.layers if layer.precision in QUANTIZED)
+
+    @property
+    def quantized_groups(self) -> list[Group]:
+        """The quantized layers in groups, in the order of the graph."""
+        return grouped(layer.name for layer in self.manifest.layers if layer.precision in QUANTIZED)
 
     @property
     def result(self) -> CandidateResult:
-        """Its line in the manifest."""
-        found = self.manifest.fidelity
+        """Its entry in the manifest's list of candidates."""
+        fidelity = self.manifest.fidelity
         return CandidateResult(
             precision=self.candidate.precision,
             form=self.candidate.form,
-            bytes=sum(len(data) for data in self.placed.files.values()),
+            bytes=sum(len(data) for data in self.lowered.files.values()),
             deviation=self.manifest.golden.deviation,
-            agreement=None if found is None else found.agreement,
-            divergence=None if found is None else found.divergence,
-            drop_pts=None if found is None or found.drop is None else found.drop.points,
-            holds=self.holds,
+            agreement=None if fidelity is None else fidelity.agreement,
+            divergence=None if fidelity is None else fidelity.divergence,
+            top1_drop_pp=None if fidelity is None or fidelity.top1_drop is None else fidelity.top1_drop.pp,
+            holds=self.within_budget,
         )
 
+    def with_layers(self, layers: tuple[LayerPlan, ...]) -> Evaluated:
+        """The same with other layer plans in its manifest."""
+        return changed(self, manifest=replace(self.manifest, layers=layers))
 
-def gather(plan: Plan, progress: Progress) -> Materials:
-    """The float graph and its golden logits; statistics and judges where something will be quantized."""
+    def with_sensitivity(self, divergences: Mapping[str, float]) -> Evaluated:
+        """The same with the divergence of its group in every layer's plan."""
+
+        def sensitivity(layer: LayerPlan) -> float | None:
+            return divergences.get(layer.name.rpartition(".")[0] or layer.name, layer.sensitivity)
+
+        return self.with_layers(tuple(replace(layer, sensitivity=sensitivity(layer)) for layer in self.manifest.layers))
+
+
+def load_inputs(plan: Plan, progress: Progress) -> ExportInputs:
+    """Load the float graph and its golden logits; where a candidate is quantized, calibrate and load the hold-out set.
+
+    Raises:
+        InvalidResultError: the model's logits aren't finite.
+        ImageError: too many calibration images can't be read.
+        UsageError: the hold-out pictures can't show that the budget holds.
+    """
     from vitedge.graph.surgery import load
     from vitedge.runtimes.interpreter import run_graph
 
     graph, record = load(plan.model.onnx_path), plan.model.record
-    pictures = golden_pictures()
-    inputs = np.stack([record.preprocessing.apply(open_picture(data, name)) for name, data in pictures.items()])
-    reference = run_graph(graph, inputs)
-    _finite(plan, reference, "the float32 model's logits")
+    files = golden_pictures()
+    frames = np.stack([record.preprocessing.apply(open_picture(data, name)) for name, data in files.items()])
+    reference = run_graph(graph, frames)
+    _require_finite(plan, reference, "the float32 model's logits")
+    inputs = ExportInputs(plan, graph, files, frames, reference)
     if plan.recipe is None or plan.images is None:
-        return Materials(plan, graph, pictures, inputs, reference)
+        return inputs
     settings = plan.recipe.observe
     statistics, calibration = calibrate(plan.model, graph, plan.images, settings, action=plan.action, progress=progress)
-    jury = summon(
+    pictures = load_hold_out(
         plan.model,
         graph,
         plan.images,
         calibration,
         plan.held_out,
         seed=settings.seed,
-        most=evaluate.MOST if plan.budget else evaluate.usual(record.preprocessing.size),
+        most=hold_out.MOST if plan.budget.limits_accuracy else hold_out.usual(record.preprocessing.size),
         action=plan.action,
         progress=progress,
     )
-    if plan.budget and jury.seen == "calibration":
+    if plan.budget.limits_accuracy and pictures.split == "calibration":
         raise UsageError(
             plan.action,
-            f"a budget needs pictures that calibration doesn't see; {plan.images.source.name} has too few left",
-            "name others: --held-out DIR",
+            "a budget is measured on pictures that calibration doesn't see, and calibration leaves too few of "
+            f"{plan.images.source.name}",
+            "name hold-out pictures: --held-out DIR",
         )
-    plan.budget.require(len(jury), labelled=jury.labels is not None, source=jury.source, action=plan.action)
-    return Materials(plan, graph, pictures, inputs, reference, statistics, calibration, jury)
-
-
-def build(
-    materials: Materials, candidate: Candidate, progress: Progress, quantized: frozenset[str] | None = None
-) -> Built:
-    """Place a candidate, hold it against its runtime, run the golden pictures, and judge it."""
-    plan, record = materials.plan, materials.plan.model.record
-    progress("place", 0, 1)
-    placed = materials.place(candidate, quantized)
-    progress("place", 1, 1)
-    preflight(plan, placed)
-    lossy = candidate.precision in QUANTIZED
-    manifest = Manifest(
-        name=f"{record.name}-{plan.target.name}-{candidate.precision}",
-        target=plan.target,
-        precision=candidate.precision,
-        form=candidate.form,
-        batch=plan.batch,
-        graph=placed.graph,
-        classes=record.classes,
-        preprocessing=record.preprocessing,
-        layers=placed.layers,
-        precision_obtained=shares(placed.layers, {layer.name: layer.precision for layer in placed.layers}),
-        runtime_options=dict(placed.runtime_options),
-        built_with=dict(placed.built_with),
-        model_digest=plan.model.digest,
-        origin=record.origin,
-        golden=Golden(pictures=tuple(materials.pictures), executed_by="", deviation=0.0),
-        candidates=(),
-        licence=record.licence,
-        recipe=plan.recipe if lossy else None,
-        calibration=materials.calibration if lossy else None,
-        max_drop_pts=plan.budget.max_drop,
-        min_agreement_pct=plan.budget.min_agreement,
+    plan.budget.require_pictures(
+        len(pictures), labelled=pictures.labels is not None, source=pictures.source, action=plan.action
     )
-    progress("prove", 0, 1)
-    with trial(manifest, placed, plan.action) as running:
-        logits = running.run(materials.inputs)
-        _finite(plan, logits, "the placed graph's logits")
-        if running.session is not None:
-            _prove(plan, manifest, running.session)
-            _as_written(plan, placed, logits, materials.inputs)
-        found = materials.jury.judge(running) if lossy and materials.jury is not None else None
-    progress("prove", 1, 1)
-    golden = replace(manifest.golden, executed_by=running.executed_by, deviation=deviation(logits, materials.reference))
-    manifest = replace(manifest, golden=golden, fidelity=found)
-    holds = plan.budget.holds(found) if plan.budget and found is not None else None
-    return Built(candidate, placed, manifest, logits, holds)
+    return changed(inputs, statistics=statistics, calibration=calibration, hold_out=pictures)
 
 
-def preflight(plan: Plan, placed: Placed) -> None:
-    """Hold the placed graph against the oldest runtime that the target allows.
+def evaluate_candidate(
+    inputs: ExportInputs, candidate: Candidate, progress: Progress, quantized: frozenset[str] | None = None
+) -> Evaluated:
+    """Lower a candidate, check it in its runtime, run the golden pictures, and evaluate it on the hold-out pictures.
+
+    Args:
+        inputs: of the export.
+        candidate: precision and kernel variant.
+        progress: called with (task, done, total).
+        quantized: the layers that may be quantized; None: all that the variant quantizes.
+
+    Raises:
+        ArtifactError: the target's oldest runtime can't take the graph, or the runtime here can't open it.
+        InvalidResultError: logits aren't finite, or the runtime doesn't run the graph as planned.
+    """
+    plan = inputs.plan
+    progress("lower", 0, 1)
+    lowered = inputs.lower(candidate, quantized)
+    progress("lower", 1, 1)
+    preflight(plan, lowered)
+    manifest = _draft_manifest(inputs, candidate, lowered)
+    fidelity = None
+    progress("evaluate", 0, 1)
+    with opened(manifest, lowered, plan.action) as runnable:
+        logits = runnable.run(inputs.golden_inputs)
+        _require_finite(plan, logits, "the lowered graph's logits")
+        if runnable.session is not None:
+            _require_planned_precision(plan, manifest, runnable.session)
+            _require_same_arithmetic(plan, lowered, logits, inputs.golden_inputs)
+        if candidate.precision in QUANTIZED and inputs.hold_out is not None:
+            fidelity = inputs.hold_out.evaluate(runnable)
+    progress("evaluate", 1, 1)
+    golden = replace(
+        manifest.golden, executed_by=runnable.executed_by, deviation=deviation(logits, inputs.golden_reference)
+    )
+    manifest = replace(manifest, golden=golden, fidelity=fidelity)
+    within_budget = None
+    if plan.budget.limits_accuracy and fidelity is not None:
+        within_budget = plan.budget.holds(fidelity)
+    return Evaluated(candidate, lowered, manifest, logits, within_budget)
+
+
+def preflight(plan: Plan, lowered: Placed) -> None:
+    """Check the graph against the oldest runtime that the target allows.
 
     Raises:
         ArtifactError: operators, types, opset or IR version that the target can't take, listed.
     """
-    findings = runtimes.part(plan.target.runtime, "preflight").check(placed.files[placed.graph], plan.target)
+    findings = runtimes.part(plan.target.runtime, "preflight").check(lowered.files[lowered.graph], plan.target)
     if findings:
         raise ArtifactError(
             plan.action,
@@ -217,11 +251,40 @@ def preflight(plan: Plan, placed: Placed) -> None:
         )
 
 
-def _prove(plan: Plan, manifest: Manifest, session: Session) -> None:
-    """Fewer layers executed in the planned precision than planned is a failure, not a footnote.
+def _draft_manifest(inputs: ExportInputs, candidate: Candidate, lowered: Placed) -> Manifest:
+    """The candidate's manifest without what running it tells."""
+    plan, record = inputs.plan, inputs.plan.model.record
+    quantizes = candidate.precision in QUANTIZED
+    return Manifest(
+        name=f"{record.name}-{plan.target.name}-{candidate.precision}",
+        target=plan.target,
+        precision=candidate.precision,
+        form=candidate.form,
+        batch=plan.batch,
+        graph=lowered.graph,
+        classes=record.classes,
+        preprocessing=record.preprocessing,
+        layers=lowered.layers,
+        precision_obtained=shares(lowered.layers, {layer.name: layer.precision for layer in lowered.layers}),
+        runtime_options=dict(lowered.runtime_options),
+        built_with=dict(lowered.built_with),
+        model_digest=plan.model.digest,
+        origin=record.origin,
+        golden=Golden(pictures=tuple(inputs.golden_files), executed_by="", deviation=0.0),
+        candidates=(),
+        licence=record.licence,
+        recipe=plan.recipe if quantizes else None,
+        calibration=inputs.calibration if quantizes else None,
+        max_top1_drop_pp=plan.budget.drop_limit,
+        min_top1_agreement_pct=plan.budget.agreement_limit,
+    )
+
+
+def _require_planned_precision(plan: Plan, manifest: Manifest, session: Session) -> None:
+    """Check that the runtime executes every layer in the precision that was planned.
 
     Raises:
-        InvalidResultError: some planned layers run in another type; they're named.
+        InvalidResultError: some layers run in another type; they're named.
     """
     unmet = unmet_layers(manifest.layers, session.executed())
     if unmet:
@@ -229,37 +292,40 @@ def _prove(plan: Plan, manifest: Manifest, session: Session) -> None:
         raise _not_as_planned(plan, what)
 
 
+def _require_same_arithmetic(
+    plan: Plan, lowered: Placed, logits: NDArray[np.float32], frames: NDArray[np.uint8]
+) -> None:
+    """Check that the runtime computes what its graph says: fusing has been seen to change it.
+
+    Raises:
+        InvalidResultError: logits differ from the interpreted ones by more than :data:`ARITHMETIC_TOLERANCE`.
+    """
+    from vitedge.runtimes.interpreter import run_graph
+
+    if lowered.interpretable is None:
+        return
+    difference = deviation(logits, run_graph(lowered.interpretable, frames))
+    if difference > ARITHMETIC_TOLERANCE:
+        raise _not_as_planned(
+            plan,
+            f"{plan.target.runtime} computes something else than the graph says: its logits are off by "
+            f"{difference:.1%} of the largest",
+        )
+
+
 def _not_as_planned(plan: Plan, what: str) -> InvalidResultError:
-    """The error for a graph that its runtime executes in another way; one that is newer than tested is a reason."""
-    why, hint = runtimes.fuses_otherwise(plan.target.runtime)
+    """The error for a graph that its runtime executes in another way; a runtime newer than tested is a reason."""
+    reason, hint = runtimes.fuses_otherwise(plan.target.runtime)
     hint = f"{hint}, or " if hint else ""
     return InvalidResultError(
         plan.action,
-        f"{what}. {why}" if why else what,
+        f"{what}. {reason}" if reason else what,
         f"nothing was published; {hint}export another --precision, or report this graph",
     )
 
 
-def _as_written(plan: Plan, placed: Placed, logits: NDArray[np.float32], inputs: NDArray[np.uint8]) -> None:
-    """What the runtime computes has to be what its graph says: fusing has been seen to change it.
-
-    Raises:
-        InvalidResultError: it's further from the arithmetic, interpreted, than :data:`AS_WRITTEN`.
-    """
-    from vitedge.runtimes.interpreter import run_graph
-
-    if placed.interpretable is None:
-        return
-    found = deviation(logits, run_graph(placed.interpretable, inputs))
-    if found > AS_WRITTEN:
-        raise _not_as_planned(
-            plan,
-            f"{plan.target.runtime} computes something else than the graph says: its logits are off by {found:.1%} of "
-            "the largest",
-        )
-
-
-def _finite(plan: Plan, logits: NDArray[np.float32], what: str) -> None:
+def _require_finite(plan: Plan, logits: NDArray[np.float32], what: str) -> None:
+    """Raises: InvalidResultError: ``what`` isn't finite."""
     if not np.isfinite(logits).all():
         raise InvalidResultError(
             plan.action,

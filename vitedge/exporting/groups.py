@@ -1,4 +1,4 @@
-"""Layers in groups that stay together: one attention, one MLP, one convolution."""
+"""Groups of layers that stay together (one attention, one MLP, one convolution), and which go back to float."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vitedge.core.progress import Progress, silent
-from vitedge.formats.budget import AccuracyBudget
+from vitedge.formats.budget import Budget
 
 if TYPE_CHECKING:
     from vitedge.formats.fidelity import Fidelity
@@ -24,19 +24,18 @@ class Group:
 
 @dataclass(frozen=True)
 class Scan:
-    """What each group costs and gains, by its name."""
+    """What quantizing each group costs and gains, by the group's name."""
 
-    divergence: Mapping[str, float]  # mean KL to the float logits with this group alone quantized
-    gain: Mapping[str, float]  # what quantizing it saves: nanoseconds, or multiply-accumulates where not measured
+    divergence: Mapping[str, float]  # mean KL to the float logits with this group alone quantized, nats
+    gain: Mapping[str, float]  # nanoseconds that quantizing it saves; multiply-accumulates where not measured
     measured: bool  # whether the gain was measured
 
     def worst_first(self, groups: Iterable[Group]) -> list[Group]:
-        """The order in which groups go back to float: most divergence for least gain, groups without gain at first."""
-
+        """The order in which groups go back to float: most divergence for least gain, groups without gain first."""
         return sorted(groups, key=lambda group: (-self._price(group), group.name))
 
-    def overpriced(self, groups: Sequence[Group]) -> list[Group]:
-        """Groups that gain nothing, or whose divergence for the gain is over the average of those that gain.
+    def unprofitable(self, groups: Sequence[Group]) -> list[Group]:
+        """Groups that gain nothing, or whose divergence per gain is over the average of those that gain; worst first.
 
         Quantizing the others is the knee of the curve of divergence against gain: each of them costs less for its gain
         than the straight line from everything in float to everything quantized.
@@ -44,32 +43,49 @@ class Scan:
         gaining = [group for group in groups if self.gain.get(group.name, 0.0) > 0]
         gain = sum(self.gain[group.name] for group in gaining)
         average = sum(self.divergence[group.name] for group in gaining) / gain if gain else 0.0
-        nearly = average * (1 + 1e-9)  # equal prices are no reason
-        return [group for group in self.worst_first(groups) if self._price(group) > nearly]
+        limit = average * (1 + 1e-9)  # so that equal prices aren't over their average
+        return [group for group in self.worst_first(groups) if self._price(group) > limit]
 
     def _price(self, group: Group) -> float:
+        """Divergence per gain."""
         gain = self.gain.get(group.name, 0.0)
         return self.divergence[group.name] / gain if gain > 0 else float("inf")
 
 
 def grouped(layers: Iterable[str]) -> list[Group]:
     """Groups by what stands before the last dot of a name; a name without a dot is a group of its own."""
-    found: dict[str, list[str]] = {}
+    members: dict[str, list[str]] = {}
     for layer in layers:
-        found.setdefault(layer.rpartition(".")[0] or layer, []).append(layer)
-    return [Group(name, tuple(members)) for name, members in found.items()]
+        members.setdefault(layer.rpartition(".")[0] or layer, []).append(layer)
+    return [Group(name, tuple(names)) for name, names in members.items()]
+
+
+def layers_of(groups: Iterable[Group]) -> frozenset[str]:
+    """The names of all layers of some groups."""
+    return frozenset(layer for group in groups for layer in group.layers)
+
+
+def layers_except(groups: Iterable[Group], reverted: Sequence[Group]) -> frozenset[str]:
+    """The layers that stay quantized when some of the groups go back to float."""
+    return layers_of(group for group in groups if group not in reverted)
 
 
 def divergences(
     groups: Sequence[Group], divergence: Callable[[frozenset[str]], float], progress: Progress = silent
 ) -> dict[str, float]:
-    """Sensitivity of every group: what ``divergence`` says when this group's layers alone are quantized."""
-    found = {}
+    """The divergence with each group alone quantized, by its name.
+
+    Args:
+        groups: to scan.
+        divergence: measures a graph in which these layers alone are quantized.
+        progress: called with ("sensitivity", groups done, groups).
+    """
+    by_group = {}
     for done, group in enumerate(groups):
         progress("sensitivity", done, len(groups))
-        found[group.name] = divergence(frozenset(group.layers))
+        by_group[group.name] = divergence(frozenset(group.layers))
     progress("sensitivity", len(groups), len(groups))
-    return found
+    return by_group
 
 
 def saved_ns(groups: Sequence[Group], before: Sequence[LayerTime], after: Sequence[LayerTime]) -> dict[str, float]:
@@ -79,7 +95,7 @@ def saved_ns(groups: Sequence[Group], before: Sequence[LayerTime], after: Sequen
     counts against the group.
     """
 
-    def spent(times: Sequence[LayerTime]) -> dict[str, float]:
+    def time_of_groups(times: Sequence[LayerTime]) -> dict[str, float]:
         total = dict.fromkeys((group.name for group in groups), 0.0)
         for time in times:
             name = max((name for name in total if _inside(time.name, name)), key=len, default=None)
@@ -87,12 +103,12 @@ def saved_ns(groups: Sequence[Group], before: Sequence[LayerTime], after: Sequen
                 total[name] += time.ns
         return total
 
-    plain, quantized = spent(before), spent(after)
-    return {group.name: plain[group.name] - quantized[group.name] for group in groups}
+    in_float, quantized = time_of_groups(before), time_of_groups(after)
+    return {group.name: in_float[group.name] - quantized[group.name] for group in groups}
 
 
 def fastest(rounds: Sequence[Sequence[LayerTime]]) -> list[LayerTime]:
-    """Every node's least time over profiled inferences of the same nodes."""
+    """The least time of every node over profiled inferences of the same nodes."""
     return [min(times, key=lambda time: time.ns) for times in zip(*rounds, strict=True)]
 
 
@@ -101,28 +117,27 @@ def _inside(node: str, group: str) -> bool:
 
 
 def fewest_reverted(
-    order: Sequence[Group], judge: Callable[[Sequence[Group]], Fidelity], budget: AccuracyBudget
-) -> tuple[Sequence[Group], Fidelity] | None:
+    order: Sequence[Group], evaluate: Callable[[Sequence[Group]], Fidelity], budget: Budget
+) -> Sequence[Group] | None:
     """The shortest beginning of ``order`` that has to go back to float for the budget to hold.
 
-    Found by halving, as if more float never lost more; what is returned was judged itself.
+    Bisection, as if more float never lost more; the beginning that is returned was evaluated itself.
 
     Args:
-        order: groups, the worst first.
-        judge: builds and judges the graph with these groups in float.
+        order: groups, the worst first. With all of them quantized the budget doesn't hold.
+        evaluate: lowers and evaluates the graph with these groups in float.
         budget: what may be lost.
 
     Returns:
-        The groups and what was found of the rest; None when even the last group alone is too much.
+        The groups that go back; None when even the last group alone is too much.
     """
-    low, high, best = 0, len(order) - 1, None  # low fails, as the caller saw
-    while high >= 1 and (best is None or high - low > 1):
-        middle = high if best is None else (low + high) // 2
-        found = judge(order[:middle])
-        if budget.holds(found):
-            best, high = (order[:middle], found), middle
-        elif best is None:
-            return None
+    low, high = 0, len(order) - 1  # with `low` groups in float the budget doesn't hold, with `high` it does
+    if high < 1 or not budget.holds(evaluate(order[:high])):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        if budget.holds(evaluate(order[:middle])):
+            high = middle
         else:
             low = middle
-    return best
+    return order[:high]

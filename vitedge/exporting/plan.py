@@ -15,7 +15,7 @@ from vitedge.core.files import refuse_existing
 from vitedge.data import embedded
 from vitedge.data.images import ImageSet
 from vitedge.errors import NotInstalledError, UsageError
-from vitedge.formats.budget import AccuracyBudget
+from vitedge.formats.budget import Budget
 from vitedge.formats.model_folder import Model
 from vitedge.formats.recipe import Recipe, load_recipe
 from vitedge.formats.target import QUANTIZED, Candidate, Target, load_target
@@ -37,7 +37,7 @@ class Plan:
     recipe: Recipe | None = None  # None: nothing is calibrated
     images: ImageSet | None = field(default=None, repr=False)
     held_out: ImageSet | None = field(default=None, repr=False)  # None: the embedded ones, or what calibration leaves
-    budget: AccuracyBudget = field(default_factory=AccuracyBudget)
+    budget: Budget = field(default_factory=lambda: Budget.of_export(None, None))
     autotune: bool = False  # measure all candidates that hold the budget, and take the fastest
     with_candidates: bool = False  # the others that hold the budget travel with the artifact
     explain: bool = False  # scan how sensitive each group is, also where no budget asks for it
@@ -108,9 +108,9 @@ def plan_export(
     target = target if isinstance(target, Target) else load_target(target)
     candidates = _tried(target, everyone=autotune or with_candidates) if precision == AUTO else None
     candidates = _makeable(target, candidates or target.candidates(precision))
-    budget = AccuracyBudget(max_drop, min_agreement)
-    if precision == AUTO and not budget:
-        budget = AccuracyBudget(max_drop=target.budget.max_accuracy_drop_pts)
+    budget = Budget.of_export(max_drop, min_agreement)
+    if precision == AUTO and not budget.limits_accuracy:
+        budget = target.budget
     plan = Plan(
         model,
         target,
@@ -143,7 +143,7 @@ def plan_export(
         refuse_existing(plan.picture, overwrite=overwrite, action=plan.action)
     _require_writers(plan)
     if not plan.quantized:
-        if budget:
+        if budget.limits_accuracy:
             raise UsageError(plan.action, "nothing is quantized, so there is nothing to lose", "leave the budget out")
         return plan
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)

@@ -1,4 +1,4 @@
-"""From a model and a wish to an artifact: observe, place, check, prove, judge, write.
+"""From a plan to an artifact: evaluate candidates, choose one, write it.
 
 Nothing is written before everything has been checked, and nothing that was asked for is replaced by something else.
 """
@@ -6,7 +6,7 @@ Nothing is written before everything has been checked, and nothing that was aske
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from vitedge.core.files import resource_errors
 from vitedge.core.progress import Progress, silent
 from vitedge.device.hardware import processor
 from vitedge.errors import InvalidResultError
-from vitedge.exporting.candidates import PROFILED, Built, Materials, gather
-from vitedge.exporting.evaluate import trial
+from vitedge.exporting.candidates import Evaluated, ExportInputs, load_inputs
 from vitedge.exporting.explain import Explained
 from vitedge.exporting.explain import explain as explained
 from vitedge.exporting.plan import Plan
-from vitedge.exporting.select import candidates
+from vitedge.exporting.runnable import opened
+from vitedge.exporting.select import evaluate_candidates
+from vitedge.exporting.sensitivity import PROFILED
 from vitedge.formats.artifact import (
     CANDIDATES,
     GOLDEN_INPUTS,
@@ -50,91 +51,106 @@ def export(plan: Plan, progress: Progress = silent) -> Artifact:
 
     Raises:
         ImageError: too many calibration images can't be read.
-        UsageError: the held-out pictures can't show that the budget holds.
+        UsageError: the hold-out pictures can't show that the budget holds.
         ArtifactError: the graph has something that the target can't take (listed).
-        InvalidResultError: the result isn't finite, fewer layers run quantized than planned, or no candidate holds the
-            budget.
+        InvalidResultError: the result isn't finite, fewer layers run quantized than planned, or no candidate stays
+            within the budget.
         ResourceError: disk, memory, permission, or another export to the same folder.
     """
     with resource_errors(plan.action):
-        materials = gather(plan, progress)
-        judged, failed = candidates(materials, progress)
-        fit = [built for built in judged if built.holds is not False]
-        measured = _measured(materials, fit, progress) if plan.autotune else {}
-        times = {candidate: speed.p50_ms for candidate, speed in measured.items()}
-        failed |= {candidate: speed.wrong for candidate, speed in measured.items() if speed.wrong}
-        judged = [built for built in judged if built.candidate not in failed]
-        fit = [built for built in fit if built.candidate not in failed]
-        if not fit:
-            raise InvalidResultError(
-                plan.action, "; ".join(failed.values()), "nothing was published; report this graph"
-            )
-        chosen = min(fit, key=lambda built: times.get(built.candidate, 0.0))  # of equals the first
-        carried = {built.candidate: _folder(built) for built in fit if plan.with_candidates and built is not chosen}
-        results = tuple(
-            replace(
-                built.result,
-                chosen=built is chosen,
-                latency_p50_ms=times.get(built.candidate),
-                folder=carried.get(built.candidate),
-            )
-            for built in judged
-        )
-        results += tuple(
-            CandidateResult(precision=one.precision, form=one.form, failed=why) for one, why in failed.items()
-        )
-        files = _files(materials, chosen)
-        for built in fit:
-            if built.candidate in carried:
-                alone = replace(built.manifest, candidates=(replace(built.result, chosen=True),))
-                inside = artifact_files(alone, _files(materials, built))
-                files |= {f"{_folder(built)}/{name}": data for name, data in inside.items()}
-        manifest = replace(chosen.manifest, candidates=results)
-        return write_artifact(plan.out, manifest, files, overwrite=plan.overwrite, action=plan.action)
+        inputs = load_inputs(plan, progress)
+        evaluated, failures = evaluate_candidates(inputs, progress)
+        measured: Mapping[Candidate, Speed] = {}
+        if plan.autotune:
+            measured = _measure(inputs, [each for each in evaluated if each.acceptable], progress)
+            failures |= {candidate: speed.wrong for candidate, speed in measured.items() if speed.wrong}
+            evaluated = [each for each in evaluated if each.candidate not in failures]
+        return _write(inputs, evaluated, failures, measured)
 
 
-def _folder(built: Built) -> str:
-    """Where a candidate lies that travels with the artifact."""
-    return f"{CANDIDATES}/{built.candidate.precision}-{built.candidate.form}"
-
-
-def _files(materials: Materials, built: Built) -> dict[str, bytes]:
-    return {
-        **built.placed.files,
-        **materials.pictures,
-        GOLDEN_INPUTS: npy(materials.inputs),
-        GOLDEN_LOGITS: npy(built.logits),
-        GOLDEN_REFERENCE: npy(materials.reference),
-    }
-
-
-def _measured(materials: Materials, fit: Sequence[Built], progress: Progress) -> dict[Candidate, Speed]:
-    """Every candidate that holds the budget, measured in turns on this machine."""
-    action = materials.plan.action
+def _measure(inputs: ExportInputs, evaluated: Sequence[Evaluated], progress: Progress) -> dict[Candidate, Speed]:
+    """The speed of candidates on this machine, measured interleaved."""
+    action = inputs.plan.action
     with tempfile.TemporaryDirectory(prefix="vitedge-") as folder:
         artifacts = [
             write_artifact(
-                Path(folder) / str(number), built.manifest, _files(materials, built), overwrite=False, action=action
+                Path(folder) / str(number), each.manifest, _files(inputs, each), overwrite=False, action=action
             )
-            for number, built in enumerate(fit)
+            for number, each in enumerate(evaluated)
         ]
-        found = speeds(artifacts, action=action, progress=progress)
-    return {built.candidate: speed for built, speed in zip(fit, found, strict=True)}
+        measured = speeds(artifacts, action=action, progress=progress)
+    return {each.candidate: speed for each, speed in zip(evaluated, measured, strict=True)}
+
+
+def _write(
+    inputs: ExportInputs,
+    evaluated: Sequence[Evaluated],
+    failures: Mapping[Candidate, str],
+    measured: Mapping[Candidate, Speed],
+) -> Artifact:
+    """Write the fastest acceptable candidate, or the first where none was measured, and the others that it carries.
+
+    Raises:
+        InvalidResultError: none of those that were measured is left.
+    """
+    plan = inputs.plan
+    acceptable = [each for each in evaluated if each.acceptable]
+    if not acceptable:
+        raise InvalidResultError(plan.action, "; ".join(failures.values()), "nothing was published; report this graph")
+    times_ms = {candidate: speed.p50_ms for candidate, speed in measured.items()}
+    chosen = min(acceptable, key=lambda each: times_ms.get(each.candidate, 0.0))  # of equals the first
+    carried = [each for each in acceptable if plan.with_candidates and each is not chosen]
+    results = [
+        replace(
+            each.result,
+            chosen=each is chosen,
+            latency_p50_ms=times_ms.get(each.candidate),
+            folder=_folder(each) if each in carried else None,
+        )
+        for each in evaluated
+    ]
+    results += [
+        CandidateResult(precision=candidate.precision, form=candidate.form, failed=reason)
+        for candidate, reason in failures.items()
+    ]
+    files = _files(inputs, chosen)
+    for each in carried:
+        manifest = replace(each.manifest, candidates=(replace(each.result, chosen=True),))
+        inside = artifact_files(manifest, _files(inputs, each))
+        files |= {f"{_folder(each)}/{name}": data for name, data in inside.items()}
+    manifest = replace(chosen.manifest, candidates=tuple(results))
+    return write_artifact(plan.out, manifest, files, overwrite=plan.overwrite, action=plan.action)
+
+
+def _folder(evaluated: Evaluated) -> str:
+    """Where a candidate lies that travels with the artifact."""
+    return f"{CANDIDATES}/{evaluated.candidate.precision}-{evaluated.candidate.form}"
+
+
+def _files(inputs: ExportInputs, evaluated: Evaluated) -> dict[str, bytes]:
+    """The content of a candidate's artifact by file name."""
+    return {
+        **evaluated.lowered.files,
+        **inputs.golden_files,
+        GOLDEN_INPUTS: npy(inputs.golden_inputs),
+        GOLDEN_LOGITS: npy(evaluated.golden_logits),
+        GOLDEN_REFERENCE: npy(inputs.golden_reference),
+    }
 
 
 def explain(plan: Plan, artifact: Artifact) -> Explained:
-    """Why an artifact that this plan wrote is as fast and as exact as it is; with times where its target runs here."""
+    """Explain speed and accuracy of an artifact that this plan wrote; with times where its target runs here."""
     from vitedge.graph.surgery import load
 
     manifest = artifact.manifest
     if plan.target.plain is None or manifest.precision not in QUANTIZED or not runs_here(plan.target):
         return explained(str(artifact.path), manifest)
-    inputs, reference = artifact.array(GOLDEN_INPUTS), artifact.array(GOLDEN_REFERENCE)
-    materials = Materials(plan, load(plan.model.onnx_path), {}, inputs, reference)
-    placed, frames = materials.plain, materials.frames
-    assert placed is not None
-    with trial(replace(manifest, layers=placed.layers), placed, plan.action) as running:
-        before = running.session.profile(frames, PROFILED) if running.session else ()
+    golden = artifact.array(GOLDEN_INPUTS), artifact.array(GOLDEN_REFERENCE)
+    inputs = ExportInputs(plan, load(plan.model.onnx_path), {}, *golden)
+    lowered, frames = inputs.lowered_float, inputs.golden_batch
+    assert lowered is not None
+    with opened(replace(manifest, layers=lowered.layers), lowered, plan.action) as runnable:
+        before = runnable.session.profile(frames, PROFILED) if runnable.session else ()
     with open_session(artifact, OpenOptions(threads=1)) as session:
         after = session.profile(frames, PROFILED)
     isa = None if plan.target.device.startswith("cuda") else processor().isa
@@ -155,10 +171,10 @@ def summary(artifact: Artifact) -> dict[str, Any]:
         "executed_by": manifest.golden.executed_by,
         "divergence": manifest.fidelity.divergence if manifest.fidelity else None,
         "agreement": manifest.fidelity.agreement if manifest.fidelity else None,
-        "drop": encoded(manifest.fidelity.drop) if manifest.fidelity else None,
-        "judged_on": _judges(manifest.fidelity),
-        "max_drop_pts": manifest.max_drop_pts,
-        "min_agreement_pct": manifest.min_agreement_pct,
+        "drop": encoded(manifest.fidelity.top1_drop) if manifest.fidelity else None,
+        "judged_on": _pictures(manifest.fidelity),
+        "max_drop_pts": manifest.max_top1_drop_pp,
+        "min_agreement_pct": manifest.min_top1_agreement_pct,
         "candidates": encoded(manifest.candidates),
         "left_in_float": [layer.name for layer in manifest.layers if layer.reason in (BUDGET, NO_GAIN, PRICE)],
         "calibration_images": manifest.calibration.count if manifest.calibration else None,
@@ -167,8 +183,6 @@ def summary(artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def _judges(found: Fidelity | None) -> str | None:
-    """Which pictures said so, in words."""
-    if found is None:
-        return None
-    return f"{found.pictures} {found.seen} pictures of {found.source}"
+def _pictures(fidelity: Fidelity | None) -> str | None:
+    """The pictures that fidelity was measured on, for people."""
+    return None if fidelity is None else f"{fidelity.pictures} {fidelity.split} pictures of {fidelity.source}"

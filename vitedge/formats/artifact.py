@@ -68,7 +68,7 @@ class Golden(Record):
 
 
 class CandidateResult(Record):
-    """One candidate that was tried: what it costs and what it loses, or why it came to nothing."""
+    """One candidate: its size, speed and fidelity, or why it failed."""
 
     precision: str
     form: str
@@ -77,7 +77,7 @@ class CandidateResult(Record):
     latency_p50_ms: float | None = None  # None: not measured
     agreement: float | None = None
     divergence: float | None = None  # None: not quantized, so not measured
-    drop_pts: float | None = None  # None: no labels
+    top1_drop_pp: float | None = field(name="drop_pts", default=None)  # None: no labels
     holds: bool | None = None  # None: there was no budget
     chosen: bool = False
     folder: str | None = None  # where it travels with the artifact, an artifact of its own; None: it doesn't
@@ -85,11 +85,11 @@ class CandidateResult(Record):
 
 
 class Step(Record):
-    """One step of the selection: so many groups of layers back in float, the worst first."""
+    """One step of the selection: so many groups of layers in float, the worst first."""
 
-    quantized: float  # share of the multiply-accumulates
+    quantized: float  # fraction of the multiply-accumulates
     groups_in_float: int
-    divergence: float  # mean KL to the float logits, on some of the pictures that judge
+    divergence: float  # mean KL to the float logits, on some of the hold-out pictures
     agreement: float
     latency_ms: float | None = None  # None: the target isn't where it was exported
     chosen: bool = False  # this is the artifact
@@ -110,7 +110,7 @@ class Manifest(Record):
     classes: tuple[ClassLabel, ...]
     preprocessing: Preprocessing
     layers: tuple[LayerPlan, ...]
-    precision_obtained: dict[str, float]  # share of MACs by type, planned; verify counts them in the executed graph
+    precision_obtained: dict[str, float]  # fraction of MACs by type, planned; verify counts them in the executed graph
     runtime_options: dict[str, Option]  # set explicitly when opened, and read back
     built_with: dict[str, str]  # versions of what wrote the graph
     model_digest: str
@@ -121,8 +121,9 @@ class Manifest(Record):
     recipe: Recipe | None = None  # of a quantized artifact
     calibration: Calibration | None = None
     fidelity: Fidelity | None = None  # of a quantized artifact
-    max_drop_pts: float | None = None  # budget of the export, held with 95 % confidence; None: there was none
-    min_agreement_pct: float | None = None  # likewise
+    #: Budget of the export, held with 95 % confidence; None: there was none.
+    max_top1_drop_pp: float | None = field(name="max_drop_pts", default=None)
+    min_top1_agreement_pct: float | None = field(name="min_agreement_pct", default=None)
     steps: tuple[Step, ...] = ()  # from everything quantized to everything in float; where explaining was asked for
     files: dict[str, str] = field(default_factory=dict)  # SHA-256 of every other file but manifest.sha256
 

@@ -1,11 +1,11 @@
-"""Budgets: what a device demands, and what quantizing may cost."""
+"""The budget: what a target demands of an artifact, or an export of a quantized graph."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 from typing import Annotated
 
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType, field
 
 from vitedge.core.intervals import CONFIDENCE, paired_interval, wilson
 from vitedge.core.schema import PositiveReal, Record
@@ -14,86 +14,103 @@ from vitedge.formats.fidelity import Fidelity
 
 
 class Budget(Record):
-    """What an artifact has to meet on this device to be recommended."""
+    """Limits of accuracy loss and latency. Those of accuracy hold if the worse end of the 95 % interval is within."""
 
-    max_accuracy_drop_pts: Annotated[float, Meta(ge=0)]  # percentage points of top-1 against float32
+    #: Percentage points of top-1 against float32, on labelled pictures; infinity: no limit.
+    max_top1_drop_pp: Annotated[float, Meta(ge=0)] = field(name="max_accuracy_drop_pts")
     latency_p95_ms: PositiveReal | None = None
+    #: Percentage of pictures with the float graph's top-1.
+    min_top1_agreement_pct: Annotated[float, Meta(ge=0, le=100)] | UnsetType = field(
+        name="min_agreement_pct", default=UNSET
+    )
 
-
-def pictures_needed(points: float) -> int:
-    """How many labelled pictures show, when not one differs, that no more than ``points`` were lost (95 %)."""
-    count = 1
-    while _least_drop(count) > points:
-        count *= 2
-    low, high = count // 2, count
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if _least_drop(middle) <= points else (middle, high)
-    return high
-
-
-@dataclass(frozen=True)
-class AccuracyBudget:
-    """What a quantized graph may lose against the float one; it holds when the 95 % interval's worse end does."""
-
-    max_drop: float | None = None  # percentage points of top-1, on labelled pictures
-    min_agreement: float | None = None  # per cent of pictures called alike
+    @classmethod
+    def of_export(cls, max_top1_drop_pp: float | None, min_top1_agreement_pct: float | None) -> Budget:
+        """The limits of an export; None: no limit."""
+        return cls(
+            max_top1_drop_pp=math.inf if max_top1_drop_pp is None else max_top1_drop_pp,
+            min_top1_agreement_pct=UNSET if min_top1_agreement_pct is None else min_top1_agreement_pct,
+        )
 
     def __str__(self) -> str:
-        parts = []
-        if self.max_drop is not None:
-            parts.append(f"at most {self.max_drop:g} points of top-1 lost")
-        if self.min_agreement is not None:
-            parts.append(f"at least {self.min_agreement:g} % called alike")
-        return " and ".join(parts)
+        limits = []
+        if self.drop_limit is not None:
+            limits.append(f"a top-1 drop of at most {self.drop_limit:g} pp")
+        if self.agreement_limit is not None:
+            limits.append(f"a top-1 agreement of at least {self.agreement_limit:g} %")
+        return " and ".join(limits)
 
-    def __bool__(self) -> bool:
-        return self.max_drop is not None or self.min_agreement is not None
+    @property
+    def drop_limit(self) -> float | None:
+        """Percentage points of top-1; None: no limit."""
+        return None if math.isinf(self.max_top1_drop_pp) else self.max_top1_drop_pp
 
-    def require(self, pictures: int, *, labelled: bool, source: str, action: str) -> None:
-        """Refuse a budget that these pictures can't show to be held, even if not one of them differed.
+    @property
+    def agreement_limit(self) -> float | None:
+        """Percentage of pictures; None: no limit."""
+        return None if isinstance(self.min_top1_agreement_pct, UnsetType) else self.min_top1_agreement_pct
+
+    @property
+    def limits_accuracy(self) -> bool:
+        """Whether there is a limit of drop or agreement."""
+        return self.drop_limit is not None or self.agreement_limit is not None
+
+    def require_pictures(self, count: int, *, labelled: bool, source: str, action: str) -> None:
+        """Refuse limits that so many pictures can't show to be kept, even if not one of them differed.
 
         Raises:
-            UsageError: too few pictures (with the number that would do), or none with labels.
+            UsageError: too few pictures (with the number that suffices), or none with labels.
         """
-        if self.max_drop is not None and not labelled:
+        drop, agreement = self.drop_limit, self.agreement_limit
+        if drop is not None and not labelled:
             raise UsageError(
                 action,
                 f"--max-drop needs labels, and {source} has none that the model knows",
                 "name labelled pictures: --held-out DIR, or use --min-agreement",
             )
-        if self.max_drop is not None and (needed := pictures_needed(self.max_drop)) > pictures:
-            least = _least_drop(pictures)
+        if drop is not None and (needed := pictures_needed(drop)) > count:
             raise UsageError(
                 action,
-                f"{pictures} held-out pictures can't show a drop of at most {self.max_drop:g} points; "
-                f"that takes {needed}",
-                f"name more: --held-out DIR, or use --max-drop {_rounded_up(least)}",
+                f"{count} hold-out pictures can't show a top-1 drop of at most {drop:g} pp; it takes {needed}",
+                f"name more: --held-out DIR, or use --max-drop {_rounded_up(_least_drop(count))}",
             )
-        if self.min_agreement is not None:
-            most = 100 * wilson(pictures, pictures).low
-            if most < self.min_agreement:
-                share = self.min_agreement / 100
-                needed = next(count for count in (2**power for power in range(40)) if wilson(count, count).low >= share)
-                raise UsageError(
-                    action,
-                    f"{pictures} held-out pictures can't show an agreement of {self.min_agreement:g} %; "
-                    f"{needed} would do",
-                    f"name more: --held-out DIR, or use --min-agreement {int(most * 10) / 10:g}",
-                )
+        if agreement is None:
+            return
+        most = 100 * wilson(count, count).low
+        if most < agreement:
+            needed = next(n for n in (2**power for power in range(40)) if 100 * wilson(n, n).low >= agreement)
+            raise UsageError(
+                action,
+                f"{count} hold-out pictures can't show a top-1 agreement of {agreement:g} %; {needed} suffice",
+                f"name more: --held-out DIR, or use --min-agreement {int(most * 10) / 10:g}",
+            )
 
-    def holds(self, found: Fidelity) -> bool:
-        """Whether the budget is kept, with 95 % confidence."""
-        if self.max_drop is not None and (found.drop is None or found.drop.high > self.max_drop):
+    def holds(self, fidelity: Fidelity) -> bool:
+        """Whether a graph of this fidelity is within the limits of accuracy, with 95 % confidence."""
+        drop, agreement = self.drop_limit, self.agreement_limit
+        if drop is not None and (fidelity.top1_drop is None or fidelity.top1_drop.high > drop):
             return False
-        alike = round(found.agreement * found.pictures)
-        return self.min_agreement is None or 100 * wilson(alike, found.pictures).low >= self.min_agreement
+        agreeing = round(fidelity.agreement * fidelity.pictures)
+        return agreement is None or 100 * wilson(agreeing, fidelity.pictures).low >= agreement
 
 
-def _rounded_up(points: float) -> str:
-    return f"{-(-points * 100 // 1) / 100:.2f}"
+def pictures_needed(drop_pp: float) -> int:
+    """The number of labelled pictures that show, if not one differs, a top-1 drop of at most ``drop_pp`` (95 %)."""
+    count = 1
+    while _least_drop(count) > drop_pp:
+        count *= 2
+    low, high = count // 2, count
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _least_drop(middle) <= drop_pp else (middle, high)
+    return high
 
 
 def _least_drop(count: int) -> float:
-    """Points of top-1 that so many pictures can't exclude, even if not one of them differed."""
+    """The top-1 drop, percentage points, that so many pictures can't exclude, even if not one of them differed."""
     return -100 * paired_interval(0, 0, count, CONFIDENCE).low
+
+
+def _rounded_up(drop_pp: float) -> str:
+    """To hundredths."""
+    return f"{-(-drop_pp * 100 // 1) / 100:.2f}"

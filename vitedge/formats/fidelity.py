@@ -1,14 +1,16 @@
-"""What a quantized graph loses against the float one. Part of ``manifest.json``."""
+"""How a quantized graph differs from the float graph on the same pictures. Part of ``manifest.json``."""
 
 from __future__ import annotations
 
 from typing import Literal
 
+from msgspec import field
+
 from vitedge.core.schema import Record
 
 
 class Flip(Record):
-    """A picture that the quantized graph calls by another name than the float one."""
+    """A picture whose top-1 class differs from the float graph's."""
 
     picture: str
     label: str  # the float graph's
@@ -17,21 +19,21 @@ class Flip(Record):
 
 
 class Drop(Record):
-    """Top-1 lost against the float graph on the same labelled pictures, percentage points, with its 95 % interval."""
+    """Top-1 accuracy lost against the float graph on the same labelled pictures, with its 95 % interval."""
 
-    points: float
+    pp: float = field(name="points")  # percentage points, as are the ends of the interval
     low: float
     high: float
 
 
 class Fidelity(Record):
-    """What was lost against the float graph."""
+    """How a quantized graph differs from the float graph."""
 
     source: str  # name of the data set
-    seen: Literal["held-out", "calibration"]  # calibration: there were no others, so this flatters
+    split: Literal["held-out", "calibration"] = field(name="seen")  # calibration: too few others, so this flatters
     pictures: int
     executed_by: str  # what ran the quantized graph
     divergence: float  # mean KL divergence to the float graph's probabilities, nats
-    agreement: float  # share of pictures with the same top-1
-    drop: Drop | None = None  # None: the pictures have no labels that the model knows
+    agreement: float  # fraction of pictures with the same top-1
+    top1_drop: Drop | None = field(name="drop", default=None)  # None: the pictures have no labels that the model knows
     flips: tuple[Flip, ...] = ()  # the worst: those the float graph was surest of

@@ -58,7 +58,7 @@ def show_tuned(timed: Sequence[Timed]) -> None:
                     one.form,
                     f"{one.latency_p50_ms:.3f}",
                     f"{one.latency_p95_ms:.3f}",
-                    "" if one.drop_pts is None else f"{one.drop_pts:+.2f}",
+                    "" if one.top1_drop_pp is None else f"{one.top1_drop_pp:+.2f}",
                     text(one.reason, GOOD if one.chosen else QUIET),
                 )
                 for one in timed

@@ -132,8 +132,8 @@ def _objections(line: Line, timed: bool) -> list[str]:
 
 def _over_budget(line: Line) -> list[str]:
     budget, found = line.row.subject.budget, []
-    if line.drop_pts is not None and line.drop_pts > budget.max_accuracy_drop_pts:
-        found.append(f"it loses {drop(line)} points of top-1; its budget is {budget.max_accuracy_drop_pts:g}")
+    if line.drop_pts is not None and line.drop_pts > budget.max_top1_drop_pp:
+        found.append(f"it loses {drop(line)} points of top-1; its budget is {budget.max_top1_drop_pp:g}")
     if budget.latency_p95_ms is not None and line.row.latency is not None:
         if line.p95_ms is None:
             found.append("too few samples to hold its p95 against the budget")
@@ -263,9 +263,9 @@ def _caveats(
     found = []
     if choice is not None:
         budget = choice.row.subject.budget
-        if choice.drop_interval is not None and choice.drop_interval.high > budget.max_accuracy_drop_pts:
+        if choice.drop_interval is not None and choice.drop_interval.high > budget.max_top1_drop_pp:
             found.append(
-                f"{choice.images:,} images can't rule out a drop over the budget of {budget.max_accuracy_drop_pts:g} "
+                f"{choice.images:,} images can't rule out a drop over the budget of {budget.max_top1_drop_pp:g} "
                 f"points: the interval reaches {points(choice.drop_interval.high)}."
             )
         if timed and budget.latency_p95_ms is None:

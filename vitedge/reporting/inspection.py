@@ -16,7 +16,7 @@ from vitedge.core.schema import Record
 from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ModelError, NotInstalledError, UsageError
 from vitedge.formats.artifact import MANIFEST, Artifact, LayerPlan, Manifest
-from vitedge.formats.budget import AccuracyBudget
+from vitedge.formats.budget import Budget
 from vitedge.formats.fidelity import Fidelity
 from vitedge.formats.model_folder import MODEL_JSON, ClassLabel, Model, Origin
 from vitedge.formats.result import RESULT_JSON, read_result
@@ -174,7 +174,7 @@ def _candidates(artifact: Artifact) -> tuple[Section, ...]:
                 rows.UNKNOWN if one.bytes is None else f"{one.bytes / 1e6:.2f}",
                 rows.UNKNOWN if one.deviation is None else f"{one.deviation:.1e}",
                 rows.UNKNOWN if one.divergence is None else f"{one.divergence:.2g}",
-                rows.points(one.drop_pts),
+                rows.points(one.top1_drop_pp),
                 one.failed or (timed.reason if timed is not None else ""),
             )
         )
@@ -186,12 +186,12 @@ def _fidelity(found: Fidelity | None) -> dict[str, str]:
     """What was lost against the float graph, in words."""
     if found is None:
         return {}
-    words = f"KL {found.divergence:.2g}, {100 * found.agreement:.2f} % called alike"
-    if found.drop is not None:
-        drop = found.drop
-        words += f", {drop.points:.2f} points of top-1 lost (95 %: {drop.low:.2f} to {drop.high:.2f})"
+    words = f"KL {found.divergence:.2g}, top-1 agreement {100 * found.agreement:.2f} %"
+    if found.top1_drop is not None:
+        drop = found.top1_drop
+        words += f", top-1 drop {drop.pp:.2f} pp (95 %: {drop.low:.2f} to {drop.high:.2f})"
     where = f"{found.pictures} pictures of {found.source}"
-    if found.seen == "calibration":
+    if found.split == "calibration":
         where += " that it was calibrated on"
     flips = ", ".join(f"{flip.picture} ({flip.label} → {flip.instead})" for flip in found.flips[:3])
     return {"against float": f"{words}; {where}, run by {found.executed_by}"} | (
@@ -201,8 +201,8 @@ def _fidelity(found: Fidelity | None) -> dict[str, str]:
 
 def _budget(manifest: Manifest) -> dict[str, str]:
     """What was allowed to be lost, in words; empty where nobody said."""
-    budget = AccuracyBudget(manifest.max_drop_pts, manifest.min_agreement_pct)
-    return {"budget": f"{budget}, held with 95 % confidence"} if budget else {}
+    budget = Budget.of_export(manifest.max_top1_drop_pp, manifest.min_top1_agreement_pct)
+    return {"budget": f"{budget}, held with 95 % confidence"} if budget.limits_accuracy else {}
 
 
 def contract_in_words(contract: Preprocessing) -> list[str]:

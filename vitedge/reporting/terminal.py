@@ -321,7 +321,7 @@ def show_target(target: Target) -> None:
                 ("bench", f"{target.bench.warmup_s:g} s of warm-up, at least {target.bench.min_duration_s:g} s"),
                 (
                     "budget",
-                    f"{target.budget.max_accuracy_drop_pts:g} points of top-1"
+                    f"{target.budget.max_top1_drop_pp:g} points of top-1"
                     + (f", p95 up to {latency:g} ms" if latency else ""),
                 ),
             ]

@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
+from msgspec import field
+
 from vitedge import runtimes
 from vitedge.core.files import write_atomic
 from vitedge.core.schema import Record, decode_json, encode_json
@@ -30,7 +32,7 @@ class Timed(Record):
     precision: str
     latency_p50_ms: float
     latency_p95_ms: float
-    drop_pts: float | None  # percentage points of top-1 against the reference; None: not measured
+    top1_drop_pp: float | None = field(name="drop_pts")  # against the reference; None: not measured
     chosen: bool = False
     reason: str = ""
     form: str = ""
