@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.contract import artifacts, portable
-from tests.contract.elsewhere import artifacts_for
+from tests.contract.elsewhere import artifacts_for, pinned
 from vitedge.formats.target import load_target
 
 
@@ -39,7 +39,10 @@ def test_the_contract_on_aarch64(
         artifacts.make(tmp_path / precision, board, board.candidates(precision)[0]).path
         for precision in ("fp32", "int8")
     ]
-    command = [aarch64_python, "--cpu", "cortex-a76", "--with", f"{runtime} numpy pillow msgspec"]
+    names = (runtime, "numpy", "pillow", "msgspec")
+    pins = pinned(names, "3.11")  # what the emulated interpreter is
+    wheels = " ".join(f"{name}=={pins[name]}" if name in pins else name for name in names)
+    command = [aarch64_python, "--cpu", "cortex-a76", "--with", wheels]
     done = subprocess.run(
         [*command, portable.__file__, "--reopen", "2", *small, "--arithmetic", *embedded],
         capture_output=True,
