@@ -57,7 +57,7 @@ def main() -> int:
             found = judged(exact, run(pictures), labels, images, order, model)
             assert found.top1_drop is not None
             print(f"{name:28s}{line(found)}", flush=True)
-            rows.append({"target": target, "form": artifact.manifest.form, **told(found)})
+            rows.append({"target": target, "form": artifact.manifest.variant, **told(found)})
             upper = f"{name}: upper bound of the top-1 drop, pp"
             bars.append(Bar(upper, found.top1_drop.high, ALLOWED, at_least=False))
     for bar in bars:

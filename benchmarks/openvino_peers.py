@@ -4,7 +4,7 @@
 
 MODEL is ``embedded``, ``ViT-Ti/16`` or ``ViT-S/16`` (all three by default; the last two have random weights, on which
 latency doesn't depend), or the folder of ``vitedge import``. Ours is what an INT8 export for ``--target`` writes: the
-target's first form, the recipe default; the target's other forms are shown, and not judged by. The peer is
+target's first kernel variant, the recipe default; the target's others are shown, and not judged by. The peer is
 ``nncf.quantize(model_type=TRANSFORMER)`` of the same graph with the same pictures, under the hint f32, and under bf16
 where the processor has it. All of one model race in one process, turn by turn, batch 1.
 
@@ -34,8 +34,8 @@ from peer_bars import (
     command_line,
     contest,
     hold,
+    lowering_of,
     pictures,
-    placing,
     speedup,
     time_bar,
     timed,
@@ -99,19 +99,19 @@ def bars_of(name: str, raced: Any, lost: dict[str, float]) -> Iterator[Bar]:
 def ours(
     model: Model, calibration: NDArray[np.uint8], arguments: argparse.Namespace
 ) -> Iterator[tuple[str, Callable[[], Made]]]:
-    """The target's forms: the first is what an export gives, and the one whose time counts; then float32."""
-    target, place = placing(model, calibration, arguments)
+    """The target's kernel variants: the first is what an export gives, and the one whose time counts; then float32."""
+    target, lower = lowering_of(model, calibration, arguments)
 
     def make(candidate: Candidate) -> Made:
-        placed = place(candidate)
-        return ov.Core().read_model(*placed.files.values()), dict(placed.runtime_options)
+        lowered = lower(candidate)
+        return ov.Core().read_model(*lowered.files.values()), dict(lowered.runtime_options)
 
     first = target.candidates("int8")[0]
     yield OURS, lambda: make(first)
-    yield FLOAT, lambda: make(Candidate(precision="fp32", form="float"))
+    yield FLOAT, lambda: make(Candidate(precision="fp32", variant="float"))
     for candidate in target.candidate:
-        if candidate.precision in ("int8", "bf16") and candidate not in (first,) and "nncf" not in candidate.form:
-            yield f"  form {candidate.form}", lambda candidate=candidate: make(candidate)
+        if candidate.precision in ("int8", "bf16") and candidate not in (first,) and "nncf" not in candidate.variant:
+            yield f"  variant {candidate.variant}", lambda candidate=candidate: make(candidate)
 
 
 def peers(model: Model, calibration: NDArray[np.uint8]) -> Iterator[tuple[str, Callable[[], Made]]]:

@@ -1,4 +1,4 @@
-"""What the scripts that hold INT8 against other quantizers share: models, our forms, races, bars, circumstances."""
+"""What the scripts that hold INT8 against other quantizers share: models, our variants, races, bars, circumstances."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from vitedge.formats.target import Candidate, Target, load_target
 from vitedge.graph.surgery import load
 from vitedge.quantization.observe import observe
 from vitedge.quantization.statistics import Statistics
-from vitedge.runtimes.base import Placed, Request
+from vitedge.runtimes.base import Lowered, Request
 
 #: Models of the bars by the name of their rows; "embedded" comes with vitedge, the others get random weights, on
 #: whose values latency doesn't depend.
@@ -240,16 +240,16 @@ def timed(make: Callable[[], Any]) -> tuple[Any, Seconds]:
     return made, (time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def placing(
+def lowering_of(
     model: Model, calibration: NDArray[np.uint8], arguments: argparse.Namespace
-) -> tuple[Target, Callable[[Candidate], Placed]]:
-    """The target, and what places a candidate of it; the first quantized one observes, for all."""
+) -> tuple[Target, Callable[[Candidate], Lowered]]:
+    """The target, and what lowers a candidate of it; the first quantized one observes, for all."""
     target, recipe, graph = load_target(arguments.target), load_recipe(arguments.recipe), load(model.onnx_path)
     if arguments.isa:
         target = replace(target, isa=arguments.isa)
     kept: list[Statistics] = []
 
-    def place(candidate: Candidate) -> Placed:
+    def lower(candidate: Candidate) -> Lowered:
         quantized = candidate.precision == "int8"
         if quantized and not kept:
             kept.append(observe(graph, calibration, recipe.observe, key="benchmark"))
@@ -263,10 +263,10 @@ def placing(
             recipe=recipe if quantized else None,
             statistics=kept[0] if quantized else None,
         )
-        placed: Placed = runtimes.part(target.runtime, "lowering").place(wish)
-        return placed
+        lowered: Lowered = runtimes.part(target.runtime, "lowering").lower(wish)
+        return lowered
 
-    return target, place
+    return target, lower
 
 
 def divergences(
@@ -337,8 +337,8 @@ def time_bar(
     at, what = (1, "processor seconds") if arguments.cpu_time else (0, "seconds")
 
     def quantize() -> None:
-        target, place = placing(model, calibration, arguments)
-        place(target.candidates("int8")[0])
+        target, lower = lowering_of(model, calibration, arguments)
+        lower(target.candidates("int8")[0])
 
     ratios = []
     for _ in range(QUANTIZED):

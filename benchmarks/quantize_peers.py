@@ -4,7 +4,7 @@
 
 MODEL is ``embedded``, ``ViT-Ti/16`` or ``ViT-S/16`` (all three by default; the last two have random weights, on which
 latency doesn't depend), or the folder of ``vitedge import``. Ours is what ``vitedge export --target onnxruntime
---precision int8`` writes: the target's first form, the recipe default; the target's other forms are shown, and not
+--precision int8`` writes: the target's first kernel variant, the recipe default; the target's others are shown, and not
 judged by. Peers: ``quantize_static`` and ``quantize_dynamic`` of ONNX Runtime in their usual settings, and NNCF through
 its ONNX backend. All of one model get the same calibration pictures, and race in one process, turn by turn, batch 1.
 
@@ -37,8 +37,8 @@ from peer_bars import (
     command_line,
     contest,
     hold,
+    lowering_of,
     pictures,
-    placing,
     speedup,
     time_bar,
     timed,
@@ -48,7 +48,7 @@ from peer_bars import (
 from vitedge.formats.model_folder import Model
 from vitedge.formats.target import Candidate
 from vitedge.graph.surgery import load, pin_batch, to_bytes
-from vitedge.runtimes.base import Placed
+from vitedge.runtimes.base import Lowered
 
 FEW = 32  # pictures for a model of which only latency is asked
 #: (at least so many times as fast as the best peer, as float32)
@@ -59,7 +59,7 @@ Make = Callable[[], onnx.ModelProto]
 
 def main() -> int:
     parser = command_line(__doc__, "onnxruntime")
-    parser.add_argument("--only-ours", action="store_true", help="without the peers: float32 and our forms")
+    parser.add_argument("--only-ours", action="store_true", help="without the peers: float32 and our variants")
     return hold(parser.parse_args(), ("onnxruntime", "onnx", "nncf"), judge)
 
 
@@ -70,8 +70,8 @@ def judge(name: str, model: Model, arguments: argparse.Namespace, threads: int) 
     graphs: Graphs = {FLOAT: (pin_batch(graph, 1), {})}
     seconds: dict[str, Seconds] = {}
     for label, make in ours(model, calibration, arguments):
-        placed, seconds[label] = timed(make)
-        graphs[label] = onnx.load_from_string(placed.files[placed.graph]), dict(placed.runtime_options)
+        lowered, seconds[label] = timed(make)
+        graphs[label] = onnx.load_from_string(lowered.files[lowered.graph]), dict(lowered.runtime_options)
     others = {} if arguments.only_ours else dict(peers(graph, calibration))
     for label, quantize in others.items():
         made, seconds[label] = timed(quantize)
@@ -105,14 +105,14 @@ def bars_of(name: str, raced: Any, lost: dict[str, float]) -> Iterator[Bar]:
 
 def ours(
     model: Model, calibration: NDArray[np.uint8], arguments: argparse.Namespace
-) -> Iterator[tuple[str, Callable[[], Placed]]]:
-    """The target's forms: the first is what an export gives, and the one whose time counts."""
-    target, place = placing(model, calibration, arguments)
+) -> Iterator[tuple[str, Callable[[], Lowered]]]:
+    """The target's kernel variants: the first is what an export gives, and the one whose time counts."""
+    target, lower = lowering_of(model, calibration, arguments)
     first = target.candidates("int8")[0]
-    yield OURS, lambda: place(first)
+    yield OURS, lambda: lower(first)
     for candidate in target.candidate:
-        if candidate not in (first, Candidate(precision="fp32", form="float")):
-            yield f"  form {candidate.form}", lambda candidate=candidate: place(candidate)
+        if candidate not in (first, Candidate(precision="fp32", variant="float")):
+            yield f"  variant {candidate.variant}", lambda candidate=candidate: lower(candidate)
 
 
 def peers(graph: onnx.ModelProto, calibration: NDArray[np.uint8]) -> Iterator[tuple[str, Make]]:

@@ -122,7 +122,7 @@ def _absent(model: Model, target: str, precision: str, error: NotInstalledError)
         target=target,
         runtime=described.runtime,
         precision=precision,
-        form=described.candidates(precision)[0].form,
+        variant=described.candidates(precision)[0].variant,
         batch=described.batch,
         bytes=0,
         input_size=model.record.preprocessing.size,

@@ -42,7 +42,7 @@ TARGET = Target(
     arch="any",
     device="cpu",
     batch=1,
-    candidate=(Candidate(precision="fp32", form="null"),),
+    candidate=(Candidate(precision="fp32", variant="null"),),
     bench=BenchRules(warmup_s=0.02, min_duration_s=0.1),
     budget=Budget(max_top1_drop_pp=1.0),
 )
@@ -71,7 +71,7 @@ def null_artifact(
         name=f"model-null-{precision}",
         target=target,
         precision=precision,
-        form="null",
+        variant="null",
         batch=batch,
         graph="null.graph",
         classes=class_table(NAMES),

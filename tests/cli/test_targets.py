@@ -30,7 +30,7 @@ def test_one_of_them_fully(name: str) -> None:
     done = vitedge("targets", name)
     assert done.code == 0 and target.summary in done.out
     for candidate in target.candidate:
-        assert candidate.form in done.out
+        assert candidate.variant in done.out
     for why in target.refused.values():
         assert why in done.out
     assert msgspec.convert(json.loads(vitedge("targets", name, "--json", "-").out), Target) == target

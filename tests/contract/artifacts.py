@@ -1,4 +1,4 @@
-"""Small random ViTs as artifacts, made by the real placements."""
+"""Small random ViTs as artifacts, made by the real lowerings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from vitedge.formats.target import Candidate, Target
 from vitedge.graph.author import author_vit
 from vitedge.graph.reference import reference_logits
 from vitedge.quantization.observe import observe
-from vitedge.runtimes.base import OpenOptions, Placed, Request
+from vitedge.runtimes.base import Lowered, OpenOptions, Request
 from vitedge.runtimes.session import Session
 
 CONFIG = ViTConfig(
@@ -77,45 +77,45 @@ def request(target: Target, candidate: Candidate, batch: int = 1) -> Request:
     )
 
 
-def place(wish: Request) -> Placed:
-    placed: Placed = runtimes.part(wish.target.runtime, "lowering").place(wish)
-    return placed
+def lower(wish: Request) -> Lowered:
+    lowered: Lowered = runtimes.part(wish.target.runtime, "lowering").lower(wish)
+    return lowered
 
 
-def write(out: Path, wish: Request, placed: Placed) -> Artifact:
+def write(out: Path, wish: Request, lowered: Lowered) -> Artifact:
     """The artifact, its golden logits computed by its own runtime, its reference by numpy."""
     pictures = golden_pictures()
     inputs = np.stack([PREPROCESSING.apply(open_picture(data, name)) for name, data in pictures.items()])
     expected = reference(inputs)
     manifest = Manifest(
-        name=f"random-{wish.target.name}-{wish.candidate.form}-{wish.batch}",
+        name=f"random-{wish.target.name}-{wish.candidate.variant}-{wish.batch}",
         target=wish.target,
         precision=wish.candidate.precision,
-        form=wish.candidate.form,
+        variant=wish.candidate.variant,
         batch=wish.batch,
-        graph=placed.graph,
+        graph=lowered.graph,
         classes=wish.classes,
         preprocessing=wish.preprocessing,
-        layers=placed.layers,
+        layers=lowered.layers,
         precision_obtained={},
-        runtime_options=dict(placed.runtime_options),
-        built_with=dict(placed.built_with),
+        runtime_options=dict(lowered.runtime_options),
+        built_with=dict(lowered.built_with),
         model_digest="0" * 64,
         origin=Origin(kind="train", source="random weights"),
         golden=Golden(pictures=tuple(pictures), executed_by=wish.target.runtime, deviation=0.0),
         candidates=(),
     )
-    logits = _run(out.with_name(out.name + "-trial"), manifest, placed.files, inputs)
+    logits = _run(out.with_name(out.name + "-trial"), manifest, lowered.files, inputs)
     deviation = float(np.abs(logits - expected).max() / np.abs(expected).max())
     manifest = replace(manifest, golden=replace(manifest.golden, deviation=deviation))
-    files = {**placed.files, **pictures}
+    files = {**lowered.files, **pictures}
     files |= {GOLDEN_INPUTS: npy(inputs), GOLDEN_LOGITS: npy(logits), GOLDEN_REFERENCE: npy(expected)}
     return write_artifact(out, manifest, files, overwrite=False, action="write an artifact")
 
 
 def make(out: Path, target: Target, candidate: Candidate, batch: int = 1) -> Artifact:
     wish = request(target, candidate, batch)
-    return write(out, wish, place(wish))
+    return write(out, wish, lower(wish))
 
 
 def _run(

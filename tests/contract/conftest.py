@@ -1,4 +1,4 @@
-"""One artifact of each form of each runtime that is installed, opened once."""
+"""One artifact of each kernel variant of each runtime that is installed, opened once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NULL = replace(
     name="null",
     runtime="null",
     runtime_min="0.1",
-    candidate=(Candidate(precision="fp32", form="null"),),
+    candidate=(Candidate(precision="fp32", variant="null"),),
 )
 
 
@@ -36,7 +36,8 @@ def _cases() -> Iterator[tuple[Target, Candidate, int]]:
 
 
 CASES = {
-    f"{target.name}-{candidate.form}-batch{batch}": (target, candidate, batch) for target, candidate, batch in _cases()
+    f"{target.name}-{candidate.variant}-batch{batch}": (target, candidate, batch)
+    for target, candidate, batch in _cases()
 }
 
 
@@ -45,8 +46,8 @@ def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     target, candidate, batch = CASES[request.param]
     if runtimes.installed(target.runtime) is None:
         pytest.skip(f"the runtime {target.runtime} isn't installed")
-    if (package := runtimes.package(target.runtime, candidate.form)) and importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package}, which makes {candidate.form}, isn't installed")
+    if (package := runtimes.package(target.runtime, candidate.variant)) and importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package}, which makes {candidate.variant}, isn't installed")
     return artifacts.make(tmp_path_factory.mktemp("artifact") / request.param, target, candidate, batch)
 
 

@@ -1,4 +1,4 @@
-"""Every runtime, every form: what a session owes its caller. The checks themselves are in ``portable.py``."""
+"""Every runtime, every kernel variant: what a session owes its caller. The checks themselves are in ``portable.py``."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_checks_can_fail(artifact: Artifact, session: Session) -> None:
 
 def test_the_script_reports_and_counts(artifact: Artifact) -> None:
     """The same checks as a program, in a process of its own; nothing goes to stdout but its lines."""
-    if artifact.manifest.form not in ("float", "null") or artifact.manifest.batch > 1:
+    if artifact.manifest.variant not in ("float", "null") or artifact.manifest.batch > 1:
         pytest.skip("once a runtime is enough")
     command = [sys.executable, portable.__file__, "--reopen", "2", str(artifact.path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -51,10 +51,10 @@ max_accuracy_drop_pts = 0.5
 WISH: dict[str, Any] = {"num_samples": 16, "recipe": "fast", "with_candidates": True}
 
 
-def board(folder: Path, runtime: str, **forms: str) -> Path:
+def board(folder: Path, runtime: str, **variants: str) -> Path:
     """A target with these forms, each with its precision."""
     version, device = {"onnxruntime": ("1.23", "cpu"), "openvino": ("2025.4", "CPU")}[runtime]
-    words = [f'[[candidate]]\nprecision = "{precision}"\nform = "{form}"\n' for form, precision in forms.items()]
+    words = [f'[[candidate]]\nprecision = "{precision}"\nform = "{variant}"\n' for variant, precision in variants.items()]
     text = BOARD.format(runtime=runtime, version=version, device=device, candidates="\n".join(words))
     (folder / "board.toml").write_text(text)
     return folder / "board.toml"
@@ -62,8 +62,8 @@ def board(folder: Path, runtime: str, **forms: str) -> Path:
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    forms = {"linears-int8": "int8", "static-int8": "int8", "dynamic-int8": "int8"}
-    return board(tmp_path_factory.mktemp("target"), "onnxruntime", **forms)
+    variants = {"linears-int8": "int8", "static-int8": "int8", "dynamic-int8": "int8"}
+    return board(tmp_path_factory.mktemp("target"), "onnxruntime", **variants)
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +82,10 @@ def timed(monkeypatch: pytest.MonkeyPatch, carrier: Artifact, *, fastest: str, w
     """Times as a device would measure them."""
 
     def speeds(artifacts: list[Artifact], **_: object) -> tuple[Speed, ...]:
-        forms = [artifact.manifest.form for artifact in artifacts]
+        variants = [artifact.manifest.variant for artifact in artifacts]
         return tuple(
-            Speed(p50_ms=1.0 if form == fastest else 2.0, p95_ms=3.0, wrong="deviates" if form == wrong else "")
-            for form in forms
+            Speed(p50_ms=1.0 if variant == fastest else 2.0, p95_ms=3.0, wrong="deviates" if variant == wrong else "")
+            for variant in variants
         )
 
     monkeypatch.setattr(choices, "speeds", speeds)
@@ -94,11 +94,11 @@ def timed(monkeypatch: pytest.MonkeyPatch, carrier: Artifact, *, fastest: str, w
 def test_every_candidate_travels_whole(carrier: Artifact) -> None:
     results = carrier.manifest.candidates
     (preferred,) = (one for one in results if one.chosen)
-    assert preferred.form == carrier.manifest.form == "linears-int8" and preferred.folder is None
+    assert preferred.variant == carrier.manifest.variant == "linears-int8" and preferred.folder is None
     others = [one for one in results if not one.chosen]
-    assert len(others) == 2 and all(one.folder == f"candidates/int8-{one.form}" for one in others)
+    assert len(others) == 2 and all(one.folder == f"candidates/int8-{one.variant}" for one in others)
     for candidate, one in zip(chosen.candidates_of(carrier)[1:], others, strict=True):
-        assert candidate.manifest.form == one.form and candidate.bytes == one.bytes
+        assert candidate.manifest.variant == one.variant and candidate.bytes == one.bytes
         assert candidate.manifest.golden.deviation == one.deviation
         assert candidate.manifest.fidelity is not None and candidate.manifest.fidelity.divergence == one.divergence
         assert all(check.ok is not False for check in vitedge.verify(candidate))
@@ -144,18 +144,18 @@ def test_a_choice_holds_for_one_version_and_one_processor(
 ) -> None:
     timed(monkeypatch, carrier, fastest="static-int8")
     choices.autotune([carrier])
-    assert chosen.open_artifact(carrier.path).manifest.form == "static-int8"
+    assert chosen.open_artifact(carrier.path).manifest.variant == "static-int8"
     with monkeypatch.context() as other:
         other.setattr(runtimes, "installed", lambda runtime: "9.9")
-        assert chosen.open_artifact(carrier.path).manifest.form == "linears-int8"
+        assert chosen.open_artifact(carrier.path).manifest.variant == "linears-int8"
     with monkeypatch.context() as other:
         other.setattr(chosen, "hardware_words", lambda target: "another processor")
-        assert chosen.open_artifact(carrier.path).manifest.form == "linears-int8"
+        assert chosen.open_artifact(carrier.path).manifest.variant == "linears-int8"
     (choice,) = cache.rglob("choice.json")
     choice.write_text(choice.read_text().replace("candidates/int8-static-int8", "../elsewhere"))
-    assert chosen.open_artifact(carrier.path).manifest.form == "linears-int8", "a foreign choice isn't followed"
+    assert chosen.open_artifact(carrier.path).manifest.variant == "linears-int8", "a foreign choice isn't followed"
     choice.write_bytes(b"{")
-    assert chosen.open_artifact(carrier.path).manifest.form == "linears-int8"
+    assert chosen.open_artifact(carrier.path).manifest.variant == "linears-int8"
 
 
 def test_measuring_again_and_copying_the_chosen(
@@ -163,7 +163,7 @@ def test_measuring_again_and_copying_the_chosen(
 ) -> None:
     timed(monkeypatch, carrier, fastest="static-int8")
     assert choices.autotune([carrier], out=tmp_path / "best")[1].chosen
-    assert Artifact.open(tmp_path / "best").manifest.form == "static-int8"
+    assert Artifact.open(tmp_path / "best").manifest.variant == "static-int8"
     timed(monkeypatch, carrier, fastest="dynamic-int8")
     assert choices.autotune([carrier])[1].chosen, "what was measured before counts"
     assert choices.autotune([carrier], overwrite=True)[2].chosen
@@ -172,7 +172,7 @@ def test_measuring_again_and_copying_the_chosen(
 
 def test_one_that_computes_something_else_here_isnt_chosen(carrier: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     timed(monkeypatch, carrier, fastest="dynamic-int8", wrong="dynamic-int8")
-    found = {one.form: one for one in choices.autotune([carrier])}
+    found = {one.variant: one for one in choices.autotune([carrier])}
     assert not found["dynamic-int8"].chosen and "doesn't compute here what was exported" in found["dynamic-int8"].reason
     assert sum(one.chosen for one in found.values()) == 1
 
@@ -181,14 +181,14 @@ def test_one_that_computes_something_else_here_isnt_chosen(carrier: Artifact, mo
 def unplanned(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Have a form place the float graph in place of what it plans."""
 
-    def plant(form: str) -> None:
-        real = lowering.FORMS[form]
+    def plant(variant: str) -> None:
+        real = lowering.VARIANTS[variant]
 
-        def instead(request: Request) -> lowering.Form:
+        def instead(request: Request) -> lowering.Variant:
             _, standard, precisions, reasons = real(request)
             return request.graph, standard, precisions, reasons
 
-        monkeypatch.setitem(lowering.FORMS, form, instead)
+        monkeypatch.setitem(lowering.VARIANTS, variant, instead)
 
     return plant
 
@@ -203,12 +203,12 @@ def test_one_that_doesnt_run_as_planned_is_left_out_of_a_choice(
 ) -> None:
     unplanned("linears-int8")
     made = vitedge.export(small_model, target, "int8", tmp_path / "a", data=small_data, **WISH)
-    results = {one.form: one for one in made.manifest.candidates}
+    results = {one.variant: one for one in made.manifest.candidates}
     failed = results.pop("linears-int8")
     assert failed.failed is not None and "don't run as planned in onnxruntime" in failed.failed
     assert (failed.bytes, failed.divergence, failed.folder, failed.chosen) == (None, None, None, False)
-    assert made.manifest.form == "static-int8" and all(one.failed is None for one in results.values())
-    assert [one.manifest.form for one in chosen.candidates_of(made)] == ["static-int8", "dynamic-int8"]
+    assert made.manifest.variant == "static-int8" and all(one.failed is None for one in results.values())
+    assert [one.manifest.variant for one in chosen.candidates_of(made)] == ["static-int8", "dynamic-int8"]
     (section,) = (section for section in inspect(made.path).sections if section.title == "Candidates")
     assert failed.failed in [row[-1] for row in section.rows]
     show_exports([write.summary(made)])
@@ -217,8 +217,8 @@ def test_one_that_doesnt_run_as_planned_is_left_out_of_a_choice(
         vitedge.export(
             small_model, target, "int8", tmp_path / "b", data=small_data, **WISH | {"with_candidates": False}
         )
-    for form in results:
-        unplanned(form)
+    for variant in results:
+        unplanned(variant)
     with pytest.raises(InvalidResultError, match="don't run as planned"):
         vitedge.export(small_model, target, "int8", tmp_path / "b", data=small_data, **WISH)
     assert not (tmp_path / "b").exists()
@@ -228,16 +228,16 @@ def test_one_that_deviates_while_it_is_measured_is_left_out(
     small_model: Path, small_data: Path, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def speeds(artifacts: list[Artifact], **_: object) -> tuple[Speed, ...]:
-        forms = [artifact.manifest.form for artifact in artifacts]
+        variants = [artifact.manifest.variant for artifact in artifacts]
         return tuple(
-            Speed(p50_ms=5.0, p95_ms=6.0) if form == good else Speed(p50_ms=1.0, p95_ms=3.0, wrong=f"{form} deviates")
-            for form in forms
+            Speed(p50_ms=5.0, p95_ms=6.0) if variant == good else Speed(p50_ms=1.0, p95_ms=3.0, wrong=f"{variant} deviates")
+            for variant in variants
         )
 
     monkeypatch.setattr(write, "speeds", speeds)
     good, wish = "dynamic-int8", {"num_samples": 16, "recipe": "fast", "autotune": True}
     made = vitedge.export(small_model, target, "int8", tmp_path / "a", data=small_data, **wish)  # type: ignore[arg-type]
-    assert made.manifest.form == good
+    assert made.manifest.variant == good
     assert [one.failed for one in made.manifest.candidates] == [None, "linears-int8 deviates", "static-int8 deviates"]
     good = "none"
     with pytest.raises(InvalidResultError, match="static-int8 deviates"):
@@ -256,7 +256,7 @@ def test_the_budget_of_the_target_counts_where_none_was_asked_for(
         def worse(one: Artifact) -> Artifact:
             fidelity = one.manifest.fidelity
             assert fidelity is not None and fidelity.top1_drop is not None
-            drop_pp = 1.0 if one.manifest.form == "dynamic-int8" else 0.0
+            drop_pp = 1.0 if one.manifest.variant == "dynamic-int8" else 0.0
             fidelity = replace(fidelity, top1_drop=replace(fidelity.top1_drop, pp=drop_pp))
             target = replace(one.manifest.target, budget=losing)
             return Artifact(one.path, replace(one.manifest, fidelity=fidelity, target=target))
@@ -264,7 +264,7 @@ def test_the_budget_of_the_target_counts_where_none_was_asked_for(
         return [worse(one) for one in everyone]
 
     monkeypatch.setattr(choices, "candidates_of", lossy)
-    found = {one.form: one for one in choices.autotune([carrier])}
+    found = {one.variant: one for one in choices.autotune([carrier])}
     assert found["dynamic-int8"].reason == "has a top-1 drop of 1.00 pp; the budget is 0 pp"
     monkeypatch.setattr(choices, "_timed", lambda *_: [replace(one, top1_drop_pp=2.0) for one in found.values()])
     with pytest.raises(InvalidResultError, match=r"has a top-1 drop of 2\.00 pp"):
@@ -294,7 +294,7 @@ def test_openvino_chooses_among_precisions(small_model: Path, small_data: Path, 
     assert {row.precision for row in rows} >= {"int8", "fp32"}
     (winner,) = (row for row in rows if row.chosen)
     with vitedge.open(made.path) as session:
-        assert session.info["candidate"] == winner.form
+        assert session.info["candidate"] == winner.variant
 
 
 def test_what_was_measured_is_kept_by_graph_options_and_machine(

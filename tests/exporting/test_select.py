@@ -42,9 +42,9 @@ def gains(monkeypatch: pytest.MonkeyPatch, slower: Sequence[str] = (), others: f
 
 def test_every_target_with_quantized_forms_mixes_them() -> None:
     assert load_target("jetson-orin-nano").candidates("mixed") == (
-        Candidate(precision="mixed", form="linears-int8-rest-fp16"),
+        Candidate(precision="mixed", variant="linears-int8-rest-fp16"),
     )
-    assert [one.form for one in load_target("tensorrt").candidates("mixed")] == [
+    assert [one.variant for one in load_target("tensorrt").candidates("mixed")] == [
         "linears-int8-rest-fp16",
         "linears-fp8-rest-fp16",
     ]
@@ -87,7 +87,7 @@ def test_a_mixture_of_nothing_is_refused(
 def test_auto_tries_a_mixture_where_all_are_tried() -> None:
     target = load_target("onnxruntime")
     assert _tried(target, everyone=False) == target.candidate
-    assert _tried(target, everyone=True)[-1] == Candidate(precision="mixed", form="linears-int8")
+    assert _tried(target, everyone=True)[-1] == Candidate(precision="mixed", variant="linears-int8")
     assert _tried(load_target("tensorrt-rtx"), everyone=True) == load_target("tensorrt-rtx").candidate
 
 
@@ -163,7 +163,7 @@ STEPS = (step(1.0, 3e-4, 1.1), step(0.8, 1e-4, 1.3, chosen=True), step(0.5, 5e-5
 
 def test_the_picture_marks_what_was_chosen_and_what_else_there_was() -> None:
     other = CandidateResult(
-        precision="int8", form="dynamic<int8>", bytes=1, deviation=0.1, latency_p50_ms=2.2, divergence=4e-4
+        precision="int8", variant="dynamic<int8>", bytes=1, deviation=0.1, latency_p50_ms=2.2, divergence=4e-4
     )
     svg = plots.selection(STEPS, (other,), "Selection")
     assert svg is not None

@@ -130,12 +130,12 @@ def test_the_fastest_that_holds_is_taken_and_remembered(
     from vitedge.benchmarking import bench as measuring
 
     monkeypatch.setenv("VITEDGE_CACHE", str(tmp_path / "cache"))
-    forms = ["linears-int8", "gemm-int8", "static-int8", "dynamic-int8", "weights-int8"]
+    variants = ["linears-int8", "gemm-int8", "static-int8", "dynamic-int8", "weights-int8"]
     calls: list[list[str]] = []
 
     def bench(artifacts: list[vitedge.Artifact], *_: object, **__: object) -> object:
-        calls.append([artifact.manifest.form for artifact in artifacts])
-        times = [1_000_000 if artifact.manifest.form == "static-int8" else 2_000_000 for artifact in artifacts]
+        calls.append([artifact.manifest.variant for artifact in artifacts])
+        times = [1_000_000 if artifact.manifest.variant == "static-int8" else 2_000_000 for artifact in artifacts]
         rows = [
             SimpleNamespace(latency=SimpleNamespace(samples=SimpleNamespace(latency_ns=(ns,))), checks=())
             for ns in times
@@ -146,12 +146,12 @@ def test_the_fastest_that_holds_is_taken_and_remembered(
     action = {"data": pictures, "num_samples": 64, "recipe": "fast", "autotune": True}
     for number in range(2):
         artifact = vitedge.export(small_model, "onnxruntime", "int8", tmp_path / str(number), **action)  # type: ignore[arg-type]
-        assert artifact.manifest.form == "static-int8"
-        assert [each.form for each in artifact.manifest.candidates] == forms
+        assert artifact.manifest.variant == "static-int8"
+        assert [each.variant for each in artifact.manifest.candidates] == variants
         assert [each.latency_p50_ms for each in artifact.manifest.candidates] == [2, 2, 1, 2, 2]
         assert [each.chosen for each in artifact.manifest.candidates] == [False, False, True, False, False]
         assert all(each.divergence is not None and each.bytes for each in artifact.manifest.candidates)
-    assert calls == [forms]
+    assert calls == [variants]
     with pytest.raises(UsageError, match="--with-candidates"):
         vitedge.export(small_model, "raspberry-pi-5", "int8", tmp_path / "pi", **action)  # type: ignore[arg-type]
 

@@ -34,7 +34,9 @@ def test_target_fits_its_runtime(name: str) -> None:
     target = load_target(name)
     assert target.name == name
     assert target.runtime in runtimes.names()
-    assert {candidate.form for candidate in target.candidate} <= set(runtimes.part(target.runtime, "lowering").FORMS)
+    assert {candidate.variant for candidate in target.candidate} <= set(
+        runtimes.part(target.runtime, "lowering").VARIANTS
+    )
     assert target.device in DEVICES[target.runtime]
     assert not {candidate.precision for candidate in target.candidate} & target.refused.keys()
     assert callable(runtimes.part(target.runtime, "preflight").check)
@@ -116,5 +118,5 @@ def test_every_key_is_documented() -> None:
 def test_every_form_is_documented() -> None:
     page = (ROOT / "docs" / "targets.md").read_text()
     for runtime in DEVICES:
-        forms = ", ".join(f"`{form}`" for form in runtimes.part(runtime, "lowering").FORMS)
-        assert f"| `{runtime}` | {forms} |" in page
+        variants = ", ".join(f"`{variant}`" for variant in runtimes.part(runtime, "lowering").VARIANTS)
+        assert f"| `{runtime}` | {variants} |" in page

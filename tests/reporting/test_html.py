@@ -82,7 +82,7 @@ def hostile() -> Result:
     data = replace(results.data(classes=classes), source=two, skipped=(one,))
     rows = []
     for row in result.rows:
-        subject = replace(row.subject, name=three, target=one, form=mathematics)
+        subject = replace(row.subject, name=three, target=one, variant=mathematics)
         checks = tuple(replace(check, name=svg, detail=ansi) for check in row.checks)
         rows.append(replace(row, subject=subject, checks=checks, note=two, session={"version": svg, "threads": three}))
     board = replace(result.circumstances.board, model=one, os=three)

@@ -30,7 +30,7 @@ def artifact(model: Path, out: Path) -> Artifact:
         name="small-onnxruntime-int8",
         target=load_target("onnxruntime"),
         precision="int8",
-        form="linears-int8",
+        variant="linears-int8",
         batch=1,
         graph="model.onnx",
         classes=record.classes,

@@ -172,7 +172,7 @@ def test_times_and_losses_of_the_same_run() -> None:
     from types import SimpleNamespace as Names
 
     artifacts: Any = [
-        Names(digest=name, path=Path(name), manifest=Names(precision=name, form=name, fidelity=None))
+        Names(digest=name, path=Path(name), manifest=Names(precision=name, variant=name, fidelity=None))
         for name in ("int8", "fp16")
     ]
     rows = [

@@ -44,7 +44,7 @@ from vitedge.formats.target import Option
 from vitedge.runtimes._nvidia import building, engine, engines, layers, passport, session, slot
 from vitedge.runtimes._nvidia.driver import Cuda
 from vitedge.runtimes._nvidia.engine import BuildOptions, Built
-from vitedge.runtimes.base import Executed, OpenOptions, Placed, Request
+from vitedge.runtimes.base import Executed, Lowered, OpenOptions, Request
 from vitedge.runtimes.session import Session, open_session
 
 CONFIG = tiny()
@@ -52,33 +52,33 @@ SHAPE = (2, *CONFIG.image_size, 3)
 
 
 @functools.cache
-def placed_for(target: str) -> tuple[Request, Placed]:
+def lowered_for(target: str) -> tuple[Request, Lowered]:
     wish = request(trained_like(CONFIG), CONFIG, "fp16", target, batch=SHAPE[0])
-    return wish, runtimes.part("tensorrt", "lowering").place(wish)
+    return wish, runtimes.part("tensorrt", "lowering").lower(wish)
 
 
 def artifact(folder: Path, target: str = "jetson-orin-nano", **changes: Any) -> Artifact:
-    wish, placed = placed_for(target)
+    wish, lowered = lowered_for(target)
     empty = npy(np.zeros((0, 1), np.float32))
     manifest = Manifest(
         name="tiny",
         target=wish.target,
         precision="fp16",
-        form="fp16",
+        variant="fp16",
         batch=wish.batch,
-        graph=placed.graph,
+        graph=lowered.graph,
         classes=wish.classes,
         preprocessing=wish.preprocessing,
-        layers=placed.layers,
+        layers=lowered.layers,
         precision_obtained={"fp16": 1.0},
-        runtime_options=dict(placed.runtime_options),
-        built_with=dict(placed.built_with),
+        runtime_options=dict(lowered.runtime_options),
+        built_with=dict(lowered.built_with),
         model_digest="0" * 64,
         origin=Origin(kind="test", source="test"),
         golden=Golden(pictures=(), executed_by="nobody", deviation=0.0),
         candidates=(),
     )
-    files = {**placed.files, GOLDEN_INPUTS: empty, GOLDEN_LOGITS: empty, GOLDEN_REFERENCE: empty}
+    files = {**lowered.files, GOLDEN_INPUTS: empty, GOLDEN_LOGITS: empty, GOLDEN_REFERENCE: empty}
     return write_artifact(folder / "artifact", replace(manifest, **changes), files, overwrite=False, action="test")
 
 

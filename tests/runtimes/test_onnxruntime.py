@@ -1,4 +1,4 @@
-"""Placement, preflight, options, errors and the interpreter of ONNX Runtime; the rest is the contract suite's."""
+"""Lowering, preflight, options, errors and the interpreter of ONNX Runtime; the rest is the contract suite's."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from vitedge.runtimes.base import OpenOptions
 from vitedge.runtimes.executed import unmet_layers
 from vitedge.runtimes.interpreter import run_graph
 from vitedge.runtimes.onnxruntime import detect, preflight, providers
-from vitedge.runtimes.onnxruntime.lowering import FORMS, place
+from vitedge.runtimes.onnxruntime.lowering import VARIANTS, lower
 from vitedge.runtimes.onnxruntime.session import _explained, open_backend
 from vitedge.runtimes.session import Session, open_session
 
 TARGET = load_target("onnxruntime")
-INT8 = Candidate(precision="int8", form="linears-int8")
-FLOAT = Candidate(precision="fp32", form="float")
+INT8 = Candidate(precision="int8", variant="linears-int8")
+FLOAT = Candidate(precision="fp32", variant="float")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def session(artifact: Artifact) -> Iterator[Session]:
         yield opened
 
 
-# --- placement -------------------------------------------------------------------------------------------------------
+# --- lowering --------------------------------------------------------------------------------------------------------
 
 
 def test_plan_of_the_int8_form(artifact: Artifact) -> None:
@@ -59,7 +59,7 @@ def test_plan_of_the_int8_form(artifact: Artifact) -> None:
 
 
 def test_equal_requests_give_equal_bytes() -> None:
-    first, second = (place(artifacts.request(TARGET, INT8, 2)) for _ in range(2))
+    first, second = (lower(artifacts.request(TARGET, INT8, 2)) for _ in range(2))
     assert first.files == second.files and first.layers == second.layers
 
 
@@ -68,8 +68,8 @@ def test_equal_requests_give_equal_bytes() -> None:
     [("any", False), ("avx2", False), ("avx_vnni", True), ("avx512_vnni", True), ("dotprod", True), ("i8mm", True)],
 )
 def test_weights_are_what_the_instruction_set_multiplies_exactly(isa: str, wide: bool) -> None:
-    placed = place(artifacts.request(replace(TARGET, isa=isa), INT8))
-    graph = onnx.load_from_string(placed.files[placed.graph]).graph
+    lowered = lower(artifacts.request(replace(TARGET, isa=isa), INT8))
+    graph = onnx.load_from_string(lowered.files[lowered.graph]).graph
     weights = [numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.data_type == TensorProto.INT8]
     matrices = [weight.astype(int) for weight in weights if weight.ndim == 2]
     assert max(int(np.abs(matrix).max()) for matrix in matrices) > 100
@@ -78,18 +78,18 @@ def test_weights_are_what_the_instruction_set_multiplies_exactly(isa: str, wide:
 
 
 def test_float_is_the_canonical_graph_without_unread_rows() -> None:
-    placed = place(artifacts.request(TARGET, FLOAT, 3))
-    model = onnx.load_from_string(placed.files[placed.graph])
+    lowered = lower(artifacts.request(TARGET, FLOAT, 3))
+    model = onnx.load_from_string(lowered.files[lowered.graph])
     wanted = without_unread_rows(artifacts.small_graph())
     assert [node.name for node in model.graph.node] == [node.name for node in wanted.graph.node]
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 3
-    assert {layer.precision for layer in placed.layers} == {"fp32"}
+    assert {layer.precision for layer in lowered.layers} == {"fp32"}
 
 
 def test_unknown_form() -> None:
-    with pytest.raises(UsageError, match=r"no form of this name; the nearest is 'linears-int8'"):
-        place(artifacts.request(TARGET, replace(INT8, form="linear-int8")))
-    assert list(FORMS)[:3] == ["float", "float-attention", "linears-int8"]
+    with pytest.raises(UsageError, match=r"no kernel variant of this name; the nearest is 'linears-int8'"):
+        lower(artifacts.request(TARGET, replace(INT8, variant="linear-int8")))
+    assert list(VARIANTS)[:3] == ["float", "float-attention", "linears-int8"]
 
 
 # --- preflight -------------------------------------------------------------------------------------------------------
@@ -97,9 +97,9 @@ def test_unknown_form() -> None:
 
 @pytest.mark.parametrize("candidate", [FLOAT, INT8], ids=["float", "int8"])
 def test_our_graphs_pass(candidate: Candidate) -> None:
-    placed = place(artifacts.request(TARGET, candidate))
-    assert preflight.check(placed.files[placed.graph], TARGET) == []
-    old = preflight.check(placed.files[placed.graph], replace(TARGET, runtime_min="1.16"))
+    lowered = lower(artifacts.request(TARGET, candidate))
+    assert preflight.check(lowered.files[lowered.graph], TARGET) == []
+    old = preflight.check(lowered.files[lowered.graph], replace(TARGET, runtime_min="1.16"))
     attention = ["operator MultiHeadAttention of com.microsoft"] if candidate is INT8 else []
     assert old == ["opset 20 (it takes 19)", *attention]
 
@@ -119,7 +119,7 @@ def test_what_it_cannot_take_is_listed() -> None:
 
 
 def operators_of(artifact: Artifact) -> list[str]:
-    """Those of the file, as they were placed: what the library makes of them when it loads them is its own matter."""
+    """Those of the file, as they were lowered: what the library makes of them when it loads them is its own matter."""
     return [node.op_type for node in onnx.load(artifact.graph_path).graph.node]
 
 
@@ -137,22 +137,22 @@ def test_the_executed_graph_is_the_plan(artifact: Artifact, session: Session) ->
     assert "MatMulIntegerToFloat" in written
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_every_form_runs_as_planned(form: str, tmp_path: Path) -> None:
-    """The executed graph has the planned layers in integers, and computes what its standard form says."""
-    candidate = replace(INT8 if form.endswith("int8") else FLOAT, form=form)
-    placed = place(artifacts.request(TARGET, candidate))
-    assert preflight.check(placed.files[placed.graph], TARGET) == []
-    made = artifacts.make(tmp_path / form, TARGET, candidate)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_runs_as_planned(variant: str, tmp_path: Path) -> None:
+    """The executed graph has the planned layers in integers, and computes what its standard graph says."""
+    candidate = replace(INT8 if variant.endswith("int8") else FLOAT, variant=variant)
+    lowered = lower(artifacts.request(TARGET, candidate))
+    assert preflight.check(lowered.files[lowered.graph], TARGET) == []
+    made = artifacts.make(tmp_path / variant, TARGET, candidate)
     planned = [layer.name for layer in made.manifest.layers if layer.precision == "int8"]
-    assert bool(planned) == form.endswith("int8")
+    assert bool(planned) == variant.endswith("int8")
     images = np.random.default_rng(1).integers(0, 256, (4, 32, 48, 3), dtype=np.uint8)
     images[1:] = images[1:] // 8 + 112  # little contrast: no range of their own would be that of the first
     with open_session(made, OpenOptions(threads=1)) as opened:
         assert unmet_layers(made.manifest.layers, opened.executed()) == []
         found = np.stack(list(opened.map_batches(images)))
-    assert placed.interpretable is not None
-    expected = run_graph(placed.interpretable, images)
+    assert lowered.interpretable is not None
+    expected = run_graph(lowered.interpretable, images)
     assert np.abs(found - expected).max() <= 0.005 * np.abs(expected).max()
     exact = artifacts.reference(images)
     assert np.abs(found - exact).max() <= 0.1 * np.abs(exact).max()
@@ -225,7 +225,7 @@ def test_graphs_that_it_cannot_load(artifact: Artifact, tmp_path: Path) -> None:
         open_backend(tampered(artifact, tmp_path, model.SerializeToString()), OpenOptions())
     cause = str(refused.value.__cause__).strip().splitlines()[0]
     assert cause.endswith(refused.value.reason.partition("refuses the graph: ")[2]), "its own reason is passed on"
-    other = place(artifacts.request(TARGET, FLOAT, 2))
+    other = lower(artifacts.request(TARGET, FLOAT, 2))
     with pytest.raises(ArtifactError, match=r"expected one tensor \('image', 'tensor\(uint8\)', \[1, 32, 48, 3\]\)"):
         open_backend(tampered(artifact, tmp_path, other.files[other.graph]), OpenOptions())
 
@@ -328,10 +328,10 @@ def test_the_plan_for_another_processor_is_interpreted() -> None:
     from vitedge.runtimes.here import runs_here
 
     target = load_target("raspberry-pi-5")
-    placed = place(artifacts.request(target, INT8, 6))
+    lowered = lower(artifacts.request(target, INT8, 6))
     images = np.random.default_rng(2).integers(0, 256, (6, *artifacts.PREPROCESSING.size, 3), dtype=np.uint8)
-    assert placed.interpretable is not None
-    found, expected = run_graph(placed.interpretable, images), artifacts.reference(images)
+    assert lowered.interpretable is not None
+    found, expected = run_graph(lowered.interpretable, images), artifacts.reference(images)
     assert np.abs(found - expected).max() <= 0.1 * np.abs(expected).max()
     machine = processor()
     assert runs_here(target) == ("dotprod" in (machine.isa or ()))

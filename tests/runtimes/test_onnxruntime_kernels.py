@@ -1,4 +1,4 @@
-"""Every integer form, executed, against its arithmetic in numpy and against standard Q/DQ executed as written."""
+"""Every integer variant, executed, against its arithmetic in numpy and against standard Q/DQ executed as written."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from vitedge.runtimes.onnxruntime.attention import attentions, float_attention, 
 from vitedge.runtimes.onnxruntime.convolutions import field_indices, integer_convolutions
 from vitedge.runtimes.onnxruntime.gelu import LARGEST_ERROR, tanh_gelus
 from vitedge.runtimes.onnxruntime.linears import dynamic_linears, gemm_linears, integer_linears, weight_only_linears
-from vitedge.runtimes.onnxruntime.lowering import WIDE, by_own_range, integer_graph, left_in_float
+from vitedge.runtimes.onnxruntime.lowering import WIDE, by_own_range, integer_graph, reasons_for_float
 
 STEM = ConvStem(channels=(8, 10), strides=(2, 4))
 CONFIGS = {
@@ -76,7 +76,7 @@ def test_every_form_is_the_arithmetic_of_qdq(name: str) -> None:
     linears = {name: layer for name, layer in layers.items() if layer.kind == "linear"}
     convolutions = {name: layer for name, layer in layers.items() if layer.kind == "conv"}
     qkv = {name: layer for name, layer in layers.items() if name.endswith("qkv") and not config.qk_norm}
-    for what, form, chosen in (
+    for what, variant, chosen in (
         ("linears", integer_linears, linears),
         ("convolutions", integer_convolutions, convolutions),
         ("attention, whole heads", quantized_attention, qkv),
@@ -85,7 +85,7 @@ def test_every_form_is_the_arithmetic_of_qdq(name: str) -> None:
         ("all, shared rows", partial(integer_graph, threads=64), layers),
         ("rows that are read", lambda graph, chosen: integer_graph(without_unread_rows(graph), chosen), layers),
     ):
-        found = form(improved, chosen)
+        found = variant(improved, chosen)
         expected = run_graph(insert_qdq(improved, chosen), images)
         assert difference(run(found, images), expected) <= 2e-3, what
         assert np.array_equal(run(pin_batch(found, 6), images), run(found, images))
@@ -106,11 +106,11 @@ def test_what_the_whole_consists_of() -> None:
 
 def test_a_stem_is_in_integers_from_its_last_stride_on_and_where_it_is_wide() -> None:
     config = CONFIGS["stem-stride-3"]  # strides 1, 3, 2
-    left = left_in_float(author_vit(config, random_arrays(config), mean=MEAN, std=STD))
+    left = reasons_for_float(author_vit(config, random_arrays(config), mean=MEAN, std=STD))
     assert "more pixels than there are patches" in left["patch_embed.stem.1.conv"]
     assert "patch_embed.stem.2.conv" not in left
     wide = tiny(stem=ConvStem(channels=(8, WIDE, 16), strides=(1, 3, 2)), image_size=config.image_size)
-    assert "patch_embed.stem.1.conv" not in left_in_float(author_vit(wide, random_arrays(wide), mean=MEAN, std=STD))
+    assert "patch_embed.stem.1.conv" not in reasons_for_float(author_vit(wide, random_arrays(wide), mean=MEAN, std=STD))
 
 
 @pytest.mark.parametrize("name", ["stem", "stem-stride-3"])
@@ -124,11 +124,11 @@ def test_convolutions_take_each_pictures_own_range(name: str) -> None:
     assert dynamic == {layer.name for layer in layers.values() if layer.kind == "conv"}
     patches = CONFIGS["patches"]
     assert not by_own_range(*quantized(patches, random_images(patches, 6)), batch=1), "a picture's bytes are exact"
-    form = integer_graph(improved, layers, dynamic=dynamic)
+    variant = integer_graph(improved, layers, dynamic=dynamic)
     standard = pin_batch(insert_qdq(improved, layers, dynamic=dynamic), 1)
     dim = images // 8 + 112  # little contrast
     for pictures in (images, dim):
-        found = np.concatenate([run(form, picture[None]) for picture in pictures])
+        found = np.concatenate([run(variant, picture[None]) for picture in pictures])
         assert difference(found, run_graph(standard, pictures)) <= 2e-3
     last = max(dynamic)
     scales = [f"{last}.input.scale", layers[last].input]
@@ -274,7 +274,7 @@ def test_attention_that_differs_is_left_alone() -> None:
 
 
 def worst_case(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(found, exact) products of the largest activations and int8 weights [64, 16], through the form."""
+    """(found, exact) products of the largest activations and int8 weights [64, 16], through the integer graph."""
     inputs = onnx.helper.make_tensor_value_info("image", 1, [1, 64])
     output = onnx.helper.make_tensor_value_info("y", 1, [1, 16])
     weight = onnx.numpy_helper.from_array(weights.astype(np.float32), "w")

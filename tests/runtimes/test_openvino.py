@@ -1,4 +1,4 @@
-"""OpenVINO: what its placement writes, what it really executes, and what it refuses."""
+"""OpenVINO: what its lowering writes, what it really executes, and what it refuses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from vitedge.formats.target import Candidate, Target, load_target
 from vitedge.graph.author import author_vit
 from vitedge.graph.surgery import linear_layers
 from vitedge.quantization.integers import PAIR
-from vitedge.runtimes.base import OpenOptions, Placed
+from vitedge.runtimes.base import Lowered, OpenOptions
 from vitedge.runtimes.openvino import bfloat16, lowering, preflight
 from vitedge.runtimes.openvino import detect as facts
 from vitedge.runtimes.openvino.session import _effective, _known, _reason, open_backend, read_contract
@@ -41,9 +41,9 @@ INT8, FLOAT = TARGET.candidates("int8")[0], TARGET.candidates("fp32")[0]
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def weights_of(placed: Placed) -> list[np.ndarray]:
-    assert placed.interpretable is not None
-    tensors = placed.interpretable.graph.initializer
+def weights_of(lowered: Lowered) -> list[np.ndarray]:
+    assert lowered.interpretable is not None
+    tensors = lowered.interpretable.graph.initializer
     return [numpy_helper.to_array(t) for t in tensors if t.data_type == onnx.TensorProto.INT8 and len(t.dims) > 1]
 
 
@@ -54,9 +54,9 @@ def float_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 @pytest.mark.parametrize("candidate", [FLOAT, INT8], ids=["float", "int8"])
 def test_equal_requests_give_equal_bytes(candidate: Candidate) -> None:
-    first = artifacts.place(artifacts.request(TARGET, candidate))
-    artifacts.place(artifacts.request(TARGET, FLOAT, batch=2))  # OpenVINO counts through what it reads
-    assert artifacts.place(artifacts.request(TARGET, candidate)).files == first.files
+    first = artifacts.lower(artifacts.request(TARGET, candidate))
+    artifacts.lower(artifacts.request(TARGET, FLOAT, batch=2))  # OpenVINO counts through what it reads
+    assert artifacts.lower(artifacts.request(TARGET, candidate)).files == first.files
 
 
 def test_the_files_hold_float32_and_the_contract(float_artifact: Artifact) -> None:
@@ -71,42 +71,42 @@ def test_the_files_hold_float32_and_the_contract(float_artifact: Artifact) -> No
     ("isa", "wide"), [("any", False), ("avx2", False), ("avx512_vnni", True), ("avx_vnni", True), ("dotprod", True)]
 )
 def test_neighbouring_weights_saturate_nowhere(isa: str, wide: bool) -> None:
-    placed = artifacts.place(artifacts.request(replace(TARGET, isa=isa), INT8))
-    inputs_first = (weight.swapaxes(0, 1) if weight.ndim == 4 else weight for weight in weights_of(placed))
+    lowered = artifacts.lower(artifacts.request(replace(TARGET, isa=isa), INT8))
+    inputs_first = (weight.swapaxes(0, 1) if weight.ndim == 4 else weight for weight in weights_of(lowered))
     matrices = [weight.astype(int).reshape(len(weight), -1) for weight in inputs_first]
     assert max(np.abs(matrix).max() for matrix in matrices) > 100
     largest = max(np.abs(matrix[0::2] + matrix[1::2]).max() for matrix in matrices)
     assert largest > PAIR if wide else largest <= PAIR
-    planned = {layer.name: layer for layer in placed.layers}
+    planned = {layer.name: layer for layer in lowered.layers}
     assert planned["blocks.0.attn.qkv"].precision == "int8" and planned["blocks.0.attn.scores"].precision == "fp32"
     assert planned["patch_embed.proj"].precision == "fp32"
     assert planned["patch_embed.proj"].reason.startswith("its error would be in every block")
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="INT8 convolutions are OpenVINO's on x86 alone")
-@pytest.mark.parametrize("form", ["convs-int8", "linears-convs-int8", "pointwise-int8"])
-def test_convolutions_run_in_int8_but_the_first(form: str, tmp_path: Path) -> None:
-    artifact = artifacts.make(tmp_path / "artifact", TARGET, Candidate(precision="int8", form=form))
+@pytest.mark.parametrize("variant", ["convs-int8", "linears-convs-int8", "pointwise-int8"])
+def test_convolutions_run_in_int8_but_the_first(variant: str, tmp_path: Path) -> None:
+    artifact = artifacts.make(tmp_path / "artifact", TARGET, Candidate(precision="int8", variant=variant))
     planned = {layer.name: layer for layer in artifact.manifest.layers}
     assert planned["patch_embed.stem.0.conv"].precision == "fp32" and planned["patch_embed.stem.0.conv"].reason
     assert planned["patch_embed.stem.1.conv"].precision == "int8"
     assert planned["patch_embed.proj"].precision == "fp32" and planned["patch_embed.proj"].reason
-    assert planned["head"].precision == ("fp32" if form == "convs-int8" else "int8")
+    assert planned["head"].precision == ("fp32" if variant == "convs-int8" else "int8")
     with open_session(artifact) as session:
         types = {node.name: node.type for node in session.executed()}
     assert {name: types[name] for name in planned} == {name: layer.precision for name, layer in planned.items()}
 
 
 def test_a_form_that_finds_nothing_to_quantize() -> None:
-    wish = artifacts.request(TARGET, Candidate(precision="int8", form="convs-int8"))
+    wish = artifacts.request(TARGET, Candidate(precision="int8", variant="convs-int8"))
     graph = author_vit(tiny(), random_arrays(tiny()), mean=MEAN, std=STD)
     with pytest.raises(UsageError, match="no layer for it to quantize"):
-        artifacts.place(dataclasses.replace(wish, graph=graph))
+        artifacts.lower(dataclasses.replace(wish, graph=graph))
 
 
 def test_the_plan_counts_every_multiplication() -> None:
-    placed = artifacts.place(artifacts.request(TARGET, FLOAT))
-    assert sum(layer.macs for layer in placed.layers) == artifacts.CONFIG.macs()
+    lowered = artifacts.lower(artifacts.request(TARGET, FLOAT))
+    assert sum(layer.macs for layer in lowered.layers) == artifacts.CONFIG.macs()
 
 
 def test_seven_bit_products_are_exact_on_this_machine() -> None:
@@ -173,7 +173,7 @@ def test_planned_layers_are_found_whatever_the_graph_calls_its_nodes(candidate: 
                 node.input[:] = [node.name if name == tensor.name else name for name in node.input]
                 tensor.name = node.name
     renamed = dataclasses.replace(wish, graph=graph)
-    artifact = artifacts.write(tmp_path / "artifact", renamed, artifacts.place(renamed))
+    artifact = artifacts.write(tmp_path / "artifact", renamed, artifacts.lower(renamed))
     with open_session(artifact) as session:
         types = {node.name: node.type for node in session.executed()}
         for layer in artifact.manifest.layers:
@@ -183,7 +183,7 @@ def test_planned_layers_are_found_whatever_the_graph_calls_its_nodes(candidate: 
 
 def test_an_unknown_form_is_refused() -> None:
     with pytest.raises(UsageError, match="the nearest is 'linears-int8'"):
-        artifacts.place(artifacts.request(TARGET, Candidate(precision="fp32", form="linear-int8")))
+        artifacts.lower(artifacts.request(TARGET, Candidate(precision="fp32", variant="linear-int8")))
 
 
 @pytest.mark.parametrize(
@@ -289,9 +289,9 @@ def test_a_fused_node_tells_the_type_of_its_first_layer(
 
 
 def test_the_bfloat16_form_asks_for_it() -> None:
-    placed = artifacts.place(artifacts.request(TARGET, Candidate(precision="bf16", form="bf16")))
-    assert placed.runtime_options["INFERENCE_PRECISION_HINT"] == "bf16"
-    assert {layer.precision for layer in placed.layers} == {"bf16"}
+    lowered = artifacts.lower(artifacts.request(TARGET, Candidate(precision="bf16", variant="bf16")))
+    assert lowered.runtime_options["INFERENCE_PRECISION_HINT"] == "bf16"
+    assert {layer.precision for layer in lowered.layers} == {"bf16"}
 
 
 @given(values=st.lists(st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False), min_size=1, max_size=8))
@@ -309,25 +309,25 @@ def test_bfloat16_is_interpreted_with_its_roundings() -> None:
     pytest.importorskip("onnxruntime")
     from vitedge.runtimes.interpreter import run_graph
 
-    placed = artifacts.place(artifacts.request(TARGET, Candidate(precision="bf16", form="bf16")))
-    assert placed.interpretable is not None
+    lowered = artifacts.lower(artifacts.request(TARGET, Candidate(precision="bf16", variant="bf16")))
+    assert lowered.interpretable is not None
     frames = np.random.default_rng(0).integers(0, 256, (8, 32, 48, 3), dtype=np.uint8)
-    deviation = relative(run_graph(placed.interpretable, frames), artifacts.reference(frames))
+    deviation = relative(run_graph(lowered.interpretable, frames), artifacts.reference(frames))
     assert 5e-4 < deviation < 5e-2
 
 
-@pytest.mark.parametrize("form", ["linears-convs-int8", "pointwise-int8"])
-def test_what_is_not_quantized_runs_in_bfloat16_where_that_is_asked_for(form: str) -> None:
+@pytest.mark.parametrize("variant", ["linears-convs-int8", "pointwise-int8"])
+def test_what_is_not_quantized_runs_in_bfloat16_where_that_is_asked_for(variant: str) -> None:
     pytest.importorskip("onnxruntime")
     from vitedge.runtimes.interpreter import run_graph
 
-    exact = artifacts.place(artifacts.request(TARGET, Candidate(precision="int8", form=form)))
-    placed = artifacts.place(artifacts.request(TARGET, Candidate(precision="int8", form=f"{form}-rest-bf16")))
-    assert placed.files["model.bin"] == exact.files["model.bin"]  # the hint alone differs
-    assert placed.runtime_options["INFERENCE_PRECISION_HINT"] == "bf16"
-    planned = {layer.name: layer.precision for layer in placed.layers}
+    exact = artifacts.lower(artifacts.request(TARGET, Candidate(precision="int8", variant=variant)))
+    lowered = artifacts.lower(artifacts.request(TARGET, Candidate(precision="int8", variant=f"{variant}-rest-bf16")))
+    assert lowered.files["model.bin"] == exact.files["model.bin"]  # the hint alone differs
+    assert lowered.runtime_options["INFERENCE_PRECISION_HINT"] == "bf16"
+    planned = {layer.name: layer.precision for layer in lowered.layers}
     assert planned["blocks.0.attn.qkv"] == "int8" and planned["blocks.0.attn.scores"] == "bf16"
-    graphs = [each.interpretable for each in (placed, exact)]
+    graphs = [each.interpretable for each in (lowered, exact)]
     scales = [{t.name: t for t in graph.graph.initializer if t.name.endswith(".scale")} for graph in graphs if graph]
     assert scales[0] == scales[1]
     frames = np.random.default_rng(0).integers(0, 256, (8, 32, 48, 3), dtype=np.uint8)
@@ -427,4 +427,4 @@ def test_a_missing_package_names_its_extra(float_artifact: Artifact, monkeypatch
 
 def test_forms_are_those_of_the_targets() -> None:
     for name in ("openvino", "openvino-arm", "intel-cpu", "intel-n100", "x86-server"):
-        assert {candidate.form for candidate in load_target(name).candidate} <= set(lowering.FORMS)
+        assert {candidate.variant for candidate in load_target(name).candidate} <= set(lowering.VARIANTS)

@@ -28,7 +28,7 @@ openvino = pytest.importorskip("openvino", reason="OpenVINO isn't installed")
 x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="INT8 convolutions are OpenVINO's on x86 alone")
 
 TARGET = load_target("openvino")
-POINTWISE = Candidate(precision="int8", form="pointwise-int8")
+POINTWISE = Candidate(precision="int8", variant="pointwise-int8")
 FRAMES = np.random.default_rng(0).integers(0, 256, (3, 32, 48, 3), dtype=np.uint8)
 
 
@@ -50,32 +50,32 @@ def test_the_arithmetic_is_that_of_the_linears() -> None:
 @x86
 def test_planned_layers_run_in_integers_and_nothing_is_moved_for_them(tmp_path: Path) -> None:
     wish = artifacts.request(TARGET, POINTWISE)
-    artifact = artifacts.write(tmp_path / "artifact", wish, placed := artifacts.place(wish))
+    artifact = artifacts.write(tmp_path / "artifact", wish, lowered := artifacts.lower(wish))
     with open_session(artifact) as session:
         executed = session.executed()
         found = session.run(FRAMES[:1])
     types = {node.name: node.type for node in executed}
-    for layer in placed.layers:
+    for layer in lowered.layers:
         if layer.precision == "int8":
             assert types[layer.name] == "int8"
     moved = [node.name for node in executed if node.operator == "Transpose" and "channels" in node.name]
     assert not moved
-    assert placed.interpretable is not None
-    assert relative(found, run_graph(placed.interpretable, FRAMES[:1])) < 1e-4
+    assert lowered.interpretable is not None
+    assert relative(found, run_graph(lowered.interpretable, FRAMES[:1])) < 1e-4
 
 
 def test_layers_that_the_budget_leaves_in_float_stay_linears() -> None:
     chosen = frozenset({"blocks.0.mlp.fc1", "blocks.0.mlp.fc2"})
-    placed = artifacts.place(dataclasses.replace(artifacts.request(TARGET, POINTWISE), quantized=chosen))
-    model = openvino.Core().read_model(placed.files["model.xml"], placed.files["model.bin"])
-    layers = {layer.name for layer in placed.layers if layer.kind == "linear"}
+    lowered = artifacts.lower(dataclasses.replace(artifacts.request(TARGET, POINTWISE), quantized=chosen))
+    model = openvino.Core().read_model(lowered.files["model.xml"], lowered.files["model.bin"])
+    layers = {layer.name for layer in lowered.layers if layer.kind == "linear"}
     kinds: dict[str, set[str]] = {name: set() for name in layers}
     for node in model.get_ops():  # OpenVINO's importer makes several of one node, and names them after it
         if (name := node.get_friendly_name().split("/")[0]) in layers:
             kinds[name].add(node.get_type_name())
     assert {name for name, found in kinds.items() if "Convolution" in found} == chosen
     assert {name for name, found in kinds.items() if "MatMul" in found} == layers - chosen
-    assert {layer.name for layer in placed.layers if layer.precision == "int8"} == chosen
+    assert {layer.name for layer in lowered.layers if layer.precision == "int8"} == chosen
 
 
 @x86

@@ -30,7 +30,7 @@ from vitedge.graph.author import author_vit
 from vitedge.graph.surgery import batch_size, get_metadata, initializers, linear_layers, parse, to_bytes
 from vitedge.graph.typed import element_types
 from vitedge.runtimes._nvidia.lowering import centre_pixels, inner_linears
-from vitedge.runtimes.base import Placed
+from vitedge.runtimes.base import Lowered
 from vitedge.runtimes.interpreter import run_graph
 
 CONFIGS = {
@@ -45,12 +45,12 @@ CONFIGS = {
 NEAR = [("fp32", 1e-6), ("fp16", 0.01), ("int8", 0.1), ("fp8", 0.2)]
 
 
-def place(
+def lower(
     precision: str, config: ViTConfig, *, batch: int = 1, target: str = "tensorrt"
-) -> tuple[Placed, onnx.ModelProto]:
+) -> tuple[Lowered, onnx.ModelProto]:
     graph = author_vit(config, random_arrays(config, folded_stem=True), mean=MEAN, std=STD)
     wish = request(graph, config, precision, target, images=pictures(config, 8), batch=batch)
-    return runtimes.part("tensorrt", "lowering").place(wish), graph
+    return runtimes.part("tensorrt", "lowering").lower(wish), graph
 
 
 def check(graph: onnx.ModelProto | bytes, target: str = "jetson-orin-nano", **changes: object) -> list[str]:
@@ -63,32 +63,32 @@ def check(graph: onnx.ModelProto | bytes, target: str = "jetson-orin-nano", **ch
 @pytest.mark.parametrize(("precision", "near"), NEAR)
 def test_a_typed_graph_passes_the_table_and_computes_nearly_the_same(name: str, precision: str, near: float) -> None:
     config = CONFIGS[name]
-    placed, graph = place(precision, config)
-    assert check(placed.files[placed.graph], "jetson-thor") == []
-    assert placed.interpretable is not None
+    lowered, graph = lower(precision, config)
+    assert check(lowered.files[lowered.graph], "jetson-thor") == []
+    assert lowered.interpretable is not None
     images = pictures(config, 6, seed=9)
-    assert deviation(interpret(placed.interpretable, images), interpret(graph, images)) < near
+    assert deviation(interpret(lowered.interpretable, images), interpret(graph, images)) < near
 
 
 def test_the_file_is_the_interpreted_graph_with_its_batch_pinned_and_its_contract() -> None:
-    placed, _ = place("fp16", tiny(), batch=3)
-    model = parse(placed.files["model.onnx"])
+    lowered, _ = lower("fp16", tiny(), batch=3)
+    model = parse(lowered.files["model.onnx"])
     assert (batch_size(model), model.ir_version, model.opset_import[0].version) == (3, 9, 20)
     assert "vitedge.classes" in " ".join(get_metadata(model))
-    assert placed.interpretable is not None and batch_size(placed.interpretable) is None
+    assert lowered.interpretable is not None and batch_size(lowered.interpretable) is None
     assert [node.SerializeToString() for node in model.graph.node] == [
-        node.SerializeToString() for node in placed.interpretable.graph.node
+        node.SerializeToString() for node in lowered.interpretable.graph.node
     ]
 
 
 def test_equal_requests_give_equal_bytes() -> None:
-    first, second = (place("int8", tiny())[0] for _ in range(2))
+    first, second = (lower("int8", tiny())[0] for _ in range(2))
     assert first.files == second.files and first.layers == second.layers
 
 
 def test_fp16_computes_everything_behind_the_picture_in_float16_but_layernorm() -> None:
-    placed, _ = place("fp16", tiny())
-    model = parse(placed.files[placed.graph])
+    lowered, _ = lower("fp16", tiny())
+    model = parse(lowered.files[lowered.graph])
     types = element_types(model)
     for node in model.graph.node:
         if node.op_type in ("MatMul", "Conv", "Softmax", "Gelu", "Add"):
@@ -96,22 +96,22 @@ def test_fp16_computes_everything_behind_the_picture_in_float16_but_layernorm() 
         if node.op_type == "LayerNormalization":
             assert {types[name] for name in (*node.input, *node.output)} == {TensorProto.FLOAT}, node.name
     assert types["image"] == TensorProto.UINT8 and types["logits"] == TensorProto.FLOAT
-    assert {layer.precision for layer in placed.layers} == {"fp16"}
-    assert sum(layer.macs for layer in placed.layers) == tiny().macs()
+    assert {layer.precision for layer in lowered.layers} == {"fp16"}
+    assert sum(layer.macs for layer in lowered.layers) == tiny().macs()
 
 
 def test_int8_quantizes_the_linears_of_the_blocks_and_nothing_else() -> None:
     config = tiny(distillation_token=True)
-    placed, graph = place("int8", config)
-    quantized = {layer.name for layer in placed.layers if layer.precision == "int8"}
+    lowered, graph = lower("int8", config)
+    quantized = {layer.name for layer in lowered.layers if layer.precision == "int8"}
     expected = {f"blocks.{i}.{name}" for i in range(2) for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")}
     assert quantized == expected == set(inner_linears(graph))
-    reasons = {layer.name: layer.reason for layer in placed.layers if layer.precision == "fp16"}
+    reasons = {layer.name: layer.reason for layer in lowered.layers if layer.precision == "fp16"}
     assert reasons["patch_embed.proj"] == "convolutions stay fp16"
     assert reasons["head"] == reasons["head_dist"] == "the head stays fp16"
     assert reasons["blocks.1.attn.scores"] == "attention stays fp16"
 
-    model = parse(placed.files[placed.graph])
+    model = parse(lowered.files[lowered.graph])
     types, constants = element_types(model), initializers(model)
     nodes = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
     assert len(nodes) == 3 * len(expected), "a pair for each activation, one for each weight"
@@ -125,9 +125,9 @@ def test_int8_quantizes_the_linears_of_the_blocks_and_nothing_else() -> None:
 
 def test_fp8_quantizes_the_same_layers_with_one_scale_a_tensor() -> None:
     config = tiny(distillation_token=True)
-    placed, graph = place("fp8", config, target="jetson-thor")
-    assert {layer.name for layer in placed.layers if layer.precision == "fp8"} == set(inner_linears(graph))
-    model = parse(placed.files[placed.graph])
+    lowered, graph = lower("fp8", config, target="jetson-thor")
+    assert {layer.name for layer in lowered.layers if layer.precision == "fp8"} == set(inner_linears(graph))
+    model = parse(lowered.files[lowered.graph])
     constants = initializers(model)
     nodes = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
     assert len(nodes) == 3 * len(inner_linears(graph))
@@ -135,7 +135,7 @@ def test_fp8_quantizes_the_same_layers_with_one_scale_a_tensor() -> None:
         scale, zero = (numpy_helper.to_array(constants[name]) for name in node.input[1:])
         assert scale.dtype == np.float16 and scale.shape == zero.shape == ()
         assert constants[node.input[2]].data_type == TensorProto.FLOAT8E4M3FN
-    refused = check(placed.files[placed.graph], "jetson-orin-nano")
+    refused = check(lowered.files[lowered.graph], "jetson-orin-nano")
     assert refused == ["float8e4m3fn needs compute capability 8.9; this target has 8.7"]
 
 
@@ -161,9 +161,9 @@ def test_the_typed_arithmetic_stays_within_the_budget(precision: str) -> None:
     graph, config = embedded()
     calibration, images, labels, expected = held_out()
     wish = request(graph, config, precision, "tensorrt", images=calibration, by="default")
-    placed = runtimes.part("tensorrt", "lowering").place(wish)
-    assert placed.interpretable is not None
-    received = run_graph(placed.interpretable, images)
+    lowered = runtimes.part("tensorrt", "lowering").lower(wish)
+    assert lowered.interpretable is not None
+    received = run_graph(lowered.interpretable, images)
     lost = 100 * float(np.mean(expected.argmax(1) == labels) - np.mean(received.argmax(1) == labels))
     assert lost <= wish.target.budget.max_top1_drop_pp
     assert np.mean(expected.argmax(1) != received.argmax(1)) <= {"fp16": 0.002}.get(precision, 0.02)
@@ -194,28 +194,28 @@ def test_centred_pixels_make_float16_more_exact() -> None:
 
 
 def test_runtime_options_are_explicit() -> None:
-    placed, _ = place("fp32", tiny())
-    assert placed.runtime_options == {"strongly_typed": True, "tf32": False}
+    lowered, _ = lower("fp32", tiny())
+    assert lowered.runtime_options == {"strongly_typed": True, "tf32": False}
 
 
 def test_an_unknown_form_is_refused_with_the_nearest() -> None:
     config = tiny()
     graph = author_vit(config, random_arrays(config), mean=MEAN, std=STD)
     wish = request(graph, config, "fp16")
-    wish = dataclasses.replace(wish, candidate=replace(wish.candidate, form="fp61"))
-    with pytest.raises(UsageError, match="TensorRT has no form of this name; the nearest is 'fp16'"):
-        runtimes.part("tensorrt", "lowering").place(wish)
+    wish = dataclasses.replace(wish, candidate=replace(wish.candidate, variant="fp61"))
+    with pytest.raises(UsageError, match="TensorRT has no kernel variant of this name; the nearest is 'fp16'"):
+        runtimes.part("tensorrt", "lowering").lower(wish)
 
 
 @pytest.mark.parametrize(("precision", "near"), NEAR)
 def test_the_embedded_model_passes_and_computes_nearly_the_same(precision: str, near: float) -> None:
     graph, config = embedded()
     wish = request(graph, config, precision, "jetson-thor", images=pictures(config, 8, seed=2))
-    placed = runtimes.part("tensorrt", "lowering").place(wish)
-    assert check(placed.files[placed.graph], "jetson-thor") == []
-    assert placed.interpretable is not None
+    lowered = runtimes.part("tensorrt", "lowering").lower(wish)
+    assert check(lowered.files[lowered.graph], "jetson-thor") == []
+    assert lowered.interpretable is not None
     images = pictures(config, 8)
-    assert deviation(interpret(placed.interpretable, images), interpret(graph, images)) < near
+    assert deviation(interpret(lowered.interpretable, images), interpret(graph, images)) < near
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

@@ -37,9 +37,9 @@ CONFIGS = {
 }
 
 
-def placed(graph: object, config: object, precision: str) -> bytes:
+def lowered(graph: object, config: object, precision: str) -> bytes:
     wish = request(graph, config, precision, images=pictures(config, 2))  # type: ignore[arg-type]
-    result = runtimes.part("tensorrt", "lowering").place(wish)
+    result = runtimes.part("tensorrt", "lowering").lower(wish)
     assert runtimes.part("tensorrt", "preflight").check(result.files[result.graph], wish.target) == []
     return bytes(result.files[result.graph])
 
@@ -48,7 +48,7 @@ def placed(graph: object, config: object, precision: str) -> bytes:
     ("name", "precision"), [*((name, "int8") for name in CONFIGS), ("plain", "fp32"), ("conv stem, distilled", "fp16")]
 )
 def test_small_graphs_build(name: str, precision: str) -> None:
-    report = referee(placed(trained_like(CONFIGS[name]), CONFIGS[name], precision), ["8.6"])
+    report = referee(lowered(trained_like(CONFIGS[name]), CONFIGS[name], precision), ["8.6"])
     assert report.errors == {} and report.engines["8.6"] > 0 and report.passed
 
 
@@ -60,7 +60,7 @@ def capable(precision: str) -> tuple[str, ...]:
 @pytest.mark.parametrize("precision", ["fp16", "int8", "fp8"])
 def test_the_embedded_model_builds_for_every_compute_capability(precision: str) -> None:
     graph, config = embedded()
-    report = referee(placed(graph, config, precision), capable(precision))
+    report = referee(lowered(graph, config, precision), capable(precision))
     assert SMS == ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
     assert report.errors == {} and tuple(report.engines) == capable(precision)
     assert report.version == runtimes.installed("tensorrt_rtx")
@@ -78,17 +78,17 @@ VITS = {
 @pytest.mark.parametrize("precision", ["fp16", "int8", "fp8"])
 @pytest.mark.parametrize("name", VITS)
 def test_larger_models_build_for_every_compute_capability(name: str, precision: str) -> None:
-    report = referee(placed(trained_like(VITS[name]), VITS[name], precision), capable(precision))
+    report = referee(lowered(trained_like(VITS[name]), VITS[name], precision), capable(precision))
     assert report.errors == {} and tuple(report.engines) == capable(precision)
 
 
 def test_fp8_is_refused_where_the_gpu_has_none() -> None:
-    text = referee(placed(trained_like(tiny()), tiny(), "fp8"), ["8.6"]).errors["8.6"]
+    text = referee(lowered(trained_like(tiny()), tiny(), "fp8"), ["8.6"]).errors["8.6"]
     assert re.search(r"TensorRT-RTX \S+ can't build it: \S", text)
 
 
 def test_a_capability_it_doesnt_know_is_an_error_of_its_own() -> None:
-    report = referee(placed(trained_like(tiny()), tiny(), "fp16"), ["8.6", "8.7"])
+    report = referee(lowered(trained_like(tiny()), tiny(), "fp16"), ["8.6", "8.7"])
     assert list(report.engines) == ["8.6"] and not report.passed
     assert report.errors["8.7"].startswith("compute capability 8.7 isn't among 7.5, 8.0, 8.6, 8.9, 12.0")
 
@@ -168,7 +168,7 @@ def _crash(*arguments: object) -> None:
 
 def test_progress_of_a_real_build(tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
-    graph = placed(trained_like(tiny()), tiny(), "fp16")
+    graph = lowered(trained_like(tiny()), tiny(), "fp16")
     options = engine.BuildOptions(sm="8.9")
     built = engine.build_isolated(
         "tensorrt_rtx", "any", graph, options, action="build it", progress=lambda *step: told.append(step)
@@ -217,14 +217,14 @@ def test_a_builder_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_int8_isnt_a_form_of_this_runtime() -> None:
     wish = request(trained_like(tiny()), tiny(), "int8", images=pictures(tiny(), 2))
-    with pytest.raises(UsageError, match="TensorRT-RTX has no form of this name"):
-        runtimes.part("tensorrt_rtx", "lowering").place(wish)
+    with pytest.raises(UsageError, match="TensorRT-RTX has no kernel variant of this name"):
+        runtimes.part("tensorrt_rtx", "lowering").lower(wish)
 
 
 def test_the_same_graph_as_tensorrts_otherwise() -> None:
     graph = trained_like(tiny())
     files = [
-        runtimes.part(runtime, "lowering").place(request(graph, tiny(), "fp16", target)).files
+        runtimes.part(runtime, "lowering").lower(request(graph, tiny(), "fp16", target)).files
         for runtime, target in (("tensorrt", "tensorrt"), ("tensorrt_rtx", "tensorrt-rtx"))
     ]
     assert files[0] == files[1]

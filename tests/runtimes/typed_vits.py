@@ -24,7 +24,7 @@ from vitedge.quantization.observe import observe
 from vitedge.runtimes.base import Request
 
 #: Not every target that the tests use has a GPU for it.
-FP8 = Candidate(precision="fp8", form="linears-fp8-rest-fp16")
+FP8 = Candidate(precision="fp8", variant="linears-fp8-rest-fp16")
 
 VIT_TI = ViTConfig(
     image_size=(224, 224),
@@ -90,7 +90,7 @@ def request(
     batch: int = 1,
     by: str = "fast",
 ) -> Request:
-    """What export would hand to a placement; ``images`` calibrate a quantized precision by the recipe ``by``."""
+    """What export would hand to a lowering; ``images`` calibrate a quantized precision by the recipe ``by``."""
     device = load_target(target)
     recipe = statistics = None
     if precision in ("int8", "fp8"):

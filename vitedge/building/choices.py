@@ -196,7 +196,7 @@ def _timed(artifacts: Sequence[Artifact], measured: Sequence[Speed], evaluated: 
             Timed(
                 artifact=str(artifact.path),
                 precision=artifact.manifest.precision,
-                form=artifact.manifest.form,
+                variant=artifact.manifest.variant,
                 latency_p50_ms=speed.p50_ms,
                 latency_p95_ms=speed.p95_ms,
                 top1_drop_pp=100 * (top1[reference.digest] - top1[artifact.digest]) if top1 else drop_pp,

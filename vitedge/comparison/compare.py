@@ -141,7 +141,7 @@ def pairs(results: Sequence[Result], action: str) -> list[tuple[tuple[Result, Ro
 
 def _kind(row: Row) -> tuple[str, str, str, int]:
     about = row.subject
-    return about.target, about.precision, about.form, about.batch
+    return about.target, about.precision, about.variant, about.batch
 
 
 # --- latency ---------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from vitedge.exporting.runnable import opened
 from vitedge.formats.artifact import Calibration, CandidateResult, Golden, LayerPlan, Manifest
 from vitedge.formats.target import QUANTIZED, Candidate
 from vitedge.quantization.calibrate import calibrate, pictures
-from vitedge.runtimes.base import Placed, Request
+from vitedge.runtimes.base import Lowered, Request
 from vitedge.runtimes.executed import shares, unmet_layers
 from vitedge.runtimes.session import Session
 
@@ -56,7 +56,7 @@ class ExportInputs:
     divergences: dict[tuple[str, frozenset[str]], float] = field(default_factory=dict)
 
     @cached_property
-    def lowered_float(self) -> Placed | None:
+    def lowered_float(self) -> Lowered | None:
         """The target's float graph; None where the target has no float candidate."""
         candidate = self.plan.target.plain
         return None if candidate is None else self.lower(candidate)
@@ -66,7 +66,7 @@ class ExportInputs:
         """The golden pictures as one batch, uint8 [batch, h, w, 3]."""
         return np.resize(self.golden_inputs, (self.plan.batch, *self.golden_inputs.shape[1:]))
 
-    def lower(self, candidate: Candidate, quantized: frozenset[str] | None = None) -> Placed:
+    def lower(self, candidate: Candidate, quantized: frozenset[str] | None = None) -> Lowered:
         """The graph of a candidate, as its runtime runs it.
 
         Args:
@@ -86,7 +86,7 @@ class ExportInputs:
             quantized=quantized,
             pictures=self._calibration_pictures,
         )
-        lowered: Placed = runtimes.part(plan.target.runtime, "lowering").place(request)
+        lowered: Lowered = runtimes.part(plan.target.runtime, "lowering").lower(request)
         return lowered
 
     def _calibration_pictures(self) -> Iterator[NDArray[np.uint8]]:
@@ -101,7 +101,7 @@ class Evaluated:
     """A candidate that was lowered, run and evaluated."""
 
     candidate: Candidate
-    lowered: Placed
+    lowered: Lowered
     manifest: Manifest
     golden_logits: NDArray[np.float32]  # [n, classes]
     within_budget: bool | None  # None: there is no budget, or the candidate is float
@@ -127,7 +127,7 @@ class Evaluated:
         fidelity = self.manifest.fidelity
         return CandidateResult(
             precision=self.candidate.precision,
-            form=self.candidate.form,
+            variant=self.candidate.variant,
             bytes=sum(len(data) for data in self.lowered.files.values()),
             deviation=self.manifest.golden.deviation,
             agreement=None if fidelity is None else fidelity.agreement,
@@ -236,7 +236,7 @@ def evaluate_candidate(
     return Evaluated(candidate, lowered, manifest, logits, within_budget)
 
 
-def preflight(plan: Plan, lowered: Placed) -> None:
+def preflight(plan: Plan, lowered: Lowered) -> None:
     """Check the graph against the oldest runtime that the target allows.
 
     Raises:
@@ -251,7 +251,7 @@ def preflight(plan: Plan, lowered: Placed) -> None:
         )
 
 
-def _draft_manifest(inputs: ExportInputs, candidate: Candidate, lowered: Placed) -> Manifest:
+def _draft_manifest(inputs: ExportInputs, candidate: Candidate, lowered: Lowered) -> Manifest:
     """The candidate's manifest without what running it tells."""
     plan, record = inputs.plan, inputs.plan.model.record
     quantizes = candidate.precision in QUANTIZED
@@ -259,7 +259,7 @@ def _draft_manifest(inputs: ExportInputs, candidate: Candidate, lowered: Placed)
         name=f"{record.name}-{plan.target.name}-{candidate.precision}",
         target=plan.target,
         precision=candidate.precision,
-        form=candidate.form,
+        variant=candidate.variant,
         batch=plan.batch,
         graph=lowered.graph,
         classes=record.classes,
@@ -293,7 +293,7 @@ def _require_planned_precision(plan: Plan, manifest: Manifest, session: Session)
 
 
 def _require_same_arithmetic(
-    plan: Plan, lowered: Placed, logits: NDArray[np.float32], frames: NDArray[np.uint8]
+    plan: Plan, lowered: Lowered, logits: NDArray[np.float32], frames: NDArray[np.uint8]
 ) -> None:
     """Check that the runtime computes what its graph says: fusing has been seen to change it.
 

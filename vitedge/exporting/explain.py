@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vitedge.benchmarking.profile import by_part, profile_of
 from vitedge.benchmarking.profile import placed as parts
 from vitedge.core.schema import Record
-from vitedge.formats.target import QUANTIZED
+from vitedge.formats.target import DOT_PRODUCTS, QUANTIZED
 
 if TYPE_CHECKING:
     from vitedge.formats.artifact import LayerPlan, Manifest
@@ -24,8 +24,6 @@ _FASTER = 1.05  # less than this is no gain
 _LAYERS = ("patch embedding", "attention", "mlp", "head", "fused")
 _ATTENTION = re.compile(r"Attention|MHA|Subgraph|Snippet", re.IGNORECASE)
 _BLOCK = re.compile(r"blocks\.\d+\.")
-#: In the names of instruction sets that multiply bytes and add in 32 bits.
-_DOT_PRODUCTS = ("vnni", "dotprod", "i8mm", "amx_int8", "sme")
 
 
 class LayerExplained(Record):
@@ -74,12 +72,12 @@ def explain_profiles(
     precision: str,
     plan: Sequence[LayerPlan],
     plain: Profile | None,
-    placed: Profile | None,
+    lowered: Profile | None,
     isa: Sequence[str] | None = None,
 ) -> Explained:
     """As :func:`explain`, of a plan and of profiles as results have them."""
     total = sum(layer.macs for layer in plan) or 1
-    times = [_by_layer(profile, plan) for profile in (plain, placed)]
+    times = [_by_layer(profile, plan) for profile in (plain, lowered)]
     layers = tuple(
         LayerExplained(
             name=layer.name,
@@ -93,8 +91,8 @@ def explain_profiles(
         for layer in plan
     )
     sentences = [*_precisions(plan, total)]
-    if plain is not None and placed is not None:
-        sentences += _speed(plain, placed, plan, precision, isa)
+    if plain is not None and lowered is not None:
+        sentences += _speed(plain, lowered, plan, precision, isa)
     sentences += _sensitivities(plan)
     return Explained(artifact=artifact, layers=layers, sentences=tuple(sentences))
 
@@ -134,10 +132,10 @@ def _precisions(layers: Sequence[LayerPlan], total: int) -> list[str]:
 
 
 def _speed(
-    plain: Profile, placed: Profile, plan: Sequence[LayerPlan], precision: str, isa: Sequence[str] | None
+    plain: Profile, lowered: Profile, plan: Sequence[LayerPlan], precision: str, isa: Sequence[str] | None
 ) -> list[str]:
     """What became faster or slower, part by part, by the runtime's own profile."""
-    before, after = by_part(plain), by_part(placed)
+    before, after = by_part(plain), by_part(lowered)
     whole, now = sum(before.values()), sum(after.values())
     ratio = whole / now if now else 1.0
     verdict = f"{ratio:.2f}× as fast as" if ratio >= 1 else f"{1 / ratio:.2f}× slower than"
@@ -153,19 +151,19 @@ def _speed(
                 f"{part}: {before.get(part, 0.0) / 1e3:.0f} µs before, {after.get(part, 0.0) / 1e3:.0f} after: "
                 f"{word} {abs(change) / 1e3:.0f} µs."
             )
-    rounding = [place.layer for place in parts(placed) if place.part == "quantize"]
+    rounding = [place.layer for place in parts(lowered) if place.part == "quantize"]
     if rounding:
         said.append(f"Quantizing and dequantizing in between, {_nodes(rounding)}: {_spent(rounding)}.")
-    moving, moved = _movers(placed), _movers(plain)
+    moving, moved = _movers(lowered), _movers(plain)
     if moving:
         was = f"float32 has {len(moved)}, {_us(moved)} µs" if moved else "float32 has none"
         said.append(f"Only moving data (transposes, reorders), {_nodes(moving)}: {_spent(moving)}; {was}.")
-    said += _fused(placed, plan)
-    return said + _why_not_faster(plain, placed, ratio, precision, isa)
+    said += _fused(lowered, plan)
+    return said + _why_not_faster(plain, lowered, ratio, precision, isa)
 
 
 def _why_not_faster(
-    plain: Profile, placed: Profile, ratio: float, precision: str, isa: Sequence[str] | None
+    plain: Profile, lowered: Profile, ratio: float, precision: str, isa: Sequence[str] | None
 ) -> list[str]:
     """What eats the gain where there is next to none: slower layers, rounding in between, moving; largest first."""
     if ratio >= _FASTER:
@@ -174,9 +172,9 @@ def _why_not_faster(
     def heavy(profile: Profile) -> float:
         return sum(place.median_ns for place in parts(profile) if place.part in _LAYERS) - _ns(_movers(profile))
 
-    layers = heavy(placed) - heavy(plain)
-    rounding = sum(place.median_ns for place in parts(placed) if place.part == "quantize")
-    moving = _ns(_movers(placed)) - _ns(_movers(plain))
+    layers = heavy(lowered) - heavy(plain)
+    rounding = sum(place.median_ns for place in parts(lowered) if place.part == "quantize")
+    moving = _ns(_movers(lowered)) - _ns(_movers(plain))
     causes = [
         (layers, f"the layers themselves take {layers / 1e3:.0f} µs more in it"),
         (rounding, f"quantizing in between takes {rounding / 1e3:.0f} µs"),
@@ -187,7 +185,7 @@ def _why_not_faster(
         told.append(f"and the layers save only {-layers / 1e3:.0f} µs")
     slower = "isn't faster" if ratio >= 1 else "is slower"
     said = [f"{precision} {slower} here because {', '.join(told)}."] if told else []
-    if isa is not None and not any(word in name for name in isa for word in _DOT_PRODUCTS):
+    if isa is not None and not set(isa) & set(DOT_PRODUCTS):
         said.append("This processor has no instruction that adds products of bytes in 32 bits (VNNI, dotprod, i8mm).")
     return said
 

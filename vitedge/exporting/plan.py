@@ -164,7 +164,7 @@ def plan_export(
 
 
 def _tried(target: Target, *, everyone: bool) -> tuple[Candidate, ...]:
-    """The candidates of ``auto``; a mixture of the preferred quantized form is one more where all are tried.
+    """The candidates of ``auto``; a mixture of the preferred quantized variant is one more where all are tried.
 
     Where only the first that holds the budget is wanted, groups of its layers go back to float for it: that is one.
     """
@@ -178,18 +178,18 @@ def _makeable(target: Target, candidates: tuple[Candidate, ...]) -> tuple[Candid
     Raises:
         NotInstalledError, UsageError: that leaves none.
     """
-    packages = {candidate: runtimes.package(target.runtime, candidate.form) for candidate in candidates}
+    packages = {candidate: runtimes.package(target.runtime, candidate.variant) for candidate in candidates}
     absent = {package for package in packages.values() if package and importlib.util.find_spec(package) is None}
     here = runs_here(target)
     found = tuple(each for each in candidates if not packages[each] or (here and packages[each] not in absent))
     if not found:
-        action, package = f"form '{candidates[0].form}' of target '{target.name}'", packages[candidates[0]]
+        action, package = f"kernel variant '{candidates[0].variant}' of target '{target.name}'", packages[candidates[0]]
         if absent:
             raise NotInstalledError.for_extra(action, package, package)
         raise UsageError(
             action,
             f"its arithmetic is {package}'s, so only a machine like the target can judge it; {elsewhere(target)}",
-            "export it there, or use another form",
+            "export it there, or use another kernel variant",
         )
     return found
 
@@ -202,7 +202,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "target": plan.target.name,
         "runtime": f"{plan.target.runtime} >= {plan.target.runtime_min}",
         "precision": plan.precision,
-        "form": ", or ".join(candidate.form for candidate in plan.candidates),
+        "form": ", or ".join(candidate.variant for candidate in plan.candidates),
         "batch": plan.batch,
         "recipe": None if recipe is None else recipe.name,
         "calibration": None if recipe is None or plan.images is None else str(plan.images.source),

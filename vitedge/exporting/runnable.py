@@ -13,7 +13,7 @@ import numpy as np
 
 from vitedge import runtimes
 from vitedge.formats.artifact import Artifact, Manifest
-from vitedge.runtimes.base import OpenOptions, Placed
+from vitedge.runtimes.base import OpenOptions, Lowered
 from vitedge.runtimes.here import runs_here
 from vitedge.runtimes.session import Session
 
@@ -32,7 +32,7 @@ class Runnable:
 
 
 @contextlib.contextmanager
-def opened(manifest: Manifest, lowered: Placed, action: str, *, threads: int | None = 1) -> Iterator[Runnable]:
+def opened(manifest: Manifest, lowered: Lowered, action: str, *, threads: int | None = 1) -> Iterator[Runnable]:
     """Open a lowered graph in its runtime where that runs here, else interpret its arithmetic.
 
     Args:

@@ -132,7 +132,7 @@ def _none_acceptable(
             "nothing was published; use the target's float precision",
         )
     results = [_fidelity_text(each) for each in evaluated]
-    results += [f"{candidate.form} failed: {error.reason}" for candidate, error in failures.items()]
+    results += [f"{candidate.variant} failed: {error.reason}" for candidate, error in failures.items()]
     return InvalidResultError(
         plan.action,
         f"no candidate stays within the budget, {plan.budget}: {'; '.join(results)}",
@@ -144,7 +144,7 @@ def _fidelity_text(evaluated: Evaluated) -> str:
     """What a candidate loses against the float graph, for an error text."""
     fidelity = evaluated.manifest.fidelity
     assert fidelity is not None
-    text = f"{evaluated.candidate.form} has a top-1 agreement of {100 * fidelity.agreement:.2f} %"
+    text = f"{evaluated.candidate.variant} has a top-1 agreement of {100 * fidelity.agreement:.2f} %"
     if fidelity.top1_drop is None:
         return text
     return f"{text} and a top-1 drop of {fidelity.top1_drop.pp:.2f} pp (up to {fidelity.top1_drop.high:.2f})"

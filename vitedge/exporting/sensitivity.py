@@ -19,7 +19,7 @@ from vitedge.errors import InputError
 from vitedge.exporting.candidates import Evaluated, ExportInputs
 from vitedge.exporting.groups import Group, Scan, divergences, fastest, saved_ns
 from vitedge.exporting.runnable import interpreted, opened
-from vitedge.runtimes.base import Placed
+from vitedge.runtimes.base import Lowered
 from vitedge.runtimes.here import runs_here
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def scan_groups(inputs: ExportInputs, evaluated: Evaluated, groups: Sequence[Gro
     candidate, measured = evaluated.candidate, inputs.divergences
 
     def divergence(layers: frozenset[str]) -> float:
-        key = (candidate.form, layers)
+        key = (candidate.variant, layers)
         if key not in measured:
             measured[key] = _divergence(inputs, evaluated, inputs.lower(candidate, layers))
         return measured[key]
@@ -78,7 +78,7 @@ def saved_time(inputs: ExportInputs, evaluated: Evaluated, groups: Sequence[Grou
     return saved_ns(groups, *profiles)
 
 
-def _divergence(inputs: ExportInputs, evaluated: Evaluated, lowered: Placed) -> float:
+def _divergence(inputs: ExportInputs, evaluated: Evaluated, lowered: Lowered) -> float:
     """A graph's mean KL divergence to the float graph on the first hold-out pictures, nats; kept in the cache."""
     hold_out, action = inputs.hold_out, inputs.plan.action
     assert hold_out is not None

@@ -20,7 +20,7 @@ from vitedge.exporting.runnable import opened
 from vitedge.exporting.sensitivity import scan_groups
 from vitedge.formats.artifact import Step
 from vitedge.formats.fidelity import Fidelity
-from vitedge.runtimes.base import BUDGET, NO_GAIN, PRICE, Placed
+from vitedge.runtimes.base import BUDGET, NO_GAIN, PRICE, Lowered
 from vitedge.runtimes.session import Session
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class _Point:
     """One step's graph."""
 
     quantized: frozenset[str]  # layers; none: the float graph
-    lowered: Placed
+    lowered: Lowered
 
 
 def with_steps(inputs: ExportInputs, evaluated: Evaluated, progress: Progress) -> Evaluated:

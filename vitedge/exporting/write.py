@@ -110,7 +110,7 @@ def _write(
         for each in evaluated
     ]
     results += [
-        CandidateResult(precision=candidate.precision, form=candidate.form, failed=reason)
+        CandidateResult(precision=candidate.precision, variant=candidate.variant, failed=reason)
         for candidate, reason in failures.items()
     ]
     files = _files(inputs, chosen)
@@ -124,7 +124,7 @@ def _write(
 
 def _folder(evaluated: Evaluated) -> str:
     """Where a candidate lies that travels with the artifact."""
-    return f"{CANDIDATES}/{evaluated.candidate.precision}-{evaluated.candidate.form}"
+    return f"{CANDIDATES}/{evaluated.candidate.precision}-{evaluated.candidate.variant}"
 
 
 def _files(inputs: ExportInputs, evaluated: Evaluated) -> dict[str, bytes]:
@@ -164,7 +164,7 @@ def summary(artifact: Artifact) -> dict[str, Any]:
         "artifact": str(artifact.path),
         "target": manifest.target.name,
         "precision": manifest.precision,
-        "form": manifest.form,
+        "form": manifest.variant,
         "obtained": manifest.precision_obtained,
         "bytes": artifact.bytes,
         "deviation": manifest.golden.deviation,

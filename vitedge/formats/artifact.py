@@ -71,7 +71,7 @@ class CandidateResult(Record):
     """One candidate: its size, speed and fidelity, or why it failed."""
 
     precision: str
-    form: str
+    variant: str = field(name="form")
     bytes: int | None = None  # None, like the rest: it failed
     deviation: float | None = None
     latency_p50_ms: float | None = None  # None: not measured
@@ -104,7 +104,7 @@ class Manifest(Record):
     name: str
     target: Target
     precision: str  # asked for
-    form: str
+    variant: str = field(name="form")
     batch: int
     graph: str  # file that the runtime opens
     classes: tuple[ClassLabel, ...]

@@ -121,7 +121,7 @@ class Subject(Record):
     target: str
     runtime: str
     precision: str  # asked for
-    form: str
+    variant: str = field(name="form")
     batch: Count
     bytes: Count  # graph and weights
     input_size: tuple[int, int]  # height, width
@@ -142,7 +142,7 @@ class Subject(Record):
             target=manifest.target.name,
             runtime=manifest.target.runtime,
             precision=manifest.precision,
-            form=manifest.form,
+            variant=manifest.variant,
             batch=manifest.batch,
             bytes=artifact.bytes,
             input_size=manifest.preprocessing.size,

@@ -16,16 +16,20 @@ Precision = Literal["fp32", "bf16", "fp16", "int8", "fp8", "mixed"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8", "fp8", "mixed")
 #: Precisions whose scales come from calibration images.
 QUANTIZED = ("int8", "fp8", "mixed")
+#: Instruction sets that multiply bytes and add the products in 32 bits, as targets and processors name them.
+DOT_PRODUCTS = ("avx_vnni", "avx512_vnni", "amx_int8", "dotprod", "i8mm", "sme")
+#: Those in which 8-bit products are summed in 32 bits. NEON has no dot product, but widens before it adds.
+WIDE_SUMS = (*DOT_PRODUCTS, "neon")
 Positive = Annotated[int, Meta(ge=1)]
 Version = Annotated[str, Meta(pattern=r"^\d+(\.\d+)*$")]  # "10.3"
 Option = str | int | float | bool
 
 
 class Candidate(Record):
-    """One way to run a model on a target: a precision and the runtime's word for the graph that has it."""
+    """One way to run a model on a target: a precision and the kernel variant, by the runtime's word, that has it."""
 
     precision: Precision
-    form: str
+    variant: str = field(name="form")
 
 
 class BenchRules(Record):
@@ -68,6 +72,11 @@ class Target(Record):
     name: str = ""  # the file's stem; not written in the file
 
     @property
+    def wide_sums(self) -> bool:
+        """Whether the instruction set that it promises sums 8-bit products in 32 bits."""
+        return self.isa in WIDE_SUMS
+
+    @property
     def plain(self) -> Candidate | None:
         """Its first float candidate, which a quantized one is held against; None where it has none."""
         return next((each for each in self.candidate if each.precision not in QUANTIZED), None)
@@ -75,7 +84,7 @@ class Target(Record):
     def candidates(self, precision: str) -> tuple[Candidate, ...]:
         """The candidates of one precision, in the target's order of preference.
 
-        Whatever has quantized forms can mix them with float: ``mixed`` need not stand in the file.
+        Whatever has quantized variants can mix them with float: ``mixed`` need not stand in the file.
 
         Raises:
             UsageError: the target has none; its precisions are listed.
@@ -83,7 +92,7 @@ class Target(Record):
         found = tuple(candidate for candidate in self.candidate if candidate.precision == precision)
         if precision == "mixed" and not found:
             whole = (candidate for candidate in self.candidate if candidate.precision in QUANTIZED)
-            found = tuple(Candidate(precision="mixed", form=candidate.form) for candidate in whole)
+            found = tuple(Candidate(precision="mixed", variant=candidate.variant) for candidate in whole)
         if not found:
             offered = ", ".join(dict.fromkeys(candidate.precision for candidate in self.candidate))
             reason = next((f"{why}; " for refused, why in self.refused.items() if refused == precision), "")

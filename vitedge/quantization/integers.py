@@ -62,18 +62,10 @@ def _scale(step: float) -> np.float32:
     return scale
 
 
-#: Instruction sets whose 8-bit products are summed in 32 bits.
-WIDE_SUMS = ("avx_vnni", "avx512_vnni", "neon", "dotprod", "i8mm")
-
 #: What two weights may add up to whose products with u8 values are added in 16 bits: 255 · 128 < 2¹⁵ ≤ 255 · 129.
 PAIR = 128
 
 _LEAST_SCALE = 1e-30  # keeps the scale of an all-zero channel a normal number
-
-
-def wide_sums(isa: str) -> bool:
-    """Whether an instruction set sums 8-bit products in 32 bits."""
-    return isa in WIDE_SUMS
 
 
 @dataclass(frozen=True)

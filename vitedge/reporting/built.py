@@ -49,13 +49,13 @@ def show_tuned(timed: Sequence[Timed]) -> None:
     """One row a candidate, the chosen one marked."""
     show(
         table(
-            ["", "artifact", "!precision", "form", ">p50 ms", ">p95 ms", ">top-1 lost", "why"],
+            ["", "artifact", "!precision", "variant", ">p50 ms", ">p95 ms", ">top-1 lost", "why"],
             [
                 (
                     mark(one.chosen or None),
                     one.artifact,
                     one.precision,
-                    one.form,
+                    one.variant,
                     f"{one.latency_p50_ms:.3f}",
                     f"{one.latency_p95_ms:.3f}",
                     "" if one.top1_drop_pp is None else f"{one.top1_drop_pp:+.2f}",

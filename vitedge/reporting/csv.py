@@ -45,7 +45,7 @@ def _record(line: Line) -> dict[str, Any]:
         "device": line.row.session.get("device"),
         "threads": line.row.session.get("threads"),
         "precision": about.precision,
-        "form": about.form,
+        "form": about.variant,
         "batch": about.batch,
         "input_height": about.input_size[0],
         "input_width": about.input_size[1],

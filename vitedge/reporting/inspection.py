@@ -110,7 +110,9 @@ def _artifact(artifact: Artifact, most: int | None) -> Inspection:
         "kind": f"artifact for {target.name}: {target.summary}",
         "name": manifest.name,
         "runtime": f"{target.runtime}, {target.runtime_min} or newer, on {target.device}",
-        "precision": f"{manifest.precision} as {manifest.form}: {rows.shares(manifest.precision_obtained)} of the MACs",
+        "precision": (
+            f"{manifest.precision} as {manifest.variant}: {rows.shares(manifest.precision_obtained)} of the MACs"
+        ),
         "graph": f"{manifest.graph}, {artifact.bytes / 1e6:.2f} MB with what it refers to, batch {manifest.batch}",
         "input": _input(manifest.preprocessing),
         "classes": _class_count(manifest.classes),
@@ -151,7 +153,7 @@ def _runs_here(artifact: Artifact) -> dict[str, str]:
     if not folders(artifact):
         return {}
     found = open_artifact(artifact.path)
-    return {"opened here": f"{found.manifest.precision} as {found.manifest.form}: {found.because}"}
+    return {"opened here": f"{found.manifest.precision} as {found.manifest.variant}: {found.because}"}
 
 
 def _candidates(artifact: Artifact) -> tuple[Section, ...]:
@@ -166,7 +168,7 @@ def _candidates(artifact: Artifact) -> tuple[Section, ...]:
         timed = here.get("." if one.chosen else one.folder or "")
         found.append(
             (
-                one.form,
+                one.variant,
                 one.precision,
                 "this artifact" if one.chosen else one.folder or "no",
                 rows.milliseconds(one.latency_p50_ms),
@@ -178,7 +180,18 @@ def _candidates(artifact: Artifact) -> tuple[Section, ...]:
                 one.failed or (timed.reason if timed is not None else ""),
             )
         )
-    columns = ("form", "!precision", "travels", ">ms at export", ">ms here", ">MB", ">deviation", ">KL", ">lost", "why")
+    columns = (
+        "variant",
+        "!precision",
+        "travels",
+        ">ms at export",
+        ">ms here",
+        ">MB",
+        ">deviation",
+        ">KL",
+        ">lost",
+        "why",
+    )
     return (Section(title="Candidates", columns=columns, rows=tuple(found)),)
 
 

@@ -232,7 +232,7 @@ def selection(steps: Sequence[Step], candidates: Sequence[CandidateResult], titl
         return None
     timed = all(step.latency_ms is not None for step in steps)
     others = [
-        (one.latency_p50_ms, one.divergence or 0.0, shortened(one.form))
+        (one.latency_p50_ms, one.divergence or 0.0, shortened(one.variant))
         for one in candidates
         if timed and not one.chosen and one.latency_p50_ms is not None
     ]
@@ -251,9 +251,9 @@ def selection(steps: Sequence[Step], candidates: Sequence[CandidateResult], titl
             words.append((x, y, _step_words(step), RIGHT if step.chosen else QUIET))
             if step.chosen:
                 axes.plot(x, y, "o", color=RIGHT, markersize=13, markerfacecolor="none", markeredgewidth=2, zorder=4)
-        for x, y, form in others:
+        for x, y, variant in others:
             axes.plot(x, y / unit, "s", color=QUIET, markersize=6, markerfacecolor=CARD, markeredgewidth=1.4, zorder=2)
-            words.append((x, y / unit, form, QUIET))
+            words.append((x, y / unit, variant, QUIET))
         left, right = min(x for x, *_ in words), max(x for x, *_ in words)
         wide = right - left or 1.0
         axes.set_xlim(left - 0.08 * wide, right + 0.3 * wide)

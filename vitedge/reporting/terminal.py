@@ -183,7 +183,17 @@ def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
     """What ``export`` wrote: one row an artifact."""
     show(
         table(
-            ["artifact", "target", "!precision", "form", "share of MACs", ">MB", ">alike", ">points lost", "proved by"],
+            [
+                "artifact",
+                "target",
+                "!precision",
+                "variant",
+                "share of MACs",
+                ">MB",
+                ">alike",
+                ">points lost",
+                "proved by",
+            ],
             [
                 (
                     row["artifact"],
@@ -327,8 +337,8 @@ def show_target(target: Target) -> None:
             ]
         ),
         table(
-            ["!precision", "form"],
-            [(candidate.precision, candidate.form) for candidate in target.candidate],
+            ["!precision", "variant"],
+            [(candidate.precision, candidate.variant) for candidate in target.candidate],
             title="Candidates, the preferred one first",
         ),
         table(["!precision", "why not"], target.refused.items(), title="Refused") if target.refused else None,

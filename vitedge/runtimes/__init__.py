@@ -4,9 +4,9 @@ A runtime is found by its folder's name, and only the module that is asked for i
 
 - ``detect``: ``NAME`` (as users call it), ``EXTRA`` (what to install, by its name on the index; ``not_from_pip()`` says
   how where pip doesn't serve), ``installed() -> version or None``, ``runs_here(device) -> bool`` (sessions can be
-  opened on this machine), ``describe() -> dict`` for the doctor, and, where another package makes some of the forms,
-  ``package(form) -> its name or ""``;
-- ``lowering``: ``FORMS``, and ``place(request) -> Placed``, the graph in the form that this runtime runs fast;
+  opened on this machine), ``describe() -> dict`` for the doctor, and, where another package makes some of the
+  kernel variants, ``package(variant) -> its name or ""``;
+- ``lowering``: ``VARIANTS``, and ``lower(request) -> Lowered``, the graph as this runtime runs it fast;
 - ``preflight``: ``check(graph, target) -> list of findings`` against the oldest version that the target allows;
 - ``session``: ``open_backend(artifact, options) -> Backend`` and ``read_contract(artifact) -> dict or None``, the
   preprocessing contract's copy inside the graph file.
@@ -82,7 +82,7 @@ def fuses_otherwise(runtime: str) -> tuple[str, str]:
     )
 
 
-def package(runtime: str, form: str) -> str:
-    """The package that makes a form, its name being that of the extra, too; empty where vitedge does."""
+def package(runtime: str, variant: str) -> str:
+    """The package that makes a kernel variant, and the extra that brings it; empty where vitedge makes it."""
     facts = part(runtime, "detect")
-    return str(facts.package(form)) if hasattr(facts, "package") else ""
+    return str(facts.package(variant)) if hasattr(facts, "package") else ""

@@ -1,4 +1,4 @@
-"""The two small contracts between vitedge and a runtime: something that places, something that runs."""
+"""The two small contracts between vitedge and a runtime: something that lowers, something that runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PRICE = "it would cost more accuracy for the time it saves than the layers do on
 
 @dataclass(frozen=True)
 class Request:
-    """What a placement gets: the canonical float graph and the wish."""
+    """What a lowering gets: the canonical float graph, and the candidate that it is to become."""
 
     graph: onnx.ModelProto  # canonical, float32, symbolic batch
     target: Target
@@ -38,7 +38,7 @@ class Request:
     classes: tuple[ClassLabel, ...]
     recipe: Recipe | None = None  # of a quantized candidate
     statistics: Statistics | None = None
-    quantized: frozenset[str] | None = None  # layers that may be quantized; None: all that the form quantizes
+    quantized: frozenset[str] | None = None  # layers that may be quantized; None: all that the variant quantizes
     #: The calibration pictures as the model takes them, uint8 [h, w, 3], anew at each call; for what calibrates itself.
     pictures: Callable[[], Iterator[NDArray[np.uint8]]] | None = None
 
@@ -55,8 +55,8 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Placed:
-    """What a placement gives: files, and what is meant to run how."""
+class Lowered:
+    """What a lowering gives: files, and the precision that each layer is meant to run in."""
 
     graph: str  # name of the file that the runtime opens
     files: Mapping[str, bytes]  # the graph and what it refers to

@@ -35,7 +35,7 @@ class Timed(Record):
     top1_drop_pp: float | None = field(name="drop_pts")  # against the reference; None: not measured
     chosen: bool = False
     reason: str = ""
-    form: str = ""
+    variant: str = field(default="", name="form")
 
 
 class Choice(Record):
@@ -123,7 +123,7 @@ def open_artifact(path: str | Path) -> Artifact:
         because = f"chosen of {len(choice.measured)} candidates on this machine, {choice.runtime}: {one.reason}"
         say = f"to measure again: vitedge build {path} --overwrite"
     if sys.stderr.isatty():
-        sys.stderr.write(f"{printable(f'{path} runs {found.manifest.form}: {because} ({say})')}\n")
+        sys.stderr.write(f"{printable(f'{path} runs {found.manifest.variant}: {because} ({say})')}\n")
     return replace(found, because=because)
 
 

@@ -55,7 +55,7 @@ class Session:
         Of an artifact with candidates also which of them runs, and why.
         """
         info, because = self._open().info, self.artifact.because
-        return {**info, "candidate": self.artifact.manifest.form, "because": because} if because else info
+        return {**info, "candidate": self.artifact.manifest.variant, "because": because} if because else info
 
     def preprocess(self, picture: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
         """PIL image or uint8 RGB [H, W, 3] to uint8 RGB [h, w, 3] at the model's size.

@@ -1,7 +1,7 @@
 """The graph as TensorRT runs it fast: typed, of static batch, in operators that TensorRT 10.3 parses.
 
 ======================  ===============================================================================================
-form                    what it is
+variant                 what it is
 ======================  ===============================================================================================
 float                   float32 throughout
 fp16                    float16 but for the picture's way to the first layer and for LayerNormalization, whose sums of
@@ -23,7 +23,6 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from vitedge.errors import UsageError, nearest
 from vitedge.graph.surgery import (
     array,
     attribute,
@@ -36,43 +35,42 @@ from vitedge.graph.surgery import (
     to_bytes,
 )
 from vitedge.graph.typed import to_half
-from vitedge.runtimes.base import Placed, Request
-from vitedge.runtimes.plan import planned_layers
+from vitedge.quantization.fp8 import quantize_fp8
+from vitedge.quantization.qdq import insert_qdq
+from vitedge.quantization.rounding import Scheme
+from vitedge.runtimes.base import Lowered, Request
+from vitedge.runtimes.lowering import checked_variant, planned_layers, quantized
 
-FORMS = ("float", "fp16", "linears-int8-rest-fp16", "linears-fp8-rest-fp16")
+VARIANTS = ("float", "fp16", "linears-int8-rest-fp16", "linears-fp8-rest-fp16")
 GRAPH = "model.onnx"
 #: An integer near every data set's mean colour, exact in float16.
 _CENTRE = 128.0
 
 
-def place(request: Request, forms: Collection[str], runtime: str) -> Placed:
+def lower(request: Request, variants: Collection[str], runtime: str) -> Lowered:
     """The typed graph of one candidate, with the preprocessing contract in its metadata; equal requests, equal bytes.
 
     Args:
-        request: the float graph and the wish.
-        forms: the forms that this package runs.
+        request: the float graph and the candidate.
+        variants: the kernel variants that this package runs.
         runtime: its name, for the error text.
 
     Raises:
-        UsageError: an unknown form.
+        UsageError: an unknown kernel variant.
         ModelError: weights that float16 can't hold.
     """
-    form = request.candidate.form
-    if form not in forms:
-        raise UsageError(
-            f"form '{form}' of target '{request.target.name}'",
-            f"{runtime} has no form of this name{nearest(form, forms)}",
-            f"use one of {', '.join(forms)}",
-        )
+    variant = checked_variant(request, variants, runtime)
     graph, precisions, reasons = request.graph, dict[str, str](), dict[str, str]()
-    if form.startswith("linears-"):
+    if variant.startswith("linears-"):
         graph, precisions, reasons = _quantized(request)
-    if form != "float":
+    if variant != "float":
         graph = to_half(centre_pixels(graph), keep=_float32_nodes(graph))
-    return Placed(
+    return Lowered(
         graph=GRAPH,
         files={GRAPH: to_bytes(set_metadata(pin_batch(graph, request.batch), request.metadata))},
-        layers=planned_layers(request.graph, precisions, rest="fp32" if form == "float" else "fp16", reasons=reasons),
+        layers=planned_layers(
+            request.graph, precisions, rest="fp32" if variant == "float" else "fp16", reasons=reasons
+        ),
         runtime_options={"strongly_typed": True, "tf32": False, **request.target.options},
         built_with={"onnx": str(onnx.__version__)},
         interpretable=graph,
@@ -126,7 +124,6 @@ def _float32_nodes(graph: onnx.ModelProto) -> set[str]:
 
 def _quantized(request: Request) -> tuple[onnx.ModelProto, dict[str, str], dict[str, str]]:
     """The graph with Q/DQ, the precision of each quantized layer, and why the others aren't."""
-    assert request.statistics is not None and request.recipe is not None, "a quantized form needs statistics"
     inner = inner_linears(request.graph)
     left = request.left_in_float(inner)
     inner = [name for name in inner if name not in left]
@@ -135,19 +132,11 @@ def _quantized(request: Request) -> tuple[onnx.ModelProto, dict[str, str], dict[
     reasons = {
         node.name: words[kinds.get(node.name, "")] for node in request.graph.graph.node if node.name not in inner
     } | left
-    if request.candidate.form == "linears-fp8-rest-fp16":
-        from vitedge.quantization.fp8 import quantize_fp8
-
-        return (
-            quantize_fp8(request.graph, request.statistics, request.recipe, inner),
-            dict.fromkeys(inner, "fp8"),
-            reasons,
-        )
-    from vitedge.quantization.qdq import insert_qdq
-    from vitedge.quantization.rounding import Scheme, quantize_layers
-
-    scheme = Scheme(activation="int8", symmetric=True)
-    graph, layers = quantize_layers(request.graph, request.statistics, request.recipe, scheme, layers=inner)
+    if request.candidate.variant == "linears-fp8-rest-fp16":
+        assert request.statistics is not None and request.recipe is not None, "a quantized candidate needs statistics"
+        graph = quantize_fp8(request.graph, request.statistics, request.recipe, inner)
+        return graph, dict.fromkeys(inner, "fp8"), reasons
+    graph, layers = quantized(request, Scheme(activation="int8", symmetric=True), inner)
     return insert_qdq(graph, layers), dict.fromkeys(layers, "int8"), reasons
 
 

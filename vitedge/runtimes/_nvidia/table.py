@@ -101,7 +101,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _attributes(model: onnx.ModelProto) -> Iterator[str]:
-    """Forms of an operator that the parser hasn't."""
+    """Attributes and inputs of an operator that the parser hasn't."""
     for node in model.graph.node:
         where = f"node '{node.name}' ({node.op_type})"
         values = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from vitedge._version import __version__
-from vitedge.runtimes.base import Placed, Request
+from vitedge.runtimes.base import Lowered, Request
 
-FORMS = ("null",)
+VARIANTS = ("null",)
 
 
-def place(request: Request) -> Placed:
+def lower(request: Request) -> Lowered:
     """One empty file: the session needs the manifest alone."""
-    return Placed(
+    return Lowered(
         graph="null.graph",
         files={"null.graph": b""},
         layers=(),

@@ -1,9 +1,9 @@
 """The graph as ONNX Runtime runs it fast on CPUs: an ONNX file of static batch.
 
 ===============  ==============================================================================================
-form             what it is
+variant          what it is
 ===============  ==============================================================================================
-float            the canonical graph, like all others without the rows that nobody reads
+float            the canonical graph, like all others without unused tokens
 float-attention  the same with each attention and its qkv linear as one ``Attention``
 linears-int8     Linear and Conv layers multiply u8 by s8 in ``MatMulIntegerToFloat``, bias inside; convolutions are
                  brought there as rows; attention and its qkv linear are one ``QAttention``, or three linears and
@@ -29,15 +29,14 @@ from typing import Literal
 
 import onnx
 
-from vitedge.errors import UsageError, nearest
 from vitedge.formats.target import Option
-from vitedge.graph.surgery import linear_layers, pin_batch, pinned, set_metadata, shapes, to_bytes
+from vitedge.graph.surgery import pin_batch, pinned, set_metadata, shapes, to_bytes
 from vitedge.graph.unread import without_unread_rows
-from vitedge.quantization.integers import wide_sums
 from vitedge.quantization.qdq import insert_qdq
-from vitedge.quantization.rounding import Scheme, quantize_layers
-from vitedge.quantization.views import pixel_tensors, quantizable
-from vitedge.runtimes.base import Placed, Request
+from vitedge.quantization.rounding import Scheme
+from vitedge.quantization.views import Layer, pixel_tensors, quantizable
+from vitedge.runtimes.base import Lowered, Request
+from vitedge.runtimes.lowering import POINTWISE_PATCHES, checked_variant, integer_layers, planned_layers, quantized
 from vitedge.runtimes.onnxruntime import detect
 from vitedge.runtimes.onnxruntime.attention import attentions, float_attention, quantized_attention
 from vitedge.runtimes.onnxruntime.convolutions import integer_convolutions, pointwise, tiles
@@ -49,7 +48,6 @@ from vitedge.runtimes.onnxruntime.linears import (
     weight_only_linears,
 )
 from vitedge.runtimes.onnxruntime.rewriter import Layers
-from vitedge.runtimes.plan import planned_layers
 
 GRAPH = "model.onnx"
 OPTIONS: dict[str, Option] = {
@@ -62,21 +60,15 @@ OPTIONS: dict[str, Option] = {
 }
 
 
-def place(request: Request) -> Placed:
+def lower(request: Request) -> Lowered:
     """The graph of one candidate, with the preprocessing contract in its metadata; equal requests, equal bytes.
 
     Raises:
-        UsageError: an unknown form.
+        UsageError: an unknown kernel variant.
     """
-    form = request.candidate.form
-    if form not in FORMS:
-        raise UsageError(
-            f"form '{form}' of target '{request.target.name}'",
-            f"ONNX Runtime has no form of this name{nearest(form, FORMS)}",
-            f"use one of {', '.join(FORMS)}",
-        )
-    graph, standard, precisions, reasons = FORMS[form](request)
-    return Placed(
+    variant = checked_variant(request, VARIANTS, detect.NAME)
+    graph, standard, precisions, reasons = VARIANTS[variant](request)
+    return Lowered(
         graph=GRAPH,
         files={GRAPH: to_bytes(set_metadata(pin_batch(graph, request.batch), request.metadata))},
         layers=planned_layers(request.graph, precisions, rest="fp32", reasons=reasons),
@@ -87,19 +79,19 @@ def place(request: Request) -> Placed:
 
 
 #: (graph, the same arithmetic in standard operators, precision by layer name, reasons by layer name)
-Form = tuple[onnx.ModelProto, onnx.ModelProto, dict[str, str], dict[str, str]]
-Builder = Callable[[Request], Form]
+Variant = tuple[onnx.ModelProto, onnx.ModelProto, dict[str, str], dict[str, str]]
+Builder = Callable[[Request], Variant]
 #: From the improved float graph, its layers, the request, and the layers that are rounded by their inputs' own ranges.
 Build = Callable[[onnx.ModelProto, Layers, Request, Collection[str]], onnx.ModelProto]
 Linears = Callable[[onnx.ModelProto, Layers], onnx.ModelProto]
 
 
-def _float(request: Request) -> Form:
+def _float(request: Request) -> Variant:
     graph = without_unread_rows(request.graph)
     return graph, graph, {}, {}
 
 
-def _float_attention(request: Request) -> Form:
+def _float_attention(request: Request) -> Variant:
     graph = without_unread_rows(request.graph)
     return float_attention(graph), graph, {}, {}
 
@@ -109,18 +101,13 @@ def _integers(
     kinds: tuple[str, ...] = ("linear", "conv"),
     inputs: Literal["static", "dynamic", "float"] = "static",
 ) -> Builder:
-    """A form in which the layers of these kinds have integer weights, and their inputs are rounded that way."""
+    """A variant in which the layers of these kinds have integer weights, and their inputs are rounded that way."""
 
-    def form(request: Request) -> Form:
-        assert request.statistics is not None and request.recipe is not None, "a quantized form needs statistics"
-        scheme = Scheme("uint8", symmetric=False, wide_sums=wide_sums(request.target.isa))
-        left = left_in_float(request.graph)
-        for layer in linear_layers(request.graph):
-            if layer.kind not in kinds:
-                left.setdefault(layer.name, f"the form {request.candidate.form} leaves it in float")
-        left |= request.left_in_float(layer.name for layer in linear_layers(request.graph) if layer.name not in left)
-        names = [layer.name for layer in linear_layers(request.graph) if layer.name not in left]
-        graph, layers = quantize_layers(request.graph, request.statistics, request.recipe, scheme, names)
+    def variant(request: Request) -> Variant:
+        scheme = Scheme("uint8", symmetric=False, wide_sums=request.target.wide_sums)
+        against = reasons_for_float(request.graph)
+        names, reasons = integer_layers(request, kinds, lambda layer: against.get(layer.name, ""))
+        graph, layers = quantized(request, scheme, names)
         graph = without_unread_rows(graph)
         if inputs != "float":
             graph = tanh_gelus(graph, layers)
@@ -129,9 +116,9 @@ def _integers(
         standard = insert_qdq(graph, layers, dynamic=dynamic, weights_only=inputs == "float")
         if dynamic:  # interpreted, too, each inference has its own range
             standard = pin_batch(standard, request.batch)
-        return build(graph, layers, request, dynamic), standard, dict.fromkeys(layers, "int8"), left
+        return build(graph, layers, request, dynamic), standard, dict.fromkeys(layers, "int8"), reasons
 
-    return form
+    return variant
 
 
 #: Output channels from which a stem's convolution before the last stride is worth its rows and its error.
@@ -184,30 +171,29 @@ def _static_graph(
     return integer_convolutions(integer_linears(graph, layers), layers, graph, dynamic)
 
 
-def left_in_float(graph: onnx.ModelProto) -> dict[str, str]:
-    """Layers where integers gain nothing or can't go, by name, with the reason."""
-    found, refused = quantizable(graph)
+def reasons_for_float(graph: onnx.ModelProto) -> dict[str, str]:
+    """Why integers gain nothing in a layer that could be quantized, by its name; the others aren't in it."""
+    layers, _ = quantizable(graph)
     known = shapes(pinned(graph))
-    patches = next((_area(known.get(layer.linear.output)) for layer in found if layer.name == "patch_embed.proj"), 0)
-    for layer in found:
+    patches = next((_area(known.get(layer.linear.output)) for layer in layers if layer.name == "patch_embed.proj"), 0)
+
+    def reason(layer: Layer) -> str:
         shape = known.get(layer.linear.input)
         if shape is None or None in shape:
-            refused[layer.name] = "the shape of its input isn't known"
-        elif layer.linear.kind == "linear" and len(shape) == 2:
-            refused[layer.name] = "it multiplies one row a picture; reading its weights is all the time it takes"
-        elif layer.name == "patch_embed.proj" and pointwise(layer.view):
-            refused[layer.name] = "its error would be in every block, and integers save next to nothing"
-        elif layer.linear.kind == "conv" and layer.weight.shape[1] < 8 and not tiles(layer.view):
-            refused[layer.name] = "its input has few channels; gathering rows would cost more than integers save"
-        elif (
-            layer.name.startswith("patch_embed.stem.")
-            and _area(known.get(layer.linear.output)) > patches
-            and layer.weight.shape[0] < WIDE
-        ):
-            refused[layer.name] = (
-                f"more pixels than there are patches, of fewer than {WIDE} channels: integers save least there"
-            )
-    return refused
+            return "the shape of its input isn't known"
+        if layer.linear.kind == "linear":
+            one_row = "it multiplies one row a picture; reading its weights is all the time it takes"
+            return one_row if len(shape) == 2 else ""
+        if layer.name == "patch_embed.proj" and pointwise(layer.view):
+            return POINTWISE_PATCHES
+        if layer.weight.shape[1] < 8 and not tiles(layer.view):
+            return "its input has few channels; gathering rows would cost more than integers save"
+        more_pixels = layer.name.startswith("patch_embed.stem.") and _area(known.get(layer.linear.output)) > patches
+        if more_pixels and layer.weight.shape[0] < WIDE:
+            return f"more pixels than there are patches, of fewer than {WIDE} channels: integers save least there"
+        return ""
+
+    return {layer.name: why for layer in layers if (why := reason(layer))}
 
 
 def _area(shape: tuple[int | None, ...] | None) -> int:
@@ -215,7 +201,7 @@ def _area(shape: tuple[int | None, ...] | None) -> int:
     return (shape[2] or 0) * (shape[3] or 0) if shape is not None and len(shape) == 4 else 0
 
 
-FORMS: dict[str, Builder] = {
+VARIANTS: dict[str, Builder] = {
     "float": _float,
     "float-attention": _float_attention,
     "linears-int8": _integers(_whole(integer_linears)),

@@ -11,8 +11,8 @@ from vitedge.runtimes.onnxruntime.rewriter import CONTRIB
 
 #: Newest opset and IR version by release (onnxruntime.ai, "Compatibility").
 _RELEASES = {"1.14": (18, 8), "1.15": (19, 9), "1.17": (20, 9), "1.18": (21, 10), "1.22": (23, 11)}
-#: Operators of ONNX Runtime's own that the forms use, with the release from which on they are what the forms take them
-#: for (on CPUs MultiHeadAttention shares out rows since 1.19, MatMulNBits has 8-bit weights and a bias since 1.22; the
+#: Operators of ONNX Runtime's own that our kernel variants use, with the first release in which they do what those need
+#: (on CPUs MultiHeadAttention shares out rows since 1.19, MatMulNBits has 8-bit weights and a bias since 1.22; the
 #: others are older than 1.14).
 _OWN = {
     **dict.fromkeys(("Attention", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QAttention", "QGemm"), "1.14"),

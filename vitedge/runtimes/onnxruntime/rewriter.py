@@ -1,4 +1,4 @@
-"""A graph that is written anew, node by node: what the forms of this folder are made with."""
+"""A graph that is written anew, node by node: what the kernel variants of this folder are made with."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ class Rewriter:
         )
 
     def quantize(self, layer: QuantizedLayer, x: str, scale: str, zero_point: str) -> str:
-        """The u8 form of ``x``; layers that read one tensor with one scale share it."""
+        """``x`` as u8; layers that read one tensor with one scale share it."""
         key = (x, layer.input_scale, layer.input_zero_point)
         if key not in self._quantized:
             self._quantized[key] = self.node("QuantizeLinear", f"{layer.name}.input.q", [x, scale, zero_point])
         return self._quantized[key]
 
     def quantize_by_range(self, layer: QuantizedLayer, x: str) -> tuple[str, tuple[str, str]]:
-        """The u8 form of ``x`` by its own range in each inference; and its scale and zero point."""
+        """``x`` as u8 by its own range in each inference; and its scale and zero point."""
         parts = [f"{layer.name}.input.{part}" for part in ("q.out", "own_scale", "own_zero_point")]
         self.nodes.append(helper.make_node("DynamicQuantizeLinear", [x], parts, name=f"{layer.name}.input.q"))
         return parts[0], (parts[1], parts[2])

@@ -37,9 +37,9 @@ def load(package: str = "openvino") -> ModuleType:
             del sys.modules[name]
 
 
-def package(form: str) -> str:
-    """NNCF where a form is its work; else empty."""
-    return NNCF if form.startswith(NNCF) else ""
+def package(variant: str) -> str:
+    """NNCF where it makes a kernel variant; else empty."""
+    return NNCF if variant.startswith(NNCF) else ""
 
 
 def devices() -> list[str]:

@@ -1,7 +1,7 @@
 """The graph as OpenVINO runs it fast: an intermediate representation (IR) of static batch.
 
 ==================  ===========================================================================================
-form                what it is
+variant             what it is
 ==================  ===========================================================================================
 float               float32 throughout
 bf16                the same graph; Linear, Conv and attention run in bfloat16 on processors that have it
@@ -15,8 +15,8 @@ nncf-int8           what NNCF's preset for transformers makes of the float graph
                     installed; the recipe has no part in it
 ==================  ===========================================================================================
 
-With ``-rest-bf16`` behind it, a form runs in bfloat16 what isn't quantized: attention above all. None but ``nncf-int8``
-computes rows that nobody reads.
+With ``-rest-bf16`` behind it, a variant runs in bfloat16 what isn't quantized: attention above all. All but
+``nncf-int8`` leave out unused tokens.
 
 Processors without VNNI multiply u8 by s8 with ``vpmaddubsw``, which adds the products of neighbours in saturating 16
 bits: full-range INT8 weights were measured to be wrong by up to half the largest output there. So neighbouring weights
@@ -33,23 +33,29 @@ from typing import Any
 
 import onnx
 
-from vitedge.errors import UsageError, nearest
+from vitedge.errors import UsageError
 from vitedge.formats.target import Option
 from vitedge.graph.surgery import copy, linear_layers, pin_batch, producers, to_bytes
 from vitedge.graph.unread import without_unread_rows
-from vitedge.quantization.integers import wide_sums
 from vitedge.quantization.qdq import insert_qdq
-from vitedge.quantization.rounding import QuantizedLayer, Scheme, quantize_layers
-from vitedge.quantization.views import quantizable
-from vitedge.runtimes.base import Placed, Request
+from vitedge.quantization.rounding import QuantizedLayer, Scheme
+from vitedge.quantization.views import Layer, quantizable
+from vitedge.runtimes.base import Lowered, Request
+from vitedge.runtimes.lowering import (
+    POINTWISE_PATCHES,
+    checked_variant,
+    integer_layers,
+    planned_layers,
+    quantized,
+    variant_of,
+)
 from vitedge.runtimes.openvino import nncf
 from vitedge.runtimes.openvino.bfloat16 import rounded
-from vitedge.runtimes.openvino.detect import installed, load, package
+from vitedge.runtimes.openvino.detect import NAME, installed, load, package
 from vitedge.runtimes.openvino.pointwise import pointwise_linears
-from vitedge.runtimes.plan import planned_layers
 
-#: Kinds of layers that each form quantizes.
-FORMS: dict[str, tuple[str, ...]] = {
+#: Kinds of layers that each kernel variant quantizes.
+VARIANTS: dict[str, tuple[str, ...]] = {
     "float": (),
     "bf16": (),
     "linears-int8": ("linear",),
@@ -59,75 +65,69 @@ FORMS: dict[str, tuple[str, ...]] = {
     "nncf-int8": ("linear", "conv"),
 }
 _BFLOAT16 = "-rest-bf16"
-FORMS |= {f"{form}{_BFLOAT16}": FORMS[form] for form in ("linears-convs-int8", "pointwise-int8", "nncf-int8")}
+VARIANTS |= {f"{name}{_BFLOAT16}": VARIANTS[name] for name in ("linears-convs-int8", "pointwise-int8", "nncf-int8")}
 _MARK = "\N{SYMBOL FOR UNIT SEPARATOR}"
 
 
-def place(request: Request) -> Placed:
+def lower(request: Request) -> Lowered:
     """The IR of one candidate, with the preprocessing contract in its runtime info; equal requests, equal bytes.
 
     Raises:
-        UsageError: an unknown form, or one that finds nothing to quantize.
+        UsageError: an unknown kernel variant, or one that finds nothing to quantize.
         NotInstalledError: OpenVINO isn't here; it alone writes its IR.
     """
-    form = request.candidate.form
-    if form not in FORMS:
-        raise UsageError(
-            f"form '{form}' of target '{request.target.name}'",
-            f"OpenVINO has no form of this name{nearest(form, FORMS)}",
-            f"use one of {', '.join(FORMS)}",
-        )
-    if package(form):
+    variant = checked_variant(request, VARIANTS, NAME)
+    if package(variant):
         return _by_nncf(request)
     graph, layers, reasons = request.graph, dict[str, QuantizedLayer](), dict[str, str]()
-    if FORMS[form]:
+    if VARIANTS[variant]:
         graph, layers, reasons = _quantized(request)
         if not layers:
             raise UsageError(
-                f"form '{form}' of target '{request.target.name}'",
+                variant_of(request),
                 f"the model has no layer for it to quantize: {next(iter(reasons.values()), 'no layers at all')}",
                 "use another target or precision",
             )
     graph = without_unread_rows(graph)
     typed = insert_qdq(graph, layers) if layers else graph
-    shaped = pointwise_linears(typed, graph, layers) if form.startswith("pointwise") else typed
+    shaped = pointwise_linears(typed, graph, layers) if variant.startswith("pointwise") else typed
     named = _unambiguous(pin_batch(shaped, request.batch), _biases(graph))
-    return _placed(
+    return _lowered(
         request,
         _ir(_read(named), named, request.metadata),
         dict.fromkeys(layers, "int8"),
         reasons,
-        rounded(typed) if form.endswith("bf16") else typed,
+        rounded(typed) if variant.endswith("bf16") else typed,
     )
 
 
-def _by_nncf(request: Request) -> Placed:
+def _by_nncf(request: Request) -> Lowered:
     """What NNCF makes of the float graph; its own choice of layers, the planned ones are read from it."""
     assert request.pictures is not None, "NNCF calibrates by itself"
-    version = nncf.require(f"form '{request.candidate.form}' of target '{request.target.name}'")
+    version = nncf.require(variant_of(request))
     named = _unambiguous(pin_batch(request.graph, request.batch), _biases(request.graph))
     every = [layer.name for layer in planned_layers(request.graph, {}, rest="")]
     operators = {f"{name}{_MARK}{suffix}": name for name in every for suffix in ("", "/WithoutBiases")}
     left = {} if request.quantized is None else request.left_in_float(every)
     ignored = [key for key, name in operators.items() if name in left]
-    model = nncf.quantized(_read(named), request.pictures(), ignored, wide_sums(request.target.isa))
+    model = nncf.quantized(_read(named), request.pictures(), ignored, request.target.wide_sums)
     precisions = nncf.precisions(model, operators)
     reasons = {name: left.get(name, "NNCF leaves it in float") for name in every if name not in precisions}
     files = _ir(model, named, request.metadata)
-    return _placed(request, files, precisions, reasons, None, {"nncf": version})
+    return _lowered(request, files, precisions, reasons, None, {"nncf": version})
 
 
-def _placed(
+def _lowered(
     request: Request,
     files: tuple[bytes, bytes],
     precisions: Mapping[str, str],
     reasons: Mapping[str, str],
     interpretable: onnx.ModelProto | None,
     built_with: Mapping[str, str] | None = None,
-) -> Placed:
-    form = request.candidate.form
-    rest = "bf16" if form.endswith("bf16") else "fp32"
-    return Placed(
+) -> Lowered:
+    variant = request.candidate.variant
+    rest = "bf16" if variant.endswith("bf16") else "fp32"
+    return Lowered(
         graph="model.xml",
         files=dict(zip(("model.xml", "model.bin"), files, strict=True)),
         layers=planned_layers(request.graph, precisions, rest=rest, reasons=reasons),
@@ -149,23 +149,19 @@ def _options(rest: str, device: str) -> dict[str, Option]:
 
 
 def _quantized(request: Request) -> tuple[onnx.ModelProto, dict[str, QuantizedLayer], dict[str, str]]:
-    """The improved float graph, the form's layers in integers, and why the other layers stay in float."""
-    assert request.statistics is not None and request.recipe is not None, "a quantized form needs statistics"
-    found, reasons = quantizable(request.graph)
-    names = []
-    for index, layer in enumerate(found):
-        if layer.linear.kind not in FORMS[request.candidate.form]:
-            reasons[layer.name] = f"the form {request.candidate.form} leaves it in float"
-        elif layer.linear.kind == "conv" and index == 0:
-            reasons[layer.name] = "it reads the picture's own bytes, and OpenVINO takes their quantization away"
-        elif layer.name == "patch_embed.proj" and layer.view.kernel == (1, 1):
-            reasons[layer.name] = "its error would be in every block, and integers save next to nothing"
-        else:
-            names.append(layer.name)
-    reasons |= request.left_in_float(names)
-    names = [name for name in names if name not in reasons]
-    scheme = Scheme(activation="uint8", symmetric=False, wide_sums=wide_sums(request.target.isa))
-    return *quantize_layers(request.graph, request.statistics, request.recipe, scheme, names), reasons
+    """The improved float graph, the variant's layers in integers, and why the other layers stay in float."""
+    layers, _ = quantizable(request.graph)
+    first = layers[0].name if layers else ""
+
+    def why_float(layer: Layer) -> str:
+        if layer.linear.kind == "conv" and layer.name == first:
+            return "it reads the picture's own bytes, and OpenVINO takes their quantization away"
+        pointwise = layer.name == "patch_embed.proj" and layer.view.kernel == (1, 1)
+        return POINTWISE_PATCHES if pointwise else ""
+
+    names, reasons = integer_layers(request, VARIANTS[request.candidate.variant], why_float)
+    scheme = Scheme(activation="uint8", symmetric=False, wide_sums=request.target.wide_sums)
+    return *quantized(request, scheme, names), reasons
 
 
 def _biases(graph: onnx.ModelProto) -> dict[str, str]:

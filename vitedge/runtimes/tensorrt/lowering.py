@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from vitedge.runtimes._nvidia import lowering
-from vitedge.runtimes.base import Placed, Request
+from vitedge.runtimes.base import Lowered, Request
+from vitedge.runtimes.tensorrt.detect import NAME
 
-FORMS = lowering.FORMS
+VARIANTS = lowering.VARIANTS
 
 
-def place(request: Request) -> Placed:
+def lower(request: Request) -> Lowered:
     """One file, ``model.onnx``, that TensorRT 10.3 and newer build an engine from."""
-    return lowering.place(request, FORMS, "TensorRT")
+    return lowering.lower(request, VARIANTS, NAME)

@@ -1,13 +1,14 @@
-"""Typed ONNX for TensorRT-RTX: TensorRT's forms without INT8, which is weight-only here and gains nothing."""
+"""Typed ONNX for TensorRT-RTX: TensorRT's variants without INT8, which is weight-only here and gains nothing."""
 
 from __future__ import annotations
 
 from vitedge.runtimes._nvidia import lowering
-from vitedge.runtimes.base import Placed, Request
+from vitedge.runtimes.base import Lowered, Request
+from vitedge.runtimes.tensorrt_rtx.detect import NAME
 
-FORMS = ("float", "fp16", "linears-fp8-rest-fp16")
+VARIANTS = ("float", "fp16", "linears-fp8-rest-fp16")
 
 
-def place(request: Request) -> Placed:
+def lower(request: Request) -> Lowered:
     """One file, ``model.onnx``, that TensorRT-RTX builds an engine from."""
-    return lowering.place(request, FORMS, "TensorRT-RTX")
+    return lowering.lower(request, VARIANTS, NAME)
