@@ -31,7 +31,7 @@ from vitedge.runtimes import here
 from vitedge.runtimes.base import Request
 from vitedge.runtimes.onnxruntime import lowering
 
-#: Three forms, and no patience: what is tested is what's done with the times.
+#: Three kernel variants, and no patience: what is tested is what's done with the times.
 BOARD = """
 summary = "a quick board"
 runtime = "{runtime}"
@@ -52,9 +52,11 @@ WISH: dict[str, Any] = {"num_samples": 16, "recipe": "fast", "with_candidates": 
 
 
 def board(folder: Path, runtime: str, **variants: str) -> Path:
-    """A target with these forms, each with its precision."""
+    """A target with these kernel variants, each with its precision."""
     version, device = {"onnxruntime": ("1.23", "cpu"), "openvino": ("2025.4", "CPU")}[runtime]
-    words = [f'[[candidate]]\nprecision = "{precision}"\nform = "{variant}"\n' for variant, precision in variants.items()]
+    words = [
+        f'[[candidate]]\nprecision = "{precision}"\nform = "{variant}"\n' for variant, precision in variants.items()
+    ]
     text = BOARD.format(runtime=runtime, version=version, device=device, candidates="\n".join(words))
     (folder / "board.toml").write_text(text)
     return folder / "board.toml"
@@ -179,7 +181,7 @@ def test_one_that_computes_something_else_here_isnt_chosen(carrier: Artifact, mo
 
 @pytest.fixture
 def unplanned(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Have a form place the float graph in place of what it plans."""
+    """Have a variant give the float graph instead of what it plans."""
 
     def plant(variant: str) -> None:
         real = lowering.VARIANTS[variant]
@@ -230,7 +232,9 @@ def test_one_that_deviates_while_it_is_measured_is_left_out(
     def speeds(artifacts: list[Artifact], **_: object) -> tuple[Speed, ...]:
         variants = [artifact.manifest.variant for artifact in artifacts]
         return tuple(
-            Speed(p50_ms=5.0, p95_ms=6.0) if variant == good else Speed(p50_ms=1.0, p95_ms=3.0, wrong=f"{variant} deviates")
+            Speed(p50_ms=5.0, p95_ms=6.0)
+            if variant == good
+            else Speed(p50_ms=1.0, p95_ms=3.0, wrong=f"{variant} deviates")
             for variant in variants
         )
 

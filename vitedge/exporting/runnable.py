@@ -13,7 +13,7 @@ import numpy as np
 
 from vitedge import runtimes
 from vitedge.formats.artifact import Artifact, Manifest
-from vitedge.runtimes.base import OpenOptions, Lowered
+from vitedge.runtimes.base import Lowered, OpenOptions
 from vitedge.runtimes.here import runs_here
 from vitedge.runtimes.session import Session
 
