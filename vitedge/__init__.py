@@ -10,7 +10,20 @@ from typing import TYPE_CHECKING, Any
 from vitedge._version import __version__
 
 if TYPE_CHECKING:
-    from vitedge.api import bench, build, classify, compare, evaluate, export, import_model, open, stream, train, verify
+    from vitedge.api import (
+        bench,
+        build,
+        classify,
+        compare,
+        evaluate,
+        export,
+        import_model,
+        open,
+        plan_export,
+        stream,
+        train,
+        verify,
+    )
 
 __all__ = [
     "__version__",
@@ -22,6 +35,7 @@ __all__ = [
     "export",
     "import_model",
     "open",
+    "plan_export",
     "stream",
     "train",
     "verify",

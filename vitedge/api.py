@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitedge.core.files import resource_errors as resource_errors
+from vitedge.core.options import filled
 from vitedge.core.progress import Progress, silent
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from vitedge.benchmarking.arrivals import Replay
     from vitedge.benchmarking.options import Wish
     from vitedge.comparison.compare import Comparison
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from vitedge.demo import Demo
     from vitedge.doctor import Machine
     from vitedge.evaluation.classify import Classified
+    from vitedge.exporting.options import ExportFields, ExportOptions
     from vitedge.exporting.plan import Plan
     from vitedge.formats.artifact import Artifact
     from vitedge.formats.model_folder import Model
@@ -87,18 +91,10 @@ def export(
     target: Target | str | Path,
     precision: str,
     out: str | Path,
+    options: ExportOptions | None = None,
     *,
-    recipe: Recipe | str | Path = "default",
-    data: str | Path | None = None,
-    num_samples: int | None = None,
-    held_out: str | Path | None = None,
-    max_drop: float | None = None,
-    min_agreement: float | None = None,
-    autotune: bool = False,
-    with_candidates: bool = False,
-    batch: int | None = None,
-    overwrite: bool = False,
     progress: Progress = silent,
+    **fields: Unpack[ExportFields],
 ) -> Artifact:
     """Quantize and export a model for one target.
 
@@ -107,41 +103,15 @@ def export(
         target: a target's name, or a TOML file that describes one.
         precision: ``fp32``, ``fp16``, ``int8``, … as the target offers; ``auto``: the first that holds the budget.
         out: the artifact folder to write.
-        recipe: how to calibrate; used by quantized precisions.
-        data: calibration images; only the embedded model has its own.
-        num_samples: calibration images to observe, instead of the recipe's number.
-        held_out: pictures that judge what is lost; by default what calibration leaves over of ``data``.
-        max_drop: percentage points of top-1 that may be lost against float32, at the worse end of its 95 % interval.
-            Layers go back to float until it holds.
-        min_agreement: per cent of the pictures that must be called as float32 calls them, likewise.
-        autotune: measure every candidate that holds the budget on this machine, and take the fastest.
-        with_candidates: the other candidates that hold the budget travel with the artifact; :func:`build` chooses
-            among them on the device.
-        batch: pictures per inference, instead of the target's.
-        overwrite: replace an existing artifact.
+        options: how to calibrate, what accuracy to hold, and what to choose from.
         progress: called with (task, done, total).
+        **fields: of :class:`~vitedge.exporting.options.ExportOptions`, in place of those in ``options``.
 
     Raises:
         UsageError, ModelError, ImageError, ArtifactError, InvalidResultError, ResourceError, NotInstalledError:
             as :func:`vitedge.exporting.plan.plan_export` and :func:`vitedge.exporting.write.export`.
     """
-    plan = plan_export(
-        model,
-        target,
-        precision,
-        out,
-        recipe=recipe,
-        data=data,
-        num_samples=num_samples,
-        held_out=held_out,
-        max_drop=max_drop,
-        min_agreement=min_agreement,
-        autotune=autotune,
-        with_candidates=with_candidates,
-        batch=batch,
-        overwrite=overwrite,
-    )
-    return carry_out(plan, progress)
+    return carry_out(plan_export(model, target, precision, out, options, **fields), progress)
 
 
 def plan_export(
@@ -149,39 +119,15 @@ def plan_export(
     target: Target | str | Path,
     precision: str,
     out: str | Path,
-    *,
-    recipe: Recipe | str | Path = "default",
-    data: str | Path | None = None,
-    num_samples: int | None = None,
-    held_out: str | Path | None = None,
-    max_drop: float | None = None,
-    min_agreement: float | None = None,
-    autotune: bool = False,
-    with_candidates: bool = False,
-    explain: bool = False,
-    batch: int | None = None,
-    overwrite: bool = False,
+    options: ExportOptions | None = None,
+    **fields: Unpack[ExportFields],
 ) -> Plan:
     """Check an export before any work; :func:`carry_out` does it. Arguments and errors as of :func:`export`."""
     from vitedge.exporting import plan
+    from vitedge.exporting.options import ExportOptions
 
-    return plan.plan_export(
-        model,
-        target,
-        precision,
-        out,
-        recipe=recipe,
-        data=data,
-        num_samples=num_samples,
-        held_out=held_out,
-        max_drop=max_drop,
-        min_agreement=min_agreement,
-        autotune=autotune,
-        with_candidates=with_candidates,
-        explain=explain,
-        batch=batch,
-        overwrite=overwrite,
-    )
+    checked = filled(ExportOptions, fields, options, action="export a model", verb="export")
+    return plan.plan_export(model, target, precision, out, checked)
 
 
 def carry_out(plan: Plan, progress: Progress = silent) -> Artifact:

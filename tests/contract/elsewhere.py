@@ -15,7 +15,6 @@ from packaging.requirements import Requirement
 
 from tests.conftest import ROOT
 from vitedge import api
-from vitedge.exporting import plan, write
 from vitedge.formats.artifact import Artifact
 
 
@@ -28,7 +27,7 @@ def artifacts_for(target: str, factory: pytest.TempPathFactory) -> list[Path]:
     for precision in ("fp32", "int8"):
         out = folder / f"{target}-{precision}"
         if not out.exists():
-            write.export(plan.plan_export(folder / "model", target, precision, out, recipe="fast"))
+            api.export(folder / "model", target, precision, out, recipe="fast")
         found.append(Artifact.open(out).path)
     return found
 

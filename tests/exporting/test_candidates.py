@@ -21,7 +21,7 @@ from vitedge.benchmarking.speeds import Speed, key
 from vitedge.building import choices
 from vitedge.core.files import sha256
 from vitedge.errors import ArtifactError, InvalidResultError, UsageError
-from vitedge.exporting import plan, write
+from vitedge.exporting import write
 from vitedge.formats.artifact import Artifact
 from vitedge.formats.target import load_target
 from vitedge.reporting.inspection import inspect
@@ -338,12 +338,12 @@ def test_for_another_machine(small_model: Path, small_data: Path, tmp_path: Path
     assert all("interpreted" in one.manifest.golden.executed_by for one in everyone)
     assert "run on the device: vitedge build a" in " ".join(fails(2, "build", made.path))
     with pytest.raises(UsageError, match="--with-candidates"):
-        plan.plan_export(small_model, target, "int8", tmp_path / "b", data=small_data, autotune=True)
+        vitedge.plan_export(small_model, target, "int8", tmp_path / "b", data=small_data, autotune=True)
 
 
 def test_one_candidate_is_no_choice(small_model: Path, small_data: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has one candidate in fp16"):
-        plan.plan_export(small_model, "tensorrt", "fp16", tmp_path / "a", data=small_data, with_candidates=True)
+        vitedge.plan_export(small_model, "tensorrt", "fp16", tmp_path / "a", data=small_data, with_candidates=True)
 
 
 def test_equal_exports_are_equal(

@@ -9,9 +9,9 @@ import pytest
 from msgspec.structs import replace
 
 import vitedge
+from vitedge.api import plan_export
 from vitedge.exporting import write
 from vitedge.exporting.explain import explain
-from vitedge.exporting.plan import plan_export
 from vitedge.formats.artifact import Artifact
 from vitedge.runtimes.base import LayerTime
 

@@ -11,11 +11,12 @@ import pytest
 
 import vitedge
 from tests.cli.command import vitedge as run
+from vitedge.api import plan_export
 from vitedge.errors import InvalidResultError, UsageError
 from vitedge.exporting import sensitivity, write
 from vitedge.exporting.groups import Group
 from vitedge.exporting.hold_out import HoldOut
-from vitedge.exporting.plan import _tried, plan_export
+from vitedge.exporting.plan import _tried
 from vitedge.formats.artifact import Artifact, CandidateResult, Step
 from vitedge.formats.target import Candidate, load_target
 from vitedge.reporting import plots, selection

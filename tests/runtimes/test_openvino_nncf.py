@@ -15,8 +15,8 @@ from msgspec.structs import replace
 from tests.contract import artifacts
 from tests.contract.portable import relative
 from vitedge import api
+from vitedge.api import plan_export
 from vitedge.errors import NotInstalledError, UsageError
-from vitedge.exporting.plan import plan_export
 from vitedge.formats.target import Candidate, load_target
 from vitedge.runtimes.base import BUDGET, Lowered
 from vitedge.runtimes.executed import unmet_layers

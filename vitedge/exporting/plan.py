@@ -15,6 +15,7 @@ from vitedge.core.files import refuse_existing
 from vitedge.data import embedded
 from vitedge.data.images import ImageSet
 from vitedge.errors import NotInstalledError, UsageError
+from vitedge.exporting.options import ExportOptions
 from vitedge.formats.budget import Budget
 from vitedge.formats.model_folder import Model
 from vitedge.formats.recipe import Recipe, load_recipe
@@ -64,18 +65,7 @@ def plan_export(
     target: Target | str | Path,
     precision: str,
     out: str | Path,
-    *,
-    recipe: Recipe | str | Path = "default",
-    data: str | Path | None = None,
-    num_samples: int | None = None,
-    held_out: str | Path | None = None,
-    max_drop: float | None = None,
-    min_agreement: float | None = None,
-    autotune: bool = False,
-    with_candidates: bool = False,
-    explain: bool = False,
-    batch: int | None = None,
-    overwrite: bool = False,
+    options: ExportOptions | None = None,
 ) -> Plan:
     """Check a wish against what is true, before any work.
 
@@ -84,31 +74,19 @@ def plan_export(
         target: a target, its name, or a TOML file.
         precision: one of the target's, or ``auto``: the first of its candidates that holds the budget.
         out: the artifact folder to write.
-        recipe: how to calibrate.
-        data: calibration images.
-        num_samples: how many, instead of the recipe's number.
-        held_out: pictures that judge what was lost; by default the embedded ones for the embedded model, and what
-            calibration leaves over of ``data`` for others.
-        max_drop: percentage points of top-1 that may be lost against float32, at the worse end of the 95 % interval.
-        min_agreement: per cent of pictures that must be called as float32 calls them, likewise.
-        autotune: measure every candidate that holds the budget on this machine, and take the fastest instead of the
-            first.
-        with_candidates: the other candidates that hold the budget travel with the artifact, for ``vitedge build`` to
-            choose among them on the device.
-        explain: scan how sensitive each group of layers is, and note it in the manifest.
-        batch: pictures per inference, instead of the target's.
-        overwrite: permit replacing ``out``.
+        options: how to calibrate, what accuracy to hold, and what to choose from.
 
     Raises:
         UsageError: unknown target, recipe or precision, existing output, missing or unfit calibration images.
         ModelError: a damaged model folder.
         NotInstalledError: the target's graphs are written by a package that isn't installed.
     """
+    options = options or ExportOptions()
     model = model if isinstance(model, Model) else Model.open(model)
     target = target if isinstance(target, Target) else load_target(target)
-    candidates = _tried(target, everyone=autotune or with_candidates) if precision == AUTO else None
+    candidates = _tried(target, everyone=options.autotune or options.with_candidates) if precision == AUTO else None
     candidates = _makeable(target, candidates or target.candidates(precision))
-    budget = Budget.of_export(max_drop, min_agreement)
+    budget = Budget.of_export(options.max_drop, options.min_agreement)
     if precision == AUTO and not budget.limits_accuracy:
         budget = target.budget
     plan = Plan(
@@ -116,42 +94,38 @@ def plan_export(
         target,
         precision,
         candidates,
-        target.batch if batch is None else batch,
+        target.batch if options.batch is None else options.batch,
         Path(out),
         budget=budget,
-        autotune=autotune,
-        with_candidates=with_candidates,
-        explain=explain,
-        overwrite=overwrite,
+        autotune=options.autotune,
+        with_candidates=options.with_candidates,
+        explain=options.explain,
+        overwrite=options.overwrite,
     )
-    if autotune and not runs_here(target):
+    if options.autotune and not runs_here(target):
         raise UsageError(
             f"{plan.action}, by measuring",
             elsewhere(target) or f"{target.runtime} doesn't run here",
             "let its candidates travel (--with-candidates), and choose on the device: vitedge build ARTIFACT",
         )
-    if with_candidates and len(candidates) < 2:
+    if options.with_candidates and len(candidates) < 2:
         raise UsageError(
             f"{plan.action} with its candidates",
             f"{target.name} has one candidate in {precision}",
             "add those of other precisions: --precision auto",
         )
-    if plan.batch < 1:
-        raise UsageError(plan.action, f"the batch is {plan.batch}", "use a batch of at least 1")
-    refuse_existing(plan.out, overwrite=overwrite, action=plan.action)
-    if explain:
-        refuse_existing(plan.picture, overwrite=overwrite, action=plan.action)
+    refuse_existing(plan.out, overwrite=options.overwrite, action=plan.action)
+    if options.explain:
+        refuse_existing(plan.picture, overwrite=options.overwrite, action=plan.action)
     _require_writers(plan)
     if not plan.quantized:
         if budget.limits_accuracy:
             raise UsageError(plan.action, "nothing is quantized, so there is nothing to lose", "leave the budget out")
         return plan
-    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    if num_samples is not None:
-        if num_samples < 1:
-            raise UsageError(plan.action, f"--num-samples is {num_samples}", "use at least 1")
-        recipe = replace(recipe, observe=replace(recipe.observe, num_samples=num_samples))
-    images = _calibration_images(plan, data)
+    recipe = options.recipe if isinstance(options.recipe, Recipe) else load_recipe(options.recipe)
+    if options.num_samples is not None:
+        recipe = replace(recipe, observe=replace(recipe.observe, num_samples=options.num_samples))
+    images = _calibration_images(plan, options.data)
     wanted = recipe.observe.num_samples
     if len(images) < wanted:
         raise UsageError(
@@ -159,7 +133,7 @@ def plan_export(
             f"recipe '{recipe.name}' observes {wanted} images; {images.source.name} has {len(images)}",
             f"name a larger --data folder, or add: --num-samples {len(images)}",
         )
-    judges = None if held_out is None else embedded.open_images(held_out, action=plan.action)
+    judges = None if options.held_out is None else embedded.open_images(options.held_out, action=plan.action)
     return changed(plan, recipe=recipe, images=images, held_out=judges)
 
 

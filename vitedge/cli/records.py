@@ -1,0 +1,166 @@
+"""From records to options: a verb takes a record, and the command line shows a flag for each of its fields."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+import typer
+
+from vitedge.core.options import Flag, Record, from_file
+
+CONTEXT = "context"
+
+
+@dataclass(frozen=True, eq=False)
+class Parameter:
+    """A field of a record as an option of the command line."""
+
+    name: str  # of the verb's argument: "distill_weight"
+    path: tuple[str, ...]  # the field, from the outermost record on: ("distillation", "weight")
+    flag: Flag
+    type: Any  # as typer takes it
+    default: Any
+    bounds: Mapping[str, float]  # "min", "max"
+
+    @property
+    def inverted(self) -> bool:
+        """Whether its only spelling switches it off: ``--no-build``."""
+        return self.default is True and len(self.flag.names) == 1 and self.flag.names[0].startswith("--no-")
+
+    def option(self) -> inspect.Parameter:
+        """The argument of the function that typer reads."""
+        stated = f" [default: {self.flag.default}]" if self.flag.default else ""
+        option: Any = typer.Option(
+            *self.flag.names or (f"--{self.name.replace('_', '-')}",),
+            help=self.flag.help + stated,
+            rich_help_panel=self.flag.group or None,
+            metavar=f"<{self.flag.unit}>" if self.flag.unit else None,
+            show_default=not (self.inverted or stated or self.default in (None, (), False)),
+            min=self.bounds.get("min"),
+            max=self.bounds.get("max"),
+        )
+        default = self.default if isinstance(self.default, (bool, int, float, str)) else None
+        return inspect.Parameter(
+            self.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=Annotated[self.type, option],
+            default=False if self.inverted else default,
+        )
+
+    def value(self, given: Any) -> Any:
+        """What the command line gave, as the field's type."""
+        if self.inverted:
+            return not given
+        if self.flag.parse is not None:
+            return self.flag.parse(given)
+        return tuple(given) if isinstance(given, list) else given
+
+
+def parameters(kind: type[Record], path: tuple[str, ...] = ()) -> Iterator[Parameter]:
+    """The options of a record, those of the records inside it among them; fields without a flag are no options."""
+    for field in msgspec.structs.fields(kind):
+        inner, metadata = _unwrapped(field.type)
+        if isinstance(inner, type) and issubclass(inner, Record):
+            yield from parameters(inner, (*path, field.name))
+            continue
+        flag = next((each for each in metadata if isinstance(each, Flag)), None)
+        if flag is None:
+            continue
+        long = next((name for name in flag.names if name.startswith("--")), f"--{field.name}")
+        name = long.split("/")[0].removeprefix("--").replace("-", "_")
+        default = None if field.default is msgspec.NODEFAULT else field.default
+        yield Parameter(name, (*path, field.name), flag, _type(inner, flag), default, _bounds(metadata))
+
+
+def takes_records(action: str, *, file: str = "") -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a verb the function that typer reads: in place of each argument that is a record, one for each of its flags.
+
+    Args:
+        action: what the verb does, for error texts: ``export a model``.
+        file: the verb's argument that names a TOML file of its record; what is given on the command line wins.
+
+    Raises:
+        UsageError: when the verb runs, a value that isn't possible.
+    """
+
+    def decorated(verb: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(verb, include_extras=True)
+        arguments: list[inspect.Parameter] = []
+        records: dict[str, tuple[type[Record], list[Parameter]]] = {}
+        for argument in inspect.signature(verb).parameters.values():
+            kind = hints[argument.name]
+            if isinstance(kind, type) and issubclass(kind, Record):
+                records[argument.name] = kind, list(parameters(kind))
+                arguments += [parameter.option() for parameter in records[argument.name][1]]
+            else:
+                arguments.append(argument.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=kind))
+        arguments.append(inspect.Parameter(CONTEXT, inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
+
+        def run(**values: Any) -> None:
+            source = values.pop(CONTEXT).get_parameter_source
+            path = values.pop(file, None)
+            for name, (kind, options) in records.items():
+                texts = {option: values.pop(option.name) for option in options}
+                given = {
+                    option: option.value(text)
+                    for option, text in texts.items()
+                    if source(option.name).name != "DEFAULT"
+                }
+                values[name] = from_file(kind, path, _nested(given), action=action, verb=verb.__name__.rstrip("_"))
+            verb(**values)
+
+        run.__doc__, run.__name__ = verb.__doc__, verb.__name__
+        run.__signature__ = inspect.Signature(arguments)  # type: ignore[attr-defined]
+        run.__annotations__ = {argument.name: argument.annotation for argument in arguments}
+        return run
+
+    return decorated
+
+
+def _nested(given: Mapping[Parameter, Any]) -> dict[str, Any]:
+    """Values by field, those of a record inside a record in a mapping of their own."""
+    fields: dict[str, Any] = {}
+    for parameter, value in given.items():
+        inside = fields
+        for name in parameter.path[:-1]:
+            inside = inside.setdefault(name, {})
+        inside[parameter.path[-1]] = value
+    return fields
+
+
+def _unwrapped(kind: Any) -> tuple[Any, list[Any]]:
+    """The type behind ``Annotated`` and ``| None``, and all that is annotated on the way."""
+    metadata: list[Any] = []
+    while True:
+        if get_origin(kind) is Annotated:
+            kind, *more = get_args(kind)
+            metadata += more
+        elif get_origin(kind) in (Union, UnionType) and NoneType in get_args(kind) and len(get_args(kind)) == 2:
+            kind = next(each for each in get_args(kind) if each is not NoneType)
+        else:
+            return kind, metadata
+
+
+def _type(kind: Any, flag: Flag) -> Any:
+    """What typer makes of a field's type: several values are a list, and what is parsed is a text first."""
+    if flag.parse is not None:
+        return str | None
+    if get_origin(kind) is tuple:
+        return list[get_args(kind)[0]] | None  # type: ignore[misc]
+    plain = kind in (bool, int, float, str) or get_origin(kind) is Literal
+    return (kind if plain else str) | None
+
+
+def _bounds(metadata: list[Any]) -> dict[str, float]:
+    """Typer's ``min`` and ``max`` by msgspec's bounds."""
+    bounds: dict[str, float] = {}
+    for each in metadata:
+        if isinstance(each, msgspec.Meta):
+            bounds |= {"min": each.ge} if each.ge is not None else {}
+            bounds |= {"max": each.le} if each.le is not None else {}
+    return bounds
