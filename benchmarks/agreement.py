@@ -33,7 +33,7 @@ import numpy as np
 from random_models import random_model
 
 from vitedge import api
-from vitedge.benchmarking.load import Contender, quiet
+from vitedge.benchmarking.load import Workload, quiet
 from vitedge.device.hardware import processor
 from vitedge.formats.artifact import Artifact
 from vitedge.formats.samples import Rules
@@ -112,7 +112,7 @@ def ours(session: Session, seconds: float) -> Turn:
     """Our load generator, one block a turn."""
     artifact = session.artifact
     frames = np.stack([image[None] for image in artifact.array("golden/inputs.npy")])
-    measured = Contender(
+    measured = Workload(
         session,
         frames,
         preprocess=lambda index: frames[index, 0],

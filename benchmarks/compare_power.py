@@ -23,7 +23,7 @@ from unittest import mock
 
 from vitedge import api
 from vitedge.comparison.compare import Comparison
-from vitedge.comparison.options import Rounds
+from vitedge.comparison.options import PairedConfig
 from vitedge.device.hardware import processor
 from vitedge.runtimes.base import OpenOptions
 from vitedge.runtimes.session import Session
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--slowdown", type=float, default=5.0, help="percent")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    wish = Rounds(duration_s=arguments.duration, warmup_s=arguments.warmup)
+    wish = PairedConfig(duration_s=arguments.duration, warmup_s=arguments.warmup)
     kinds: dict[str, list[dict[str, Any]]] = {"equal": [], "slower": []}
     with tempfile.TemporaryDirectory() as folder:
         artifact = arguments.artifact or exported(Path(folder))
@@ -62,7 +62,7 @@ def main() -> None:
         arguments.out.write_text(json.dumps({"arguments": {**vars(arguments), "out": ""}, **kinds}, default=str))
 
 
-def run(artifact: str | Path, slowdown: float, wish: Rounds, threads: int) -> Comparison:
+def run(artifact: str | Path, slowdown: float, wish: PairedConfig, threads: int) -> Comparison:
     """One comparison of an artifact with itself, the second one's session slowed down by so many percent."""
     with slowed(slowdown):
         _, (found,) = api.compare(artifact, [artifact], None, OpenOptions(threads=threads), wish=wish)
@@ -72,15 +72,15 @@ def run(artifact: str | Path, slowdown: float, wish: Rounds, threads: int) -> Co
 @contextmanager
 def slowed(percent: float) -> Iterator[None]:
     """Sessions that are opened second, fourth, … compute on after every inference."""
-    from vitedge.benchmarking import entry
+    from vitedge.benchmarking import opened
 
-    opened = 0
+    count = 0
 
     def open_session(*arguments: Any) -> Session:
-        nonlocal opened
-        session = entry_open(*arguments)
-        opened += 1
-        if opened % 2 == 0 and percent:
+        nonlocal count
+        session = open_session_of(*arguments)
+        count += 1
+        if count % 2 == 0 and percent:
             infer = session._backend.infer  # type: ignore[union-attr]
 
             def longer(images: Any) -> Any:
@@ -94,8 +94,8 @@ def slowed(percent: float) -> Iterator[None]:
             session._backend.infer = longer  # type: ignore[union-attr, method-assign]
         return session
 
-    entry_open = entry.open_session
-    with mock.patch.object(entry, "open_session", open_session):
+    open_session_of = opened.open_session
+    with mock.patch.object(opened, "open_session", open_session):
         yield
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from hard_cases import TARGETS, executed, interpreted, judged, line, told
-from peer_bars import Bar, circumstances, open_model, write
+from peer_bars import Bar, environment, open_model, write
 
 import vitedge
 from vitedge.data.embedded import open_images
@@ -64,7 +64,7 @@ def main() -> int:
         print(bar)
     if arguments.out:
         details = {"data": images.source.name, "pictures": len(pictures), "float32_top1_percent": right, "rows": rows}
-        write(arguments.out, circumstances(("onnxruntime", "openvino"), threads=1), bars, details)
+        write(arguments.out, environment(("onnxruntime", "openvino"), threads=1), bars, details)
     return 0 if all(bar.met for bar in bars) else 7
 
 

@@ -26,7 +26,7 @@ import onnx
 from msgspec.structs import replace
 from numpy.typing import NDArray
 from outliers import CASES
-from peer_bars import Bar, circumstances, frames, open_model, write
+from peer_bars import Bar, environment, frames, open_model, write
 
 import vitedge
 from vitedge.data.embedded import open_images
@@ -63,7 +63,7 @@ def main() -> int:
     arguments = parser.parse_args()
     bars: list[Bar] = []
     rows: list[dict[str, Any]] = []
-    where = circumstances(("onnxruntime", "openvino", "nncf"), threads=1)
+    where = environment(("onnxruntime", "openvino", "nncf"), threads=1)
     with tempfile.TemporaryDirectory(prefix="vitedge-") as folder:
         model = open_model(arguments.model, Path(folder))
         graph = load(model.onnx_path)

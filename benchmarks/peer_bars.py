@@ -47,7 +47,7 @@ OURS, FLOAT, NNCF = "vitedge", "float32", "NNCF"
 QUANTIZED = 5  # turns of the race for the time to quantize
 SETTLE_NS, TURN_NS = 40_000_000, 80_000_000  # of a turn, where its inferences are short
 RESAMPLES, CONFIDENCE = 2000, 0.95
-Rounds = dict[str, list[list[int]]]  # by contender and round: nanoseconds of each inference
+PairedConfig = dict[str, list[list[int]]]  # by contender and round: nanoseconds of each inference
 
 
 def open_model(name: str, folder: Path) -> Model:
@@ -81,14 +81,14 @@ def race(
     turn: int = 8,
     seed: int = 0,
     clock: Callable[[], int] = time.perf_counter_ns,
-) -> Rounds:
+) -> PairedConfig:
     """Everybody in turns within one process, each round in another order: inferences to settle, then at least ``turn``.
 
     Short inferences settle for a while, because the threads of the one before spin on and this one's are spread over
     the cores anew: eight inferences of two milliseconds took a third longer than sixty, and ranked otherwise. Where
     neighbours take the processor away, ``clock=time.thread_time_ns`` and one thread tell what the work itself takes.
     """
-    found: Rounds = {name: [] for name in calls}
+    found: PairedConfig = {name: [] for name in calls}
     order = random.Random(seed)
     gc.collect()
     gc.disable()
@@ -166,7 +166,7 @@ class Bar:
         )
 
 
-def circumstances(packages: Sequence[str], threads: int) -> dict[str, Any]:
+def environment(packages: Sequence[str], threads: int) -> dict[str, Any]:
     """Processor, instruction sets, versions, load and time: without them a figure means nothing."""
     cpu = processor()
     return {
@@ -214,7 +214,7 @@ def hold(arguments: argparse.Namespace, packages: Sequence[str], judge: Judge) -
     """Judge every model, print the bars, write the result file; 7 where a bar isn't met."""
     logging.disable(logging.WARNING)
     threads = 1 if arguments.cpu_time else arguments.threads
-    where = circumstances(packages, threads)
+    where = environment(packages, threads)
     print(f"{where['processor']}, {' '.join(where['isa'])}; {where['versions']}; {threads} threads, batch 1")
     bars, details = list[Bar](), dict[str, Any]()
     with tempfile.TemporaryDirectory() as folder:
@@ -296,7 +296,7 @@ def contest(
     seconds: Mapping[str, Seconds],
     calibrated: int,
     arguments: argparse.Namespace,
-) -> tuple[Rounds, dict[str, float], dict[str, Any]]:
+) -> tuple[PairedConfig, dict[str, float], dict[str, Any]]:
     """Race all contenders, see what each loses where weights are trained, print the table: (rounds, mean KL, rows)."""
     raced = race(calls, arguments.rounds, clock=clock_of(arguments))
     trained = name not in MODELS or name == "embedded"
@@ -305,7 +305,7 @@ def contest(
 
 
 def table(
-    title: str, raced: Rounds, lost: Mapping[str, float], seconds: Mapping[str, Seconds], calibrated: int
+    title: str, raced: PairedConfig, lost: Mapping[str, float], seconds: Mapping[str, Seconds], calibrated: int
 ) -> dict[str, Any]:
     """Print a row for each contender; what the result file holds of them."""
     print(f"\n{title}: {calibrated} pictures calibrated")

@@ -40,12 +40,12 @@ def table(data: str) -> str:
                 )
                 seconds.append(time.perf_counter() - start)
             result = vitedge.evaluate(artifacts, data)
-            where = f"{place(result.circumstances)}; {len(result.data.names) if result.data else 0} pictures ({data})"
+            where = f"{place(result.environment)}; {len(result.data.names) if result.data else 0} pictures ({data})"
             for line, recipe, spent in zip(lines([result])[1:], paths.names("calibration"), seconds, strict=True):
                 assert line.paired and line.drop_interval and line.row.accuracy and line.row.accuracy.divergence
                 divergence = line.row.accuracy.divergence
                 rows.append(
-                    f"| {target} | `{recipe}` | {percent(line.top1, 2)} % | {points(line.drop_pts)} "
+                    f"| {target} | `{recipe}` | {percent(line.top1, 2)} % | {points(line.top1_drop_pp)} "
                     f"({points(line.drop_interval.low)} … {points(line.drop_interval.high)}) "
                     f"| {percent(line.paired.agreement, 2)} % | {divergence.total / divergence.images:.2g} "
                     f"| {spent:.0f} |"

@@ -17,7 +17,7 @@ from pathlib import Path
 from random_models import random_model
 
 import vitedge
-from vitedge.benchmarking.bench import Wish
+from vitedge.benchmarking.bench import BenchConfig
 from vitedge.formats.model_folder import Model
 from vitedge.graph.author import expected_parameters
 from vitedge.reporting.rows import lines, milliseconds, place
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="of each artifact")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    wish = Wish(duration_s=arguments.seconds, warmup_s=0.5, memory_alone=False)
+    wish = BenchConfig(duration_s=arguments.seconds, warmup_s=0.5, memory_alone=False)
     rows, where = [], ""
     for number, name in enumerate(arguments.names or ZOO):
         print(f"{name} ({number + 1} of {len(arguments.names or ZOO)})", file=sys.stderr)
@@ -52,7 +52,7 @@ def main() -> None:
         DOCUMENT.write_text(before + table + rest.split(END)[1])
 
 
-def measured(name: str, folder: Path, wish: Wish, options: OpenOptions) -> tuple[str, str]:
+def measured(name: str, folder: Path, wish: BenchConfig, options: OpenOptions) -> tuple[str, str]:
     """The table's row, and the machine in words."""
     top1 = ""
     if name == EMBEDDED:
@@ -81,7 +81,7 @@ def measured(name: str, folder: Path, wish: Wish, options: OpenOptions) -> tuple
         f"{times[0]} → {times[1]}",
         f"{times[2]} → {times[3]}",
     )
-    return f"| {' | '.join(cells)} |", place(result.circumstances)
+    return f"| {' | '.join(cells)} |", place(result.environment)
 
 
 if __name__ == "__main__":

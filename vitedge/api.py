@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from vitedge.benchmarking.arrivals import Replay
-    from vitedge.benchmarking.options import Wish
+    from vitedge.benchmarking.options import BenchConfig
     from vitedge.comparison.compare import Comparison
-    from vitedge.comparison.options import Allowed
+    from vitedge.comparison.options import Tolerance
     from vitedge.data.images import ImageSet
     from vitedge.demo import Demo
     from vitedge.doctor import Machine
@@ -295,7 +295,7 @@ def verify(artifact: Artifact | str | Path, options: OpenOptions | None = None) 
 
 def bench(
     artifacts: Iterable[Artifact | str | Path],
-    wish: Wish | None = None,
+    wish: BenchConfig | None = None,
     options: OpenOptions | None = None,
     *,
     data: str | Path | None = None,
@@ -382,10 +382,10 @@ def evaluate(
 def compare(
     baseline: Artifact | str | Path,
     candidates: Sequence[Artifact | str | Path],
-    allowed: Allowed | None = None,
+    allowed: Tolerance | None = None,
     options: OpenOptions | None = None,
     *,
-    wish: Wish | None = None,
+    wish: BenchConfig | None = None,
     data: str | Path | None = None,
     limit: int | None = None,
     keep: Callable[[Result], None] | None = None,
@@ -413,13 +413,13 @@ def compare(
     from msgspec.structs import replace
 
     from vitedge.comparison import compare as comparison
-    from vitedge.comparison.options import Rounds
+    from vitedge.comparison.options import PairedConfig
     from vitedge.formats.result import Stopped
 
     opened = [_opened(artifact) for artifact in (baseline, *candidates)]
     keep = keep or (lambda _: None)
     try:
-        result = bench(opened, wish or Rounds(), options, progress=progress, keep=keep)
+        result = bench(opened, wish or PairedConfig(), options, progress=progress, keep=keep)
     except Stopped as stop:
         keep(stop.result)
         raise
@@ -444,7 +444,7 @@ def comparable(paths: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
     return separate([Path(path) for path in paths])
 
 
-def compare_results(results: Sequence[Result | str | Path], allowed: Allowed | None = None) -> list[Comparison]:
+def compare_results(results: Sequence[Result | str | Path], allowed: Tolerance | None = None) -> list[Comparison]:
     """Hold rows that were measured before against each other: those of one result against its first, or two results'.
 
     Raises:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from vitedge import runtimes
 from vitedge.benchmarking.bench import bench
-from vitedge.benchmarking.options import Wish
+from vitedge.benchmarking.options import BenchConfig
 from vitedge.core.files import new_folder
 from vitedge.core.progress import Progress, silent
 from vitedge.data import embedded
@@ -98,7 +98,7 @@ def demo(
             rows[target, precision] = _verified(artifact)
         running = [artifact for artifact in artifacts.values() if runs_here(artifact.manifest.target)]
         say(f"measure {len(running)} artifacts, by turns")
-        measured = bench(running, Wish(duration_s=duration_s, memory_alone=False), progress=progress)
+        measured = bench(running, BenchConfig(duration_s=duration_s, memory_alone=False), progress=progress)
         say("evaluate them on the held-out pictures")
         judged = evaluate(running, embedded.pictures("held-out"), progress=progress)
         result = _together(combine(measured, judged), list(rows.values()))

@@ -123,7 +123,7 @@ def told_when_measuring(folder: Path, keep_every_s: float = 10.0) -> dict[str, s
     """An environment in which the child writes the file ``measuring`` when its first block begins."""
     (folder / "sitecustomize.py").write_text(
         "import sys\n"
-        "from vitedge.benchmarking import load, turns\n"
+        "from vitedge.benchmarking import interleaving, load\n"
         f"turns.KEEP_EVERY_S = {keep_every_s}\n"
         "block = load.Contender.block\n"
         f"def told(*args): open({str(folder / 'measuring')!r}, 'w').close(); return block(*args)\n"

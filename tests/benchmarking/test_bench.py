@@ -14,10 +14,10 @@ from PIL import Image
 
 from tests.benchmarking.nulls import TARGET, null_artifact
 from tests.device.test_sensors import INTEL, tree
-from vitedge.benchmarking import turns
+from vitedge.benchmarking import interleaving
 from vitedge.benchmarking.arrivals import Replay
-from vitedge.benchmarking.bench import Wish, bench
-from vitedge.benchmarking.validity import judge
+from vitedge.benchmarking.bench import BenchConfig, bench
+from vitedge.benchmarking.validity import assess
 from vitedge.core.files import write_atomic
 from vitedge.data.images import ImageSet
 from vitedge.errors import ImageError, InterruptedError_, InvalidResultError, ResourceError, UsageError
@@ -26,7 +26,7 @@ from vitedge.formats.result import Latency, Result, Stopped, decode_result, enco
 from vitedge.formats.samples import first_blocks
 from vitedge.runtimes.session import Session
 
-WISH = Wish(duration_s=0.1, warmup_s=0.02, percentile=50)
+WISH = BenchConfig(duration_s=0.1, warmup_s=0.02, percentile=50)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return null_artifact(tmp_path_factory.mktemp("artifact") / "a")
 
 
-def measured(*artifacts: Artifact, wish: Wish = WISH, **more: object) -> list[Latency]:
+def measured(*artifacts: Artifact, wish: BenchConfig = WISH, **more: object) -> list[Latency]:
     result = bench(artifacts, wish, **more)
     assert decode_result(encode_result(result), "result") == result and not result.partial
     return [row.latency for row in result.rows if row.latency is not None]
@@ -44,7 +44,7 @@ def test_null_runtime_shows_the_harness_itself(artifact: Artifact) -> None:
     (latency,) = measured(artifact)
     p50 = latency.samples.percentile_ns(50)
     assert p50 is not None and 0 < p50 < 200_000  # a hundredth of this on a quiet machine
-    assert latency.floor is not None and latency.floor.percentile_ns(50) is not None
+    assert latency.overhead is not None and latency.overhead.percentile_ns(50) is not None
     assert latency.audit is not None and latency.audit.checked > 0 and latency.audit.differing == 0
     assert len(latency.samples.compute_ns) == len(latency.samples) and latency.samples.transfer_in_ns == ()
     assert len(latency.samples.preprocess_ns) == len(latency.samples.postprocess_ns) > 0
@@ -75,14 +75,14 @@ def test_camera_goes_through_the_whole_picture(artifact: Artifact, rate: float) 
         assert total >= sum(parts)
 
 
-def replace_wish(**changes: object) -> Wish:
+def replace_wish(**changes: object) -> BenchConfig:
     from dataclasses import replace as change
 
     return change(WISH, **changes)
 
 
 def test_batches_are_not_all_alike(tmp_path: Path) -> None:
-    from vitedge.benchmarking.entry import PICTURES, _frames
+    from vitedge.benchmarking.opened import PICTURES, _frames
 
     pictures = [np.full((2, 2, 3), index, np.uint8) for index in range(PICTURES)]
     for batch in (1, 5, PICTURES, 2 * PICTURES + 1):
@@ -97,9 +97,9 @@ def test_batches_are_not_all_alike(tmp_path: Path) -> None:
 def test_rules_are_the_longest_of_the_targets(artifact: Artifact, tmp_path: Path) -> None:
     patient = replace(TARGET, bench=replace(TARGET.bench, min_duration_s=7.0))
     other = null_artifact(tmp_path / "a", target=patient)
-    rules = Wish().rules([artifact, other], "golden")
+    rules = BenchConfig().rules([artifact, other], "golden")
     assert (rules.min_duration_s, rules.warmup_s) == (7.0, TARGET.bench.warmup_s)
-    assert Wish(duration_s=1.0).rules([artifact, other], "golden").min_duration_s == 1.0
+    assert BenchConfig(duration_s=1.0).rules([artifact, other], "golden").min_duration_s == 1.0
 
 
 def test_contradictions_are_refused(artifact: Artifact, tmp_path: Path) -> None:
@@ -126,20 +126,20 @@ def test_own_pictures(artifact: Artifact, tmp_path: Path) -> None:
 
 def test_remembered_answers_are_caught(tmp_path: Path) -> None:
     row = bench([null_artifact(tmp_path / "a", cached=True)], WISH).rows[0]
-    assert not judge(row).valid and any("golden logits" in reason for reason in judge(row).reasons)
+    assert not assess(row).valid and any("golden logits" in reason for reason in assess(row).reasons)
 
 
 def test_a_runtime_that_remembers_the_last_picture_is_caught(tmp_path: Path) -> None:
     """Its answers are right; only the time of a repeated input gives it away."""
     row = bench([null_artifact(tmp_path / "a", remembers=True, latency_ms=1.0)], WISH).rows[0]
-    verdict = judge(row)
+    verdict = assess(row)
     assert verdict.correct and verdict.audited is False and "repeated input" in verdict.reasons[-1]
 
 
 @pytest.mark.parametrize("faults", [{"shift": 1}, {"another": True}])
 def test_another_models_answers_are_caught(tmp_path: Path, faults: dict[str, Any]) -> None:
     row = bench([null_artifact(tmp_path / "a", **faults)], WISH).rows[0]
-    verdict = judge(row)
+    verdict = assess(row)
     assert not verdict.correct and "another top-1" in verdict.reasons[0]
 
 
@@ -164,14 +164,14 @@ def test_a_machine_that_throttles_is_caught(artifact: Artifact, tmp_path: Path, 
         assert row.latency is not None
         if len(row.latency.readings) >= 6:
             break
-    verdict = judge(row)
+    verdict = assess(row)
     assert verdict.throttled is falls and ("2900 to 1500 MHz" in " ".join(verdict.reasons)) is falls
     assert row.latency.power_of == ("processor packages (RAPL)",)
 
 
 def test_a_runtime_that_slows_down_is_caught(tmp_path: Path) -> None:
     slowing = null_artifact(tmp_path / "a", latency_ms=0.5, drift_ms=0.02)
-    verdict = judge(bench([slowing], replace_wish(duration_s=0.5, warmup_s=0.0)).rows[0])
+    verdict = assess(bench([slowing], replace_wish(duration_s=0.5, warmup_s=0.0)).rows[0])
     assert verdict.unstable is True and not verdict.valid
 
 
@@ -183,7 +183,7 @@ def test_answers_that_change_during_the_run_are_caught(artifact: Artifact, monke
         return (logits + 1.0 if next(calls) > 2000 else logits), stages
 
     monkeypatch.setattr(Session, "run_timed", lying)
-    verdict = judge(bench([artifact], WISH).rows[0])
+    verdict = assess(bench([artifact], WISH).rows[0])
     assert verdict.audited is False and any("audited outputs differ" in reason for reason in verdict.reasons)
 
 
@@ -227,7 +227,7 @@ def test_an_interruption_leaves_a_partial_result(
 # --- going on --------------------------------------------------------------------------------------------------------
 
 
-def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wish: Wish, *artifacts: Artifact) -> Result:
+def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wish: BenchConfig, *artifacts: Artifact) -> Result:
     """What is left of a run that Ctrl-C reaches within a block, after at least two whole rounds."""
     run, measured, calls = Session.run_timed, list[Result](), iter(range(10**9))
 
@@ -238,11 +238,11 @@ def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wish: Wish, *ar
 
     def keep(result: Result) -> None:
         found = result.rows[0].latency
-        if found is not None and found.floor is not None and len(found.floor.blocks) > 1:
+        if found is not None and found.overhead is not None and len(found.overhead.blocks) > 1:
             measured.append(result)
 
     with monkeypatch.context() as patch:
-        patch.setattr(turns, "KEEP_EVERY_S", 0.0)
+        patch.setattr(interleaving, "KEEP_EVERY_S", 0.0)
         patch.setattr(Session, "run_timed", stops)
         with pytest.raises(Stopped) as caught:
             bench(artifacts, wish, keep=keep)
@@ -259,14 +259,14 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     whole = bench([slow], wish, resume=part, keep=kept.append)
     after = whole.rows[0].latency
     assert not whole.partial and len(whole.resumed) == 1 and whole.created == part.created
-    assert before.floor is not None
-    rounds = min(len(before.samples.blocks), len(before.floor.blocks))
+    assert before.overhead is not None
+    rounds = min(len(before.samples.blocks), len(before.overhead.blocks))
     kept_ns = first_blocks(before.samples, rounds).latency_ns
     assert after is not None and kept_ns and after.samples.latency_ns[: len(kept_ns)] == kept_ns
     assert len(after.resumed_ns) == 1 and (after.load_ns, after.first_ns) == (before.load_ns, before.first_ns)
-    assert after.floor is not None
-    assert len(after.floor.blocks) == len(after.samples.blocks) and len(after.floor) > len(before.floor)
-    assert judge(whole.rows[0]).audited is True
+    assert after.overhead is not None
+    assert len(after.overhead.blocks) == len(after.samples.blocks) and len(after.overhead) > len(before.overhead)
+    assert assess(whole.rows[0]).audited is True
 
 
 def test_a_full_disk_does_not_end_a_measurement(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,7 +276,7 @@ def test_a_full_disk_does_not_end_a_measurement(artifact: Artifact, monkeypatch:
         tries.append(result)
         raise ResourceError("write", "no space left on device", "free some")
 
-    monkeypatch.setattr(turns, "KEEP_EVERY_S", 0.0)
+    monkeypatch.setattr(interleaving, "KEEP_EVERY_S", 0.0)
     assert not bench([artifact], WISH, keep=full).partial
     assert tries and all(result.partial for result in tries)
 
@@ -285,14 +285,14 @@ def test_what_cannot_go_on_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     slow = null_artifact(tmp_path / "a", latency_ms=1.0)
     wish = replace_wish(duration_s=1.0)
     part = interrupted(tmp_path, monkeypatch, wish, slow)
-    elsewhere = replace(part.circumstances, versions={**part.circumstances.versions, "numpy": "1.0"})
+    elsewhere = replace(part.environment, versions={**part.environment.versions, "numpy": "1.0"})
     otherwise = tuple(replace(row, session={**row.session, "threads": 7}) for row in part.rows)
     for before, artifacts, other, words in (
         (replace(part, partial=False), [slow], wish, "nothing was interrupted"),
         (part, [artifact], wish, "other artifacts"),
         (part, [slow, slow], wish, "other artifacts"),
         (part, [slow], replace_wish(duration_s=2.0), "other rules: min_duration_s"),
-        (replace(part, circumstances=elsewhere), [slow], wish, "other circumstances"),
+        (replace(part, environment=elsewhere), [slow], wish, "another environment"),
         (replace(part, rows=otherwise), [slow], wish, "another threads"),
     ):
         with pytest.raises(UsageError, match=words):
@@ -327,9 +327,9 @@ def test_sweep_of_batches_takes_the_artifacts_that_have_them(artifact: Artifact,
 
 def test_other_tools_rules_and_profiles_stand_beside_the_run(artifact: Artifact) -> None:
     row = bench([artifact], replace_wish(like=("ultralytics", "benchmark-app"), profile=True)).rows[0]
-    assert [dialect.tool for dialect in row.dialects] == ["ultralytics", "benchmark-app"]
-    assert not row.dialects[0].shortened and len(row.dialects[0].samples) == 24  # one pass
-    assert row.dialects[1].shortened and row.profile is None  # the null runtime has no layers
+    assert [dialect.tool for dialect in row.protocol_runs] == ["ultralytics", "benchmark-app"]
+    assert not row.protocol_runs[0].shortened and len(row.protocol_runs[0].samples) == 24  # one pass
+    assert row.protocol_runs[1].shortened and row.profile is None  # the null runtime has no layers
     with pytest.raises(UsageError, match="the tools are trtexec10"):
         bench([artifact], replace_wish(like=("trtexec",)))
 

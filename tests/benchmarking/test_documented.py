@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vitedge.benchmarking import load, profile, sustained, turns, validity
-from vitedge.benchmarking.bench import Wish
-from vitedge.benchmarking.dialects import OFFLINE_SAMPLES, TOOLS
+from vitedge.benchmarking import interleaving, load, profile, sustained, validity
+from vitedge.benchmarking.bench import BenchConfig
+from vitedge.benchmarking.protocols import OFFLINE_SAMPLES, TOOLS
 from vitedge.cli.bench import Tool
 from vitedge.device import telemetry
 from vitedge.evaluation.evaluate import BINS, MOST_UNREADABLE
@@ -26,9 +26,9 @@ def test_numbers_of_the_page() -> None:
     assert f"lie within {load.STEADY - 1:.0%}" in PAGE.replace("5 %", "5%")
     assert load.AUDIT_EVERY == 100 and "one in a hundred" in PAGE
     assert f"over {BINS} bins" in PAGE and f"{MOST_UNREADABLE:.0%} of them" in PAGE.replace("1 %", "1%")
-    assert Wish().percentile == 95.0
+    assert BenchConfig().percentile == 95.0
     assert telemetry.PERIOD_S == 0.2 and "five times a second" in PAGE
-    assert turns.KEEP_EVERY_S == 10 and "every ten seconds" in PAGE
+    assert interleaving.KEEP_EVERY_S == 10 and "every ten seconds" in PAGE
     assert profile.REPEATS == 20 and "medians of 20 inferences" in PAGE
     assert sustained.BURST_S == 10 and "first 10 seconds" in PAGE and sustained.LONG_S == 60
     assert sustained.READINGS_A_BLOCK == 2 and "less than two readings" in PAGE

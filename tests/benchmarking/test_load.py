@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.benchmarking.fakes import MS, Clock, Fake, frames
-from vitedge.benchmarking import load, turns
+from vitedge.benchmarking import interleaving, load
 from vitedge.benchmarking.arrivals import Arrivals
-from vitedge.benchmarking.load import Contender
-from vitedge.benchmarking.turns import Run
+from vitedge.benchmarking.interleaving import Run
+from vitedge.benchmarking.load import Workload
 from vitedge.core.deviation import deviation
 from vitedge.errors import UsageError
 from vitedge.formats.result import Memory, Rules, samples_needed
@@ -38,11 +38,11 @@ RULES = Rules(
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(load, "time", clock)
-    monkeypatch.setattr(turns, "time", clock)
+    monkeypatch.setattr(interleaving, "time", clock)
     return clock
 
 
-def contender(system: Fake, *, prepare_ns: int = 0, audit: bool = True, **more: object) -> Contender:
+def workload(system: Fake, *, prepare_ns: int = 0, audit: bool = True, **more: object) -> Workload:
     fed = frames()
 
     def preprocess(index: int) -> np.ndarray:
@@ -50,7 +50,7 @@ def contender(system: Fake, *, prepare_ns: int = 0, audit: bool = True, **more: 
         return np.array(fed[index, 0])
 
     expected = np.stack([system.answer(batch) for batch in fed]) if audit else None
-    return Contender(system, fed, preprocess=preprocess, postprocess=lambda logits: None, expected=expected, **more)
+    return Workload(system, fed, preprocess=preprocess, postprocess=lambda logits: None, expected=expected, **more)
 
 
 def steady(clock: Clock, latency_ns: int = 2 * MS) -> Fake:
@@ -68,7 +68,7 @@ def steady(clock: Clock, latency_ns: int = 2 * MS) -> Fake:
 def test_stops_when_time_count_and_percentile_are_satisfied(
     clock: Clock, changes: dict[str, float], enough: Callable[[int, int], bool]
 ) -> None:
-    measured = contender(steady(clock))
+    measured = workload(steady(clock))
     Run([measured], replace(RULES, **changes)).measure()
     samples = measured.samples()
     assert enough(len(samples), measured.measured_ns), (len(samples), measured.measured_ns)
@@ -77,19 +77,19 @@ def test_stops_when_time_count_and_percentile_are_satisfied(
 
 
 def test_warms_up_until_the_median_stands_still(clock: Clock) -> None:
-    cooling = contender(Fake(clock, lambda call: max(2 * MS, 20 * MS - call * MS // 10)))  # steady from call 180 on
+    cooling = workload(Fake(clock, lambda call: max(2 * MS, 20 * MS - call * MS // 10)))  # steady from call 180 on
     cooling.warm_up(RULES)
     assert cooling.warmup.stable is False and cooling.warmup.duration_ns >= 0.5e9  # five times the wish, then enough
-    patient = contender(Fake(clock, lambda call: max(2 * MS, 20 * MS - call * MS // 10)))
+    patient = workload(Fake(clock, lambda call: max(2 * MS, 20 * MS - call * MS // 10)))
     patient.warm_up(replace(RULES, warmup_s=1.0))
     assert patient.warmup.stable is True and patient.warmup.samples > 180
-    at_once = contender(steady(clock))
+    at_once = workload(steady(clock))
     at_once.warm_up(RULES)
     assert at_once.warmup.stable is True and 0.1e9 <= at_once.warmup.duration_ns < 0.2e9
 
 
 def test_no_warm_up_is_no_warm_up(clock: Clock) -> None:
-    cold = contender(steady(clock))
+    cold = workload(steady(clock))
     cold.warm_up(replace(RULES, warmup_s=0.0))
     assert cold.warmup.samples == 0 and cold.system.calls == 0
 
@@ -97,7 +97,7 @@ def test_no_warm_up_is_no_warm_up(clock: Clock) -> None:
 def test_turns_are_interleaved_in_a_seeded_random_order(clock: Clock) -> None:
     def order(seed: int) -> list[str]:
         log: list[str] = []
-        both = [contender(Fake(clock, lambda call: 2 * MS, name, log), audit=False) for name in "ab"]
+        both = [workload(Fake(clock, lambda call: 2 * MS, name, log), audit=False) for name in "ab"]
         Run(both, replace(RULES, seed=seed, warmup_s=0.0)).measure()
         assert [len(one.samples().blocks) for one in both] == [10, 10]
         return [name for index, name in enumerate(log) if index == 0 or log[index - 1] != name]
@@ -108,7 +108,7 @@ def test_turns_are_interleaved_in_a_seeded_random_order(clock: Clock) -> None:
 
 
 def test_block_of_every_contender_belongs_to_one_round(clock: Clock) -> None:
-    fast, slow = contender(steady(clock, MS)), contender(steady(clock, 30 * MS))
+    fast, slow = workload(steady(clock, MS)), workload(steady(clock, 30 * MS))
     Run([fast, slow], RULES).measure()
     ours, theirs = fast.samples().blocks, slow.samples().blocks
     assert len(ours) == len(theirs)
@@ -117,7 +117,7 @@ def test_block_of_every_contender_belongs_to_one_round(clock: Clock) -> None:
 
 
 def test_stages_and_what_is_timed_beside_the_inferences(clock: Clock) -> None:
-    measured = contender(steady(clock), prepare_ns=5 * MS)
+    measured = workload(steady(clock), prepare_ns=5 * MS)
     Run([measured], RULES).measure()
     samples = measured.samples()
     assert samples.compute_ns == (2 * MS,) * len(samples)
@@ -128,16 +128,16 @@ def test_stages_and_what_is_timed_beside_the_inferences(clock: Clock) -> None:
 
 
 def test_floor_takes_few_samples_in_the_same_rounds(clock: Clock) -> None:
-    measured, floor = contender(steady(clock)), contender(steady(clock, 1000), audit=False, most=32)
-    run = Run([measured], RULES, floors=[floor])
+    measured, overhead = workload(steady(clock)), workload(steady(clock, 1000), audit=False, most=32)
+    run = Run([measured], RULES, overheads=[overhead])
     run.measure()
-    assert len(floor.samples().blocks) == len(measured.samples().blocks)
-    assert {block.samples for block in floor.samples().blocks} == {32}
+    assert len(overhead.samples().blocks) == len(measured.samples().blocks)
+    assert {block.samples for block in overhead.samples().blocks} == {32}
 
 
 def test_offline_keeps_every_slot_busy(clock: Clock) -> None:
     rules = replace(RULES, scenario="offline")
-    one, four = contender(steady(clock)), contender(steady(clock), slots=4)
+    one, four = workload(steady(clock)), workload(steady(clock), slots=4)
     Run([one, four], rules).measure()
     single, overlapped = one.samples().throughput(1), four.samples().throughput(1)
     assert single == pytest.approx(500, rel=0.01)
@@ -158,8 +158,8 @@ def test_camera_accounts_for_every_arrival(
     clock = Clock(oversleep_us * 1000)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(load, "time", clock)
-        patch.setattr(turns, "time", clock)
-        measured = contender(Fake(clock, lambda call: round(latency_ms * MS * (1 + jitter[call % len(jitter)]))))
+        patch.setattr(interleaving, "time", clock)
+        measured = workload(Fake(clock, lambda call: round(latency_ms * MS * (1 + jitter[call % len(jitter)]))))
         rules = replace(RULES, scenario="camera", rate_hz=rate, block_s=0.5, warmup_s=0.0, min_duration_s=0.5)
         Run([measured], replace(rules, percentile=0.001)).measure()
         samples = measured.samples()
@@ -190,7 +190,7 @@ def test_blocks_of_arrivals_go_on_where_the_last_one_ended(rate: float) -> None:
 def test_recorded_arrivals_are_replayed_with_their_gaps(clock: Clock) -> None:
     """Two pictures close together and a pause, over and over; the second of a pair comes while the first is busy."""
     times = [0, 5 * MS, 100 * MS, 105 * MS, 200 * MS]
-    measured = contender(steady(clock, 20 * MS), arrivals=Arrivals.replayed(times))
+    measured = workload(steady(clock, 20 * MS), arrivals=Arrivals.replayed(times))
     rules = replace(RULES, scenario="camera", rate_hz=20.0, replay="clip", block_s=0.5, warmup_s=0.0)
     Run([measured], replace(rules, min_duration_s=2.0)).measure()
     samples = measured.samples()
@@ -210,7 +210,7 @@ def test_recorded_arrivals_that_are_none_are_refused() -> None:
 
 def test_camera_misses_only_what_it_is_too_slow_for(clock: Clock) -> None:
     rules = replace(RULES, scenario="camera", rate_hz=100.0, block_s=0.5)
-    quick, slow = contender(steady(clock, 5 * MS)), contender(steady(clock, 25 * MS))
+    quick, slow = workload(steady(clock, 5 * MS)), workload(steady(clock, 25 * MS))
     Run([quick, slow], rules).measure()
     assert quick.samples().missed == 0
     assert max(quick.samples().latency_ns) < 6 * MS
@@ -224,7 +224,7 @@ def test_an_interrupted_block_is_forgotten(clock: Clock) -> None:
             raise KeyboardInterrupt
         return 2 * MS
 
-    measured = contender(Fake(clock, latency), audit=False)
+    measured = workload(Fake(clock, latency), audit=False)
     run = Run([measured], replace(RULES, min_duration_s=100.0))
     with pytest.raises(KeyboardInterrupt):
         run.measure()
@@ -238,7 +238,7 @@ def test_collector_rests_while_timing(clock: Clock) -> None:
     states: set[bool] = set()
     system = steady(clock)
     system.latency = lambda call: states.add(gc.isenabled()) or MS
-    measured = contender(system, audit=False)
+    measured = workload(system, audit=False)
     measured.block(RULES)
     assert states == {False} and gc.isenabled()
 
@@ -248,7 +248,7 @@ def test_audit_finds_one_wrong_answer_in_a_hundred(clock: Clock) -> None:
         def answer(self, images: np.ndarray) -> np.ndarray:
             return super().answer(images) * (1.5 if self.calls > 300 else 1.0)
 
-    honest, liar = contender(steady(clock)), contender(Liar(clock, lambda call: MS))
+    honest, liar = workload(steady(clock)), workload(Liar(clock, lambda call: MS))
     for one in (honest, liar):
         Run([one], replace(RULES, block_s=1.0)).measure()
     assert honest.audit().differing == 0 and honest.audit().checked >= len(honest.samples()) / 100
@@ -263,7 +263,7 @@ def test_of_a_long_clip_some_frames_are_audited(clock: Clock) -> None:
     liar.answer = lambda images: honest.answer(images) * np.float32(1.5 if images[0, 0, 0, 0] == 50 else 1)
     rules = replace(RULES, scenario="camera", rate_hz=100.0, min_duration_s=4.0, block_s=0.5)
     for system, differing in ((honest, False), (liar, True)):
-        measured = Contender(
+        measured = Workload(
             system, fed, preprocess=lambda index: fed[index, 0], postprocess=lambda logits: None, expected=reference
         )
         Run([measured], rules).measure()
@@ -280,7 +280,7 @@ def test_a_runtime_that_remembers_is_timed_in_the_act(clock: Clock) -> None:
             self.latency = lambda call: MS // 2 if again else MS
             return super().run_timed(images)
 
-    measured = contender(Remembering(clock, lambda call: MS))
+    measured = workload(Remembering(clock, lambda call: MS))
     Run([measured], RULES).measure()
     audit = measured.audit()
     assert len(audit.varied_ns) == len(audit.repeated_ns) == load.REPEAT_PAIRS
@@ -302,7 +302,7 @@ def test_samples_needed_are_loadgens() -> None:
 
 
 def test_what_is_kept_meanwhile_is_whole(clock: Clock) -> None:
-    measured = contender(steady(clock, 50 * MS))
+    measured = workload(steady(clock, 50 * MS))
     run = Run([measured], replace(RULES, min_duration_s=100.0, block_s=1.0))
     seen: list[int] = []
 
@@ -322,7 +322,7 @@ def test_an_interrupted_run_goes_on(clock: Clock) -> None:
             raise KeyboardInterrupt
         return 2 * MS
 
-    cut = contender(Fake(clock, latency))
+    cut = workload(Fake(clock, latency))
     first = Run([cut], replace(RULES, min_duration_s=3.0))
     with pytest.raises(KeyboardInterrupt):
         first.measure()
@@ -330,7 +330,7 @@ def test_an_interrupted_run_goes_on(clock: Clock) -> None:
     before = first.latency(cut, load_ns=1, first_ns=1, memory=memory)
     assert before is not None and len(before.samples) < 600
     clock.now += 10**12  # a long time later
-    again = contender(steady(clock))
+    again = workload(steady(clock))
     again.go_on_from(before.samples, before.audit)
     second = Run([again], replace(RULES, min_duration_s=3.0), before=before)
     second.measure()

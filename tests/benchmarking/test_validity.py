@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from tests.benchmarking.nulls import null_artifact
 from tests.formats.test_result import latency, samples
-from vitedge.benchmarking.validity import judge, passed_audit, was_throttled, was_unstable
+from vitedge.benchmarking.validity import assess, passed_audit, was_throttled, was_unstable
 from vitedge.formats.result import Audit, Check, Latency, Reading, Row, Subject
 
 STEADY = latency(samples([1000 + n % 7 for n in range(600)], block=30))
@@ -117,7 +117,7 @@ def pairs(varied: list[int], repeated: list[int]) -> Latency:
         (pairs([900] * 8, [1000] * 8), True),
         (pairs([1000] * 8, [900] * 7 + [1500]), False),  # a neighbour came in one turn
         (pairs([2000] * 5 + [1000] * 3, [1000] * 8), True),  # a neighbour in some turns is no memory
-        (replace(pairs([1000] * 8, [900] * 8), floor=samples([50] * 9)), True),  # memory traffic
+        (replace(pairs([1000] * 8, [900] * 8), overhead=samples([50] * 9)), True),  # memory traffic
     ],
 )
 def test_audit(measured: Latency, expected: bool | None) -> None:
@@ -126,21 +126,21 @@ def test_audit(measured: Latency, expected: bool | None) -> None:
 
 def test_a_power_cap_is_told_apart(tmp_path: Path) -> None:
     row = Row(subject=Subject.of(null_artifact(tmp_path / "a")), latency=STEADY)
-    assert judge(row).power_capped is None
+    assert assess(row).power_capped is None
     for capped in (False, True):
         measured = seen(*(Reading(at_ns=0, clock_mhz=2900, power_capped=capped and n == 2) for n in range(4)))
-        verdict = judge(replace(row, latency=measured))
+        verdict = assess(replace(row, latency=measured))
         assert verdict.power_capped is capped and verdict.throttled is False and verdict.valid
 
 
 def test_rows_are_judged_by_all_of_it(tmp_path: Path) -> None:
     row = Row(subject=Subject.of(null_artifact(tmp_path / "a")), latency=STEADY)
-    assert judge(row).valid and judge(row).throttled is None and judge(row).reasons == ()
-    assert judge(replace(row, latency=None)).valid
-    hot = judge(replace(row, latency=clocks(2900, 2900, 2900, 2900, 2000, 2000)))
+    assert assess(row).valid and assess(row).throttled is None and assess(row).reasons == ()
+    assert assess(replace(row, latency=None)).valid
+    hot = assess(replace(row, latency=clocks(2900, 2900, 2900, 2900, 2000, 2000)))
     assert not hot.valid and hot.throttled and hot.unstable is False and "2900 to 2000 MHz" in hot.reasons[0]
     undecided, wrong = Check(name="a", ok=None, detail="?"), Check(name="golden logits", ok=False, detail="off by 3")
-    assert judge(replace(row, checks=(undecided,))).valid
-    verdict = judge(replace(row, checks=(undecided, wrong), latency=audit(differing=2)))
+    assert assess(replace(row, checks=(undecided,))).valid
+    verdict = assess(replace(row, checks=(undecided, wrong), latency=audit(differing=2)))
     assert not verdict.valid and not verdict.correct and verdict.audited is False
     assert verdict.reasons == ("golden logits: off by 3", "2 of 100 audited outputs differ from the reference run")

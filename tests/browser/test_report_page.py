@@ -31,7 +31,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     large = replace(results.demo(), rows=(replace(results.demo().rows[0], latency=slow),))
     made = {
         "plain": html.render([results.demo()]),
-        "machines": html.render([results.demo(), replace(results.demo(), circumstances=results.PI)]),
+        "machines": html.render([results.demo(), replace(results.demo(), environment=results.PI)]),
         "hostile": html.render([hostile()]),
         "large": html.render([large]),
         "long": html.render([long_run()]),

@@ -94,4 +94,4 @@ def test_the_classes_that_lost_most_are_shown(artifact: Artifact, data: Path, tm
     constant = null_artifact(tmp_path / "c", precision="int8", cached=True)
     done = vitedge("eval", artifact.path, constant.path, "--data", data)
     assert done.code == 0, done.err
-    assert "Classes that lost most" in done.out and "70.0" in done.out.split("Classes that lost most")[1]
+    assert "Classes with the largest drop" in done.out and "70.0" in done.out.split("Classes with the largest drop")[1]

@@ -65,7 +65,7 @@ def test_json_alone(result: Path) -> None:
 
 
 def test_a_folder_of_several_machines(result: Path) -> None:
-    write_result(replace(results.demo(), circumstances=results.PI), result.parent / "pi.json")
+    write_result(replace(results.demo(), environment=results.PI), result.parent / "pi.json")
     done = vitedge("report", result.parent, "--format", "md")
     assert done.out.count("**Deploy openvino int8** on") == 2
 

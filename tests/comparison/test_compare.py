@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from tests.comparison.test_ratio import both
 from tests.reporting import results
 from vitedge.comparison.compare import Comparison, compare, pairs
-from vitedge.comparison.options import Allowed
+from vitedge.comparison.options import Tolerance
 from vitedge.errors import UsageError
 from vitedge.formats.budget import Budget
 from vitedge.formats.result import Accuracy, Check, Result, Row
@@ -29,35 +29,35 @@ def accuracy(lost: int = 0, gained: int = 0) -> Accuracy:
     )
 
 
-def compared(factor: float = 1.0, allowed: Allowed | None = None, **changes: object) -> Comparison:
+def compared(factor: float = 1.0, tolerance: Tolerance | None = None, **changes: object) -> Comparison:
     """A candidate that takes ``factor`` times as long, its row changed."""
     a, b = both(np.random.default_rng(1), factor)
     old = Row(subject=results.subject("openvino", "fp32"), latency=a, accuracy=accuracy())
     new = replace(Row(subject=results.subject("openvino", "int8"), latency=b, accuracy=accuracy()), **changes)
     result = replace(results.demo(), rows=(old, new), data=ON)
-    return compare((result, old), (result, new), allowed)
+    return compare((result, old), (result, new), tolerance)
 
 
 def test_a_faster_candidate_passes_and_says_how_fast() -> None:
     found = compared(0.7)
-    assert found.word == "faster" and found.interleaved and found.failures == ()
-    assert found.latency is not None and found.latency.value == pytest.approx(0.7, rel=0.02)
-    assert found.allowed == Allowed(max_slowdown_pct=0.0, max_drop_pts=0.5)
+    assert found.verdict == "faster" and found.interleaved and found.failures == ()
+    assert found.best_case_ratio is not None and found.best_case_ratio.value == pytest.approx(0.7, rel=0.02)
+    assert found.tolerance == Tolerance(max_slowdown_pct=0.0, max_top1_drop_pp=0.5)
 
 
 @pytest.mark.parametrize(
     ("factor", "allowed_pct", "fails"), [(1.05, 0.0, True), (1.05, 10.0, False), (1.2, 10.0, True), (0.9, -20.0, True)]
 )
 def test_a_slow_down_fails_beyond_what_is_allowed(factor: float, allowed_pct: float, fails: bool) -> None:
-    found = compared(factor, Allowed(max_slowdown_pct=allowed_pct))
+    found = compared(factor, Tolerance(max_slowdown_pct=allowed_pct))
     assert bool(found.failures) is fails
     if fails:
         assert "times as long" in found.failures[0] and f"{1 + allowed_pct / 100:g} is allowed" in found.failures[0]
 
 
-def test_equal_artifacts_are_not_told_apart() -> None:
+def test_equal_artifacts_do_not_differ_significantly() -> None:
     found = compared(1.002)
-    assert found.word == "not told apart" and found.failures == ()
+    assert found.verdict == "no significant difference" and found.failures == ()
 
 
 def test_what_cannot_be_ruled_out_is_said() -> None:
@@ -70,13 +70,13 @@ def test_what_cannot_be_ruled_out_is_said() -> None:
 
 def test_accuracy_fails_beyond_its_budget_and_the_interval_is_told() -> None:
     found = compared(0.7, accuracy=accuracy(lost=6, gained=1))
-    assert found.accuracy is not None and found.accuracy.lost_pts == pytest.approx(1.25)
+    assert found.accuracy is not None and found.accuracy.top1_drop_pp == pytest.approx(1.25)
     assert found.accuracy.p_value == pytest.approx(2 * (1 + 7) / 2**7)
-    assert found.failures[0].startswith("it loses 1.25 points of top-1") and "0.5 is allowed" in found.failures[0]
-    assert compared(0.7, Allowed(max_drop_pts=2.0), accuracy=accuracy(lost=6, gained=1)).failures == ()
+    assert found.failures[0].startswith("the top-1 drop is 1.25 pp") and "0.5 pp is allowed" in found.failures[0]
+    assert compared(0.7, Tolerance(max_top1_drop_pp=2.0), accuracy=accuracy(lost=6, gained=1)).failures == ()
     cautious = compared(0.7, accuracy=accuracy(lost=1))
-    assert cautious.failures == () and any("a drop over 0.5 points can't" in one for one in cautious.cautions)
-    assert compared(0.7, Allowed(max_drop_pts=0.0), accuracy=accuracy(gained=3)).failures == ()
+    assert cautious.failures == () and any("a top-1 drop over 0.5 pp can't" in one for one in cautious.cautions)
+    assert compared(0.7, Tolerance(max_top1_drop_pp=0.0), accuracy=accuracy(gained=3)).failures == ()
 
 
 def test_the_target_s_latency_budget_holds() -> None:
@@ -101,7 +101,7 @@ def test_wrong_answers_fail_and_noise_is_only_said() -> None:
 def test_what_was_not_measured_is_said() -> None:
     assert "accuracy wasn't measured" in compared(0.7, accuracy=None).cautions
     found = compared(latency=None)
-    assert found.latency is None and found.word == "not measured" and found.accuracy is not None
+    assert found.best_case_ratio is None and found.verdict == "not measured" and found.accuracy is not None
     with pytest.raises(UsageError, match="nothing was measured of both"):
         compared(latency=None, accuracy=None)
 
@@ -113,7 +113,11 @@ def two_runs(**changes: object) -> tuple[tuple[Result, Row], tuple[Result, Row]]
 
 def test_two_runs_are_compared_with_a_caution() -> None:
     found = compare(*two_runs())
-    assert not found.interleaved and found.latency is not None and found.latency.value == pytest.approx(1.0)
+    assert (
+        not found.interleaved
+        and found.best_case_ratio is not None
+        and found.best_case_ratio.value == pytest.approx(1.0)
+    )
     assert any(caution.startswith("measured in two runs") for caution in found.cautions)
     interrupted = compare(*two_runs(partial=True))
     assert "a run was interrupted" in interrupted.cautions
@@ -121,7 +125,7 @@ def test_two_runs_are_compared_with_a_caution() -> None:
 
 def test_machines_rules_and_batches_are_not_compared() -> None:
     with pytest.raises(UsageError, match="different machines"):
-        compare(*two_runs(circumstances=results.PI))
+        compare(*two_runs(environment=results.PI))
     old, (result, row) = two_runs()
     other = replace(row, latency=results.latency(3.1, rules=replace(results.RULES, min_duration_s=60.0)))
     with pytest.raises(UsageError, match="rules or batches differ"):

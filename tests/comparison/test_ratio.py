@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -33,7 +35,7 @@ def turns(
         now += 0 if second else sum(theirs)
     samples = Samples(start_ns=tuple(starts), latency_ns=tuple(latencies), blocks=tuple(blocks))
     rules = replace(results.RULES, scenario=scenario)
-    return replace(results.latency(1.0), rules=rules, samples=samples, floor=None)
+    return replace(results.latency(1.0), rules=rules, samples=samples, overhead=None)
 
 
 def both(
@@ -52,8 +54,8 @@ def both(
     return turns(a, b), turns(b, a, second=True)
 
 
-def found(pair: tuple[Latency, Latency], *, typical: bool = False) -> Ratio:
-    value = ratio(*pair, typical=typical)
+def found(pair: tuple[Latency, Latency], *, statistic: Literal["fastest", "median"] = "fastest") -> Ratio:
+    value = ratio(*pair, statistic=statistic)
     assert value is not None
     return value
 
@@ -100,7 +102,7 @@ def test_medians_tell_what_the_fastest_do_not() -> None:
     often = tuple(2 * value if number % 3 else value for number, value in enumerate(b.samples.latency_ns))
     slow = replace(b, samples=replace(b.samples, latency_ns=often))
     assert found((a, slow)).value == pytest.approx(1.0, rel=0.02)
-    assert found((a, slow), typical=True).low > 1.8
+    assert found((a, slow), statistic="median").low > 1.8
 
 
 def test_throughput_is_compared_where_inferences_overlap() -> None:

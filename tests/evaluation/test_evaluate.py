@@ -247,9 +247,9 @@ def test_only_the_same_evaluation_goes_on(
         evaluate([artifact], ImageSet.open(changed), resume=left)
     with pytest.raises(UsageError, match="other images"):
         evaluate([artifact], images.subset(range(20)), resume=left)
-    where = replace(left.circumstances, memory_mb=1)
+    where = replace(left.environment, memory_mb=1)
     with pytest.raises(UsageError, match="another machine"):
-        evaluate([artifact], images, resume=replace(left, circumstances=where))
+        evaluate([artifact], images, resume=replace(left, environment=where))
 
 
 def test_what_has_been_evaluated_is_kept_meanwhile(

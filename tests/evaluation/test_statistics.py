@@ -147,7 +147,7 @@ def test_classes_that_lost_most_come_first() -> None:
     before, after = (Accuracy(predicted=found, rank=(0, 0, 0, 0)) for found in ((0, 0, 1, 0), (0, 1, 1, 1)))
     lost, gained, empty = (next(one for one in class_scores(after, data, before) if one.name == n) for n in "abc")
     assert next(one.name for one in class_scores(after, data, before)) == "a"
-    assert (lost.images, lost.top1, lost.before, lost.lost_pts) == (2, 0.5, 1.0, 50.0)
-    assert gained.lost_pts == -50.0 and gained.interval == wilson(2, 2)
-    assert (empty.images, empty.top1, empty.interval, empty.lost_pts) == (0, None, None, None)
-    assert class_scores(after, data)[0].before is None
+    assert (lost.images, lost.top1, lost.reference_top1, lost.top1_drop_pp) == (2, 0.5, 1.0, 50.0)
+    assert gained.top1_drop_pp == -50.0 and gained.interval == wilson(2, 2)
+    assert (empty.images, empty.top1, empty.interval, empty.top1_drop_pp) == (0, None, None, None)
+    assert class_scores(after, data)[0].reference_top1 is None

@@ -20,8 +20,8 @@ from vitedge.errors import ArtifactError, UsageError
 from vitedge.formats.result import (
     Accuracy,
     Block,
-    Circumstances,
     DataSet,
+    Environment,
     Latency,
     Memory,
     Result,
@@ -124,8 +124,8 @@ def samples(latencies: range | list[int], block: int = 10**6) -> Samples:
     return Samples(start_ns=tuple(int(start) for start in starts[:-1]), latency_ns=values, blocks=tuple(blocks))
 
 
-def circumstances() -> Circumstances:
-    return Circumstances(
+def environment() -> Environment:
+    return Environment(
         processor=Processor(
             model="a processor",
             architecture="x86_64",
@@ -179,7 +179,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
     data = DataSet(
         source='a ] [\n1, 2] "name"', digest="0", classes=("x", "y"), names=("x/1.png", "[\n  1]"), label=(0, 0)
     )
-    return Result(created="2030-01-01T00:00:00+00:00", circumstances=circumstances(), rows=(row,), data=data)
+    return Result(created="2030-01-01T00:00:00+00:00", environment=environment(), rows=(row,), data=data)
 
 
 def test_file_is_read_back_and_columns_take_one_line(result: Result, tmp_path: Path) -> None:
@@ -253,8 +253,8 @@ def test_combine_joins_rows_of_one_artifact(result: Result) -> None:
     evaluated = replace(result, rows=(replace(row, latency=None, note="evaluated"),))
     joined = combine(measured, evaluated)
     assert joined.rows == (replace(row, note="evaluated"),) and joined.data == result.data
-    elsewhere = replace(evaluated, circumstances=replace(circumstances(), memory_mb=1))
-    with pytest.raises(ValueError, match="different circumstances"):
+    elsewhere = replace(evaluated, environment=replace(environment(), memory_mb=1))
+    with pytest.raises(ValueError, match="different environments"):
         combine(measured, elsewhere)
 
 
@@ -269,16 +269,16 @@ def test_throughput_and_missed_arrivals() -> None:
     assert taken.block_latencies() == [(1, 2), (3,)]
 
 
-def test_circumstances_of_this_machine_hold_no_name_of_it() -> None:
+def test_environment_of_this_machine_hold_no_name_of_it() -> None:
     import getpass
     import platform
 
-    here = str(Circumstances.here())
+    here = str(Environment.here())
     assert platform.node() not in here and f"/{getpass.getuser()}" not in here
 
 
-def test_circumstances_from_other_machines_files(tmp_path: Path) -> None:
-    assert Circumstances.here(tmp_path).virtual is None and Circumstances.here(tmp_path).power_source is None
+def test_environment_from_other_machines_files(tmp_path: Path) -> None:
+    assert Environment.here(tmp_path).virtual is None and Environment.here(tmp_path).power_source is None
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/cpuinfo").write_text("processor : 0\nvendor_id : GenuineIntel\nflags : fpu avx2 hypervisor\n")
     mouse, cell, mains = (tmp_path / "sys/class/power_supply" / name for name in ("hidpp", "BAT0", "AC"))
@@ -290,10 +290,10 @@ def test_circumstances_from_other_machines_files(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         for name, text in files.items():
             (folder / name).write_text(text)
-    found = Circumstances.here(tmp_path)
+    found = Environment.here(tmp_path)
     assert found.virtual is True and found.power_source == "battery" and found.processor.isa == ("avx2",)
     (mains / "online").write_text("1\n")
-    assert Circumstances.here(tmp_path).power_source == "mains"
+    assert Environment.here(tmp_path).power_source == "mains"
     (cell / "type").unlink()
     (mains / "online").write_text("0\n")
-    assert Circumstances.here(tmp_path).power_source is None  # a mouse's battery is no computer's
+    assert Environment.here(tmp_path).power_source is None  # a mouse's battery is no computer's

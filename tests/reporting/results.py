@@ -15,8 +15,8 @@ from vitedge.formats.result import (
     Block,
     Calibrated,
     Check,
-    Circumstances,
     DataSet,
+    Environment,
     Latency,
     Memory,
     Reading,
@@ -31,7 +31,7 @@ from vitedge.formats.result import (
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
-LAPTOP = Circumstances(
+LAPTOP = Environment(
     processor=hardware.Processor(
         model="AMD EPYC",
         architecture="x86_64",
@@ -129,7 +129,7 @@ def latency(
         warmup=Warmup(samples=200, duration_ns=1_000_000_000, stable=True),
         samples=made,
         memory=Memory(before_bytes=90_000_000, after_bytes=130_000_000, peak_bytes=160_000_000),
-        floor=samples(0.006, seed=seed + 1),
+        overhead=samples(0.006, seed=seed + 1),
         readings=tuple(
             Reading(at_ns=int(end * i / 8), clock_mhz=float(mhz), temperature_c=50.0 + i)
             for i, mhz in enumerate(clocks)
@@ -211,4 +211,4 @@ def demo() -> Result:
             referees=(Referee(tool="tensorrt-rtx 1.7.1", ok=True, detail="parsed and built for SM 8.6, 8.9, 12.0"),),
         )
     )
-    return Result(created="2026-01-31T12:00:00+00:00", circumstances=LAPTOP, rows=tuple(rows), data=on)
+    return Result(created="2026-01-31T12:00:00+00:00", environment=LAPTOP, rows=tuple(rows), data=on)

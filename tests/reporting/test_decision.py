@@ -51,7 +51,7 @@ def test_an_accuracy_over_its_budget_excludes() -> None:
     assert decision.headline == "Deploy openvino fp32"
     ((line, why),) = decision.excluded
     assert line.label == "openvino int8" and "its budget is 0.5" in why
-    assert any(caveat.startswith("openvino int8 was faster, but it loses") for caveat in decision.caveats)
+    assert any(caveat.startswith("openvino int8 was faster, but its top-1 drop is") for caveat in decision.caveats)
 
 
 def test_a_latency_budget_excludes_and_nothing_may_be_left() -> None:
@@ -67,7 +67,7 @@ def test_too_few_images_to_prove_a_budget_is_said() -> None:
     int8 = replace(INT8, accuracy=results.accuracy(ON, flips=0.004))
     decision = only(fp32, int8, data=ON)
     assert decision.choice is not None and decision.choice.row is int8
-    assert any("can't rule out a drop over the budget" in caveat for caveat in decision.caveats)
+    assert any("can't rule out a top-1 drop over the budget" in caveat for caveat in decision.caveats)
 
 
 def test_a_tie_goes_to_the_smaller_unless_it_is_significantly_worse() -> None:
@@ -117,7 +117,7 @@ def test_rows_under_different_rules_or_on_different_machines_are_not_ranked_toge
     other = replace(INT8, latency=results.latency(1.5, rules=replace(results.RULES, min_duration_s=60.0)))
     both = decide(lines([replace(results.demo(), rows=(FP32, other))]))
     assert [decision.headline for decision in both] == ["Deploy openvino fp32", "Deploy openvino int8"]
-    machines = [replace(results.demo(), rows=(row,), circumstances=place) for row, place in
+    machines = [replace(results.demo(), rows=(row,), environment=place) for row, place in
                 ((FP32, results.LAPTOP), (INT8, results.PI))]  # fmt: skip
     assert [decision.place for decision in decide(lines(machines))] == [
         "AMD EPYC, 2 cores",
@@ -180,11 +180,11 @@ def test_what_keeps_rows_apart_is_said() -> None:
         return decide(lines([replace(results.demo(), rows=(FP32,)), other]))[-1].apart
 
     assert apart() == ""
-    assert apart(circumstances=results.PI) == "another machine"
+    assert apart(environment=results.PI) == "another machine"
     versions = {**results.LAPTOP.versions, "vitedge": "9.0"}
-    assert apart(circumstances=replace(results.LAPTOP, versions=versions)) == "vitedge 9.0 instead of 0.1.0"
+    assert apart(environment=replace(results.LAPTOP, versions=versions)) == "vitedge 9.0 instead of 0.1.0"
     battery = replace(results.LAPTOP, power_source="battery")
-    assert apart(circumstances=battery) == "power source battery instead of None"
+    assert apart(environment=battery) == "power source battery instead of None"
     rules = replace(results.RULES, min_duration_s=60.0, scenario="offline")
     timed = replace(INT8, latency=results.latency(1.5, rules=rules))
     found = decide(lines([replace(results.demo(), rows=(FP32, timed))]))[-1].apart

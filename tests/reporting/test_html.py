@@ -85,14 +85,14 @@ def hostile() -> Result:
         subject = replace(row.subject, name=three, target=one, variant=mathematics)
         checks = tuple(replace(check, name=svg, detail=ansi) for check in row.checks)
         rows.append(replace(row, subject=subject, checks=checks, note=two, session={"version": svg, "threads": three}))
-    board = replace(result.circumstances.board, model=one, os=three)
+    board = replace(result.environment.board, model=one, os=three)
     where = replace(
-        result.circumstances,
+        result.environment,
         board=board,
-        processor=replace(result.circumstances.processor, model=svg),
+        processor=replace(result.environment.processor, model=svg),
         versions={one: two},
     )
-    return replace(result, rows=tuple(rows), data=data, circumstances=where)
+    return replace(result, rows=tuple(rows), data=data, environment=where)
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def test_nothing_measured_is_a_page_too() -> None:
 
 def test_results_of_two_machines_have_two_decisions() -> None:
     result = results.demo()
-    words = Page(html.render([result, replace(result, circumstances=results.PI)])).words
+    words = Page(html.render([result, replace(result, environment=results.PI)])).words
     assert "On AMD EPYC, 2 cores" in words and "On Raspberry Pi 5 Model B Rev 1.0" in words
     assert "aren't ranked against each other" in words
 
@@ -261,7 +261,7 @@ def test_too_many_classes_are_not_drawn_one_by_one() -> None:
 def test_an_interrupted_run_of_which_nothing_is_left_is_a_page_too() -> None:
     result = results.demo()
     nothing = Samples(start_ns=(), latency_ns=(), blocks=())
-    empty = replace(results.latency(3.0), samples=nothing, floor=nothing, readings=(), audit=None)
+    empty = replace(results.latency(3.0), samples=nothing, overhead=nothing, readings=(), audit=None)
     none = Accuracy(predicted=(), rank=(), calibrated=Calibrated(count=(), correct=(), confidence_sum=()))
     rows = tuple(replace(row, latency=empty, accuracy=none) for row in result.rows[:2])
     words = Page(html.render([replace(result, rows=rows, partial=True)])).words
@@ -334,7 +334,8 @@ def test_a_quantized_row_is_explained_layer_by_layer() -> None:
     page = html.render([explained_rows()])
     found = Page(page)
     assert (
-        "Why it is as fast and as exact as it is" in found.words and "What quantizing costs and brings" in found.words
+        "Speed and accuracy, layer by layer" in found.words
+        and "Accuracy against latency of the selection" in found.words
     )
     assert "int8 is 1.52× as fast as float32 here" in found.words
     assert "mlp: 220 µs before, 140 after: saves 80 µs." in found.words
@@ -373,5 +374,5 @@ def test_every_class_stands_in_a_table_those_that_lost_most_first() -> None:
 
 def test_why_rows_are_apart_stands_above_them() -> None:
     result = results.demo()
-    words = Page(html.render([result, replace(result, circumstances=results.PI)])).words
+    words = Page(html.render([result, replace(result, environment=results.PI)])).words
     assert "Not ranked with the first rows: another machine." in words

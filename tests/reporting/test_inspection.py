@@ -64,7 +64,7 @@ def test_a_model_folder(small_model: Path) -> None:
 def test_an_artifact(small_model: Path, tmp_path: Path) -> None:
     made = artifact(small_model, tmp_path / "artifact")
     found = inspect(made.path)
-    assert found.facts["precision"] == "int8 as linears-int8: 60 % int8, 40 % fp32 of the MACs"
+    assert found.facts["precision"] == "int8 as linears-int8, MACs: 60 % int8, 40 % fp32"
     assert found.facts["digest"] == made.digest and found.facts["built with"] == "onnx 1.23.2"
     sections = {section.title: section for section in found.sections}
     assert sections["Precision planned"].rows == (

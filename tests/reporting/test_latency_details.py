@@ -12,8 +12,8 @@ from tests.benchmarking.test_profile import ONNXRUNTIME
 from tests.device.test_telemetry import heated
 from tests.formats.test_result import latency, samples
 from vitedge.benchmarking.profile import profile_of
-from vitedge.formats.result import Circumstances, Result, Row, Subject, now
-from vitedge.formats.samples import Dialect, Latency, Memory
+from vitedge.formats.result import Environment, Result, Row, Subject, now
+from vitedge.formats.samples import Latency, Memory, ProtocolRun
 from vitedge.reporting import latency_details, rows, terminal
 from vitedge.runtimes.base import LayerTime
 
@@ -25,7 +25,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 
 def shown(subject: Subject, measured: Latency, capsys: pytest.CaptureFixture[str], **more: object) -> str:
     row = Row(subject=subject, latency=measured, **more)
-    result = Result(created=now(), circumstances=Circumstances.here(Path("/nowhere")), rows=(row,))
+    result = Result(created=now(), environment=Environment.here(Path("/nowhere")), rows=(row,))
     terminal.show(*latency_details.tables(rows.lines([result])))
     return capsys.readouterr().out
 
@@ -64,8 +64,9 @@ def test_layers_by_part_and_blocks(subject: Subject, capsys: pytest.CaptureFixtu
 
 
 def test_other_tools_side_by_side(subject: Subject, capsys: pytest.CaptureFixture[str]) -> None:
-    spoken = Dialect(tool="loadgen", samples=samples([2_000_000] * 200), first_ns=1, min_duration_s=5.0, shortened=True)
-    told = shown(subject, latency(samples([1_000_000] * 700)), capsys, dialects=(spoken,))
+    queries = samples([2_000_000] * 200)
+    loadgen = ProtocolRun(tool="loadgen", samples=queries, first_ns=1, min_duration_s=5.0, shortened=True)
+    told = shown(subject, latency(samples([1_000_000] * 700)), capsys, protocol_runs=(loadgen,))
     line = next(line for line in told.splitlines() if line.startswith("90th percentile latency"))
     assert "2,000,000" in line and "1,000,000" in line and line.rstrip().endswith("ns")
     assert "MLPerf LoadGen, SingleStream" in told and "5 s instead of the tool's 600 s" in told
@@ -73,5 +74,5 @@ def test_other_tools_side_by_side(subject: Subject, capsys: pytest.CaptureFixtur
 
 def test_a_resumed_run_is_told(subject: Subject) -> None:
     row = Row(subject=subject, latency=replace(latency(samples([1000] * 700)), resumed_ns=(5, 9)))
-    result = Result(created=now(), circumstances=Circumstances.here(Path("/nowhere")), rows=(row,))
+    result = Result(created=now(), environment=Environment.here(Path("/nowhere")), rows=(row,))
     assert any("resumed 2 times" in note for note in rows.lines([result])[0].notes)

@@ -27,16 +27,16 @@ def test_a_line_says_what_the_raw_samples_say() -> None:
 
 def test_the_drop_is_against_float32_on_the_same_images() -> None:
     fp32, int8, *_ = rows.lines([results.demo()])
-    assert fp32.reference is None and fp32.drop_pts is None
+    assert fp32.reference is None and fp32.top1_drop_pp is None
     assert int8.reference is fp32.row and fp32.top1 is not None and int8.top1 is not None
-    assert int8.drop_pts == pytest.approx(100 * (fp32.top1 - int8.top1))
-    assert int8.drop_interval is not None and int8.drop_interval.low < int8.drop_pts < int8.drop_interval.high
+    assert int8.top1_drop_pp == pytest.approx(100 * (fp32.top1 - int8.top1))
+    assert int8.drop_interval is not None and int8.drop_interval.low < int8.top1_drop_pp < int8.drop_interval.high
 
 
 def test_without_float32_there_is_no_drop() -> None:
     result = results.demo()
     quantized = replace(result, rows=tuple(row for row in result.rows if row.subject.precision == "int8"))
-    assert [line.drop_pts for line in rows.lines([quantized])] == [None, None]
+    assert [line.top1_drop_pp for line in rows.lines([quantized])] == [None, None]
 
 
 def test_another_model_s_float32_is_no_reference() -> None:
@@ -48,7 +48,7 @@ def test_another_model_s_float32_is_no_reference() -> None:
 
 def test_float32_of_another_machine_serves_when_the_images_are_the_same() -> None:
     result = results.demo()
-    laptop, pi = replace(result, rows=result.rows[:1]), replace(result, rows=result.rows[1:2], circumstances=results.PI)
+    laptop, pi = replace(result, rows=result.rows[:1]), replace(result, rows=result.rows[1:2], environment=results.PI)
     assert rows.lines([laptop, pi])[1].reference is result.rows[0]
     assert result.data is not None
     elsewhere = replace(pi, data=replace(result.data, digest="e" * 64))
@@ -101,14 +101,14 @@ def test_bench_and_eval_of_one_machine_become_one_line_each() -> None:
 def test_two_measurements_of_one_thing_stay_apart() -> None:
     result = results.demo()
     assert len(rows.merge([result, result])) == 2
-    assert len(rows.merge([result, replace(result, circumstances=results.PI)])) == 2
+    assert len(rows.merge([result, replace(result, environment=results.PI)])) == 2
 
 
 def test_a_folder_s_results_are_read_and_the_rest_passed_over(tmp_path: Path) -> None:
     result = results.demo()
     write_result(result, tmp_path / "laptop.json")
     (tmp_path / "pi").mkdir()
-    write_result(replace(result, circumstances=results.PI), tmp_path / "pi" / "result.json")
+    write_result(replace(result, environment=results.PI), tmp_path / "pi" / "result.json")
     (tmp_path / "model.json").write_text('{"schema_version": 1}')
     assert len(rows.read([tmp_path])) == 2
 

@@ -46,13 +46,13 @@ def test_csv_has_every_number_unrounded() -> None:
     row = found[3]
     assert (row["target"], row["precision"], row["recommended"], row["rank"]) == ("openvino", "int8", "True", "1")
     assert float(row["latency_p50_ms"]) == line.p50_ms and float(row["top1"]) == line.top1
-    assert float(row["lost_pts"]) == pytest.approx(line.drop_pts)
+    assert float(row["top1_drop_pp"]) == pytest.approx(line.top1_drop_pp)
     assert (found[4]["latency_p50_ms"], found[4]["valid"], found[4]["rank"]) == ("", "", "")
 
 
 def test_rows_that_may_not_be_compared_have_other_numbers() -> None:
     result = results.demo()
-    found = csv.records([result, replace(result, circumstances=results.PI)])
+    found = csv.records([result, replace(result, environment=results.PI)])
     assert [row["comparable"] for row in found] == [1] * 5 + [2] * 5
 
 

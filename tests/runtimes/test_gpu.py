@@ -65,9 +65,9 @@ def test_explain(exported: Artifact) -> None:
 
 
 def test_bench(exported: Artifact) -> None:
-    from vitedge.benchmarking.bench import Wish
+    from vitedge.benchmarking.bench import BenchConfig
 
-    (row,) = vitedge.bench([exported], Wish(duration_s=1.0, warmup_s=0.2)).rows
+    (row,) = vitedge.bench([exported], BenchConfig(duration_s=1.0, warmup_s=0.2)).rows
     assert row.latency is not None and len(row.latency.samples.compute_ns) == len(row.latency.samples.latency_ns)
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 import vitedge
 from vitedge import doctor
-from vitedge.benchmarking.bench import Wish
+from vitedge.benchmarking.bench import BenchConfig
 from vitedge.core.schema import encode_json
 from vitedge.errors import NotInstalledError
 from vitedge.formats.artifact import Artifact
@@ -66,7 +66,7 @@ def test_artifacts_are_exported_and_verified(
 
 
 def test_artifacts_are_measured_and_classify(exported: Artifact, small_data: Path) -> None:
-    (row,) = vitedge.bench([exported], Wish(duration_s=0.05, warmup_s=0.0, percentile=50)).rows
+    (row,) = vitedge.bench([exported], BenchConfig(duration_s=0.05, warmup_s=0.0, percentile=50)).rows
     assert row.latency is not None and row.session["version"] == VERSION
     with vitedge.open(exported) as session:
         assert session.info["version"] == VERSION and session.info["provider"] == "CPUExecutionProvider"

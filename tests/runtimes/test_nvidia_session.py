@@ -576,7 +576,7 @@ def test_autotune_builds_measures_and_keeps_one(
     candidates: list[Artifact], tmp_path: Path, cuda: CudaStandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fits = Check(name="golden logits", ok=True, detail="the stand-in computes sums, not what was exported")
-    monkeypatch.setattr("vitedge.benchmarking.entry.golden_check", lambda session: fits)
+    monkeypatch.setattr("vitedge.benchmarking.opened.golden_check", lambda session: fits)
     build.result = plan(1, 32, 32, 5, LAYERS)
     timed = autotune(candidates, out=tmp_path / "best", duration_s=0.05)
     assert len(build.graphs) == 2 and [one.precision for one in timed] == ["fp16", "fp32"]

@@ -48,7 +48,7 @@ def encodes() -> bool:
     return ENCODER in av.codecs_available
 
 
-class Wish(NamedTuple):
+class BenchConfig(NamedTuple):
     """What a publisher does."""
 
     kind: str  # "mjpeg", "mpegts", "mpegts-client", "rtsp"
@@ -124,7 +124,7 @@ class Faulty:
 
     connections = itertools.count()
 
-    def __init__(self, wish: Wish) -> None:
+    def __init__(self, wish: BenchConfig) -> None:
         self.wish = wish
         self.fault = wish.fault if next(Faulty.connections) < wish.times else ""
 
@@ -155,7 +155,7 @@ class Mjpeg(socketserver.StreamRequestHandler):
     """``multipart/x-mixed-replace``, as cameras speak it."""
 
     def handle(self) -> None:
-        wish: Wish = self.server.wish  # type: ignore[attr-defined]
+        wish: BenchConfig = self.server.wish  # type: ignore[attr-defined]
         head = b"".join(iter(self.rfile.readline, b"\r\n"))
         expected = base64.b64encode(f"{wish.user}:{wish.password}".encode())
         if wish.password and b"Basic " + expected not in head:
@@ -180,7 +180,7 @@ class MpegTs(socketserver.BaseRequestHandler):
         publish_ts(self.request, self.server.wish)  # type: ignore[attr-defined]
 
 
-def publish_ts(connection: socket.socket, wish: Wish) -> None:
+def publish_ts(connection: socket.socket, wish: BenchConfig) -> None:
     import av
 
     faulty = Faulty(wish)
@@ -231,7 +231,7 @@ class Rtsp(socketserver.StreamRequestHandler):
                 pass
 
     def _answer(self) -> bool:
-        wish: Wish = self.server.wish  # type: ignore[attr-defined]
+        wish: BenchConfig = self.server.wish  # type: ignore[attr-defined]
         request = b"".join(iter(self.rfile.readline, b"\r\n")).decode()
         if not request:
             return False
@@ -300,7 +300,7 @@ class Server(socketserver.ThreadingTCPServer):
 
 
 def main() -> None:
-    wish = Wish(**json.loads(sys.argv[1]))
+    wish = BenchConfig(**json.loads(sys.argv[1]))
     if wish.kind == "mpegts-client":
         sys.stdout.write(f"{wish.port}\n")
         sys.stdout.flush()
@@ -318,7 +318,7 @@ def main() -> None:
         sys.stdin.read()
 
 
-def _knock(wish: Wish) -> None:
+def _knock(wish: BenchConfig) -> None:
     while True:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", wish.port), 1) as connection:
             publish_ts(connection, wish)

@@ -278,9 +278,9 @@ def test_what_is_recorded_is_what_the_session_got_and_replays(opened: Session, t
     replay = open_replay(clip.path)
     assert replay.prepared and len(replay.pictures) == 30 and list(replay.times_ns) == sorted(replay.times_ns)
     artifact = null_artifact(tmp_path / "null")
-    from vitedge.benchmarking.bench import Wish
+    from vitedge.benchmarking.bench import BenchConfig
 
-    wish = Wish("camera", duration_s=0.2, warmup_s=0.05, percentile=50, replay=replay)
+    wish = BenchConfig("camera", duration_s=0.2, warmup_s=0.05, percentile=50, replay=replay)
     assert vitedge.bench([artifact], wish).rows[0].latency is not None
 
 

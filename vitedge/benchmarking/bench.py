@@ -1,4 +1,4 @@
-"""``vitedge bench``: artifacts, opened in their runtimes, through the load generator, with their circumstances."""
+"""``vitedge bench``: artifacts, opened in their runtimes, through the load generator, in their environment."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 from msgspec import structs
 
-from vitedge.benchmarking.dialects import TOOLS
-from vitedge.benchmarking.entry import Entry, pictures_of
-from vitedge.benchmarking.options import Wish
-from vitedge.benchmarking.turns import Run
+from vitedge.benchmarking.interleaving import Run
+from vitedge.benchmarking.opened import OpenArtifact, pictures_of
+from vitedge.benchmarking.options import BenchConfig
+from vitedge.benchmarking.protocols import TOOLS
 from vitedge.core.progress import Progress, silent
 from vitedge.data.images import ImageSet
 from vitedge.device import hardware
@@ -20,14 +20,14 @@ from vitedge.device.nvml import open_nvml
 from vitedge.device.telemetry import Telemetry
 from vitedge.errors import InterruptedError_, ResourceError, UsageError
 from vitedge.formats.artifact import Artifact
-from vitedge.formats.result import Circumstances, Result, Row, Stopped, now
+from vitedge.formats.result import Environment, Result, Row, Stopped, now
 from vitedge.formats.samples import Rules, first_blocks
 from vitedge.runtimes.base import OpenOptions
 
 
 def bench(
     artifacts: Sequence[Artifact],
-    wish: Wish | None = None,
+    wish: BenchConfig | None = None,
     options: OpenOptions | None = None,
     *,
     images: ImageSet | None = None,
@@ -54,7 +54,7 @@ def bench(
         ImageError: too few pictures can be read.
         Stopped: interrupted; it holds what was measured until then.
     """
-    wish, options = wish or Wish(), options or OpenOptions()
+    wish, options = wish or BenchConfig(), options or OpenOptions()
     for tool in wish.like:
         if tool not in TOOLS:
             raise UsageError(f"measure like '{tool}'", f"the tools are {', '.join(TOOLS)}", "name one of them")
@@ -62,16 +62,16 @@ def bench(
     rules = wish.rules(artifacts, "golden" if images is None else images.source.name)
     ways = [replace(options, threads=threads) for threads in wish.threads] or [options]
     lots = [(artifact, way) for artifact in artifacts for way in ways]
-    where = Circumstances.here(root)
+    where = Environment.here(root)
     rows = _rows_before(resume, rules, where, [artifact.digest for artifact, _ in lots])
     on_gpu = any((way.device or artifact.manifest.target.device).startswith("cuda") for artifact, way in lots)
     with contextlib.ExitStack() as stack:
         nvml = open_nvml() if on_gpu else None
-        entries: list[Entry] = []
+        entries: list[OpenArtifact] = []
         for number, (artifact, way) in enumerate(lots):
             progress("open", number, len(lots))
             pictures = pictures_of(artifact, images) if wish.replay is None else wish.replay.pictures
-            entry = Entry(
+            entry = OpenArtifact(
                 artifact,
                 way,
                 stack,
@@ -85,12 +85,12 @@ def bench(
             _refuse_other_session(entry, rows[number])
             entries.append(entry)
         progress("open", len(lots), len(lots))
-        floors = {entry.shape: entry.floor(stack) for entry in entries}
+        overheads = {entry.shape: entry.overhead(stack) for entry in entries}
         telemetry = stack.enter_context(Telemetry(root, gpu=on_gpu))
         run = Run(
-            [entry.contender for entry in entries],
+            [entry.workload for entry in entries],
             rules,
-            floors=tuple(floors.values()),
+            overheads=tuple(overheads.values()),
             telemetry=telemetry,
             before=next((row.latency for row in rows if row is not None and row.latency is not None), None),
         )
@@ -98,8 +98,8 @@ def bench(
         resumed = (*resume.resumed, now()) if resume is not None else ()
 
         def result(*, partial: bool) -> Result:
-            found = tuple(entry.row(run, floors[entry.shape]) for entry in entries)
-            return Result(created=created, circumstances=where, rows=found, partial=partial, resumed=resumed)
+            found = tuple(entry.row(run, overheads[entry.shape]) for entry in entries)
+            return Result(created=created, environment=where, rows=found, partial=partial, resumed=resumed)
 
         try:
             run.measure(progress, None if keep is None else lambda: _kept(keep, result(partial=True)))
@@ -115,7 +115,7 @@ def _kept(keep: Callable[[Result], None], result: Result) -> None:
         keep(result)
 
 
-def _more(entries: Sequence[Entry], wish: Wish, progress: Progress) -> None:
+def _more(entries: Sequence[OpenArtifact], wish: BenchConfig, progress: Progress) -> None:
     """What is measured beside the run, once it's over: profiles, other tools' rules."""
     if wish.profile:
         for number, entry in enumerate(entries):
@@ -127,7 +127,7 @@ def _more(entries: Sequence[Entry], wish: Wish, progress: Progress) -> None:
         entry.speak(tool, wish.duration_s)
 
 
-def _refuse_other_threads(entry: Entry, way: OpenOptions, wish: Wish) -> None:
+def _refuse_other_threads(entry: OpenArtifact, way: OpenOptions, wish: BenchConfig) -> None:
     """A sweep of threads says nothing where the runtime has none.
 
     Raises:
@@ -142,7 +142,7 @@ def _refuse_other_threads(entry: Entry, way: OpenOptions, wish: Wish) -> None:
         )
 
 
-def _refuse_other_session(entry: Entry, before: Row | None) -> None:
+def _refuse_other_session(entry: OpenArtifact, before: Row | None) -> None:
     """An interrupted run goes on with the same runtime, device, threads and options.
 
     Raises:
@@ -157,7 +157,7 @@ def _refuse_other_session(entry: Entry, before: Row | None) -> None:
         )
 
 
-def _rows_before(resume: Result | None, rules: Rules, where: Circumstances, digests: list[str]) -> list[Row | None]:
+def _rows_before(resume: Result | None, rules: Rules, where: Environment, digests: list[str]) -> list[Row | None]:
     """The interrupted run's rows, in order, without the round that it was interrupted in.
 
     Raises:
@@ -170,8 +170,8 @@ def _rows_before(resume: Result | None, rules: Rules, where: Circumstances, dige
         raise UsageError(action, "the result is whole; nothing was interrupted", hint)
     if [row.subject.digest for row in resume.rows] != digests:
         raise UsageError(action, "it was about other artifacts, or about the same in another order", hint)
-    if resume.circumstances != where:
-        raise UsageError(action, "it was measured under other circumstances (machine, versions, power source)", hint)
+    if resume.environment != where:
+        raise UsageError(action, "it was measured under another environment (machine, versions, power source)", hint)
     measured = [row.latency for row in resume.rows if row.latency is not None]
     if any(latency.rules != rules for latency in measured):
         old = measured[0].rules
@@ -183,10 +183,10 @@ def _rows_before(resume: Result | None, rules: Rules, where: Circumstances, dige
 def _whole_rounds(rows: Sequence[Row]) -> list[Row | None]:
     """Block i of every row and of its floor belongs to round i, so all of them go on with the same round."""
     latencies = [row.latency for row in rows]
-    known = [latency for latency in latencies if latency is not None and latency.floor is not None]
+    known = [latency for latency in latencies if latency is not None and latency.overhead is not None]
     if len(known) < len(rows):
         return [None] * len(rows)
-    rounds = min(len(part.blocks) for latency in known for part in (latency.samples, latency.floor) if part)
+    rounds = min(len(part.blocks) for latency in known for part in (latency.samples, latency.overhead) if part)
     if not rounds:
         return [None] * len(rows)
     return [
@@ -195,7 +195,7 @@ def _whole_rounds(rows: Sequence[Row]) -> list[Row | None]:
             latency=structs.replace(
                 latency,
                 samples=first_blocks(latency.samples, rounds),
-                floor=first_blocks(latency.floor, rounds) if latency.floor is not None else None,
+                overhead=first_blocks(latency.overhead, rounds) if latency.overhead is not None else None,
             ),
         )
         for row, latency in zip(rows, known, strict=True)

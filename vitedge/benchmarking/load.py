@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from vitedge.runtimes.base import Stages
 
-FLOOR_SAMPLES = 32  # inferences of the null runtime in one block
+OVERHEAD_SAMPLES = 32  # inferences of the null runtime in one block
 SIDE_SAMPLES = 8  # pictures preprocessed, and batches postprocessed, beside one block's inferences
 AUDIT_EVERY = 100
 REPEAT_PAIRS, REPEAT_SAMPLES = 8, 40  # turns of varied and of repeated input, and the most inferences in each
@@ -52,7 +52,7 @@ class System(Protocol):
         ...
 
 
-class Contender:
+class Workload:
     """One system under measurement, what it's fed with, and what was measured so far.
 
     Args:

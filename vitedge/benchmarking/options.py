@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from vitedge.formats.artifact import Artifact
     from vitedge.formats.samples import Rules, Scenario
 
-BLOCKS = 20  # at least so many turns within the minimum duration, and none longer than a second
+BLOCKS = 20  # at least so many blocks within the minimum duration, and none longer than a second
 
 
 @dataclass(frozen=True)
-class Wish:
+class BenchConfig:
     """How to measure; None takes what the artifacts' targets say.
 
     ``threads`` and ``batches`` are sweeps: every artifact with each number of compute threads; only the artifacts that
-    were exported for these batches. ``like`` are keys of :data:`vitedge.benchmarking.dialects.TOOLS`.
+    were exported for these batches. ``like`` are keys of :data:`vitedge.benchmarking.protocols.TOOLS`.
     """
 
     scenario: Scenario = "single"
@@ -42,7 +42,7 @@ class Wish:
         """One set of rules for all: the longest that any of the targets demands.
 
         Raises:
-            UsageError: a wish that contradicts itself.
+            UsageError: options that contradict each other.
         """
         from vitedge.formats.samples import Rules
 

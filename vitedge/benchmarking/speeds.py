@@ -56,7 +56,7 @@ def speeds(
         as :func:`vitedge.benchmarking.bench.bench`; ResourceError: the cache can't be written.
     """
     from vitedge.benchmarking.bench import bench
-    from vitedge.benchmarking.options import Wish
+    from vitedge.benchmarking.options import BenchConfig
 
     kept = cache_folder() / "tuning" / f"{key(artifacts, action)}.json"
     if not anew:
@@ -64,7 +64,7 @@ def speeds(
             known = decode_json(kept.read_bytes(), Speeds, action=action, file=kept.name).speeds
             if len(known) == len(artifacts):
                 return known
-    rows = bench(artifacts, Wish(duration_s=duration_s, memory_alone=False), progress=progress).rows
+    rows = bench(artifacts, BenchConfig(duration_s=duration_s, memory_alone=False), progress=progress).rows
     found = []
     for row in rows:
         assert row.latency is not None

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from vitedge.formats.result import Latency, Reading, Row, percentile
+from vitedge.core.percentiles import median_of, percentile
+from vitedge.formats.result import Latency, Reading, Row
 
 CLOCK_FELL = 0.95  # last third's median clock over the first third's, below which the machine throttled
 COVERED = 0.9  # of the run has to lie between the first and the last reading before "not throttled" may be said
@@ -40,7 +41,7 @@ class Verdict:
         return not self.throttled and not self.unstable and self.audited is not False and self.correct
 
 
-def judge(row: Row) -> Verdict:
+def assess(row: Row) -> Verdict:
     """Everything that stands against one row."""
     reasons: list[str] = [f"{check.name}: {check.detail}" for check in row.checks if check.ok is False]
     correct = not reasons
@@ -125,13 +126,13 @@ def was_unstable(latency: Latency) -> tuple[bool | None, str]:
     """(verdict, reason): the median drifted upwards, or the blocks' medians lie too far apart."""
     samples = latency.samples
     fifth = len(samples) // 5
-    medians = sorted(_median(block) for block in samples.block_latencies() if block)
+    medians = sorted(median_of(block) for block in samples.block_latencies() if block)
     if len(samples) < FEWEST_SAMPLES or len(medians) < FEWEST_BLOCKS:
         return None, ""
-    first, last = _median(samples.latency_ns[:fifth]), _median(samples.latency_ns[-fifth:])
+    first, last = median_of(samples.latency_ns[:fifth]), median_of(samples.latency_ns[-fifth:])
     if last > MEDIAN_ROSE * first:
         return True, f"unstable: the median rose by {last / first - 1:.0%} during the run"
-    spread = (percentile(medians, 75) - percentile(medians, 25)) / _median(medians)
+    spread = (percentile(medians, 75) - percentile(medians, 25)) / median_of(medians)
     if spread > BLOCKS_SPREAD:
         return True, f"unstable: half of the blocks' medians lie {spread:.0%} apart"
     return False, ""
@@ -148,7 +149,7 @@ def passed_audit(latency: Latency) -> tuple[bool | None, str]:
         return None, ""
     if audit.differing:
         return False, f"{audit.differing} of {audit.checked} audited outputs differ from the reference run"
-    own = _median(latency.floor.latency_ns) if latency.floor is not None and len(latency.floor) else 0
+    own = median_of(latency.overhead.latency_ns) if latency.overhead is not None and len(latency.overhead) else 0
     pairs = [
         (min(varied) - own, min(repeated)) for varied, repeated in zip(audit.varied_ns, audit.repeated_ns, strict=True)
     ]
@@ -156,7 +157,3 @@ def passed_audit(latency: Latency) -> tuple[bool | None, str]:
     if faster and len(faster) >= PAIRS_AGREE * len(pairs):
         return False, f"a repeated input is answered in 1/{median(faster):.2g} of the time of changing ones"
     return True, ""
-
-
-def _median(column: Sequence[int]) -> int:
-    return percentile(sorted(column), 50)

@@ -116,7 +116,7 @@ def bench(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 7 when a row isn't valid.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure the latency of one or more artifacts on this machine; raw samples are kept with their circumstances.
+    """Measure the latency of one or more artifacts on this machine; raw samples are kept with the environment.
 
     It goes on until the minimum time, the minimum number and the number that the percentile needs are reached. With
     `--out`, what has been measured is saved while it runs, so that a killed measurement can be resumed.
@@ -136,13 +136,13 @@ def bench(
     `vitedge bench artifact/ --like benchmark-app --like trtexec10`
     """
     from vitedge import api
-    from vitedge.benchmarking.options import Wish
+    from vitedge.benchmarking.options import BenchConfig
     from vitedge.core.progress import bars
     from vitedge.reporting.outcome import keeper, refuse_invalid, result_to, resumable
     from vitedge.runtimes.options import OpenOptions
 
     sweep = counts(threads, "--threads") if threads is not None else ()
-    wish = Wish(
+    wish = BenchConfig(
         scenario.value,
         rate,
         duration,

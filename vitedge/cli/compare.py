@@ -63,20 +63,20 @@ def compare(
     `vitedge compare result.json`
     """
     from vitedge import api
-    from vitedge.comparison.options import Allowed, Rounds
+    from vitedge.comparison.options import PairedConfig, Tolerance
     from vitedge.core.progress import bars
     from vitedge.errors import UsageError
     from vitedge.reporting import compared, terminal
     from vitedge.reporting.outcome import keeper, refuse_existing, refuse_worse
     from vitedge.runtimes.options import OpenOptions
 
-    allowed = Allowed(max_slowdown_pct=max_slowdown, max_drop_pts=max_drop)
+    tolerance = Tolerance(max_slowdown_pct=max_slowdown, max_top1_drop_pp=max_drop)
     artifacts, results = api.comparable(artifact)
     refuse_existing([out], overwrite=overwrite, action="compare")
     if results:
         if data or duration or out or threads is not None or device:
             raise UsageError("compare results", "nothing is measured anew", "leave out how to measure")
-        found = api.compare_results(results, allowed)
+        found = api.compare_results(results, tolerance)
     else:
         keep = keeper(out)
         options = OpenOptions(device=device, threads=threads, build=not no_build)
@@ -84,9 +84,9 @@ def compare(
             result, found = api.compare(
                 artifacts[0],
                 artifacts[1:],
-                allowed,
+                tolerance,
                 options,
-                wish=Rounds(duration_s=duration, rounds=rounds),
+                wish=PairedConfig(duration_s=duration, rounds=rounds),
                 data=data,
                 limit=limit,
                 keep=keep,

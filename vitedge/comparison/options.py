@@ -6,42 +6,43 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import msgspec
+from msgspec import field
+from msgspec.structs import replace
 
-from vitedge.benchmarking.options import Wish
+from vitedge.benchmarking.options import BenchConfig
 from vitedge.core.schema import Record
 
 if TYPE_CHECKING:
     from vitedge.formats.artifact import Artifact
     from vitedge.formats.samples import Rules
 
-ROUNDS, TURN = 60, 10  # of a run that compares, and inferences in each of its turns, at least
+ROUNDS, BLOCK_SAMPLES = 60, 10  # of a run that compares, and inferences in each of its blocks, at least
 
 
-class Allowed(Record):
+class Tolerance(Record):
     """What a candidate may cost; None takes its target's budget, or no slow-down at all."""
 
     max_slowdown_pct: float | None = None  # of the baseline's time; negative demands a gain
-    max_drop_pts: float | None = None  # percentage points of top-1
+    max_top1_drop_pp: float | None = field(default=None, name="max_drop_pts")  # percentage points of top-1
 
 
 @dataclass(frozen=True)
-class Rounds(Wish):
-    """A wish with many short turns, so that both artifacts have the same neighbours.
+class PairedConfig(BenchConfig):
+    """How to measure a pair: many short interleaved blocks, so that other processes disturb both artifacts alike.
 
-    A turn holds :data:`TURN` inferences at least: one that ended by the clock while a
-    neighbour has the processor would hold none that wasn't interrupted.
+    A block holds :data:`BLOCK_SAMPLES` inferences at least: a block that ended by the clock while another process has
+    the processor would hold no undisturbed inference.
     """
 
     memory_alone: bool = False  # memory isn't compared
     rounds: int = ROUNDS
 
     def rules(self, artifacts: Sequence[Artifact], pictures: str) -> Rules:
-        """As :meth:`Wish.rules`, in ``rounds`` turns."""
+        """As :meth:`BenchConfig.rules`, in ``rounds`` rounds of blocks."""
         rules = super().rules(artifacts, pictures)
-        return msgspec.structs.replace(
+        return replace(
             rules,
             block_s=min(1.0, max(0.005, rules.min_duration_s / self.rounds)),
-            block_samples=TURN,
-            min_samples=max(rules.min_samples, self.rounds * TURN),
+            block_samples=BLOCK_SAMPLES,
+            min_samples=max(rules.min_samples, self.rounds * BLOCK_SAMPLES),
         )

@@ -1,7 +1,7 @@
-"""How many times as long does one artifact take as another? An estimate with an interval, from turns in one run.
+"""How many times as long does one artifact take as another? An estimate with an interval, from interleaved blocks.
 
-Noise only ever adds time, and a neighbour's lasts for milliseconds: of each turn the fastest inference counts, and
-turns of one round are compared with each other. The round is the unit. Its logarithm of the ratio is estimated by the
+Noise only ever adds time, and another process's lasts for milliseconds: of each block the fastest inference counts, and
+blocks of one round are compared with each other. The round is the unit. Its logarithm of the ratio is estimated by the
 20 % trimmed mean, which a few disturbed rounds don't move; the interval is the symmetric bootstrap-t that Wilcox
 recommends for it (*Introduction to Robust Estimation and Hypothesis Testing*), with the standard error of Tukey and
 McLaughlin (1963) from the Winsorised variance.
@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from vitedge.core.percentiles import percentile
+from vitedge.core.percentiles import median_of
 from vitedge.core.schema import Record
 from vitedge.formats.result import Latency, Samples
 
@@ -40,17 +40,19 @@ class Ratio(Record):
     rounds: int  # units that it's estimated from
 
 
-def ratio(baseline: Latency, candidate: Latency, *, typical: bool = False) -> Ratio | None:
-    """How many times as long ``candidate`` takes as ``baseline``; None with too few turns.
+def ratio(
+    baseline: Latency, candidate: Latency, *, statistic: Literal["fastest", "median"] = "fastest"
+) -> Ratio | None:
+    """How many times as long ``candidate`` takes as ``baseline``; None with too few rounds.
 
     Args:
         baseline: measured under the same rules.
-        candidate: in turns with ``baseline`` (:func:`interleaved`), or else in a run of its own; then the interval
+        candidate: interleaved with ``baseline`` (:func:`interleaved`), or else in a run of its own; then the interval
             covers the noise within the two runs, and not what changed between them.
-        typical: by the turns' medians instead of their fastest inferences.
+        statistic: of each block: its fastest inference gives the best-case ratio, its median the median ratio.
     """
     scenario = baseline.rules.scenario
-    ours, theirs = (_costs(latency.samples, scenario, typical) for latency in (baseline, candidate))
+    ours, theirs = (_costs(latency.samples, scenario, statistic) for latency in (baseline, candidate))
     if interleaved(baseline.samples, candidate.samples):
         pairs = [(a, b) for a, b in zip(ours, theirs, strict=False) if a and b]
         groups = [np.log([b / a for a, b in pairs])]
@@ -67,36 +69,32 @@ def ratio(baseline: Latency, candidate: Latency, *, typical: bool = False) -> Ra
 
 
 def interleaved(first: Samples, second: Samples) -> bool:
-    """Whether two artifacts took turns within one run: their i-th turns come before either's next, and none overlap."""
+    """Whether two artifacts were interleaved in one run: their i-th blocks precede either's next, and none overlap."""
     rounds = list(zip(first.blocks, second.blocks, strict=False))
     if not rounds or abs(len(first.blocks) - len(second.blocks)) > 1:
         return False
-    turns = [turn for pair in rounds for turn in sorted(pair, key=lambda block: block.start_ns)]
-    return all(earlier.end_ns <= later.start_ns for earlier, later in pairwise(turns))
+    blocks = [block for pair in rounds for block in sorted(pair, key=lambda block: block.start_ns)]
+    return all(earlier.end_ns <= later.start_ns for earlier, later in pairwise(blocks))
 
 
-def _costs(samples: Samples, scenario: str, typical: bool) -> list[float]:
-    """What each turn took, nanoseconds an inference; 0 for an empty one."""
+def _costs(samples: Samples, scenario: str, statistic: str) -> list[float]:
+    """What an inference of each block took, nanoseconds; 0 for an empty block."""
     if scenario == "offline":  # inferences overlap: what counts is how many were done
         return [(block.end_ns - block.start_ns) / block.samples if block.samples else 0.0 for block in samples.blocks]
-    by = _median if typical else min
-    return [float(by(turn)) if turn else 0.0 for turn in samples.block_latencies()]
-
-
-def _median(turn: Sequence[int]) -> int:
-    return percentile(sorted(turn), 50)
+    reduce = median_of if statistic == "median" else min
+    return [float(reduce(block)) if block else 0.0 for block in samples.block_latencies()]
 
 
 def _estimate(groups: Sequence[NDArray[np.float64]], signs: Sequence[float]) -> tuple[float, float]:
     """(sum of signed trimmed means, half of its interval's width) of independent groups [n]."""
     random = np.random.default_rng(0)
-    found = [_trimmed(group) for group in groups]
-    value = sum(sign * float(mean) for sign, (mean, _) in zip(signs, found, strict=True))
-    error = _together([error for _, error in found])
-    again = [_trimmed(group[random.integers(0, len(group), (RESAMPLES, len(group)))]) for group in groups]
-    moved = [mean - centre for (mean, _), (centre, _) in zip(again, found, strict=True)]
-    shift = sum(sign * move for sign, move in zip(signs, moved, strict=True))
-    errors = np.maximum(_together([error for _, error in again]), 1e-12)
+    means = [_trimmed(group) for group in groups]
+    value = sum(sign * float(mean) for sign, (mean, _) in zip(signs, means, strict=True))
+    error = _combined([error for _, error in means])
+    resampled = [_trimmed(group[random.integers(0, len(group), (RESAMPLES, len(group)))]) for group in groups]
+    shifts = [mean - centre for (mean, _), (centre, _) in zip(resampled, means, strict=True)]
+    shift = sum(sign * each for sign, each in zip(signs, shifts, strict=True))
+    errors = np.maximum(_combined([error for _, error in resampled]), 1e-12)
     return value, float(np.quantile(np.abs(shift) / errors, CONFIDENCE) * error)
 
 
@@ -111,5 +109,5 @@ def _trimmed(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[
     return kept.mean(axis=-1), error
 
 
-def _together(errors: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+def _combined(errors: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     return np.asarray(np.sqrt(sum(np.square(error) for error in errors)))

@@ -32,13 +32,22 @@ def percentile(ordered: Sequence[int], percent: float, method: Method = METHOD) 
     count = len(ordered)
     if not count or not 0 <= percent <= 100:
         raise ValueError(f"{percent}th percentile of {count} samples")
-    part = Fraction(str(percent)) / 100  # exact, so that 99.9 % of 1000 is 999
+    fraction = Fraction(str(percent)) / 100  # exact, so that 99.9 % of 1000 is 999
     index = {
-        "nearest-rank": math.ceil(part * count) - 1,
-        "loadgen": int(count * float(part)),
+        "nearest-rank": math.ceil(fraction * count) - 1,
+        "loadgen": int(count * float(fraction)),
         "trtexec": count - 1 - int((np.float32(1) - np.float32(percent) / np.float32(100)) * np.float32(count)),
     }[method]
     return ordered[min(max(index, 0), count - 1)]
+
+
+def median_of(samples: Sequence[int]) -> int:
+    """The 50th percentile by :data:`METHOD` of samples in any order.
+
+    Raises:
+        ValueError: no samples.
+    """
+    return percentile(sorted(samples), 50)
 
 
 @cache

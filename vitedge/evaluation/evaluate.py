@@ -26,9 +26,9 @@ from vitedge.formats.artifact import Artifact
 from vitedge.formats.result import (
     Accuracy,
     Calibrated,
-    Circumstances,
     DataSet,
     Divergence,
+    Environment,
     Result,
     Row,
     Stopped,
@@ -105,7 +105,7 @@ def evaluate(
             )
             for session in sessions
         ]
-        created, where = now(), Circumstances.here()
+        created, where = now(), Environment.here()
         resumed: tuple[str, ...] = ()
         indices: list[int] = []
         skipped: list[str] = []
@@ -128,7 +128,7 @@ def evaluate(
             ]
             return Result(
                 created=created,
-                circumstances=where,
+                environment=where,
                 rows=tuple(found),
                 data=data(),
                 partial=partial,
@@ -142,7 +142,7 @@ def evaluate(
             passed_over = set(skipped)
             before = range(min(start, len(images)))
             indices += [index for index in before if images.records[index].name not in passed_over]
-            _refuse_other(resume, Result(created=created, circumstances=where, rows=tuple(rows), data=data()), action)
+            _refuse_other(resume, Result(created=created, environment=where, rows=tuple(rows), data=data()), action)
             resumed = (*resume.resumed, created) if resume.partial else resume.resumed
             created = resume.created
             for part, row in zip(parts, resume.rows, strict=True):
@@ -199,7 +199,7 @@ def _refuse_other(earlier: Result, beginning: Result, action: str) -> None:
         for name, same in {
             "artifacts or options": ours == theirs,
             "images": earlier.data == beginning.data,
-            "a machine": earlier.circumstances == beginning.circumstances,
+            "a machine": earlier.environment == beginning.environment,
         }.items()
         if not same
     ]

@@ -26,7 +26,7 @@ class Paired(NamedTuple):
 
     @property
     def agreement(self) -> float:
-        """Share of the images with the same prediction."""
+        """Fraction of the images with the same prediction."""
         return 1 - len(self.flips) / self.images
 
 
@@ -71,35 +71,39 @@ def per_class(accuracy: Accuracy, data: DataSet) -> list[tuple[int, int]]:
 
 
 class ClassScore(NamedTuple):
-    """Top-1 of one class; shares."""
+    """Top-1 of one class; fractions."""
 
     name: str
     images: int
     top1: float | None  # None without images
     interval: Interval | None
-    before: float | None  # the reference's; None without one
+    reference_top1: float | None  # None without a reference
 
     @property
-    def lost_pts(self) -> float | None:
-        """Percentage points lost against the reference."""
-        return None if self.top1 is None or self.before is None else 100 * (self.before - self.top1) + 0.0
+    def top1_drop_pp(self) -> float | None:
+        """Top-1 drop against the reference, percentage points."""
+        return (
+            None if self.top1 is None or self.reference_top1 is None else 100 * (self.reference_top1 - self.top1) + 0.0
+        )
 
 
 def class_scores(accuracy: Accuracy, data: DataSet, reference: Accuracy | None = None) -> list[ClassScore]:
-    """One entry a class, those first that lost most against the reference, and among these the least accurate."""
-    found = []
-    before = per_class(reference, data) if reference is not None else [(0, 0)] * len(data.classes)
-    for name, (correct, images), (earlier, count) in zip(data.classes, per_class(accuracy, data), before, strict=True):
-        found.append(
+    """One entry a class, the largest drop against the reference first, and among equal ones the least accurate."""
+    scores = []
+    earlier = per_class(reference, data) if reference is not None else [(0, 0)] * len(data.classes)
+    for name, (correct, images), (correct_before, count) in zip(
+        data.classes, per_class(accuracy, data), earlier, strict=True
+    ):
+        scores.append(
             ClassScore(
                 name=name,
                 images=images,
                 top1=correct / images if images else None,
                 interval=wilson(correct, images) if images else None,
-                before=earlier / count if count else None,
+                reference_top1=correct_before / count if count else None,
             )
         )
-    return sorted(found, key=lambda one: (-(one.lost_pts or 0.0), 1.0 if one.top1 is None else one.top1))
+    return sorted(scores, key=lambda score: (-(score.top1_drop_pp or 0.0), 1.0 if score.top1 is None else score.top1))
 
 
 def calibration_error(calibrated: Calibrated) -> float | None:

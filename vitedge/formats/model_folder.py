@@ -85,8 +85,8 @@ class ModelRecord(Record):
     origin: Origin
     licence: str | None = None
     architecture: ViTConfig | None = None  # None: an imported graph that isn't a plain ViT of ours
-    training: dict[str, Any] | None = None  # command, options, seed, epochs, circumstances
-    accuracy: dict[str, Any] | None = None  # figures with their circumstances
+    training: dict[str, Any] | None = None  # command, options, seed, epochs, environment
+    accuracy: dict[str, Any] | None = None  # figures with the environment that they were taken in
     files: dict[str, str] = field(default_factory=dict)  # SHA-256 of every other file in the folder
 
     def __post_init__(self) -> None:

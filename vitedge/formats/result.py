@@ -1,4 +1,4 @@
-"""``result.json``: raw samples with their circumstances.
+"""``result.json``: raw samples with the environment that they were taken in.
 
 Tables, pictures and verdicts are computed from it, never stored instead of it. Every time is an integer number of
 nanoseconds on a monotonic clock that starts with the measurement; what a sensor couldn't tell is null, never zero.
@@ -33,11 +33,11 @@ from vitedge.formats.budget import Budget
 from vitedge.formats.samples import Audit as Audit
 from vitedge.formats.samples import Block as Block
 from vitedge.formats.samples import Column as Column
-from vitedge.formats.samples import Dialect as Dialect
 from vitedge.formats.samples import Latency as Latency
 from vitedge.formats.samples import Layer as Layer
 from vitedge.formats.samples import Memory as Memory
 from vitedge.formats.samples import Profile as Profile
+from vitedge.formats.samples import ProtocolRun as ProtocolRun
 from vitedge.formats.samples import Rules as Rules
 from vitedge.formats.samples import Samples as Samples
 from vitedge.formats.samples import Scenario as Scenario
@@ -166,10 +166,10 @@ class Row(Record):
     checks: tuple[Check, ...] = ()
     referees: tuple[Referee, ...] = ()
     profile: Profile | None = None
-    dialects: tuple[Dialect, ...] = ()  # the same artifact by other tools' rules
+    protocol_runs: tuple[ProtocolRun, ...] = field(default=(), name="dialects")  # measured as other tools measure it
 
 
-class Circumstances(Record):
+class Environment(Record):
     """Where it was measured; what changes while measuring stands in :class:`Reading`. No host name, user or path."""
 
     processor: hardware.Processor
@@ -182,7 +182,7 @@ class Circumstances(Record):
     power_mode: str | None = None  # of a Jetson
 
     @classmethod
-    def here(cls, root: Path = hardware.ROOT) -> Circumstances:
+    def here(cls, root: Path = hardware.ROOT) -> Environment:
         """This machine, from the trees below ``root``."""
         return cls(
             processor=hardware.processor(root),
@@ -221,7 +221,7 @@ class Result(Record):
     schema_version: int = SCHEMA_VERSION
     vitedge_version: str = __version__
     created: str  # UTC, ISO 8601
-    circumstances: Circumstances
+    environment: Environment = field(name="circumstances")
     rows: tuple[Row, ...]
     data: DataSet | None = None
     partial: bool = False  # interrupted: what had been measured by then
@@ -258,10 +258,10 @@ def combine(first: Result, second: Result) -> Result:
     An artifact that was measured several ways (a sweep of threads) keeps its rows, and each gets the accuracy.
 
     Raises:
-        ValueError: other circumstances, or other data.
+        ValueError: another environment, or other data.
     """
-    if first.circumstances != second.circumstances:
-        raise ValueError("the results were measured under different circumstances")
+    if first.environment != second.environment:
+        raise ValueError("the results were measured in different environments")
     if first.data and second.data and first.data != second.data:
         raise ValueError("the results were measured on different data")
     rows, left = [], list(second.rows)
@@ -296,7 +296,7 @@ def _joined(old: Row, new: Row) -> Row:
         checks=new.checks or old.checks,
         referees=new.referees or old.referees,
         profile=new.profile or old.profile,
-        dialects=new.dialects or old.dialects,
+        protocol_runs=new.protocol_runs or old.protocol_runs,
     )
 
 

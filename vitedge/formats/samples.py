@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from vitedge.core.percentiles import percentile, samples_needed
 from vitedge.core.schema import Count, PositiveReal, Record
@@ -157,7 +157,7 @@ class Profile(Record):
     layers: tuple[Layer, ...]
 
 
-class Dialect(Record):
+class ProtocolRun(Record):
     """The same artifact under another tool's rules: the samples that its fields are computed from."""
 
     tool: str  # a word of ``--like``
@@ -176,7 +176,8 @@ class Latency(Record):
     warmup: Warmup
     samples: Samples
     memory: Memory
-    floor: Samples | None = None  # the null runtime through the same code, in the same rounds: the harness's own cost
+    #: The harness's own cost: the null runtime through the same code, in the same rounds.
+    overhead: Samples | None = field(default=None, name="floor")
     readings: tuple[Reading, ...] = ()
     audit: Audit | None = None
     power_of: tuple[str, ...] = ()  # what the readings' power is of: "board", "processor", "GPU"

@@ -15,15 +15,15 @@ def show_built(rows: Sequence[Mapping[str, Any]]) -> None:
     """One row an engine; what stood against the engine that was there is said below."""
     show(
         table(
-            ["artifact", "!built with", "!SM", "GPU", ">MB", ">seconds", "lies in"],
+            ["artifact", "!built with", "!SM", "GPU", ">MB", ">seconds", "folder"],
             [
                 (
                     row["artifact"],
                     row["runtime"],
                     row["sm"],
-                    row["gpu"] or "any of it",
+                    row["gpu"] or "any",
                     megabytes(row["bytes"]),
-                    f"{row['seconds']:.1f}" if row["built"] else text("was there", QUIET),
+                    f"{row['seconds']:.1f}" if row["built"] else text("cached", QUIET),
                     row["folder"],
                 )
                 for row in rows
@@ -49,7 +49,7 @@ def show_tuned(timed: Sequence[Timed]) -> None:
     """One row a candidate, the chosen one marked."""
     show(
         table(
-            ["", "artifact", "!precision", "variant", ">p50 ms", ">p95 ms", ">top-1 lost", "why"],
+            ["", "artifact", "!precision", "variant", ">p50 ms", ">p95 ms", ">top-1 drop (pp)", "reason"],
             [
                 (
                     mark(one.chosen or None),

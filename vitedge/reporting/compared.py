@@ -1,4 +1,4 @@
-"""What ``compare`` found, as tables."""
+"""Comparisons as tables."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
     from vitedge.comparison.ratio import Ratio
 
 
-def show_comparisons(found: Sequence[Comparison]) -> None:
+def show_comparisons(comparisons: Sequence[Comparison]) -> None:
     """Time and accuracy of each candidate against the baseline, and what stands against it."""
-    show(_latency(found), _accuracy(found), _said(found))
+    show(_latency(comparisons), _accuracy(comparisons), _verdicts(comparisons))
 
 
-def _latency(found: Sequence[Comparison]) -> RenderableType | None:
-    if all(one.latency is None for one in found):
+def _latency(comparisons: Sequence[Comparison]) -> RenderableType | None:
+    if all(each.best_case_ratio is None for each in comparisons):
         return None
     return table(
-        ["candidate", "baseline", ">time ×", "95 %", ">typically ×", "95 %", ">rounds", ""],
+        ["candidate", "baseline", ">best-case ratio", "95 %", ">median ratio", "95 %", ">rounds", "verdict"],
         [
             (
-                one.candidate,
-                one.baseline,
-                *_ratio(one.latency),
-                *_ratio(one.typical),
-                "" if one.latency is None else one.latency.rounds,
-                _word(one),
+                each.candidate,
+                each.baseline,
+                *_ratio(each.best_case_ratio),
+                *_ratio(each.median_ratio),
+                "" if each.best_case_ratio is None else each.best_case_ratio.rounds,
+                _verdict(each),
             )
-            for one in found
+            for each in comparisons
         ],
         "Time of the candidate over the baseline's",
     )
@@ -45,42 +45,46 @@ def _ratio(ratio: Ratio | None) -> tuple[str, str]:
     return (UNKNOWN, "") if ratio is None else (f"{ratio.value:.3f}", f"{ratio.low:.3f} … {ratio.high:.3f}")
 
 
-def _word(one: Comparison) -> Text:
-    faster = "" if one.latency is None or one.word != "faster" else f", {1 / one.latency.value:.2f} times as fast"
-    return text(f"{one.word}{faster}", {"faster": GOOD, "slower": BAD}.get(one.word, UNSURE))
+def _verdict(each: Comparison) -> Text:
+    faster = (
+        ""
+        if each.best_case_ratio is None or each.verdict != "faster"
+        else f", {1 / each.best_case_ratio.value:.2f} times as fast"
+    )
+    return text(f"{each.verdict}{faster}", {"faster": GOOD, "slower": BAD}.get(each.verdict, UNSURE))
 
 
-def _accuracy(found: Sequence[Comparison]) -> RenderableType | None:
-    compared = [(one, one.accuracy) for one in found if one.accuracy is not None]
+def _accuracy(comparisons: Sequence[Comparison]) -> RenderableType | None:
+    compared = [(each, each.accuracy) for each in comparisons if each.accuracy is not None]
     if not compared:
         return None
     return table(
-        ["candidate", "baseline", ">images", ">lost pts", "95 %", ">p", ">agrees %"],
+        ["candidate", "baseline", ">images", ">top-1 drop (pp)", "95 %", ">p", ">top-1 agreement (%)"],
         [
             (
-                one.candidate,
-                one.baseline,
+                each.candidate,
+                each.baseline,
                 f"{difference.images:,}",
-                points(difference.lost_pts),
-                f"{points(difference.low_pts)} … {points(difference.high_pts)}",
+                points(difference.top1_drop_pp),
+                f"{points(difference.low_pp)} … {points(difference.high_pp)}",
                 f"{difference.p_value:.2g}",
                 percent(difference.agreement, 2),
             )
-            for one, difference in compared
+            for each, difference in compared
         ],
         "Top-1 on the same images",
     )
 
 
-def _said(found: Sequence[Comparison]) -> RenderableType:
-    said = [
-        (mark(ok), one.candidate, text(words, style))
-        for one in found
-        for ok, style, entries in (
-            (False, BAD, one.failures),
-            (None, UNSURE, one.cautions),
-            (True, GOOD, () if one.failures else ("within what is allowed",)),
+def _verdicts(comparisons: Sequence[Comparison]) -> RenderableType:
+    verdicts = [
+        (mark(ok), each.candidate, text(sentence, style))
+        for each in comparisons
+        for ok, style, sentences in (
+            (False, BAD, each.failures),
+            (None, UNSURE, each.cautions),
+            (True, GOOD, () if each.failures else ("within the tolerance",)),
         )
-        for words in entries
+        for sentence in sentences
     ]
-    return table(["", "candidate", "verdict"], said)
+    return table(["", "candidate", "verdict"], verdicts)

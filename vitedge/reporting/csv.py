@@ -33,7 +33,7 @@ def records(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def _record(line: Line) -> dict[str, Any]:
-    about, where, rules = line.row.subject, line.result.circumstances, line.rules
+    about, where, rules = line.row.subject, line.result.environment, line.rules
     memory = line.row.latency.memory if line.row.latency else None
     top1, drop = line.top1_interval, line.drop_interval
     return {
@@ -57,17 +57,17 @@ def _record(line: Line) -> dict[str, Any]:
         "latency_p50_ms": line.p50_ms,
         "latency_p95_ms": line.p95_ms,
         "images_per_s": line.throughput,
-        "harness_p50_ms": line.floor_ms,
+        "overhead_p50_ms": line.overhead_ms,
         "memory_bytes": memory.after_bytes if memory else None,
         "images": line.images or None,
         "top1": line.top1,
         "top1_low": top1.low if top1 else None,
         "top1_high": top1.high if top1 else None,
         "top5": line.top5,
-        "lost_pts": line.drop_pts,
-        "lost_low_pts": drop.low if drop else None,
-        "lost_high_pts": drop.high if drop else None,
-        "agreement": line.paired.agreement if line.paired else None,
+        "top1_drop_pp": line.top1_drop_pp,
+        "top1_drop_low_pp": drop.low if drop else None,
+        "top1_drop_high_pp": drop.high if drop else None,
+        "top1_agreement": line.paired.agreement if line.paired else None,
         "mcnemar_p": line.paired.p_value if line.paired else None,
         "calibration_error": line.calibration_error,
         "verified": line.verified,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vitedge.comparison.ratio import interleaved, ratio
-from vitedge.formats.result import Circumstances, Rules
+from vitedge.formats.result import Environment, Rules
 from vitedge.reporting.rows import UNKNOWN, Line, milliseconds, points
 
 #: Costs per image within this factor of the fastest are a tie, which accuracy and size decide.
@@ -36,11 +36,11 @@ class Decision:
 
 def decide(lines: Sequence[Line]) -> list[Decision]:
     """One decision for each machine and set of rules, in the order of the rows."""
-    groups: list[tuple[Circumstances, Rules | None, int, list[Line]]] = []
+    groups: list[tuple[Environment, Rules | None, int, list[Line]]] = []
     for line in sorted(lines, key=lambda line: line.rules is None):  # a row without latency joins its machine's group
-        where, batch = line.result.circumstances, line.row.subject.batch
-        for circumstances, rules, size, members in groups:
-            if circumstances == where and (line.rules is None or (line.rules, batch) == (rules, size)):
+        where, batch = line.result.environment, line.row.subject.batch
+        for environment, rules, size, members in groups:
+            if environment == where and (line.rules is None or (line.rules, batch) == (rules, size)):
                 members.append(line)
                 break
         else:
@@ -55,7 +55,7 @@ def _apart(this: Decision, first: Decision) -> str:
     if this is first:
         return ""
     here, there = this.lines[0], first.lines[0]
-    where, elsewhere = here.result.circumstances, there.result.circumstances
+    where, elsewhere = here.result.environment, there.result.environment
     found = []
     if (where.processor, where.board, where.gpus) != (elsewhere.processor, elsewhere.board, elsewhere.gpus):
         found.append("another machine")
@@ -92,8 +92,8 @@ _RULES = {
     "warmup_s": "seconds of warm-up",
     "min_duration_s": "seconds at least",
     "min_samples": "inferences at least",
-    "block_s": "seconds a turn",
-    "block_samples": "inferences a turn at least",
+    "block_s": "seconds a block",
+    "block_samples": "inferences a block at least",
     "rate_hz": "pictures a second",
 }
 
@@ -132,8 +132,8 @@ def _objections(line: Line, timed: bool) -> list[str]:
 
 def _over_budget(line: Line) -> list[str]:
     budget, found = line.row.subject.budget, []
-    if line.drop_pts is not None and line.drop_pts > budget.max_top1_drop_pp:
-        found.append(f"it loses {drop(line)} points of top-1; its budget is {budget.max_top1_drop_pp:g}")
+    if line.top1_drop_pp is not None and line.top1_drop_pp > budget.max_top1_drop_pp:
+        found.append(f"its top-1 drop is {drop(line)}; its budget is {budget.max_top1_drop_pp:g} pp")
     if budget.latency_p95_ms is not None and line.row.latency is not None:
         if line.p95_ms is None:
             found.append("too few samples to hold its p95 against the budget")
@@ -143,11 +143,11 @@ def _over_budget(line: Line) -> list[str]:
 
 
 def drop(line: Line) -> str:
-    """Points of top-1 lost, with their 95 % interval; negative is gained."""
-    if line.drop_pts is None or line.drop_interval is None:
+    """The top-1 drop in pp, with its 95 % interval; negative is a gain."""
+    if line.top1_drop_pp is None or line.drop_interval is None:
         return UNKNOWN
     low, high = line.drop_interval
-    return f"{points(line.drop_pts)} (95 % interval {points(low)} to {points(high)})"
+    return f"{points(line.top1_drop_pp)} pp (95 % interval {points(low)} to {points(high)})"
 
 
 def _meets_budget(line: Line) -> bool:
@@ -237,24 +237,22 @@ def _speed(choice: Line, measured: Sequence[Line]) -> str:
 
 
 def _interval(choice: Line, slower: Line) -> str:
-    """How sure the factor between two rows is, where they took turns."""
+    """How sure the factor between two rows is, where they were interleaved."""
     ours, theirs = choice.row.latency, slower.row.latency
     same_batch = choice.row.subject.batch == slower.row.subject.batch
     if ours is None or theirs is None or not same_batch or not interleaved(ours.samples, theirs.samples):
         return ""
-    found = ratio(ours, theirs, typical=True)
-    return (
-        "" if found is None else f" (95 % interval {found.low:.2f} to {found.high:.2f}, in {found.rounds} turns each)"
-    )
+    found = ratio(ours, theirs, statistic="median")
+    return "" if found is None else f" (95 % interval {found.low:.2f} to {found.high:.2f}, in {found.rounds} rounds)"
 
 
 def _accuracy(choice: Line) -> str:
     if choice.top1 is None:
         return "Its accuracy wasn't measured; run: vitedge eval."
     text = f"Top-1 {100 * choice.top1:.1f} % on {choice.images:,} images"
-    if choice.drop_pts is None or choice.drop_interval is None:
+    if choice.top1_drop_pp is None or choice.drop_interval is None:
         return f"{text}."
-    return f"{text}; points lost against float32 on the same images: {drop(choice)}."
+    return f"{text}; top-1 drop against float32 on the same images: {drop(choice)}."
 
 
 def _caveats(
@@ -265,8 +263,8 @@ def _caveats(
         budget = choice.row.subject.budget
         if choice.drop_interval is not None and choice.drop_interval.high > budget.max_top1_drop_pp:
             found.append(
-                f"{choice.images:,} images can't rule out a drop over the budget of {budget.max_top1_drop_pp:g} "
-                f"points: the interval reaches {points(choice.drop_interval.high)}."
+                f"{choice.images:,} images can't rule out a top-1 drop over the budget of "
+                f"{budget.max_top1_drop_pp:g} pp: the interval reaches {points(choice.drop_interval.high)} pp."
             )
         if timed and budget.latency_p95_ms is None:
             found.append("No latency budget is set for this target; the choice is the fastest within the accuracy's.")

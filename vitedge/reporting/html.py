@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from vitedge.benchmarking import dialects, sustained
+from vitedge.benchmarking import protocols, sustained
 from vitedge.core.intervals import CONFIDENCE
 from vitedge.data.images import ImageSet
 from vitedge.errors import NotInstalledError, printable
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 MOST_BYTES = 5_000_000
-MOST_CLASSES = 200  # in the table class by class; those that lost most
+MOST_CLASSES = 200  # in the table class by class; those with the largest drop
 PLAIN_JSON_BYTES = 1_000_000  # more is embedded compressed
 STAGES = (
     ("prepare a picture", "preprocess_ns"),
@@ -56,9 +56,9 @@ def render(results: Sequence[Result], *, shown: Sequence[Shown] = (), images: Im
     lines = rows.lines(results)
     if images is not None:
         gallery.check_images(images, lines)
-    environment = _environment()
+    jinja = _jinja()
     stages = [(line, _stages(line)) for line in lines if line.row.latency is not None]
-    floors = sorted(line.floor_ms for line in lines if line.floor_ms is not None)
+    overheads = sorted(line.overhead_ms for line in lines if line.overhead_ms is not None)
     page: dict[str, Any] = {
         "decisions": decide(lines),
         "lines": lines,
@@ -73,17 +73,17 @@ def render(results: Sequence[Result], *, shown: Sequence[Shown] = (), images: Im
         "bursts": _bursts(lines),
         "explained": _explained(lines),
         "burst_s": sustained.BURST_S,
-        "spoken": _spoken(lines),
+        "protocol_runs": _protocol_runs(lines),
         "tables": [(line, _class_scores(line)) for line in _detailed(lines)],
         "separated": [name for name, _ in STAGES if any(medians[name] is not None for _, medians in stages)],
         "flips": [(line, _embedded(gallery.flips(line, images))) for line in _detailed(lines)],
         "shown": _embedded(shown),
-        "circumstances": _circumstances(results),
+        "environments": _environments(results),
         "confidence": round(100 * CONFIDENCE),
         "method": METHOD,
-        "floors": [floors[0], floors[-1]] if floors else [],
+        "overheads": [overheads[0], overheads[-1]] if overheads else [],
     }
-    template = environment.get_template("report.html")
+    template = jinja.get_template("report.html")
     page["css"] = _trusted((TEMPLATES / "report.css").read_text())
     page["script"] = _trusted((TEMPLATES / "report.js").read_text())
     digest = hashlib.sha256(str(page["script"]).encode()).digest()
@@ -96,12 +96,12 @@ def render(results: Sequence[Result], *, shown: Sequence[Shown] = (), images: Im
     return made
 
 
-def _environment() -> Any:
+def _jinja() -> Any:
     try:
         import jinja2
     except ModuleNotFoundError as error:
         raise NotInstalledError.for_extra("write the report", "jinja2", "report") from error
-    environment = jinja2.Environment(
+    jinja = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -109,19 +109,19 @@ def _environment() -> Any:
         lstrip_blocks=True,
         finalize=_shown,
     )
-    environment.filters.update(
+    jinja.filters.update(
         ms=rows.milliseconds,
         percent=rows.percent,
         points=rows.points,
         rate=rows.rate,
-        shares=rows.shares,
+        fractions=rows.fractions,
         drop=drop,
         series=plots.series,
         digits=_digits,
         microseconds=lambda value: rows.UNKNOWN if value is None else f"{value:.0f}",
         place=rows.place,
     )
-    return environment
+    return jinja
 
 
 def _shown(value: Any) -> Any:
@@ -160,34 +160,34 @@ def _pictures(lines: Sequence[Line]) -> list[tuple[str, str, Markup]]:
             ),
             (
                 f"How latency is distributed{where}",
-                "The share of inferences that took at most so long. A steep curve is a steady artifact.",
+                "The percentage of inferences that took at most so long. A steep curve is a steady artifact.",
                 plots.distributions(group, f"Distribution of latency{where}"),
             ),
             (
                 f"Latency during the run{where}",
-                "Level is good; a slope is heat or a neighbour. Of a long run medians and, thinner, 95th percentiles; "
-                "below them what the sensors said.",
+                "A level curve is good; a slope shows heat or another process. A long run is drawn as medians "
+                "and, thinner, 95th percentiles; below them the sensors' readings.",
                 curves.over_time(group, f"Latency during the run{where}"),
             ),
         ]
     found.append(
         (
-            "Does a probability mean what it says?",
-            "Reliability: on the dotted line, answers given with 80 % confidence are right 80 % of the time.",
+            "Reliability of the probabilities",
+            "On the dotted line, answers given with 80 % confidence are right 80 % of the time.",
             plots.reliability(lines, "Reliability of the probabilities"),
         )
     )
     found += [
         (
             f"Where the time goes: {line.letter}, {line.label}",
-            "Block by block, as the runtime's profiler sees it. Profiling costs time, so only shares are comparable.",
+            "Block by block, by the runtime's profiler. Profiling costs time, so only the proportions are comparable.",
             curves.layers(line, f"Layers, {line.label}"),
         )
         for line in lines
     ]
     found += [
         (
-            f"What quantizing costs and brings: {line.letter}, {line.label}",
+            f"Accuracy against latency of the selection: {line.letter}, {line.label}",
             "Down and left is better. Groups of layers go back to float one after the other, first those that cost "
             "most accuracy for the time they save; the numbers say how many. Squares are other candidates.",
             plots.selection(line.row.subject.steps, line.row.subject.candidates, f"Selection, {line.label}"),
@@ -198,11 +198,11 @@ def _pictures(lines: Sequence[Line]) -> list[tuple[str, str, Markup]]:
         found += [
             (
                 f"Top-1 by class: {line.letter}, {line.label}",
-                "Where an artifact loses, it seldom loses evenly.",
+                "The drop is seldom even across the classes.",
                 plots.classes(line, f"Top-1 by class, {line.label}"),
             ),
             (
-                f"What is taken for what: {line.letter}, {line.label}",
+                f"Confusion matrix: {line.letter}, {line.label}",
                 "Images of each true class (down) by the answer (across). Wrong ones are drawn four times as strong.",
                 plots.confusions(line, f"Confusion matrix, {line.label}"),
             ),
@@ -240,7 +240,7 @@ def _explained(lines: Sequence[Line]) -> list[tuple[Line, Explained]]:
     """Of every quantized row its layers and sentences; with times where it and a float row beside it were profiled."""
     found = []
     for line in lines:
-        about, where = line.row.subject, line.result.circumstances
+        about, where = line.row.subject, line.result.environment
         if not about.layers:
             continue
         floats = [
@@ -254,34 +254,33 @@ def _explained(lines: Sequence[Line]) -> list[tuple[Line, Explained]]:
         ]
         before = floats[0] if floats and line.row.profile is not None else None
         isa = None if about.runtime.startswith("tensorrt") else where.processor.isa
-        told = explain_profiles(line.label, about.precision, about.layers, before, line.row.profile, isa)
-        found.append((line, told))
+        found.append((line, explain_profiles(line.label, about.precision, about.layers, before, line.row.profile, isa)))
     return found
 
 
 def _bursts(lines: Sequence[Line]) -> list[tuple[Line, sustained.Sustained]]:
     """What the long runs say about sustained load."""
     timed = [(line, line.row.latency) for line in lines if line.row.latency is not None]
-    found = [(line, sustained.burst_and_sustained(latency, line.row.subject.batch)) for line, latency in timed]
-    return [(line, told) for line, told in found if told is not None]
+    loads = [(line, sustained.burst_and_sustained(latency, line.row.subject.batch)) for line, latency in timed]
+    return [(line, load) for line, load in loads if load is not None]
 
 
-def _spoken(lines: Sequence[Line]) -> list[tuple[Line, dialects.Tool, list[dialects.Field], str]]:
-    """(row, tool, its fields, how long instead of how long) of every dialect that was measured."""
-    found = []
+def _protocol_runs(lines: Sequence[Line]) -> list[tuple[Line, protocols.ToolProtocol, list[protocols.Field], str]]:
+    """(row, tool, its fields, how long instead of how long) of every run under another tool's protocol."""
+    runs = []
     for line in lines:
         latency = line.row.latency
-        for dialect in () if latency is None else line.row.dialects:
+        for run in () if latency is None else line.row.protocol_runs:
             assert latency is not None
-            tool = dialects.TOOLS[dialect.tool]
-            times = f"{dialect.min_duration_s:g} s instead of the tool's {tool.min_duration_s:g} s"
-            fields = dialects.fields(dialect, latency, line.row.subject.batch)
-            found.append((line, tool, fields, times if dialect.shortened else ""))
-    return found
+            tool = protocols.TOOLS[run.tool]
+            duration = f"{run.min_duration_s:g} s instead of the tool's {tool.min_duration_s:g} s"
+            fields = protocols.fields(run, latency, line.row.subject.batch)
+            runs.append((line, tool, fields, duration if run.shortened else ""))
+    return runs
 
 
 def _class_scores(line: Line) -> list[ClassScore]:
-    """Those that lost most first, at most :data:`MOST_CLASSES`."""
+    """Those with the largest drop first, at most :data:`MOST_CLASSES`."""
     assert line.row.accuracy is not None and line.result.data is not None
     reference = line.reference.accuracy if line.reference is not None else None
     return class_scores(line.row.accuracy, line.result.data, reference)[:MOST_CLASSES]
@@ -299,11 +298,11 @@ def _embedded(shown: Sequence[Shown]) -> list[tuple[Shown, str | None]]:
     return [(one, gallery.data_uri(one.picture, one.name) if one.picture else None) for one in shown]
 
 
-def _circumstances(results: Sequence[Result]) -> list[tuple[str, list[tuple[str, str]]]]:
+def _environments(results: Sequence[Result]) -> list[tuple[str, list[tuple[str, str]]]]:
     """(machine, facts) of every result."""
     found = []
     for result in results:
-        where = result.circumstances
+        where = result.environment
         processor, board = where.processor, where.board
         facts: list[tuple[str, object]] = [
             ("board", board.model),
@@ -328,7 +327,7 @@ def _circumstances(results: Sequence[Result]) -> list[tuple[str, list[tuple[str,
 
 
 def _cores(result: Result) -> str | None:
-    processor = result.circumstances.processor
+    processor = result.environment.processor
     if processor.logical_cores is None:
         return None
     text = f"{processor.physical_cores or 'unknown'} physical, {processor.logical_cores} logical"

@@ -110,9 +110,7 @@ def _artifact(artifact: Artifact, most: int | None) -> Inspection:
         "kind": f"artifact for {target.name}: {target.summary}",
         "name": manifest.name,
         "runtime": f"{target.runtime}, {target.runtime_min} or newer, on {target.device}",
-        "precision": (
-            f"{manifest.precision} as {manifest.variant}: {rows.shares(manifest.precision_obtained)} of the MACs"
-        ),
+        "precision": f"{manifest.precision} as {manifest.variant}, MACs: {rows.fractions(manifest.precision_obtained)}",
         "graph": f"{manifest.graph}, {artifact.bytes / 1e6:.2f} MB with what it refers to, batch {manifest.batch}",
         "input": _input(manifest.preprocessing),
         "classes": _class_count(manifest.classes),
@@ -123,7 +121,7 @@ def _artifact(artifact: Artifact, most: int | None) -> Inspection:
     if recipe is not None:
         facts["recipe"] = f"{recipe.name}: {recipe.summary}"
     if calibration is not None:
-        skipped = f", {len(calibration.skipped)} unreadable passed over" if calibration.skipped else ""
+        skipped = f", {len(calibration.skipped)} unreadable skipped" if calibration.skipped else ""
         facts["calibrated on"] = f"{calibration.count} images of {calibration.source}{skipped}"
         facts["calibration digest"] = calibration.digest
     facts |= {
@@ -183,29 +181,29 @@ def _candidates(artifact: Artifact) -> tuple[Section, ...]:
     columns = (
         "variant",
         "!precision",
-        "travels",
+        "included",
         ">ms at export",
         ">ms here",
         ">MB",
         ">deviation",
         ">KL",
-        ">lost",
-        "why",
+        ">top-1 drop (pp)",
+        "reason",
     )
     return (Section(title="Candidates", columns=columns, rows=tuple(found)),)
 
 
 def _fidelity(found: Fidelity | None) -> dict[str, str]:
-    """What was lost against the float graph, in words."""
+    """The difference from the float graph, in words."""
     if found is None:
         return {}
     words = f"KL {found.divergence:.2g}, top-1 agreement {100 * found.agreement:.2f} %"
     if found.top1_drop is not None:
         drop = found.top1_drop
-        words += f", top-1 drop {drop.pp:.2f} pp (95 %: {drop.low:.2f} to {drop.high:.2f})"
+        words += f", top-1 drop {drop.pp:.2f} pp (95 % interval {drop.low:.2f} to {drop.high:.2f})"
     where = f"{found.pictures} pictures of {found.source}"
     if found.split == "calibration":
-        where += " that it was calibrated on"
+        where += " that calibration used"
     flips = ", ".join(f"{flip.picture} ({flip.label} → {flip.instead})" for flip in found.flips[:3])
     return {"against float": f"{words}; {where}, run by {found.executed_by}"} | (
         {"worst flips": flips} if flips else {}
@@ -213,7 +211,7 @@ def _fidelity(found: Fidelity | None) -> dict[str, str]:
 
 
 def _budget(manifest: Manifest) -> dict[str, str]:
-    """What was allowed to be lost, in words; empty where nobody said."""
+    """The accuracy budget in words; empty where none was set."""
     budget = Budget.of_export(manifest.max_top1_drop_pp, manifest.min_top1_agreement_pct)
     return {"budget": f"{budget}, held with 95 % confidence"} if budget.limits_accuracy else {}
 
@@ -262,7 +260,7 @@ def layers(plan: Sequence[LayerPlan], *, each: bool = False) -> Section:
         (name, str(len(members)), precision, f"{sum(layer.macs for layer in members) / total:.1%}", reason)
         for (name, precision, reason), members in groups.items()
     ]
-    columns = ("layer", ">count", "!precision", ">share of MACs", "why")
+    columns = ("layer", ">count", "!precision", ">MACs", "reason")
     return Section(title="Precision planned", columns=columns, rows=tuple(found))
 
 
@@ -328,7 +326,7 @@ def _result(path: Path) -> Inspection:
     facts = {
         "kind": "result" + (", partial: it was interrupted" if result.partial else ""),
         "measured": result.created,
-        "on": rows.place(result.circumstances),
+        "on": rows.place(result.environment),
         "written by": f"vitedge {result.vitedge_version}",
     }
     if result.data is not None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vitedge.benchmarking import dialects, profile, sustained
+from vitedge.benchmarking import profile, protocols, sustained
 from vitedge.reporting.rows import UNKNOWN, Line
 from vitedge.reporting.terminal import QUIET, megabytes, table, text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from vitedge.formats.samples import Dialect, Latency
+    from vitedge.formats.samples import Latency, ProtocolRun
 
 CURVE_ROWS = 12  # of the curve in a terminal
 
@@ -22,8 +22,8 @@ def tables(lines: Sequence[Line]) -> list[RenderableType | None]:
     measured = [(line, line.row.latency) for line in lines if line.row.latency is not None]
     curves = [_curve(line, latency) for line, latency in measured]
     profiled = [_profile(line) for line in lines]
-    spoken = [_dialect(line, latency, dialect) for line, latency in measured for dialect in line.row.dialects]
-    return [_resources(measured), _sustained(measured), *curves, *profiled, *spoken]
+    tools = [_protocol_run(line, latency, run) for line, latency in measured for run in line.row.protocol_runs]
+    return [_resources(measured), _sustained(measured), *curves, *profiled, *tools]
 
 
 def _number(value: float | None, digits: int = 3) -> str:
@@ -111,7 +111,7 @@ def _curve(line: Line, latency: Latency) -> RenderableType | None:
 
 
 def _profile(line: Line) -> RenderableType | None:
-    """Shares by part of the model, and in the blocks by part."""
+    """Percentages by component of the model, and of the blocks together."""
     found = line.row.profile
     if found is None:
         return None
@@ -124,18 +124,18 @@ def _profile(line: Line) -> RenderableType | None:
     if each:
         several = f"the {len(each)} block{'' if len(each) == 1 else 's'}"
         rows.append((several, f"{min(each):.3f} … {max(each):.3f}", f"{sum(each) * 1e6 / whole:.1%}"))
-    return table(["part of the model", ">ms", ">share"], rows, f"{line.letter} layer by layer, as its runtime profiles")
+    return table(["component", ">ms", ">%"], rows, f"{line.letter} layer by layer, by its runtime's profiler")
 
 
-def _dialect(line: Line, latency: Latency, dialect: Dialect) -> RenderableType:
+def _protocol_run(line: Line, latency: Latency, run: ProtocolRun) -> RenderableType:
     from rich.console import Group
 
-    tool = dialects.TOOLS[dialect.tool]
-    fields = dialects.fields(dialect, latency, line.row.subject.batch)
+    tool = protocols.TOOLS[run.tool]
+    fields = protocols.fields(run, latency, line.row.subject.batch)
     made = table(
-        [tool.title, ">theirs", ">ours", "unit"],
-        [(field.name, _number(field.theirs, 4), _number(field.ours, 4), field.unit) for field in fields],
-        f"{line.letter} by the rules of {dialect.tool}",
+        [tool.title, ">tool", ">vitedge", "unit"],
+        [(field.name, _number(field.tool, 4), _number(field.vitedge, 4), field.unit) for field in fields],
+        f"{line.letter} as {run.tool} measures it",
     )
-    times = f"{dialect.min_duration_s:g} s instead of the tool's {tool.min_duration_s:g} s"
-    return Group(made, text(f"{tool.why} Measured for {times}." if dialect.shortened else tool.why, QUIET))
+    duration = f"{run.min_duration_s:g} s instead of the tool's {tool.min_duration_s:g} s"
+    return Group(made, text(f"{tool.why} Measured for {duration}." if run.shortened else tool.why, QUIET))

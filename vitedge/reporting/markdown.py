@@ -19,8 +19,8 @@ COLUMNS = (
     "p95 ms",
     "images/s",
     "top-1 %",
-    "lost points",
-    "agrees %",
+    "top-1 drop (pp)",
+    "top-1 agreement (%)",
     "verified",
 )
 _PUNCTUATION = re.compile(r"([\\`*_\[\]|~$]|^[#+-])")
@@ -88,7 +88,7 @@ def _cells(line: Line, decision: Decision) -> list[str]:
         milliseconds(line.p95_ms),
         rate(line.throughput),
         _with_interval(percent(line.top1), line.top1_interval, scale=100, digits=1),
-        _with_interval(points(line.drop_pts), line.drop_interval, scale=1, digits=2),
+        _with_interval(points(line.top1_drop_pp), line.drop_interval, scale=1, digits=2),
         percent(line.paired.agreement if line.paired else None),
         {True: "✓", False: "✗", None: rows.UNKNOWN}[line.verified],
     ]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vitedge.formats.result import Check, Result
 
 
-MOST_CLASSES = 5  # of each artifact, those that lost most
+MOST_CLASSES = 5  # of each artifact, those with the largest drop
 
 
 def show_result(result: Result) -> None:
@@ -41,7 +41,7 @@ def _latency(lines: Sequence[Line]) -> RenderableType | None:
         return None
     claimed = max(line.rules.percentile for line in measured if line.rules is not None)
     return table(
-        ["", "artifact", "runs in", ">p50 ms", f">p{claimed:g} ms", ">images/s", "verdict"],
+        ["", "artifact", "runtime", ">p50 ms", f">p{claimed:g} ms", ">images/s", "verdict"],
         [
             (
                 line.letter,
@@ -59,12 +59,12 @@ def _latency(lines: Sequence[Line]) -> RenderableType | None:
 
 
 def _beside(lines: Sequence[Line]) -> RenderableType | None:
-    """What isn't in the latency: preparing a picture, opening, the first inference; and the harness's own cost."""
+    """What isn't in the latency: preparing a picture, opening, the first inference; and the harness's overhead."""
     measured = [line for line in lines if line.row.latency is not None]
     if not measured:
         return None
     return table(
-        ["", "artifact", ">prepare ms", ">open ms", ">first ms", ">harness ms", ">MB"],
+        ["", "artifact", ">prepare ms", ">open ms", ">first ms", ">overhead ms", ">MB"],
         [
             (
                 line.letter,
@@ -72,7 +72,7 @@ def _beside(lines: Sequence[Line]) -> RenderableType | None:
                 milliseconds(_prepare_ms(line)),
                 milliseconds(line.load_ms),
                 milliseconds(line.first_ms),
-                milliseconds(line.floor_ms),
+                milliseconds(line.overhead_ms),
                 megabytes(line.row.subject.bytes),
             )
             for line in measured
@@ -123,7 +123,19 @@ def _accuracy(lines: Sequence[Line]) -> RenderableType | None:
     data = evaluated[0].result.data
     assert data is not None
     return table(
-        ["", "artifact", ">top-1 %", "95 %", ">top-5 %", ">lost pts", "95 %", ">p", ">agrees %", ">KL", ">ECE %"],
+        [
+            "",
+            "artifact",
+            ">top-1 %",
+            "95 %",
+            ">top-5 %",
+            ">top-1 drop (pp)",
+            "95 %",
+            ">p",
+            ">top-1 agreement (%)",
+            ">KL",
+            ">ECE %",
+        ],
         [(line.letter, line.label, *_accuracy_cells(line)) for line in evaluated],
         f"Accuracy on {evaluated[0].images:,} images of {data.source}",
     )
@@ -136,7 +148,7 @@ def _accuracy_cells(line: Line) -> list[str]:
         percent(line.top1, 2),
         "" if interval is None else f"{percent(interval.low)} … {percent(interval.high)}",
         percent(line.top5, 2),
-        points(line.drop_pts),
+        points(line.top1_drop_pp),
         "" if lost is None else f"{points(lost.low)} … {points(lost.high)}",
         rows.UNKNOWN if paired is None else f"{paired.p_value:.2g}",
         rows.UNKNOWN if paired is None else percent(paired.agreement, 2),
@@ -146,21 +158,28 @@ def _accuracy_cells(line: Line) -> list[str]:
 
 
 def _classes(lines: Sequence[Line]) -> RenderableType | None:
-    """The classes in which each artifact lost most against its reference; the report has them all."""
+    """The classes with the largest drop of each artifact against its reference; the report has them all."""
     from vitedge.evaluation.statistics import class_scores
 
-    found = []
+    scores: list[tuple[object, ...]] = []
     for line in lines:
         data, accuracy, reference = line.result.data, line.row.accuracy, line.reference
         if data is None or accuracy is None or reference is None or reference.accuracy is None:
             continue
-        lost = [one for one in class_scores(accuracy, data, reference.accuracy) if (one.lost_pts or 0.0) > 0]
-        found += [
-            (line.letter, one.name, one.images, percent(one.top1), percent(one.before), points(one.lost_pts, 1))
-            for one in lost[:MOST_CLASSES]
+        worse = [score for score in class_scores(accuracy, data, reference.accuracy) if (score.top1_drop_pp or 0.0) > 0]
+        scores += [
+            (
+                line.letter,
+                score.name,
+                score.images,
+                percent(score.top1),
+                percent(score.reference_top1),
+                points(score.top1_drop_pp, 1),
+            )
+            for score in worse[:MOST_CLASSES]
         ]
-    columns = ["", "class", ">images", ">top-1 %", ">float32 %", ">lost pts"]
-    return table(columns, found, "Classes that lost most") if found else None
+    columns = ["", "class", ">images", ">top-1 %", ">float32 %", ">top-1 drop (pp)"]
+    return table(columns, scores, "Classes with the largest drop") if scores else None
 
 
 def _notes(lines: Sequence[Line]) -> RenderableType | None:
@@ -169,9 +188,13 @@ def _notes(lines: Sequence[Line]) -> RenderableType | None:
 
 
 def _setting(result: Result) -> str:
-    where = f"{rows.place(result.circumstances)}, {result.circumstances.board.os or 'unknown system'}"
+    where = f"{rows.place(result.environment)}, {result.environment.board.os or 'unknown system'}"
     rules = next((row.latency.rules for row in result.rows if row.latency is not None), None)
-    how = "" if rules is None else f" · {rules.scenario}, turns of {rules.block_s:g} s, percentiles by nearest rank"
+    how = (
+        ""
+        if rules is None
+        else f" · {rules.scenario}, interleaved blocks of {rules.block_s:g} s, percentiles by nearest rank"
+    )
     skipped = result.data.skipped if result.data is not None else ()
     unread = f" · {len(skipped)} images couldn't be read: {', '.join(skipped[:5])}" if skipped else ""
     return f"{where}{how}{unread}"
@@ -179,7 +202,7 @@ def _setting(result: Result) -> str:
 
 def show_checks(checks: Sequence[Check]) -> None:
     """One row a check."""
-    terminal.show(table(["", "check", ""], [(mark(check.ok), check.name, check.detail) for check in checks]))
+    terminal.show(table(["", "check", "detail"], [(mark(check.ok), check.name, check.detail) for check in checks]))
 
 
 def show_classified(found: Sequence[Classified]) -> None:

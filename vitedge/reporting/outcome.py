@@ -95,11 +95,11 @@ def refuse_invalid(result: Result) -> None:
     Raises:
         InvalidResultError: what stands against it.
     """
-    from vitedge.benchmarking.validity import judge
+    from vitedge.benchmarking.validity import assess
     from vitedge.errors import InvalidResultError
 
     for row in result.rows:
-        verdict = judge(row)
+        verdict = assess(row)
         if not verdict.valid:
             raise InvalidResultError(
                 f"measure {row.subject.name} strictly", "; ".join(verdict.reasons), "measure again on a quiet machine"

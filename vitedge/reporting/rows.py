@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from vitedge.benchmarking.validity import Verdict, judge
+from vitedge.benchmarking.validity import Verdict, assess
 from vitedge.core.intervals import Interval, wilson
 from vitedge.errors import ArtifactError, UsageError
 from vitedge.evaluation.evaluate import reference_row
 from vitedge.evaluation.statistics import Paired, calibration_error, compare, top_k
-from vitedge.formats.result import RESULT_JSON, Circumstances, Result, Row, Rules, combine, decode_result, read_result
+from vitedge.formats.result import RESULT_JSON, Environment, Result, Row, Rules, combine, decode_result, read_result
 
 UNKNOWN = "–"
 
@@ -38,12 +38,12 @@ class Line:
     @property
     def place(self) -> str:
         """The machine in a few words."""
-        return place(self.result.circumstances)
+        return place(self.result.environment)
 
     @cached_property
     def verdict(self) -> Verdict:
         """What stands against this row."""
-        return judge(self.row)
+        return assess(self.row)
 
     @property
     def rules(self) -> Rules | None:
@@ -75,10 +75,10 @@ class Line:
         return None if found is None else found / 1e6
 
     @cached_property
-    def floor_ms(self) -> float | None:
-        """The harness's own median: the null runtime through the same code."""
-        floor = self.row.latency.floor if self.row.latency else None
-        found = floor.percentile_ns(50) if floor else None
+    def overhead_ms(self) -> float | None:
+        """The harness's median overhead: the null runtime through the same code."""
+        overhead = self.row.latency.overhead if self.row.latency else None
+        found = overhead.percentile_ns(50) if overhead else None
         return None if found is None else found / 1e6
 
     @property
@@ -100,7 +100,7 @@ class Line:
 
     @cached_property
     def top1(self) -> float | None:
-        """Top-1 accuracy, a share."""
+        """Top-1 accuracy, a fraction."""
         return top_k(self.row.accuracy, 1) / self.images if self.row.accuracy and self.images else None
 
     @cached_property
@@ -110,7 +110,7 @@ class Line:
 
     @cached_property
     def top5(self) -> float | None:
-        """Top-5 accuracy, a share; None with five classes or fewer, where it says nothing."""
+        """Top-5 accuracy, a fraction; None with five classes or fewer, where it says nothing."""
         if self.row.accuracy is None or not self.images or self.result.data is None:
             return None
         return top_k(self.row.accuracy, 5) / self.images if len(self.result.data.classes) > 5 else None
@@ -123,8 +123,8 @@ class Line:
         return compare(self.reference.accuracy, self.row.accuracy)
 
     @property
-    def drop_pts(self) -> float | None:
-        """Percentage points of top-1 lost against the reference."""
+    def top1_drop_pp(self) -> float | None:
+        """Top-1 drop against the reference, percentage points."""
         return None if self.paired is None else 0.0 - 100 * self.paired.difference
 
     @property
@@ -136,7 +136,7 @@ class Line:
 
     @cached_property
     def calibration_error(self) -> float | None:
-        """Expected calibration error, a share."""
+        """Expected calibration error, a fraction."""
         accuracy = self.row.accuracy
         return calibration_error(accuracy.calibrated) if accuracy and accuracy.calibrated else None
 
@@ -165,7 +165,7 @@ class Line:
                 found.append(f"{latency.samples.missed} of {latency.samples.arrivals} arrivals missed")
         executed = self.row.precision_executed
         if executed is not None and _differs(executed, self.row.subject.precision_planned):
-            found.append(f"executed as {shares(executed)}")
+            found.append(f"executed as {fractions(executed)}")
         return found
 
 
@@ -173,7 +173,7 @@ def _differs(executed: dict[str, float], planned: dict[str, float]) -> bool:
     return any(abs(executed.get(name, 0.0) - planned.get(name, 0.0)) > 0.005 for name in {*executed, *planned})
 
 
-def place(where: Circumstances) -> str:
+def place(where: Environment) -> str:
     """A machine in a few words: its board, or its processor and cores."""
     if where.board.model and where.processor.architecture == "aarch64":
         return where.board.model
@@ -182,10 +182,10 @@ def place(where: Circumstances) -> str:
     return f"{where.processor.model or where.board.model or 'unknown machine'}{count}"
 
 
-def shares(by_type: dict[str, float]) -> str:
-    """``93 % int8, 7 % fp32``, the largest first."""
+def fractions(by_type: dict[str, float]) -> str:
+    """Fractions by type as ``93 % int8, 7 % fp32``, the largest first."""
     ordered = sorted(by_type.items(), key=lambda item: -item[1])
-    return ", ".join(f"{share:.0%} {name}".replace("%", " %") for name, share in ordered) or UNKNOWN
+    return ", ".join(f"{fraction:.0%} {name}".replace("%", " %") for name, fraction in ordered) or UNKNOWN
 
 
 def milliseconds(value: float | None) -> str:
@@ -195,9 +195,9 @@ def milliseconds(value: float | None) -> str:
     return f"{value:.{0 if value >= 99.95 else 1 if value >= 9.995 else 2 if value >= 0.9995 else 3}f}"
 
 
-def percent(share: float | None, digits: int = 1) -> str:
-    """A share as a percentage without its sign: 86.2."""
-    return UNKNOWN if share is None else f"{100 * share:.{digits}f}"
+def percent(fraction: float | None, digits: int = 1) -> str:
+    """A fraction as a percentage without its sign: 86.2."""
+    return UNKNOWN if fraction is None else f"{100 * fraction:.{digits}f}"
 
 
 def points(value: float | None, digits: int = 2) -> str:
@@ -265,7 +265,7 @@ def merge(results: Sequence[Result]) -> list[Result]:
 
 
 def _joinable(first: Result, second: Result) -> bool:
-    if first.circumstances != second.circumstances or (first.data and second.data and first.data != second.data):
+    if first.environment != second.environment or (first.data and second.data and first.data != second.data):
         return False
     rows = {row.subject.digest: row for row in first.rows}
     both = [(rows[row.subject.digest], row) for row in second.rows if row.subject.digest in rows]

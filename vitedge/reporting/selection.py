@@ -23,7 +23,9 @@ def draw(plan: Plan, artifact: Artifact) -> str | None:
 
     manifest = artifact.manifest
     try:
-        svg = plots.selection(manifest.steps, manifest.candidates, f"What quantizing costs and brings: {manifest.name}")
+        svg = plots.selection(
+            manifest.steps, manifest.candidates, f"Accuracy against latency of the selection: {manifest.name}"
+        )
     except NotInstalledError as error:
         return f"no picture: {error.reason}; {error.hint}"
     if svg is None:

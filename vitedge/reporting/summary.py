@@ -33,20 +33,31 @@ def show_summary(result: Result, shown: Sequence[Shown], out: Path) -> None:
     decisions = decide(found)
     parts: list[RenderableType | None] = [_table(found), _notes(found)]
     for decision in decisions:
-        told = [text(decision.headline, LOUD), *(text(f"  {reason}") for reason in decision.reasons)]
-        told += [text(f"  {caveat}", QUIET) for caveat in decision.caveats]
-        parts.append(Group(*told))
+        sentences = [text(decision.headline, LOUD), *(text(f"  {reason}") for reason in decision.reasons)]
+        sentences += [text(f"  {caveat}", QUIET) for caveat in decision.caveats]
+        parts.append(Group(*sentences))
     parts.append(_pictures(shown))
-    parts.append(text(f"Open {out / 'report.html'} for the report; the artifacts lie in {out / 'artifacts'}."))
+    parts.append(text(f"Open {out / 'report.html'} for the report; the artifacts are in {out / 'artifacts'}."))
     terminal.show(*parts)
 
 
 def _table(lines: Sequence[Line]) -> RenderableType:
     data = next((line.result.data for line in lines if line.images and line.result.data is not None), None)
     images = max((line.images for line in lines), default=0)
-    title = None if data is None else f"Latency at batch 1, accuracy on {images} held-out pictures"
+    title = None if data is None else f"Latency at batch 1, accuracy on {images} hold-out pictures"
     return table(
-        ["artifact", ">MB", ">p50 ms", ">p95 ms", ">× fp32", ">top-1 %", ">lost pts", ">agrees %", "!int8", "verified"],
+        [
+            "artifact",
+            ">MB",
+            ">p50 ms",
+            ">p95 ms",
+            ">× fp32",
+            ">top-1 %",
+            ">top-1 drop (pp)",
+            ">top-1 agreement (%)",
+            ">INT8 MACs",
+            "verified",
+        ],
         [
             (
                 line.label,
@@ -55,7 +66,7 @@ def _table(lines: Sequence[Line]) -> RenderableType:
                 milliseconds(line.p95_ms),
                 _speedup(line, lines),
                 percent(line.top1),
-                points(line.drop_pts),
+                points(line.top1_drop_pp),
                 rows.UNKNOWN if line.paired is None else percent(line.paired.agreement),
                 _int8(line),
                 _verified(line),
@@ -76,12 +87,12 @@ def _speedup(line: Line, lines: Sequence[Line]) -> str:
 
 
 def _int8(line: Line) -> str:
-    """Share of the multiply-accumulates in int8: executed, or planned where nothing could be executed."""
+    """Percentage of the multiply-accumulates in int8: executed, or planned where nothing could be executed."""
     executed, planned = line.row.precision_executed, line.row.subject.precision_planned
-    share = (planned if executed is None else executed).get("int8", 0.0)
-    if executed is None and not share:
+    fraction = (planned if executed is None else executed).get("int8", 0.0)
+    if executed is None and not fraction:
         return rows.UNKNOWN
-    return f"{'plans ' if executed is None else ''}{share:.0%}".replace("%", " %")
+    return f"{100 * fraction:.0f} %{' (planned)' if executed is None else ''}"
 
 
 def _verified(line: Line) -> Text:
@@ -120,5 +131,5 @@ def _pictures(shown: Sequence[Shown]) -> RenderableType | None:
             )
             for one in shown
         ],
-        "Test pictures that nothing was chosen by",
+        "Test pictures, used neither for calibration nor for selection",
     )

@@ -188,11 +188,11 @@ def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
                 "target",
                 "!precision",
                 "variant",
-                "share of MACs",
+                "MACs",
                 ">MB",
-                ">alike",
-                ">points lost",
-                "proved by",
+                ">top-1 agreement (%)",
+                ">top-1 drop (pp)",
+                "executed by",
             ],
             [
                 (
@@ -200,9 +200,9 @@ def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
                     row["target"],
                     row["precision"],
                     row["form"],
-                    ", ".join(f"{name} {share:.0%}" for name, share in row["obtained"].items()),
+                    ", ".join(f"{name} {fraction:.0%}" for name, fraction in row["obtained"].items()),
                     megabytes(row["bytes"]),
-                    "" if row["agreement"] is None else f"{100 * row['agreement']:.2f} %",
+                    "" if row["agreement"] is None else f"{100 * row['agreement']:.2f}",
                     "" if row["drop"] is None else f"{row['drop']['points']:.2f} (≤ {row['drop']['high']:.2f})",
                     row["executed_by"],
                 )
@@ -218,7 +218,7 @@ def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
         ),
         *(part for row in rows if "explained" in row for part in _explained(row["explained"])),
         *(text(row["picture"]) for row in rows if row.get("picture")),
-        *(text(f"judged on {judges}") for judges in dict.fromkeys(row["judged_on"] for row in rows) if judges),
+        *(text(f"evaluated on {pictures}") for pictures in dict.fromkeys(row["judged_on"] for row in rows) if pictures),
         *(
             text(f"{row['artifact']}: {len(row['left_in_float'])} layers that could be quantized stay in float")
             for row in rows
@@ -231,14 +231,23 @@ def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
 def _tuned(row: Mapping[str, Any]) -> RenderableType:
     """What was measured to choose."""
     return table(
-        ["candidate", "precision", ">p50 ms", ">MB", ">alike", ">points lost", "holds", ""],
+        [
+            "candidate",
+            "precision",
+            ">p50 ms",
+            ">MB",
+            ">top-1 agreement (%)",
+            ">top-1 drop (pp)",
+            "meets its budget",
+            "",
+        ],
         [
             (
                 each["form"],
                 each["precision"],
                 "" if each["latency_p50_ms"] is None else f"{each['latency_p50_ms']:.3f}",
                 megabytes(each["bytes"]),
-                "" if each["agreement"] is None else f"{100 * each['agreement']:.2f} %",
+                "" if each["agreement"] is None else f"{100 * each['agreement']:.2f}",
                 "" if each["drop_pts"] is None else f"{each['drop_pts']:.2f}",
                 "" if each["holds"] is None else words(each["holds"]),
                 "chosen" if each["chosen"] else "",
@@ -246,7 +255,7 @@ def _tuned(row: Mapping[str, Any]) -> RenderableType:
             for each in row["candidates"]
             if not each["failed"]
         ],
-        title=f"{row['artifact']}: measured in turns on this machine",
+        title=f"{row['artifact']}: measured interleaved on this machine",
     )
 
 
@@ -270,7 +279,7 @@ def _explained(found: Mapping[str, Any]) -> list[RenderableType]:
         )
         for layer in found["layers"]
     ]
-    columns = ["layer", "precision", ">MACs", ">KL", ">float µs", ">now µs", "why not"]
+    columns = ["layer", "precision", ">MACs", ">KL", ">float32 µs", ">quantized µs", "reason"]
     return [
         table(columns, rows, title=f"{found['artifact']}, layer by layer"),
         Group(*(text(sentence) for sentence in found["sentences"])),
@@ -281,7 +290,10 @@ def _skipped(rows: Sequence[Mapping[str, Any]]) -> Text | None:
     names = sorted({name for row in rows for name in row["skipped_images"]})
     if not names:
         return None
-    return text(f"calibration passed over {len(names)} unreadable images: {', '.join(names[:5])}", UNSURE)
+    return text(
+        f"{len(names)} calibration image{'s' if len(names) > 1 else ''} could not be read: {', '.join(names[:5])}",
+        UNSURE,
+    )
 
 
 # --- catalogue -------------------------------------------------------------------------------------------------------
@@ -331,7 +343,7 @@ def show_target(target: Target) -> None:
                 ("bench", f"{target.bench.warmup_s:g} s of warm-up, at least {target.bench.min_duration_s:g} s"),
                 (
                     "budget",
-                    f"{target.budget.max_top1_drop_pp:g} points of top-1"
+                    f"top-1 drop up to {target.budget.max_top1_drop_pp:g} pp"
                     + (f", p95 up to {latency:g} ms" if latency else ""),
                 ),
             ]
@@ -341,7 +353,7 @@ def show_target(target: Target) -> None:
             [(candidate.precision, candidate.variant) for candidate in target.candidate],
             title="Candidates, the preferred one first",
         ),
-        table(["!precision", "why not"], target.refused.items(), title="Refused") if target.refused else None,
+        table(["!precision", "reason"], target.refused.items(), title="Refused") if target.refused else None,
     )
 
 

@@ -59,7 +59,7 @@ def write_trained(
         "parameters": sum(value.size for value in arrays.values()),
         "macs": trainer.config.macs(),
         "processes": trainer.group.count,
-        **circumstances(trainer.group.device, bf16=trainer.bf16),
+        **environment(trainer.group.device, bf16=trainer.bf16),
     }
     if trainer.start.digest is not None:
         training["initial_weights"] = {"name": trainer.start.name, "sha256": trainer.start.digest}
@@ -90,7 +90,7 @@ def _recorded(trainer: Trainer) -> dict[str, Any]:
     return options
 
 
-def circumstances(device: torch.device, *, bf16: bool) -> dict[str, Any]:
+def environment(device: torch.device, *, bf16: bool) -> dict[str, Any]:
     """Where and with what a run was made."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

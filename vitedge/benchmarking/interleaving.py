@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 
-from vitedge.benchmarking.load import Contender
+from vitedge.benchmarking.load import Workload
 from vitedge.core.progress import Progress, silent
 from vitedge.device.reading import Reading
 from vitedge.device.telemetry import Telemetry
@@ -30,17 +30,17 @@ class Run:
 
     def __init__(
         self,
-        contenders: Sequence[Contender],
+        workloads: Sequence[Workload],
         rules: Rules,
         *,
-        floors: Sequence[Contender] = (),
+        overheads: Sequence[Workload] = (),
         telemetry: Telemetry | None = None,
         before: Latency | None = None,
     ) -> None:
-        self.contenders, self.rules, self.floors = contenders, rules, floors
+        self.workloads, self.rules, self.overheads = workloads, rules, overheads
         self._telemetry = telemetry
         self._readings_before = before.readings if before is not None else ()
-        self._elapsed_ns = max(contender.elapsed_ns for contender in (*contenders, *floors))
+        self._elapsed_ns = max(workload.elapsed_ns for workload in (*workloads, *overheads))
         self._resumed_ns = (*before.resumed_ns, self._elapsed_ns) if before is not None else ()
         self._start_ns = time.perf_counter_ns()
 
@@ -56,10 +56,10 @@ class Run:
             progress: called with (task, done, total).
             keep: called between rounds now and then, to save what there is.
         """
-        rules, turns = self.rules, [*self.contenders, *self.floors]
-        for number, contender in enumerate(turns):
+        rules, turns = self.rules, [*self.workloads, *self.overheads]
+        for number, workload in enumerate(turns):
             progress("warm up", number, len(turns))
-            contender.warm_up(rules)
+            workload.warm_up(rules)
         progress("warm up", len(turns), len(turns))
         order = random.Random(rules.seed + len(self._resumed_ns))
         self._start_ns = time.perf_counter_ns()
@@ -67,17 +67,17 @@ class Run:
         gc.collect()
         gc.freeze()
         try:
-            while (enough := min(contender.progress(rules) for contender in self.contenders)) < 1.0:
+            while (enough := min(workload.progress(rules) for workload in self.workloads)) < 1.0:
                 progress("measure", int(100 * enough), 100)
-                for contender in order.sample(turns, len(turns)):
-                    contender.block(rules)
+                for workload in order.sample(turns, len(turns)):
+                    workload.block(rules)
                 if keep is not None and (now := time.perf_counter_ns()) >= due:
                     keep()
                     done = time.perf_counter_ns()
                     due = done + max(KEEP_EVERY_S * 1e9, (done - now) / KEEP_SHARE)
             progress("measure", 100, 100)
-            for contender in self.contenders:
-                contender.audit_repeats(rules)
+            for workload in self.workloads:
+                workload.audit_repeats(rules)
         finally:
             gc.unfreeze()
 
@@ -87,22 +87,22 @@ class Run:
         return (*self._readings_before, *self._telemetry.readings(self._start_ns, self._elapsed_ns))
 
     def latency(
-        self, contender: Contender, *, load_ns: int, first_ns: int, memory: Memory, floor: Contender | None = None
+        self, workload: Workload, *, load_ns: int, first_ns: int, memory: Memory, overhead: Workload | None = None
     ) -> Latency | None:
         """What a contender has measured so far, as a result's row has it; None without a single sample."""
-        samples = contender.samples(self.origin_ns)
+        samples = workload.samples(self.origin_ns)
         if not len(samples):
             return None
         return Latency(
             rules=self.rules,
             load_ns=load_ns,
             first_ns=first_ns,
-            warmup=contender.warmup,
+            warmup=workload.warmup,
             samples=samples,
             memory=memory,
-            floor=floor.samples(self.origin_ns) if floor is not None else None,
+            overhead=overhead.samples(self.origin_ns) if overhead is not None else None,
             readings=self._readings(),
-            audit=contender.audit(),
+            audit=workload.audit(),
             power_of=self._telemetry.power_of if self._telemetry is not None else (),
             resumed_ns=self._resumed_ns,
         )

@@ -1,7 +1,7 @@
-"""Other tools' rules on the same session, and their fields from the samples taken by them.
+"""Other tools' measurement protocols on the same session, and the fields that each tool prints, from those samples.
 
-Each tool warms up, stops, times and counts in its own way; a number can only be checked against the one that somebody
-has when all four are the same. What a tool does is described where it's defined, with the source of each formula.
+Each tool warms up, stops, times and counts in its own way; a number can only be checked against one that somebody
+already has when all four are the same. Each protocol is described where it's defined, with the source of its formulas.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vitedge.benchmarking.load import System, quiet
 from vitedge.core.percentiles import early_stopping, percentile
-from vitedge.formats.samples import Block, Dialect, Latency, Samples
+from vitedge.formats.samples import Block, Latency, ProtocolRun, Samples
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,26 +30,26 @@ Issue = Literal["sync", "async", "at once"]
 
 @dataclass(frozen=True)
 class Field:
-    """One line of a tool's output; ``ours`` is the same statistic of our own samples, where there is one."""
+    """One line of a tool's output."""
 
     name: str
-    theirs: float | None  # None: the runtime doesn't tell what it takes
-    ours: float | None
+    tool: float | None  # None: the runtime doesn't separate the stages that it needs
+    vitedge: float | None  # the same statistic of vitedge's own samples, where there is one
     unit: str = ""
 
 
 @dataclass(frozen=True)
-class Tool:
-    """A tool's rules.
+class ToolProtocol:
+    """How a tool measures.
 
     Attributes:
-        title: its name and the mode that is meant.
-        issue: one in flight, as many as there are slots, or everything at once.
-        warmup_s: runs so long before it counts (0: one inference).
-        min_duration_s: counts at least so long …
-        min_samples: … and at least so many inferences.
-        fields: from the samples, our own latency and the batch.
-        why: in a sentence, why its numbers differ from ours.
+        title: the tool's name and mode.
+        issue: one inference in flight, as many as there are slots, or all queued at the beginning.
+        warmup_s: warm-up before the timed run (0: one inference).
+        min_duration_s: the timed run lasts at least so long …
+        min_samples: … and has at least so many inferences; 0: one pass over the frames.
+        fields: from the samples, vitedge's own latency and the batch.
+        why: in a sentence, why its numbers differ from vitedge's.
     """
 
     title: str
@@ -57,60 +57,60 @@ class Tool:
     warmup_s: float
     min_duration_s: float
     min_samples: int
-    fields: Callable[[Dialect, Latency, int], list[Field]]
+    fields: Callable[[ProtocolRun, Latency, int], list[Field]]
     why: str
 
 
-# --- running by a tool's rules ---------------------------------------------------------------------------------------
+# --- running as a tool does -------------------------------------------------------------------------------------------
 
 
-def run_like(
+def run_protocol(
     tool: str, system: System, frames: Sequence[NDArray[np.uint8]], slots: int, duration_s: float | None = None
-) -> Dialect:
-    """Run by a tool's rules.
+) -> ProtocolRun:
+    """Run as a tool measures.
 
     Args:
         tool: a key of :data:`TOOLS`.
         system: what answers.
-        frames: fed in turn, each uint8 [batch, h, w, 3].
+        frames: fed one after the other, each uint8 [batch, h, w, 3].
         slots: inferences that may be in flight.
-        duration_s: instead of the tool's own where that is longer; the result says so.
+        duration_s: instead of the tool's own where that is longer; the result is then marked as shortened.
     """
-    rules, feed, clock = TOOLS[tool], itertools.cycle(frames), time.perf_counter_ns
-    wanted_s = rules.min_duration_s if duration_s is None else min(duration_s, rules.min_duration_s)
+    protocol, feed, clock = TOOLS[tool], itertools.cycle(frames), time.perf_counter_ns
+    wanted_s = protocol.min_duration_s if duration_s is None else min(duration_s, protocol.min_duration_s)
     start = clock()
     system.run_timed(next(feed))
     first_ns = clock() - start
-    until = clock() + rules.warmup_s * 1e9
+    until = clock() + protocol.warmup_s * 1e9
     while clock() < until:
         system.run_timed(next(feed))
-    least = len(frames) if rules.min_samples == 0 else rules.min_samples
+    least = len(frames) if protocol.min_samples == 0 else protocol.min_samples
     with quiet():
-        if rules.issue == "at once":
+        if protocol.issue == "at once":
             count = _expected(system, feed, slots, wanted_s, -(-least // frames[0].shape[0]))
-            samples = _flying(system, feed, slots, 0.0, count, at_once=True)
-        elif rules.issue == "async" and slots > 1:
-            samples = _flying(system, feed, slots, wanted_s, least, at_once=False)
+            samples = _in_flight(system, feed, slots, 0.0, count, at_once=True)
+        elif protocol.issue == "async" and slots > 1:
+            samples = _in_flight(system, feed, slots, wanted_s, least, at_once=False)
         else:
-            samples = _one_by_one(system, feed, wanted_s, least)
-    return Dialect(
+            samples = _synchronous(system, feed, wanted_s, least)
+    return ProtocolRun(
         tool=tool,
         samples=samples,
         first_ns=first_ns,
         min_duration_s=wanted_s,
-        shortened=wanted_s < rules.min_duration_s,
+        shortened=wanted_s < protocol.min_duration_s,
     )
 
 
 def _expected(
     system: System, feed: itertools.cycle[NDArray[np.uint8]], slots: int, duration_s: float, least: int
 ) -> int:
-    """How many inferences last so long, with LoadGen's tenth on top: everything is asked for before it begins."""
-    probe = _flying(system, feed, slots, min(1.0, duration_s / 10), slots, at_once=False)
+    """How many inferences last so long, with LoadGen's tenth on top: all are queued at the beginning."""
+    probe = _in_flight(system, feed, slots, min(1.0, duration_s / 10), slots, at_once=False)
     return max(least, math.ceil(1.1 * duration_s * len(probe) / _wall_s(probe)))
 
 
-def _one_by_one(system: System, feed: itertools.cycle[NDArray[np.uint8]], duration_s: float, least: int) -> Samples:
+def _synchronous(system: System, feed: itertools.cycle[NDArray[np.uint8]], duration_s: float, least: int) -> Samples:
     clock = time.perf_counter_ns
     starts: list[int] = []
     latencies: list[int] = []
@@ -136,7 +136,7 @@ def _one_by_one(system: System, feed: itertools.cycle[NDArray[np.uint8]], durati
     )
 
 
-def _flying(
+def _in_flight(
     system: System,
     feed: itertools.cycle[NDArray[np.uint8]],
     slots: int,
@@ -145,14 +145,14 @@ def _flying(
     *,
     at_once: bool,
 ) -> Samples:
-    """With ``at_once`` every inference counts from the beginning, when all of them were asked for."""
+    """Asynchronously, ``slots`` in flight; with ``at_once`` latencies count from the beginning, when all are queued."""
     clock = time.perf_counter_ns
-    flying: deque[tuple[int, int]] = deque()
+    in_flight: deque[tuple[int, int]] = deque()
     starts: list[int] = []
     latencies: list[int] = []
 
-    def land() -> int:
-        start, ticket = flying.popleft()
+    def complete() -> int:
+        start, ticket = in_flight.popleft()
         system.collect(ticket)
         end = clock()
         starts.append(0 if at_once else start - begin)
@@ -164,11 +164,11 @@ def _flying(
     while end < begin + duration_s * 1e9 or started < least:
         images = next(feed)
         start = clock()
-        flying.append((start, system.submit(images)))
+        in_flight.append((start, system.submit(images)))
         started += 1
-        end = land() if len(flying) == slots else clock()
-    while flying:
-        end = land()
+        end = complete() if len(in_flight) == slots else clock()
+    while in_flight:
+        end = complete()
     block = Block(start_ns=0, end_ns=end - begin, samples=len(latencies))
     return Samples(start_ns=tuple(starts), latency_ns=tuple(latencies), blocks=(block,))
 
@@ -195,8 +195,8 @@ def _trtexec_summary(name: str, column: Sequence[int], ours: Latency | None) -> 
     ordered = sorted(column)
     own = sorted(ours.samples.latency_ns) if ours is not None else []
 
-    def line(word: str, theirs: float, statistic: float | None) -> Field:
-        return Field(f"{name}: {word}", theirs / 1e6, statistic, "ms")
+    def line(statistic: str, tool: float, vitedge: float | None) -> Field:
+        return Field(f"{name}: {statistic}", tool / 1e6, vitedge, "ms")
 
     return [
         line("min", ordered[0], own[0] / 1e6 if own else None),
@@ -214,12 +214,12 @@ def _trtexec_summary(name: str, column: Sequence[int], ours: Latency | None) -> 
     ]
 
 
-def _trtexec(dialect: Dialect, ours: Latency, batch: int, *, compute_only: bool) -> list[Field]:
+def _trtexec(run: ProtocolRun, ours: Latency, batch: int, *, compute_only: bool) -> list[Field]:
     """``printEpilog`` of ``sampleReporting.cpp``; throughput counts queries, whatever the batch.
 
     Where the runtime doesn't separate the copies, the call as a whole is the latency, and the stages stay unknown.
     """
-    samples = dialect.samples
+    samples = run.samples
     moves = (samples.transfer_in_ns, samples.transfer_out_ns)
     separated = bool(samples.compute_ns) and all(moves)
     if compute_only:
@@ -242,21 +242,21 @@ def _trtexec(dialect: Dialect, ours: Latency, batch: int, *, compute_only: bool)
     ]
 
 
-def _trtexec10(dialect: Dialect, ours: Latency, batch: int) -> list[Field]:
-    return _trtexec(dialect, ours, batch, compute_only=False)
+def _trtexec10(run: ProtocolRun, ours: Latency, batch: int) -> list[Field]:
+    return _trtexec(run, ours, batch, compute_only=False)
 
 
-def _trtexec11(dialect: Dialect, ours: Latency, batch: int) -> list[Field]:
-    return _trtexec(dialect, ours, batch, compute_only=True)
+def _trtexec11(run: ProtocolRun, ours: Latency, batch: int) -> list[Field]:
+    return _trtexec(run, ours, batch, compute_only=True)
 
 
-def _benchmark_app(dialect: Dialect, ours: Latency, batch: int) -> list[Field]:
+def _benchmark_app(run: ProtocolRun, ours: Latency, batch: int) -> list[Field]:
     """``main_loop`` and the report of ``main.py``; the median is the 50th percentile by nearest rank."""
-    samples = dialect.samples
+    samples = run.samples
     ordered, own = sorted(samples.latency_ns), sorted(ours.samples.latency_ns)
     wall = _wall_s(samples)
     return [
-        Field("First inference", dialect.first_ns / 1e6, ours.first_ns / 1e6, "ms"),
+        Field("First inference", run.first_ns / 1e6, ours.first_ns / 1e6, "ms"),
         Field("Count", len(samples), len(own), "iterations"),
         Field("Duration", wall * 1e3, _wall_s(ours.samples) * 1e3, "ms"),
         Field("Latency: Median", percentile(ordered, 50) / 1e6, _ours(ours, 50), "ms"),
@@ -267,9 +267,9 @@ def _benchmark_app(dialect: Dialect, ours: Latency, batch: int) -> list[Field]:
     ]
 
 
-def _loadgen_stats(dialect: Dialect, ours: Latency) -> list[Field]:
+def _loadgen_stats(run: ProtocolRun, ours: Latency) -> list[Field]:
     """``Additional Stats`` of ``results.cc``, in nanoseconds."""
-    ordered, own = sorted(dialect.samples.latency_ns), sorted(ours.samples.latency_ns)
+    ordered, own = sorted(run.samples.latency_ns), sorted(ours.samples.latency_ns)
     return [
         Field("Min latency", ordered[0], own[0], "ns"),
         Field("Max latency", ordered[-1], own[-1], "ns"),
@@ -286,9 +286,9 @@ def _loadgen_stats(dialect: Dialect, ours: Latency) -> list[Field]:
     ]
 
 
-def _loadgen(dialect: Dialect, ours: Latency, batch: int) -> list[Field]:
+def _loadgen(run: ProtocolRun, ours: Latency, batch: int) -> list[Field]:
     """``LogSummary`` for SingleStream; the early-stopping estimate is what counts as the result."""
-    samples = dialect.samples
+    samples = run.samples
     ordered = sorted(samples.latency_ns)
     issued_s = samples.start_ns[-1] / 1e9
     valid = len(ordered) >= 100 and issued_s >= LOADGEN_S and early_stopping(ordered, 90) is not None
@@ -299,26 +299,26 @@ def _loadgen(dialect: Dialect, ours: Latency, batch: int) -> list[Field]:
         Field("Early stopping 99th percentile estimate", early_stopping(ordered, 99), None, "ns"),
         Field("QPS w/ loadgen overhead", (len(ordered) - 1) / issued_s if issued_s else None, None, "qps"),
         Field("QPS w/o loadgen overhead", 1e9 / (sum(ordered) // len(ordered)), ours.samples.throughput(1), "qps"),
-        *_loadgen_stats(dialect, ours),
+        *_loadgen_stats(run, ours),
     ]
 
 
-def _loadgen_offline(dialect: Dialect, ours: Latency, batch: int) -> list[Field]:
+def _loadgen_offline(run: ProtocolRun, ours: Latency, batch: int) -> list[Field]:
     """``LogSummary`` for Offline: one query with all samples, over the latency of the last."""
-    samples = dialect.samples
+    samples = run.samples
     longest_s = max(samples.latency_ns) / 1e9
     return [
         Field("Samples per second", batch * len(samples) / longest_s, ours.samples.throughput(batch), "samples/s"),
         Field("Result is VALID", float(batch * len(samples) >= OFFLINE_SAMPLES and longest_s >= LOADGEN_S), None),
-        *_loadgen_stats(dialect, ours),
+        *_loadgen_stats(run, ours),
     ]
 
 
-def _ultralytics(dialect: Dialect, ours: Latency, batch: int) -> list[Field]:
+def _ultralytics(run: ProtocolRun, ours: Latency, batch: int) -> list[Field]:
     """``benchmark`` of ``utils/benchmarks.py``: the mean an image, and FPS = 1000 / (mean + 0.001), both rounded."""
-    mean_ms = fmean(dialect.samples.latency_ns) / 1e6 / batch
+    mean_ms = fmean(run.samples.latency_ns) / 1e6 / batch
     return [
-        Field("Images", batch * len(dialect.samples), batch * len(ours.samples)),
+        Field("Images", batch * len(run.samples), batch * len(ours.samples)),
         Field("Inference time", round(mean_ms, 2), fmean(ours.samples.latency_ns) / 1e6 / batch, "ms/im"),
         Field("FPS", round(1000 / (mean_ms + 1e-3), 2), ours.samples.throughput(batch), "images/s"),
     ]
@@ -326,18 +326,18 @@ def _ultralytics(dialect: Dialect, ours: Latency, batch: int) -> list[Field]:
 
 LOADGEN_S, OFFLINE_SAMPLES = 600.0, 24576
 
-TOOLS: dict[str, Tool] = {
-    "trtexec10": Tool(
+TOOLS: dict[str, ToolProtocol] = {
+    "trtexec10": ToolProtocol(
         "trtexec of TensorRT 8 to 10",
         "sync",
         warmup_s=0.2,
         min_duration_s=3.0,
         min_samples=10,
         fields=_trtexec10,
-        why="It adds the GPU's own times for copying in, computing and copying out; ours is the whole call as the "
-        "caller sees it, in turns with others, and after a warm-up that lasts until it's stable.",
+        why="It adds the GPU's own times for copying in, computing and copying out; vitedge's is the whole call as the "
+        "caller sees it, interleaved with the other artifacts, after a warm-up that lasts until the latency is stable.",
     ),
-    "trtexec11": Tool(
+    "trtexec11": ToolProtocol(
         "trtexec of TensorRT 11",
         "sync",
         warmup_s=0.2,
@@ -345,19 +345,20 @@ TOOLS: dict[str, Tool] = {
         min_samples=10,
         fields=_trtexec11,
         why="Its latency is the computation alone, replayed as a CUDA graph with a spinning wait, which this session "
-        "doesn't do; ours has the copies and the waiting in it.",
+        "doesn't do; vitedge's includes the copies and the waiting.",
     ),
-    "benchmark-app": Tool(
+    "benchmark-app": ToolProtocol(
         "OpenVINO's benchmark_app, asynchronous as it is by default",
         "async",
         warmup_s=0.0,
         min_duration_s=60.0,
         min_samples=1,
         fields=_benchmark_app,
-        why="It keeps every request busy, so a latency has waiting for the others in it, and throughput is what it's "
-        "after; ours keeps one in flight. It would also compile for throughput; the artifact's own options stay here.",
+        why="It keeps every request busy, so a latency includes waiting for the others, and it aims at throughput; "
+        "vitedge keeps one inference in flight. It would also compile for throughput; here the artifact's "
+        "own options stay.",
     ),
-    "loadgen": Tool(
+    "loadgen": ToolProtocol(
         "MLPerf LoadGen, SingleStream",
         "sync",
         warmup_s=0.0,
@@ -365,19 +366,19 @@ TOOLS: dict[str, Tool] = {
         min_samples=100,
         fields=_loadgen,
         why="Its headline is a 90th percentile, estimated on the safe side, of ten minutes without a warm-up in the "
-        "timed run; ours is a median and the percentile asked for, after a warm-up.",
+        "timed run; vitedge's is a median and a chosen percentile, after a warm-up.",
     ),
-    "loadgen-offline": Tool(
+    "loadgen-offline": ToolProtocol(
         "MLPerf LoadGen, Offline",
         "at once",
         warmup_s=0.0,
         min_duration_s=LOADGEN_S,
         min_samples=OFFLINE_SAMPLES,
         fields=_loadgen_offline,
-        why="Everything is asked for at once and counts from the beginning, so its latencies are places in a queue and "
-        "its number is the throughput; ours is the time of one inference.",
+        why="Everything is queued at once and counts from the beginning, so its latencies are positions in a queue and "
+        "its result is the throughput; vitedge's is the time of one inference.",
     ),
-    "ultralytics": Tool(
+    "ultralytics": ToolProtocol(
         "Ultralytics' benchmark",
         "sync",
         warmup_s=0.0,
@@ -385,11 +386,11 @@ TOOLS: dict[str, Tool] = {
         min_samples=0,
         fields=_ultralytics,
         why="It's the mean over one pass, in which a single slow inference counts in full, and it says nothing of the "
-        "spread; ours is the median of many.",
+        "spread; vitedge's is the median of many.",
     ),
 }
 
 
-def fields(dialect: Dialect, ours: Latency, batch: int) -> list[Field]:
-    """What the tool would print of these samples, beside the same statistics of our own."""
-    return TOOLS[dialect.tool].fields(dialect, ours, batch)
+def fields(run: ProtocolRun, ours: Latency, batch: int) -> list[Field]:
+    """What the tool would print of these samples, beside the same statistics of vitedge's own."""
+    return TOOLS[run.tool].fields(run, ours, batch)

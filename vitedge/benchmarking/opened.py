@@ -11,18 +11,18 @@ import numpy as np
 from PIL import Image
 
 from vitedge.benchmarking.arrivals import Arrivals, Replay
-from vitedge.benchmarking.dialects import run_like
-from vitedge.benchmarking.load import FLOOR_SAMPLES, Contender
+from vitedge.benchmarking.interleaving import Run
+from vitedge.benchmarking.load import OVERHEAD_SAMPLES, Workload
 from vitedge.benchmarking.memory import memory_alone
 from vitedge.benchmarking.profile import REPEATS, profile_of
-from vitedge.benchmarking.turns import Run
+from vitedge.benchmarking.protocols import run_protocol
 from vitedge.data.images import ImageSet, open_picture
 from vitedge.device.nvml import Nvml
 from vitedge.device.sensors import resident_bytes
 from vitedge.errors import ImageError, InvalidResultError
 from vitedge.formats.artifact import Artifact
 from vitedge.formats.result import Check, Row, Subject
-from vitedge.formats.samples import Dialect, Memory, Profile
+from vitedge.formats.samples import Memory, Profile, ProtocolRun
 from vitedge.runtimes.base import OpenOptions
 from vitedge.runtimes.executed import executed_shares
 from vitedge.runtimes.session import open_session
@@ -36,7 +36,7 @@ MOST_EXPECTED = 64  # frames that are run for reference beforehand: a clip has t
 LEAST_ALLOWED_REPEAT = 1e-4  # of the largest logit, between two runs of one session on one input
 
 
-class Entry:
+class OpenArtifact:
     """An open artifact and its contender.
 
     Args:
@@ -87,7 +87,7 @@ class Entry:
             raise InvalidResultError(
                 f"measure {artifact.path}", "the model's output isn't finite", f"run: vitedge verify {artifact.path}"
             )
-        self.contender = Contender(
+        self.workload = Workload(
             session,
             self.frames,
             preprocess=self._preprocess,
@@ -98,9 +98,9 @@ class Entry:
             arrivals=self._arrivals(),
         )
         if before is not None and before.latency is not None:
-            self.contender.go_on_from(before.latency.samples, before.latency.audit)
+            self.workload.go_on_from(before.latency.samples, before.latency.audit)
         self.profile: Profile | None = before.profile if before is not None else None
-        self.dialects: tuple[Dialect, ...] = ()
+        self.protocol_runs: tuple[ProtocolRun, ...] = ()
 
     @property
     def _slots(self) -> int:
@@ -122,21 +122,21 @@ class Entry:
     def _postprocess(self, logits: NDArray[np.float32]) -> list[Any]:
         return [self.session.predictions(row) for row in logits]
 
-    def floor(self, stack: contextlib.ExitStack) -> Contender:
+    def overhead(self, stack: contextlib.ExitStack) -> Workload:
         """The null runtime in this artifact's shapes."""
         from vitedge.runtimes.null.session import null_session
 
         session = stack.enter_context(null_session(self.artifact))
-        made = Contender(
+        made = Workload(
             session,
             self.frames,
             preprocess=self._preprocess,
             postprocess=self._postprocess,
-            most=FLOOR_SAMPLES,
+            most=OVERHEAD_SAMPLES,
             arrivals=self._arrivals(),
         )
-        if self._before is not None and self._before.latency is not None and self._before.latency.floor is not None:
-            made.go_on_from(self._before.latency.floor, None)
+        if self._before is not None and self._before.latency is not None and self._before.latency.overhead is not None:
+            made.go_on_from(self._before.latency.overhead, None)
         return made
 
     def take_profile(self) -> None:
@@ -145,10 +145,10 @@ class Entry:
 
     def speak(self, tool: str, duration_s: float | None) -> None:
         """Run by another tool's rules, too."""
-        found = run_like(tool, self.session, list(self.frames), self._slots, duration_s)
-        self.dialects = (*self.dialects, found)
+        found = run_protocol(tool, self.session, list(self.frames), self._slots, duration_s)
+        self.protocol_runs = (*self.protocol_runs, found)
 
-    def row(self, run: Run, floor: Contender) -> Row:
+    def row(self, run: Run, overhead: Workload) -> Row:
         """The result's row, with what has been measured so far."""
         before = self._before.latency if self._before is not None else None
         return Row(
@@ -156,15 +156,15 @@ class Entry:
             session=dict(self.session.info),
             precision_executed=self.executed,
             latency=run.latency(
-                self.contender,
+                self.workload,
                 load_ns=before.load_ns if before is not None else self.load_ns,
                 first_ns=before.first_ns if before is not None else self.first_ns,
                 memory=self._memory_now(),
-                floor=floor,
+                overhead=overhead,
             ),
             checks=(self.check,),
             profile=self.profile,
-            dialects=self.dialects,
+            protocol_runs=self.protocol_runs,
         )
 
     def _memory_now(self) -> Memory:
