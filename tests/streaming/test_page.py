@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.streaming.items import event, picture, record, source_status, status, until
 from vitedge.errors import ResourceError, UsageError
@@ -352,6 +353,22 @@ def test_items_survive_the_pipe() -> None:
     assert [item for item, _ in found] == [item for item, _ in items]
     assert [jpeg is not None for _, jpeg in found] == [True, False, False, False]
     assert len(list(unpack(io.BytesIO(data[:-5])))) == 3, "half an item is none"
+
+
+def test_prometheus_reads_the_metrics() -> None:
+    shown = status(source_status('a"b\\c\nd'), source_status("yard", state="waiting", age=None))
+    families = {family.name: family for family in text_string_to_metric_families(metrics(shown))}
+    assert families["vitedge_frames"].type == "counter" and families["vitedge_silent_seconds"].type == "gauge"
+    assert all(family.documentation for family in families.values())
+    samples = {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in families.values()
+        for sample in family.samples
+    }
+    assert samples["vitedge_frames_total", ("outcome", "dropped"), ("source", 'a"b\\c\nd')] == 5
+    assert samples["vitedge_source_state", ("source", "yard"), ("state", "waiting")] == 1
+    assert samples["vitedge_inference_seconds", ("quantile", "0.99")] == 0.02
+    assert len(samples) == sum(len(family.samples) for family in families.values()), "a sample stands there twice"
 
 
 def test_metrics_escape_names_and_leave_out_what_is_unknown() -> None:
