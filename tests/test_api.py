@@ -37,16 +37,19 @@ def test_equal_inputs_give_equal_artifacts(small_model: Path, small_data: Path, 
     assert other.digest != first.digest
 
 
-def test_statistics_are_reused(
+def test_a_second_export_observes_no_picture(
     small_model: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vitedge.quantization import observe
+    from vitedge.quantization.observe import Observer
 
-    options = {"target": "onnxruntime", "precision": "int8", "data": small_data, "num_samples": 29}
-    vitedge.export(small_model, **options, recipe="default", out=tmp_path / "first")
-    monkeypatch.setattr(observe, "observe", lambda *_, **__: pytest.fail("observed again"))
-    again = vitedge.export(small_model, **options, recipe="default", out=tmp_path / "second")
-    assert again.manifest.precision_obtained["int8"] > 0.5
+    monkeypatch.setenv("VITEDGE_CACHE", str(tmp_path / "cache"))
+    options = {"precision": "int8", "data": small_data, "num_samples": 29}
+    first = vitedge.export(small_model, "onnxruntime", **options, out=tmp_path / "first")
+    monkeypatch.setattr(Observer, "add", lambda *_: pytest.fail("observed again"))
+    second = vitedge.export(small_model, "raspberry-pi-5", **options, out=tmp_path / "second")
+    assert second.manifest.calibration == first.manifest.calibration
+    with pytest.raises(pytest.fail.Exception, match="observed again"):
+        vitedge.export(small_model, "onnxruntime", **{**options, "num_samples": 28}, out=tmp_path / "third")
 
 
 def test_session_refuses_another_shape(small_model: Path, tmp_path: Path) -> None:
