@@ -201,12 +201,12 @@ def test_preprocessing_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_module_of_timm_tells_its_preprocessing() -> None:
-    told = torch_modules.told_preprocessing(folded())
-    assert told == {
+    declared = torch_modules.declared_preprocessing(folded())
+    assert declared == {
         "size": (32, 48), "mean": MEAN, "std": STD, "crop_fraction": 0.9, "interpolation": "bicubic",
         "resize": "squash", "crop_rounding": "floor",
     }  # fmt: skip
-    assert torch_modules.told_preprocessing(rows()) == {}
+    assert torch_modules.declared_preprocessing(rows()) == {}
 
 
 class Harm:
@@ -269,7 +269,7 @@ def test_pickles_run_nothing(tmp_path: Path) -> None:
 def test_pickles_need_permission(tmp_path: Path) -> None:
     (tmp_path / "weights.pt").write_bytes(b"\x80\x04.")
     (tmp_path / "weights.npz").write_bytes(b"")
-    with pytest.raises(ModelError, match="isn't opened without being told so"):
+    with pytest.raises(ModelError, match="isn't opened without permission"):
         import_model(named(rows, weights=tmp_path / "weights.pt"), tmp_path / "model", preprocessing=CONTRACT)
     with pytest.raises(UsageError, match=r"weights ending in '\.npz' aren't known"):
         named(rows, weights=tmp_path / "weights.npz").check("test")

@@ -37,8 +37,8 @@ def test_a_hybrid_can_be_quantized(name: str, target: str, tmp_path: Path, pictu
     pytest.importorskip(target)
     contract = {"size": (32, 48), "mean": MEAN, "std": STD, "resize": "squash"}
     model = import_model(EXPORTS / f"{name}.onnx", tmp_path / "model", images=pictures, preprocessing=contract)
-    told = summary(model)
-    assert told["graph"] == "kept as it came" and LEFT[name] in told["operators_left_alone"]
+    row = summary(model)
+    assert row["graph"] == "kept as it came" and LEFT[name] in row["operators_left_alone"]
     artifact = vitedge.export(
         model, target=target, precision="int8", data=pictures, num_samples=len(IMAGES), out=tmp_path / "artifact"
     )

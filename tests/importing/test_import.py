@@ -25,7 +25,7 @@ from vitedge.formats.model_folder import Model, class_table
 from vitedge.graph import mappings
 from vitedge.graph.reference import reference_logits
 from vitedge.importing import import_model, preprocessing_options, read_labels
-from vitedge.importing.labels import recognised
+from vitedge.importing.labels import recognise_imagenet
 
 EXPORTS = Path(__file__).resolve().parent.parent / "graph" / "exports"
 TINY_TIMM = tiny(embed_dim=192, num_heads=3, mlp_hidden=64, image_size=(32, 32), depth=1)
@@ -186,14 +186,14 @@ def test_heads_that_nothing_tells_are_asked_for(tmp_path: Path) -> None:
     config = tiny(embed_dim=24)
     with pytest.raises(ModelError, match='add "num_heads" to model_args'):
         mappings.read_timm(timm_folder(tmp_path / "a", config))
-    told = timm_folder(tmp_path / "b", config, model_args={"num_heads": 3})
-    assert mappings.read_timm(told).config == config
+    folder = timm_folder(tmp_path / "b", config, model_args={"num_heads": 3})
+    assert mappings.read_timm(folder).config == config
 
 
 def test_names_of_the_classes_come_along(tmp_path: Path, pictures: Path) -> None:
     keys = [f"n0{index}" for index in range(7)]
-    told = {key: f"thing {key}" for key in keys}
-    source = timm_folder(tmp_path / "timm", label_names=keys, label_descriptions=told)
+    descriptions = {key: f"thing {key}" for key in keys}
+    source = timm_folder(tmp_path / "timm", label_names=keys, label_descriptions=descriptions)
     classes = import_model(source, tmp_path / "model", images=pictures).record.classes
     assert [(label.folder, label.name) for label in classes][:2] == [("n00", "thing n00"), ("n01", "thing n01")]
 
@@ -317,13 +317,13 @@ def test_imagenet_names_ship() -> None:
 
 def test_imagenet_is_recognised() -> None:
     known = read_labels("imagenet-1k", 1000, "test")
-    assert recognised(None, 1000, "augreg2_in21k_ft_in1k") == known
-    assert recognised(None, 1000, "mine") is None and recognised(None, 21843, "in1k") is None
+    assert recognise_imagenet(None, 1000, "augreg2_in21k_ft_in1k") == known
+    assert recognise_imagenet(None, 1000, "mine") is None and recognise_imagenet(None, 21843, "in1k") is None
     spelt = class_table([label.name.split(",")[0] for label in known], [None] * 1000)
-    found = recognised(spelt, 1000, "")
+    found = recognise_imagenet(spelt, 1000, "")
     assert found is not None and (found[7].folder, found[7].name) == (known[7].folder, "cock")
     others = class_table([f"thing {index}" for index in range(1000)])
-    assert recognised(others, 1000, "") == others
+    assert recognise_imagenet(others, 1000, "") == others
 
 
 def test_tables_of_id_folder_and_name(tmp_path: Path) -> None:

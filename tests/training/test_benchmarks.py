@@ -37,7 +37,7 @@ def test_twenty_pictures_a_class_are_worth_more_from_the_embedded_model(tmp_path
 
 
 @pytest.mark.slow
-def test_throughput_is_told() -> None:
+def test_throughput_is_reported() -> None:
     """Only that it's measured: how fast a machine is while tests run on it means nothing."""
     arguments = (
         "--model",

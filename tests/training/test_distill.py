@@ -23,7 +23,7 @@ from vitedge.training import distill  # noqa: E402
 from vitedge.training.augment import Augmentation, Mix  # noqa: E402
 from vitedge.training.checkpoint import CHECKPOINT  # noqa: E402
 from vitedge.training.data import Batch  # noqa: E402
-from vitedge.training.distill import Student, Teacher, lesson_loss, resized  # noqa: E402
+from vitedge.training.distill import Student, Teacher, distillation_loss, resized  # noqa: E402
 from vitedge.training.evaluate import normalise, shipped_model  # noqa: E402
 from vitedge.training.options import Distillation  # noqa: E402
 from vitedge.training.train import train  # noqa: E402
@@ -48,17 +48,17 @@ def questions(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     def spying(cls: type[Teacher], *arguments: object) -> Teacher:
         found = plain(cls, *arguments)
 
-        def answer(pixels: np.ndarray) -> np.ndarray:
+        def predict(pixels: np.ndarray) -> np.ndarray:
             action.append(pixels)
-            return found.answer(pixels)
+            return found.predict(pixels)
 
-        return replace(found, answer=answer)
+        return replace(found, predict=predict)
 
     monkeypatch.setattr(Teacher, "open", classmethod(spying))
     return action
 
 
-def test_the_teacher_judges_what_the_student_sees_once(
+def test_the_teacher_gets_what_the_student_gets_once(
     teacher: Path, pictures: Path, tmp_path: Path, questions: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[np.ndarray] = []
@@ -85,7 +85,7 @@ def test_the_teacher_judges_what_the_student_sees_once(
         assert np.abs(action - picture).reshape(len(action), -1).max(1).min() <= 0.51  # up to rounding to uint8
     questions.clear()
     again = train(str(pictures), options, tmp_path / "again")
-    assert not questions  # everything was known
+    assert not questions  # everything was kept
     assert (first / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
     for path in (tmp_path / "answers").iterdir():
         path.write_bytes(path.read_bytes()[:100])
@@ -123,10 +123,10 @@ def test_a_student_learns_from_its_teacher(
 
 def test_classes_are_found_by_their_folders(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
-    logits = Teacher.open(Distillation(str(teacher)), COLOURS, 1, "train").answer(pixels)
+    logits = Teacher.open(Distillation(str(teacher)), COLOURS, 1, "train").predict(pixels)
     turned = Teacher.open(Distillation(str(teacher)), ("red", "blue"), 1, "train")
     assert turned.classes == 2
-    np.testing.assert_array_equal(turned.answer(pixels), logits[:, [2, 0]])
+    np.testing.assert_array_equal(turned.predict(pixels), logits[:, [2, 0]])
     with pytest.raises(UsageError, match="doesn't know 1 of the classes: grey"):
         Teacher.open(Distillation(str(teacher)), ("grey", "red"), 1, "train")
     with pytest.raises(UsageError, match="doesn't know 2 of the classes"):
@@ -139,7 +139,7 @@ def test_features_are_what_the_head_reads(teacher: Path) -> None:
     record = Model.open(teacher).record
     assert record.architecture is not None
     pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
-    found = Teacher.open(Distillation(str(teacher), lesson="feature"), ("any",), 1, "train").answer(pixels)
+    found = Teacher.open(Distillation(str(teacher), lesson="feature"), ("any",), 1, "train").predict(pixels)
     model = shipped_model(record.architecture, load_file(teacher / "model.safetensors")).eval()
     with torch.no_grad():
         x = normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2).float(), record.preprocessing)
@@ -153,16 +153,22 @@ def test_lessons_are_their_formulas() -> None:
     answers, logits, second = torch.randn(3, 6, 5).unbind(0)
     how = Distillation("any", temperature=3.0)
     p, q = (answers / 3).softmax(1), (logits / 3).softmax(1)
-    torch.testing.assert_close(lesson_loss(how, answers, logits, None, None, None), 9 * (p * (p / q).log()).sum(1))
-    torch.testing.assert_close(lesson_loss(how, answers, answers, None, None, None), torch.zeros(6), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        distillation_loss(how, answers, logits, None, None, None), 9 * (p * (p / q).log()).sum(1)
+    )
+    torch.testing.assert_close(
+        distillation_loss(how, answers, answers, None, None, None), torch.zeros(6), atol=1e-5, rtol=0
+    )
     hard = replace(how, lesson="hard")
     expected = torch.nn.functional.cross_entropy(second, answers.argmax(1), reduction="none")
-    torch.testing.assert_close(lesson_loss(hard, answers, logits, second, None, None), expected)  # the second head's
+    torch.testing.assert_close(
+        distillation_loss(hard, answers, logits, second, None, None), expected
+    )  # the second head's
     feature = replace(how, lesson="feature")
     torch.testing.assert_close(
-        lesson_loss(feature, answers, logits, None, 2 * answers, None), torch.zeros(6), atol=1e-5, rtol=0
+        distillation_loss(feature, answers, logits, None, 2 * answers, None), torch.zeros(6), atol=1e-5, rtol=0
     )
-    flipped = lesson_loss(how, answers, answers.flip(0), None, None, Mix(0.0))
+    flipped = distillation_loss(how, answers, answers.flip(0), None, None, Mix(0.0))
     torch.testing.assert_close(flipped, torch.zeros(6), atol=1e-5, rtol=0)  # mixed as the pictures are
 
 
@@ -178,7 +184,9 @@ def test_a_teacher_with_answers_that_arent_numbers_is_refused(
 ) -> None:
     plain = Teacher.open.__func__  # type: ignore[attr-defined]
     broken = classmethod(
-        lambda cls, *arguments: replace(plain(cls, *arguments), answer=lambda pixels: np.full((len(pixels), 3), np.nan))
+        lambda cls, *arguments: replace(
+            plain(cls, *arguments), predict=lambda pixels: np.full((len(pixels), 3), np.nan)
+        )
     )
     monkeypatch.setattr(Teacher, "open", broken)
     with pytest.raises(ModelError, match="NaN or infinite"):

@@ -34,6 +34,22 @@ def test_packed_queries_keys_and_values_are_orthogonalised_apart() -> None:
     assert sizes.max() / sizes.min() < 1.5  # together, the largest would have swallowed the others
 
 
+def test_a_linear_weight_steps_as_torchs_own_does_in_bfloat16() -> None:
+    torch.manual_seed(0)
+    ours, theirs = (torch.nn.Parameter(torch.ones(10, 16)) for _ in range(2))
+    optimizers = (
+        Muon([ours], lr=0.05, weight_decay=0.1),
+        torch.optim.Muon([theirs], lr=0.05, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+    )
+    for _ in range(5):
+        ours.grad = theirs.grad = torch.randn(10, 16)
+        for optimizer in optimizers:
+            optimizer.step()
+    step = 0.05 * 0.2 * 16**0.5  # the largest singular value of an update is about this
+    torch.testing.assert_close(ours, theirs, atol=5 * 0.03 * step, rtol=0)
+    assert (ours - 1).abs().max() > 2 * step
+
+
 def test_every_parameter_has_one_optimizer() -> None:
     model = VisionTransformer(tiny(stem=ConvStem(channels=(6, 8), strides=(2, 4)), register_tokens=1))
     names = {parameter: name for name, parameter in model.named_parameters()}

@@ -33,7 +33,7 @@ def test_a_row_left_out_is_predicted_by_a_fit_to_the_others(seed: int, n: int, d
     x, y, counts = drawn.normal(2, 1, (n, d)), drawn.normal(size=(n, 3)), drawn.uniform(0.5, 2, n)
     counts /= counts.sum()
     ridge = Ridge(torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(counts))
-    found = ridge.left_out(torch.tensor(penalty, dtype=torch.float64)).numpy()
+    found = ridge.leave_one_out(torch.tensor(penalty, dtype=torch.float64)).numpy()
     mean = counts @ x
     unit = (counts[:, None] * (x - mean) ** 2).sum() / d  # the columns' mean variance
     padded = np.hstack([x, np.ones((n, 1))])
@@ -45,7 +45,7 @@ def test_a_row_left_out_is_predicted_by_a_fit_to_the_others(seed: int, n: int, d
 
 
 def test_what_few_rows_know_is_not_overstated() -> None:
-    """As many features as rows fit noise perfectly; left out by turns, the rows show that it's worth nothing."""
+    """As many features as rows fit noise perfectly; leave-one-out cross-validation shows that it's worth nothing."""
     drawn = torch.Generator().manual_seed(0)
     features, labels = torch.randn(40, 40, generator=drawn), torch.arange(40) % 2
     weight, bias, right = fit_head(features, labels, 2)
@@ -111,7 +111,7 @@ def test_features_that_are_not_finite_are_refused(
         return built
 
     monkeypatch.setattr(Start, "model", broken)
-    with pytest.raises(InvalidResultError, match="what 'head' reads of the pictures isn't finite"):
+    with pytest.raises(InvalidResultError, match="the features that 'head' reads aren't finite"):
         train(str(pictures), OPTIONS, tmp_path / "model")
     assert not (tmp_path / "model").exists()
 

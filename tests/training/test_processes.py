@@ -125,5 +125,5 @@ def test_a_device_that_isnt_there_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_one_process_does_nothing_together() -> None:
     group = Processes(torch.device("cpu"))
-    assert group.first and group.add([1.5, 2.0]) == [1.5, 2.0]
-    assert group.from_first(lambda: "said") == "said"
+    assert group.first and group.all_reduce([1.5, 2.0]) == [1.5, 2.0]
+    assert group.on_first(lambda: "said") == "said"

@@ -93,11 +93,11 @@ def test_the_graph_is_of_the_float32_upcast(trained: Path, pictures: Path) -> No
 def test_held_out_pictures_are_never_trained_on(trained: Path, pictures: Path) -> None:
     images = ImageSet.open(pictures)
     digests = digests_of(images)
-    training, held = split(images, digests, 0.25, 0, "train")
-    assert sorted(training + held) == list(range(36))
-    assert [images.records[index].folder for index in held] == ["blue"] * 3 + ["green"] * 3 + ["red"] * 3
-    assert (trained / "held_out.txt").read_text().split() == [images.records[index].name for index in held]
-    assert split(images, digests, 0.25, 1, "train")[1] != held  # the seed draws
+    training, hold_out = split(images, digests, 0.25, 0, "train")
+    assert sorted(training + hold_out) == list(range(36))
+    assert [images.records[index].folder for index in hold_out] == ["blue"] * 3 + ["green"] * 3 + ["red"] * 3
+    assert (trained / "held_out.txt").read_text().split() == [images.records[index].name for index in hold_out]
+    assert split(images, digests, 0.25, 1, "train")[1] != hold_out  # the seed draws
 
 
 def test_a_copy_of_a_held_out_picture_is_never_trained_on(pictures: Path, tmp_path: Path) -> None:
@@ -106,8 +106,8 @@ def test_a_copy_of_a_held_out_picture_is_never_trained_on(pictures: Path, tmp_pa
     folder = tmp_path / "data"
     shutil.copytree(pictures, folder)
     images = ImageSet.open(folder)
-    held = [images.records[index].name for index in split(images, digests_of(images), 0.25, 0, "train")[1]]
-    for number, name in enumerate(held):
+    hold_out = [images.records[index].name for index in split(images, digests_of(images), 0.25, 0, "train")[1]]
+    for number, name in enumerate(hold_out):
         shutil.copy(folder / name, folder / "red" / f"copy {number}.png")
     images = ImageSet.open(folder)
     digests = digests_of(images)
@@ -155,10 +155,10 @@ def test_a_batch_never_holds_a_held_out_picture(
     monkeypatch.setattr(Trainer, "update", spy)
     model = train(str(pictures), SMALL, tmp_path / "model")
     images, preprocessing = ImageSet.open(pictures), Model.open(model).record.preprocessing
-    held = set((model / "held_out.txt").read_text().split())
+    hold_out = set((model / "held_out.txt").read_text().split())
     pixels = {record.name: preprocessing.apply(images.read(i)).tobytes() for i, record in enumerate(images.records)}
     assert len(seen) == 2 * 24
-    assert set(seen) <= {value for name, value in pixels.items() if name not in held}
+    assert set(seen) <= {value for name, value in pixels.items() if name not in hold_out}
 
 
 def test_it_learns(pictures: Path, tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_another_run_is_not_resumed(pictures: Path, trained: Path, tmp_path: Pat
     run = tmp_path / "model.run"
     run.mkdir()
     (run / CHECKPOINT).write_bytes((trained.parent / "model.run" / CHECKPOINT).read_bytes())
-    with pytest.raises(UsageError, match=r"written with lr 0.001, asked is 0.01"):
+    with pytest.raises(UsageError, match=r"written with lr 0.001, and this run has 0.01"):
         train(str(pictures), replace(SMALL, lr=0.01), tmp_path / "model", resume=True)
 
 

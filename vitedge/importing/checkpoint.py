@@ -1,4 +1,4 @@
-"""A published checkpoint becomes a graph: authored from its arrays, held against a float64 forward pass in numpy."""
+"""A published checkpoint becomes a graph: authored from its arrays, compared with a float64 forward pass in numpy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def import_checkpoint(
     kind: str, path: Path, options: dict[str, Any], images: str | Path | ImageSet | None, action: str
 ) -> Imported:
-    """Author the graph of a published checkpoint; its referee is the float64 forward pass in numpy."""
+    """Author the graph of a published checkpoint; it's compared with a float64 forward pass in numpy."""
     from vitedge.graph import author, mappings, reference, surgery
 
     patch_size = options.pop("patch_size", None)

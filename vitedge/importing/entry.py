@@ -1,4 +1,4 @@
-"""The one function that imports: recognise the source, convert it, hold it against the source, write the folder."""
+"""The one function that imports: recognise the source, convert it, compare it with the source, write the folder."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from vitedge.formats.model_folder import MODEL_JSON, ClassLabel, Model, ModelRec
 from vitedge.importing.checkpoint import import_checkpoint
 from vitedge.importing.factory import import_factory
 from vitedge.importing.hub import PREFIX, Fetched, fetch
-from vitedge.importing.labels import read_labels
-from vitedge.importing.labels import recognised as labels_recognised
+from vitedge.importing.labels import read_labels, recognise_imagenet
 from vitedge.importing.onnx_file import graph_summary, import_onnx
 from vitedge.importing.proof import TOLERANCE, Imported
 from vitedge.training.factory import PICKLED, Factory
@@ -73,7 +72,7 @@ def import_model(
             fetched = fetch(str(source), action, progress)
             kind, path = "published", fetched.folder
         else:
-            kind, path = recognised(source, action)
+            kind, path = recognise_source(source, action)
         if kind == "onnx":
             imported = import_onnx(path, options, images, action)
         else:
@@ -88,7 +87,7 @@ def import_model(
     if labels is not None:
         classes: tuple[ClassLabel, ...] | None = read_labels(labels, count, action)
     else:
-        classes = labels_recognised(imported.classes, count, str(imported.details.get("tag", "")))
+        classes = recognise_imagenet(imported.classes, count, str(imported.details.get("tag", "")))
     record = ModelRecord(
         name=imported.name if fetched is None else fetched.repo.rpartition("/")[2],
         classes=classes or class_table([f"class {index}" for index in range(count)], [None] * count),
@@ -132,7 +131,7 @@ def summary(model: Model) -> dict[str, Any]:
     return row
 
 
-def recognised(source: str | Path, action: str) -> tuple[str, Path]:
+def recognise_source(source: str | Path, action: str) -> tuple[str, Path]:
     """(kind, path) of a source: "embedded", "train", "published" or "onnx"."""
     if source == "embedded":
         return "embedded", embedded.FOLDER

@@ -1,4 +1,4 @@
-"""A user's own torch module becomes the canonical graph: exported by torch, then as any ONNX file; held against torch.
+"""A user's own torch module becomes the canonical graph: exported by torch, then imported as any ONNX file.
 
 Two child processes: the user's code and torch run in the first, ONNX's parsers and ONNX Runtime in the second.
 """
@@ -14,7 +14,7 @@ from vitedge.core.files import sha256_file
 from vitedge.core.isolation import ChildError, run_isolated
 from vitedge.data.images import ImageSet
 from vitedge.errors import ModelError, UsageError
-from vitedge.importing.onnx_file import demand, import_onnx, source_input
+from vitedge.importing.onnx_file import import_onnx, require_preprocessing, source_input
 from vitedge.importing.options import contract_of
 from vitedge.importing.proof import Imported, Logits, frames_of
 from vitedge.training.factory import Factory
@@ -47,7 +47,7 @@ def chosen_source(
 def import_factory(
     factory: Factory, options: dict[str, Any], images: str | Path | ImageSet | None, action: str
 ) -> Imported:
-    """Export a factory's module and bring it to the canonical form; its referee is the module itself, in torch."""
+    """Export a factory's module and bring it to the canonical form; it's compared with the module itself, in torch."""
     factory.check(action)
     with tempfile.TemporaryDirectory(prefix="vitedge-") as folder:
         path = Path(folder) / "module.onnx"
@@ -58,8 +58,8 @@ def import_factory(
         except ChildError as error:
             hint = "try the function in Python: build the module, call it, torch.onnx.export it"
             raise ModelError(action, f"the module could not be built or exported: {error}", hint) from error
-        referee = f"the module in torch {details['torch']}"
-        imported = import_onnx(path, contract, images, action, referee=(referee, logits))
+        reference = f"the module in torch {details['torch']}", logits
+        imported = import_onnx(path, contract, images, action, reference=reference)
     if factory.weights is not None:
         details["weights_sha256"] = sha256_file(factory.weights)
     del imported.details["onnx_sha256"]  # of a file that nobody keeps
@@ -74,12 +74,12 @@ def import_factory(
 def _export(
     factory: Factory, options: dict[str, Any], images: str | Path | ImageSet | None, path: Path, action: str
 ) -> tuple[dict[str, Any], Logits, dict[str, Any]]:
-    """Write the module to ``path``; returns the contract's fields, its logits, and what is told. In a child process."""
+    """Write the module to ``path``; returns the contract's fields, its logits, and details. In a child process."""
     from vitedge.training import factory as torch_modules
 
     module = torch_modules.build(factory, action)
-    fields = {**torch_modules.told_preprocessing(module), **options}
-    demand(fields, "a torch module", action)
+    fields = {**torch_modules.declared_preprocessing(module), **options}
+    require_preprocessing(fields, "a torch module", action)
     contract = contract_of(fields, action)
     pixels = source_input(frames_of(images, contract, action), contract, "nchw", "float32")
     logits = torch_modules.logits(module, pixels, action)

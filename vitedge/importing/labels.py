@@ -58,7 +58,7 @@ def read_labels(labels: str | Path | Sequence[str], count: int, action: str) -> 
     return table
 
 
-def recognised(classes: tuple[ClassLabel, ...] | None, count: int, tag: str) -> tuple[ClassLabel, ...] | None:
+def recognise_imagenet(classes: tuple[ClassLabel, ...] | None, count: int, tag: str) -> tuple[ClassLabel, ...] | None:
     """What the source names, with ImageNet-1k's folders or names where the classes are plainly those.
 
     Args:

@@ -1,4 +1,4 @@
-"""An ONNX file from anyone becomes the canonical graph: parsed and run in a child process, held against itself."""
+"""An ONNX file from anyone becomes the canonical graph: parsed and run in a child process, compared with itself."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def import_onnx(
     options: dict[str, Any],
     images: str | Path | ImageSet | None,
     action: str,
-    referee: tuple[str, Logits] | None = None,
+    reference: tuple[str, Logits] | None = None,
 ) -> Imported:
-    """Bring a foreign graph to the canonical form; its referee is the graph as it came, in ONNX Runtime.
+    """Bring a foreign graph to the canonical form; it's compared with the graph as it came, in ONNX Runtime.
 
     Args:
         path: the ONNX file.
         options: fields of the preprocessing contract.
         images: pictures to compare on; without them the embedded ones.
         action: for error texts.
-        referee: another one: its name, and its logits [N, classes] for these pictures.
+        reference: what to compare with instead: its name, and its logits [N, classes] for these pictures.
 
     Raises:
         UsageError: the preprocessing isn't complete.
@@ -51,14 +51,14 @@ def import_onnx(
     memory_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
     limits: dict[str, Any] = {"timeout_s": TIMEOUT_S, "memory_mb": memory_mb}
     try:
-        return run_isolated(convert, path, options, images, action, referee, **limits)
+        return run_isolated(convert, path, options, images, action, reference, **limits)
     except ChildError as error:
         hint = "export the model again; check the file with onnx.checker"
         raise ModelError(action, f"the graph could not be read or run: {error}", hint) from error
 
 
 def completed(model: onnx.ModelProto, options: dict[str, Any], action: str) -> dict[str, Any]:
-    """Preprocessing options completed by what the input of an ONNX file tells."""
+    """Preprocessing options completed from the input of an ONNX file."""
     from onnx import TensorProto
 
     from vitedge.graph import surgery
@@ -74,12 +74,16 @@ def completed(model: onnx.ModelProto, options: dict[str, Any], action: str) -> d
             options = {**options, "size": tuple(sides)}
     if value.type.tensor_type.elem_type == TensorProto.UINT8:  # normalised inside, if at all
         options = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "rescale": 1.0, **options}
-    demand(options, "an ONNX file", action)
+    require_preprocessing(options, "an ONNX file", action)
     return options
 
 
-def demand(options: Mapping[str, Any], source: str, action: str) -> None:
-    """Refuse preprocessing without what no source of this kind can be guessed to mean."""
+def require_preprocessing(options: Mapping[str, Any], source: str, action: str) -> None:
+    """Refuse preprocessing without what can't be guessed of a source of this kind.
+
+    Raises:
+        UsageError: the options that are missing.
+    """
     if missing := [f"--{name}" for name in ("size", "mean", "std") if name not in options]:
         reason = f"{source} doesn't say how its pictures are prepared; {', '.join(missing)} is missing"
         raise UsageError(action, reason, "give what the model was trained with, say --mean 0.485,0.456,0.406")
@@ -90,7 +94,7 @@ def convert(
     options: dict[str, Any],
     images: str | Path | ImageSet | None,
     action: str,
-    referee: tuple[str, Logits] | None = None,
+    reference: tuple[str, Logits] | None = None,
 ) -> Imported:
     """Canonicalise a foreign graph. Runs in a child process."""
     from vitedge.graph import canonical, interface, surgery
@@ -114,8 +118,7 @@ def convert(
 
     def check(candidate: onnx.ModelProto) -> float:
         try:
-            found = runner(candidate, action)(frames[:STEP_PICTURES])
-            return deviation(found, expected[:STEP_PICTURES])
+            return deviation(runner(candidate, action)(frames[:STEP_PICTURES]), expected[:STEP_PICTURES])
         except ModelError:
             return math.inf
 
@@ -124,8 +127,8 @@ def convert(
         raise ModelError(action, "behind an image input its logits are others", "report it with the graph")
     model, report = canonical.canonicalise(model, report, contract, check)
     name = f"the source{', widened to float32,' if widened else ''} in ONNX Runtime"
-    name, truth = referee or (name, expected)
-    parity = parity_of(name, runner(model, action)(frames), truth, action)
+    name, expected_logits = reference or (name, expected)
+    parity = parity_of(name, runner(model, action)(frames), expected_logits, action)
     return Imported(
         kind="onnx",
         name=path.stem,
@@ -151,13 +154,13 @@ def graph_summary(details: Mapping[str, Any]) -> dict[str, Any]:
     """What was done to a foreign graph and what was left alone, by name, for people; empty for any other origin."""
     if "authored" not in details:
         return {}
-    left = {name: len(nodes) for name, nodes in details.get("operators_left_alone", {}).items()}
-    told: dict[str, Any] = {"graph": "a plain ViT, authored anew" if details["authored"] else "kept as it came"}
-    for name, counts in (("rewrites", details["rewrites"]), ("operators_left_alone", left)):
+    untouched = {name: len(nodes) for name, nodes in details.get("operators_left_alone", {}).items()}
+    summary: dict[str, Any] = {"graph": "a plain ViT, authored anew" if details["authored"] else "kept as it came"}
+    for name, counts in (("rewrites", details["rewrites"]), ("operators_left_alone", untouched)):
         if counts:
-            told[name] = ", ".join(key if count == 1 else f"{key} ×{count}" for key, count in sorted(counts.items()))
+            summary[name] = ", ".join(key if count == 1 else f"{key} ×{count}" for key, count in sorted(counts.items()))
     if details.get("rejected_rewrites"):
-        told["rewrites_taken_back"] = ", ".join(sorted(details["rejected_rewrites"]))
+        summary["rewrites_taken_back"] = ", ".join(sorted(details["rejected_rewrites"]))
     if "fixed_batch" in details:
-        told["fixed_batch"] = details["fixed_batch"]
-    return told
+        summary["fixed_batch"] = details["fixed_batch"]
+    return summary

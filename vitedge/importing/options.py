@@ -1,4 +1,4 @@
-"""Preprocessing as a caller spells it: the command line's words, and one contract from all that is known."""
+"""Preprocessing options: command-line spellings, and the contract that options make."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Proof that nothing changed on the way: a graph's logits on pictures, and how far they are from the source's."""
+"""Parity: a graph's logits on pictures, and how far they are from the source's."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PICTURES = 8  # for parity, where the caller names none
 
 @dataclass(frozen=True)
 class Imported:
-    """What both ways of importing come to."""
+    """What every way of importing returns."""
 
     kind: str
     name: str
@@ -95,17 +95,17 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
 
 
-def parity_of(reference: str, found: NDArray[Any], expected: NDArray[Any], action: str) -> Parity:
+def parity_of(reference: str, logits: NDArray[Any], expected: NDArray[Any], action: str) -> Parity:
     """How far logits [N, classes] are from the expected ones.
 
     Raises:
         ModelError: NaN or infinite logits on either side.
     """
-    if not np.isfinite(expected).all() or not np.isfinite(found).all():
+    if not np.isfinite(expected).all() or not np.isfinite(logits).all():
         raise ModelError(action, "its logits are NaN or infinite", "use a sound checkpoint")
     return Parity(
         reference=reference,
         images=len(expected),
-        max_abs_difference=float(np.abs(found - expected).max()),
-        relative=deviation(found, expected),
+        max_abs_difference=float(np.abs(logits - expected).max()),
+        relative=deviation(logits, expected),
     )

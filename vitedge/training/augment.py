@@ -158,7 +158,7 @@ _OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor] | None, ...] = (
 class Mix:
     """How a whole batch is mixed with itself in reverse order."""
 
-    share: float  # of each image that stays
+    share: float  # fraction of each image that stays
     inside: Tensor | None = None  # cutmix: bool [1, h, w], what comes from the other image; None: mixup
 
     def images(self, x: Tensor) -> Tensor:
@@ -168,7 +168,7 @@ class Mix:
         return torch.where(self.inside[:, None].to(x.device), x.flip(0), x)
 
     def targets(self, targets: Tensor) -> Tensor:
-        """Labels as probabilities, or what a teacher said: [B, …] -> [B, …]."""
+        """Labels as probabilities, or a teacher's outputs: [B, …] -> [B, …]."""
         return torch.lerp(targets.flip(0), targets, self.share)
 
 

@@ -56,7 +56,7 @@ def load(run: Path, identity: Mapping[str, Any], group: Processes, action: str) 
         run: the folder.
         identity: what must be equal for the run to be continued.
         group: the processes of the run.
-        action: the wish, for error texts.
+        action: for error texts.
 
     Raises:
         UsageError: it belongs to other options or data.
@@ -64,7 +64,7 @@ def load(run: Path, identity: Mapping[str, Any], group: Processes, action: str) 
     """
     path = run / CHECKPOINT
     try:
-        data = group.from_first(path.read_bytes)
+        data = group.on_first(path.read_bytes)
         state: dict[str, Any] = torch.load(io.BytesIO(data), map_location=group.device, weights_only=True)
         theirs = state["identity"]
     except Exception as error:  # torch raises many kinds for a damaged file
@@ -76,7 +76,7 @@ def load(run: Path, identity: Mapping[str, Any], group: Processes, action: str) 
             raise group.fail(
                 UsageError(
                     action,
-                    f"the checkpoint was written with {name} {theirs.get(name)}, asked is {identity[name]}",
+                    f"the checkpoint was written with {name} {theirs.get(name)}, and this run has {identity[name]}",
                     "resume with the same options and data, or start over with --overwrite",
                 )
             )

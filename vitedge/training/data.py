@@ -22,7 +22,7 @@ from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ImageError, UsageError, printable
 
 MEMORY_BYTES = 4 << 30  # data sets up to this size, as uint8 at the model's size, are kept in memory
-UNREADABLE_LIMIT = 0.01  # part of the pictures that may be unreadable; each is named
+UNREADABLE_LIMIT = 0.01  # fraction of the pictures that may be unreadable; each is named
 BATCHES_AHEAD = 3  # decoded while the model trains on another
 
 Colour = tuple[float, float, float]
@@ -79,9 +79,9 @@ def digests_of(images: ImageSet) -> list[str]:
 def split(
     images: ImageSet, digests: Sequence[str], holdout: float, seed: int, action: str
 ) -> tuple[list[int], list[int]]:
-    """(training, held-out) indices: a part ``holdout`` of every class, at least one picture, drawn by the seed.
+    """(training, hold-out) indices: the fraction ``holdout`` of every class, at least one picture, drawn by the seed.
 
-    A picture that equals a held-out one byte for byte is in neither.
+    A picture that equals a hold-out one byte for byte is in neither.
 
     Raises:
         UsageError: a class with a single picture, or copies of it, can't be split.
@@ -89,20 +89,20 @@ def split(
     members: dict[str | None, list[int]] = {folder: [] for folder in images.classes}
     for index in images.order(seed):
         members[images.records[index].folder].append(index)
-    held: list[int] = []
+    hold_out: list[int] = []
     for folder, indices in members.items():
         if not indices:
             continue
         if len(indices) < 2:
             raise UsageError(action, f"the class '{folder}' has one picture; one more is needed to hold out", LAYOUT)
-        held += indices[: min(max(1, round(holdout * len(indices))), len(indices) - 1)]
-    seen = {digests[index] for index in held} - {""}
-    training = [index for index in sorted(set(range(len(images))) - set(held)) if digests[index] not in seen]
+        hold_out += indices[: min(max(1, round(holdout * len(indices))), len(indices) - 1)]
+    seen = {digests[index] for index in hold_out} - {""}
+    training = [index for index in sorted(set(range(len(images))) - set(hold_out)) if digests[index] not in seen]
     kept = {images.records[index].folder for index in training}
     if emptied := [folder for folder, indices in members.items() if indices and folder not in kept]:
         reason = f"the pictures of the class '{emptied[0]}' are equal; different ones are needed to hold out"
         raise UsageError(action, reason, LAYOUT)
-    return training, sorted(held)
+    return training, sorted(hold_out)
 
 
 class Batch(NamedTuple):
@@ -187,18 +187,18 @@ class Files(_Pictures):
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run learns from and is judged by."""
+    """The pictures that a run is trained and evaluated on."""
 
     training: Pixels | Files
-    held: Pixels | Files
+    hold_out: Pixels | Files
     preprocessing: Preprocessing
     digests: tuple[str, ...]  # hex SHA-256 of each training picture's file
 
     @property
     def fingerprint(self) -> str:
         """Hex SHA-256 of which pictures are in which part."""
-        words = "\n".join((*self.training.names, *self.digests, "", *self.held.names))
-        return hashlib.sha256(words.encode(errors="surrogateescape")).hexdigest()
+        listing = "\n".join((*self.training.names, *self.digests, "", *self.hold_out.names))
+        return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()
 
 
 def decode(

@@ -1,12 +1,12 @@
-"""Distillation: a teacher's answers about the training pictures, kept on disk, and what a student makes of them.
+"""Distillation: a teacher's outputs for the training pictures, kept on disk, and the loss that a student gets of them.
 
-A teacher is any model folder; ONNX Runtime runs it. It's asked once about each view of each picture, and its answers
-are kept in float16, so that later epochs, a resumed run, or another student cost nothing. Views are deterministic:
-view ``v`` of a picture is drawn from (seed, v, picture) and the augmentation, and epoch ``e`` shows view ``e`` mod
-``views``. So the teacher judges exactly what the student sees (Beyer et al., 2106.05237: a consistent teacher is
-better than one that saw another crop), which answers about the clean picture can't give; ``views=0`` asks about the
-clean picture all the same, read from the file at the teacher's own size. Where pictures are mixed, the answers are
-mixed as the labels are.
+A teacher is any model folder; ONNX Runtime runs it. It runs once on each view of each picture, and its outputs are
+kept in float16, so that later epochs, a resumed run, or another student cost nothing. Views are deterministic: view
+``v`` of a picture is drawn from (seed, v, picture) and the augmentation, and epoch ``e`` shows view ``e`` mod
+``views``. So the teacher gets exactly what the student gets (Beyer et al., 2106.05237: a consistent teacher is better
+than one that saw another crop), which outputs for the clean picture can't give; ``views=0`` takes the clean picture all
+the same, read from the file at the teacher's own size. Where pictures are mixed, the outputs are mixed as the labels
+are.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ LARGEST = 6e4  # of a logit or feature that float16 keeps
 
 @dataclass(frozen=True)
 class Teacher:
-    """A model that answers: uint8 [B, h, w, 3] at its own size -> float32 [B, classes + features]."""
+    """A model to learn from: uint8 [B, h, w, 3] at its own size -> float32 [B, classes or features]."""
 
     name: str
     digest: str
     preprocessing: Preprocessing
-    classes: int  # leading columns of an answer: logits of the data's classes
-    answer: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+    classes: int  # leading columns of its output: logits of the data's classes
+    predict: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
     @classmethod
     def open(cls, how: Distillation, folders: Sequence[str], threads: int, action: str) -> Teacher:
@@ -70,11 +70,11 @@ class Teacher:
         session = _session(graph, threads, action)
         (source,) = session.get_inputs()
 
-        def answer(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        def predict(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
             (values,) = session.run(outputs, {source.name: pixels})
             return np.asarray(values[:, columns] if columns else values, np.float32)
 
-        return cls(name, digest, preprocessing, len(columns), answer)
+        return cls(name, digest, preprocessing, len(columns), predict)
 
 
 def _read(source: str, action: str) -> tuple[bytes, Sequence[ClassLabel], Preprocessing, str, str]:
@@ -95,15 +95,15 @@ def _read(source: str, action: str) -> tuple[bytes, Sequence[ClassLabel], Prepro
 
 def _columns(labels: Sequence[ClassLabel], folders: Sequence[str], name: str, action: str) -> list[int]:
     """Which of the teacher's logits stand for the data's classes."""
-    known = {label.name: label.id for label in labels} | {label.folder: label.id for label in labels if label.folder}
-    missing = [folder for folder in folders if folder not in known]
+    ids = {label.name: label.id for label in labels} | {label.folder: label.id for label in labels if label.folder}
+    missing = [folder for folder in folders if folder not in ids]
     if missing:
         raise UsageError(
             action,
             f"the teacher {name} doesn't know {len(missing)} of the classes: {', '.join(missing[:5])}",
             "take another teacher, or its features: --distill feature",
         )
-    return [known[folder] for folder in folders]
+    return [ids[folder] for folder in folders]
 
 
 def _with_features(graph: bytes, action: str) -> tuple[bytes, list[str]]:
@@ -135,8 +135,8 @@ def _session(graph: bytes, threads: int, action: str) -> Any:
         raise ModelError(action, f"ONNX Runtime refuses the teacher: {error}", "import it again") from error
 
 
-class Answers:
-    """What a teacher says about every training picture, view by view, from memory, from disk, or by asking it."""
+class TeacherOutputs:
+    """A teacher's outputs for every training picture, view by view: from memory, from disk, or computed and kept."""
 
     def __init__(
         self,
@@ -144,103 +144,104 @@ class Answers:
         how: Distillation,
         pictures: Pixels | Files,
         digests: Sequence[str],
-        seen: Callable[[Tensor, int], Tensor],
+        views: Callable[[Tensor, int], Tensor],
         key: Sequence[object],
         folder: Path,
         group: Processes,
         action: str,
     ) -> None:
         """Args:
-        teacher: who is asked.
-        how: about what.
+        teacher: the model that is run.
+        how: what the student takes from it.
         pictures: the training set.
         digests: hex SHA-256 of their files.
-        seen: from indices [B] and a view to the uint8 pictures [B, h, w, 3] that the student is shown.
+        views: from indices [B] and a view to the uint8 pictures [B, h, w, 3] that the student is shown.
         key: what else the views depend on.
-        folder: where answers are kept.
-        group: the processes, which share the asking.
-        action: the wish, for error texts.
+        folder: where outputs are kept.
+        group: the processes, which share the work.
+        action: for error texts.
         """
-        self.teacher, self.how, self.pictures, self.seen = teacher, how, pictures, seen
+        self.teacher, self.how, self.pictures, self.views = teacher, how, pictures, views
         self.folder, self.group, self.action = folder, group, action
-        self.between: Callable[[], None] = lambda: None  # called while the teacher is asked, after each batch
-        words = json.dumps([teacher.digest, how.lesson == "feature", pictures.images.classes, list(digests), *key])
-        self.key = hashlib.sha256(words.encode(errors="surrogateescape")).hexdigest()[:32]
-        self.view, self.known = -1, np.empty((0, 0), np.float16)
+        self.after_batch: Callable[[], None] = lambda: None  # called while the teacher runs, after each batch
+        content = json.dumps([teacher.digest, how.lesson == "feature", pictures.images.classes, list(digests), *key])
+        self.key = hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()[:32]
+        self.view, self.outputs = -1, np.empty((0, 0), np.float16)
 
     def of(self, epoch: int, indices: Tensor) -> Tensor:
-        """float32 [B, classes or features]: about these pictures, as they look in this epoch."""
-        view = self.view_of(epoch)
+        """float32 [B, classes or features]: for these pictures, as they look in this epoch."""
+        view = self.teacher_view(epoch)
         if view != self.view:
-            self.view, self.known = view, self._load(view)
-        return torch.from_numpy(self.known[indices.numpy()].astype(np.float32))
+            self.view, self.outputs = view, self._load(view)
+        return torch.from_numpy(self.outputs[indices.numpy()].astype(np.float32))
 
-    def view_of(self, epoch: int) -> int:
-        """Which view the teacher judges in an epoch; the clean picture is always view 0."""
+    def teacher_view(self, epoch: int) -> int:
+        """The view that the teacher gets in an epoch; the clean picture is always view 0."""
         return epoch % self.how.views if self.how.views else 0
 
-    def training_view(self, epoch: int) -> int:
-        """Which view the student is shown in an epoch."""
+    def student_view(self, epoch: int) -> int:
+        """The view that the student is shown in an epoch."""
         return epoch % self.how.views if self.how.views else epoch
 
     @property
     def feature_size(self) -> int:
-        """How many features the teacher has; 0 where they aren't wanted."""
+        """The number of the teacher's features; 0 where they aren't wanted."""
         return self.of(0, torch.tensor([0])).shape[1] if self.how.lesson == "feature" else 0
 
     def _load(self, view: int) -> NDArray[np.float16]:
-        """From disk, else by asking; the answers are kept."""
+        """The outputs for a view, from disk, else computed and kept."""
         path = self.folder / (f"{self.key}-{view}.npy" if self.how.views else f"{self.key}-clean.npy")
-        data = self.group.from_first(lambda: path.read_bytes() if path.is_file() else b"")
+        data = self.group.on_first(lambda: path.read_bytes() if path.is_file() else b"")
         try:
-            known = np.load(io.BytesIO(data)) if data else None
-        except (ValueError, EOFError):  # damaged: ask again
-            known = None
-        if known is not None and known.dtype == np.float16 and len(known) == len(self.pictures):
-            return cast(NDArray[np.float16], known)
-        known = self._ask(view)
+            outputs = np.load(io.BytesIO(data)) if data else None
+        except (ValueError, EOFError):  # damaged: compute them again
+            outputs = None
+        if outputs is not None and outputs.dtype == np.float16 and len(outputs) == len(self.pictures):
+            return cast(NDArray[np.float16], outputs)
+        outputs = self._predict(view)
         if self.group.first:
             buffer = io.BytesIO()
-            np.save(buffer, known)
+            np.save(buffer, outputs)
             with resource_errors(self.action):
                 self.folder.mkdir(parents=True, exist_ok=True)
             write_atomic(path, buffer.getvalue(), self.action)
-        return known
+        return outputs
 
-    def _ask(self, view: int) -> NDArray[np.float16]:
-        """Each process asks about its part of the pictures."""
+    def _predict(self, view: int) -> NDArray[np.float16]:
+        """The outputs for a view; each process runs the teacher on its part of the pictures."""
         mine = torch.arange(self.group.rank, len(self.pictures), self.group.count)
-        known: NDArray[np.float32] | None = None
+        outputs: NDArray[np.float32] | None = None
         size = self.teacher.preprocessing.size
         with bars(quiet=not self.group.first) as show:
             for start in range(0, len(mine), BATCH):
                 indices = mine[start : start + BATCH]
-                pixels = resized(self.seen(indices, view), size) if self.how.views else self._clean(indices)
-                values = self.teacher.answer(pixels)
-                if known is None:
-                    known = np.zeros((len(self.pictures), values.shape[1]), np.float32)
-                known[indices.numpy()] = values
+                pixels = resized(self.views(indices, view), size) if self.how.views else self._clean(indices)
+                values = self.teacher.predict(pixels)
+                if outputs is None:
+                    outputs = np.zeros((len(self.pictures), values.shape[1]), np.float32)
+                outputs[indices.numpy()] = values
                 show("teacher", start + len(indices), len(mine))
                 if start < len(self.pictures) // self.group.count:  # a batch that every process has
-                    self.between()
-        if known is None or not np.isfinite(known).all():
-            raise ModelError(self.action, "the teacher's answers are NaN or infinite", "take a sound teacher")
-        return self.group.add_array(known).clip(-LARGEST, LARGEST).astype(np.float16)
+                    self.after_batch()
+        if outputs is None or not np.isfinite(outputs).all():
+            raise ModelError(self.action, "the teacher's outputs are NaN or infinite", "take a sound teacher")
+        return self.group.all_reduce_array(outputs).clip(-LARGEST, LARGEST).astype(np.float16)
 
     def _clean(self, indices: Tensor) -> NDArray[np.uint8]:
+        """The pictures as the teacher's own preprocessing makes them, uint8 [B, h, w, 3]."""
         images, places = self.pictures.images, self.pictures.indices
         return np.stack([self.teacher.preprocessing.apply(images.read(places[index])) for index in indices.tolist()])
 
 
-def shown(pictures: Pixels | Files, how: Augmentation, seed: int) -> Callable[[Tensor, int], Tensor]:
+def student_views(pictures: Pixels | Files, how: Augmentation, seed: int) -> Callable[[Tensor, int], Tensor]:
     """A function from indices [B] and a view to uint8 [B, h, w, 3], as the student is shown them."""
 
-    def see(indices: Tensor, view: int) -> Tensor:
+    def views(indices: Tensor, view: int) -> Tensor:
         (batch,) = pictures.batches([indices])
         x = augment(batch.pixels, how, keys_of(seed_of(seed, "view", view), indices))
         return x.round().byte().permute(0, 2, 3, 1)
 
-    return see
+    return views
 
 
 def resized(pixels: Tensor, size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -271,8 +272,8 @@ class Student(nn.Module):
         return logits, second, None if self.project is None else self.project(pooled)
 
 
-def lesson_loss(
-    how: Distillation, answers: Tensor, logits: Tensor, second: Tensor | None, features: Tensor | None, mix: Mix | None
+def distillation_loss(
+    how: Distillation, outputs: Tensor, logits: Tensor, second: Tensor | None, features: Tensor | None, mix: Mix | None
 ) -> Tensor:
     """The teacher's part of the loss of each picture, [B].
 
@@ -284,8 +285,8 @@ def lesson_loss(
     A student with a distillation token learns from the teacher by the second head alone.
 
     Args:
-        how: the lesson.
-        answers: the teacher's logits or features [B, …].
+        how: what the student takes from the teacher.
+        outputs: the teacher's logits or features [B, …].
         logits: the student's [B, classes].
         second: of its second head, if it has one.
         features: the student's, mapped [B, …].
@@ -293,22 +294,20 @@ def lesson_loss(
     """
     if how.lesson == "feature":
         assert features is not None
-        goal = functional.normalize(answers, dim=1)
-        return 1 - functional.cosine_similarity(features, mix.targets(goal) if mix else goal, dim=1)
-    taught = logits if second is None else second
+        targets = functional.normalize(outputs, dim=1)
+        return 1 - functional.cosine_similarity(features, mix.targets(targets) if mix else targets, dim=1)
+    student = logits if second is None else second
     if how.lesson == "hard":
-        goal = functional.one_hot(answers.argmax(1), answers.shape[1]).float()
-        return functional.cross_entropy(taught, mix.targets(goal) if mix else goal, reduction="none")
-    goal = (answers / how.temperature).softmax(1)
-    goal = mix.targets(goal) if mix else goal
-    found = (taught / how.temperature).log_softmax(1)
-    return how.temperature**2 * functional.kl_div(found, goal, reduction="none").sum(1)
+        targets = functional.one_hot(outputs.argmax(1), outputs.shape[1]).float()
+        return functional.cross_entropy(student, mix.targets(targets) if mix else targets, reduction="none")
+    targets = (outputs / how.temperature).softmax(1)
+    targets = mix.targets(targets) if mix else targets
+    predicted = (student / how.temperature).log_softmax(1)
+    return how.temperature**2 * functional.kl_div(predicted, targets, reduction="none").sum(1)
 
 
-def view_words(
-    augmentation: Augmentation, size: tuple[int, int], how: Distillation, seed: int, resize: str
-) -> list[Any]:
-    """What the views of a picture depend on beside the picture, for the key of kept answers."""
+def view_key(augmentation: Augmentation, size: tuple[int, int], how: Distillation, seed: int, resize: str) -> list[Any]:
+    """What the views of a picture depend on beside the picture, for the key of kept outputs."""
     if not how.views:
         return ["clean"]
     drawn = {key: value for key, value in asdict(augmentation).items() if not key.startswith(("mix", "cut"))}

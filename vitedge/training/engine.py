@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(days=7)  # how long a process waits for the others, say while one reads data or asks a teacher
+TIMEOUT = timedelta(days=7)  # how long a process waits for the others, while one reads data or runs a teacher
 
 
 class Processes:
-    """What this process is among those of the run, and what they do together."""
+    """The processes of the run: which of them this is, and their collective operations."""
 
     def __init__(self, device: torch.device, accelerator: Accelerator | None = None) -> None:
         self.device, self._accelerator = device, accelerator
@@ -41,38 +41,38 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that speaks and writes."""
+        """Whether this process is the one that logs and writes."""
         return self.rank == 0
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """A line on stderr, from the first process alone."""
         if self.first:
             sys.stderr.write(line + "\n")
             sys.stderr.flush()
 
-    def shared(self, module: nn.Module) -> nn.Module:
+    def data_parallel(self, module: nn.Module) -> nn.Module:
         """The module; its gradients are averaged over the processes in each backward pass."""
         return module if self._accelerator is None else cast(nn.Module, self._accelerator.prepare(module))
 
-    def apart(self, module: nn.Module) -> AbstractContextManager[Any]:
+    def no_sync(self, module: nn.Module) -> AbstractContextManager[Any]:
         """Inside, a backward pass adds to this process's gradients alone."""
         return nullcontext() if self._accelerator is None else self._accelerator.no_sync(module)
 
-    def add(self, values: Sequence[float]) -> list[float]:
-        """Each value added up over the processes, in float64."""
+    def all_reduce(self, values: Sequence[float]) -> list[float]:
+        """The sum of each value over the processes, in float64."""
         if self._accelerator is None:
             return list(values)
-        return cast(list[float], self.add_array(np.array(values, np.float64)).tolist())
+        return cast(list[float], self.all_reduce_array(np.array(values, np.float64)).tolist())
 
-    def add_array(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Arrays of one shape added up over the processes."""
+    def all_reduce_array(self, values: NDArray[Any]) -> NDArray[Any]:
+        """The sum of an array over the processes, each of which has one of this shape."""
         if self._accelerator is None:
             return values
         total = self._accelerator.reduce(torch.from_numpy(values).to(self.device), "sum")
         return cast(NDArray[Any], total.cpu().numpy())
 
-    def from_first(self, function: Callable[[], T]) -> T:
-        """Call in the first process alone; all get what it returned.
+    def on_first(self, function: Callable[[], T]) -> T:
+        """Call in the first process alone; all get what it returns.
 
         Raises:
             VitedgeError: raised by the function; the other processes end quietly with its exit code.
@@ -81,22 +81,22 @@ class Processes:
             return function()
         from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]  # it ships no types
 
-        answer: list[Any] = [None, None]
+        returned: list[Any] = [None, None]  # the value, and the exit code of an error
         error: VitedgeError | None = None
         if self.first:
             try:
-                answer[0] = function()
+                returned[0] = function()
             except VitedgeError as raised:
-                error, answer[1] = raised, raised.exit_code
-        broadcast_object_list(answer)
+                error, returned[1] = raised, raised.exit_code
+        broadcast_object_list(returned)
         if error is not None:
             raise error
-        if answer[1] is not None:
-            raise SystemExit(answer[1])
-        return cast(T, answer[0])
+        if returned[1] is not None:
+            raise SystemExit(returned[1])
+        return cast(T, returned[0])
 
     def fail(self, error: VitedgeError) -> VitedgeError | SystemExit:
-        """What each process raises where all of them found the same fault: the error is said once."""
+        """What each process raises where all of them meet the same fault, so that the error is printed once."""
         return error if self.first else SystemExit(error.exit_code)
 
 
@@ -122,7 +122,7 @@ def processes(device: str, action: str) -> Iterator[Processes]:
         raise NotInstalledError.for_extra(action, error.name or "accelerate", "train") from error
 
     accelerator = Accelerator(
-        cpu=place.type == "cpu", mixed_precision="no", kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
+        cpu=place.type == "cpu", mixed_precision="no", kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)]
     )
     try:
         yield Processes(torch.device("cpu") if place.type == "cpu" else accelerator.device, accelerator)

@@ -30,7 +30,7 @@ def model_input(pixels: Tensor, preprocessing: Preprocessing, device: torch.devi
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def placed(model: VisionTransformer, device: torch.device) -> VisionTransformer:
+def on_device(model: VisionTransformer, device: torch.device) -> VisionTransformer:
     """The model on a device, its convolutions in the order of axes that is fastest there."""
     model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
@@ -51,22 +51,22 @@ def evaluate(
         logits = model(model_input(pixels, preprocessing, group.device)).cpu()
         right += int((logits.argmax(1) == labels).sum())
         loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
-    right, loss = group.add([right, loss])
+    right, loss = group.all_reduce([right, loss])
     count = len(pictures)
     return {"top1_percent": 100 * right / count, "loss": loss / count, "images": count}
 
 
-def is_better(found: Mapping[str, float], best: Mapping[str, float]) -> bool:
-    """Whether an epoch's held-out figures beat the best so far: by top-1 where that tells them apart, else by the loss.
+def is_better(figures: Mapping[str, float], best: Mapping[str, float]) -> bool:
+    """Whether an epoch beats the best so far on the hold-out pictures: by top-1 where it differs, else by the loss.
 
-    A thousand pictures' top-1 is uncertain by a point, and the largest of many epochs' is one of luck: within its
-    standard error the mean cross-entropy decides, which is finer (the idea of the one-standard-error rule; Breiman et
-    al., Classification and Regression Trees, 1984). Of equals the later one is better.
+    The top-1 of a thousand pictures is uncertain by a percentage point, and the largest of many epochs is partly luck:
+    within its standard error the mean cross-entropy decides, which is finer (the idea of the one-standard-error rule;
+    Breiman et al., Classification and Regression Trees, 1984). Of equals the later one is better.
     """
-    share = found["top1_percent"] / 100
-    error = 100 * math.sqrt(share * (1 - share) / found["images"])
-    gained = found["top1_percent"] - best["top1_percent"]
-    return gained > error or (gained >= -error and found["loss"] <= best["loss"])
+    top1 = figures["top1_percent"] / 100
+    error_pp = 100 * math.sqrt(top1 * (1 - top1) / figures["images"])
+    gain_pp = figures["top1_percent"] - best["top1_percent"]
+    return gain_pp > error_pp or (gain_pp >= -error_pp and figures["loss"] <= best["loss"])
 
 
 def shipped_model(config: ViTConfig, arrays: Mapping[str, NDArray[np.float16]]) -> VisionTransformer:

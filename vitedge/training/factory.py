@@ -1,4 +1,4 @@
-"""A user's own torch module: called into being by name, given its weights, run, and exported by torch's own exporter.
+"""A user's own torch module: built by name, given its weights, run, and exported by torch's exporter.
 
 It is the user's code and runs as such; what comes from elsewhere, the weights, is read as data alone.
 """
@@ -60,7 +60,7 @@ class Factory:
         if suffix != ".safetensors" and suffix not in PICKLED:
             raise UsageError(action, f"weights ending in '{suffix}' aren't known", "give a .safetensors file")
         if suffix in PICKLED and not self.allow_pickle:
-            reason = f"{self.weights.name} is a pickled file, which isn't opened without being told so"
+            reason = f"{self.weights.name} is a pickled file, which isn't opened without permission"
             raise ModelError(action, reason, "save the weights as safetensors, or add --allow-pickle (weights only)")
 
 
@@ -91,17 +91,19 @@ def build(factory: Factory, action: str) -> torch.nn.Module:
     return module.eval().requires_grad_(False)
 
 
-def told_preprocessing(module: torch.nn.Module) -> dict[str, Any]:
-    """What a timm module says of its preprocessing (``pretrained_cfg``), as fields of the contract; else nothing."""
+def declared_preprocessing(module: torch.nn.Module) -> dict[str, Any]:
+    """The preprocessing that a timm module declares (``pretrained_cfg``), as fields of the contract; else nothing."""
     config = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)
     if not isinstance(config, Mapping):
         return {}
     fields = {"mean": "mean", "std": "std", "interpolation": "interpolation", "crop_pct": "crop_fraction"}
-    told: dict[str, Any] = {ours: config[name] for name, ours in fields.items() if config.get(name) is not None}
+    declared: dict[str, Any] = {ours: config[name] for name, ours in fields.items() if config.get(name) is not None}
     if len(config.get("input_size") or ()) == 3:
-        told["size"] = tuple(config["input_size"][1:])
+        declared["size"] = tuple(config["input_size"][1:])
     resize = {"center": "shortest", "squash": "squash"}.get(config.get("crop_mode") or "center")
-    return {**told, **({"resize": resize} if resize else {}), "crop_rounding": "floor"} if told else {}
+    if not declared:
+        return {}
+    return {**declared, **({"resize": resize} if resize else {}), "crop_rounding": "floor"}
 
 
 def logits(module: torch.nn.Module, pixels: NDArray[np.float32], action: str) -> NDArray[np.float32]:

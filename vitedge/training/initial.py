@@ -43,7 +43,7 @@ class Start:
     digest: str | None = None  # hex SHA-256 of the weights as they were read
 
     @property
-    def lacks_heads(self) -> bool:
+    def needs_heads(self) -> bool:
         """Whether the weights are trained ones, and of other classes."""
         return self.weights is not None and "head.weight" not in self.weights
 

@@ -19,6 +19,8 @@ class Muon(torch.optim.Optimizer):
 
     For weights that map one hidden layer to the next: linear [out, in], convolution [out, in, kh, kw] (seen as
     [out, in·kh·kw]) and a packed attention weight [3·D, D] (three matrices, orthogonalised each by itself).
+    ``torch.optim.Muon`` makes the same steps for linear weights in bfloat16; it refuses convolutions, and it
+    orthogonalises queries, keys and values as one matrix.
     """
 
     def __init__(
@@ -94,7 +96,7 @@ def build_optimizers(
         name: ``adamw``, or ``muon``: Muon for hidden matrices, AdamW for the first layer, the heads and the vectors.
         lr: of ``lr_scale`` 1.
         weight_decay: of matrices.
-        layer_decay: see above; 1 treats all layers alike.
+        layer_decay: see above; 1: the same for all layers.
         extra: further matrices and vectors beside the head.
         betas: AdamW's.
     """

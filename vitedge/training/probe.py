@@ -1,7 +1,7 @@
-"""A new head's first weights, fitted to what the trained model before it makes of the pictures.
+"""The initial weights of a new head: a linear probe of the trained model's features (LP-FT).
 
-Fine-tuning from a zero head bends the features before the head knows what to ask of them. A head that's fitted first
-keeps them, on pictures like the training's and still more on others (Kumar et al., "Fine-Tuning can Distort Pretrained
+Fine-tuning from a zero head distorts the features before the head is of any use. A head that's fitted first keeps
+them, on pictures like the training's and still more on others (Kumar et al., "Fine-Tuning can Distort Pretrained
 Features and Underperform Out-of-Distribution", 2202.10054).
 """
 
@@ -19,7 +19,7 @@ from vitedge.core.randomness import seed_of
 from vitedge.errors import InvalidResultError
 from vitedge.training.data import TrainingData
 from vitedge.training.engine import Processes
-from vitedge.training.evaluate import model_input, placed
+from vitedge.training.evaluate import model_input, on_device
 from vitedge.training.initial import HEADS, Start
 from vitedge.training.options import TrainOptions
 from vitedge.training.trainer import weights_of_classes
@@ -39,25 +39,27 @@ def with_fitted_heads(start: Start, options: TrainOptions, data: TrainingData, g
 
     def fit() -> dict[str, Tensor]:
         read, labels = _read_by_heads(start, options, data, group)
-        found: dict[str, Tensor] = {}
+        heads: dict[str, Tensor] = {}
         for name, features in read.items():
             if not features.isfinite().all():
                 hint = "start from other weights, or say --new-head zero"
-                raise InvalidResultError(action, f"what '{name}' reads of the pictures isn't finite", hint)
+                raise InvalidResultError(action, f"the features that '{name}' reads aren't finite", hint)
             weight, bias, right = fit_head(features, labels, start.config.num_classes, weights)
-            found |= {f"{name}.weight": weight, f"{name}.bias": bias}
-            group.say(f"{name}: fitted to {len(labels)} pictures; {100 * right:.1f} % right of those left out by turns")
-        return found
+            heads |= {f"{name}.weight": weight, f"{name}.bias": bias}
+            group.log(
+                f"{name}: fitted to {len(labels)} pictures; {100 * right:.1f} % right in leave-one-out cross-validation"
+            )
+        return heads
 
-    return replace(start, weights={**(start.weights or {}), **group.from_first(fit)})
+    return replace(start, weights={**(start.weights or {}), **group.on_first(fit)})
 
 
 @torch.no_grad()
 def _read_by_heads(
     start: Start, options: TrainOptions, data: TrainingData, group: Processes
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """What each head reads of the pictures, float32 [n, D] by the head's name, and their labels, int64 [n]."""
-    model = placed(start.model(options), group.device).eval()
+    """The features that each head reads, float32 [n, D] by the head's name, and the labels, int64 [n]."""
+    model = on_device(start.model(options), group.device).eval()
     read: dict[str, list[Tensor]] = {}
     for name, module in model.named_children():
         if f"{name}.weight" in HEADS and isinstance(module, nn.Linear):
@@ -85,18 +87,18 @@ def fit_head(
     Args:
         features: float [n, D], n ≥ 2.
         labels: int64 [n].
-        weights: float [classes], what a row of each class counts; None: all alike.
+        weights: float [classes], the weight of a row of each class; None: 1.
 
     Returns:
-        float32 weight [classes, D] and bias [classes], and the part of the rows that the others' fit gets right.
+        float32 weight [classes, D] and bias [classes], and the fraction of rows that the fit to the others gets right.
     """
     y = functional.one_hot(labels, classes).double()
     counts = torch.ones(len(y), dtype=torch.float64) if weights is None else weights.double()[labels]
     ridge = Ridge(features.double(), y, counts / counts.sum())
-    predictions = (ridge.left_out(penalty) for penalty in PENALTIES)
+    predictions = (ridge.leave_one_out(penalty) for penalty in PENALTIES)
     errors = [float(ridge.counts @ (predicted - y).square().sum(1)) for predicted in predictions]
     penalty = PENALTIES[int(torch.tensor(errors).argmin())]
-    predicted = ridge.left_out(penalty)
+    predicted = ridge.leave_one_out(penalty)
     losses = [
         float(ridge.counts @ functional.cross_entropy(scale * predicted, labels, reduction="none")) for scale in SCALES
     ]
@@ -135,7 +137,7 @@ class Ridge:
         weight = (self._vectors @ self._slopes(penalty)).T
         return weight, self._y_mean - weight @ self._x_mean
 
-    def left_out(self, penalty: Tensor) -> Tensor:
+    def leave_one_out(self, penalty: Tensor) -> Tensor:
         """[n, K]: each row's prediction by the fit to all others.
 
         y_i - e_i / (1 - H_ii), with the residuals e and the hat matrix H of the fit to all rows (Allen's PRESS; Hastie,

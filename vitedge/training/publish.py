@@ -54,7 +54,7 @@ def write_trained(
         "steps": trainer.step,
         "best_epoch": trainer.best["epoch"],
         "training_images": len(trainer.data.training),
-        "held_out_images": len(trainer.data.held),
+        "held_out_images": len(trainer.data.hold_out),
         "wall_time_s": round(trainer.elapsed_s, 1),
         "parameters": sum(value.size for value in arrays.values()),
         "macs": trainer.config.macs(),
@@ -63,8 +63,11 @@ def write_trained(
     }
     if trainer.start.digest is not None:
         training["initial_weights"] = {"name": trainer.start.name, "sha256": trainer.start.digest}
-    if trainer.answers is not None:
-        training["teacher"] = {"name": trainer.answers.teacher.name, "digest": trainer.answers.teacher.digest}
+    if trainer.teacher_outputs is not None:
+        training["teacher"] = {
+            "name": trainer.teacher_outputs.teacher.name,
+            "digest": trainer.teacher_outputs.teacher.digest,
+        }
     record = ModelRecord(
         name=name,
         classes=class_table(images.classes),
@@ -85,13 +88,13 @@ def write_trained(
 def _recorded(trainer: Trainer) -> dict[str, Any]:
     """The options, with names in place of this machine's paths."""
     options = asdict(trainer.options) | {"init_from": trainer.start.name}
-    if trainer.answers is not None:
-        options["distillation"] |= {"teacher": trainer.answers.teacher.name, "cache": None}
+    if trainer.teacher_outputs is not None:
+        options["distillation"] |= {"teacher": trainer.teacher_outputs.teacher.name, "cache": None}
     return options
 
 
 def environment(device: torch.device, *, bf16: bool) -> dict[str, Any]:
-    """Where and with what a run was made."""
+    """The device, settings and versions of a run."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cpu": processor().model,

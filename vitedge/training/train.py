@@ -18,9 +18,9 @@ from vitedge.data.images import ImageSet
 from vitedge.data.preprocessing import Preprocessing
 from vitedge.training.checkpoint import prepare_run
 from vitedge.training.data import TrainingData, decode, digests_of, open_data, open_test, split
-from vitedge.training.distill import Answers, Teacher, shown, view_words
+from vitedge.training.distill import Teacher, TeacherOutputs, student_views, view_key
 from vitedge.training.engine import Processes, processes
-from vitedge.training.evaluate import evaluate, placed, shipped_model
+from vitedge.training.evaluate import evaluate, on_device, shipped_model
 from vitedge.training.initial import Start, starting_point
 from vitedge.training.options import Distillation, TrainOptions
 from vitedge.training.probe import with_fitted_heads
@@ -63,7 +63,7 @@ def train(
     run = out.parent / f"{out.name}.run"
     action = f"train {options.name} on {data}"
     with processes(options.device, action) as group:
-        group.from_first(lambda: refuse_existing(out, overwrite=overwrite, action=action))
+        group.on_first(lambda: refuse_existing(out, overwrite=overwrite, action=action))
         images = open_data(data, action)
         start = starting_point(options, images.classes, action)
         if options.threads:
@@ -74,7 +74,7 @@ def train(
         digests = digests_of(images)
         test_images = None if test is None else open_test(test, images, digests, action)
         with locked(run, action) if group.first else nullcontext():
-            group.from_first(lambda: prepare_run(run, resume=resume, overwrite=overwrite, action=action))
+            group.on_first(lambda: prepare_run(run, resume=resume, overwrite=overwrite, action=action))
             trainer = _trainer(start, options, images, digests, teacher, run, group, action, resume=resume)
             if resume:
                 trainer.resume()
@@ -82,7 +82,7 @@ def train(
             accuracy = _accuracy(trainer, test_images)
             if group.first:
                 write_trained(out, trainer, images, accuracy, command=command, overwrite=overwrite)
-            group.from_first(lambda: None)  # nobody leaves before it's written
+            group.on_first(lambda: None)  # nobody leaves before it's written
     return out
 
 
@@ -99,44 +99,44 @@ def _trainer(
     resume: bool,
 ) -> Trainer:
     """Split and decode the data, and set up step 0; where a checkpoint follows, without fitting a new head."""
-    training, held = split(images, digests, options.holdout, options.seed, action)
+    training, hold_out = split(images, digests, options.holdout, options.seed, action)
     if group.first:
-        names = "".join(f"{images.records[index].name}\n" for index in held)
+        names = "".join(f"{images.records[index].name}\n" for index in hold_out)
         write_atomic(run / HELD_OUT, names.encode(errors="surrogateescape"), action)
-    dropped = len(images) - len(training) - len(held)
-    group.say(
-        f"reading {len(images)} pictures of {len(images.classes)} classes, {len(held)} of them held out"
+    dropped = len(images) - len(training) - len(hold_out)
+    group.log(
+        f"reading {len(images)} pictures of {len(images.classes)} classes, {len(hold_out)} of them held out"
         + (f"; {dropped} left out that equal held-out ones" if dropped else "")
     )
     geometry = Preprocessing(size=start.config.image_size, resize=options.resize, interpolation="bilinear")
     train_set = decode(images, training, geometry, workers=options.workers, action=action)
-    held_set = decode(images, held, geometry, workers=options.workers, action=action)
+    held_set = decode(images, hold_out, geometry, workers=options.workers, action=action)
     if start.preprocessing is None:
         mean, std = train_set.colour()
         contract = replace(geometry, mean=mean, std=std)
     else:
         theirs = start.preprocessing
         contract = replace(geometry, rescale=theirs.rescale, mean=theirs.mean, std=theirs.std)
-    material = TrainingData(train_set, held_set, contract, tuple(digests[index] for index in train_set.indices))
-    if start.lacks_heads and options.new_head == "fitted" and not resume:
-        start = with_fitted_heads(start, options, material, group, action)
-    answers = None if teacher is None else _answers(teacher, options, material, run, group, action)
-    return Trainer(start, options, material, run, group, action, answers)
+    dataset = TrainingData(train_set, held_set, contract, tuple(digests[index] for index in train_set.indices))
+    if start.needs_heads and options.new_head == "fitted" and not resume:
+        start = with_fitted_heads(start, options, dataset, group, action)
+    outputs = None if teacher is None else _teacher_outputs(teacher, options, dataset, run, group, action)
+    return Trainer(start, options, dataset, run, group, action, outputs)
 
 
-def _answers(
+def _teacher_outputs(
     teacher: Teacher, options: TrainOptions, data: TrainingData, run: Path, group: Processes, action: str
-) -> Answers:
-    """What the teacher says, or said before."""
+) -> TeacherOutputs:
+    """The teacher's outputs for the training pictures."""
     how = options.distillation
     assert how is not None
-    return Answers(
+    return TeacherOutputs(
         teacher,
         how,
         data.training,
         data.digests,
-        seen=shown(data.training, options.augmentation, options.seed),
-        key=view_words(options.augmentation, data.preprocessing.size, how, options.seed, options.resize),
+        views=student_views(data.training, options.augmentation, options.seed),
+        key=view_key(options.augmentation, data.preprocessing.size, how, options.seed, options.resize),
         folder=run / "teacher" if how.cache is None else Path(how.cache),
         group=group,
         action=action,
@@ -146,9 +146,9 @@ def _answers(
 def _accuracy(trainer: Trainer, test_images: ImageSet | None) -> dict[str, Any]:
     """Figures of the weights that are shipped, on the held-out pictures and those of the test split."""
     data, group, options = trainer.data, trainer.group, trainer.options
-    model = placed(shipped_model(trainer.config, trainer.shipped()), group.device)
+    model = on_device(shipped_model(trainer.config, trainer.shipped()), group.device)
     accuracy: dict[str, Any] = {
-        "held_out": evaluate(model, data.held, data.preprocessing, group)
+        "held_out": evaluate(model, data.hold_out, data.preprocessing, group)
         | {"data": "a part of the training data that chose the epoch"}
     }
     if test_images is not None:
@@ -158,5 +158,5 @@ def _accuracy(trainer: Trainer, test_images: ImageSet | None) -> dict[str, Any]:
             "data": "evaluated once, after training"
         }
     for name, figure in accuracy.items():
-        group.say(f"{name.replace('_', ' ')}: top-1 {figure['top1_percent']:.2f} % of {figure['images']} pictures")
+        group.log(f"{name.replace('_', ' ')}: top-1 {figure['top1_percent']:.2f} % of {figure['images']} pictures")
     return accuracy

@@ -1,6 +1,6 @@
 """The state of a run and its loop.
 
-Everything random is derived from words (seed, "step", 17) and from the pictures' numbers, not from the state of a
+Everything random is derived from names (seed, "step", 17) and from the pictures' numbers, not from the state of a
 generator, so that a run killed at any step and resumed from its last checkpoint ends with the weights of an
 uninterrupted one, and one that is spread over processes or accumulated in parts takes the steps of one that isn't.
 """
@@ -32,9 +32,9 @@ from vitedge.training.augment import Mix, augment, draw_mix
 from vitedge.training.checkpoint import CHECKPOINT
 from vitedge.training.curve import curve
 from vitedge.training.data import Batch, TrainingData
-from vitedge.training.distill import Answers, Student, lesson_loss
+from vitedge.training.distill import Student, TeacherOutputs, distillation_loss
 from vitedge.training.engine import Processes, has_bf16
-from vitedge.training.evaluate import evaluate, is_better, normalise, placed
+from vitedge.training.evaluate import evaluate, is_better, normalise, on_device
 from vitedge.training.initial import Start
 from vitedge.training.optimizer import build_optimizers
 from vitedge.training.options import TrainOptions
@@ -59,18 +59,20 @@ class Trainer:
         run: Path,
         group: Processes,
         action: str,
-        answers: Answers | None = None,
+        teacher_outputs: TeacherOutputs | None = None,
     ) -> None:
         self.start, self.config, self.options, self.data = start, start.config, options, data
-        self.run, self.group, self.action, self.answers = run, group, action, answers
+        self.run, self.group, self.action, self.teacher_outputs = run, group, action, teacher_outputs
         self.batch_size = min(options.batch_size, len(data.training))
         self.epoch_steps = len(data.training) // self.batch_size
         self.total_steps = options.epochs * self.epoch_steps
         parts = parts_of_batch(self.batch_size, group.count * options.accumulate, action)
         self.parts = parts[group.rank :: group.count]  # this process's places in every batch
         self.bf16 = options.precision == "bf16" or (options.precision == "auto" and has_bf16(group.device))
-        self.model = placed(start.model(options), group.device)
-        self.student = Student(self.model, answers.feature_size if answers is not None else 0).to(group.device)
+        self.model = on_device(start.model(options), group.device)
+        self.student = Student(self.model, teacher_outputs.feature_size if teacher_outputs is not None else 0).to(
+            group.device
+        )
         self.averaged = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.best: dict[str, float] = {"epoch": 0, "top1_percent": -1.0, "loss": math.inf}
         self.best_weights = self.averaged
@@ -89,8 +91,8 @@ class Trainer:
         self.elapsed_s = 0.0
         self.drawn_s = 0.0
         self.stopped: list[int] = []  # signals that came
-        if answers is not None:
-            answers.between = self.stop_if_asked
+        if teacher_outputs is not None:
+            teacher_outputs.after_batch = self.stop_if_asked
 
     def fit(self) -> None:
         """From the present step to the last.
@@ -100,7 +102,7 @@ class Trainer:
             InvalidResultError: as :meth:`update`.
         """
         student = cast(nn.Module, torch.compile(self.student)) if self.options.compile else self.student
-        forward = self.group.shared(student)
+        forward = self.group.data_parallel(student)
         saved = time.monotonic()
         started = saved - self.elapsed_s
         with stop_signals() as self.stopped, bars(quiet=not self.group.first) as show:
@@ -148,14 +150,14 @@ class Trainer:
         self.student.load_state_dict(state["student"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.group.say(f"resumed at step {self.step} of {self.total_steps}")
+        self.group.log(f"resumed at step {self.step} of {self.total_steps}")
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a run to be continued: options, data, initial weights, teacher, torch."""
         options = {name: value for name, value in asdict(self.options).items() if name not in UNBOUND}
         how, teacher = self.options.distillation, None
-        if how is not None and self.answers is not None:
-            teacher = [self.answers.teacher.digest, how.lesson, how.weight, how.temperature, how.views]
+        if how is not None and self.teacher_outputs is not None:
+            teacher = [self.teacher_outputs.teacher.digest, how.lesson, how.weight, how.temperature, how.views]
         return {
             **options,
             "data": self.data.fingerprint,
@@ -170,7 +172,7 @@ class Trainer:
         Raises:
             InterruptedError_: one came; a checkpoint was written.
         """
-        if not any(self.group.add([len(self.stopped)])):
+        if not any(self.group.all_reduce([len(self.stopped)])):
             return
         self.save()
         number = self.stopped[0] if self.stopped else signal.SIGTERM
@@ -200,8 +202,10 @@ class Trainer:
         warmup = max(1, round(self.options.warmup * self.total_steps))
         if self.step < warmup:
             return self.options.lr * (self.step + 1) / warmup
-        left = 1 - (self.step - warmup) / max(1, self.total_steps - warmup)
-        return self.options.lr * (left if self.options.schedule == "linear" else 0.5 - 0.5 * math.cos(math.pi * left))
+        remaining = 1 - (self.step - warmup) / max(1, self.total_steps - warmup)
+        if self.options.schedule == "linear":
+            return self.options.lr * remaining
+        return self.options.lr * (0.5 - 0.5 * math.cos(math.pi * remaining))
 
     def update(self, forward: nn.Module, parts: Sequence[Batch]) -> None:
         """One step on this process's parts of a batch.
@@ -215,11 +219,11 @@ class Trainer:
             optimizer.zero_grad()
         value = 0.0
         for number, (batch, places) in enumerate(zip(parts, self.parts, strict=True), 1):
-            with self.group.apart(forward) if number < len(parts) else contextlib.nullcontext():
+            with self.group.no_sync(forward) if number < len(parts) else contextlib.nullcontext():
                 loss = self.loss(forward, batch, places, mix)
                 (loss * self.group.count).backward()  # type: ignore[no-untyped-call]  # gradients will be averaged
             value += loss.item()
-        (value,) = self.group.add([value])
+        (value,) = self.group.all_reduce([value])
         norm = nn.utils.clip_grad_norm_(self.student.parameters(), self.options.clip or math.inf).item()
         if not math.isfinite(value) or not math.isfinite(norm):
             raise self.group.fail(self.not_finite(value, norm))
@@ -232,9 +236,9 @@ class Trainer:
         self.average()
 
     def loss(self, forward: nn.Module, batch: Batch, places: Tensor, mix: Mix | None) -> Tensor:
-        """The part that some pictures, at their places in the batch, have in the mean loss of the whole batch."""
+        """The contribution of some pictures, at their places in the batch, to the mean loss of the whole batch."""
         how, device, epoch = self.options.augmentation, self.group.device, len(self.history)
-        view = epoch if self.answers is None else self.answers.training_view(epoch)
+        view = epoch if self.teacher_outputs is None else self.teacher_outputs.student_view(epoch)
         keys = keys_of(seed_of(self.options.seed, "view", view), batch.indices).to(device)
         x = normalise(augment(batch.pixels.to(device), how, keys), self.data.preprocessing)
         targets = functional.one_hot(batch.labels.to(device), self.config.num_classes).float()
@@ -245,20 +249,21 @@ class Trainer:
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
             logits, second, features = forward(x)
         logits, second, features = (None if value is None else value.float() for value in (logits, second, features))
-        if second is not None and (self.answers is None or self.answers.how.lesson == "feature"):
+        if second is not None and (self.teacher_outputs is None or self.teacher_outputs.how.lesson == "feature"):
             logits, second = (logits + second) / 2, None  # no lesson is the second head's alone
         weight = None if self.class_weights is None else self.class_weights.to(device)
         losses = functional.cross_entropy(
             logits, targets, weight=weight, label_smoothing=self.options.label_smoothing, reduction="none"
         )
-        if self.answers is not None:
-            part, said = self.answers.how.weight, self.answers.of(epoch, batch.indices).to(device)
-            taught = lesson_loss(self.answers.how, said, logits, second, features, mix)
-            losses = (1 - part) * losses + part * taught
+        if self.teacher_outputs is not None:
+            outputs = self.teacher_outputs.of(epoch, batch.indices).to(device)
+            weight_of_teacher = self.teacher_outputs.how.weight
+            distilled = distillation_loss(self.teacher_outputs.how, outputs, logits, second, features, mix)
+            losses = (1 - weight_of_teacher) * losses + weight_of_teacher * distilled
         return losses.sum() / self.batch_size
 
     def not_finite(self, value: float, norm: float) -> InvalidResultError:
-        """What is said when the loss or a gradient stopped being finite."""
+        """The error when the loss or a gradient stopped being finite."""
         kept = self.run / CHECKPOINT
         return InvalidResultError(
             self.action,
@@ -276,10 +281,10 @@ class Trainer:
                 self.averaged[name].lerp_(value, 1 - decay)
 
     def finish_epoch(self) -> None:
-        """Evaluate the averaged weights on the held-out pictures, keep the best, write metrics, at times the curve."""
-        model = placed(VisionTransformer(self.config, folded=self.start.folded), self.group.device)
+        """Evaluate the averaged weights on the hold-out pictures, keep the best, write metrics, at times the curve."""
+        model = on_device(VisionTransformer(self.config, folded=self.start.folded), self.group.device)
         model.load_state_dict(self.averaged)
-        figure = evaluate(model, self.data.held, self.data.preprocessing, self.group)
+        figure = evaluate(model, self.data.hold_out, self.data.preprocessing, self.group)
         epoch = len(self.history) + 1
         if is_better(figure, self.best):
             self.best = {"epoch": epoch, "top1_percent": figure["top1_percent"], "loss": figure["loss"]}
@@ -301,7 +306,7 @@ class Trainer:
             if epoch == self.options.epochs or self.elapsed_s - self.drawn_s > CURVE_SECONDS:
                 write_atomic(self.run / CURVE, curve(self.history), self.action)
                 self.drawn_s = self.elapsed_s
-        self.group.say(
+        self.group.log(
             f"epoch {epoch}/{self.options.epochs}  train loss {row['train_loss']:.3f}  "
             f"held out {figure['top1_percent']:.2f} %  {self.elapsed_s:.0f} s"
         )
