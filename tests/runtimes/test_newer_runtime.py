@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 from pathlib import Path
 
-import onnxruntime
 import pytest
 from msgspec.structs import replace
 from PIL import Image
 
 import vitedge
+from tests.newer_onnxruntime import AVAILABLE, DROPPED, NEW, VERSION, plant
 from vitedge import doctor
 from vitedge.benchmarking.bench import BenchConfig
 from vitedge.core.schema import encode_json
@@ -24,20 +23,10 @@ from vitedge.runtimes.here import runs_here
 from vitedge.runtimes.onnxruntime import detect, providers
 from vitedge.runtimes.session import open_session
 
-VERSION, NEW = "9.99.0", "FutureExecutionProvider"
-DROPPED = "CUDA"  # what no build of it knows any more
-AVAILABLE = [NEW, "CPUExecutionProvider"]
-ALL = [*AVAILABLE, *(full for name, (full, _) in providers.NAMES.items() if name != DROPPED)]
-
 
 @pytest.fixture
 def newer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library that is here, with what a release may change."""
-    version = importlib.metadata.version
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: VERSION if name == "onnxruntime" else version(name))
-    monkeypatch.setattr(onnxruntime, "__version__", VERSION)
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(AVAILABLE))
-    monkeypatch.setattr(onnxruntime, "get_all_providers", lambda: list(ALL))
+    plant(monkeypatch)
 
 
 @pytest.fixture
