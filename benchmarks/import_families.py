@@ -68,7 +68,8 @@ def main() -> None:
     import onnx
 
     from vitedge.graph import surgery
-    from vitedge.importing import Factory, import_model
+    from vitedge.importing.entry import import_model
+    from vitedge.training.factory import Factory
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=Path, required=True)

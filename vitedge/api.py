@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from vitedge.benchmarking.options import BenchConfig
     from vitedge.comparison.compare import Comparison
     from vitedge.comparison.options import Tolerance
-    from vitedge.data.images import ImageSet
     from vitedge.demo import Demo
     from vitedge.doctor import Machine
     from vitedge.evaluation.classify import Classified
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from vitedge.formats.recipe import Recipe
     from vitedge.formats.result import Check, Result
     from vitedge.formats.target import Option, Target
+    from vitedge.importing.options import ImportFields, ImportOptions
     from vitedge.reporting.delivery import Report
     from vitedge.reporting.inspection import Inspection
     from vitedge.runtimes.options import OpenOptions
@@ -43,45 +43,43 @@ if TYPE_CHECKING:
 def import_model(
     source: str | Path | Factory | None,
     out: str | Path,
+    options: ImportOptions | None = None,
     *,
-    factory: str | None = None,
-    weights: str | Path | None = None,
-    allow_pickle: bool = False,
-    labels: str | Path | Sequence[str] | None = None,
-    preprocessing: Mapping[str, Any] | None = None,
-    licence: str | None = None,
-    images: str | Path | ImageSet | None = None,
-    overwrite: bool = False,
     progress: Progress = silent,
+    **fields: Unpack[ImportFields],
 ) -> Model:
     """Bring a published ViT, a torch module, an ONNX file or the embedded model into a model folder.
 
     Args:
         source: a folder or file in timm's or transformers' layout, ``"hub:<org>/<name>[@revision]"``, an ONNX file, a
-            folder of ``vitedge train``, ``"embedded"``, or a :class:`vitedge.importing.Factory` of a torch module.
+            folder of ``vitedge train``, ``"embedded"``, or a :class:`vitedge.Factory` of a torch module; None: what
+            the option ``factory`` names.
         out: the model folder to write.
-        factory: instead of a source, ``package.module:function``, which returns a torch module.
-        weights: a state dict to load into the factory's module.
-        allow_pickle: permit pickled weights; tensors alone are read from them.
-        labels, preprocessing, licence, images, overwrite, progress: as :func:`vitedge.importing.import_model`.
+        options: what completes the source's own account of itself.
+        progress: called with (task, done, total) while files are fetched.
+        **fields: of :class:`~vitedge.importing.options.ImportOptions`, in place of those in ``options``.
 
     Raises:
-        ModelError: unknown layout, wrong tensors, or logits that differ from the source's.
+        as :func:`vitedge.importing.entry.import_model`.
     """
-    from vitedge import importing
+    from vitedge.importing import entry
+    from vitedge.importing.factory import chosen_source
+    from vitedge.importing.options import ImportOptions
     from vitedge.training.factory import Factory
 
+    chosen = filled(ImportOptions, fields, options, action="import a model", verb="import")
     if not isinstance(source, Factory):
-        text, file = None if source is None else str(source), None if weights is None else Path(weights)
-        source = importing.chosen_source(text, factory, file, allow_pickle=allow_pickle)
-    return importing.import_model(
+        weights = None if chosen.weights is None else Path(chosen.weights)
+        path = None if source is None else str(source)
+        source = chosen_source(path, chosen.factory, weights, allow_pickle=chosen.allow_pickle)
+    return entry.import_model(
         source,
         out,
-        labels=labels,
-        preprocessing=preprocessing,
-        licence=licence,
-        images=images,
-        overwrite=overwrite,
+        labels=chosen.labels,
+        preprocessing=chosen.preprocessing,
+        licence=chosen.licence,
+        images=chosen.images,
+        overwrite=chosen.overwrite,
         progress=progress,
     )
 
@@ -166,9 +164,9 @@ def summary(subject: Model | Artifact | Plan) -> dict[str, Any]:
     from vitedge.formats.model_folder import Model
 
     if isinstance(subject, Model):
-        from vitedge import importing
+        from vitedge.importing import entry
 
-        return importing.summary(subject)
+        return entry.summary(subject)
     return write.summary(subject) if isinstance(subject, Artifact) else plan.describe(subject)
 
 

@@ -23,7 +23,7 @@ from vitedge.formats.artifact import Artifact
 from vitedge.formats.model_folder import Model
 from vitedge.formats.result import RESULT_JSON, Check, Referee, Result, Row, Subject, combine, write_result
 from vitedge.formats.target import load_target
-from vitedge.importing import import_model
+from vitedge.importing.entry import import_model
 from vitedge.reporting.gallery import Answer, Shown
 from vitedge.reporting.html import render
 from vitedge.runtimes.here import runs_here

@@ -16,7 +16,7 @@ from typing import Any
 
 import typer.main
 
-from vitedge.cli import VERBS, app
+from vitedge.cli import VERBS, application
 from vitedge.core.versions import newest_tested
 
 WRITTEN_WITH = {name: newest_tested(name) for name in ("typer", "rich")}
@@ -76,7 +76,7 @@ def words(text: str) -> Counter[str]:
 
 def told(verb: str) -> Counter[str]:
     """Every word that the command line says about a verb, by its functions' texts; about all verbs if it's empty."""
-    root: Any = typer.main.get_command(app)
+    root: Any = typer.main.get_command(application())
     command = root.commands[verb] if verb else root
     texts = [f"vitedge {verb} {command.help or ''}", *_parameters(command)]
     if not verb:
@@ -93,7 +93,7 @@ def _parameters(command: Any) -> Iterator[str]:
 
 def values(verb: str) -> Counter[str]:
     """Words that a page may have beside: defaults, bounds, choices, names of values."""
-    root: Any = typer.main.get_command(app)
+    root: Any = typer.main.get_command(application())
     found = []
     for parameter in (root.commands[verb] if verb else root).params:
         default = getattr(parameter.default, "value", parameter.default)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,11 +12,12 @@ import typer
 from msgspec import Meta
 from typer.testing import CliRunner
 
-from vitedge.cli.records import takes_records
+from vitedge.cli.records import as_command, takes_records
 from vitedge.core.options import Flag, filled
 from vitedge.core.schema import Record
 from vitedge.errors import UsageError
 from vitedge.exporting.options import ExportFields, ExportOptions
+from vitedge.importing.options import ImportFields, ImportOptions
 
 
 class Inner(Record):
@@ -52,7 +54,6 @@ def run(*arguments: str, file: str = "") -> Any:
     got: list[tuple[str, Options]] = []
     app = typer.Typer(rich_markup_mode="markdown")
 
-    @app.command()
     @takes_records("try it", file=file)
     def verb(
         thing: Annotated[str, typer.Argument(help="A thing.")],
@@ -63,6 +64,7 @@ def run(*arguments: str, file: str = "") -> Any:
         """Try it."""
         got.append((thing, options))
 
+    app.command()(as_command(verb))
     done = CliRunner().invoke(app, ["x", *arguments], env={"COLUMNS": "150", "TERM": "dumb"})
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
@@ -124,7 +126,7 @@ def test_a_python_call_is_checked_likewise() -> None:
         call(inner={"strength": 2})
 
 
-@pytest.mark.parametrize(("fields", "record"), [(ExportFields, ExportOptions)])
+@pytest.mark.parametrize(("fields", "record"), [(ExportFields, ExportOptions), (ImportFields, ImportOptions)])
 def test_keywords_are_the_fields(fields: type, record: type[Record]) -> None:
     """A keyword takes what the field takes; where that is a text, a path as well."""
     keywords = typing.get_type_hints(fields)
@@ -132,4 +134,5 @@ def test_keywords_are_the_fields(fields: type, record: type[Record]) -> None:
     for name, kind in typing.get_type_hints(record).items():
         if name in keywords:
             wider = set(typing.get_args(keywords[name]) or [keywords[name]]) - {Path}
+            wider = {tuple[str, ...] if each == Sequence[str] else each for each in wider}
             assert wider == set(typing.get_args(kind) or [kind]), name

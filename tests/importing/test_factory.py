@@ -19,9 +19,10 @@ from tests.graph.test_author import run
 from tests.graph.vits import MEAN, STD, random_images, tiny
 from vitedge.errors import ModelError, UsageError, VitedgeError
 from vitedge.graph import surgery
-from vitedge.importing import Factory, chosen_source, import_model
-from vitedge.importing.factory import _export
+from vitedge.importing.entry import import_model
+from vitedge.importing.factory import _export, chosen_source
 from vitedge.training import factory as torch_modules
+from vitedge.training.factory import Factory
 
 torch = pytest.importorskip("torch", reason="a factory makes a torch module")
 pytest.importorskip("onnxscript", reason="torch's exporter works with onnxscript")

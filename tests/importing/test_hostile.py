@@ -17,8 +17,8 @@ from vitedge.core.isolation import ChildError, run_isolated
 from vitedge.errors import ModelError, VitedgeError
 from vitedge.formats.architecture import Rope
 from vitedge.graph import mappings, surgery
-from vitedge.importing import import_model
 from vitedge.importing.checkpoint import import_checkpoint
+from vitedge.importing.entry import import_model
 from vitedge.importing.onnx_file import convert
 
 __all__ = ["pictures"]  # a fixture

@@ -17,7 +17,7 @@ import pytest
 from tests.importing.test_import import pictures, timm_folder
 from vitedge.errors import ModelError, ResourceError, UsageError, VitedgeError
 from vitedge.formats.model_folder import Model
-from vitedge.importing import import_model
+from vitedge.importing.entry import import_model
 from vitedge.importing.hub import fetch
 
 pytest.importorskip("huggingface_hub", reason="huggingface_hub isn't installed (vitedge[hub])")

@@ -11,7 +11,7 @@ from PIL import Image
 import vitedge
 from tests.graph.vits import MEAN, STD, random_images, tiny
 from vitedge.core.deviation import deviation
-from vitedge.importing import import_model, summary
+from vitedge.importing.entry import import_model, summary
 
 EXPORTS = Path(__file__).resolve().parent.parent / "graph" / "exports"
 IMAGES = random_images(tiny(), 12)

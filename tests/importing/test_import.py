@@ -16,7 +16,6 @@ from safetensors.numpy import save_file
 
 from tests.graph.test_author import relative, run
 from tests.graph.vits import MEAN, STD, random_arrays, random_images, tiny
-from vitedge import importing
 from vitedge.data import embedded
 from vitedge.data.golden import golden_pictures
 from vitedge.errors import InvalidResultError, ModelError, UsageError
@@ -24,8 +23,10 @@ from vitedge.formats.architecture import PatchStem, ViTConfig
 from vitedge.formats.model_folder import Model, class_table
 from vitedge.graph import mappings
 from vitedge.graph.reference import reference_logits
-from vitedge.importing import import_model, preprocessing_options, read_labels
-from vitedge.importing.labels import recognise_imagenet
+from vitedge.importing.entry import import_model, summary
+from vitedge.importing.labels import read_labels, recognise_imagenet
+from vitedge.importing.options import ImportOptions, parse_size, parse_three
+from vitedge.importing.proof import PICTURES
 
 EXPORTS = Path(__file__).resolve().parent.parent / "graph" / "exports"
 TINY_TIMM = tiny(embed_dim=192, num_heads=3, mlp_hidden=64, image_size=(32, 32), depth=1)
@@ -116,7 +117,7 @@ def test_a_timm_folder_becomes_a_model(tmp_path: Path, pictures: Path) -> None:
     images = random_images(TINY_TIMM, 3)
     expected = reference_logits(TINY_TIMM, random_arrays(TINY_TIMM), images, mean=MEAN, std=STD)
     assert relative(run(onnx.load(model.onnx_path), images), expected) <= 1e-5
-    assert importing.summary(model)["relative_difference"] == parity.relative
+    assert summary(model)["relative_difference"] == parity.relative
 
 
 def test_the_weights_file_alone_finds_its_configuration(tmp_path: Path, pictures: Path) -> None:
@@ -229,7 +230,7 @@ def test_the_embedded_model(tmp_path: Path) -> None:
     model = import_model("embedded", tmp_path / "model")
     record = model.record
     assert record.origin.kind == "embedded" and record.origin.parity is not None
-    assert record.origin.parity.images == importing.PICTURES and record.origin.parity.relative <= 1e-5
+    assert record.origin.parity.images == PICTURES and record.origin.parity.relative <= 1e-5
     again = import_model(model.path, tmp_path / "again")
     assert again.record.origin.kind == "embedded"
     assert again.onnx_path.read_bytes() == model.onnx_path.read_bytes()
@@ -348,15 +349,16 @@ def test_two_classes_of_one_name_have_no_folder() -> None:
 
 
 def test_command_line_spellings() -> None:
-    assert preprocessing_options(size="224", mean="0.5,0.5,0.5", std=None, rescale=None, resize="pad") == {
-        "size": (224, 224),
-        "mean": (0.5, 0.5, 0.5),
-        "resize": "pad",
-    }
-    assert preprocessing_options(size="192x256") == {"size": (192, 256)}
-    for options in ({"size": "large"}, {"size": "1x2x3"}, {"mean": "a,b,c"}):
-        with pytest.raises(UsageError):
-            preprocessing_options(**options)
+    options = ImportOptions(size=parse_size("224"), mean=(0.5, 0.5, 0.5), resize="pad")
+    assert options.preprocessing == {"size": (224, 224), "mean": (0.5, 0.5, 0.5), "resize": "pad"}
+    assert parse_size("192x256") == (192, 256)
+    assert parse_three("0.5,0.5,0.5") == (0.5, 0.5, 0.5) and parse_three("0, 0,255") == (0, 0, 255)
+    for text in ("large", "1x2x3"):
+        with pytest.raises(UsageError, match="isn't HEIGHT or HEIGHTxWIDTH"):
+            parse_size(text)
+    for text in ("a,b,c", "1,2", "1,2,3,4"):
+        with pytest.raises(UsageError, match="isn't three numbers"):
+            parse_three(text)
 
 
 def test_photographs(tmp_path: Path, photos: list[Path]) -> None:

@@ -29,7 +29,7 @@ from vitedge.data.golden import golden_pictures
 from vitedge.data.preprocessing import Preprocessing
 from vitedge.graph import hf_layout, mappings, timm_layout
 from vitedge.graph.author import author_vit
-from vitedge.importing import import_model
+from vitedge.importing.entry import import_model
 
 STORED: dict[str, Any] = json.loads(FAMILIES.read_text()) if FAMILIES.exists() else {"families": {}, "frames": {}}
 

@@ -9,6 +9,7 @@ import importlib
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -16,6 +17,7 @@ import typer
 
 from vitedge._version import __version__
 from vitedge.api import resource_errors
+from vitedge.cli.records import as_command
 from vitedge.errors import InterruptedError_, VitedgeError
 
 VERBS = (
@@ -37,15 +39,6 @@ VERBS = (
     "recipes",
 )
 
-app = typer.Typer(
-    name="vitedge",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    help="From a Vision Transformer to a verified, measured, running classifier on every device.",
-)
-
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -53,7 +46,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
@@ -64,9 +56,31 @@ def _options(
         os.environ["VITEDGE_DEBUG"] = "1"
 
 
-for _verb in VERBS:
-    _module = importlib.import_module(f"vitedge.cli.{_verb}_" if _verb == "import" else f"vitedge.cli.{_verb}")
-    app.command(name=_verb)(getattr(_module, f"{_verb}_" if _verb in ("import", "eval") else _verb))
+def application(verbs: Sequence[str] = VERBS, *, options: bool = True) -> typer.Typer:
+    """The command line with these verbs; without ``options`` it's good for an overview of them alone."""
+    app = typer.Typer(
+        name="vitedge",
+        no_args_is_help=True,
+        rich_markup_mode="markdown",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+        help="From a Vision Transformer to a verified, measured, running classifier on every device.",
+    )
+    app.callback()(_options)
+    for verb in verbs:
+        ending = "_" if verb in ("import", "eval") else ""
+        module = importlib.import_module(f"vitedge.cli.{verb}{'_' if verb == 'import' else ''}")
+        function = getattr(module, f"{verb}{ending}")
+        app.command(name=verb, help=function.__doc__)(as_command(function) if options else lambda: None)
+    return app
+
+
+def _needed(arguments: Sequence[str]) -> typer.Typer:
+    """Only the verb that is called is built; an overview needs none, completion all."""
+    if "_VITEDGE_COMPLETE" in os.environ:
+        return application()
+    verb = next((argument for argument in arguments if not argument.startswith("-")), None)
+    return application([verb]) if verb in VERBS else application(options=False)
 
 
 def show_error(error: VitedgeError) -> None:
@@ -89,7 +103,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGINT, _stop)
     try:
         with resource_errors("run this command"):
-            app(arguments, prog_name="vitedge")
+            _needed(sys.argv[1:] if arguments is None else arguments)(arguments, prog_name="vitedge")
     except VitedgeError as error:
         if os.environ.get("VITEDGE_DEBUG"):
             raise

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 import typer
@@ -14,6 +14,9 @@ import typer
 from vitedge.core.options import Flag, Record, from_file
 
 CONTEXT = "context"
+#: Verbs that take records: what each does, and its argument that names a file.
+MARKED: dict[Callable[..., None], tuple[str, str]] = {}
+Verb = TypeVar("Verb", bound=Callable[..., None])
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,49 +80,55 @@ def parameters(kind: type[Record], path: tuple[str, ...] = ()) -> Iterator[Param
         yield Parameter(name, (*path, field.name), flag, _type(inner, flag), default, _bounds(metadata))
 
 
-def takes_records(action: str, *, file: str = "") -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a verb the function that typer reads: in place of each argument that is a record, one for each of its flags.
+def takes_records(action: str, *, file: str = "") -> Callable[[Verb], Verb]:
+    """Mark a verb whose arguments that are records become one option for each of their flags (:func:`as_command`).
 
     Args:
         action: what the verb does, for error texts: ``export a model``.
         file: the verb's argument that names a TOML file of its record; what is given on the command line wins.
-
-    Raises:
-        UsageError: when the verb runs, a value that isn't possible.
     """
 
-    def decorated(verb: Callable[..., None]) -> Callable[..., None]:
-        hints = get_type_hints(verb, include_extras=True)
-        arguments: list[inspect.Parameter] = []
-        records: dict[str, tuple[type[Record], list[Parameter]]] = {}
-        for argument in inspect.signature(verb).parameters.values():
-            kind = hints[argument.name]
-            if isinstance(kind, type) and issubclass(kind, Record):
-                records[argument.name] = kind, list(parameters(kind))
-                arguments += [parameter.option() for parameter in records[argument.name][1]]
-            else:
-                arguments.append(argument.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=kind))
-        arguments.append(inspect.Parameter(CONTEXT, inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
+    def marked(verb: Verb) -> Verb:
+        MARKED[verb] = action, file
+        return verb
 
-        def run(**values: Any) -> None:
-            source = values.pop(CONTEXT).get_parameter_source
-            path = values.pop(file, None)
-            for name, (kind, options) in records.items():
-                texts = {option: values.pop(option.name) for option in options}
-                given = {
-                    option: option.value(text)
-                    for option, text in texts.items()
-                    if source(option.name).name != "DEFAULT"
-                }
-                values[name] = from_file(kind, path, _nested(given), action=action, verb=verb.__name__.rstrip("_"))
-            verb(**values)
+    return marked
 
-        run.__doc__, run.__name__ = verb.__doc__, verb.__name__
-        run.__signature__ = inspect.Signature(arguments)  # type: ignore[attr-defined]
-        run.__annotations__ = {argument.name: argument.annotation for argument in arguments}
-        return run
 
-    return decorated
+def as_command(verb: Callable[..., None]) -> Callable[..., None]:
+    """The function that typer reads and calls in place of a verb; the verb itself where it takes no records.
+
+    Raises:
+        UsageError: when it's called, a value that isn't possible.
+    """
+    if verb not in MARKED:
+        return verb
+    action, file = MARKED[verb]
+    hints = get_type_hints(verb, include_extras=True)
+    arguments: list[inspect.Parameter] = []
+    records: dict[str, tuple[type[Record], list[Parameter]]] = {}
+    for argument in inspect.signature(verb).parameters.values():
+        kind = hints[argument.name]
+        if isinstance(kind, type) and issubclass(kind, Record):
+            records[argument.name] = kind, list(parameters(kind))
+            arguments += [parameter.option() for parameter in records[argument.name][1]]
+        else:
+            arguments.append(argument.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=kind))
+    arguments.append(inspect.Parameter(CONTEXT, inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
+
+    def run(**values: Any) -> None:
+        source = values.pop(CONTEXT).get_parameter_source
+        path = values.pop(file, None)
+        for name, (kind, options) in records.items():
+            texts = {option: values.pop(option.name) for option in options}
+            given = {each: each.value(text) for each, text in texts.items() if source(each.name).name != "DEFAULT"}
+            values[name] = from_file(kind, path, _nested(given), action=action, verb=verb.__name__.rstrip("_"))
+        verb(**values)
+
+    run.__doc__, run.__name__ = verb.__doc__, verb.__name__
+    run.__signature__ = inspect.Signature(arguments)  # type: ignore[attr-defined]
+    run.__annotations__ = {argument.name: argument.annotation for argument in arguments}
+    return run
 
 
 def _nested(given: Mapping[Parameter, Any]) -> dict[str, Any]:

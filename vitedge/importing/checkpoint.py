@@ -12,7 +12,7 @@ from vitedge.core.files import sha256_file
 from vitedge.data.images import ImageSet
 from vitedge.errors import ModelError
 from vitedge.formats.model_folder import MODEL_ONNX, MODEL_WEIGHTS
-from vitedge.importing.options import contract_of
+from vitedge.importing.contract import contract_of
 from vitedge.importing.proof import Imported, frames_of, parity_of, runner
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from vitedge.core.files import sha256_file
 from vitedge.core.isolation import ChildError, run_isolated
 from vitedge.data.images import ImageSet
 from vitedge.errors import ModelError, UsageError
+from vitedge.importing.contract import contract_of
 from vitedge.importing.onnx_file import import_onnx, require_preprocessing, source_input
-from vitedge.importing.options import contract_of
 from vitedge.importing.proof import Imported, Logits, frames_of
 from vitedge.training.factory import Factory
 

@@ -18,7 +18,7 @@ from vitedge.data.images import ImageSet
 from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ModelError, UsageError
 from vitedge.formats.model_folder import MODEL_ONNX
-from vitedge.importing.options import contract_of
+from vitedge.importing.contract import contract_of
 from vitedge.importing.proof import TOLERANCE, Frames, Imported, Logits, frames_of, parity_of, runner
 
 if TYPE_CHECKING:

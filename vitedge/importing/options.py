@@ -1,60 +1,191 @@
-"""Preprocessing options: command-line spellings, and the contract that options make."""
+"""How to import: where a torch module comes from, and what completes the source's own account of itself."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypedDict
 
 import msgspec
+from msgspec import Meta
 
-from vitedge.data.preprocessing import Preprocessing
+from vitedge.core.options import Flag
+from vitedge.core.schema import Record
 from vitedge.errors import UsageError
 
+MODULE, MODEL, PICTURES, VALUES = "Torch module", "Model", "Preprocessing: pictures", "Preprocessing: values"
 
-def preprocessing_options(
-    *,
-    size: str | None = None,
-    mean: str | None = None,
-    std: str | None = None,
-    fill: str | None = None,
-    **others: Any,
-) -> dict[str, Any]:
-    """Command-line spellings as fields of :class:`~vitedge.data.preprocessing.Preprocessing`; what is None is left out.
 
-    Args:
-        size: ``HEIGHT`` or ``HEIGHTxWIDTH`` in pixels.
-        mean: three numbers with commas between.
-        std: likewise.
-        fill: three whole numbers, red, green, blue.
-        **others: fields whose values need no parsing.
+def parse_size(text: str) -> tuple[int, int]:
+    """``HEIGHT`` or ``HEIGHTxWIDTH`` in pixels.
 
     Raises:
-        UsageError: not numbers.
+        UsageError: neither.
     """
-    options = {name: value for name, value in others.items() if value is not None}
-    if size is not None:
-        sides = size.lower().replace("×", "x").split("x")
-        if not all(side.strip().isdecimal() for side in sides) or len(sides) > 2:
-            raise UsageError("set the input size", f"'{size}' isn't HEIGHT or HEIGHTxWIDTH", "write, say, --size 224")
-        options["size"] = (int(sides[0]), int(sides[-1]))
-    for name, text in (("mean", mean), ("std", std), ("fill", fill)):
-        if text is None:
-            continue
-        try:
-            options[name] = tuple((int if name == "fill" else float)(part) for part in text.split(","))
-        except ValueError as error:
-            hint = f"write, say, --{name} {'0,0,0' if name == 'fill' else '0.5,0.5,0.5'}"
-            raise UsageError(f"set --{name}", f"'{text}' isn't three numbers with commas between", hint) from error
-    return options
+    sides = text.lower().replace("×", "x").split("x")
+    if not all(side.strip().isdecimal() for side in sides) or len(sides) > 2:
+        raise UsageError("set the input size", f"'{text}' isn't HEIGHT or HEIGHTxWIDTH", "write, say, --size 224")
+    return int(sides[0]), int(sides[-1])
 
 
-def contract_of(options: Mapping[str, Any], action: str) -> Preprocessing:
-    """The contract that these fields make.
+def parse_three(text: str) -> tuple[float, ...]:
+    """Three numbers with commas between; whole ones stay whole.
 
     Raises:
-        UsageError: an unknown field, or a value out of its range.
+        UsageError: others.
     """
     try:
-        return msgspec.convert(dict(options), Preprocessing, from_attributes=True)
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise UsageError(action, f"the preprocessing is wrong: {error}", "run: vitedge import --help") from error
+        first, second, third = (int(part) if part.strip().isdecimal() else float(part) for part in text.split(","))
+    except ValueError as error:
+        hint = "write, say, 0.5,0.5,0.5"
+        raise UsageError("read three numbers", f"'{text}' isn't three numbers with commas between", hint) from error
+    return first, second, third
+
+
+class ImportOptions(Record):
+    """What to read beside the source. None leaves to the source what it says itself.
+
+    An ONNX file with float input, or a torch module, needs at least ``mean`` and ``std``, and ``size`` where its input
+    has none. Another ``size`` of a published checkpoint resizes its position embedding, ``patch_size`` its patch
+    projection.
+    """
+
+    factory: Annotated[
+        str | None,
+        Flag(
+            "Function that returns a torch module, instead of a source.", unit="package.module:function", group=MODULE
+        ),
+    ] = None
+    weights: Annotated[
+        str | None, Flag("State dict to load into the factory's module: safetensors.", unit="path", group=MODULE)
+    ] = None
+    allow_pickle: Annotated[
+        bool, Flag("Permit pickled --weights (.pt); only their tensors are read.", group=MODULE)
+    ] = False
+    labels: Annotated[
+        str | tuple[str, ...] | None,
+        Flag(
+            "Class names: a text file (one a line), JSON, a folder of class folders, or imagenet-1k.",
+            default="the source's own",
+            group=MODEL,
+        ),
+    ] = None
+    licence: Annotated[str | None, Flag("Licence of the model.", default="the source's own", group=MODEL)] = None
+    images: Annotated[
+        str | None,
+        Flag("Pictures on which model and source are compared.", unit="path", default="embedded ones", group=MODEL),
+    ] = None
+    overwrite: Annotated[bool, Flag("Replace an existing model folder.", group=MODEL)] = False
+    size: Annotated[
+        tuple[int, int] | None,
+        Flag(
+            "Input size of the model in pixels, HEIGHT or HEIGHTxWIDTH; another size than a published checkpoint's "
+            "resizes its position embedding.",
+            unit="pixels",
+            default="the source's own",
+            parse=parse_size,
+            group=PICTURES,
+        ),
+    ] = None
+    patch_size: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Flag(
+            "Patch size that a published checkpoint's patch projection is resized to.",
+            unit="pixels",
+            default="the source's own",
+            group=PICTURES,
+        ),
+    ] = None
+    resize: Annotated[str | None, Flag("How pictures are fitted: shortest, squash or pad.", group=PICTURES)] = None
+    interpolation: Annotated[
+        str | None,
+        Flag("Resampling filter: nearest, box, bilinear, hamming, bicubic or lanczos.", group=PICTURES),
+    ] = None
+    antialias: Annotated[
+        bool | None,
+        Flag("Apply a low-pass filter when pictures shrink.", ("--antialias/--no-antialias",), group=PICTURES),
+    ] = None
+    crop_fraction: Annotated[
+        float | None,
+        Flag("Fraction of the resized picture that the centre crop keeps.", unit="0 to 1", group=PICTURES),
+    ] = None
+    crop_rounding: Annotated[
+        str | None, Flag("Rounding of size / crop fraction: floor, round or ceil.", group=PICTURES)
+    ] = None
+    crop_offset: Annotated[
+        str | None,
+        Flag("Rounding of half of what the crop removes: round (torchvision) or floor (transformers).", group=PICTURES),
+    ] = None
+    fill: Annotated[
+        tuple[int, int, int] | None,
+        Flag("Colour around padded pictures: 0,0,0.", unit="red,green,blue", parse=parse_three, group=PICTURES),
+    ] = None
+    exif_orientation: Annotated[
+        bool | None, Flag("Rotate pictures as their EXIF data says.", ("--exif/--no-exif",), group=PICTURES)
+    ] = None
+    alpha: Annotated[
+        str | None,
+        Flag(
+            "Transparency: drop the channel, or composite over the fill colour.", unit="drop|composite", group=PICTURES
+        ),
+    ] = None
+    sixteen_bit: Annotated[str | None, Flag("16-bit pictures: scale to 8 bits, or clip at 255.", group=PICTURES)] = None
+    channel_order: Annotated[
+        str | None, Flag("Channel order that the model was trained with: rgb or bgr.", group=VALUES)
+    ] = None
+    rescale: Annotated[
+        float | None,
+        Flag("Factor on the 0–255 values before mean and std, usually 1/255.", group=VALUES),
+    ] = None
+    mean: Annotated[
+        tuple[float, float, float] | None,
+        Flag("Mean of each channel: 0.485,0.456,0.406.", unit="r,g,b", parse=parse_three, group=VALUES),
+    ] = None
+    std: Annotated[
+        tuple[float, float, float] | None,
+        Flag(
+            "Deviation of each channel: 0.229,0.224,0.225.",
+            unit="r,g,b",
+            parse=parse_three,
+            group=VALUES,
+        ),
+    ] = None
+    activation: Annotated[
+        str | None, Flag("Function from logits to probabilities: softmax, sigmoid or none.", group=VALUES)
+    ] = None
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What was given of :class:`~vitedge.data.preprocessing.Preprocessing`, and ``patch_size``."""
+        others = {"factory", "weights", "allow_pickle", "labels", "licence", "images", "overwrite"}
+        fields = msgspec.structs.asdict(self)
+        return {name: value for name, value in fields.items() if name not in others and value is not None}
+
+
+class ImportFields(TypedDict, total=False):
+    """The fields of :class:`ImportOptions` as keywords."""
+
+    factory: str | None
+    weights: str | Path | None
+    allow_pickle: bool
+    labels: str | Path | Sequence[str] | None
+    licence: str | None
+    images: str | Path | None
+    overwrite: bool
+    size: tuple[int, int] | None
+    patch_size: int | None
+    resize: str | None
+    interpolation: str | None
+    antialias: bool | None
+    crop_fraction: float | None
+    crop_rounding: str | None
+    crop_offset: str | None
+    fill: tuple[int, int, int] | None
+    exif_orientation: bool | None
+    alpha: str | None
+    sixteen_bit: str | None
+    channel_order: str | None
+    rescale: float | None
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
+    activation: str | None
