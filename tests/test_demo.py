@@ -28,7 +28,7 @@ def test_it_finishes_without_openvino_and_says_what_is_missing(tmp_path: Path, m
     assert found["onnxruntime", "int8"].latency is not None and found["onnxruntime", "int8"].accuracy is not None
     assert "portable: build on the device" in found["tensorrt", "fp16"].note
     if importlib.util.find_spec("tensorrt_rtx") is not None:
-        assert found["tensorrt", "int8"].referees[0].ok, found["tensorrt", "int8"].referees
+        assert found["tensorrt", "int8"].parser_checks[0].ok, found["tensorrt", "int8"].parser_checks
     page = (out / "report.html").read_text()
     assert "vitedge[openvino]" in page and len(page) < 5_000_000
     assert fails(2, "demo", "--out", out)[1] == f"{out} already exists"

@@ -21,7 +21,7 @@ from vitedge.evaluation.evaluate import evaluate
 from vitedge.exporting import plan, write
 from vitedge.formats.artifact import Artifact
 from vitedge.formats.model_folder import Model
-from vitedge.formats.result import RESULT_JSON, Check, Referee, Result, Row, Subject, combine, write_result
+from vitedge.formats.result import RESULT_JSON, Check, ParserCheck, Result, Row, Subject, combine, write_result
 from vitedge.formats.target import load_target
 from vitedge.importing.entry import import_model
 from vitedge.reporting.gallery import Answer, Shown
@@ -132,7 +132,7 @@ def _absent(model: Model, target: str, precision: str, error: NotInstalledError)
 
 
 def _verified(artifact: Artifact) -> Row:
-    """The row of an artifact as far as verification goes: its checks, and for TensorRT what the referee says."""
+    """The row of an artifact as far as verification goes: its checks, and for TensorRT the parser check."""
     checks: list[Check] = verify(artifact)
     row = Row(subject=Subject.of(artifact), checks=tuple(checks))
     if artifact.manifest.target.runtime != "tensorrt" or runs_here(artifact.manifest.target):
@@ -140,31 +140,31 @@ def _verified(artifact: Artifact) -> Row:
     return replace(
         row,
         note="portable: build on the device: copy the folder there and run: vitedge verify FOLDER",
-        referees=_referees(artifact),
+        parser_checks=_parser_checks(artifact),
     )
 
 
-def _referees(artifact: Artifact) -> tuple[Referee, ...]:
+def _parser_checks(artifact: Artifact) -> tuple[ParserCheck, ...]:
     """TensorRT for RTX parses and builds the graph, where it's installed."""
     if runtimes.installed("tensorrt_rtx") is None:
         return ()
-    from vitedge.runtimes.tensorrt_rtx.referee import referee
+    from vitedge.runtimes.tensorrt_rtx.parser_check import parse_and_build
 
-    report = referee(artifact.graph_path.read_bytes())
+    report = parse_and_build(artifact.graph_path.read_bytes())
     built = f"builds for SM {', '.join(report.engines)}" if report.engines else ""
     refused = "; ".join(f"SM {sm}: {words}" for sm, words in report.errors.items())
     detail = "; ".join(filter(None, (built, refused)))
-    return (Referee(tool=f"TensorRT for RTX {report.version}", ok=report.passed, detail=detail),)
+    return (ParserCheck(tool=f"TensorRT for RTX {report.version}", ok=report.passed, detail=detail),)
 
 
 def _together(measured: Result, verified: list[Row]) -> Result:
-    """The measured result with the checks, notes and referees of ``verified``, in the order of ``verified``."""
+    """The measured result with the checks, notes and parser checks of ``verified``, in the order of ``verified``."""
     found = {row.subject.digest: row for row in measured.rows}
     rows = []
     for row in verified:
         other = found.get(row.subject.digest)
         if other is not None and row.subject.digest:
-            row = replace(other, checks=row.checks, note=row.note, referees=row.referees)
+            row = replace(other, checks=row.checks, note=row.note, parser_checks=row.parser_checks)
         rows.append(row)
     return replace(measured, rows=tuple(rows))
 

@@ -36,7 +36,7 @@ EXTRAS = {
         "let NNCF's quantization compete on OpenVINO (export --autotune)",
     ),
     "tensorrt": (("tensorrt", "cuda"), "build and run TensorRT engines on an NVIDIA GPU"),
-    "tensorrt-rtx": (("tensorrt_rtx",), "build engines for RTX GPUs, and referee TensorRT's graphs without a GPU"),
+    "tensorrt-rtx": (("tensorrt_rtx",), "build engines for RTX GPUs, and check TensorRT's graphs without a GPU"),
     "nvml": (("pynvml",), "an NVIDIA GPU's clocks, power and memory while measuring"),
     "report": (("jinja2", "matplotlib"), "reports as one HTML file"),
     "train": (

@@ -81,12 +81,12 @@ def test_the_tables(monkeypatch: pytest.MonkeyPatch, artifact: Artifact, tmp_pat
 
     one = Explanation(
         layers=3,
-        shares={"int8": 1.0},
+        type_fractions={"int8": 1.0},
         timed=True,
         planned={"int8": 2},
         obtained={"int8": 2},
         reformats=0,
-        reformats_share=0.0,
+        reformats_fraction=0.0,
         around_attention=0,
         attentions=2,
         fused=1,

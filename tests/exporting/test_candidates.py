@@ -330,7 +330,7 @@ def test_a_damaged_candidate_is_named(carrier: Artifact, tmp_path: Path) -> None
 
 def test_for_another_machine(small_model: Path, small_data: Path, tmp_path: Path) -> None:
     target = load_target("raspberry-pi-5")
-    if not here.elsewhere(target):
+    if not here.why_not_here(target):
         pytest.skip("this is a machine of its kind")
     made = vitedge.export(small_model, target, "int8", tmp_path / "a", data=small_data, **WISH)
     everyone = chosen.candidates_of(made)

@@ -112,7 +112,7 @@ def test_an_export_draws_the_steps_of_its_selection(small_model: Path, small_dat
 
 def test_steps_for_another_machine_have_no_times(small_model: Path, small_data: Path, tmp_path: Path) -> None:
     target = load_target("raspberry-pi-5")
-    if not here.elsewhere(target):
+    if not here.why_not_here(target):
         pytest.skip("this is a machine of its kind")
     plan = plan_export(small_model, target, "int8", tmp_path / "a", data=small_data, explain=True, **QUICK)
     made = write.export(plan)

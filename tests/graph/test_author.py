@@ -1,4 +1,4 @@
-"""The author against its referee, and the names that are an interface."""
+"""The author against its reference, and the names that are an interface."""
 
 from __future__ import annotations
 

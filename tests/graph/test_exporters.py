@@ -109,7 +109,7 @@ def prove(family: str, way: Way) -> Report:
     assert source.layout == way[2]
     model = interface.with_image_input(prepared, source, contract, 5)
     allowed = 1e-5
-    if way[-1]:  # weights and products of half precision: the source, widened, is the referee
+    if way[-1]:  # weights and products of half precision: the source, widened, is the reference
         assert report.rewrites["half precision widened"] and not half_precision(prepared)
         assert deviation(run(model, IMAGES), logits) < 0.05
         logits, allowed = run(model, IMAGES), TOLERANCE  # constants of GELU, rounded, become exact

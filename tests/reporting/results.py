@@ -19,8 +19,8 @@ from vitedge.formats.result import (
     Environment,
     Latency,
     Memory,
+    ParserCheck,
     Reading,
-    Referee,
     Result,
     Row,
     Rules,
@@ -208,7 +208,9 @@ def demo() -> Result:
         Row(
             subject=subject("tensorrt", "fp16", size=5_500_000),
             note="portable: build on the device with: vitedge verify ARTIFACT",
-            referees=(Referee(tool="tensorrt-rtx 1.7.1", ok=True, detail="parsed and built for SM 8.6, 8.9, 12.0"),),
+            parser_checks=(
+                ParserCheck(tool="tensorrt-rtx 1.7.1", ok=True, detail="parsed and built for SM 8.6, 8.9, 12.0"),
+            ),
         )
     )
     return Result(created="2026-01-31T12:00:00+00:00", environment=LAPTOP, rows=tuple(rows), data=on)

@@ -101,7 +101,9 @@ def test_every_provider_of_ours_is_missing_for_a_true_reason(exported: Artifact,
     made = for_provider(exported, name)
     with pytest.raises(NotInstalledError, match=full) as refused:
         open_session(made)
-    assert refused.value.reason == here.elsewhere(made.manifest.target) == detect.lacks(made.manifest.target)
+    assert (
+        refused.value.reason == here.why_not_here(made.manifest.target) == detect.missing_provider(made.manifest.target)
+    )
     (undecided,) = (check for check in vitedge.verify(made) if check.ok is None)
     assert refused.value.reason in undecided.detail
     assert ("brings it" in refused.value.reason) is (name != DROPPED)

@@ -61,7 +61,7 @@ def test_layers_are_read() -> None:
 def test_an_engine_without_detail_tells_names_alone() -> None:
     layers = parse('{"Layers": ["one", "two"]}')
     assert [(layer.name, layer.type, layer.nodes) for layer in layers] == [("one", "", ()), ("two", "", ())]
-    assert explain(layers, plan("fp16")).shares == {"unknown": 1.0}
+    assert explain(layers, plan("fp16")).type_fractions == {"unknown": 1.0}
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"Layers": 3}', '{"Layers": [3]}', '{"Layers": null}', "\x00"])

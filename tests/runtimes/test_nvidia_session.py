@@ -41,7 +41,7 @@ from vitedge.formats.artifact import (
 from vitedge.formats.model_folder import Origin
 from vitedge.formats.result import Check
 from vitedge.formats.target import Option
-from vitedge.runtimes._nvidia import building, engine, engines, layers, passport, session, slot
+from vitedge.runtimes._nvidia import building, engine, engines, layers, metadata, session, slot
 from vitedge.runtimes._nvidia.driver import Cuda
 from vitedge.runtimes._nvidia.engine import BuildOptions, Built
 from vitedge.runtimes.base import Executed, Lowered, OpenOptions, Request
@@ -413,7 +413,7 @@ def test_executed_layers_have_their_onnx_names_and_types(tmp_path: Path, cuda: C
         )
 
 
-# --- engines and their passports ---
+# --- engines and their metadata ---
 
 
 def test_the_engine_is_built_once(tmp_path: Path, cuda: CudaStandIn) -> None:
@@ -442,9 +442,9 @@ def test_an_engine_that_isnt_what_was_built_is_built_anew(tmp_path: Path, cuda: 
     open_session(made).close()
     (file,) = (tmp_path / "cache").rglob("*.plan")
     index = file.with_name(engines.INDEX)
-    (passport,) = json.loads(index.read_bytes())["engines"]
-    assert (passport["gpu"], passport["sm"], passport["version"]) == ("Stand-in", "8.7", "10.3.0")
-    assert (passport["driver"], passport["cuda"], passport["seconds"]) == ("12.6", "12.6", 12.5)
+    (metadata,) = json.loads(index.read_bytes())["engines"]
+    assert (metadata["gpu"], metadata["sm"], metadata["version"]) == ("Stand-in", "8.7", "10.3.0")
+    assert (metadata["driver"], metadata["cuda"], metadata["seconds"]) == ("12.6", "12.6", 12.5)
     if damage == "plan":
         file.write_bytes(file.read_bytes() + b" ")
     elif damage == "index":
@@ -518,8 +518,8 @@ def test_engines_travel_beside_the_artifact(tmp_path: Path, cuda: CudaStandIn, m
 @given(st.data())
 @settings(max_examples=60, deadline=None)
 def test_a_damaged_index_never_gives_an_engine(data: st.DataObject) -> None:
-    """Whatever stands in ``engines.json``: nothing is raised, and what is given has the digest of its passport."""
-    wanted = passport.for_building("tensorrt", "10.3.0", "a" * 64, BuildOptions(), "8.7")
+    """Whatever stands in ``engines.json``: nothing is raised, and what is given has the digest in its metadata."""
+    wanted = metadata.for_building("tensorrt", "10.3.0", "a" * 64, BuildOptions(), "8.7")
     with tempfile.TemporaryDirectory() as folder:
         engines.add(Path(folder), "tiny", b"an engine", wanted, "test")
         file = Path(folder) / engines.INDEX
@@ -690,7 +690,7 @@ def test_failures_leave_nothing_behind(tmp_path: Path, cuda: CudaStandIn) -> Non
     with pytest.raises(ArtifactError, match=r"the engine's 'image' is \[1, 32, 48, 3\]; expected \[2, 32, 48, 3\]"):
         open_session(made)
     build.result = b"not an engine"
-    with pytest.raises(ArtifactError, match="the engine can't be loaded, although its passport fits"):
+    with pytest.raises(ArtifactError, match="the engine can't be loaded, although its metadata fit"):
         open_session(made, OpenOptions(options={"tf32": True}))
     build.result = plan(*SHAPE[:3], CONFIG.num_classes)
     sys.modules["tensorrt"].no_context = True

@@ -18,7 +18,7 @@ from vitedge.device.hardware import processor
 from vitedge.errors import ArtifactError, ModelError, ResourceError, UsageError
 from vitedge.formats.artifact import Artifact
 from vitedge.formats.target import Candidate, load_target
-from vitedge.graph.unread import without_unread_rows
+from vitedge.graph.unused_tokens import without_unused_tokens
 from vitedge.quantization.integers import PAIR
 from vitedge.runtimes.base import OpenOptions
 from vitedge.runtimes.executed import unmet_layers
@@ -77,10 +77,10 @@ def test_weights_are_what_the_instruction_set_multiplies_exactly(isa: str, wide:
     assert largest > PAIR if wide else largest <= PAIR
 
 
-def test_float_is_the_canonical_graph_without_unread_rows() -> None:
+def test_float_is_the_canonical_graph_without_unused_tokens() -> None:
     lowered = lower(artifacts.request(TARGET, FLOAT, 3))
     model = onnx.load_from_string(lowered.files[lowered.graph])
-    wanted = without_unread_rows(artifacts.small_graph())
+    wanted = without_unused_tokens(artifacts.small_graph())
     assert [node.name for node in model.graph.node] == [node.name for node in wanted.graph.node]
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 3
     assert {layer.precision for layer in lowered.layers} == {"fp32"}

@@ -19,7 +19,7 @@ from vitedge.formats.architecture import ConvStem, PatchStem, ViTConfig
 from vitedge.formats.recipe import load_recipe
 from vitedge.graph.author import author_vit
 from vitedge.graph.surgery import attribute, linear_layers, pin_batch, to_bytes
-from vitedge.graph.unread import without_unread_rows
+from vitedge.graph.unused_tokens import without_unused_tokens
 from vitedge.quantization.observe import observe
 from vitedge.quantization.prepare import replaced
 from vitedge.quantization.qdq import insert_qdq
@@ -83,7 +83,7 @@ def test_every_form_is_the_arithmetic_of_qdq(name: str) -> None:
         ("attention, shared rows", partial(quantized_attention, threads=64), qkv),
         ("all", integer_graph, layers),
         ("all, shared rows", partial(integer_graph, threads=64), layers),
-        ("rows that are read", lambda graph, chosen: integer_graph(without_unread_rows(graph), chosen), layers),
+        ("rows that are read", lambda graph, chosen: integer_graph(without_unused_tokens(graph), chosen), layers),
     ):
         found = variant(improved, chosen)
         expected = run_graph(insert_qdq(improved, chosen), images)
@@ -164,7 +164,7 @@ def test_gemm_takes_batches_behind_fused_attention() -> None:
 
 def test_where_one_token_asks_its_query_alone_is_computed() -> None:
     improved, layers = quantized(CONFIGS["patches"], random_images(CONFIGS["patches"], 6))
-    nodes = {node.name: node for node in integer_graph(without_unread_rows(improved), layers).graph.node}
+    nodes = {node.name: node for node in integer_graph(without_unused_tokens(improved), layers).graph.node}
     assert [node.op_type for node in nodes.values()].count("QAttention") == 1, "of the first block"
     cut = nodes["blocks.1.attn.qkv/q.rows"]
     assert cut.op_type == "Slice" and cut.input[0] == "blocks.1.attn.qkv.input.q.out", "of bytes"
@@ -174,7 +174,7 @@ def test_where_one_token_asks_its_query_alone_is_computed() -> None:
 
 
 def test_queries_cut_along_another_axis_are_no_rows() -> None:
-    graph = without_unread_rows(author_vit(CONFIGS["patches"], random_arrays(CONFIGS["patches"]), mean=MEAN, std=STD))
+    graph = without_unused_tokens(author_vit(CONFIGS["patches"], random_arrays(CONFIGS["patches"]), mean=MEAN, std=STD))
     assert [bool(one.rows) for one in attentions(graph)] == [False, True]
     assert [one.qkv for one in attentions(replaced(graph, {"blocks.1.attn.split.q.rows.axis": np.array([0])}))] == [
         "blocks.0.attn.qkv"

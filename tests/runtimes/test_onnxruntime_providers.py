@@ -82,7 +82,7 @@ def test_a_provider_that_this_build_hasnt(exported: Artifact, monkeypatch: pytes
     with pytest.raises(NotInstalledError, match="onnxruntime-gpu brings it") as refused:
         open_session(made)
     assert refused.value.hint == "run: pip uninstall onnxruntime && pip install onnxruntime-gpu"
-    assert "CUDAExecutionProvider" in here.elsewhere(made.manifest.target)
+    assert "CUDAExecutionProvider" in here.why_not_here(made.manifest.target)
     (undecided,) = (check for check in vitedge.verify(made) if check.ok is None)
     assert "onnxruntime-gpu brings it" in undecided.detail
     with pytest.raises(NotInstalledError, match="has no XnnpackExecutionProvider") as refused:

@@ -1,4 +1,4 @@
-"""The referee: TensorRT-RTX builds our graphs for GPUs that aren't here, and a bad graph costs a sentence."""
+"""The parser check: TensorRT-RTX builds our graphs for GPUs that aren't here, and a bad graph costs a sentence."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from vitedge.errors import ArtifactError, NotInstalledError, UsageError
 from vitedge.formats.architecture import ConvStem
 from vitedge.graph.surgery import to_bytes
 from vitedge.runtimes._nvidia import engine
-from vitedge.runtimes.tensorrt_rtx import referee as module
-from vitedge.runtimes.tensorrt_rtx.referee import SMS, referee
+from vitedge.runtimes.tensorrt_rtx import parser_check as module
+from vitedge.runtimes.tensorrt_rtx.parser_check import SMS, parse_and_build
 
 pytestmark = pytest.mark.skipif(
-    runtimes.installed("tensorrt_rtx") is None, reason='pip install "vitedge[tensorrt-rtx]" brings the referee'
+    runtimes.installed("tensorrt_rtx") is None, reason='pip install "vitedge[tensorrt-rtx]" brings the parser check'
 )
 
 CONFIGS = {
@@ -48,7 +48,7 @@ def lowered(graph: object, config: object, precision: str) -> bytes:
     ("name", "precision"), [*((name, "int8") for name in CONFIGS), ("plain", "fp32"), ("conv stem, distilled", "fp16")]
 )
 def test_small_graphs_build(name: str, precision: str) -> None:
-    report = referee(lowered(trained_like(CONFIGS[name]), CONFIGS[name], precision), ["8.6"])
+    report = parse_and_build(lowered(trained_like(CONFIGS[name]), CONFIGS[name], precision), ["8.6"])
     assert report.errors == {} and report.engines["8.6"] > 0 and report.passed
 
 
@@ -60,7 +60,7 @@ def capable(precision: str) -> tuple[str, ...]:
 @pytest.mark.parametrize("precision", ["fp16", "int8", "fp8"])
 def test_the_embedded_model_builds_for_every_compute_capability(precision: str) -> None:
     graph, config = embedded()
-    report = referee(lowered(graph, config, precision), capable(precision))
+    report = parse_and_build(lowered(graph, config, precision), capable(precision))
     assert SMS == ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
     assert report.errors == {} and tuple(report.engines) == capable(precision)
     assert report.version == runtimes.installed("tensorrt_rtx")
@@ -78,17 +78,17 @@ VITS = {
 @pytest.mark.parametrize("precision", ["fp16", "int8", "fp8"])
 @pytest.mark.parametrize("name", VITS)
 def test_larger_models_build_for_every_compute_capability(name: str, precision: str) -> None:
-    report = referee(lowered(trained_like(VITS[name]), VITS[name], precision), capable(precision))
+    report = parse_and_build(lowered(trained_like(VITS[name]), VITS[name], precision), capable(precision))
     assert report.errors == {} and tuple(report.engines) == capable(precision)
 
 
 def test_fp8_is_refused_where_the_gpu_has_none() -> None:
-    text = referee(lowered(trained_like(tiny()), tiny(), "fp8"), ["8.6"]).errors["8.6"]
+    text = parse_and_build(lowered(trained_like(tiny()), tiny(), "fp8"), ["8.6"]).errors["8.6"]
     assert re.search(r"TensorRT-RTX \S+ can't build it: \S", text)
 
 
 def test_a_capability_it_doesnt_know_is_an_error_of_its_own() -> None:
-    report = referee(lowered(trained_like(tiny()), tiny(), "fp16"), ["8.6", "8.7"])
+    report = parse_and_build(lowered(trained_like(tiny()), tiny(), "fp16"), ["8.6", "8.7"])
     assert list(report.engines) == ["8.6"] and not report.passed
     assert report.errors["8.7"].startswith("compute capability 8.7 isn't among 7.5, 8.0, 8.6, 8.9, 12.0")
 
@@ -103,11 +103,11 @@ def small(node: object, kind: int, constants: dict[str, object]) -> bytes:
 
 def test_parser_errors_name_node_and_operator() -> None:
     transpose = helper.make_node("Transpose", ["x"], ["y"], name="turn", perm=[1, 0])
-    text = referee(small(transpose, TensorProto.UINT8, {}), ["8.6"]).errors["8.6"]
+    text = parse_and_build(small(transpose, TensorProto.UINT8, {}), ["8.6"]).errors["8.6"]
     assert re.search(r"can't parse the graph: node 'turn' \(Transpose\): \S", text)
     bias = helper.make_node("DequantizeLinear", ["b", "s"], ["f"], name="bias.dq")
     constants = {"b": np.arange(4, dtype=np.int32), "s": np.float32(0.1)}
-    text = referee(small(bias, TensorProto.FLOAT, constants), ["8.6"]).errors["8.6"]
+    text = parse_and_build(small(bias, TensorProto.FLOAT, constants), ["8.6"]).errors["8.6"]
     assert re.search(r"can't parse the graph: node 'bias\.dq' \(DequantizeLinear\): \S", text)
 
 
@@ -146,7 +146,7 @@ def test_a_parsers_error_in_one_line(error: ParserError, said: str) -> None:
 
 
 def test_bytes_that_are_no_graph() -> None:
-    report = referee(b"no graph at all", ["8.6"])
+    report = parse_and_build(b"no graph at all", ["8.6"])
     assert report.engines == {} and report.errors["8.6"]
 
 
@@ -204,14 +204,14 @@ def _sleep(graph: bytes, sms: tuple[str, ...]) -> dict[str, int | str]:
 
 def test_a_crashing_builder_is_an_error_and_the_others_are_still_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_sizes", _crash_on_ada)
-    report = referee(b"", ["8.6", "8.9", "12.0"])
+    report = parse_and_build(b"", ["8.6", "8.9", "12.0"])
     assert report.engines == {"8.6": 1, "12.0": 1}
     assert report.errors == {"8.9": "the process was killed by SIGSEGV"}
 
 
 def test_a_builder_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_sizes", _sleep)
-    report = referee(b"", ["8.6"], timeout_s=1)
+    report = parse_and_build(b"", ["8.6"], timeout_s=1)
     assert report.errors == {"8.6": "it took longer than 1 seconds and was stopped"}
 
 
@@ -233,4 +233,4 @@ def test_the_same_graph_as_tensorrts_otherwise() -> None:
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "installed", lambda: None)
     with pytest.raises(NotInstalledError, match=r'pip install "vitedge\[tensorrt-rtx\]"'):
-        referee(b"")
+        parse_and_build(b"")

@@ -18,7 +18,7 @@ from vitedge.formats.model_folder import class_table, contract_metadata
 from vitedge.formats.result import Check
 from vitedge.formats.target import load_target
 from vitedge.runtimes.base import Executed, OpenOptions
-from vitedge.runtimes.executed import executed_shares, executed_types, unmet_layers
+from vitedge.runtimes.executed import executed_fractions, executed_types, unmet_layers
 from vitedge.runtimes.session import open_session
 from vitedge.verification.golden import golden_check
 from vitedge.verification.verify import check_contract, check_executed, check_versions, verify
@@ -181,14 +181,14 @@ def test_executed_precision_by_layer(artifact: Artifact) -> None:
         Executed(second, "Gemm", "fp32"),
     ]
     assert unmet_layers(planned, as_planned) == []
-    assert executed_shares(planned, as_planned) == {"fp32": 0.25, "int8": 0.75}
+    assert executed_fractions(planned, as_planned) == {"fp32": 0.25, "int8": 0.75}
     fell_back = [Executed(first, "Gemm", "fp32"), Executed(second, "Gemm", "bf16")]
     assert unmet_layers(planned, fell_back) == [f"{first} in fp32 instead of int8", f"{second} in bf16 instead of fp32"]
-    assert executed_shares(planned, fell_back) == {"bf16": 0.25, "fp32": 0.75}
+    assert executed_fractions(planned, fell_back) == {"bf16": 0.25, "fp32": 0.75}
     silent = [Executed(first, "Fused", ""), Executed(second, "Fused", "")]
     assert executed_types(planned, silent) == {first: "unknown", second: "unknown"}
     assert unmet_layers(planned, silent) == [f"{first} in unknown instead of int8"]  # int8 has to be proven
-    assert executed_shares((), []) is None
+    assert executed_fractions((), []) is None
 
 
 def test_nothing_planned_is_nothing_decided(tmp_path: Path) -> None:

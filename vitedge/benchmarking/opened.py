@@ -24,7 +24,7 @@ from vitedge.formats.artifact import Artifact
 from vitedge.formats.result import Check, Row, Subject
 from vitedge.formats.samples import Memory, Profile, ProtocolRun
 from vitedge.runtimes.base import OpenOptions
-from vitedge.runtimes.executed import executed_shares
+from vitedge.runtimes.executed import executed_fractions
 from vitedge.runtimes.session import open_session
 from vitedge.verification.golden import golden_check
 
@@ -80,7 +80,7 @@ class OpenArtifact:
         )
         self._alone = memory_alone(artifact.path, options) if alone else None
         self.check: Check = golden_check(session)
-        self.executed = executed_shares(artifact.manifest.layers, session.executed())
+        self.executed = executed_fractions(artifact.manifest.layers, session.executed())
         every = max(1, len(self.frames) // MOST_EXPECTED)
         expected = {index: session.run(self.frames[index]) for index in range(0, len(self.frames), every)}
         if not all(np.isfinite(logits).all() for logits in expected.values()):

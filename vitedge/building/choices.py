@@ -158,7 +158,7 @@ def _refuse_choice(candidates: Sequence[Artifact], action: str) -> None:
         )
     for artifact in candidates:
         target = artifact.manifest.target
-        if not builds(target.runtime) and (where := here.elsewhere(target)):
+        if not builds(target.runtime) and (where := here.why_not_here(target)):
             raise UsageError(action, where, f"run on the device: vitedge build {artifact.path.name}")
 
 

@@ -76,12 +76,12 @@ def build(
     return [
         {
             "artifact": str(artifact.path),
-            "runtime": f"{one.passport.package} {one.passport.version}",
-            "gpu": one.passport.gpu,
-            "sm": one.passport.sm,
+            "runtime": f"{one.metadata.package} {one.metadata.version}",
+            "gpu": one.metadata.gpu,
+            "sm": one.metadata.sm,
             "bytes": len(one.plan),
             "built": one.built,
-            "seconds": one.passport.seconds,
+            "seconds": one.metadata.seconds,
             "because": one.rebuilt_because,
             "folder": str(one.folder if out is None else out),
         }

@@ -36,7 +36,7 @@ from vitedge.formats.result import (
     now,
 )
 from vitedge.runtimes.base import OpenOptions
-from vitedge.runtimes.executed import executed_shares
+from vitedge.runtimes.executed import executed_fractions
 from vitedge.runtimes.session import Session, open_session
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def evaluate(
             Row(
                 subject=Subject.of(session.artifact),
                 session=dict(session.info),
-                precision_executed=executed_shares(session.artifact.manifest.layers, session.executed()),
+                precision_executed=executed_fractions(session.artifact.manifest.layers, session.executed()),
             )
             for session in sessions
         ]

@@ -26,7 +26,7 @@ from vitedge.formats.artifact import Calibration, CandidateResult, Golden, Layer
 from vitedge.formats.target import QUANTIZED, Candidate
 from vitedge.quantization.calibrate import calibrate, pictures
 from vitedge.runtimes.base import Lowered, Request
-from vitedge.runtimes.executed import shares, unmet_layers
+from vitedge.runtimes.executed import mac_fractions, unmet_layers
 from vitedge.runtimes.session import Session
 
 if TYPE_CHECKING:
@@ -265,7 +265,7 @@ def _draft_manifest(inputs: ExportInputs, candidate: Candidate, lowered: Lowered
         classes=record.classes,
         preprocessing=record.preprocessing,
         layers=lowered.layers,
-        precision_obtained=shares(lowered.layers, {layer.name: layer.precision for layer in lowered.layers}),
+        precision_obtained=mac_fractions(lowered.layers, {layer.name: layer.precision for layer in lowered.layers}),
         runtime_options=dict(lowered.runtime_options),
         built_with=dict(lowered.built_with),
         model_digest=plan.model.digest,

@@ -20,7 +20,7 @@ from vitedge.formats.budget import Budget
 from vitedge.formats.model_folder import Model
 from vitedge.formats.recipe import Recipe, load_recipe
 from vitedge.formats.target import QUANTIZED, Candidate, Target, load_target
-from vitedge.runtimes.here import elsewhere, runs_here
+from vitedge.runtimes.here import runs_here, why_not_here
 
 AUTO = "auto"
 
@@ -105,7 +105,7 @@ def plan_export(
     if options.autotune and not runs_here(target):
         raise UsageError(
             f"{plan.action}, by measuring",
-            elsewhere(target) or f"{target.runtime} doesn't run here",
+            why_not_here(target) or f"{target.runtime} doesn't run here",
             "let its candidates travel (--with-candidates), and choose on the device: vitedge build ARTIFACT",
         )
     if options.with_candidates and len(candidates) < 2:
@@ -162,7 +162,7 @@ def _makeable(target: Target, candidates: tuple[Candidate, ...]) -> tuple[Candid
             raise NotInstalledError.for_extra(action, package, package)
         raise UsageError(
             action,
-            f"its arithmetic is {package}'s, so only a machine like the target can judge it; {elsewhere(target)}",
+            f"its arithmetic is {package}'s, so only a machine like the target can judge it; {why_not_here(target)}",
             "export it there, or use another kernel variant",
         )
     return found

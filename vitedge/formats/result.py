@@ -104,7 +104,7 @@ class Check(Record):
     detail: str
 
 
-class Referee(Record):
+class ParserCheck(Record):
     """What another tool says of an artifact that can't run on this machine."""
 
     tool: str  # name and version
@@ -164,7 +164,7 @@ class Row(Record):
     latency: Latency | None = None
     accuracy: Accuracy | None = None
     checks: tuple[Check, ...] = ()
-    referees: tuple[Referee, ...] = ()
+    parser_checks: tuple[ParserCheck, ...] = field(default=(), name="referees")
     profile: Profile | None = None
     protocol_runs: tuple[ProtocolRun, ...] = field(default=(), name="dialects")  # measured as other tools measure it
 
@@ -294,7 +294,7 @@ def _joined(old: Row, new: Row) -> Row:
         latency=new.latency or old.latency,
         accuracy=new.accuracy or old.accuracy,
         checks=new.checks or old.checks,
-        referees=new.referees or old.referees,
+        parser_checks=new.parser_checks or old.parser_checks,
         profile=new.profile or old.profile,
         protocol_runs=new.protocol_runs or old.protocol_runs,
     )

@@ -1,4 +1,4 @@
-"""Referee: the forward pass of a plain Vision Transformer in numpy, float64, from the parameters as published.
+"""The reference: the forward pass of a plain Vision Transformer in numpy, float64, from the parameters as published.
 
 Written from the papers (Dosovitskiy et al., 2010.11929; Touvron et al., 2012.12877 and 2204.07118; Xiao et al.,
 2106.14881; Darcet et al., 2309.16588) and independent of the author: nothing is folded, nothing is fast. Import

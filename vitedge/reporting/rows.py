@@ -150,7 +150,7 @@ class Line:
     def notes(self) -> list[str]:
         """What a reader has to know before trusting the numbers."""
         found = [self.row.note] if self.row.note else []
-        found += [f"{referee.tool}: {referee.detail}" for referee in self.row.referees]
+        found += [f"{check.tool}: {check.detail}" for check in self.row.parser_checks]
         found += self.verdict.reasons
         if self.result.partial:
             found.append("partial: the run was interrupted")

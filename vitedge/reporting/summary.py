@@ -23,7 +23,7 @@ def show_summary(result: Result, shown: Sequence[Shown], out: Path) -> None:
     """Everything that ran and what to make of it.
 
     Args:
-        result: rows with latency, accuracy, checks, notes and referees, as far as there are any.
+        result: rows with latency, accuracy, checks, notes and parser checks, as far as there are any.
         shown: classified pictures.
         out: the folder that holds the report, for the last line.
     """

@@ -42,13 +42,13 @@ def unmet_layers(layers: Sequence[LayerPlan], executed: Iterable[Executed]) -> l
     ]
 
 
-def executed_shares(layers: Sequence[LayerPlan], executed: Iterable[Executed]) -> dict[str, float] | None:
-    """Share of the multiply-accumulates by executed type; sums to 1. None where no layer was planned."""
-    return shares(layers, executed_types(layers, executed)) or None
+def executed_fractions(layers: Sequence[LayerPlan], executed: Iterable[Executed]) -> dict[str, float] | None:
+    """Fraction of the multiply-accumulates by executed type; sums to 1. None where no layer was planned."""
+    return mac_fractions(layers, executed_types(layers, executed)) or None
 
 
-def shares(layers: Sequence[LayerPlan], types: Mapping[str, str]) -> dict[str, float]:
-    """Share of the multiply-accumulates by each layer's type, sorted by type; sums to 1. Empty without any."""
+def mac_fractions(layers: Sequence[LayerPlan], types: Mapping[str, str]) -> dict[str, float]:
+    """Fraction of the multiply-accumulates by each layer's type, sorted by type; sums to 1. Empty without any."""
     total = sum(layer.macs for layer in layers)
     found: dict[str, int] = {}
     for layer in layers:

@@ -14,13 +14,13 @@ def runs_here(target: Target) -> bool:
 
     Without the instructions that a target promises, its graphs would run and answer wrongly: 8-bit weights saturate.
     """
-    if elsewhere(target):
+    if why_not_here(target):
         return False
     facts = part(target.runtime, "detect")
     return facts.installed() is not None and facts.runs_here(target.device)
 
 
-def elsewhere(target: Target) -> str:
+def why_not_here(target: Target) -> str:
     """Why this machine can't stand for a target's, whatever is installed; empty where it can.
 
     What can't be read of the processor is no reason against it.
@@ -30,7 +30,7 @@ def elsewhere(target: Target) -> str:
     if target.device.startswith("cuda") and not hardware.gpus():
         return "it's for an NVIDIA GPU, and there is none here"
     facts = part(target.runtime, "detect")
-    if target.providers and facts.installed() is not None and (why := facts.lacks(target)):
+    if target.providers and facts.installed() is not None and (why := facts.missing_provider(target)):
         return str(why)
     isa = hardware.processor().isa
     if target.isa != "any" and isa is not None and target.isa not in isa:

@@ -15,7 +15,7 @@ from vitedge.formats.model_folder import contract_metadata
 from vitedge.formats.result import Check
 from vitedge.runtimes import here
 from vitedge.runtimes.base import OpenOptions
-from vitedge.runtimes.executed import UNKNOWN, executed_shares, unmet_layers
+from vitedge.runtimes.executed import UNKNOWN, executed_fractions, unmet_layers
 from vitedge.runtimes.session import Session, open_session
 from vitedge.verification.golden import golden_check
 
@@ -40,10 +40,10 @@ def verify(artifact: Artifact, options: OpenOptions | None = None) -> list[Check
         check_preprocessing(artifact),
     ]
     runtime = manifest.target.runtime
-    elsewhere = here.elsewhere(manifest.target)
-    if elsewhere:
+    why_not_here = here.why_not_here(manifest.target)
+    if why_not_here:
         remaining = "versions, golden logits, executed precision, options"
-        todo = f"{elsewhere}; run on the device: vitedge verify {artifact.path.name}"
+        todo = f"{why_not_here}; run on the device: vitedge verify {artifact.path.name}"
         checks += [check_contract(artifact, _copies(artifact)), Check(name=remaining, ok=None, detail=todo)]
         return checks
     runtimes.require(runtime, f"verify the artifact {artifact.path}")
@@ -119,14 +119,14 @@ def check_options(session: Session) -> Check:
 def check_executed(session: Session) -> Check:
     """Every planned layer must run in the type that was planned, counted in the executed graph."""
     layers, executed = session.artifact.manifest.layers, session.executed()
-    shares = executed_shares(layers, executed)
-    if shares is None:
+    mac_fractions = executed_fractions(layers, executed)
+    if mac_fractions is None:
         return Check(name="executed precision", ok=None, detail="the artifact plans no layers")
     unmet = unmet_layers(layers, executed)
-    told = ", ".join(f"{share:.1%} {name}" for name, share in shares.items())
+    told = ", ".join(f"{share:.1%} {name}" for name, share in mac_fractions.items())
     if unmet:
         told += f"; {len(unmet)} layers not as planned: {', '.join(unmet[:4])}"
         why, hint = runtimes.fuses_otherwise(session.artifact.manifest.target.runtime)
         told += f". {why}; {hint}" if why else ""
-    ok = None if not unmet and set(shares) == {UNKNOWN} else not unmet
+    ok = None if not unmet and set(mac_fractions) == {UNKNOWN} else not unmet
     return Check(name="executed precision", ok=ok, detail=f"of the multiply-accumulates: {told}")

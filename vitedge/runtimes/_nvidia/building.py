@@ -11,9 +11,9 @@ from vitedge.device.hardware import gpus
 from vitedge.errors import ResourceError, UsageError
 from vitedge.formats.artifact import Artifact
 from vitedge.formats.target import Option
-from vitedge.runtimes._nvidia import engine, engines, passport, session
+from vitedge.runtimes._nvidia import engine, engines, metadata, session
 from vitedge.runtimes._nvidia.driver import Cuda
-from vitedge.runtimes._nvidia.engines import Found
+from vitedge.runtimes._nvidia.engines import ObtainedEngine
 
 
 def build(
@@ -23,7 +23,7 @@ def build(
     sms: Sequence[str],
     options: dict[str, Option],
     progress: Progress,
-) -> list[Found]:
+) -> list[ObtainedEngine]:
     """The engines of one artifact, in the cache: taken from there where they fit, else built.
 
     Args:
@@ -47,25 +47,25 @@ def build(
     elif sms:
         raise UsageError(
             action,
-            f"{engine.WORDS[package]} builds for the GPU that it finds, not for compute capability {', '.join(sms)}",
+            f"{engine.NAMES[package]} builds for the GPU that it finds, not for compute capability {', '.join(sms)}",
             f"copy the artifact to the device and run there: vitedge build {artifact.path.name}",
         )
     if not sms:
         if not gpus():
             raise ResourceError(
                 action,
-                f"no NVIDIA GPU answers here, and {engine.WORDS[package]} builds for the one that it finds",
+                f"no NVIDIA GPU answers here, and {engine.NAMES[package]} builds for the one that it finds",
                 f"copy the artifact to the device and run there: vitedge build {artifact.path.name}",
             )
-        place = passport.here(package, version, graph, wanted, Cuda(action, engine.EXTRAS[package]))
-        session.refuse_missing_types(artifact, place.sm, action)
-        return [engines.obtain(artifact, place, wanted, progress=progress, action=action)]
+        this_gpu = metadata.here(package, version, graph, wanted, Cuda(action, engine.EXTRAS[package]))
+        session.refuse_missing_types(artifact, this_gpu.sm, action)
+        return [engines.obtain(artifact, this_gpu, wanted, progress=progress, action=action)]
     for sm in sms:
         session.refuse_missing_types(artifact, sm, action)
     return [
         engines.obtain(
             artifact,
-            passport.for_building(package, version, graph, wanted, sm),
+            metadata.for_building(package, version, graph, wanted, sm),
             replace(wanted, sm=sm),
             progress=progress,
             action=action,

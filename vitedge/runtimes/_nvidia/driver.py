@@ -36,7 +36,7 @@ class Cuda:
             self.names: Any = importlib.import_module("cuda.bindings.runtime")
         except ImportError as error:
             raise NotInstalledError.for_extra(action, "cuda-bindings", extra) from error
-        self._asked = action
+        self._action = action
 
     def __call__(self, function: str, *arguments: Any) -> Any:
         code, *values = getattr(self.names, function)(*arguments)
@@ -45,7 +45,7 @@ class Cuda:
                 "cudaErrorMemoryAllocation": "lower the batch or the option 'contexts', or free GPU memory",
                 "cudaErrorInsufficientDriver": "update the driver, or install the cuda-bindings of its CUDA version",
             }.get(code.name, "check the driver: nvidia-smi, or on a Jetson: tegrastats")
-            raise ResourceError(self._asked, f"{function}: {code.name}", hint)
+            raise ResourceError(self._action, f"{function}: {code.name}", hint)
         return values[0] if values else None
 
     def gpu(self) -> GpuFacts:
@@ -64,22 +64,22 @@ class Cuda:
         return f"{number // 1000}.{number % 1000 // 10}"
 
 
-class Holder:
+class Resources:
     """What was made, and how it's destroyed: last first."""
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
-        self._made: list[tuple[str, Any]] = []
+        self._resources: list[tuple[str, Any]] = []
 
     def keep(self, destroy: str, thing: Any) -> Any:
         """Remember that ``destroy(thing)`` is due; returns the thing."""
-        self._made.append((destroy, thing))
+        self._resources.append((destroy, thing))
         return thing
 
     def release(self) -> None:
         """Destroy everything; a second call finds nothing."""
-        while self._made:
-            self._cuda(*self._made.pop())
+        while self._resources:
+            self._cuda(*self._resources.pop())
 
 
 class Buffer(NamedTuple):
@@ -90,14 +90,16 @@ class Buffer(NamedTuple):
     copied: bool  # False: the GPU works in the host's own memory
 
 
-def buffer(cuda: Cuda, holder: Holder, shape: tuple[int, ...], dtype: type[np.generic], *, zero_copy: bool) -> Buffer:
+def buffer(
+    cuda: Cuda, resources: Resources, shape: tuple[int, ...], dtype: type[np.generic], *, zero_copy: bool
+) -> Buffer:
     """Memory for one tensor; with ``zero_copy`` the host's pages are mapped into the GPU's address space."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     if zero_copy:
-        pinned = holder.keep("cudaFreeHost", cuda("cudaHostAlloc", size, cuda.names.cudaHostAllocMapped))
+        pinned = resources.keep("cudaFreeHost", cuda("cudaHostAlloc", size, cuda.names.cudaHostAllocMapped))
         device = cuda("cudaHostGetDevicePointer", pinned, 0)
     else:
-        pinned = holder.keep("cudaFreeHost", cuda("cudaMallocHost", size))
-        device = holder.keep("cudaFree", cuda("cudaMalloc", size))
+        pinned = resources.keep("cudaFreeHost", cuda("cudaMallocHost", size))
+        device = resources.keep("cudaFree", cuda("cudaMalloc", size))
     pages = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(int(pinned)))
     return Buffer(pages.view(dtype).reshape(shape), int(device), not zero_copy)

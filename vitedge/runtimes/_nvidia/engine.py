@@ -21,7 +21,7 @@ from vitedge.core.progress import Progress, silent
 from vitedge.errors import ArtifactError, NotInstalledError, ResourceError, UsageError
 
 EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
-WORDS = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 BUILD_TIMEOUT_S = 3600.0  # small boards take many minutes
 STEPS = 1000  # of the progress bar
 
@@ -101,7 +101,7 @@ def build_isolated(
     except isolation.ChildError as error:
         raise ArtifactError(
             action,
-            f"building the engine with {WORDS[package]} {version}: {error}",
+            f"building the engine with {NAMES[package]} {version}: {error}",
             "export in another precision, or report this graph",
         ) from error
     progress(task, STEPS, STEPS)
@@ -123,7 +123,7 @@ def build(package: str, graph: bytes, options: BuildOptions = BuildOptions(), ti
         ResourceError: no GPU where one is needed, or not enough memory.
         NotInstalledError: the package isn't here.
     """
-    action = f"build an engine with {WORDS[package]}"
+    action = f"build an engine with {NAMES[package]}"
     started = time.monotonic()
     trt = load(package, action)
     log = logger(trt)
@@ -138,11 +138,11 @@ def build(package: str, graph: bytes, options: BuildOptions = BuildOptions(), ti
         errors = [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)] or [log.text()]
         raise ArtifactError(
             action,
-            f"{WORDS[package]} {trt.__version__} can't parse the graph: {'; '.join(errors[:4])}",
+            f"{NAMES[package]} {trt.__version__} can't parse the graph: {'; '.join(errors[:4])}",
             "export in another precision, or report this graph",
         )
     config = _configure(trt, builder, options, action)
-    monitor = progress_monitor(trt, lambda share: isolation.tell(str(round(share * STEPS))))
+    monitor = progress_monitor(trt, lambda fraction: isolation.tell(str(round(fraction * STEPS))))
     config.progress_monitor = monitor
     keeps_timings = package == "tensorrt"  # TensorRT-RTX times nothing ahead of time
     if keeps_timings:
@@ -151,7 +151,7 @@ def build(package: str, graph: bytes, options: BuildOptions = BuildOptions(), ti
             config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise _build_error(f"{WORDS[package]} {trt.__version__}", log.text(), action)
+        raise _build_error(f"{NAMES[package]} {trt.__version__}", log.text(), action)
     timings = bytes(config.get_timing_cache().serialize()) if keeps_timings else b""
     return Built(bytes(plan), timings, time.monotonic() - started)
 
@@ -220,8 +220,8 @@ def logger(trt: Any) -> Any:
 class Phases:
     """How far a build is: phases have steps, and a phase may be a step of another. Called by several threads."""
 
-    def __init__(self, told: Callable[[float], None]) -> None:
-        self._told, self._lock = told, threading.Lock()
+    def __init__(self, report: Callable[[float], None]) -> None:
+        self._report, self._lock = report, threading.Lock()
         self._phases: dict[str, tuple[str | None, int, int]] = {}  # name -> (parent, steps, done)
         self._furthest = 0.0
 
@@ -235,27 +235,29 @@ class Phases:
         with self._lock:
             parent, steps, done = self._phases.get(name, (None, 1, 0))
             self._phases[name] = (parent, steps, min(done + 1, steps))
-            share = max((self._share(root) for root, (above, _, _) in self._phases.items() if above is None), default=0)
-            if share > self._furthest:  # it never goes back, although a phase may be started again
-                self._furthest = share
-                self._told(share)
+            fraction = max(
+                (self._fraction(root) for root, (above, _, _) in self._phases.items() if above is None), default=0
+            )
+            if fraction > self._furthest:  # it never goes back, although a phase may be started again
+                self._furthest = fraction
+                self._report(fraction)
 
     def finish(self, name: str) -> None:
         """The phase ends, all its steps done or not."""
         with self._lock:
             self._phases.pop(name, None)
 
-    def _share(self, name: str) -> float:
+    def _fraction(self, name: str) -> float:
         _, steps, done = self._phases[name]
         inside = max(
-            (self._share(child) for child, (parent, _, _) in self._phases.items() if parent == name), default=0
+            (self._fraction(child) for child, (parent, _, _) in self._phases.items() if parent == name), default=0
         )
         return min(1.0, (done + min(inside, 0.99)) / steps)
 
 
-def progress_monitor(trt: Any, told: Callable[[float], None]) -> Any:
-    """An ``IProgressMonitor`` that tells the share of the build that is done, 0 to 1."""
-    phases = Phases(told)
+def progress_monitor(trt: Any, report: Callable[[float], None]) -> Any:
+    """An ``IProgressMonitor`` that reports the fraction of the build that is done, 0 to 1."""
+    phases = Phases(report)
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the module has no stubs
         def __init__(self) -> None:

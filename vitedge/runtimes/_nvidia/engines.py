@@ -1,7 +1,7 @@
 """Where engines lie: in the cache of this device, or in an export folder that travels beside the artifact.
 
-Both are folders with an ``engines.json``, which lists a passport for each engine. An engine is loaded only with the
-digest that stands there, and only where its passport fits.
+Both are folders with an ``engines.json``, which lists the metadata of each engine. An engine is loaded only with the
+digest that stands there, and only where its metadata fit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vitedge.errors import ArtifactError, ResourceError, VitedgeError
 from vitedge.formats.artifact import Artifact
 from vitedge.runtimes._nvidia import engine
 from vitedge.runtimes._nvidia.engine import BuildOptions
-from vitedge.runtimes._nvidia.passport import Passport, differences, identity, words
+from vitedge.runtimes._nvidia.metadata import EngineMetadata, description, differences, identity
 
 INDEX = "engines.json"
 TIMINGS = "timings.cache"  # in an export folder: what TensorRT measured, so that the next version builds faster there
@@ -41,14 +41,14 @@ class Engines(Record):
     schema_version: int = 1
     vitedge_version: str = __version__
     artifact: str = ""  # its name, for people
-    engines: tuple[Passport, ...] = ()
+    engines: tuple[EngineMetadata, ...] = ()
 
 
-class Found(NamedTuple):
-    """An engine, and how it was come by."""
+class ObtainedEngine(NamedTuple):
+    """An engine, its metadata, and where it came from."""
 
     plan: bytes
-    passport: Passport
+    metadata: EngineMetadata
     folder: Path
     built: bool  # just now
     rebuilt_because: str = ""  # what stood against the one that was there
@@ -74,22 +74,22 @@ def index(folder: Path) -> Engines:
         return Engines()
 
 
-def look_for(folder: Path, wanted: Passport) -> Found | list[str]:
+def look_for(folder: Path, wanted: EngineMetadata) -> ObtainedEngine | list[str]:
     """The engine that fits, or what stands against the nearest one; nothing to say where there is none."""
     nearest: list[str] = []
-    for passport in index(folder).engines:
-        if wanted.gpu is None and passport.sm != wanted.sm:
+    for metadata in index(folder).engines:
+        if wanted.gpu is None and metadata.sm != wanted.sm:
             continue  # built ahead of time for another GPU: it isn't in question
-        against = differences(passport, wanted)
+        against = differences(metadata, wanted)
         if not against:
             try:
-                plan = (folder / Path(passport.file).name).read_bytes()
+                plan = (folder / Path(metadata.file).name).read_bytes()
             except OSError:
-                against = [f"its file {passport.file} can't be read"]
+                against = [f"its file {metadata.file} can't be read"]
             else:
-                if sha256(plan) == passport.engine:
-                    return Found(plan, passport, folder, built=False)
-                against = [f"its file {passport.file} isn't what was written"]
+                if sha256(plan) == metadata.engine:
+                    return ObtainedEngine(plan, metadata, folder, built=False)
+                against = [f"its file {metadata.file} isn't what was written"]
         if not nearest or len(against) < len(nearest):
             nearest = against
     return nearest
@@ -97,13 +97,13 @@ def look_for(folder: Path, wanted: Passport) -> Found | list[str]:
 
 def obtain(
     artifact: Artifact,
-    wanted: Passport,
+    wanted: EngineMetadata,
     options: BuildOptions,
     *,
     may_build: bool = True,
     progress: Progress = silent,
     action: str,
-) -> Found:
+) -> ObtainedEngine:
     """The engine for ``wanted``: from the export folder beside the artifact, from the cache, or built into the cache.
 
     Raises:
@@ -115,14 +115,14 @@ def obtain(
     against: list[str] = []
     for folder in (beside(artifact.path), cache):
         found = look_for(folder, wanted)
-        if isinstance(found, Found):
+        if isinstance(found, ObtainedEngine):
             return found
         against = against or found
     because = f"the engine that is there was built for something else: {'; '.join(against)}" if against else ""
     if not may_build:
         raise ArtifactError(
             action,
-            because or f"there is no engine of it for {words(wanted)}, and building one wasn't permitted",
+            because or f"there is no engine of it for {description(wanted)}, and building one wasn't permitted",
             f"run: vitedge build {artifact.path}",
         )
     seed = beside(artifact.path) / TIMINGS
@@ -134,14 +134,14 @@ def build_into(
     folder: Path,
     name: str,
     graph: bytes,
-    wanted: Passport,
+    wanted: EngineMetadata,
     options: BuildOptions,
     seed: Path,
     *,
     progress: Progress = silent,
     action: str,
-) -> Found:
-    """Build one engine, and write it and its passport into a folder; what earlier builds here measured is used.
+) -> ObtainedEngine:
+    """Build one engine, and write it and its metadata into a folder; what earlier builds here measured is used.
 
     Where nothing was built yet, what an equal device measured (``seed``) is; TensorRT itself refuses another GPU's.
     """
@@ -154,31 +154,33 @@ def build_into(
     )
     if built.timing_cache:
         write_atomic(timings, built.timing_cache, action)
-    passport = add(folder, name, built.plan, replace(wanted, seconds=round(built.seconds, 3)), action)
-    return Found(built.plan, passport, folder, built=True)
+    metadata = add(folder, name, built.plan, replace(wanted, seconds=round(built.seconds, 3)), action)
+    return ObtainedEngine(built.plan, metadata, folder, built=True)
 
 
-def add(folder: Path, name: str, plan: bytes, passport: Passport, action: str) -> Passport:
+def add(folder: Path, name: str, plan: bytes, metadata: EngineMetadata, action: str) -> EngineMetadata:
     """Write an engine, then list it; the one that it replaces goes last."""
     digest = sha256(plan)
-    passport = replace(passport, engine=digest, file=f"sm{passport.sm.replace('.', '')}-{digest[:12]}.plan")
-    write_atomic(folder / passport.file, plan, action)
+    metadata = replace(metadata, engine=digest, file=f"sm{metadata.sm.replace('.', '')}-{digest[:12]}.plan")
+    write_atomic(folder / metadata.file, plan, action)
     before = index(folder).engines
-    kept = tuple(other for other in before if identity(other) != identity(passport))
-    write_atomic(folder / INDEX, encode_json(Engines(artifact=name, engines=(*kept, passport))), action)
+    kept = tuple(other for other in before if identity(other) != identity(metadata))
+    write_atomic(folder / INDEX, encode_json(Engines(artifact=name, engines=(*kept, metadata))), action)
     for other in before:
-        if other not in kept and other.file != passport.file:
+        if other not in kept and other.file != metadata.file:
             (folder / Path(other.file).name).unlink(missing_ok=True)
-    return passport
+    return metadata
 
 
-def timing_cache(passport: Passport) -> Path:
+def timing_cache(metadata: EngineMetadata) -> Path:
     """What TensorRT measured while it built on this GPU in this version, for all models."""
-    key = sha256(json.dumps([passport.package, passport.version, passport.gpu, passport.sm]).encode())[:16]
-    return cache_folder() / "timings" / f"{passport.package}-{passport.version}-{key}.cache"
+    key = sha256(json.dumps([metadata.package, metadata.version, metadata.gpu, metadata.sm]).encode())[:16]
+    return cache_folder() / "timings" / f"{metadata.package}-{metadata.version}-{key}.cache"
 
 
-def export_engines(artifact: Artifact, found: Sequence[Found], out: Path, *, overwrite: bool, action: str) -> Path:
+def export_engines(
+    artifact: Artifact, found: Sequence[ObtainedEngine], out: Path, *, overwrite: bool, action: str
+) -> Path:
     """Write engines as a folder that travels beside the artifact, under the name that :func:`beside` gives or another.
 
     Raises:
@@ -187,8 +189,8 @@ def export_engines(artifact: Artifact, found: Sequence[Found], out: Path, *, ove
     """
     with new_folder(out, overwrite=overwrite, action=action, last=INDEX) as folder:
         for one in found:
-            add(folder, artifact.manifest.name, one.plan, one.passport, action)
-            if (timings := timing_cache(one.passport)).is_file():
+            add(folder, artifact.manifest.name, one.plan, one.metadata, action)
+            if (timings := timing_cache(one.metadata)).is_file():
                 write_atomic(folder / TIMINGS, timings.read_bytes(), action)
     return out
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from msgspec import field
+
 from vitedge.core.schema import Record
 from vitedge.formats.artifact import LayerPlan
 from vitedge.runtimes._nvidia.layers import Layer
@@ -13,15 +15,15 @@ from vitedge.runtimes.executed import UNKNOWN, executed_types
 
 
 class Explanation(Record):
-    """An engine's layers, counted and timed. Shares sum to 1; they are of the time where a profile was taken."""
+    """An engine's layers, counted and timed. Fractions sum to 1, and are of the time where a profile was taken."""
 
     layers: int
-    shares: dict[str, float]  # by type
+    type_fractions: dict[str, float] = field(name="shares")  # by type
     timed: bool
     planned: dict[str, int]  # layers of the plan by the precision that was planned
     obtained: dict[str, int]  # and by the precision that they run in
     reformats: int
-    reformats_share: float
+    reformats_fraction: float = field(name="reformats_share")
     around_attention: int  # reformats next to an attention
     attentions: int
     fused: int  # attentions that are one kernel
@@ -46,20 +48,20 @@ def explain(
     times = _medians(profile)
     weights = [float(times.get("+".join(layer.nodes) or layer.name, 0)) if times else 1.0 for layer in layers]
     total = sum(weights) or 1.0
-    shares: Counter[str] = Counter()
+    type_fractions: Counter[str] = Counter()
     for layer, weight in zip(layers, weights, strict=True):
-        shares["moving" if layer.reformats else layer.type or UNKNOWN] += weight / total  # type: ignore[assignment]
+        type_fractions["moving" if layer.reformats else layer.type or UNKNOWN] += weight / total  # type: ignore[assignment]
     nodes = [Executed(node, layer.kind, layer.type) for layer in layers for node in layer.nodes]
     attentions = {name.rsplit(".", 1)[0] for name in (one.name for one in plan) if name.endswith(".scores")}
     fused = {node.rsplit(".", 1)[0] for layer in layers if layer.attends for node in layer.nodes} & attentions
     return Explanation(
         layers=len(layers),
-        shares=dict(sorted(shares.items(), key=lambda item: -item[1])),
+        type_fractions=dict(sorted(type_fractions.items(), key=lambda item: -item[1])),
         timed=bool(times),
         planned=dict(Counter(layer.precision for layer in plan)),
         obtained=dict(Counter(executed_types(plan, nodes).values())),
         reformats=sum(layer.reformats for layer in layers),
-        reformats_share=sum(w for layer, w in zip(layers, weights, strict=True) if layer.reformats) / total,
+        reformats_fraction=sum(w for layer, w in zip(layers, weights, strict=True) if layer.reformats) / total,
         around_attention=_around(layers),
         attentions=len(attentions),
         fused=len(fused),
@@ -81,7 +83,7 @@ def compare(named: Mapping[str, Explanation]) -> list[str]:
         why = []
         if one.reformats > timed[best].reformats:
             near = f", {one.around_attention} of them next to attention," if one.around_attention else ""
-            why.append(f"{one.reformats} reformats{near} take {one.reformats_share:.0%} of its time")
+            why.append(f"{one.reformats} reformats{near} take {one.reformats_fraction:.0%} of its time")
         if one.fused < timed[best].fused:
             why.append(f"{timed[best].fused - one.fused} of {one.attentions} attentions aren't fused")
         reason = "; ".join(why) or "its layers themselves are no faster, and the layer information shows no other cause"
@@ -91,7 +93,7 @@ def compare(named: Mapping[str, Explanation]) -> list[str]:
 
 def _sentences(one: Explanation) -> list[str]:
     of = "the time" if one.timed else f"its {one.layers} layers"
-    words = ", ".join(f"{share:.0%} {name}" for name, share in one.shares.items())
+    words = ", ".join(f"{fraction:.0%} {name}" for name, fraction in one.type_fractions.items())
     found = [f"Of {of}: {words}."]
     missed = [
         f"{count - one.obtained.get(precision, 0)} of {count} layers planned in {precision} run in another type"
@@ -103,9 +105,9 @@ def _sentences(one: Explanation) -> list[str]:
         rest = "" if one.fused == one.attentions else "; the others are several kernels each"
         found.append(f"{one.fused} of {one.attentions} attentions run as one fused kernel{rest}.")
     if one.reformats:
-        share = f", {one.reformats_share:.0%} of the time" if one.timed else ""
+        fraction = f", {one.reformats_fraction:.0%} of the time" if one.timed else ""
         near = f"; {one.around_attention} stand next to attention" if one.around_attention else ""
-        found.append(f"{one.reformats} reformats move tensors between layouts or types{share}{near}.")
+        found.append(f"{one.reformats} reformats move tensors between layouts or types{fraction}{near}.")
     else:
         found.append("No reformat stands between layers.")
     return found

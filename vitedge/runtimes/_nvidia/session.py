@@ -1,6 +1,6 @@
 """A session on an NVIDIA GPU, for TensorRT and TensorRT-RTX alike.
 
-Opening finds the engine whose passport fits (beside the artifact or in the cache), or builds it once from the
+Opening finds the engine whose metadata fit (beside the artifact or in the cache), or builds it once from the
 artifact's ONNX file. How an inference is started (copies or shared memory, kernel by kernel or as a CUDA graph) is
 measured on first opening and noted beside the engine. Asynchronous work runs in several contexts.
 """
@@ -23,9 +23,9 @@ from vitedge.device.hardware import gpus
 from vitedge.errors import ArtifactError, ResourceError, UsageError, VitedgeError, nearest
 from vitedge.formats.artifact import Artifact
 from vitedge.formats.target import Option
-from vitedge.runtimes._nvidia import engine, engines, layers, passport
+from vitedge.runtimes._nvidia import engine, engines, layers, metadata
 from vitedge.runtimes._nvidia.driver import Cuda, GpuFacts
-from vitedge.runtimes._nvidia.slot import Slot, Tensors, Way, fastest, measured
+from vitedge.runtimes._nvidia.slot import LaunchMode, Slot, Tensors, fastest, measured
 from vitedge.runtimes.base import Executed, LayerTime, OpenOptions, Stages
 
 if TYPE_CHECKING:
@@ -61,19 +61,19 @@ def open_backend(package: str, version: str, artifact: Artifact, options: OpenOp
     if device != "cuda:0":
         raise UsageError(action, f"the device is '{device}'; vitedge opens the first that CUDA shows", "use cuda:0")
     wanted = {**artifact.manifest.runtime_options, **options.options}
-    build, way = build_options(wanted, action), session_options(wanted)
+    build, mode = build_options(wanted, action), session_options(wanted)
     if not gpus():
         raise ResourceError(
             action,
-            f"no NVIDIA GPU answers here, and {engine.WORDS[package]} runs on nothing else",
+            f"no NVIDIA GPU answers here, and {engine.NAMES[package]} runs on nothing else",
             "copy the artifact to the device and open it there; its engine is built on first opening",
         )
     cuda = Cuda(action, engine.EXTRAS[package])
     gpu = cuda.gpu()
     refuse_missing_types(artifact, gpu.sm, action)
-    place = passport.here(package, version, sha256(artifact.graph_path.read_bytes()), build, cuda)
+    this_gpu = metadata.here(package, version, sha256(artifact.graph_path.read_bytes()), build, cuda)
     found = engines.obtain(
-        artifact, place, build, may_build=options.build, progress=options.progress or lines(), action=action
+        artifact, this_gpu, build, may_build=options.build, progress=options.progress or lines(), action=action
     )
     info: dict[str, Option] = {
         "runtime": package,
@@ -81,10 +81,10 @@ def open_backend(package: str, version: str, artifact: Artifact, options: OpenOp
         "device": f"{device} {gpu.name}",
         "sm": gpu.sm,
         "strongly_typed": True,
-        **{key: value for key, value in place.options.items() if value is not None},
-        "engine": found.passport.engine[:12],
+        **{key: value for key, value in this_gpu.options.items() if value is not None},
+        "engine": found.metadata.engine[:12],
     }
-    return TensorRTBackend(trt, cuda, gpu, found, artifact, info, way)
+    return TensorRTBackend(trt, cuda, gpu, found, artifact, info, mode)
 
 
 def build_options(options: Mapping[str, Option], action: str) -> engine.BuildOptions:
@@ -134,38 +134,38 @@ class TensorRTBackend:
         trt: Any,
         cuda: Cuda,
         gpu: GpuFacts,
-        found: engines.Found,
+        found: engines.ObtainedEngine,
         artifact: Artifact,
         info: Mapping[str, Option],
-        wishes: Mapping[str, Option],
+        options: Mapping[str, Option],
     ) -> None:
         self.batch = artifact.manifest.batch
         self._trt, self._cuda = trt, cuda
-        self._asked = f"open the artifact {artifact.path}"
+        self._action = f"open the artifact {artifact.path}"
         self._slots: list[Slot] = []
-        self._turns = itertools.count()
+        self._tickets = itertools.count()
         self._pending: dict[int, Slot] = {}  # ticket -> where it runs
         self._done: dict[int, NDArray[np.float32]] = {}
-        self._contexts = max(1, int(wishes.get("contexts", CONTEXTS)))
+        self._contexts = max(1, int(options.get("contexts", CONTEXTS)))
         self._runtime_cache: Any = None
         self._config: Any = None
-        self._cache_file = engines.cache_of(found.passport.graph, artifact.manifest.name) / f"{info['engine']}.jit"
+        self._cache_file = engines.cache_of(found.metadata.graph, artifact.manifest.name) / f"{info['engine']}.jit"
         height, width = artifact.manifest.preprocessing.size
         try:
             self._load(found.plan)
             shapes = (self.batch, height, width, 3), (self.batch, len(artifact.manifest.classes))
             self._tensors = self._described(*shapes)
             note = self._cache_file.with_suffix(".json")
-            way, times = self._choose(ways(gpu, wishes), note)
-            self._slots = self._slots or [self._slot(way)]
+            mode, times = self._choose(launch_modes(gpu, options), note)
+            self._slots = self._slots or [self._slot(mode)]
         except BaseException:
             self.close()
             raise
         self.info: Mapping[str, Option] = {
             **info,
             "contexts": self._contexts,
-            "cuda_graph": way.graph,
-            "zero_copy": way.zero_copy,
+            "cuda_graph": mode.graph,
+            "zero_copy": mode.zero_copy,
             **{f"{name}_us": us for name, us in times.items()},
         }
 
@@ -174,8 +174,8 @@ class TensorRTBackend:
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise ArtifactError(
-                self._asked,
-                "the engine can't be loaded, although its passport fits",
+                self._action,
+                "the engine can't be loaded, although its metadata fit",
                 f"delete {self._cache_file.parent}, and open again",
             )
         if hasattr(self._engine, "create_runtime_config") and self._trt.__name__ == "tensorrt_rtx":
@@ -194,16 +194,16 @@ class TensorRTBackend:
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         modes = [self._engine.get_tensor_mode(name) for name in names]
         if sorted(mode == trt.TensorIOMode.INPUT for mode in modes) != [False, True]:
-            raise ArtifactError(self._asked, f"the engine has the tensors {', '.join(names)}", "export it again")
+            raise ArtifactError(self._action, f"the engine has the tensors {', '.join(names)}", "export it again")
         source, target = names[modes.index(trt.TensorIOMode.INPUT)], names[modes.index(trt.TensorIOMode.OUTPUT)]
         for name, shape in ((source, inputs), (target, outputs)):
             if tuple(self._engine.get_tensor_shape(name)) != shape:
                 reason = f"the engine's '{name}' is {list(self._engine.get_tensor_shape(name))}; expected {list(shape)}"
-                raise ArtifactError(self._asked, reason, "export it again")
+                raise ArtifactError(self._action, reason, "export it again")
         return Tensors(source, inputs, target, outputs)
 
-    def _slot(self, way: Way) -> Slot:
-        return Slot(self._cuda, self._context, self._tensors, way, self._asked)
+    def _slot(self, mode: LaunchMode) -> Slot:
+        return Slot(self._cuda, self._context, self._tensors, mode, self._action)
 
     def _context(self) -> Any:
         if self._runtime_cache is None:
@@ -212,35 +212,35 @@ class TensorRTBackend:
         config.set_runtime_cache(self._runtime_cache)
         return self._engine.create_execution_context(config)
 
-    def _choose(self, possible: list[Way], note: Path) -> tuple[Way, dict[str, int]]:
-        """The fastest way on this GPU, and median microseconds by way: measured once for each engine, then noted.
+    def _choose(self, modes: list[LaunchMode], note: Path) -> tuple[LaunchMode, dict[str, int]]:
+        """The fastest launch mode on this GPU, and median microseconds by mode, measured once for each engine.
 
-        A way that doesn't open here (a graph that can't be captured) isn't taken.
+        A mode that doesn't open here (a graph that can't be captured) isn't taken.
         """
-        if len(possible) == 1:
-            return possible[0], {}
-        names = [way.words for way in possible]
+        if len(modes) == 1:
+            return modes[0], {}
+        names = [mode.description for mode in modes]
         try:
             noted = json.loads(note.read_bytes())
-            return possible[names.index(noted["way"])], {str(name): int(us) for name, us in noted["us"].items()}
+            return modes[names.index(noted["way"])], {str(name): int(us) for name, us in noted["us"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass
         slots: list[Slot] = []
         try:
-            for way in possible:
+            for mode in modes:
                 with contextlib.suppress(ResourceError) if slots else contextlib.nullcontext():
-                    slots.append(self._slot(way))
+                    slots.append(self._slot(mode))
             times = measured(slots, np.zeros(self._tensors.inputs, np.uint8))
-            chosen = slots[fastest([slot.way for slot in slots], times)]
-            taken = {slot.way.words: round(time / 1000) for slot, time in zip(slots, times, strict=True)}
+            chosen = slots[fastest([slot.mode for slot in slots], times)]
+            taken = {slot.mode.description: round(time / 1000) for slot, time in zip(slots, times, strict=True)}
             slots.remove(chosen)
             self._slots = [chosen]
         finally:
             for slot in slots:
                 slot.close()
         with contextlib.suppress(VitedgeError):  # a cache that can't be written costs a measurement the next time
-            write_atomic(note, json.dumps({"way": chosen.way.words, "us": taken}).encode(), self._asked)
-        return chosen.way, taken
+            write_atomic(note, json.dumps({"way": chosen.mode.description, "us": taken}).encode(), self._action)
+        return chosen.mode, taken
 
     def infer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], Stages]:
         """See the contract; the stages are CUDA events' times."""
@@ -253,8 +253,8 @@ class TensorRTBackend:
     def submit(self, images: NDArray[np.uint8]) -> int:
         """See the contract; ``contexts`` inferences are in flight at a time, the rest waits here."""
         while len(self._slots) < self._contexts:
-            self._slots.append(self._slot(self._slots[0].way))
-        ticket = next(self._turns)
+            self._slots.append(self._slot(self._slots[0].mode))
+        ticket = next(self._tickets)
         slot = self._slots[ticket % len(self._slots)]
         self._settle(slot)
         slot.start(images)
@@ -319,12 +319,12 @@ class TensorRTBackend:
         self._pending.clear()
         if self._runtime_cache is not None and not self._cache_file.exists():
             with contextlib.suppress(VitedgeError):  # kernels are compiled anew the next time
-                write_atomic(self._cache_file, bytes(self._runtime_cache.serialize()), self._asked)
+                write_atomic(self._cache_file, bytes(self._runtime_cache.serialize()), self._action)
         self._runtime_cache = self._config = self._engine = self._runtime = None
 
 
-def ways(gpu: GpuFacts, wishes: Mapping[str, Option]) -> list[Way]:
-    """The ways to run that are worth trying on this GPU, the plainest first; a wish leaves one value of its kind."""
-    copies = [bool(wishes["zero_copy"])] if "zero_copy" in wishes else [False, True] if gpu.integrated else [False]
-    graphs = [bool(wishes["cuda_graph"])] if "cuda_graph" in wishes else [False, True]
-    return [Way(zero_copy, graph) for zero_copy in copies for graph in graphs]
+def launch_modes(gpu: GpuFacts, options: Mapping[str, Option]) -> list[LaunchMode]:
+    """The launch modes that are worth trying on this GPU, the plainest first; an option leaves one of its kind."""
+    copies = [bool(options["zero_copy"])] if "zero_copy" in options else [False, True] if gpu.integrated else [False]
+    graphs = [bool(options["cuda_graph"])] if "cuda_graph" in options else [False, True]
+    return [LaunchMode(zero_copy, graph) for zero_copy in copies for graph in graphs]

@@ -10,25 +10,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from vitedge.errors import ResourceError
-from vitedge.runtimes._nvidia.driver import Cuda, Holder, buffer
+from vitedge.runtimes._nvidia.driver import Cuda, Resources, buffer
 from vitedge.runtimes.base import Stages
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: A more complicated way to run is taken only where it's so much faster.
+#: A more complicated launch mode is taken only where it's so much faster.
 WORTH = 0.98
 WARM, ROUNDS = 5, 20
 
 
-class Way(NamedTuple):
-    """How an inference is started."""
+class LaunchMode(NamedTuple):
+    """How an inference is launched."""
 
     zero_copy: bool  # the GPU reads and writes the host's pinned memory; no copies
     graph: bool  # the engine's kernels are launched as one captured CUDA graph
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """``zero copy, CUDA graph``."""
         return (
             ", ".join(word for word, is_so in zip(("zero copy", "CUDA graph"), self, strict=True) if is_so) or "plain"
@@ -51,16 +51,18 @@ class Slot:
         cuda: the driver.
         make_context: a new execution context of the engine, or None where the GPU has no memory for one.
         tensors: of the engine.
-        way: how it's run.
-        action: the wish, for error texts.
+        mode: how it's launched.
+        action: for error texts.
 
     Raises:
         ResourceError: GPU memory, or a graph that can't be captured.
     """
 
-    def __init__(self, cuda: Cuda, make_context: Callable[[], Any], tensors: Tensors, way: Way, action: str) -> None:
-        self.way, self._cuda, self._asked = way, cuda, action
-        self._made = Holder(cuda)
+    def __init__(
+        self, cuda: Cuda, make_context: Callable[[], Any], tensors: Tensors, mode: LaunchMode, action: str
+    ) -> None:
+        self.mode, self._cuda, self._action = mode, cuda, action
+        self._resources = Resources(cuda)
         self._waiting = False
         self.context: Any = None
         self._launch: Any = None
@@ -68,13 +70,13 @@ class Slot:
             self.context = make_context()
             if self.context is None:
                 raise ResourceError(action, "the GPU has no memory for the engine's activations", "lower the batch")
-            self._stream = self._made.keep("cudaStreamDestroy", cuda("cudaStreamCreate"))
-            self._events = [self._made.keep("cudaEventDestroy", cuda("cudaEventCreate")) for _ in range(4)]
-            self._input = buffer(cuda, self._made, tensors.inputs, np.uint8, zero_copy=way.zero_copy)
-            self._output = buffer(cuda, self._made, tensors.outputs, np.float32, zero_copy=way.zero_copy)
+            self._stream = self._resources.keep("cudaStreamDestroy", cuda("cudaStreamCreate"))
+            self._events = [self._resources.keep("cudaEventDestroy", cuda("cudaEventCreate")) for _ in range(4)]
+            self._input = buffer(cuda, self._resources, tensors.inputs, np.uint8, zero_copy=mode.zero_copy)
+            self._output = buffer(cuda, self._resources, tensors.outputs, np.float32, zero_copy=mode.zero_copy)
             self.context.set_tensor_address(tensors.source, self._input.device)
             self.context.set_tensor_address(tensors.target, self._output.device)
-            if way.graph:
+            if mode.graph:
                 self._capture()
         except BaseException:
             self.close()
@@ -90,14 +92,14 @@ class Slot:
             self._execute()
         finally:
             recorded = cuda("cudaStreamEndCapture", stream)
-        graph = self._made.keep("cudaGraphDestroy", recorded)
-        self._launch = self._made.keep("cudaGraphExecDestroy", cuda("cudaGraphInstantiate", graph, 0))
+        graph = self._resources.keep("cudaGraphDestroy", recorded)
+        self._launch = self._resources.keep("cudaGraphExecDestroy", cuda("cudaGraphInstantiate", graph, 0))
 
     def _execute(self) -> None:
         if self._launch is not None:
             self._cuda("cudaGraphLaunch", self._launch, self._stream)
         elif not self.context.execute_async_v3(int(self._stream)):
-            raise ResourceError(self._asked, "the inference couldn't be started", "run it with vitedge --debug")
+            raise ResourceError(self._action, "the inference couldn't be started", "run it with vitedge --debug")
 
     def start(self, images: NDArray[np.uint8], *, captured: bool = True) -> None:
         """Copy uint8 [batch, h, w, 3] into pinned memory and start; what is still running is waited for first.
@@ -141,7 +143,7 @@ class Slot:
         first, compute, last = (
             round(self._cuda("cudaEventElapsedTime", *pair) * 1e6) for pair in itertools.pairwise(self._events)
         )
-        return Stages(None, compute, None) if self.way.zero_copy else Stages(first, compute, last)
+        return Stages(None, compute, None) if self.mode.zero_copy else Stages(first, compute, last)
 
     def close(self) -> None:
         """Release everything; work in flight is waited for, since its memory goes."""
@@ -149,11 +151,11 @@ class Slot:
             self._synchronize()
         finally:
             self._launch = self.context = None
-            self._made.release()
+            self._resources.release()
 
 
 def measured(slots: Sequence[Slot], images: NDArray[np.uint8]) -> list[int]:
-    """Median nanoseconds of one whole inference in each slot, taken in turns."""
+    """Median nanoseconds of one whole inference in each slot, interleaved."""
     times: list[list[int]] = [[] for _ in slots]
     for number in range(WARM + ROUNDS):
         for slot, kept in zip(slots, times, strict=True):
@@ -165,7 +167,7 @@ def measured(slots: Sequence[Slot], images: NDArray[np.uint8]) -> list[int]:
     return [round(float(np.median(kept))) for kept in times]
 
 
-def fastest(ways: Sequence[Way], times: Sequence[int]) -> int:
-    """Which way to take: the plain one, unless another is faster by more than chance."""
-    best = min(range(len(ways)), key=lambda i: times[i])
+def fastest(launch_modes: Sequence[LaunchMode], times: Sequence[int]) -> int:
+    """Index of the mode to take: the plain one, unless another is faster by more than chance."""
+    best = min(range(len(launch_modes)), key=lambda i: times[i])
     return best if times[best] < WORTH * times[0] else 0

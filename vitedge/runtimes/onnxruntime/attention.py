@@ -27,7 +27,7 @@ class Attention:
 def attentions(model: onnx.ModelProto) -> list[Attention]:
     """Every attention of the canonical form, in graph order; one that differs anywhere isn't among them.
 
-    Some of the queries may do (:mod:`vitedge.graph.unread`).
+    Some of the queries may do (:mod:`vitedge.graph.unused_tokens`).
     """
     readers, writers, constants = consumers(model), producers(model), initializers(model)
     linears = {linear.output: linear for linear in linear_layers(model) if linear.kind == "linear"}
@@ -115,7 +115,7 @@ def quantized_attention(model: onnx.ModelProto, layers: Layers, *, threads: int 
     return rewriter.finish()
 
 
-#: Share of the threads' time that may be lost to waiting for the one that has a head more.
+#: Fraction of the threads' time that may be lost to waiting for the one that has a head more.
 UNEVEN = 0.1
 
 

@@ -39,14 +39,14 @@ def load() -> ModuleType:
 def runs_here(device: str) -> bool:
     """Whether a session can be opened on ``device`` on this machine: the CPU, anywhere it's installed.
 
-    Another device is a provider's: see :func:`lacks`. Providers that no target can name open nothing.
+    Another device is a provider's: see :func:`missing_provider`. Providers that no target can name open nothing.
     """
     if installed() is None:
         return False
     return device == "cpu" or not {full for full, _ in NAMES.values()}.isdisjoint(load().get_available_providers())
 
 
-def lacks(target: Target) -> str:
+def missing_provider(target: Target) -> str:
     """Why this build can't serve a target's provider; empty where it can, or where there is none."""
     package = load()
     available, absent = package.get_available_providers(), unknown(package.get_all_providers())

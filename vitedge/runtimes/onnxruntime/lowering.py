@@ -31,7 +31,7 @@ import onnx
 
 from vitedge.formats.target import Option
 from vitedge.graph.surgery import pin_batch, pinned, set_metadata, shapes, to_bytes
-from vitedge.graph.unread import without_unread_rows
+from vitedge.graph.unused_tokens import without_unused_tokens
 from vitedge.quantization.qdq import insert_qdq
 from vitedge.quantization.rounding import Scheme
 from vitedge.quantization.views import Layer, pixel_tensors, quantizable
@@ -87,12 +87,12 @@ Linears = Callable[[onnx.ModelProto, Layers], onnx.ModelProto]
 
 
 def _float(request: Request) -> Variant:
-    graph = without_unread_rows(request.graph)
+    graph = without_unused_tokens(request.graph)
     return graph, graph, {}, {}
 
 
 def _float_attention(request: Request) -> Variant:
-    graph = without_unread_rows(request.graph)
+    graph = without_unused_tokens(request.graph)
     return float_attention(graph), graph, {}, {}
 
 
@@ -108,7 +108,7 @@ def _integers(
         against = reasons_for_float(request.graph)
         names, reasons = integer_layers(request, kinds, lambda layer: against.get(layer.name, ""))
         graph, layers = quantized(request, scheme, names)
-        graph = without_unread_rows(graph)
+        graph = without_unused_tokens(graph)
         if inputs != "float":
             graph = tanh_gelus(graph, layers)
         ranged = {"static": by_own_range(graph, layers, request.batch), "dynamic": frozenset(layers)}

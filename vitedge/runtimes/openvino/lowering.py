@@ -36,7 +36,7 @@ import onnx
 from vitedge.errors import UsageError
 from vitedge.formats.target import Option
 from vitedge.graph.surgery import copy, linear_layers, pin_batch, producers, to_bytes
-from vitedge.graph.unread import without_unread_rows
+from vitedge.graph.unused_tokens import without_unused_tokens
 from vitedge.quantization.qdq import insert_qdq
 from vitedge.quantization.rounding import QuantizedLayer, Scheme
 from vitedge.quantization.views import Layer, quantizable
@@ -88,7 +88,7 @@ def lower(request: Request) -> Lowered:
                 f"the model has no layer for it to quantize: {next(iter(reasons.values()), 'no layers at all')}",
                 "use another target or precision",
             )
-    graph = without_unread_rows(graph)
+    graph = without_unused_tokens(graph)
     typed = insert_qdq(graph, layers) if layers else graph
     shaped = pointwise_linears(typed, graph, layers) if variant.startswith("pointwise") else typed
     named = _unambiguous(pin_batch(shaped, request.batch), _biases(graph))

@@ -8,7 +8,7 @@ from vitedge.device.hardware import board, gpus
 from vitedge.runtimes._nvidia import engine
 
 PACKAGE = "tensorrt"
-NAME = engine.WORDS[PACKAGE]
+NAME = engine.NAMES[PACKAGE]
 EXTRA = engine.EXTRAS[PACKAGE]
 
 

@@ -1,1 +1,1 @@
-"""TensorRT-RTX: NVIDIA RTX workstations; it also builds without a GPU, and so referees graphs meant for TensorRT."""
+"""TensorRT-RTX: NVIDIA RTX workstations; it also builds without a GPU, and so checks graphs meant for TensorRT."""

@@ -8,13 +8,15 @@ from vitedge.core.progress import Progress
 from vitedge.formats.artifact import Artifact
 from vitedge.formats.target import Option
 from vitedge.runtimes._nvidia import building, engines, explain, layers
-from vitedge.runtimes._nvidia.engines import Found
+from vitedge.runtimes._nvidia.engines import ObtainedEngine
 from vitedge.runtimes.tensorrt_rtx.detect import PACKAGE, installed
 
 parse_layers, explain_layers, compare = layers.parse, explain.explain, explain.compare
 export_engines = engines.export_engines
 
 
-def build(artifact: Artifact, sms: Sequence[str], options: Mapping[str, Option], progress: Progress) -> list[Found]:
+def build(
+    artifact: Artifact, sms: Sequence[str], options: Mapping[str, Option], progress: Progress
+) -> list[ObtainedEngine]:
     """The engines of one artifact, in the cache."""
     return building.build(PACKAGE, installed() or "", artifact, sms, dict(options), progress)

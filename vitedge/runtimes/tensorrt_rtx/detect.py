@@ -8,7 +8,7 @@ from vitedge.device.hardware import gpus
 from vitedge.runtimes._nvidia import engine
 
 PACKAGE = "tensorrt_rtx"
-NAME = engine.WORDS[PACKAGE]
+NAME = engine.NAMES[PACKAGE]
 EXTRA = engine.EXTRAS[PACKAGE]
 
 

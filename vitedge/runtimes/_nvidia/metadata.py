@@ -1,4 +1,4 @@
-"""The engine's passport: what it was built from, with and for; held against where it would run, before it's loaded."""
+"""An engine's metadata: what it was built from, with and for; compared with where it would run, before it's loaded."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from vitedge.core.schema import Record
 from vitedge.device import hardware
 from vitedge.formats.target import Option
-from vitedge.runtimes._nvidia.engine import WORDS, BuildOptions
+from vitedge.runtimes._nvidia.engine import NAMES, BuildOptions
 
 
-class Passport(Record):
-    """One engine, or the place where one would run. None is what wasn't known when it was built, and fits anything."""
+class EngineMetadata(Record):
+    """Of one engine, or of one that would run here. None is what wasn't known when it was built, and fits anything."""
 
     package: str  # "tensorrt" or "tensorrt_rtx"
     version: str  # of the package, "10.3.0"
@@ -42,8 +42,8 @@ _COMPARED = {
 }
 
 
-def differences(built: Passport, here: Passport) -> list[str]:
-    """What stands between an engine and this place, as ``version 10.3.0, here 10.7.0``; empty where it fits."""
+def differences(built: EngineMetadata, here: EngineMetadata) -> list[str]:
+    """What stands between an engine and this GPU, as ``version 10.3.0, here 10.7.0``; empty where it fits."""
     found = []
     for field, word in _COMPARED.items():
         before, now = getattr(built, field), getattr(here, field)
@@ -58,19 +58,21 @@ def differences(built: Passport, here: Passport) -> list[str]:
     return found
 
 
-def identity(passport: Passport) -> tuple[Any, ...]:
+def identity(metadata: EngineMetadata) -> tuple[Any, ...]:
     """What one folder keeps one engine of: the newer replaces the older."""
-    return passport.package, passport.sm, passport.gpu, passport.graph, tuple(sorted(passport.options.items()))
+    return metadata.package, metadata.sm, metadata.gpu, metadata.graph, tuple(sorted(metadata.options.items()))
 
 
-def for_building(package: str, version: str, graph: str, options: BuildOptions, sm: str, **known: Any) -> Passport:
-    """The passport of an engine that is yet to be built."""
+def for_building(
+    package: str, version: str, graph: str, options: BuildOptions, sm: str, **known: Any
+) -> EngineMetadata:
+    """The metadata of an engine that is yet to be built."""
     settings = {key: value for key, value in asdict(options).items() if key != "sm"}
-    return Passport(package=package, version=version, sm=sm, graph=graph, options=settings, **known)
+    return EngineMetadata(package=package, version=version, sm=sm, graph=graph, options=settings, **known)
 
 
-def here(package: str, version: str, graph: str, options: BuildOptions, cuda: Any) -> Passport:
-    """This place as a passport; ``cuda`` is a :class:`vitedge.runtimes._nvidia.driver.Cuda`."""
+def here(package: str, version: str, graph: str, options: BuildOptions, cuda: Any) -> EngineMetadata:
+    """The metadata of an engine for this GPU; ``cuda`` is a :class:`vitedge.runtimes._nvidia.driver.Cuda`."""
     gpu = cuda.gpu()
     return for_building(
         package,
@@ -85,7 +87,7 @@ def here(package: str, version: str, graph: str, options: BuildOptions, cuda: An
     )
 
 
-def words(passport: Passport) -> str:
+def description(metadata: EngineMetadata) -> str:
     """``TensorRT 10.3.0 for Orin, SM 8.7``."""
-    gpu = f"{passport.gpu}, " if passport.gpu else ""
-    return f"{WORDS[passport.package]} {passport.version} for {gpu}SM {passport.sm}"
+    gpu = f"{metadata.gpu}, " if metadata.gpu else ""
+    return f"{NAMES[metadata.package]} {metadata.version} for {gpu}SM {metadata.sm}"

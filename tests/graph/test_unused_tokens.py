@@ -1,4 +1,4 @@
-"""Rows that nobody reads: what goes, what stays, and that no value changes."""
+"""Unused tokens: what goes, what stays, and that no value changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.graph.vits import MEAN, STD, configs, random_arrays, random_images, t
 from vitedge.formats.architecture import Rope, ViTConfig
 from vitedge.graph.author import author_vit
 from vitedge.graph.surgery import macs, shapes, to_bytes
-from vitedge.graph.unread import without_unread_rows
+from vitedge.graph.unused_tokens import without_unused_tokens
 
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime isn't installed (vitedge[host])")
 
@@ -41,7 +41,7 @@ def assert_same(found: np.ndarray, wanted: np.ndarray) -> None:
 
 
 def assert_stays(model: onnx.ModelProto) -> None:
-    assert without_unread_rows(model).SerializeToString() == model.SerializeToString()
+    assert without_unused_tokens(model).SerializeToString() == model.SerializeToString()
 
 
 @settings(deadline=None, max_examples=40)
@@ -49,7 +49,7 @@ def assert_stays(model: onnx.ModelProto) -> None:
 def test_no_logit_changes(config: ViTConfig) -> None:
     graph, images = written(config), random_images(config, 2)
     before = graph.SerializeToString()
-    lean = without_unread_rows(graph)
+    lean = without_unused_tokens(graph)
     onnx.checker.check_model(lean)
     assert graph.SerializeToString() == before
     assert_same(run(lean, images), run(graph, images))
@@ -60,7 +60,7 @@ def test_no_logit_changes(config: ViTConfig) -> None:
 @pytest.mark.parametrize("changes", [{}, {"qk_norm": True}, {"mlp": "swiglu"}, {"register_tokens": 3}])
 def test_behind_the_last_attention_only_the_class_token_is_computed(changes: dict[str, object]) -> None:
     config = tiny(**changes)
-    lean = without_unread_rows(written(config))
+    lean = without_unused_tokens(written(config))
     known = shapes(lean)
     assert known["blocks.1.attn.k.reshape.out"][1] == known["blocks.0.mlp.fc2.out"][1] == config.tokens
     for tensor in ("attn.q.reshape.out", "attn.proj.out", "add1.out", "mlp.fc1.out", "mlp.fc2.out", "add2.out"):
@@ -72,7 +72,7 @@ def test_behind_the_last_attention_only_the_class_token_is_computed(changes: dic
 
 
 def test_a_distilled_model_keeps_two_rows() -> None:
-    lean = without_unread_rows(written(tiny(distillation_token=True)))
+    lean = without_unused_tokens(written(tiny(distillation_token=True)))
     assert shapes(lean)["blocks.1.mlp.fc1.out"][1] == 2
 
 
@@ -84,7 +84,7 @@ def test_where_every_token_is_read_the_graph_stays(changes: dict[str, object]) -
 def test_positions_turn_the_rows_that_are_left() -> None:
     config = tiny(rope=Rope(kind="axial"), embed_dim=24, num_heads=3)
     graph, images = written(config), random_images(config, 1)
-    lean = without_unread_rows(graph)
+    lean = without_unused_tokens(graph)
     cut = {tensor.name: list(tensor.dims) for tensor in lean.graph.initializer if tensor.name.startswith("rope.")}
     assert cut["rope.cos"][0] == config.tokens and cut["rope.cos.rows"][0] == 1
     assert_same(run(lean, images), run(graph, images))
@@ -192,14 +192,14 @@ def test_no_value_changes_whatever_stands_in_front(kinds: list[str], first: int,
         bounds = (chain.integers(value) for value in (first, first + count, 1))
         chain.x = chain.node("Slice", chain.x, *bounds)
     model = chain.model()
-    assert_same(run(without_unread_rows(model), X), run(model, X))
+    assert_same(run(without_unused_tokens(model), X), run(model, X))
 
 
 @pytest.mark.parametrize("kind", ["product", "bias", "positions", "norm", "heads", "halves", "attention", "residual"])
 def test_operators_that_keep_rows_apart_get_fewer(kind: str) -> None:
     chain = Chain(0, "product", kind)
     chain.x = chain.row(2)
-    known = shapes(without_unread_rows(chain.model()))
+    known = shapes(without_unused_tokens(chain.model()))
     product = known["n0.0"][1]
     assert product == (TOKENS if kind == "attention" else 1)
     assert kind != "attention" or known["n5.0"] == (None, 1, WIDTH)
@@ -235,7 +235,7 @@ def test_what_a_branch_reads_is_read() -> None:
     row = chain.row(2)
     chain.x = chain.node("Sub", row, highest)
     model = chain.model()
-    assert_same(run(without_unread_rows(model), X), run(model, X))
+    assert_same(run(without_unused_tokens(model), X), run(model, X))
 
 
 @pytest.mark.parametrize("index", [-1, TOKENS, [0, 1]])

@@ -1,4 +1,4 @@
-"""Rows that nobody reads: behind the last attention a class token is all that a classifier looks at.
+"""Unused tokens are left out: behind the last attention a class token is all that a classifier looks at.
 
 Most operators of a ViT treat every token by itself. A head that reads the class token alone therefore needs, of the
 last block, the keys and values of all tokens, but one query, one row of the projection and one row of the MLP. Which
@@ -22,26 +22,26 @@ _ALONE = ("Cast", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "Identity", 
 _BROADCAST = ("Add", "Div", "Mul", "Sub")
 _OVER_AN_AXIS = ("LayerNormalization", "Softmax")
 
-#: Part of the rows that may be read at most: where nearly all are, cutting them out costs more than the rest saves.
+#: Largest fraction of the rows that may be read: where nearly all are, cutting them out costs more than it saves.
 WORTHWHILE = 0.5
 
 Shape = tuple[int | None, ...]
 
 
 @dataclass(frozen=True)
-class Rows:
+class Span:
     """What is read of a tensor: from ``start`` to before ``stop`` along an axis."""
 
     axis: int
     start: int
     stop: int
 
-    def along(self, axis: int) -> Rows:
+    def along(self, axis: int) -> Span:
         """The same rows of a tensor that has them along another axis."""
-        return Rows(axis, self.start, self.stop)
+        return Span(axis, self.start, self.stop)
 
 
-def without_unread_rows(model: onnx.ModelProto) -> onnx.ModelProto:
+def without_unused_tokens(model: onnx.ModelProto) -> onnx.ModelProto:
     """The graph whose operators compute only the rows that something reads; itself where no product gets smaller.
 
     Tensors keep their names. Where rows of a tensor are read that other readers need whole, a Slice
@@ -66,17 +66,17 @@ class _Plan:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.constants = initializers(model)
         self.shapes = shapes(pinned(model))
-        self.read: dict[str, Rows | None] = {value.name: None for value in model.graph.output}  # None: all of them
-        self.made: dict[str, Rows] = {}  # tensors of which less than all is computed
-        self.wanted: dict[str, list[Rows | None]] = {}  # by a node's first output: what of its inputs it's given
+        self.read: dict[str, Span | None] = {value.name: None for value in model.graph.output}  # None: all of them
+        self.made: dict[str, Span] = {}  # tensors of which less than all is computed
+        self.wanted: dict[str, list[Span | None]] = {}  # by a node's first output: what of its inputs it's given
         for node in reversed(model.graph.node):
             self.wanted[node.output[0]] = wanted = self.wants(node)
             for name, rows in zip(node.input, wanted, strict=True):
                 self.read[name] = rows if self.read.get(name, rows) == rows else None
 
-    def wants(self, node: onnx.NodeProto) -> list[Rows | None]:
+    def wants(self, node: onnx.NodeProto) -> list[Span | None]:
         """The rows of each input that the node needs for those of its outputs that are read."""
-        whole: list[Rows | None] = [None] * len(node.input)
+        whole: list[Span | None] = [None] * len(node.input)
         if node.domain not in ("", "ai.onnx") or not all(name in self.shapes for name in node.input if name):
             return whole
         selected = self.selection(node)
@@ -89,7 +89,7 @@ class _Plan:
             self.made |= dict.fromkeys(node.output, rows)
         return [*leading, *whole][: len(whole)]
 
-    def selection(self, node: onnx.NodeProto) -> Rows | None:
+    def selection(self, node: onnx.NodeProto) -> Span | None:
         """What a Gather of one index or a Slice along one axis takes out of its input."""
         shape, bounds = self.shapes.get(node.input[0], ()), [self.constants.get(name) for name in node.input[1:]]
         if node.op_type not in ("Gather", "Slice") or not bounds or None in bounds:
@@ -108,9 +108,9 @@ class _Plan:
         size = shape[axis] if shape else None
         if size is None or not 0 <= start < min(stop, size) or min(stop, size) - start > size * WORTHWHILE:
             return None
-        return Rows(axis, start, min(stop, size))
+        return Span(axis, start, min(stop, size))
 
-    def inputs(self, node: onnx.NodeProto, rows: Rows) -> list[Rows | None]:
+    def inputs(self, node: onnx.NodeProto, rows: Span) -> list[Span | None]:
         """The rows of the leading inputs that give these rows of the output; nothing where an operator mixes rows."""
         out = self.shapes.get(node.output[0], ())
         first = self.shapes.get(node.input[0], ())
@@ -133,7 +133,7 @@ class _Plan:
             return [rows] * len(node.input)
         return []
 
-    def aligned(self, name: str, out: Shape, rows: Rows) -> Rows | None:
+    def aligned(self, name: str, out: Shape, rows: Span) -> Span | None:
         """The rows of an operand that is broadcast to the output's shape."""
         shape = self.shapes[name]
         axis = rows.axis - (len(out) - len(shape))
@@ -150,7 +150,7 @@ class _Plan:
 
 def _rewritten(model: onnx.ModelProto, plan: _Plan) -> Iterator[onnx.NodeProto]:
     """The nodes, with the rows they are planned to read."""
-    cut: dict[tuple[str, Rows], str] = {}
+    cut: dict[tuple[str, Span], str] = {}
     for node in model.graph.node:
         new = copied(node)
         selected = plan.selection(node)
@@ -170,7 +170,7 @@ def _rewritten(model: onnx.ModelProto, plan: _Plan) -> Iterator[onnx.NodeProto]:
         yield new
 
 
-def _select_from_first(model: onnx.ModelProto, plan: _Plan, node: onnx.NodeProto, rows: Rows) -> None:
+def _select_from_first(model: onnx.ModelProto, plan: _Plan, node: onnx.NodeProto, rows: Span) -> None:
     """Let a Gather or a Slice count from the first of the rows that are left."""
     starts = {1: 0} if node.op_type == "Gather" else {1: 0, 2: rows.stop - rows.start}
     for index, value in starts.items():
@@ -178,7 +178,7 @@ def _select_from_first(model: onnx.ModelProto, plan: _Plan, node: onnx.NodeProto
         node.input[index] = _constant(model, f"{node.name}.rows.{index}", np.full(old.shape, value, old.dtype))
 
 
-def _cut(model: onnx.ModelProto, plan: _Plan, name: str, rows: Rows, out: str) -> Iterator[onnx.NodeProto]:
+def _cut(model: onnx.ModelProto, plan: _Plan, name: str, rows: Span, out: str) -> Iterator[onnx.NodeProto]:
     """The rows of a tensor under another name: of a constant at once, else by a Slice."""
     constant = plan.constants.get(name)
     if constant is not None:

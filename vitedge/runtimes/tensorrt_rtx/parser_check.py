@@ -1,4 +1,4 @@
-"""The referee: TensorRT-RTX parses, types and builds a graph for GPUs that aren't here.
+"""The parser check: TensorRT-RTX parses, types and builds a graph for GPUs that aren't here.
 
 It judges whether TensorRT's parser and builder take a graph. It proves nothing about INT8 execution: its builder takes
 INT8 Q/DQ for every GPU, although TensorRT-RTX runs INT8 weights alone. Nor does it know SM 8.7 (Jetson Orin).
@@ -22,7 +22,7 @@ CURRENT = ("8.6", "8.9", "12.0")
 
 
 @dataclass(frozen=True)
-class RefereeReport:
+class ParserReport:
     """What TensorRT-RTX said, by compute capability."""
 
     version: str
@@ -36,7 +36,7 @@ class RefereeReport:
         return bool(self.engines) and not self.errors
 
 
-def referee(graph: bytes, sms: Sequence[str] = CURRENT, *, timeout_s: float = 300.0) -> RefereeReport:
+def parse_and_build(graph: bytes, sms: Sequence[str] = CURRENT, *, timeout_s: float = 300.0) -> ParserReport:
     """Parse ``graph`` and build an engine for each of ``sms``, in a child process; a crash is an error in the report.
 
     Args:
@@ -49,7 +49,7 @@ def referee(graph: bytes, sms: Sequence[str] = CURRENT, *, timeout_s: float = 30
     """
     version = installed()
     if version is None:
-        raise NotInstalledError.for_extra("referee a TensorRT graph", "tensorrt-rtx", EXTRA)
+        raise NotInstalledError.for_extra("check a graph with TensorRT's parser", "tensorrt-rtx", EXTRA)
     started = time.monotonic()
     engines: dict[str, int] = {}
     errors: dict[str, str] = {}
@@ -62,10 +62,10 @@ def referee(graph: bytes, sms: Sequence[str] = CURRENT, *, timeout_s: float = 30
             errors = {sms[0]: str(error)}
         else:  # who crashed? each in a process of its own
             for sm in sms:
-                alone = referee(graph, [sm], timeout_s=timeout_s)
+                alone = parse_and_build(graph, [sm], timeout_s=timeout_s)
                 engines |= alone.engines
                 errors |= alone.errors
-    return RefereeReport(version, engines, errors, time.monotonic() - started)
+    return ParserReport(version, engines, errors, time.monotonic() - started)
 
 
 def _sizes(graph: bytes, sms: tuple[str, ...]) -> dict[str, int | str]:
