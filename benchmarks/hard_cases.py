@@ -152,9 +152,9 @@ def document(rows: list[dict[str, Any]], where: str) -> None:
     table = [head, "| --- " * (1 + len(cases)) + "|"]
     names = dict.fromkeys(row["quantizer"] for row in rows)
     table += [f"| {name} | {' | '.join(cells[name, case] for case in cases)} |" for name in names]
-    told = "Each cell: points of top-1 lost / per cent of the pictures called differently / mean KL."
+    legend = "Each cell: top-1 drop (pp) / percent of the pictures with another label / mean KL."
     before, rest = DOCUMENT.read_text().split(START)
-    text = "\n".join([START, f"{where}.", told, "", *table, END])
+    text = "\n".join([START, f"{where}.", legend, "", *table, END])
     DOCUMENT.write_text(before + text + rest.split(END)[1])
 
 

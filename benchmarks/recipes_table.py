@@ -25,7 +25,7 @@ TARGETS = ("onnxruntime", "openvino")
 
 
 def table(data: str) -> str:
-    head = "| target | recipe | top-1 | points lost (95 %) | agrees | mean KL | seconds |"
+    head = "| target | recipe | top-1 | top-1 drop, pp (95 %) | top-1 agreement | mean KL | seconds |"
     rows = [head, "| --- " * 7 + "|"]
     where = ""
     with tempfile.TemporaryDirectory() as folder:
