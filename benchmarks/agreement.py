@@ -33,7 +33,8 @@ import numpy as np
 from random_models import random_model
 
 from vitedge import api
-from vitedge.benchmarking.load import Workload, quiet
+from vitedge.benchmarking.load import Workload
+from vitedge.benchmarking.scenarios import quiet
 from vitedge.device.hardware import processor
 from vitedge.formats.artifact import Artifact
 from vitedge.formats.samples import Rules
@@ -132,7 +133,7 @@ def ours(session: Session, seconds: float) -> Turn:
     measured.warm_up(rules)
 
     def turn() -> tuple[float, float]:
-        measured.block(rules)
+        measured.run_block(rules)
         block = measured.samples().block_latencies()[-1]
         return median(block) / 1e6, min(block) / 1e6
 

@@ -39,14 +39,14 @@ def main() -> None:
     parser.add_argument("--slowdown", type=float, default=5.0, help="percent")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    wish = PairedConfig(duration_s=arguments.duration, warmup_s=arguments.warmup)
+    config = PairedConfig(duration_s=arguments.duration, warmup_s=arguments.warmup)
     kinds: dict[str, list[dict[str, Any]]] = {"equal": [], "slower": []}
     with tempfile.TemporaryDirectory() as folder:
         artifact = arguments.artifact or exported(Path(folder))
         for number in range(arguments.runs):
             for kind, slowdown in (("equal", 0.0), ("slower", arguments.slowdown)):
                 start = time.perf_counter()
-                found = run(artifact, slowdown, wish, arguments.threads)
+                found = run(artifact, slowdown, config, arguments.threads)
                 kinds[kind].append(told(found, time.perf_counter() - start))
             print(f"\r{number + 1} of {arguments.runs}", end="", flush=True)
     print(f"\r{processor().model}, {arguments.threads} threads")
@@ -62,10 +62,10 @@ def main() -> None:
         arguments.out.write_text(json.dumps({"arguments": {**vars(arguments), "out": ""}, **kinds}, default=str))
 
 
-def run(artifact: str | Path, slowdown: float, wish: PairedConfig, threads: int) -> Comparison:
+def run(artifact: str | Path, slowdown: float, config: PairedConfig, threads: int) -> Comparison:
     """One comparison of an artifact with itself, the second one's session slowed down by so many percent."""
     with slowed(slowdown):
-        _, (found,) = api.compare(artifact, [artifact], None, OpenOptions(threads=threads), wish=wish)
+        _, (found,) = api.compare(artifact, [artifact], None, OpenOptions(threads=threads), wish=config)
     return found
 
 

@@ -36,12 +36,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="of each artifact")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    wish = BenchConfig(duration_s=arguments.seconds, warmup_s=0.5, memory_alone=False)
+    config = BenchConfig(duration_s=arguments.seconds, warmup_s=0.5, memory_alone=False)
     rows, where = [], ""
     for number, name in enumerate(arguments.names or ZOO):
         print(f"{name} ({number + 1} of {len(arguments.names or ZOO)})", file=sys.stderr)
         with tempfile.TemporaryDirectory() as folder:
-            row, where = measured(name, Path(folder), wish, OpenOptions(threads=arguments.threads))
+            row, where = measured(name, Path(folder), config, OpenOptions(threads=arguments.threads))
         rows.append(row)
         print(row, flush=True)
     head = "| name | pixels | tokens | million parameters | million MACs | top-1 | ONNX Runtime, ms | OpenVINO, ms |"
@@ -52,7 +52,7 @@ def main() -> None:
         DOCUMENT.write_text(before + table + rest.split(END)[1])
 
 
-def measured(name: str, folder: Path, wish: BenchConfig, options: OpenOptions) -> tuple[str, str]:
+def measured(name: str, folder: Path, config: BenchConfig, options: OpenOptions) -> tuple[str, str]:
     """The table's row, and the machine in words."""
     top1 = ""
     if name == EMBEDDED:
@@ -68,7 +68,7 @@ def measured(name: str, folder: Path, wish: BenchConfig, options: OpenOptions) -
         )
         for target, precision in KINDS
     ]
-    result = vitedge.bench(artifacts, wish, options)
+    result = vitedge.bench(artifacts, config, options)
     times = [milliseconds(line.p50_ms) for line in lines([result])]
     weights = sum(math.prod(shape) for _, shape in expected_parameters(config, folded_stem=True))
     cells = (

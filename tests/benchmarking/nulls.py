@@ -124,10 +124,10 @@ def told_when_measuring(folder: Path, keep_every_s: float = 10.0) -> dict[str, s
     (folder / "sitecustomize.py").write_text(
         "import sys\n"
         "from vitedge.benchmarking import interleaving, load\n"
-        f"turns.KEEP_EVERY_S = {keep_every_s}\n"
-        "block = load.Contender.block\n"
+        f"interleaving.KEEP_EVERY_S = {keep_every_s}\n"
+        "block = load.Workload.run_block\n"
         f"def told(*args): open({str(folder / 'measuring')!r}, 'w').close(); return block(*args)\n"
-        "load.Contender.block = told\n"
+        "load.Workload.run_block = told\n"
     )
     root = Path(__file__).resolve().parents[2]
     return {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{root}"}

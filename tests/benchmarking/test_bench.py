@@ -19,6 +19,7 @@ from vitedge.benchmarking.arrivals import Replay
 from vitedge.benchmarking.bench import BenchConfig, bench
 from vitedge.benchmarking.validity import assess
 from vitedge.core.files import write_atomic
+from vitedge.core.percentiles import percentile
 from vitedge.data.images import ImageSet
 from vitedge.errors import ImageError, InterruptedError_, InvalidResultError, ResourceError, UsageError
 from vitedge.formats.artifact import Artifact
@@ -26,7 +27,7 @@ from vitedge.formats.result import Latency, Result, Stopped, decode_result, enco
 from vitedge.formats.samples import first_blocks
 from vitedge.runtimes.session import Session
 
-WISH = BenchConfig(duration_s=0.1, warmup_s=0.02, percentile=50)
+CONFIG = BenchConfig(duration_s=0.1, warmup_s=0.02, percentile=50)
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +35,8 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return null_artifact(tmp_path_factory.mktemp("artifact") / "a")
 
 
-def measured(*artifacts: Artifact, wish: BenchConfig = WISH, **more: object) -> list[Latency]:
-    result = bench(artifacts, wish, **more)
+def measured(*artifacts: Artifact, config: BenchConfig = CONFIG, **more: object) -> list[Latency]:
+    result = bench(artifacts, config, **more)
     assert decode_result(encode_result(result), "result") == result and not result.partial
     return [row.latency for row in result.rows if row.latency is not None]
 
@@ -57,14 +58,14 @@ def test_planted_latency_is_measured(tmp_path: Path, artifact: Artifact) -> None
     assert ours.rules == theirs.rules and len(ours.samples.blocks) == len(theirs.samples.blocks)
     p50 = theirs.samples.percentile_ns(50)
     assert p50 is not None and p50 >= 4_000_000
-    compute = sorted(theirs.samples.compute_ns)[len(theirs.samples) // 2]
+    compute = percentile(sorted(theirs.samples.compute_ns), 50)  # by the same rule as the latency's
     assert 4_000_000 <= compute <= p50
 
 
 @pytest.mark.parametrize("rate", [30.0, 120.0])
 def test_camera_goes_through_the_whole_picture(artifact: Artifact, rate: float) -> None:
-    wish = replace_wish(scenario="camera", rate_hz=rate, duration_s=0.5)
-    (latency,) = measured(artifact, wish=wish)
+    config = configured(scenario="camera", rate_hz=rate, duration_s=0.5)
+    (latency,) = measured(artifact, config=config)
     samples = latency.samples
     assert samples.arrivals == len(samples) + samples.missed > 0
     assert all(block.arrivals == max(1, int(rate * latency.rules.block_s)) for block in samples.blocks)
@@ -75,10 +76,10 @@ def test_camera_goes_through_the_whole_picture(artifact: Artifact, rate: float) 
         assert total >= sum(parts)
 
 
-def replace_wish(**changes: object) -> BenchConfig:
+def configured(**changes: object) -> BenchConfig:
     from dataclasses import replace as change
 
-    return change(WISH, **changes)
+    return change(CONFIG, **changes)
 
 
 def test_batches_are_not_all_alike(tmp_path: Path) -> None:
@@ -104,11 +105,11 @@ def test_rules_are_the_longest_of_the_targets(artifact: Artifact, tmp_path: Path
 
 def test_contradictions_are_refused(artifact: Artifact, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--rate 30"):
-        bench([artifact], replace_wish(scenario="camera"))
+        bench([artifact], configured(scenario="camera"))
     with pytest.raises(UsageError, match="belongs to the scenario 'camera'"):
-        bench([artifact], replace_wish(rate_hz=30.0))
+        bench([artifact], configured(rate_hz=30.0))
     with pytest.raises(UsageError, match="one at a time"):
-        bench([null_artifact(tmp_path / "a", batch=2)], replace_wish(scenario="camera", rate_hz=30.0))
+        bench([null_artifact(tmp_path / "a", batch=2)], configured(scenario="camera", rate_hz=30.0))
 
 
 def test_own_pictures(artifact: Artifact, tmp_path: Path) -> None:
@@ -118,27 +119,27 @@ def test_own_pictures(artifact: Artifact, tmp_path: Path) -> None:
     (latency,) = measured(artifact, images=ImageSet.open(tmp_path))
     assert latency.rules.pictures == tmp_path.name
     with pytest.raises(ImageError, match="1 readable"):
-        bench([artifact], WISH, images=ImageSet.open(tmp_path / "0.png"))
+        bench([artifact], CONFIG, images=ImageSet.open(tmp_path / "0.png"))
 
 
 # --- planted faults --------------------------------------------------------------------------------------------------
 
 
 def test_remembered_answers_are_caught(tmp_path: Path) -> None:
-    row = bench([null_artifact(tmp_path / "a", cached=True)], WISH).rows[0]
+    row = bench([null_artifact(tmp_path / "a", cached=True)], CONFIG).rows[0]
     assert not assess(row).valid and any("golden logits" in reason for reason in assess(row).reasons)
 
 
 def test_a_runtime_that_remembers_the_last_picture_is_caught(tmp_path: Path) -> None:
     """Its answers are right; only the time of a repeated input gives it away."""
-    row = bench([null_artifact(tmp_path / "a", remembers=True, latency_ms=1.0)], WISH).rows[0]
+    row = bench([null_artifact(tmp_path / "a", remembers=True, latency_ms=1.0)], CONFIG).rows[0]
     verdict = assess(row)
     assert verdict.correct and verdict.audited is False and "repeated input" in verdict.reasons[-1]
 
 
 @pytest.mark.parametrize("faults", [{"shift": 1}, {"another": True}])
 def test_another_models_answers_are_caught(tmp_path: Path, faults: dict[str, Any]) -> None:
-    row = bench([null_artifact(tmp_path / "a", **faults)], WISH).rows[0]
+    row = bench([null_artifact(tmp_path / "a", **faults)], CONFIG).rows[0]
     verdict = assess(row)
     assert not verdict.correct and "another top-1" in verdict.reasons[0]
 
@@ -160,7 +161,7 @@ def test_a_machine_that_throttles_is_caught(artifact: Artifact, tmp_path: Path, 
     for _ in range(5):  # the sensors' process has the lowest priority, and this machine may be busy
         write_atomic(clock, b"2900000", "let a clock rise")
         begun.clear()
-        row = bench([artifact], replace_wish(duration_s=1.5), progress=progress, root=tmp_path).rows[0]
+        row = bench([artifact], configured(duration_s=1.5), progress=progress, root=tmp_path).rows[0]
         assert row.latency is not None
         if len(row.latency.readings) >= 6:
             break
@@ -171,7 +172,7 @@ def test_a_machine_that_throttles_is_caught(artifact: Artifact, tmp_path: Path, 
 
 def test_a_runtime_that_slows_down_is_caught(tmp_path: Path) -> None:
     slowing = null_artifact(tmp_path / "a", latency_ms=0.5, drift_ms=0.02)
-    verdict = assess(bench([slowing], replace_wish(duration_s=0.5, warmup_s=0.0)).rows[0])
+    verdict = assess(bench([slowing], configured(duration_s=0.5, warmup_s=0.0)).rows[0])
     assert verdict.unstable is True and not verdict.valid
 
 
@@ -183,7 +184,7 @@ def test_answers_that_change_during_the_run_are_caught(artifact: Artifact, monke
         return (logits + 1.0 if next(calls) > 2000 else logits), stages
 
     monkeypatch.setattr(Session, "run_timed", lying)
-    verdict = assess(bench([artifact], WISH).rows[0])
+    verdict = assess(bench([artifact], CONFIG).rows[0])
     assert verdict.audited is False and any("audited outputs differ" in reason for reason in verdict.reasons)
 
 
@@ -196,7 +197,7 @@ def test_outputs_that_are_not_finite_are_refused(artifact: Artifact, monkeypatch
 
     monkeypatch.setattr(Session, "run_timed", broken)
     with pytest.raises(InvalidResultError, match="isn't finite"):
-        bench([artifact], WISH)
+        bench([artifact], CONFIG)
 
 
 STOPS = [(KeyboardInterrupt(), 130), (InterruptedError_("a", "b", "c", signal_number=signal.SIGTERM), 143)]
@@ -215,7 +216,7 @@ def test_an_interruption_leaves_a_partial_result(
 
     monkeypatch.setattr(Session, "run_timed", interrupted)
     with pytest.raises(Stopped) as caught:
-        bench([null_artifact(tmp_path / "a", latency_ms=1.0)], replace_wish(duration_s=2.0))
+        bench([null_artifact(tmp_path / "a", latency_ms=1.0)], configured(duration_s=2.0))
     result = caught.value.result
     assert result.partial and caught.value.exit_code == code
     assert decode_result(encode_result(result), "result") == result
@@ -227,7 +228,7 @@ def test_an_interruption_leaves_a_partial_result(
 # --- going on --------------------------------------------------------------------------------------------------------
 
 
-def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wish: BenchConfig, *artifacts: Artifact) -> Result:
+def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: BenchConfig, *artifacts: Artifact) -> Result:
     """What is left of a run that Ctrl-C reaches within a block, after at least two whole rounds."""
     run, measured, calls = Session.run_timed, list[Result](), iter(range(10**9))
 
@@ -245,18 +246,18 @@ def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wish: BenchConf
         patch.setattr(interleaving, "KEEP_EVERY_S", 0.0)
         patch.setattr(Session, "run_timed", stops)
         with pytest.raises(Stopped) as caught:
-            bench(artifacts, wish, keep=keep)
+            bench(artifacts, config, keep=keep)
     return decode_result(encode_result(caught.value.result), "result")
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = null_artifact(tmp_path / "a", latency_ms=1.0)
-    wish = replace_wish(duration_s=1.0)
-    part = interrupted(tmp_path, monkeypatch, wish, slow)
+    config = configured(duration_s=1.0)
+    part = interrupted(tmp_path, monkeypatch, config, slow)
     before = part.rows[0].latency
     assert part.partial and before is not None
     kept: list[Result] = []
-    whole = bench([slow], wish, resume=part, keep=kept.append)
+    whole = bench([slow], config, resume=part, keep=kept.append)
     after = whole.rows[0].latency
     assert not whole.partial and len(whole.resumed) == 1 and whole.created == part.created
     assert before.overhead is not None
@@ -277,33 +278,33 @@ def test_a_full_disk_does_not_end_a_measurement(artifact: Artifact, monkeypatch:
         raise ResourceError("write", "no space left on device", "free some")
 
     monkeypatch.setattr(interleaving, "KEEP_EVERY_S", 0.0)
-    assert not bench([artifact], WISH, keep=full).partial
+    assert not bench([artifact], CONFIG, keep=full).partial
     assert tries and all(result.partial for result in tries)
 
 
 def test_what_cannot_go_on_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, artifact: Artifact) -> None:
     slow = null_artifact(tmp_path / "a", latency_ms=1.0)
-    wish = replace_wish(duration_s=1.0)
-    part = interrupted(tmp_path, monkeypatch, wish, slow)
+    config = configured(duration_s=1.0)
+    part = interrupted(tmp_path, monkeypatch, config, slow)
     elsewhere = replace(part.environment, versions={**part.environment.versions, "numpy": "1.0"})
     otherwise = tuple(replace(row, session={**row.session, "threads": 7}) for row in part.rows)
     for before, artifacts, other, words in (
-        (replace(part, partial=False), [slow], wish, "nothing was interrupted"),
-        (part, [artifact], wish, "other artifacts"),
-        (part, [slow, slow], wish, "other artifacts"),
-        (part, [slow], replace_wish(duration_s=2.0), "other rules: min_duration_s"),
-        (replace(part, environment=elsewhere), [slow], wish, "another environment"),
-        (replace(part, rows=otherwise), [slow], wish, "another threads"),
+        (replace(part, partial=False), [slow], config, "nothing was interrupted"),
+        (part, [artifact], config, "other artifacts"),
+        (part, [slow, slow], config, "other artifacts"),
+        (part, [slow], configured(duration_s=2.0), "other rules: min_duration_s"),
+        (replace(part, environment=elsewhere), [slow], config, "another environment"),
+        (replace(part, rows=otherwise), [slow], config, "another threads"),
     ):
         with pytest.raises(UsageError, match=words):
             bench(artifacts, other, resume=before)
 
 
-# --- sweeps, profiles, dialects, memory ------------------------------------------------------------------------------
+# --- sweeps, profiles, tool protocols, memory -----------------------------------------------------------------------
 
 
 def test_sweep_of_threads(artifact: Artifact) -> None:
-    rows = bench([artifact], replace_wish(threads=(1, 3))).rows
+    rows = bench([artifact], configured(threads=(1, 3))).rows
     assert [row.session["threads"] for row in rows] == [1, 3]
     assert all(row.latency is not None and row.subject.digest == artifact.digest for row in rows)
     memory = rows[0].latency.memory if rows[0].latency else None
@@ -313,31 +314,31 @@ def test_sweep_of_threads(artifact: Artifact) -> None:
 def test_sweep_of_threads_is_refused_where_there_are_none(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Session, "info", {"device": "cuda:0"})
     with pytest.raises(UsageError, match="no compute threads on cuda:0"):
-        bench([artifact], replace_wish(threads=(1, 2)))
+        bench([artifact], configured(threads=(1, 2)))
 
 
 def test_sweep_of_batches_takes_the_artifacts_that_have_them(artifact: Artifact, tmp_path: Path) -> None:
     eight = null_artifact(tmp_path / "8", batch=8)
-    rows = bench([artifact, eight], replace_wish(batches=(8,))).rows
+    rows = bench([artifact, eight], configured(batches=(8,))).rows
     assert [row.subject.batch for row in rows] == [8]
     with pytest.raises(UsageError, match=r"artifacts here take 1, 8") as caught:
-        bench([artifact, eight], replace_wish(batches=(1, 4)))
+        bench([artifact, eight], configured(batches=(1, 4)))
     assert "--batch 4" in caught.value.hint
 
 
 def test_other_tools_rules_and_profiles_stand_beside_the_run(artifact: Artifact) -> None:
-    row = bench([artifact], replace_wish(like=("ultralytics", "benchmark-app"), profile=True)).rows[0]
-    assert [dialect.tool for dialect in row.protocol_runs] == ["ultralytics", "benchmark-app"]
+    row = bench([artifact], configured(like=("ultralytics", "benchmark-app"), profile=True)).rows[0]
+    assert [run.tool for run in row.protocol_runs] == ["ultralytics", "benchmark-app"]
     assert not row.protocol_runs[0].shortened and len(row.protocol_runs[0].samples) == 24  # one pass
     assert row.protocol_runs[1].shortened and row.profile is None  # the null runtime has no layers
     with pytest.raises(UsageError, match="the tools are trtexec10"):
-        bench([artifact], replace_wish(like=("trtexec",)))
+        bench([artifact], configured(like=("trtexec",)))
 
 
 def test_a_recorded_clip_is_replayed(artifact: Artifact) -> None:
     pictures = [Image.new("RGB", (20, 10), (red, 0, 0)) for red in range(5)]
     clip = Replay("yard.clip 0a1b2c", [0, 8_000_000, 40_000_000, 48_000_000, 80_000_000], pictures)
-    (latency,) = measured(artifact, wish=replace_wish(scenario="camera", replay=clip))
+    (latency,) = measured(artifact, config=configured(scenario="camera", replay=clip))
     assert latency.rules.replay == latency.rules.pictures == "yard.clip 0a1b2c"
     assert latency.rules.rate_hz == pytest.approx(50)
     assert latency.samples.arrivals == len(latency.samples) + latency.samples.missed > 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vitedge.benchmarking import interleaving, load, profile, sustained, validity
+from vitedge.benchmarking import interleaving, load, profile, scenarios, sustained, validity
 from vitedge.benchmarking.bench import BenchConfig
 from vitedge.benchmarking.protocols import OFFLINE_SAMPLES, TOOLS
 from vitedge.cli.bench import Tool
@@ -24,7 +24,7 @@ def test_numbers_of_the_page() -> None:
     assert f"spans more than {validity.BLOCKS_SPREAD:.0%} of" in PAGE.replace("10 %", "10%")
     assert f"answered more than {validity.REPEATS_FASTER - 1:.0%} faster" in PAGE.replace("10 %", "10%")
     assert f"lie within {load.STEADY - 1:.0%}" in PAGE.replace("5 %", "5%")
-    assert load.AUDIT_EVERY == 100 and "one in a hundred" in PAGE
+    assert scenarios.AUDIT_EVERY == 100 and "one in a hundred" in PAGE
     assert f"over {BINS} bins" in PAGE and f"{MOST_UNREADABLE:.0%} of them" in PAGE.replace("1 %", "1%")
     assert BenchConfig().percentile == 95.0
     assert telemetry.PERIOD_S == 0.2 and "five times a second" in PAGE

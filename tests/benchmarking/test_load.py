@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.benchmarking.fakes import MS, Clock, Fake, frames
-from vitedge.benchmarking import interleaving, load
+from vitedge.benchmarking import auditing, interleaving, load, scenarios
 from vitedge.benchmarking.arrivals import Arrivals
 from vitedge.benchmarking.interleaving import Run
 from vitedge.benchmarking.load import Workload
@@ -37,8 +37,8 @@ RULES = Rules(
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(load, "time", clock)
-    monkeypatch.setattr(interleaving, "time", clock)
+    for module in (auditing, interleaving, load, scenarios):
+        monkeypatch.setattr(module, "time", clock)
     return clock
 
 
@@ -107,7 +107,7 @@ def test_turns_are_interleaved_in_a_seeded_random_order(clock: Clock) -> None:
     assert len(first) > 5  # neither ran all its blocks in one go
 
 
-def test_block_of_every_contender_belongs_to_one_round(clock: Clock) -> None:
+def test_block_of_every_workload_belongs_to_one_round(clock: Clock) -> None:
     fast, slow = workload(steady(clock, MS)), workload(steady(clock, 30 * MS))
     Run([fast, slow], RULES).measure()
     ours, theirs = fast.samples().blocks, slow.samples().blocks
@@ -127,8 +127,8 @@ def test_stages_and_what_is_timed_beside_the_inferences(clock: Clock) -> None:
     assert min(samples.preprocess_ns) >= 5 * MS and len(samples.postprocess_ns) == len(samples.preprocess_ns)
 
 
-def test_floor_takes_few_samples_in_the_same_rounds(clock: Clock) -> None:
-    measured, overhead = workload(steady(clock)), workload(steady(clock, 1000), audit=False, most=32)
+def test_overhead_takes_few_samples_in_the_same_rounds(clock: Clock) -> None:
+    measured, overhead = workload(steady(clock)), workload(steady(clock, 1000), audit=False, max_block_samples=32)
     run = Run([measured], RULES, overheads=[overhead])
     run.measure()
     assert len(overhead.samples().blocks) == len(measured.samples().blocks)
@@ -157,8 +157,8 @@ def test_camera_accounts_for_every_arrival(
 ) -> None:
     clock = Clock(oversleep_us * 1000)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(load, "time", clock)
-        patch.setattr(interleaving, "time", clock)
+        for module in (auditing, interleaving, load, scenarios):
+            patch.setattr(module, "time", clock)
         measured = workload(Fake(clock, lambda call: round(latency_ms * MS * (1 + jitter[call % len(jitter)]))))
         rules = replace(RULES, scenario="camera", rate_hz=rate, block_s=0.5, warmup_s=0.0, min_duration_s=0.5)
         Run([measured], replace(rules, percentile=0.001)).measure()
@@ -239,7 +239,7 @@ def test_collector_rests_while_timing(clock: Clock) -> None:
     system = steady(clock)
     system.latency = lambda call: states.add(gc.isenabled()) or MS
     measured = workload(system, audit=False)
-    measured.block(RULES)
+    measured.run_block(RULES)
     assert states == {False} and gc.isenabled()
 
 
@@ -283,7 +283,7 @@ def test_a_runtime_that_remembers_is_timed_in_the_act(clock: Clock) -> None:
     measured = workload(Remembering(clock, lambda call: MS))
     Run([measured], RULES).measure()
     audit = measured.audit()
-    assert len(audit.varied_ns) == len(audit.repeated_ns) == load.REPEAT_PAIRS
+    assert len(audit.varied_ns) == len(audit.repeated_ns) == auditing.REPEAT_PAIRS
     assert {taken for turn in audit.varied_ns for taken in turn} == {MS + 10}
     assert {taken for turn in audit.repeated_ns for taken in turn} == {MS // 2 + 10}
 
@@ -331,7 +331,7 @@ def test_an_interrupted_run_goes_on(clock: Clock) -> None:
     assert before is not None and len(before.samples) < 600
     clock.now += 10**12  # a long time later
     again = workload(steady(clock))
-    again.go_on_from(before.samples, before.audit)
+    again.resume(before.samples, before.audit)
     second = Run([again], replace(RULES, min_duration_s=3.0), before=before)
     second.measure()
     whole = second.latency(again, load_ns=1, first_ns=1, memory=memory)
@@ -341,4 +341,4 @@ def test_an_interrupted_run_goes_on(clock: Clock) -> None:
     assert list(starts) == sorted(starts) and max(starts) < 4 * 10**9  # the time in between is left out
     assert whole.resumed_ns == (before.samples.blocks[-1].end_ns,)
     assert whole.audit is not None and before.audit is not None
-    assert whole.audit.checked > before.audit.checked and len(whole.audit.varied_ns) == load.REPEAT_PAIRS
+    assert whole.audit.checked > before.audit.checked and len(whole.audit.varied_ns) == auditing.REPEAT_PAIRS

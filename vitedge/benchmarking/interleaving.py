@@ -1,4 +1,4 @@
-"""Several contenders under one set of rules: they take turns in blocks within one run."""
+"""Several workloads under one set of rules, interleaved block by block within one run."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from vitedge.device.telemetry import Telemetry
 from vitedge.formats.samples import Latency, Memory, Rules
 
 KEEP_EVERY_S = 10.0  # what has been measured is kept so often, between two rounds …
-KEEP_SHARE = 0.02  # … and less often where keeping takes longer than this share of the time
+KEEP_FRACTION = 0.02  # … and less often where keeping would take more than this fraction of the time
 
 
 class Run:
-    """Contenders that take turns in blocks, in a seeded random order within each round.
+    """Rounds of blocks, one block of each workload in a round, in a seeded random order.
 
     Args:
-        contenders: what is measured.
+        workloads: what is measured.
         rules: how.
-        floors: null runtimes, measured in the same rounds, for a few inferences each.
+        overheads: null runtimes, measured in the same rounds, for a few inferences each.
         telemetry: reads the sensors meanwhile; None: nothing is read.
-        before: what an interrupted run has of any contender: its readings and times go on here.
+        before: what an interrupted run measured of any workload: its readings and times go on here.
     """
 
     def __init__(
@@ -50,31 +50,31 @@ class Run:
         return self._start_ns - self._elapsed_ns
 
     def measure(self, progress: Progress = silent, keep: Callable[[], None] | None = None) -> None:
-        """Measure until every contender has what the rules demand; an exception leaves all whole blocks in place.
+        """Measure until every workload has what the rules demand; an exception leaves all whole blocks in place.
 
         Args:
             progress: called with (task, done, total).
             keep: called between rounds now and then, to save what there is.
         """
-        rules, turns = self.rules, [*self.workloads, *self.overheads]
-        for number, workload in enumerate(turns):
-            progress("warm up", number, len(turns))
+        rules, measured = self.rules, [*self.workloads, *self.overheads]
+        for number, workload in enumerate(measured):
+            progress("warm up", number, len(measured))
             workload.warm_up(rules)
-        progress("warm up", len(turns), len(turns))
+        progress("warm up", len(measured), len(measured))
         order = random.Random(rules.seed + len(self._resumed_ns))
         self._start_ns = time.perf_counter_ns()
         due = self._start_ns + KEEP_EVERY_S * 1e9
         gc.collect()
         gc.freeze()
         try:
-            while (enough := min(workload.progress(rules) for workload in self.workloads)) < 1.0:
-                progress("measure", int(100 * enough), 100)
-                for workload in order.sample(turns, len(turns)):
-                    workload.block(rules)
+            while (fraction := min(workload.progress(rules) for workload in self.workloads)) < 1.0:
+                progress("measure", int(100 * fraction), 100)
+                for workload in order.sample(measured, len(measured)):
+                    workload.run_block(rules)
                 if keep is not None and (now := time.perf_counter_ns()) >= due:
                     keep()
                     done = time.perf_counter_ns()
-                    due = done + max(KEEP_EVERY_S * 1e9, (done - now) / KEEP_SHARE)
+                    due = done + max(KEEP_EVERY_S * 1e9, (done - now) / KEEP_FRACTION)
             progress("measure", 100, 100)
             for workload in self.workloads:
                 workload.audit_repeats(rules)
@@ -89,7 +89,7 @@ class Run:
     def latency(
         self, workload: Workload, *, load_ns: int, first_ns: int, memory: Memory, overhead: Workload | None = None
     ) -> Latency | None:
-        """What a contender has measured so far, as a result's row has it; None without a single sample."""
+        """What a workload has measured so far, as a result's row has it; None without a single sample."""
         samples = workload.samples(self.origin_ns)
         if not len(samples):
             return None

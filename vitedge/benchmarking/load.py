@@ -1,70 +1,50 @@
-"""The load generator. It knows neither model nor runtime: something answers batches, and it's asked by rules.
+"""The load generator: one workload, measured block by block. It knows neither model nor runtime.
 
-The loops are lean, because what they cost is measured with every result (the null runtime goes through the same code).
 Python's garbage collector rests inside a block and works between blocks; objects that existed before are frozen, so
-that it finds little to do. A block that's interrupted is forgotten, so whatever has been kept is whole.
+that it finds little to do. An interrupted block is dropped, so whatever has been kept is whole.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import itertools
 import time
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitedge.benchmarking import scenarios
 from vitedge.benchmarking.arrivals import Arrivals
-from vitedge.core.deviation import deviation
+from vitedge.benchmarking.auditing import Auditor
+from vitedge.benchmarking.scenarios import BlockLimits, BlockRecord, System, quiet
 from vitedge.core.percentiles import samples_needed
-from vitedge.formats.samples import Audit, Block, Rules, Samples, Warmup, join_audits, join_samples
+from vitedge.formats.samples import Audit, Block, Column, Rules, Samples, Warmup, join_samples
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from vitedge.runtimes.base import Stages
-
 OVERHEAD_SAMPLES = 32  # inferences of the null runtime in one block
-SIDE_SAMPLES = 8  # pictures preprocessed, and batches postprocessed, beside one block's inferences
-AUDIT_EVERY = 100
-REPEAT_PAIRS, REPEAT_SAMPLES = 8, 40  # turns of varied and of repeated input, and the most inferences in each
+STAGE_SAMPLES = 8  # pictures preprocessed, and batches postprocessed, before and after one block's inferences
 STEADY = 1.05  # largest ratio between the medians of three successive warm-up windows that counts as stable
-
-
-class System(Protocol):
-    """What is measured."""
-
-    def run_timed(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], Stages]:
-        """Uint8 [batch, h, w, 3] to float32 [batch, classes], owned by the caller, and the stages' nanoseconds."""
-        ...
-
-    def submit(self, images: NDArray[np.uint8]) -> int:
-        """Start an inference."""
-        ...
-
-    def collect(self, ticket: int) -> NDArray[np.float32]:
-        """Wait for one."""
-        ...
+WARMUP_WINDOWS = 8  # of the minimum warm-up time
+WARMUP_LIMIT = 5  # an unstable warm-up ends after so many times the minimum
 
 
 class Workload:
-    """One system under measurement, what it's fed with, and what was measured so far.
+    """One system under measurement, its inputs, and what was measured so far.
 
     Args:
         system: what answers.
-        frames: uint8 [k, batch, h, w, 3], fed in turn.
-        expected: float32 [k, batch, classes], the answers of a reference run, or those of some frames by their index;
+        frames: uint8 [k, batch, h, w, 3], fed one after the other.
+        expected: float32 [k, batch, classes], the outputs of a reference run, or those of some frames by their index;
             None: outputs aren't audited.
-        allowed_deviation: how far an answer may be from it, |difference| over the largest |expected|.
+        allowed_deviation: how far an output may be from it, |difference| over the largest |expected|.
         preprocess: turns the i-th picture into a frame uint8 [h, w, 3].
         postprocess: turns logits [batch, classes] into predictions.
         slots: inferences that may be in flight in ``offline``.
-        most: end a block after so many inferences.
+        max_block_samples: a block ends after so many inferences; None: no limit.
         arrivals: when pictures arrive in ``camera``; None: at the steady rate of the rules.
     """
 
@@ -78,52 +58,53 @@ class Workload:
         expected: NDArray[np.float32] | Mapping[int, NDArray[np.float32]] | None = None,
         allowed_deviation: float = 0.0,
         slots: int = 1,
-        most: int | None = None,
+        max_block_samples: int | None = None,
         arrivals: Arrivals | None = None,
     ) -> None:
         self.system, self.frames = system, list(frames)
-        self.expected = dict(enumerate(expected)) if isinstance(expected, np.ndarray) else expected
-        self._sparse = expected is not None and len(expected) < len(frames)
-        self.preprocess, self.postprocess = preprocess, postprocess
-        self.slots, self.most = slots, most if most is not None else 1 << 62
+        self.preprocess, self.postprocess, self.slots = preprocess, postprocess, slots
+        self.max_block_samples = 1 << 62 if max_block_samples is None else max_block_samples
         self.warmup = Warmup(samples=0, duration_ns=0, stable=False)
-        self._allowed, self._arrivals = allowed_deviation, arrivals
-        self._before: Samples | None = None  # of an interrupted run that goes on
-        self._audit_before: Audit | None = None
-        self._taken: list[_Taken] = []
-        self._checked = self._differing = 0
-        self._deviation = 0.0
-        self._pairs: list[list[tuple[int, ...]]] = []  # of turns: changing inputs, one repeated input
+        self._arrivals = arrivals
+        self._auditor: Auditor | None = None
+        self._audit_all = False
+        if expected is not None:
+            outputs = dict(enumerate(expected)) if isinstance(expected, np.ndarray) else expected
+            self._auditor = Auditor(outputs, allowed_deviation)
+            self._audit_all = len(outputs) < len(frames)  # most outputs have no reference: keep all that have one
+        self._earlier: Samples | None = None  # of an interrupted run that goes on
+        self._records: list[BlockRecord] = []
 
-    # --- rules
+    # --- progress
 
-    def go_on_from(self, samples: Samples, audit: Audit | None) -> None:
+    def resume(self, samples: Samples, audit: Audit | None) -> None:
         """Count what an interrupted run had measured."""
-        self._before, self._audit_before = samples, audit
+        self._earlier = samples
+        if self._auditor is not None:
+            self._auditor.earlier = audit
 
     @property
     def elapsed_ns(self) -> int:
         """When the interrupted run's last block ended, on its own clock."""
-        return self._before.blocks[-1].end_ns if self._before is not None and self._before.blocks else 0
+        return self._earlier.blocks[-1].end_ns if self._earlier is not None and self._earlier.blocks else 0
 
     @property
     def measured_ns(self) -> int:
         """Time spent in whole blocks."""
-        before = self._before.blocks if self._before is not None else ()
-        return sum(block.end_ns - block.start_ns for block in before) + sum(
-            taken.end - taken.begin for taken in self._taken
-        )
+        earlier = self._earlier.blocks if self._earlier is not None else ()
+        earlier_ns = sum(block.end_ns - block.start_ns for block in earlier)
+        return earlier_ns + sum(record.end_ns - record.start_ns for record in self._records)
 
     @property
     def count(self) -> int:
         """Inferences in whole blocks."""
-        return len(self._before or ()) + sum(len(taken.latencies) for taken in self._taken)
+        return len(self._earlier or ()) + sum(len(record.latencies_ns) for record in self._records)
 
     def progress(self, rules: Rules) -> float:
-        """How much of what the rules demand is there; 1.0 and above is enough."""
-        wanted = max(rules.min_samples, samples_needed(rules.percentile))
+        """How much of what the rules demand has been measured; 1.0 and above is enough."""
+        min_samples = max(rules.min_samples, samples_needed(rules.percentile))
         by_time = self.measured_ns / (rules.min_duration_s * 1e9) if rules.min_duration_s else 1.0
-        return min(by_time, self.count / wanted)
+        return min(by_time, self.count / min_samples)
 
     # --- running
 
@@ -131,12 +112,12 @@ class Workload:
         """Run untimed for at least ``rules.warmup_s``, until the rolling median is stable; five times that at most."""
         clock, frames = time.perf_counter_ns, itertools.cycle(self.frames)
         begin, count, medians = clock(), 0, deque[float](maxlen=3)
-        wanted_ns = rules.warmup_s * 1e9
+        minimum_ns = rules.warmup_s * 1e9
         stable = False
-        while count < self.most and clock() < begin + wanted_ns * (1 if stable else 5):
+        while count < self.max_block_samples and clock() < begin + minimum_ns * (1 if stable else WARMUP_LIMIT):
             window: list[int] = []
-            until = clock() + wanted_ns / 8
-            while clock() < until or len(window) < 5:
+            window_end = clock() + minimum_ns / WARMUP_WINDOWS
+            while clock() < window_end or len(window) < 5:
                 start = clock()
                 self.system.run_timed(next(frames))
                 window.append(clock() - start)
@@ -145,21 +126,22 @@ class Workload:
             stable = len(medians) == 3 and max(medians) <= STEADY * min(medians)
         self.warmup = Warmup(samples=count, duration_ns=clock() - begin, stable=stable)
 
-    def block(self, rules: Rules) -> None:
-        """One turn: settle, time inferences, audit some of their outputs; kept only when it came to its end."""
-        run = {"single": self._single, "offline": self._offline, "camera": self._camera}[rules.scenario]
-        beside = 0 if rules.scenario == "camera" else min(SIDE_SAMPLES, self.most)
-        prepared = [_time(self.preprocess, picture % len(self.frames)) for picture in range(beside)]
+    def run_block(self, rules: Rules) -> None:
+        """Settle, time inferences, audit some of their outputs; the block is kept only when it came to its end."""
+        timed_apart = 0 if rules.scenario == "camera" else min(STAGE_SAMPLES, self.max_block_samples)
+        preprocess_ns = [_duration_ns(self.preprocess, picture % len(self.frames)) for picture in range(timed_apart)]
         with quiet():
             self._settle(rules)
-            taken = run(rules)
-        taken.preprocess += prepared
-        taken.postprocess += [_time(self.postprocess, taken.kept[0][1]) for _ in range(beside)]
-        self._audit(taken)
-        self._taken.append(taken)
+            record = self._measure(rules)
+        record.preprocess_ns += preprocess_ns
+        record.postprocess_ns += [_duration_ns(self.postprocess, record.outputs[0][1]) for _ in range(timed_apart)]
+        if self._auditor is not None:
+            self._auditor.check(record.outputs)
+        record.outputs.clear()
+        self._records.append(record)
 
     def _settle(self, rules: Rules) -> None:
-        """Let caches and threads come back after another's turn."""
+        """Let caches and threads come back after another workload's block."""
         images = self.frames[self.count % len(self.frames)]
         for _ in range(rules.settle):
             if rules.scenario == "offline" and self.slots > 1:
@@ -168,213 +150,78 @@ class Workload:
             else:
                 self.system.run_timed(images)
 
-    def _single(self, rules: Rules) -> _Taken:
-        taken, clock, run, frames = _Taken(), time.perf_counter_ns, self.system.run_timed, self._feed()
-        starts, latencies, stages = taken.starts, taken.latencies, taken.stages
-        taken.begin = end = clock()
-        deadline = end + int(rules.block_s * 1e9)
-        least, most = rules.block_samples, self.most
-        while (end < deadline or len(latencies) < least) and len(latencies) < most:
-            index, images = next(frames)
-            start = clock()
-            logits, parts = run(images)
-            end = clock()
-            starts.append(start)
-            latencies.append(end - start)
-            stages.append(parts)
-            if len(latencies) % AUDIT_EVERY == 1:
-                taken.kept.append((index, logits))
-        taken.end = end
-        return taken
-
-    def _offline(self, rules: Rules) -> _Taken:
-        """As many in flight as there are slots; with one slot there's nothing to overlap."""
-        if self.slots == 1:
-            return self._single(rules)
-        taken, clock, system, frames = _Taken(), time.perf_counter_ns, self.system, self._feed()
-        flying: deque[tuple[int, int, int]] = deque()
-
-        def land() -> int:
-            index, start, ticket = flying.popleft()
-            logits = system.collect(ticket)
-            end = clock()
-            taken.starts.append(start)
-            taken.latencies.append(end - start)
-            if len(taken.latencies) % AUDIT_EVERY == 1:
-                taken.kept.append((index, logits))
-            return end
-
-        taken.begin = end = clock()
-        deadline = end + int(rules.block_s * 1e9)
-        started = 0
-        while (end < deadline or started < rules.block_samples) and started < self.most:
-            index, images = next(frames)
-            start = clock()
-            flying.append((index, start, system.submit(images)))
-            started += 1
-            end = land() if len(flying) == self.slots else clock()
-        while flying:
-            end = land()
-        taken.end = end
-        return taken
-
-    def _camera(self, rules: Rules) -> _Taken:
-        """Pictures arrive when they arrive; the newest that has arrived is taken, older ones are missed."""
-        if self._arrivals is None:
-            assert rules.rate_hz is not None
-            self._arrivals = Arrivals.steady(rules.rate_hz)
-        taken, clock, run = _Taken(), time.perf_counter_ns, self.system.run_timed
-        schedule = self._arrivals.block(int(rules.block_s * 1e9))[: self.most]
-        taken.arrivals = len(schedule)
-        taken.begin = clock()
-        due = [taken.begin + offset for offset, _ in schedule]
-        arrival = 0
-        while arrival < taken.arrivals:
-            now = clock()
-            if now < due[arrival]:
-                time.sleep((due[arrival] - now) / 1e9)
-                continue
-            arrival = bisect_right(due, now) - 1
-            index = schedule[arrival][1] % len(self.frames)
-            begin = clock()
-            frame = self.preprocess(index)
-            ready = clock()
-            logits, parts = run(frame[None])
-            answered = clock()
-            self.postprocess(logits)
-            end = clock()
-            taken.starts.append(due[arrival])
-            taken.latencies.append(end - due[arrival])
-            taken.stages.append(parts)
-            taken.preprocess.append(ready - begin)
-            taken.postprocess.append(end - answered)
-            if self._sparse or len(taken.latencies) % AUDIT_EVERY == 1:
-                taken.kept.append((index, logits))
-            arrival += 1
-        taken.end = clock()
-        return taken
+    def _measure(self, rules: Rules) -> BlockRecord:
+        duration_ns = int(rules.block_s * 1e9)
+        if rules.scenario == "camera":
+            if self._arrivals is None:
+                assert rules.rate_hz is not None
+                self._arrivals = Arrivals.steady(rules.rate_hz)
+            arrivals = self._arrivals.block(duration_ns)[: self.max_block_samples]
+            return scenarios.camera(
+                self.system,
+                [(offset, number % len(self.frames)) for offset, number in arrivals],
+                preprocess=self.preprocess,
+                postprocess=self.postprocess,
+                keep_every=1 if self._audit_all else scenarios.AUDIT_EVERY,
+            )
+        limits = BlockLimits(duration_ns, rules.block_samples, self.max_block_samples)
+        if rules.scenario == "offline":
+            return scenarios.offline(self.system, self._feed(), limits, self.slots)
+        return scenarios.single(self.system, self._feed(), limits)
 
     def _feed(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """(index, frame) in turn, going on where the last block ended."""
+        """(index, frame) in order, going on where the last block ended."""
         frames, start = list(enumerate(self.frames)), self.count % len(self.frames)
         return itertools.cycle(frames[start:] + frames[:start])
 
-    # --- audit
-
-    def _audit(self, taken: _Taken) -> None:
-        if self.expected is None:
-            return
-        for index, logits in taken.kept:
-            if index not in self.expected:
-                continue
-            far = deviation(logits, self.expected[index])
-            self._checked += 1
-            self._differing += not far <= self._allowed  # a NaN differs
-            self._deviation = max(self._deviation, far)
-
     def audit_repeats(self, rules: Rules) -> None:
-        """Time changing inputs and one repeated input in turns: a runtime that remembers answers gives itself away."""
-        some = self.frames[:REPEAT_SAMPLES]
-        different = list({images.tobytes(): images for images in some}.values())  # mirrored ones may be alike
-        if self.expected is None or len(different) < 2:
-            return
-        clock, frames = time.perf_counter_ns, itertools.cycle(different)
-        done = len(self._audit_before.varied_ns) if self._audit_before is not None else 0
-        for _ in range(REPEAT_PAIRS - done):
-            turns: list[tuple[int, ...]] = []
-            for feed in (frames, itertools.repeat(self.frames[0])):
-                taken: list[int] = []
-                with quiet():
-                    self.system.run_timed(next(feed))
-                    until = clock() + int(rules.block_s * 1e9 / 2)
-                    while len(taken) < 3 or (len(taken) < REPEAT_SAMPLES and clock() < until):
-                        images = next(feed)
-                        start = clock()
-                        self.system.run_timed(images)
-                        taken.append(clock() - start)
-                turns.append(tuple(taken))
-            self._pairs.append(turns)
+        """Time changing inputs against one repeated input; nothing where outputs aren't audited."""
+        if self._auditor is not None:
+            self._auditor.time_repeats(self.system, self.frames, int(rules.block_s * 1e9 / 2))
 
     # --- what was measured
 
     def samples(self, origin_ns: int = 0) -> Samples:
         """Everything in whole blocks, an interrupted run's first; times count from ``origin_ns``."""
-        blocks, starts = [], []
-        for taken in self._taken:
-            starts += [start - origin_ns for start in taken.starts]
-            blocks.append(
-                Block(
-                    start_ns=taken.begin - origin_ns,
-                    end_ns=taken.end - origin_ns,
-                    samples=len(taken.latencies),
-                    arrivals=taken.arrivals,
-                )
-            )
-        stages = self._column("stages")
+        records = self._records
+        stages = _joined(record.stages for record in records)
         transfer_in, compute, transfer_out = zip(*stages, strict=True) if stages else ((), (), ())
-        found = Samples(
-            start_ns=tuple(starts),
-            latency_ns=self._column("latencies"),
-            blocks=tuple(blocks),
-            preprocess_ns=self._column("preprocess"),
-            transfer_in_ns=_known(transfer_in),
-            compute_ns=_known(compute),
-            transfer_out_ns=_known(transfer_out),
-            postprocess_ns=self._column("postprocess"),
+        samples = Samples(
+            start_ns=tuple(start - origin_ns for record in records for start in record.starts_ns),
+            latency_ns=_joined(record.latencies_ns for record in records),
+            blocks=tuple(
+                Block(
+                    start_ns=record.start_ns - origin_ns,
+                    end_ns=record.end_ns - origin_ns,
+                    samples=len(record.latencies_ns),
+                    arrivals=record.arrivals,
+                )
+                for record in records
+            ),
+            preprocess_ns=_joined(record.preprocess_ns for record in records),
+            transfer_in_ns=_separated(transfer_in),
+            compute_ns=_separated(compute),
+            transfer_out_ns=_separated(transfer_out),
+            postprocess_ns=_joined(record.postprocess_ns for record in records),
         )
-        return found if self._before is None else join_samples(self._before, found)
-
-    def _column(self, name: str) -> tuple[Any, ...]:
-        return tuple(itertools.chain.from_iterable(getattr(taken, name) for taken in self._taken))
+        return samples if self._earlier is None else join_samples(self._earlier, samples)
 
     def audit(self) -> Audit | None:
-        """What the audit saw; None when there was nothing to compare with."""
-        if self.expected is None:
-            return None
-        found = Audit(
-            checked=self._checked,
-            differing=self._differing,
-            max_deviation=self._deviation,
-            allowed_deviation=self._allowed,
-            varied_ns=tuple(varied for varied, _ in self._pairs),
-            repeated_ns=tuple(repeated for _, repeated in self._pairs),
-        )
-        return found if self._audit_before is None else join_audits(self._audit_before, found)
+        """What the audit saw; None where outputs aren't audited."""
+        return None if self._auditor is None else self._auditor.audit()
 
 
-class _Taken:
-    """One block while it's being measured."""
-
-    def __init__(self) -> None:
-        self.begin = self.end = self.arrivals = 0
-        self.starts: list[int] = []
-        self.latencies: list[int] = []
-        self.stages: list[Stages] = []
-        self.preprocess: list[int] = []
-        self.postprocess: list[int] = []
-        self.kept: list[tuple[int, NDArray[np.float32]]] = []  # (index of the frame, its logits), for the audit
-
-
-def _time(function: Callable[[Any], Any], argument: Any) -> int:
+def _duration_ns(function: Callable[[Any], Any], argument: Any) -> int:
     """Nanoseconds of one call."""
     start = time.perf_counter_ns()
     function(argument)
     return time.perf_counter_ns() - start
 
 
-def _known(stage: Sequence[int | None]) -> tuple[int, ...]:
+def _joined(columns: Iterator[list[Any]]) -> tuple[Any, ...]:
+    return tuple(itertools.chain.from_iterable(columns))
+
+
+def _separated(stage: Sequence[int | None]) -> Column:
     """One stage's column; empty where the runtime doesn't separate it."""
     return () if None in stage else tuple(value for value in stage if value is not None)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Collect garbage now, and not before the end of this block."""
-    gc.collect()
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

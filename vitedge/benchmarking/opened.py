@@ -1,4 +1,4 @@
-"""One artifact under measurement: opened in its runtime, with what it's fed and what is known of it."""
+"""One artifact under measurement: opened in its runtime, with its inputs and everything that a result's row says."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PICTURES = 24
-MOST_EXPECTED = 64  # frames that are run for reference beforehand: a clip has thousands
-LEAST_ALLOWED_REPEAT = 1e-4  # of the largest logit, between two runs of one session on one input
+MAX_EXPECTED = 64  # frames that are run for reference beforehand: a clip has thousands
+MIN_ALLOWED_DEVIATION = 1e-4  # of the largest logit, between two runs of one session on one input
 
 
 class OpenArtifact:
-    """An open artifact and its contender.
+    """An open artifact and its workload.
 
     Args:
         artifact: to open.
         options: how.
         stack: closes the session.
-        pictures: decoded.
+        pictures: decoded ones to feed.
         replay: their arrivals in scenario ``camera``; None: the steady rate of the rules.
         nvml: the GPU that it runs on, for its memory.
-        alone: read its memory in a process of its own.
+        alone: read its memory in a separate process.
         before: its row of an interrupted run, which goes on here.
     """
 
@@ -81,7 +81,7 @@ class OpenArtifact:
         self._alone = memory_alone(artifact.path, options) if alone else None
         self.check: Check = golden_check(session)
         self.executed = executed_fractions(artifact.manifest.layers, session.executed())
-        every = max(1, len(self.frames) // MOST_EXPECTED)
+        every = max(1, len(self.frames) // MAX_EXPECTED)
         expected = {index: session.run(self.frames[index]) for index in range(0, len(self.frames), every)}
         if not all(np.isfinite(logits).all() for logits in expected.values()):
             raise InvalidResultError(
@@ -93,12 +93,12 @@ class OpenArtifact:
             preprocess=self._preprocess,
             postprocess=self._postprocess,
             expected=expected,
-            allowed_deviation=max(LEAST_ALLOWED_REPEAT, artifact.manifest.golden.deviation),
+            allowed_deviation=max(MIN_ALLOWED_DEVIATION, artifact.manifest.golden.deviation),
             slots=self._slots,
             arrivals=self._arrivals(),
         )
         if before is not None and before.latency is not None:
-            self.workload.go_on_from(before.latency.samples, before.latency.audit)
+            self.workload.resume(before.latency.samples, before.latency.audit)
         self.profile: Profile | None = before.profile if before is not None else None
         self.protocol_runs: tuple[ProtocolRun, ...] = ()
 
@@ -108,7 +108,7 @@ class OpenArtifact:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """What the floor depends on: [batch, h, w, 3, classes]."""
+        """What the overhead depends on: [batch, h, w, 3, classes]."""
         return (*self.session.input_shape, len(self.session.classes))
 
     def _arrivals(self) -> Arrivals | None:
@@ -127,26 +127,26 @@ class OpenArtifact:
         from vitedge.runtimes.null.session import null_session
 
         session = stack.enter_context(null_session(self.artifact))
-        made = Workload(
+        workload = Workload(
             session,
             self.frames,
             preprocess=self._preprocess,
             postprocess=self._postprocess,
-            most=OVERHEAD_SAMPLES,
+            max_block_samples=OVERHEAD_SAMPLES,
             arrivals=self._arrivals(),
         )
         if self._before is not None and self._before.latency is not None and self._before.latency.overhead is not None:
-            made.go_on_from(self._before.latency.overhead, None)
-        return made
+            workload.resume(self._before.latency.overhead, None)
+        return workload
 
     def take_profile(self) -> None:
         """Per-layer times, in a session that the runtime opens for it."""
         self.profile = profile_of(self.session.profile(self.frames[0], REPEATS))
 
-    def speak(self, tool: str, duration_s: float | None) -> None:
-        """Run by another tool's rules, too."""
-        found = run_protocol(tool, self.session, list(self.frames), self._slots, duration_s)
-        self.protocol_runs = (*self.protocol_runs, found)
+    def run_protocol(self, tool: str, duration_s: float | None) -> None:
+        """Measure as another tool does, too."""
+        run = run_protocol(tool, self.session, list(self.frames), self._slots, duration_s)
+        self.protocol_runs = (*self.protocol_runs, run)
 
     def row(self, run: Run, overhead: Workload) -> Row:
         """The result's row, with what has been measured so far."""
@@ -170,11 +170,13 @@ class OpenArtifact:
     def _memory_now(self) -> Memory:
         from msgspec.structs import replace
 
-        here = self._memory
+        in_process = self._memory
         if self._alone is None:
-            return replace(here, peak_bytes=resident_bytes()[1])
+            return replace(in_process, peak_bytes=resident_bytes()[1])
         return replace(
-            self._alone, device_before_bytes=here.device_before_bytes, device_after_bytes=here.device_after_bytes
+            self._alone,
+            device_before_bytes=in_process.device_before_bytes,
+            device_after_bytes=in_process.device_after_bytes,
         )
 
 
@@ -186,30 +188,33 @@ def pictures_of(artifact: Artifact, images: ImageSet | None) -> list[Any]:
     """
     if images is None:
         golden = [open_picture((artifact.path / name).read_bytes(), name) for name in artifact.manifest.golden.pictures]
-        turns = (None, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.ROTATE_180)
-        return [picture if turn is None else picture.transpose(turn) for turn in turns for picture in golden]
-    found = list(_readable(images))
-    if len(found) < 2:
+        flips = (None, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.ROTATE_180)
+        return [picture if flip is None else picture.transpose(flip) for flip in flips for picture in golden]
+    pictures = list(_readable(images))
+    if len(pictures) < 2:
         raise ImageError(
-            "measure on these pictures", f"{images.source} has {len(found)} readable ones", "name at least two"
+            "measure on these pictures", f"{images.source} has {len(pictures)} readable ones", "name at least two"
         )
-    return found
+    return pictures
 
 
 def _readable(images: ImageSet) -> Iterator[Any]:
-    found = 0
+    count = 0
     for index in images.order(0):
-        if found == PICTURES:
+        if count == PICTURES:
             return
         with contextlib.suppress(ImageError):
             yield images.read(index)
-            found += 1
+            count += 1
 
 
 def _frames(pictures: list[NDArray[np.uint8]], batch: int) -> NDArray[np.uint8]:
-    """uint8 [k, batch, h, w, 3]: with batch 1, frame i is picture i; no two neighbouring batches are alike."""
+    """uint8 [k, batch, h, w, 3]: with batch 1, frame i is picture i; no two neighbouring batches are equal."""
     count = max(2, -(-len(pictures) // batch))
     step = batch + (batch % len(pictures) == 0)
     return np.stack(
-        [np.stack([pictures[(turn * step + place) % len(pictures)] for place in range(batch)]) for turn in range(count)]
+        [
+            np.stack([pictures[(number * step + position) % len(pictures)] for position in range(batch)])
+            for number in range(count)
+        ]
     )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from statistics import fmean, median, pstdev
 from typing import TYPE_CHECKING, Literal
 
-from vitedge.benchmarking.load import System, quiet
+from vitedge.benchmarking.scenarios import System, quiet
 from vitedge.core.percentiles import early_stopping, percentile
 from vitedge.formats.samples import Block, Latency, ProtocolRun, Samples
 
