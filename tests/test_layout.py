@@ -207,6 +207,20 @@ def test_the_document_is_the_tree() -> None:
         assert f"`{path.name}`" in page
 
 
+@pytest.mark.parametrize(
+    "page",
+    [path for folder in (ROOT, ROOT / "docs") for path in sorted(folder.glob("*.md"))],
+    ids=lambda path: path.name,
+)
+def test_what_the_documents_name_exists(page: Path) -> None:
+    text = page.read_text()
+    named = re.findall(r"`((?:vitedge|tests|benchmarks|targets|calibration|docs)/[\w./-]*)`", text)
+    linked = re.findall(r"\]\((?!http)([^)#]+)", text)
+    missing = [path for path in named if not (ROOT / path).exists()]
+    missing += [path for path in linked if not (page.parent / path).exists()]
+    assert not missing
+
+
 def test_tests_lie_in_the_folder_of_what_they_test() -> None:
     more = {"browser", "contract"}  # in a real browser; what all runtimes have in common
     assert {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")} <= {*packages(), *more}

@@ -182,7 +182,7 @@ def stream(
 ) -> None:
     """Classify camera streams, for months if need be: every frame is accounted for, and none is invented.
 
-    SIGINT and SIGTERM drain, print the books, and exit with 0.
+    SIGINT and SIGTERM drain, print the frame counts, and exit with 0.
 
     **Examples**
 
