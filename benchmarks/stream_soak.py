@@ -38,7 +38,7 @@ from tests.streaming.levels import session
 from tests.streaming.publisher import Publisher
 from vitedge.streaming.engine import Engine
 from vitedge.streaming.records import FrameRecord, Item
-from vitedge.streaming.settings import Settings
+from vitedge.streaming.settings import StreamSettings
 from vitedge.streaming.sink import QueuedSink
 from vitedge.streaming.uri import parse_sources
 
@@ -127,7 +127,7 @@ def soak(
     sources: Sequence[str], *, seconds: float = math.inf, reconnects: int | None = None, leak_mb_h: float = 0.0
 ) -> dict[str, Any]:
     """Run until the time is over or so many connections ended; samples, slope, frame counts, and the verdict."""
-    settings = Settings(source=tuple(sources), backoff_min=0.02, backoff_max=0.05, policy="latest")
+    settings = StreamSettings(source=tuple(sources), backoff_min=0.02, backoff_max=0.05, policy="latest")
     with tempfile.TemporaryDirectory() as folder, session(Path(folder)) as opened, _Kept() as kept:
         engine = Engine(opened, parse_sources(settings.source), settings, [Leak(leak_mb_h)] if leak_mb_h else [])
         over = threading.Event()
@@ -215,7 +215,7 @@ def hurry(kind: str, frames: int, *, rate: float = 0, sinks: Sequence[QueuedSink
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         opened = stack.enter_context(session(Path(folder)))
         kept = stack.enter_context(_Kept())
-        settings = Settings(source=(f"{kind}={names[kind]}://127.0.0.1:{camera.port}/main",), policy="latest")
+        settings = StreamSettings(source=(f"{kind}={names[kind]}://127.0.0.1:{camera.port}/main",), policy="latest")
         engine = Engine(opened, parse_sources(settings.source), settings, sinks)
         last = 0.0
         for _ in engine.items():

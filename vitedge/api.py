@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from vitedge.runtimes.options import OpenOptions
     from vitedge.runtimes.session import Session
     from vitedge.streaming.records import FrameRecord
-    from vitedge.streaming.settings import Settings
+    from vitedge.streaming.settings import StreamFields, StreamSettings
     from vitedge.training.factory import Factory
     from vitedge.training.train import TrainOptions
 
@@ -488,9 +488,8 @@ def classify(
 def stream(
     artifact: Artifact | str | Path | None = None,
     source: str | Sequence[str] | None = None,
-    *,
-    settings: str | Path | Settings | None = None,
-    **flags: Any,
+    settings: StreamSettings | str | Path | None = None,
+    **fields: Unpack[StreamFields],
 ) -> Generator[FrameRecord, None, None]:
     """Classify camera streams: one record a frame, for as long as the sources last.
 
@@ -500,12 +499,12 @@ def stream(
     Args:
         artifact: an artifact folder.
         source: one or several sources, as ``vitedge stream`` takes them.
-        settings: a TOML file with the flags' names, or settings made before.
-        **flags: flags of ``vitedge stream`` with underscores, put over the settings: ``policy="every"``,
-            ``smoothing=0.5``. The page is off unless ``headless=False`` is given.
+        settings: how, or a TOML file that says it.
+        **fields: of :class:`~vitedge.streaming.settings.StreamSettings`, in place of those in ``settings``. The page is
+            off unless ``headless=False`` is given here.
 
     Raises:
-        UsageError: a wish that can't be met.
+        UsageError: an option that can't be met.
         StreamError: a source that isn't there, or gave up.
         InputError: a file that can't be decoded.
         NotInstalledError: a package or program is missing.
@@ -514,14 +513,8 @@ def stream(
     from vitedge.runtimes.session import open_session
     from vitedge.streaming.records import FrameRecord
     from vitedge.streaming.run import open_artifact, refuse_failed, running
-    from vitedge.streaming.settings import Settings, merged, read_settings
 
-    given: dict[str, Any] = {"headless": True, **flags}
-    if source is not None:
-        given["source"] = (source,) if isinstance(source, str) else tuple(source)
-    if artifact is not None:
-        given["artifact"] = str(getattr(artifact, "path", artifact))
-    chosen = merged(settings, given) if isinstance(settings, Settings) else read_settings(settings, given)
+    chosen = _stream_settings(artifact, source, settings, {"headless": True, **fields})
     options = OpenOptions(device=chosen.device, threads=chosen.threads)
     with open_session(open_artifact(chosen), options) as session, running(session, chosen) as engine:
         items = engine.items()
@@ -535,15 +528,36 @@ def stream(
     refuse_failed(engine.final, stopped=False)
 
 
-def watch(settings: Settings) -> None:
-    """Run a stream to its end in the foreground, as ``vitedge stream`` does: signals drain it, stderr tells of it.
+def watch(
+    artifact: Artifact | str | Path | None = None,
+    source: str | Sequence[str] | None = None,
+    settings: StreamSettings | str | Path | None = None,
+    **fields: Unpack[StreamFields],
+) -> None:
+    """Run streams to their end in the foreground, as ``vitedge stream`` does: signals drain them, stderr tells of them.
 
-    Raises:
-        as :func:`stream`.
+    Args and errors are those of :func:`stream`.
     """
     from vitedge.streaming.command import run
 
-    run(settings)
+    run(_stream_settings(artifact, source, settings, fields))
+
+
+def _stream_settings(
+    artifact: Artifact | str | Path | None,
+    source: str | Sequence[str] | None,
+    settings: StreamSettings | str | Path | None,
+    fields: Mapping[str, Any],
+) -> StreamSettings:
+    """The settings with what was given beside them."""
+    from vitedge.streaming.settings import StreamSettings, merged, read_settings
+
+    given = dict(fields)
+    if source:
+        given["source"] = (source,) if isinstance(source, str) else tuple(source)
+    if artifact is not None:
+        given["artifact"] = str(getattr(artifact, "path", artifact))
+    return merged(settings, given) if isinstance(settings, StreamSettings) else read_settings(settings, given)
 
 
 def train(

@@ -12,12 +12,13 @@ import typer
 from msgspec import Meta
 from typer.testing import CliRunner
 
-from vitedge.cli.records import as_command, takes_records
+from vitedge.cli.records import as_command, parameters, takes_records
 from vitedge.core.options import Flag, filled
 from vitedge.core.schema import Record
 from vitedge.errors import UsageError
 from vitedge.exporting.options import ExportFields, ExportOptions
 from vitedge.importing.options import ImportFields, ImportOptions
+from vitedge.streaming.settings import StreamFields, StreamSettings
 
 
 class Inner(Record):
@@ -126,11 +127,14 @@ def test_a_python_call_is_checked_likewise() -> None:
         call(inner={"strength": 2})
 
 
-@pytest.mark.parametrize(("fields", "record"), [(ExportFields, ExportOptions), (ImportFields, ImportOptions)])
+@pytest.mark.parametrize(
+    ("fields", "record"),
+    [(ExportFields, ExportOptions), (ImportFields, ImportOptions), (StreamFields, StreamSettings)],
+)
 def test_keywords_are_the_fields(fields: type, record: type[Record]) -> None:
     """A keyword takes what the field takes; where that is a text, a path as well."""
     keywords = typing.get_type_hints(fields)
-    assert list(keywords) == list(record.__struct_fields__)
+    assert set(keywords) == {option.path[0] for option in parameters(record)}
     for name, kind in typing.get_type_hints(record).items():
         if name in keywords:
             wider = set(typing.get_args(keywords[name]) or [keywords[name]]) - {Path}

@@ -15,7 +15,7 @@ from vitedge.runtimes.base import Stages
 from vitedge.runtimes.session import Session
 from vitedge.streaming.engine import Engine
 from vitedge.streaming.records import Event, FrameRecord, Item, Status
-from vitedge.streaming.settings import Settings
+from vitedge.streaming.settings import StreamSettings
 from vitedge.streaming.uri import parse_sources
 
 
@@ -74,7 +74,7 @@ def run(
     **settings: Any,
 ) -> Ran:
     """Run an engine until ``until`` holds, or the sources end; a minute at most."""
-    chosen = Settings(source=sources, **{**FAST, **settings})
+    chosen = StreamSettings(source=sources, **{**FAST, **settings})
     ran = Ran()
     engine = Engine(opened, parse_sources(chosen.source, chosen.credentials), chosen, sinks)
     deadline = time.monotonic() + most_s

@@ -18,7 +18,7 @@ from vitedge.errors import UsageError
 from vitedge.streaming import webhook
 from vitedge.streaming.delivery import delivering
 from vitedge.streaming.mqtt import MqttSink
-from vitedge.streaming.settings import Settings
+from vitedge.streaming.settings import StreamSettings
 from vitedge.streaming.systemd import SystemdSink
 from vitedge.streaming.video import VideoSink
 from vitedge.streaming.webhook import WebhookSink
@@ -288,7 +288,7 @@ def test_systemd_is_told(tmp_path: Path) -> None:
 def test_a_wish_that_fails_leaves_nothing_running(tmp_path: Path) -> None:
     (tmp_path / "out.mp4").write_bytes(b"mine")
     before = {thread.name for thread in threading.enumerate()}
-    wish = Settings(webhook="http://127.0.0.1:9/x", video=str(tmp_path / "out.mp4"), headless=True)
+    wish = StreamSettings(webhook="http://127.0.0.1:9/x", video=str(tmp_path / "out.mp4"), headless=True)
     with pytest.raises(UsageError):
         delivering(wish, ("door",))
     assert {thread.name for thread in threading.enumerate()} == before
@@ -298,4 +298,4 @@ def test_a_wish_that_fails_leaves_nothing_running(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wish", [{"page": "0.0.0.0:0"}, {"metrics": "0.0.0.0:0", "headless": True}])
 def test_an_open_address_without_a_token_is_refused(wish: dict[str, str]) -> None:
     with pytest.raises(UsageError, match="token"):
-        delivering(Settings(**wish), ("door",))  # type: ignore[arg-type]
+        delivering(StreamSettings(**wish), ("door",))  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ from vitedge.streaming.capture import TRANSITIONS, Capture
 from vitedge.streaming.openers import _failure_text
 from vitedge.streaming.records import STATES, FrameRecord, Item
 from vitedge.streaming.replay import open_replay
-from vitedge.streaming.settings import Settings
+from vitedge.streaming.settings import StreamSettings
 from vitedge.streaming.sink import QueuedSink
 from vitedge.streaming.uri import parse_sources
 from vitedge.streaming.video import CODECS
@@ -368,7 +368,7 @@ def test_the_table_of_states_has_no_dead_ends() -> None:
 
 def test_a_live_reader_that_was_asked_to_end_is_not_lost(opened: Session) -> None:
     url = "test://?pattern=steps&rate=100"
-    capture = Capture(parse_sources([url])[0], Settings(source=(url,)), opened.artifact)
+    capture = Capture(parse_sources([url])[0], StreamSettings(source=(url,)), opened.artifact)
     deadline = time.monotonic() + 60
     while not (connected := [change.state for change in capture.poll()]) and time.monotonic() < deadline:
         time.sleep(0.01)

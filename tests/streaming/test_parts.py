@@ -23,7 +23,7 @@ from vitedge.streaming.gaps import GapDetector
 from vitedge.streaming.outputs import CsvLines, JsonLines
 from vitedge.streaming.pattern import parse_pattern, show
 from vitedge.streaming.records import Event, FrameCounts, FrameRecord, Item, Score, percentiles
-from vitedge.streaming.settings import Settings, merged, read_settings
+from vitedge.streaming.settings import StreamSettings, merged, read_settings
 from vitedge.streaming.shared import BUFFERS, Shared
 from vitedge.streaming.sink import QueuedSink
 from vitedge.streaming.smoothing import Smoother
@@ -335,10 +335,10 @@ def test_settings_of_a_file_with_flags_over_them(tmp_path: Path) -> None:
     file = tmp_path / "stream.toml"
     file.write_text('artifact = "a/"\nsource = ["0", "test://"]\ntop-k = 3\nsmoothing = 0.5\nexit-threshold = 0.2\n'
                     "threshold = 0.4\n")  # fmt: skip
-    found = read_settings(file, {"top_k": 2, "threshold": None, "policy": "every:3"})
+    found = read_settings(file, {"top_k": 2, "policy": "every:3"})
     assert (found.artifact, found.source, found.top_k, found.smoothing) == ("a/", ("0", "test://"), 2, 0.5)
     assert (found.threshold, found.exit_threshold, found.one_of, found.newest_only(True)) == (0.4, 0.2, 3, False)
-    assert Settings().newest_only(True) and not Settings().newest_only(False)
+    assert StreamSettings().newest_only(True) and not StreamSettings().newest_only(False)
 
 
 @pytest.mark.parametrize(
@@ -373,7 +373,7 @@ def test_what_msgspec_says_of_a_setting(text: str, reason: str, monkeypatch: pyt
 
     monkeypatch.setattr(msgspec, "convert", refuse)
     with pytest.raises(UsageError) as refused:
-        merged(Settings(), {"top_k": 0})
+        merged(StreamSettings(), {"top_k": 0})
     assert refused.value.reason == reason and refused.value.hint == "see: vitedge stream --help"
 
 

@@ -16,7 +16,7 @@ from tests.streaming.publisher import ENCODER, encodes
 from vitedge.streaming import capture
 from vitedge.streaming.engine import Engine
 from vitedge.streaming.records import Event, FrameRecord, Item
-from vitedge.streaming.settings import Settings
+from vitedge.streaming.settings import StreamSettings
 from vitedge.streaming.sink import QueuedSink
 from vitedge.streaming.uri import parse_sources
 
@@ -85,7 +85,7 @@ def test_a_sink_that_keeps_something_of_every_frame_is_caught() -> None:
 def test_reconnects_leave_nothing_behind(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Readers that die at once; what is left is the engine's part of a reconnect."""
     monkeypatch.setattr(capture, "sys", types.SimpleNamespace(executable="/bin/true", path=sys.path))
-    settings = Settings(source=("test://?pattern=steps",), backoff_min=0.001, backoff_max=0.002)
+    settings = StreamSettings(source=("test://?pattern=steps",), backoff_min=0.001, backoff_max=0.002)
     held: list[tuple[float, float]] = []
     with session(tmp_path) as opened:
         engine = Engine(opened, parse_sources(settings.source), settings)

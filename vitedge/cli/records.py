@@ -43,7 +43,7 @@ class Parameter:
             help=self.flag.help + stated,
             rich_help_panel=self.flag.group or None,
             metavar=f"<{self.flag.unit}>" if self.flag.unit else None,
-            show_default=not (self.inverted or stated or self.default in (None, (), False)),
+            show_default=not (self.inverted or stated or self.default is False or self.default in (None, ())),
             min=self.bounds.get("min"),
             max=self.bounds.get("max"),
         )

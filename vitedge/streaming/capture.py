@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from vitedge.streaming import shared
 from vitedge.streaming.records import FrameCounts, State
-from vitedge.streaming.settings import Settings
+from vitedge.streaming.settings import StreamSettings
 from vitedge.streaming.shared import Counters, Shared, Taken
 from vitedge.streaming.task import Task
 from vitedge.streaming.uri import Source
@@ -83,7 +83,7 @@ class Capture:
     """
 
     def __init__(
-        self, source: Source, settings: Settings, artifact: Artifact, chance: random.Random | None = None
+        self, source: Source, settings: StreamSettings, artifact: Artifact, chance: random.Random | None = None
     ) -> None:
         self.source, self._settings, self._artifact = source, settings, artifact
         self._chance = chance or random.Random()

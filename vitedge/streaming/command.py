@@ -11,10 +11,10 @@ from vitedge.runtimes.session import open_session
 from vitedge.streaming.engine import Engine
 from vitedge.streaming.outputs import summary_lines
 from vitedge.streaming.run import open_artifact, refuse_failed, running, terminal_sink
-from vitedge.streaming.settings import Settings
+from vitedge.streaming.settings import StreamSettings
 
 
-def run(settings: Settings) -> None:
+def run(settings: StreamSettings) -> None:
     """Run until the sources end, the duration is over, or a signal comes; then print the frame counts.
 
     Raises:
@@ -50,7 +50,7 @@ class _Early(Exception):
     """A signal came before there was anything to drain."""
 
 
-def _run_engine(settings: Settings, engines: list[Engine]) -> None:
+def _run_engine(settings: StreamSettings, engines: list[Engine]) -> None:
     options = OpenOptions(device=settings.device, threads=settings.threads)
     with open_session(open_artifact(settings), options) as session, running(session, settings) as engine:
         engine.sinks.append(terminal_sink(settings, engine.stop))

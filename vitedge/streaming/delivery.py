@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vitedge.errors import VitedgeError
 from vitedge.streaming.mqtt import MqttSink
 from vitedge.streaming.page.sink import PageSink, parse_address, read_token
-from vitedge.streaming.settings import Settings
+from vitedge.streaming.settings import StreamSettings
 from vitedge.streaming.systemd import systemd_sinks
 from vitedge.streaming.video import VideoSink
 from vitedge.streaming.webhook import WebhookSink
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Address = tuple[str, int]
 
 
-def addresses(settings: Settings) -> tuple[Address | None, Address | None, str | None]:
+def addresses(settings: StreamSettings) -> tuple[Address | None, Address | None, str | None]:
     """(page, metrics, token) of the settings.
 
     Raises:
@@ -31,7 +31,7 @@ def addresses(settings: Settings) -> tuple[Address | None, Address | None, str |
     return page, metrics, token
 
 
-def delivering(settings: Settings, sources: tuple[str, ...]) -> list[Sink]:
+def delivering(settings: StreamSettings, sources: tuple[str, ...]) -> list[Sink]:
     """The sinks of the settings that leave the process.
 
     Args:

@@ -16,7 +16,7 @@ from vitedge.device.sensors import Sensors
 from vitedge.errors import InvalidResultError
 from vitedge.streaming.capture import SHUTDOWN_S
 from vitedge.streaming.records import Item, Sink, SinkStatus, Status, percentiles
-from vitedge.streaming.settings import Settings
+from vitedge.streaming.settings import StreamSettings
 from vitedge.streaming.shared import Taken
 from vitedge.streaming.source_state import LATEST, SourceState, iso
 from vitedge.streaming.uri import Source
@@ -42,7 +42,7 @@ class Engine:
     """
 
     def __init__(
-        self, session: Session, sources: Sequence[Source], settings: Settings, sinks: Sequence[Sink] = ()
+        self, session: Session, sources: Sequence[Source], settings: StreamSettings, sinks: Sequence[Sink] = ()
     ) -> None:
         self._session, self._settings, self.sinks = session, settings, list(sinks)
         self._sources = list(sources)

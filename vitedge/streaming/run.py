@@ -17,7 +17,7 @@ from vitedge.streaming.delivery import addresses, delivering
 from vitedge.streaming.engine import Engine
 from vitedge.streaming.outputs import CsvLines, JsonLines, TerminalSink, writing
 from vitedge.streaming.records import Event, FrameRecord, Sink, Status
-from vitedge.streaming.settings import Settings
+from vitedge.streaming.settings import StreamSettings
 from vitedge.streaming.uri import Source, parse_sources
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ACTION = "classify a stream"
 
 
-def check(settings: Settings) -> list[Source]:
+def check(settings: StreamSettings) -> list[Source]:
     """The sources, once everything that can be known beforehand is in order.
 
     Raises:
@@ -55,7 +55,7 @@ def check(settings: Settings) -> list[Source]:
 
 
 @contextmanager
-def running(session: Session, settings: Settings) -> Iterator[Engine]:
+def running(session: Session, settings: StreamSettings) -> Iterator[Engine]:
     """An engine with the sinks of the settings, ready to run.
 
     Args:
@@ -77,7 +77,7 @@ def running(session: Session, settings: Settings) -> Iterator[Engine]:
     yield engine
 
 
-def line_sinks(settings: Settings, broken: Callable[[], None]) -> list[Sink]:
+def line_sinks(settings: StreamSettings, broken: Callable[[], None]) -> list[Sink]:
     """The sinks that write lines."""
     sinks: list[Sink] = []
     if settings.json is not None:
@@ -89,7 +89,7 @@ def line_sinks(settings: Settings, broken: Callable[[], None]) -> list[Sink]:
     return sinks
 
 
-def terminal_sink(settings: Settings, broken: Callable[[], None]) -> Sink:
+def terminal_sink(settings: StreamSettings, broken: Callable[[], None]) -> Sink:
     """What a person reads in a terminal."""
     stdout_taken = "-" in (settings.json, settings.csv, settings.events)
     return TerminalSink(labels=not stdout_taken, narrate=not settings.quiet, broken=broken)
@@ -163,7 +163,7 @@ def _require_av() -> None:
         raise NotInstalledError.for_extra(ACTION, "av", "stream") from error
 
 
-def open_artifact(settings: Settings) -> Artifact:
+def open_artifact(settings: StreamSettings) -> Artifact:
     """The artifact of the settings, or the one of its candidates that was chosen for this machine.
 
     Raises:

@@ -3,68 +3,161 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
-import msgspec
 from msgspec import Meta
 
-from vitedge.core.schema import Record, load_toml
+from vitedge.core.options import Flag, filled, from_file
+from vitedge.core.schema import Record
 from vitedge.errors import UsageError, nearest
 
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Side = Annotated[int, Meta(ge=1, le=16384)]
 PAGE = "127.0.0.1:8042"
+ACTION = "classify a stream"
+FRAMES, CONNECTION, LABELS, OUTPUT, RUNNING = "Frames", "Connection", "Labels", "Output", "Running"
 
 
-class Settings(Record, rename="kebab"):
-    """Every flag of ``vitedge stream``; in a TOML file a name has hyphens, in Python underscores."""
+class StreamSettings(Record, rename="kebab"):
+    """How a stream runs; in a TOML file a name has hyphens, in Python underscores."""
 
     artifact: str | None = None
     source: tuple[str, ...] = ()
-    # which frames
-    policy: str | None = None  # latest, every, every:N; None: latest for live sources, every for files
-    every: Annotated[int, Meta(ge=1)] = 1
-    crop: str | None = None
-    flip: str = "none"
-    input_loop: Annotated[int, Meta(ge=-1)] = 0
-    input_width: Side | None = None
-    input_height: Side | None = None
-    input_rate: Annotated[float, Meta(ge=0.01, le=1000)] | None = None
-    input_codec: str | None = None
-    hwaccel: str | None = None
-    # connecting
-    credentials: str | None = None
-    connect_timeout: Annotated[float, Meta(ge=0.1, le=3600)] = 5.0
-    stall_timeout: Annotated[float, Meta(ge=0.1, le=3600)] = 10.0
-    backoff_min: Annotated[float, Meta(ge=0.01, le=3600)] = 1.0
-    backoff_max: Annotated[float, Meta(ge=0.01, le=3600)] = 30.0
-    retries: Annotated[int, Meta(ge=0)] | None = None  # attempts in a row that may fail; None: for ever
-    gap: Annotated[float, Meta(ge=0.001, le=3600)] = 0.5
-    # labels
-    top_k: Annotated[int, Meta(ge=1, le=100)] = 5
-    threshold: Fraction = 0.0
-    exit_threshold: Fraction | None = None  # None: the threshold
-    smoothing: Seconds = 0.0
-    switch_after: Seconds = 0.0
-    # sinks
-    json: str | None = None
-    csv: str | None = None
-    events: str | None = None
-    video: str | None = None
-    webhook: str | None = None
-    mqtt: str | None = None
-    metrics: str | None = None
-    record: str | None = None
-    headless: bool = False
-    page: str = PAGE
-    token: str | None = None
-    # running
-    duration: Seconds | None = None
-    threads: Annotated[int, Meta(ge=0)] | None = None
-    device: str | None = None
-    quiet: bool = False
+    policy: Annotated[
+        str | None,
+        Flag(
+            "Frames to classify: latest, every or every:N.",
+            unit="policy",
+            default="latest for live sources, every for files",
+            group=FRAMES,
+        ),
+    ] = None
+    every: Annotated[
+        Annotated[int, Meta(ge=1)], Flag("Classify one of so many frames.", unit="frames", group=FRAMES)
+    ] = 1
+    crop: Annotated[
+        str | None,
+        Flag(
+            "Region to classify, in pixels, or each number with a % sign.", unit="left,top,width,height", group=FRAMES
+        ),
+    ] = None
+    flip: Annotated[
+        str,
+        Flag(
+            "Turn or mirror after the rotation that the stream asks for: none, counterclockwise, rotate-180, "
+            "clockwise, horizontal, vertical, upper-right-diagonal, upper-left-diagonal.",
+            names=("--flip", "--input-flip"),
+            unit="flip",
+            group=FRAMES,
+        ),
+    ] = "none"
+    input_loop: Annotated[
+        Annotated[int, Meta(ge=-1)],
+        Flag("Further passes over a file; -1 repeats it forever.", unit="passes", group=FRAMES),
+    ] = 0
+    input_width: Annotated[Side | None, Flag("Width to request from a camera.", unit="pixels", group=FRAMES)] = None
+    input_height: Annotated[Side | None, Flag("Height to request from a camera.", unit="pixels", group=FRAMES)] = None
+    input_rate: Annotated[
+        Annotated[float, Meta(ge=0.01, le=1000)] | None,
+        Flag("Frame rate to request from a camera, or to play pictures at.", unit="frames per second", group=FRAMES),
+    ] = None
+    input_codec: Annotated[
+        str | None, Flag("Codec to request from a V4L2 camera: mjpeg, h264, yuyv422.", unit="codec", group=FRAMES)
+    ] = None
+    hwaccel: Annotated[
+        str | None,
+        Flag("Hardware that decodes: cuda, vaapi, qsv, …; an error where it can't.", unit="name", group=FRAMES),
+    ] = None
+    credentials: Annotated[
+        str | None,
+        Flag("A file, or env:NAME, with user:password or lines as in .netrc.", unit="path", group=CONNECTION),
+    ] = None
+    connect_timeout: Annotated[
+        Annotated[float, Meta(ge=0.1, le=3600)],
+        Flag("Longest time to wait for a connection.", unit="seconds", group=CONNECTION),
+    ] = 5.0
+    stall_timeout: Annotated[
+        Annotated[float, Meta(ge=0.1, le=3600)],
+        Flag("Longest time without a frame before reconnecting.", unit="seconds", group=CONNECTION),
+    ] = 10.0
+    backoff_min: Annotated[
+        Annotated[float, Meta(ge=0.01, le=3600)],
+        Flag("Pause before the first attempt to reconnect.", unit="seconds", group=CONNECTION),
+    ] = 1.0
+    backoff_max: Annotated[
+        Annotated[float, Meta(ge=0.01, le=3600)],
+        Flag("Longest pause between attempts to reconnect.", unit="seconds", group=CONNECTION),
+    ] = 30.0
+    retries: Annotated[
+        Annotated[int, Meta(ge=0)] | None,
+        Flag(
+            "Consecutive failures after which a source is given up.", unit="failures", default="never", group=CONNECTION
+        ),
+    ] = None
+    gap: Annotated[
+        Annotated[float, Meta(ge=0.001, le=3600)],
+        Flag("Time without a frame after which labels start anew.", unit="seconds", group=CONNECTION),
+    ] = 0.5
+    top_k: Annotated[
+        Annotated[int, Meta(ge=1, le=100)],
+        Flag("Number of classes in a record.", names=("--top-k", "-k"), unit="classes", group=LABELS),
+    ] = 5
+    threshold: Annotated[
+        Fraction, Flag("Least probability at which a label appears.", unit="probability", group=LABELS)
+    ] = 0.0
+    exit_threshold: Annotated[
+        Fraction | None,
+        Flag("Least probability at which a label stays.", unit="probability", default="--threshold", group=LABELS),
+    ] = None
+    smoothing: Annotated[
+        Seconds, Flag("Time constant of the smoothing over frames; 0 smooths nothing.", unit="seconds", group=LABELS)
+    ] = 0.0
+    switch_after: Annotated[
+        Seconds, Flag("Time that a new label must lead before it replaces the old one.", unit="seconds", group=LABELS)
+    ] = 0.0
+    json: Annotated[
+        str | None, Flag("Write records as JSON Lines to a file, or to stdout with -.", unit="path", group=OUTPUT)
+    ] = None
+    csv: Annotated[
+        str | None, Flag("Write records as a table to a file, or to stdout with -.", unit="path", group=OUTPUT)
+    ] = None
+    events: Annotated[
+        str | None, Flag("Write events as JSON Lines to a file, or to stdout with -.", unit="path", group=OUTPUT)
+    ] = None
+    video: Annotated[str | None, Flag("Write a video with the labels drawn in.", unit="path", group=OUTPUT)] = None
+    webhook: Annotated[str | None, Flag("Send events as JSON by HTTP POST.", unit="url", group=OUTPUT)] = None
+    mqtt: Annotated[
+        str | None, Flag("Publish records and events to mqtt://HOST:PORT/TOPIC.", unit="url", group=OUTPUT)
+    ] = None
+    metrics: Annotated[
+        str | None, Flag("Serve Prometheus metrics and the health check at HOST:PORT.", unit="host:port", group=OUTPUT)
+    ] = None
+    record: Annotated[
+        str | None,
+        Flag(
+            "Keep frames and arrival times in a folder, to replay them with `vitedge bench --replay`.",
+            unit="path",
+            group=OUTPUT,
+        ),
+    ] = None
+    headless: Annotated[bool, Flag("Serve no live page.", group=OUTPUT)] = False
+    page: Annotated[str, Flag("Address of the live page.", unit="host:port", group=OUTPUT)] = PAGE
+    token: Annotated[
+        str | None,
+        Flag("A file, or env:NAME, with the token that viewers on other machines need.", unit="path", group=OUTPUT),
+    ] = None
+    duration: Annotated[Seconds | None, Flag("Stop after this time.", unit="seconds", group=RUNNING)] = None
+    threads: Annotated[
+        Annotated[int, Meta(ge=0)] | None,
+        Flag("Number of compute threads; 0 uses all physical cores.", default="the target's", group=RUNNING),
+    ] = None
+    device: Annotated[
+        str | None, Flag("Device, by its name in the runtime.", default="the target's", unit="name", group=RUNNING)
+    ] = None
+    quiet: Annotated[bool, Flag("Write nothing to stderr but errors.", names=("--quiet", "-q"), group=RUNNING)] = False
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself.
@@ -74,23 +167,22 @@ class Settings(Record, rename="kebab"):
         """
         from vitedge.streaming.view import parse_crop, parse_flip
 
-        action = "classify a stream"
         parse_policy(self.policy)
         parse_flip(self.flip)
         if self.crop is not None:
             parse_crop(self.crop)
         if self.exit_threshold is not None and self.exit_threshold > self.threshold:
             raise UsageError(
-                action,
+                ACTION,
                 f"a label would leave below {self.exit_threshold:g} that enters at {self.threshold:g}",
                 "lower --exit-threshold, or raise --threshold",
             )
         if self.backoff_min > self.backoff_max:
-            raise UsageError(action, "--backoff-min is above --backoff-max", "correct one of them")
+            raise UsageError(ACTION, "--backoff-min is above --backoff-max", "correct one of them")
         if (self.input_width is None) != (self.input_height is None):
-            raise UsageError(action, "a picture's size needs both numbers", "give --input-width and --input-height")
+            raise UsageError(ACTION, "a picture's size needs both numbers", "give --input-width and --input-height")
         if len([target for target in (self.json, self.csv, self.events) if target == "-"]) > 1:
-            raise UsageError(action, "two outputs would share stdout", "send one of them to a file")
+            raise UsageError(ACTION, "two outputs would share stdout", "send one of them to a file")
 
     def newest_only(self, live: bool) -> bool:
         """Whether a source's newest frame replaces one that still waits."""
@@ -130,36 +222,65 @@ def parse_policy(text: str | None) -> int:
     )
 
 
-def read_settings(path: str | Path | None, given: dict[str, Any]) -> Settings:
-    """Settings of a TOML file, with what was given beside it put over them.
+class StreamFields(TypedDict, total=False):
+    """The fields of :class:`StreamSettings` as keywords, without artifact and sources."""
+
+    policy: str | None
+    every: int
+    crop: str | None
+    flip: str
+    input_loop: int
+    input_width: int | None
+    input_height: int | None
+    input_rate: float | None
+    input_codec: str | None
+    hwaccel: str | None
+    credentials: str | Path | None
+    connect_timeout: float
+    stall_timeout: float
+    backoff_min: float
+    backoff_max: float
+    retries: int | None
+    gap: float
+    top_k: int
+    threshold: float
+    exit_threshold: float | None
+    smoothing: float
+    switch_after: float
+    json: str | Path | None
+    csv: str | Path | None
+    events: str | Path | None
+    video: str | Path | None
+    webhook: str | None
+    mqtt: str | None
+    metrics: str | None
+    record: str | Path | None
+    headless: bool
+    page: str
+    token: str | Path | None
+    duration: float | None
+    threads: int | None
+    device: str | None
+    quiet: bool
+
+
+def read_settings(path: str | Path | None, fields: Mapping[str, Any]) -> StreamSettings:
+    """Settings of a TOML file, with fields put over it.
 
     Args:
-        path: the file; None: all defaults.
-        given: by Python's names; None: not given.
+        path: the file; None: the defaults.
+        fields: by Python's names.
 
     Raises:
         UsageError: an unreadable file, an unknown key, a value that isn't possible.
     """
-    settings = Settings() if path is None else load_toml(Path(path), Settings, "classify a stream")
-    return merged(settings, given)
+    return from_file(StreamSettings, path, fields, action=ACTION, verb="stream")
 
 
-def merged(settings: Settings, given: dict[str, Any]) -> Settings:
-    """The settings with others over them, by Python's names; None: not given.
+def merged(settings: StreamSettings, fields: Mapping[str, Any]) -> StreamSettings:
+    """The settings with fields put over them.
 
     Raises:
         UsageError: an unknown name, a value that isn't possible.
     """
-    action = "classify a stream"
-    given = {name: value for name, value in given.items() if value is not None}
-    unknown = [name for name in given if name not in Settings.__struct_fields__]
-    if unknown:
-        suggestion = nearest(unknown[0], Settings.__struct_fields__)
-        raise UsageError(action, f"there is no setting '{unknown[0]}'{suggestion}", "see: vitedge stream --help")
-    values = {**msgspec.structs.asdict(settings), **given}
-    try:
-        return msgspec.convert({name.replace("_", "-"): value for name, value in values.items()}, Settings)
-    except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at `$.")
-        named = f"--{where.rstrip('`')}: " if where else ""
-        raise UsageError(action, f"{named}{what or 'a value is wrong'}", "see: vitedge stream --help") from error
+    return filled(StreamSettings, fields, settings, action=ACTION, verb="stream")

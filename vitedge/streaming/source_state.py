@@ -13,7 +13,7 @@ import numpy as np
 from vitedge.streaming.capture import Capture, StateChange
 from vitedge.streaming.gaps import GapDetector
 from vitedge.streaming.records import Event, FrameCounts, FrameRecord, Percentiles, Score, SourceStatus, percentiles
-from vitedge.streaming.settings import Settings
+from vitedge.streaming.settings import StreamSettings
 from vitedge.streaming.shared import Taken
 from vitedge.streaming.smoothing import LabelChange, Smoother
 from vitedge.streaming.uri import Source
@@ -30,7 +30,7 @@ RATE_STEP_S = 0.5  # at least between two points of a rate
 class SourceState:
     """One source in the engine: its capture, its smoothed probabilities and label, its figures."""
 
-    def __init__(self, source: Source, settings: Settings, session: Session) -> None:
+    def __init__(self, source: Source, settings: StreamSettings, session: Session) -> None:
         self.source, self._names = source, [label.name for label in session.classes]
         self._top_k = min(settings.top_k, len(self._names))
         leave = settings.threshold if settings.exit_threshold is None else settings.exit_threshold

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vitedge.core.schema import Record
 from vitedge.data.preprocessing import Preprocessing
 from vitedge.formats.clip import SUFFIX
-from vitedge.streaming.settings import Settings
+from vitedge.streaming.settings import StreamSettings
 from vitedge.streaming.uri import Credentials, Kind, Source
 from vitedge.streaming.view import parse_crop, parse_flip
 
@@ -44,7 +44,7 @@ class Task(Record):
 
     @classmethod
     def of(
-        cls, source: Source, settings: Settings, artifact: Artifact, *, memory: int, filled: int, emptied: int
+        cls, source: Source, settings: StreamSettings, artifact: Artifact, *, memory: int, filled: int, emptied: int
     ) -> Task:
         """The next connection of a source.
 
