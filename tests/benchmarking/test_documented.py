@@ -9,7 +9,8 @@ from vitedge.benchmarking.bench import BenchConfig
 from vitedge.benchmarking.protocols import OFFLINE_SAMPLES, TOOLS
 from vitedge.cli.bench import Tool
 from vitedge.device import telemetry
-from vitedge.evaluation.evaluate import BINS, MOST_UNREADABLE
+from vitedge.evaluation.evaluate import MOST_UNREADABLE
+from vitedge.evaluation.scoring import BINS
 from vitedge.formats.result import METHOD, samples_needed
 
 PAGE = " ".join((Path(__file__).resolve().parents[2] / "docs" / "measuring.md").read_text().split())

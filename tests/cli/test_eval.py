@@ -59,11 +59,11 @@ def test_a_killed_run_leaves_a_partial_result_and_goes_on(artifact: Artifact, da
     code = (
         f"import os, signal, sys; sys.path[:] = {sys.path!r}\n"
         "from vitedge.evaluation import evaluate as module\n"
-        "module.KEEP_S, seen, answer = -1.0, [], module._answer\n"
+        "module.KEEP_S, seen, answer = -1.0, [], module.score\n"
         "def kills(*given):\n"
         "    seen.append(1)\n"
         "    return answer(*given) if len(seen) < 2 else os.kill(os.getpid(), signal.SIGKILL)\n"
-        "module._answer = kills\n"
+        "module.score = kills\n"
         "from vitedge.cli import main\n"
         f"main(['eval', {str(artifact.path)!r}, '--data', {str(data)!r}, '--out', {str(out)!r}])"
     )

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitedge.core.intervals import mcnemar, paired_interval, quantile, wilson
-from vitedge.evaluation.evaluate import BINS, reliability
+from vitedge.evaluation.scoring import BINS, reliability
 from vitedge.evaluation.statistics import calibration_error, class_scores, compare, confusion, per_class, top_k
 from vitedge.formats.result import Accuracy, Calibrated, DataSet
 

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 from msgspec.structs import replace
@@ -19,15 +19,13 @@ from msgspec.structs import replace
 from vitedge.core.files import sha256
 from vitedge.core.progress import Progress, silent
 from vitedge.data.images import ImageSet
-from vitedge.errors import ImageError, InterruptedError_, InvalidResultError, UsageError
+from vitedge.errors import ImageError, InterruptedError_, UsageError
 from vitedge.evaluation.decoding import Ready, cores, decoded
-from vitedge.evaluation.fidelity import divergence as kl_divergence
+from vitedge.evaluation.scoring import joined, score
 from vitedge.formats.artifact import Artifact
 from vitedge.formats.result import (
     Accuracy,
-    Calibrated,
     DataSet,
-    Divergence,
     Environment,
     Result,
     Row,
@@ -42,9 +40,6 @@ from vitedge.runtimes.session import Session, open_session
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Number = TypeVar("Number", int, float)
-
-BINS = 15  # of the reliability diagram
 CHUNK, LARGEST_CHUNK = 32, 256
 MOST_UNREADABLE = 0.01
 KEEP_S = 10.0  # what has been evaluated is kept so often
@@ -61,7 +56,7 @@ def evaluate(
     keep: Callable[[Result], None] | None = None,
     progress: Progress = silent,
 ) -> Result:
-    """Top-1 and what belongs to it, on every image or on a seeded choice of ``limit``.
+    """Accuracy, agreement and calibration, on every image or on a seeded choice of ``limit``.
 
     Args:
         artifacts: at least one, all with the same classes.
@@ -92,12 +87,53 @@ def evaluate(
     for artifact in artifacts:
         refuse_calibrated(artifact, digests, images, action)
 
-    reference = reference_artifact(artifacts)
+    reference = artifacts.index(reference_artifact(artifacts))
     with contextlib.ExitStack() as stack:
         progress("open", 0, len(artifacts))
         sessions = [stack.enter_context(open_session(artifact, options)) for artifact in artifacts]
         progress("open", len(artifacts), len(artifacts))
-        rows = [
+        answered = _Answered(images, labels, digests, [label.name for label in classes], sessions, reference)
+        start = answered.resume(resume, action) if resume is not None else 0
+        contracts = list(dict.fromkeys(session.artifact.manifest.preprocessing for session in sessions))
+        kept_at = time.monotonic()
+        progress("evaluate", start, len(images))
+        try:
+            for chunk in decoded(images, contracts, _chunk_size(sessions), start=start, workers=workers):
+                answered.add(chunk, score(sessions, chunk, labels[chunk.indices], reference) if chunk.indices else [])
+                answered.refuse_unreadable(action)
+                progress("evaluate", chunk.end, len(images))
+                if keep is not None and time.monotonic() - kept_at > KEEP_S:
+                    keep(answered.result(partial=True))
+                    kept_at = time.monotonic()
+        except (KeyboardInterrupt, InterruptedError_) as stop:
+            raise Stopped("evaluate accuracy", answered.result(partial=True), stop) from stop
+        return answered.result(partial=False)
+
+
+class _Answered:
+    """The images that every artifact has answered so far, and the result that follows from them.
+
+    Args:
+        images: to evaluate on.
+        labels: class id of each image, int64 [images].
+        digests: hex SHA-256 of each image; None where it couldn't be read.
+        classes: names by class id.
+        sessions: one an artifact.
+        reference: number of the session that the others' outputs are compared with.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        labels: NDArray[np.int64],
+        digests: Sequence[str | None],
+        classes: Sequence[str],
+        sessions: Sequence[Session],
+        reference: int,
+    ) -> None:
+        self._images, self._labels, self._digests, self._classes = images, labels, digests, classes
+        self._reference = sessions[reference].artifact.digest
+        self._rows = [
             Row(
                 subject=Subject.of(session.artifact),
                 session=dict(session.info),
@@ -105,73 +141,95 @@ def evaluate(
             )
             for session in sessions
         ]
-        created, where = now(), Environment.here()
-        resumed: tuple[str, ...] = ()
-        indices: list[int] = []
-        skipped: list[str] = []
-        parts: list[list[Accuracy]] = [[] for _ in sessions]  # of each artifact, one a chunk
+        self._created, self._environment = now(), Environment.here()
+        self._resumed: tuple[str, ...] = ()
+        self._indices: list[int] = []  # of the images that could be read
+        self._skipped: list[str] = []  # names of the others
+        self._chunks: list[list[Accuracy]] = [[] for _ in sessions]  # of each artifact
 
-        def data() -> DataSet:
-            return DataSet(
-                source=images.source.name,
-                digest=sha256("".join(sorted(str(digests[index]) for index in indices)).encode()),
-                classes=tuple(label.name for label in classes),
-                names=tuple(images.records[index].name for index in indices),
-                label=tuple(int(labels[index]) for index in indices),
-                skipped=tuple(skipped),
+    def resume(self, earlier: Result, action: str) -> int:
+        """Count what an earlier result has; the number of the first image that it doesn't have.
+
+        Raises:
+            UsageError: it's of other artifacts, images, versions or another machine.
+        """
+        if earlier.data is None:
+            return 0
+        start = len(earlier.data.names) + len(earlier.data.skipped)
+        unreadable = set(earlier.data.skipped)
+        names = [record.name for record in self._images.records[:start]]
+        self._skipped += earlier.data.skipped
+        self._indices += [index for index, name in enumerate(names) if name not in unreadable]
+        self._refuse_other(earlier, action)
+        self._resumed = (*earlier.resumed, self._created) if earlier.partial else earlier.resumed
+        self._created = earlier.created
+        for chunks, row in zip(self._chunks, earlier.rows, strict=True):
+            chunks += [row.accuracy] if row.accuracy is not None else []
+        return start
+
+    def add(self, chunk: Ready, accuracies: Sequence[Accuracy]) -> None:
+        """Count a chunk of images and each artifact's answers to it; no answers where no image could be read."""
+        self._skipped += chunk.skipped
+        self._indices += chunk.indices
+        for chunks, accuracy in zip(self._chunks, accuracies, strict=False):
+            chunks.append(accuracy)
+
+    def refuse_unreadable(self, action: str) -> None:
+        """Refuse to go on with too many unreadable images.
+
+        Raises:
+            ImageError: more than :data:`MOST_UNREADABLE` of all.
+        """
+        if len(self._skipped) > MOST_UNREADABLE * len(self._images):
+            raise ImageError(
+                action,
+                f"more than 1 % of the images can't be read, among them {', '.join(self._skipped[:5])}",
+                "replace or remove them",
             )
 
-        def result(*, partial: bool) -> Result:
-            found = [
-                replace(row, accuracy=together(answers, reference.digest))
-                for row, answers in zip(rows, parts, strict=True)
-            ]
-            return Result(
-                created=created,
-                environment=where,
-                rows=tuple(found),
-                data=data(),
-                partial=partial,
-                resumed=resumed,
+    def result(self, *, partial: bool) -> Result:
+        """Everything that has been answered."""
+        rows = [
+            replace(row, accuracy=joined(chunks, self._reference))
+            for row, chunks in zip(self._rows, self._chunks, strict=True)
+        ]
+        return Result(
+            created=self._created,
+            environment=self._environment,
+            rows=tuple(rows),
+            data=self._data(),
+            partial=partial,
+            resumed=self._resumed,
+        )
+
+    def _data(self) -> DataSet:
+        return DataSet(
+            source=self._images.source.name,
+            digest=sha256("".join(sorted(str(self._digests[index]) for index in self._indices)).encode()),
+            classes=tuple(self._classes),
+            names=tuple(self._images.records[index].name for index in self._indices),
+            label=tuple(int(self._labels[index]) for index in self._indices),
+            skipped=tuple(self._skipped),
+        )
+
+    def _refuse_other(self, earlier: Result, action: str) -> None:
+        ours = [(row.subject, row.session, row.precision_executed) for row in self._rows]
+        theirs = [(row.subject, row.session, row.precision_executed) for row in earlier.rows]
+        different = [
+            name
+            for name, same in {
+                "artifacts or options": ours == theirs,
+                "images": earlier.data == self._data(),
+                "a machine": earlier.environment == self._environment,
+            }.items()
+            if not same
+        ]
+        if different:
+            raise UsageError(
+                f"{action}, going on from an earlier result",
+                f"it's of other {' and '.join(different)}".replace("other a ", "another "),
+                "name another --out, or begin anew with --overwrite",
             )
-
-        start = 0
-        if resume is not None and resume.data is not None:
-            start = len(resume.data.names) + len(resume.data.skipped)
-            skipped += resume.data.skipped
-            passed_over = set(skipped)
-            before = range(min(start, len(images)))
-            indices += [index for index in before if images.records[index].name not in passed_over]
-            _refuse_other(resume, Result(created=created, environment=where, rows=tuple(rows), data=data()), action)
-            resumed = (*resume.resumed, created) if resume.partial else resume.resumed
-            created = resume.created
-            for part, row in zip(parts, resume.rows, strict=True):
-                part += [row.accuracy] if row.accuracy is not None else []
-
-        contracts = list(dict.fromkeys(session.artifact.manifest.preprocessing for session in sessions))
-        kept = time.monotonic()
-        progress("evaluate", start, len(images))
-        try:
-            for ready in decoded(images, contracts, _chunk_size(sessions), start=start, workers=workers):
-                skipped += ready.skipped
-                if len(skipped) > MOST_UNREADABLE * len(images):
-                    raise ImageError(
-                        action,
-                        f"more than 1 % of the images can't be read, among them {', '.join(skipped[:5])}",
-                        "replace or remove them",
-                    )
-                if ready.indices:
-                    answers = _answer(sessions, ready, labels[ready.indices], artifacts.index(reference))
-                    indices += ready.indices
-                    for part, answer in zip(parts, answers, strict=True):
-                        part.append(answer)
-                progress("evaluate", ready.end, len(images))
-                if keep is not None and time.monotonic() - kept > KEEP_S:
-                    keep(result(partial=True))
-                    kept = time.monotonic()
-        except (KeyboardInterrupt, InterruptedError_) as stop:
-            raise Stopped("evaluate accuracy", result(partial=True), stop) from stop
-        return result(partial=False)
 
 
 def _chunk_size(sessions: Sequence[Session]) -> int:
@@ -179,36 +237,6 @@ def _chunk_size(sessions: Sequence[Session]) -> int:
     whole = math.lcm(*(session.batch for session in sessions))
     whole = whole if whole <= LARGEST_CHUNK else max(session.batch for session in sessions)
     return whole * -(-CHUNK // whole)
-
-
-def _refuse_other(earlier: Result, beginning: Result, action: str) -> None:
-    """Refuse to go on from a result of other artifacts, images, versions or another machine.
-
-    Args:
-        earlier: what was evaluated before.
-        beginning: what this run would have written of the same images.
-        action: the wish, for the error text.
-
-    Raises:
-        UsageError: the two differ.
-    """
-    ours = [(row.subject, row.session, row.precision_executed) for row in beginning.rows]
-    theirs = [(row.subject, row.session, row.precision_executed) for row in earlier.rows]
-    other = [
-        name
-        for name, same in {
-            "artifacts or options": ours == theirs,
-            "images": earlier.data == beginning.data,
-            "a machine": earlier.environment == beginning.environment,
-        }.items()
-        if not same
-    ]
-    if other:
-        raise UsageError(
-            f"{action}, going on from an earlier result",
-            f"it's of other {' and '.join(other)}".replace("other a ", "another "),
-            "name another --out, or begin anew with --overwrite",
-        )
 
 
 def reference_artifact(artifacts: Sequence[Artifact]) -> Artifact:
@@ -223,27 +251,27 @@ def reference_row(rows: Sequence[Row]) -> Row | None:
 
 
 def refuse_calibrated(artifact: Artifact, digests: Sequence[str | None], images: ImageSet, action: str) -> None:
-    """Refuse to evaluate on what was calibrated on.
+    """Refuse to evaluate on images that calibration used.
 
     Args:
         artifact: its manifest knows its calibration images by digest.
         digests: hex SHA-256 of each image; None where it couldn't be read.
         images: for their names.
-        action: the wish, for the error text.
+        action: for the error text.
 
     Raises:
-        UsageError: some of the images were calibrated on.
+        UsageError: calibration used some of the images.
     """
     calibration = artifact.manifest.calibration
     if calibration is None:
         return
-    known = set(calibration.image_digests)
-    both = [index for index, digest in enumerate(digests) if digest is not None and digest[:16] in known]
-    if both:
+    used = set(calibration.image_digests)
+    shared = [index for index, digest in enumerate(digests) if digest is not None and digest[:16] in used]
+    if shared:
         raise UsageError(
             action,
-            f"{artifact.manifest.name} was calibrated on {len(both)} of these {len(images)} images, "
-            f"among them {images.records[both[0]].name}",
+            f"{artifact.manifest.name} was calibrated on {len(shared)} of these {len(images)} images, "
+            f"among them {images.records[shared[0]].name}",
             "evaluate on images that were kept out of calibration",
         )
 
@@ -257,95 +285,3 @@ def _digests(images: ImageSet) -> list[str | None]:
     first = digest(0)  # an archive is opened once, here, and not by every thread
     with ThreadPoolExecutor(min(4, cores())) as pool:
         return [first, *pool.map(digest, range(1, len(images)))]
-
-
-# --- answers ---------------------------------------------------------------------------------------------------------
-
-
-def _answer(sessions: Sequence[Session], ready: Ready, labels: NDArray[np.int64], first: int) -> list[Accuracy]:
-    """What each artifact answers to one chunk; ``first`` is the reference's number."""
-    logits, durations = [], []
-    for session in sessions:
-        frames = ready.frames[session.artifact.manifest.preprocessing]
-        start = time.perf_counter_ns()
-        logits.append(np.stack(list(session.map_batches(frames))).astype(np.float64))
-        durations.append(time.perf_counter_ns() - start)
-        if not np.isfinite(logits[-1]).all():
-            raise InvalidResultError(
-                f"evaluate {session.artifact.path}",
-                "the model's output isn't finite",
-                f"run: vitedge verify {session.artifact.path}",
-            )
-    reference = sessions[first].artifact.digest, logits[first]
-    return [
-        _judged(session, found, reference, labels, duration)
-        for session, found, duration in zip(sessions, logits, durations, strict=True)
-    ]
-
-
-def _judged(
-    session: Session,
-    logits: NDArray[np.float64],
-    reference: tuple[str, NDArray[np.float64]],
-    labels: NDArray[np.int64],
-    duration_ns: int,
-) -> Accuracy:
-    """Logits [n, classes] against labels [n]. Equal logits rank in the order of their classes, as argmax does."""
-    predicted = logits.argmax(axis=1)
-    true = logits[np.arange(len(labels)), labels][:, None]
-    earlier = np.arange(logits.shape[1])[None] < labels[:, None]
-    rank = ((logits > true) | ((logits == true) & earlier)).sum(axis=1)
-    contract = session.artifact.manifest.preprocessing
-    calibrated = divergence = None
-    if contract.activation != "none":
-        confidence = contract.probabilities(logits.astype(np.float32)).max(axis=1).astype(np.float64)
-        calibrated = reliability(confidence, rank == 0)
-    if contract.activation == "softmax":
-        total = float(kl_divergence(reference[1], logits).sum())
-        divergence = Divergence(reference=reference[0], images=len(labels), total=total)
-    return Accuracy(
-        predicted=tuple(predicted.tolist()),
-        rank=tuple(rank.tolist()),
-        calibrated=calibrated,
-        divergence=divergence,
-        duration_ns=duration_ns,
-    )
-
-
-def together(parts: Sequence[Accuracy], reference: str) -> Accuracy:
-    """One accuracy of those of successive chunks; ``reference`` is the digest of what they diverge from."""
-    bins = [part.calibrated for part in parts if part.calibrated is not None]
-    divergence = [part.divergence for part in parts if part.divergence is not None]
-    return Accuracy(
-        predicted=tuple(value for part in parts for value in part.predicted),
-        rank=tuple(value for part in parts for value in part.rank),
-        calibrated=Calibrated(
-            count=_sums([part.count for part in bins]),
-            correct=_sums([part.correct for part in bins]),
-            confidence_sum=_sums([part.confidence_sum for part in bins]),
-        )
-        if bins
-        else None,
-        divergence=Divergence(
-            reference=reference,
-            images=sum(part.images for part in divergence),
-            total=sum(part.total for part in divergence),
-        )
-        if divergence
-        else None,
-        duration_ns=sum(part.duration_ns for part in parts),
-    )
-
-
-def _sums(columns: Sequence[tuple[Number, ...]]) -> tuple[Number, ...]:
-    return tuple(sum(values[1:], values[0]) for values in zip(*columns, strict=True))
-
-
-def reliability(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> Calibrated:
-    """Top-1 probabilities [n] and whether they were right [n], in :data:`BINS` equal-width bins."""
-    place = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
-    return Calibrated(
-        count=tuple(np.bincount(place, minlength=BINS).tolist()),
-        correct=tuple(np.bincount(place[correct], minlength=BINS).tolist()),
-        confidence_sum=tuple(np.bincount(place, weights=confidence, minlength=BINS).tolist()),
-    )
