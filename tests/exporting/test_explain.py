@@ -111,7 +111,7 @@ def test_an_export_explains_itself(small_model: Path, small_data: Path, tmp_path
     quantized = [layer for layer in found.layers if layer.precision == "int8"]
     assert quantized and all(layer.sensitivity is not None and layer.sensitivity >= 0 for layer in quantized)
     assert all(layer.before_us and layer.after_us for layer in quantized)
-    assert np.isclose(sum(layer.share_of_macs for layer in found.layers), 1)
+    assert np.isclose(sum(layer.fraction_of_macs for layer in found.layers), 1)
     assert "in int8" in found.sentences[0] and "float32 here" in " ".join(found.sentences)
     elsewhere = plan_export(
         small_model,

@@ -16,7 +16,7 @@ from vitedge.errors import InvalidResultError, UsageError
 from vitedge.exporting import sensitivity, write
 from vitedge.exporting.groups import Group
 from vitedge.exporting.hold_out import HoldOut
-from vitedge.exporting.plan import _tried
+from vitedge.exporting.plan import _auto_candidates
 from vitedge.formats.artifact import Artifact, CandidateResult, Step
 from vitedge.formats.target import Candidate, load_target
 from vitedge.reporting import plots, selection
@@ -85,11 +85,11 @@ def test_a_mixture_of_nothing_is_refused(
     assert not (tmp_path / "a").exists()
 
 
-def test_auto_tries_a_mixture_where_all_are_tried() -> None:
+def test_auto_has_a_mixture_where_all_are_wanted() -> None:
     target = load_target("onnxruntime")
-    assert _tried(target, everyone=False) == target.candidate
-    assert _tried(target, everyone=True)[-1] == Candidate(precision="mixed", variant="linears-int8")
-    assert _tried(load_target("tensorrt-rtx"), everyone=True) == load_target("tensorrt-rtx").candidate
+    assert _auto_candidates(target, all_wanted=False) == target.candidate
+    assert _auto_candidates(target, all_wanted=True)[-1] == Candidate(precision="mixed", variant="linears-int8")
+    assert _auto_candidates(load_target("tensorrt-rtx"), all_wanted=True) == load_target("tensorrt-rtx").candidate
 
 
 def test_an_export_draws_the_steps_of_its_selection(small_model: Path, small_data: Path, tmp_path: Path) -> None:

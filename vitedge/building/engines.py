@@ -70,29 +70,29 @@ def build(
     module = builder_of(artifact, action)
     if out is not None:
         refuse_existing(out, overwrite=overwrite, action=action)
-    found = module.build(artifact, sms, options or {}, progress)
+    engines = module.build(artifact, sms, options or {}, progress)
     if out is not None:
-        module.export_engines(artifact, found, out, overwrite=overwrite, action=action)
+        module.export_engines(artifact, engines, out, overwrite=overwrite, action=action)
     return [
         {
             "artifact": str(artifact.path),
-            "runtime": f"{one.metadata.package} {one.metadata.version}",
-            "gpu": one.metadata.gpu,
-            "sm": one.metadata.sm,
-            "bytes": len(one.plan),
-            "built": one.built,
-            "seconds": one.metadata.seconds,
-            "because": one.rebuilt_because,
-            "folder": str(one.folder if out is None else out),
+            "runtime": f"{engine.metadata.package} {engine.passport.version}",
+            "gpu": engine.metadata.gpu,
+            "sm": engine.metadata.sm,
+            "bytes": len(engine.plan),
+            "built": engine.built,
+            "seconds": engine.metadata.seconds,
+            "because": engine.rebuilt_because,
+            "folder": str(engine.folder if out is None else out),
         }
-        for one in found
+        for engine in engines
     ]
 
 
 def explain(
     artifacts: Sequence[Artifact], options: OpenOptions | None = None, progress: Progress = silent
 ) -> tuple[dict[str, Any], list[str]]:
-    """Say what each artifact's engine does, and why one is slower than another.
+    """Explain each artifact's engine, and why one is slower than another.
 
     Returns:
         An explanation by artifact, and sentences that compare them.
@@ -100,7 +100,7 @@ def explain(
     Raises:
         as :func:`vitedge.runtimes.session.open_session`: it takes a GPU to read an engine.
     """
-    found: dict[str, Any] = {}
+    explanations: dict[str, Any] = {}
     module = builder_of(artifacts[0], "explain an engine")
     for number, artifact in enumerate(artifacts):
         progress("explain", number, len(artifacts))
@@ -110,6 +110,6 @@ def explain(
             images = np.resize(frames, session.input_shape) if len(frames) else np.zeros(session.input_shape, np.uint8)
             profile = session.profile(images, PROFILES)
             layers = module.parse_layers(session.layer_information() or "")
-        found[str(artifact.path)] = module.explain_layers(layers, artifact.manifest.layers, profile)
+        explanations[str(artifact.path)] = module.explain_layers(layers, artifact.manifest.layers, profile)
     progress("explain", len(artifacts), len(artifacts))
-    return found, module.compare(found)
+    return explanations, module.compare(explanations)

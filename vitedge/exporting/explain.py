@@ -1,4 +1,4 @@
-"""Why an artifact is as fast and as exact as it is: each layer's precision, cost and reason, and sentences."""
+"""Explain speed and accuracy of an artifact: each layer's precision, time and reason, and sentences."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING
+
+from msgspec import field
 
 from vitedge.benchmarking.profile import by_part, profile_of
 from vitedge.benchmarking.profile import placed as parts
@@ -17,21 +19,21 @@ if TYPE_CHECKING:
     from vitedge.formats.samples import Layer, Profile
     from vitedge.runtimes.base import LayerTime
 
-#: Operators that only move data, by the runtimes' own words.
+#: Operators that only move data, in the runtimes' own terms.
 _MOVING = ("Transpose", "Reorder", "Reshape", "Reformat", "Permute")
-_WORTH_SAYING = 0.03  # of the whole time
-_FASTER = 1.05  # less than this is no gain
+_NOTICEABLE = 0.03  # fraction of the whole time
+_FASTER = 1.05  # a smaller ratio of times is no gain
 _LAYERS = ("patch embedding", "attention", "mlp", "head", "fused")
 _ATTENTION = re.compile(r"Attention|MHA|Subgraph|Snippet", re.IGNORECASE)
 _BLOCK = re.compile(r"blocks\.\d+\.")
 
 
 class LayerExplained(Record):
-    """One layer: what it was planned in, what that costs and brings, and why."""
+    """One layer: its planned precision, its sensitivity and time, and the reason."""
 
     name: str
     precision: str
-    share_of_macs: float
+    fraction_of_macs: float = field(name="share_of_macs")
     sensitivity: float | None  # mean KL to the float logits with its group alone quantized; None: not scanned
     before_us: float | None  # in the float graph; None: not profiled, or no node tells its name
     after_us: float | None
@@ -53,7 +55,7 @@ def explain(
     after: Sequence[Sequence[LayerTime]] = (),
     isa: Sequence[str] | None = None,
 ) -> Explained:
-    """Put together what the manifest and the profiles say.
+    """Explain an artifact by its manifest and profiles.
 
     Args:
         artifact: its name, for the reader.
@@ -71,18 +73,18 @@ def explain_profiles(
     artifact: str,
     precision: str,
     plan: Sequence[LayerPlan],
-    plain: Profile | None,
-    lowered: Profile | None,
+    float_profile: Profile | None,
+    profile: Profile | None,
     isa: Sequence[str] | None = None,
 ) -> Explained:
     """As :func:`explain`, of a plan and of profiles as results have them."""
     total = sum(layer.macs for layer in plan) or 1
-    times = [_by_layer(profile, plan) for profile in (plain, lowered)]
+    times = [_by_layer(profile, plan) for profile in (float_profile, profile)]
     layers = tuple(
         LayerExplained(
             name=layer.name,
             precision=layer.precision,
-            share_of_macs=layer.macs / total,
+            fraction_of_macs=layer.macs / total,
             sensitivity=layer.sensitivity,
             before_us=times[0].get(layer.name),
             after_us=times[1].get(layer.name),
@@ -91,8 +93,8 @@ def explain_profiles(
         for layer in plan
     )
     sentences = [*_precisions(plan, total)]
-    if plain is not None and lowered is not None:
-        sentences += _speed(plain, lowered, plan, precision, isa)
+    if float_profile is not None and profile is not None:
+        sentences += _speed(float_profile, profile, plan, precision, isa)
     sentences += _sensitivities(plan)
     return Explained(artifact=artifact, layers=layers, sentences=tuple(sentences))
 
@@ -102,23 +104,23 @@ def _by_layer(profile: Profile | None, layers: Sequence[LayerPlan]) -> dict[str,
     if profile is None:
         return {}
     names = {layer.name for layer in layers}
-    found: dict[str, float] = {}
+    times_us: dict[str, float] = {}
     for node in profile.layers:
         name = node.name.split("+")[0]
         if name in names:
-            found[name] = found.get(name, 0.0) + median(node.ns) / 1e3
-    return found
+            times_us[name] = times_us.get(name, 0.0) + median(node.ns) / 1e3
+    return times_us
 
 
 def _precisions(layers: Sequence[LayerPlan], total: int) -> list[str]:
-    """How much runs in what, and why the rest doesn't."""
+    """How much is quantized, and why the rest isn't."""
     quantized = [layer for layer in layers if layer.precision in QUANTIZED]
     if not quantized:
         return ["Nothing is quantized."]
-    share = sum(layer.macs for layer in quantized) / total
-    said = [
-        f"{share:.0%} of the multiply-accumulates are in {quantized[0].precision}: {len(quantized)} of {len(layers)} "
-        "layers and products."
+    fraction = sum(layer.macs for layer in quantized) / total
+    sentences = [
+        f"{fraction:.0%} of the multiply-accumulates are in {quantized[0].precision}: {len(quantized)} of "
+        f"{len(layers)} layers and products."
     ]
     reasons: dict[str, list[str]] = {}
     for layer in layers:
@@ -127,67 +129,69 @@ def _precisions(layers: Sequence[LayerPlan], total: int) -> list[str]:
     for reason, names in reasons.items():
         rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
         verb = "stays" if len(names) == 1 else "stay"
-        said.append(f"{', '.join(names[:3])}{rest} {verb} in float: {reason}.")
-    return said
+        sentences.append(f"{', '.join(names[:3])}{rest} {verb} in float: {reason}.")
+    return sentences
 
 
 def _speed(
-    plain: Profile, lowered: Profile, plan: Sequence[LayerPlan], precision: str, isa: Sequence[str] | None
+    float_profile: Profile, profile: Profile, plan: Sequence[LayerPlan], precision: str, isa: Sequence[str] | None
 ) -> list[str]:
     """What became faster or slower, part by part, by the runtime's own profile."""
-    before, after = by_part(plain), by_part(lowered)
-    whole, now = sum(before.values()), sum(after.values())
-    ratio = whole / now if now else 1.0
+    before, after = by_part(float_profile), by_part(profile)
+    total_before, total_after = sum(before.values()), sum(after.values())
+    ratio = total_before / total_after if total_after else 1.0
     verdict = f"{ratio:.2f}× as fast as" if ratio >= 1 else f"{1 / ratio:.2f}× slower than"
-    said = [
+    sentences = [
         f"{precision} is {verdict} float32 here, by the runtime's profile of its nodes: "
-        f"{whole / 1e6:.2f} ms before, {now / 1e6:.2f} ms after."
+        f"{total_before / 1e6:.2f} ms before, {total_after / 1e6:.2f} ms after."
     ]
     changes = {part: after.get(part, 0.0) - before.get(part, 0.0) for part in {*before, *after}}
     for part, change in sorted(changes.items(), key=lambda entry: entry[1]):
-        if part != "quantize" and abs(change) >= _WORTH_SAYING * whole:
-            word = "saves" if change < 0 else "costs"
-            said.append(
+        if part != "quantize" and abs(change) >= _NOTICEABLE * total_before:
+            verb = "saves" if change < 0 else "costs"
+            sentences.append(
                 f"{part}: {before.get(part, 0.0) / 1e3:.0f} µs before, {after.get(part, 0.0) / 1e3:.0f} after: "
-                f"{word} {abs(change) / 1e3:.0f} µs."
+                f"{verb} {abs(change) / 1e3:.0f} µs."
             )
-    rounding = [place.layer for place in parts(lowered) if place.part == "quantize"]
+    rounding = [place.layer for place in parts(profile) if place.part == "quantize"]
     if rounding:
-        said.append(f"Quantizing and dequantizing in between, {_nodes(rounding)}: {_spent(rounding)}.")
-    moving, moved = _movers(lowered), _movers(plain)
+        sentences.append(f"Quantizing and dequantizing in between, {_nodes(rounding)}: {_spent(rounding)}.")
+    moving, moved = _movers(profile), _movers(float_profile)
     if moving:
         was = f"float32 has {len(moved)}, {_us(moved)} µs" if moved else "float32 has none"
-        said.append(f"Only moving data (transposes, reorders), {_nodes(moving)}: {_spent(moving)}; {was}.")
-    said += _fused(lowered, plan)
-    return said + _why_not_faster(plain, lowered, ratio, precision, isa)
+        sentences.append(f"Only moving data (transposes, reorders), {_nodes(moving)}: {_spent(moving)}; {was}.")
+    sentences += _fused(profile, plan)
+    return sentences + _why_not_faster(float_profile, profile, ratio, precision, isa)
 
 
 def _why_not_faster(
-    plain: Profile, lowered: Profile, ratio: float, precision: str, isa: Sequence[str] | None
+    float_profile: Profile, profile: Profile, ratio: float, precision: str, isa: Sequence[str] | None
 ) -> list[str]:
-    """What eats the gain where there is next to none: slower layers, rounding in between, moving; largest first."""
+    """The reasons where there is no gain: slower layers, quantizing in between, moving data; the largest first."""
     if ratio >= _FASTER:
         return []
 
-    def heavy(profile: Profile) -> float:
-        return sum(place.median_ns for place in parts(profile) if place.part in _LAYERS) - _ns(_movers(profile))
+    def layers_ns(nodes: Profile) -> float:
+        return sum(place.median_ns for place in parts(nodes) if place.part in _LAYERS) - _ns(_movers(nodes))
 
-    layers = heavy(lowered) - heavy(plain)
-    rounding = sum(place.median_ns for place in parts(lowered) if place.part == "quantize")
-    moving = _ns(_movers(lowered)) - _ns(_movers(plain))
+    layers = layers_ns(profile) - layers_ns(float_profile)
+    rounding = sum(place.median_ns for place in parts(profile) if place.part == "quantize")
+    moving = _ns(_movers(profile)) - _ns(_movers(float_profile))
     causes = [
         (layers, f"the layers themselves take {layers / 1e3:.0f} µs more in it"),
         (rounding, f"quantizing in between takes {rounding / 1e3:.0f} µs"),
         (moving, f"moving data takes {moving / 1e3:.0f} µs more"),
     ]
-    told = [text for ns, text in sorted(causes, reverse=True) if ns > 0]
+    reasons = [text for ns, text in sorted(causes, reverse=True) if ns > 0]
     if layers < 0:
-        told.append(f"and the layers save only {-layers / 1e3:.0f} µs")
+        reasons.append(f"and the layers save only {-layers / 1e3:.0f} µs")
     slower = "isn't faster" if ratio >= 1 else "is slower"
-    said = [f"{precision} {slower} here because {', '.join(told)}."] if told else []
+    sentences = [f"{precision} {slower} here because {', '.join(reasons)}."] if reasons else []
     if isa is not None and not set(isa) & set(DOT_PRODUCTS):
-        said.append("This processor has no instruction that adds products of bytes in 32 bits (VNNI, dotprod, i8mm).")
-    return said
+        sentences.append(
+            "This processor has no instruction that adds products of bytes in 32 bits (VNNI, dotprod, i8mm)."
+        )
+    return sentences
 
 
 def _movers(profile: Profile) -> list[Layer]:
@@ -212,7 +216,7 @@ def _nodes(nodes: Sequence[Layer]) -> str:
 
 
 def _spent(nodes: Sequence[Layer]) -> str:
-    """Microseconds of all, and where most of them are spent: blocks are added up."""
+    """Their total time, and the names that take most of it, blocks added up."""
     places: dict[str, float] = {}
     for node in nodes:
         name = _BLOCK.sub("blocks.*.", node.name)
@@ -228,7 +232,7 @@ def _fused(profile: Profile, plan: Sequence[LayerPlan]) -> list[str]:
     for layer in profile.layers:
         if "+" in layer.name:
             kinds.setdefault(layer.operator, []).append(layer.name)
-    said = [
+    sentences = [
         f"Fused: {len(names)} × {operator}, each several of the model's layers in one, such as {names[0]}."
         for operator, names in kinds.items()
     ]
@@ -241,16 +245,16 @@ def _fused(profile: Profile, plan: Sequence[LayerPlan]) -> list[str]:
                 inside.setdefault(node.operator, {}).setdefault(node.name, []).append(_BLOCK.sub("blocks.*.", missing))
                 break
     for operator, nodes in inside.items():
-        words = " and ".join(dict.fromkeys(name for names in nodes.values() for name in names))
-        said.append(f"Fused: {len(nodes)} × {operator}, with {words} inside.")
-    return said
+        names_inside = " and ".join(dict.fromkeys(name for names in nodes.values() for name in names))
+        sentences.append(f"Fused: {len(nodes)} × {operator}, with {names_inside} inside.")
+    return sentences
 
 
 def _sensitivities(layers: Sequence[LayerPlan]) -> list[str]:
-    """Which groups the accuracy hangs on."""
+    """The most and the least sensitive groups."""
     groups = {layer.name.rpartition(".")[0] or layer.name: layer.sensitivity for layer in layers}
-    known = sorted(((value, name) for name, value in groups.items() if value is not None), reverse=True)
-    if not known:
+    ordered = sorted(((value, name) for name, value in groups.items() if value is not None), reverse=True)
+    if not ordered:
         return []
-    worst = ", ".join(f"{name} (KL {value:.2g})" for value, name in known[:3])
-    return [f"Rounding costs most in {worst}; least in {known[-1][1]} (KL {known[-1][0]:.2g})."]
+    worst = ", ".join(f"{name} (KL {value:.2g})" for value, name in ordered[:3])
+    return [f"Rounding costs most in {worst}; least in {ordered[-1][1]} (KL {ordered[-1][0]:.2g})."]

@@ -1,4 +1,4 @@
-"""What an export would do, checked against what is true before any work."""
+"""The plan of an export: everything that can be refused without work is refused here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vitedge.formats.budget import Budget
 from vitedge.formats.model_folder import Model
 from vitedge.formats.recipe import Recipe, load_recipe
 from vitedge.formats.target import QUANTIZED, Candidate, Target, load_target
-from vitedge.runtimes.here import runs_here, why_not_here
+from vitedge.runtimes.here import why_not_here, runs_here
 
 AUTO = "auto"
 
@@ -32,7 +32,7 @@ class Plan:
     model: Model
     target: Target
     precision: str  # as asked for: one of the target's, or "auto"
-    candidates: tuple[Candidate, ...]  # in the order in which they are tried
+    candidates: tuple[Candidate, ...]  # in order of preference
     batch: int
     out: Path
     recipe: Recipe | None = None  # None: nothing is calibrated
@@ -40,13 +40,13 @@ class Plan:
     held_out: ImageSet | None = field(default=None, repr=False)  # None: the embedded ones, or what calibration leaves
     budget: Budget = field(default_factory=lambda: Budget.of_export(None, None))
     autotune: bool = False  # measure all candidates that hold the budget, and take the fastest
-    with_candidates: bool = False  # the others that hold the budget travel with the artifact
+    with_candidates: bool = False  # include the others that hold the budget
     explain: bool = False  # scan how sensitive each group is, also where no budget asks for it
     overwrite: bool = False
 
     @property
     def action(self) -> str:
-        """The wish, for error texts."""
+        """What is asked for, for error texts."""
         return f"export {self.model.record.name} to {self.target.name} in {self.precision}"
 
     @property
@@ -67,7 +67,7 @@ def plan_export(
     out: str | Path,
     options: ExportOptions | None = None,
 ) -> Plan:
-    """Check a wish against what is true, before any work.
+    """Check what is asked for, before any work.
 
     Args:
         model: a model folder.
@@ -84,8 +84,6 @@ def plan_export(
     options = options or ExportOptions()
     model = model if isinstance(model, Model) else Model.open(model)
     target = target if isinstance(target, Target) else load_target(target)
-    candidates = _tried(target, everyone=options.autotune or options.with_candidates) if precision == AUTO else None
-    candidates = _makeable(target, candidates or target.candidates(precision))
     budget = Budget.of_export(options.max_drop, options.min_agreement)
     if precision == AUTO and not budget.limits_accuracy:
         budget = target.budget
@@ -93,7 +91,7 @@ def plan_export(
         model,
         target,
         precision,
-        candidates,
+        _candidates(target, precision, options),
         target.batch if options.batch is None else options.batch,
         Path(out),
         budget=budget,
@@ -102,26 +100,52 @@ def plan_export(
         explain=options.explain,
         overwrite=options.overwrite,
     )
-    if options.autotune and not runs_here(target):
+    _refuse_choice(plan)
+    refuse_existing(plan.out, overwrite=plan.overwrite, action=plan.action)
+    if plan.explain:
+        refuse_existing(plan.picture, overwrite=plan.overwrite, action=plan.action)
+    _require_writers(plan)
+    if plan.quantized:
+        return _with_pictures(plan, options)
+    if budget.limits_accuracy:
+        reason = "nothing is quantized, so a budget of accuracy has no effect"
+        raise UsageError(plan.action, reason, "leave out --max-drop and --min-agreement")
+    return plan
+
+
+def _candidates(target: Target, precision: str, options: ExportOptions) -> tuple[Candidate, ...]:
+    """The target's candidates of a precision that can be made here.
+
+    Raises:
+        UsageError, NotInstalledError: there are none.
+    """
+    if precision != AUTO:
+        return _available(target, target.candidates(precision))
+    return _available(target, _auto_candidates(target, all_wanted=options.autotune or options.with_candidates))
+
+
+def _refuse_choice(plan: Plan) -> None:
+    """Raises: UsageError: candidates can't be measured here, or there is one alone to carry."""
+    if plan.autotune and not runs_here(plan.target):
         raise UsageError(
             f"{plan.action}, by measuring",
-            why_not_here(target) or f"{target.runtime} doesn't run here",
-            "let its candidates travel (--with-candidates), and choose on the device: vitedge build ARTIFACT",
+            why_not_here(plan.target) or f"{plan.target.runtime} doesn't run here",
+            "include its candidates (--with-candidates), and choose on the device: vitedge build ARTIFACT",
         )
-    if options.with_candidates and len(candidates) < 2:
+    if plan.with_candidates and len(plan.candidates) < 2:
         raise UsageError(
             f"{plan.action} with its candidates",
-            f"{target.name} has one candidate in {precision}",
+            f"{plan.target.name} has one candidate in {plan.precision}",
             "add those of other precisions: --precision auto",
         )
-    refuse_existing(plan.out, overwrite=options.overwrite, action=plan.action)
-    if options.explain:
-        refuse_existing(plan.picture, overwrite=options.overwrite, action=plan.action)
-    _require_writers(plan)
-    if not plan.quantized:
-        if budget.limits_accuracy:
-            raise UsageError(plan.action, "nothing is quantized, so there is nothing to lose", "leave the budget out")
-        return plan
+
+
+def _with_pictures(plan: Plan, options: ExportOptions) -> Plan:
+    """The plan with its recipe, calibration images and hold-out pictures.
+
+    Raises:
+        UsageError: an unknown recipe, or too few pictures.
+    """
     recipe = options.recipe if isinstance(options.recipe, Recipe) else load_recipe(options.recipe)
     if options.num_samples is not None:
         recipe = replace(recipe, observe=replace(recipe.observe, num_samples=options.num_samples))
@@ -133,21 +157,21 @@ def plan_export(
             f"recipe '{recipe.name}' observes {wanted} images; {images.source.name} has {len(images)}",
             f"name a larger --data folder, or add: --num-samples {len(images)}",
         )
-    judges = None if options.held_out is None else embedded.open_images(options.held_out, action=plan.action)
-    return changed(plan, recipe=recipe, images=images, held_out=judges)
+    held_out = None if options.held_out is None else embedded.open_images(options.held_out, action=plan.action)
+    return changed(plan, recipe=recipe, images=images, held_out=held_out)
 
 
-def _tried(target: Target, *, everyone: bool) -> tuple[Candidate, ...]:
-    """The candidates of ``auto``; a mixture of the preferred quantized variant is one more where all are tried.
+def _auto_candidates(target: Target, *, all_wanted: bool) -> tuple[Candidate, ...]:
+    """The candidates of ``auto``; where all are wanted, a mixture of the preferred quantized variant is one more.
 
-    Where only the first that holds the budget is wanted, groups of its layers go back to float for it: that is one.
+    Where only the first within the budget is wanted, groups of its layers go back to float, which makes it a mixture.
     """
-    whole = any(candidate.precision in QUANTIZED for candidate in target.candidate)
-    return (*target.candidate, *(target.candidates("mixed")[:1] if everyone and whole else ()))
+    quantizes = any(candidate.precision in QUANTIZED for candidate in target.candidate)
+    return (*target.candidate, *(target.candidates("mixed")[:1] if all_wanted and quantizes else ()))
 
 
-def _makeable(target: Target, candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
-    """The candidates without those of another package where it isn't installed, or where they couldn't be judged.
+def _available(target: Target, candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
+    """The candidates without those of another package where it isn't installed, or where they can't be evaluated.
 
     Raises:
         NotInstalledError, UsageError: that leaves none.
@@ -155,21 +179,21 @@ def _makeable(target: Target, candidates: tuple[Candidate, ...]) -> tuple[Candid
     packages = {candidate: runtimes.package(target.runtime, candidate.variant) for candidate in candidates}
     absent = {package for package in packages.values() if package and importlib.util.find_spec(package) is None}
     here = runs_here(target)
-    found = tuple(each for each in candidates if not packages[each] or (here and packages[each] not in absent))
-    if not found:
+    available = tuple(each for each in candidates if not packages[each] or (here and packages[each] not in absent))
+    if not available:
         action, package = f"kernel variant '{candidates[0].variant}' of target '{target.name}'", packages[candidates[0]]
         if absent:
             raise NotInstalledError.for_extra(action, package, package)
         raise UsageError(
             action,
-            f"its arithmetic is {package}'s, so only a machine like the target can judge it; {why_not_here(target)}",
+            f"its arithmetic is {package}'s, so it's evaluated on a machine like the target alone; {why_not_here(target)}",
             "export it there, or use another kernel variant",
         )
-    return found
+    return available
 
 
 def describe(plan: Plan) -> dict[str, Any]:
-    """What the plan would do, for ``--dry-run``: one flat row."""
+    """The plan as one flat row, for ``--dry-run``."""
     recipe = plan.recipe
     return {
         "model": plan.model.record.name,

@@ -68,15 +68,15 @@ def recognise_imagenet(classes: tuple[ClassLabel, ...] | None, count: int, tag: 
     """
     if count != 1000:
         return classes
-    known = imagenet_1k()
+    imagenet = imagenet_1k()
     if classes is None:
-        return known if tag.endswith("in1k") else None
-    same = sum(_first(ours.name) == _first(theirs.name) for ours, theirs in zip(known, classes, strict=True))
+        return imagenet if tag.endswith("in1k") else None
+    same = sum(_first(ours.name) == _first(theirs.name) for ours, theirs in zip(imagenet, classes, strict=True))
     if same < 990:  # publishers spell a few of them differently
         return classes
     return tuple(
         ClassLabel(id=ours.id, folder=ours.folder, name=theirs.name)
-        for ours, theirs in zip(known, classes, strict=True)
+        for ours, theirs in zip(imagenet, classes, strict=True)
     )
 
 
@@ -99,8 +99,8 @@ def _from_lines(text: str) -> tuple[ClassLabel, ...]:
 def _from_path(path: Path, action: str) -> tuple[ClassLabel, ...]:
     if path.is_dir():
         folders = list(ImageSet.open(path, action=action).classes)
-        words = {label.folder: label.name for label in imagenet_1k()}
-        return class_table([words.get(folder, folder) for folder in folders], folders)
+        by_folder = {label.folder: label.name for label in imagenet_1k()}
+        return class_table([by_folder.get(folder, folder) for folder in folders], folders)
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() != ".json":

@@ -1,4 +1,4 @@
-"""A user's own torch module: built by name, given its weights, run, and exported by torch's exporter.
+"""A user's own torch module: built by name, outputs its weights, run, and exported by torch's exporter.
 
 It is the user's code and runs as such; what comes from elsewhere, the weights, is read as data alone.
 """
@@ -117,18 +117,18 @@ def logits(module: torch.nn.Module, pixels: NDArray[np.float32], action: str) ->
     shape = list(pixels.shape[1:])
     try:
         with torch.inference_mode():
-            given = [_tensor(module(torch.from_numpy(piece[None]))) for piece in pixels]
+            outputs = [_tensor(module(torch.from_numpy(piece[None]))) for piece in pixels]
     except Exception as error:  # the user's code may raise anything
         reason = f"the module can't take float32 [1, {', '.join(map(str, shape))}]: {_described(error)}"
         raise ModelError(action, reason, "give the size that it is for with --size, or correct the module") from error
-    if any(not isinstance(piece, torch.Tensor) for piece in given):
-        reason = f"the module returns {type(given[0]).__name__}; a tensor of logits [N, classes] is expected"
+    if any(not isinstance(piece, torch.Tensor) for piece in outputs):
+        reason = f"the module returns {type(outputs[0]).__name__}; a tensor of logits [N, classes] is expected"
         raise ModelError(action, reason, "return the logits alone")
-    if any(piece.ndim != 2 or piece.shape[0] != 1 or piece.shape[1] < 1 for piece in given):
-        reason = f"the module gives {list(given[0].shape)} for one picture; logits [1, classes] are expected"
+    if any(piece.ndim != 2 or piece.shape[0] != 1 or piece.shape[1] < 1 for piece in outputs):
+        reason = f"the module gives {list(outputs[0].shape)} for one picture; logits [1, classes] are expected"
         raise ModelError(action, reason, "export the classifier, head included")
-    found: NDArray[np.float32] = torch.cat(given).float().numpy()
-    return found
+    values: NDArray[np.float32] = torch.cat(outputs).float().numpy()
+    return values
 
 
 def export(module: torch.nn.Module, preprocessing: Preprocessing, path: Path, action: str) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def _function(name: str, action: str) -> Any:
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        found: Any = importlib.import_module(path)
+        target: Any = importlib.import_module(path)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{path}.".startswith(f"{error.name}."):
             raise ModelError(action, f"importing {path} raised {_described(error)}", "install it") from error
@@ -218,16 +218,16 @@ def _function(name: str, action: str) -> Any:
     except Exception as error:  # the user's code may raise anything
         raise ModelError(action, f"importing {path} raised {_described(error)}", "correct the module") from error
     for part in attribute.split("."):
-        if not hasattr(found, part):
-            known = [key for key, value in vars(found).items() if callable(value) and not key.startswith("_")]
-            reason = f"{path} has no '{attribute}'{nearest(attribute, known)}"
+        if not hasattr(target, part):
+            functions = [key for key, value in vars(target).items() if callable(value) and not key.startswith("_")]
+            reason = f"{path} has no '{attribute}'{nearest(attribute, functions)}"
             raise UsageError(action, reason, "name a function of this module")
-        found = getattr(found, part)
-    if not callable(found):
+        target = getattr(target, part)
+    if not callable(target):
         raise UsageError(
-            action, f"'{name}' is {type(found).__name__}, not a function", "name a function without arguments"
+            action, f"'{name}' is {type(target).__name__}, not a function", "name a function without arguments"
         )
-    return found
+    return target
 
 
 def _load(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], file: str, action: str) -> None:

@@ -37,7 +37,7 @@ class Distillation:
     weight: float = 0.5  # of the teacher's part of the loss; the labels have the rest
     temperature: float = 2.0  # soft: both distributions are flattened by it
     views: int = 10  # augmented views of a picture that are taught, by turns; 0: the teacher sees the file itself
-    cache: str | None = None  # a folder for what the teacher said, to be shared by runs; None: the run's own
+    cache: str | None = None  # a folder for the teacher's outputs, to be shared by runs; None: the run's own
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,10 @@ class TrainOptions:
         return self.model or f"from {self.init_from}"
 
 
-def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
         raise UsageError(
             f"train with {name} '{value}'",
-            f"there is no such {name}{nearest(value, known)}",
-            f"choose from: {', '.join(known)}",
+            f"there is no such {name}{nearest(value, choices)}",
+            f"choose from: {', '.join(choices)}",
         )

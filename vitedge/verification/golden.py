@@ -1,4 +1,4 @@
-"""The golden pictures through the runtime at hand: does this machine compute what was exported?"""
+"""The golden pictures in the runtime here: does this machine compute what was exported?"""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def allowed_deviation(artifact: Artifact) -> float:
 
 
 def golden_check(session: Session) -> Check:
-    """Hold the golden inputs' logits against the float32 reference that was recorded at export.
+    """Compare the golden inputs' logits with the float32 reference that was recorded at export.
 
     They must be finite, deviate by no more than :func:`allowed_deviation`, and have the reference's top-1 wherever the
     reference's margin between its first and second class exceeds the allowed difference.
@@ -34,13 +34,13 @@ def golden_check(session: Session) -> Check:
     logits = np.stack(list(session.map_batches(inputs)))  # [n, classes]
     if not np.isfinite(logits).all():
         return Check(name="golden logits", ok=False, detail="the outputs aren't finite")
-    found, allowed = deviation(logits, reference), allowed_deviation(artifact)
+    difference, allowed = deviation(logits, reference), allowed_deviation(artifact)
     ranked = np.sort(reference, axis=1)
     margins = ranked[:, -1] - ranked[:, -2] if reference.shape[1] > 1 else np.full(len(reference), np.inf)
     clear = margins > allowed * np.abs(reference).max()
     other = np.flatnonzero(clear & (logits.argmax(axis=1) != reference.argmax(axis=1)))
     names = ", ".join(artifact.manifest.golden.pictures[index] for index in other)
-    detail = f"deviation {found:.2g} of the largest logit, {allowed:.2g} is allowed"
+    detail = f"deviation {difference:.2g} of the largest logit, {allowed:.2g} is allowed"
     if names:
         detail += f"; another top-1 on {names}"
-    return Check(name="golden logits", ok=found <= allowed and not names, detail=detail)
+    return Check(name="golden logits", ok=difference <= allowed and not names, detail=detail)

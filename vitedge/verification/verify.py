@@ -109,24 +109,24 @@ def check_options(session: Session) -> Check:
         for key, value in planned.items()
         if key in session.info and str(session.info[key]).lower() != str(value).lower()
     ]
-    silent = [key for key in planned if key not in session.info]
-    detail = "; ".join(wrong) or f"{len(planned) - len(silent)} read back as they were set"
-    if silent:
-        detail += f"; the runtime doesn't tell {', '.join(silent)}"
-    return Check(name="options", ok=not wrong if wrong or not silent else None, detail=detail)
+    unreadable = [key for key in planned if key not in session.info]
+    detail = "; ".join(wrong) or f"{len(planned) - len(unreadable)} read back as they were set"
+    if unreadable:
+        detail += f"; the runtime doesn't report {', '.join(unreadable)}"
+    return Check(name="options", ok=not wrong if wrong or not unreadable else None, detail=detail)
 
 
 def check_executed(session: Session) -> Check:
     """Every planned layer must run in the type that was planned, counted in the executed graph."""
     layers, executed = session.artifact.manifest.layers, session.executed()
-    mac_fractions = executed_fractions(layers, executed)
-    if mac_fractions is None:
+    fractions = executed_fractions(layers, executed)
+    if fractions is None:
         return Check(name="executed precision", ok=None, detail="the artifact plans no layers")
     unmet = unmet_layers(layers, executed)
-    told = ", ".join(f"{share:.1%} {name}" for name, share in mac_fractions.items())
+    detail = ", ".join(f"{fraction:.1%} {name}" for name, fraction in fractions.items())
     if unmet:
-        told += f"; {len(unmet)} layers not as planned: {', '.join(unmet[:4])}"
-        why, hint = runtimes.fuses_otherwise(session.artifact.manifest.target.runtime)
-        told += f". {why}; {hint}" if why else ""
-    ok = None if not unmet and set(mac_fractions) == {UNKNOWN} else not unmet
-    return Check(name="executed precision", ok=ok, detail=f"of the multiply-accumulates: {told}")
+        detail += f"; {len(unmet)} layers not as planned: {', '.join(unmet[:4])}"
+        reason, hint = runtimes.fuses_otherwise(session.artifact.manifest.target.runtime)
+        detail += f". {reason}; {hint}" if reason else ""
+    ok = None if not unmet and set(fractions) == {UNKNOWN} else not unmet
+    return Check(name="executed precision", ok=ok, detail=f"of the multiply-accumulates: {detail}")
