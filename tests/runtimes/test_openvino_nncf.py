@@ -83,14 +83,14 @@ def test_other_candidates_do_without_it(small_model: Path, small_data: Path, mon
 
 
 @pytest.mark.skipif(platform.machine() == "aarch64", reason="it can be judged here")
-def test_it_is_left_out_where_nothing_can_judge_it(small_model: Path, small_data: Path) -> None:
+def test_it_is_left_out_where_nothing_can_evaluate_it(small_model: Path, small_data: Path) -> None:
     """Its arithmetic can't be interpreted, so a machine without the target's instructions would judge wrongly."""
     wish = {"precision": "int8", "out": "artifact", "data": small_data, "num_samples": 16, "with_candidates": True}
     arm = load_target("openvino-arm")
     ours = arm.candidates("int8")
     two = (*ours, Candidate(precision="int8", variant="linears-convs-int8"))
     assert plan_export(small_model, replace(arm, candidate=(*two, NNCF_INT8)), **wish).candidates == two
-    with pytest.raises(UsageError, match="only a machine like the target can judge it"):
+    with pytest.raises(UsageError, match="can be evaluated on the target's kind of machine alone"):
         plan_export(small_model, replace(arm, candidate=(NNCF_INT8,)), **wish)
 
 

@@ -76,7 +76,7 @@ def build(
     return [
         {
             "artifact": str(artifact.path),
-            "runtime": f"{engine.metadata.package} {engine.passport.version}",
+            "runtime": f"{engine.metadata.package} {engine.metadata.version}",
             "gpu": engine.metadata.gpu,
             "sm": engine.metadata.sm,
             "bytes": len(engine.plan),

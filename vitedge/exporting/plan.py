@@ -20,7 +20,7 @@ from vitedge.formats.budget import Budget
 from vitedge.formats.model_folder import Model
 from vitedge.formats.recipe import Recipe, load_recipe
 from vitedge.formats.target import QUANTIZED, Candidate, Target, load_target
-from vitedge.runtimes.here import why_not_here, runs_here
+from vitedge.runtimes.here import runs_here, why_not_here
 
 AUTO = "auto"
 
@@ -186,7 +186,7 @@ def _available(target: Target, candidates: tuple[Candidate, ...]) -> tuple[Candi
             raise NotInstalledError.for_extra(action, package, package)
         raise UsageError(
             action,
-            f"its arithmetic is {package}'s, so it's evaluated on a machine like the target alone; {why_not_here(target)}",
+            f"{package} quantizes it, so it can be evaluated on the target's kind of machine alone; {why_not_here(target)}",
             "export it there, or use another kernel variant",
         )
     return available
