@@ -186,7 +186,8 @@ def _available(target: Target, candidates: tuple[Candidate, ...]) -> tuple[Candi
             raise NotInstalledError.for_extra(action, package, package)
         raise UsageError(
             action,
-            f"{package} quantizes it, so it can be evaluated on the target's kind of machine alone; {why_not_here(target)}",
+            f"{package} quantizes it, so it can be evaluated on the target's kind of machine alone, and "
+            f"{why_not_here(target)}",
             "export it there, or use another kernel variant",
         )
     return available
