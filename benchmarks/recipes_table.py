@@ -16,7 +16,7 @@ from pathlib import Path
 import vitedge
 from vitedge.core import paths
 from vitedge.formats.target import load_target
-from vitedge.reporting.rows import lines, percent, place, points
+from vitedge.reporting.rows import lines, machine_name, percent, points
 from vitedge.runtimes.here import runs_here
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "recipes.md"
@@ -40,7 +40,9 @@ def table(data: str) -> str:
                 )
                 seconds.append(time.perf_counter() - start)
             result = vitedge.evaluate(artifacts, data)
-            where = f"{place(result.environment)}; {len(result.data.names) if result.data else 0} pictures ({data})"
+            where = (
+                f"{machine_name(result.environment)}; {len(result.data.names) if result.data else 0} pictures ({data})"
+            )
             for line, recipe, spent in zip(lines([result])[1:], paths.names("calibration"), seconds, strict=True):
                 assert line.paired and line.drop_interval and line.row.accuracy and line.row.accuracy.divergence
                 divergence = line.row.accuracy.divergence

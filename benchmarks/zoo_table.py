@@ -20,7 +20,7 @@ import vitedge
 from vitedge.benchmarking.bench import BenchConfig
 from vitedge.formats.model_folder import Model
 from vitedge.graph.author import expected_parameters
-from vitedge.reporting.rows import lines, milliseconds, place
+from vitedge.reporting.rows import lines, machine_name, milliseconds
 from vitedge.runtimes.base import OpenOptions
 from vitedge.training.zoo import EMBEDDED, ZOO
 
@@ -81,7 +81,7 @@ def measured(name: str, folder: Path, config: BenchConfig, options: OpenOptions)
         f"{times[0]} → {times[1]}",
         f"{times[2]} → {times[3]}",
     )
-    return f"| {' | '.join(cells)} |", place(result.environment)
+    return f"| {' | '.join(cells)} |", machine_name(result.environment)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vitedge.benchmarking.profile import by_block, by_part, placed, profile_of
+from vitedge.benchmarking.profile import by_block, by_part, located, profile_of
 from vitedge.runtimes.base import LayerTime
 
 #: (name, operator, type, part, block) as OpenVINO 2026 and ONNX Runtime 1.31 name them.
@@ -57,7 +57,7 @@ def test_every_node_finds_its_place(spelling: list[tuple[str, str, str, str, int
     rounds = [[LayerTime(name, operator, type_, 1000) for name, operator, type_, _, _ in spelling] for _ in range(3)]
     profile = profile_of(rounds)
     assert profile is not None
-    found = placed(profile)
+    found = located(profile)
     assert [(place.layer.name, place.part, place.block) for place in found] == [
         (name, part, block) for name, _, _, part, block in spelling
     ]

@@ -119,7 +119,7 @@ def test_rows_under_different_rules_or_on_different_machines_are_not_ranked_toge
     assert [decision.headline for decision in both] == ["Deploy openvino fp32", "Deploy openvino int8"]
     machines = [replace(results.demo(), rows=(row,), environment=place) for row, place in
                 ((FP32, results.LAPTOP), (INT8, results.PI))]  # fmt: skip
-    assert [decision.place for decision in decide(lines(machines))] == [
+    assert [decision.machine for decision in decide(lines(machines))] == [
         "AMD EPYC, 2 cores",
         "Raspberry Pi 5 Model B Rev 1.0",
     ]

@@ -22,7 +22,7 @@ def test_a_line_says_what_the_raw_samples_say() -> None:
     right = sum(a == b for a, b in zip(line.row.accuracy.predicted, result.data.label, strict=True))
     assert line.top1 == right / 600
     assert line.top1_interval is not None and line.top1_interval.low < line.top1 < line.top1_interval.high
-    assert (line.letter, line.label, line.place, line.verified) == ("D", "openvino int8", "AMD EPYC, 2 cores", True)
+    assert (line.letter, line.label, line.machine, line.verified) == ("D", "openvino int8", "AMD EPYC, 2 cores", True)
 
 
 def test_the_drop_is_against_float32_on_the_same_images() -> None:
@@ -70,7 +70,7 @@ def _notes(row: Row) -> list[str]:
 
 
 def test_a_board_is_called_by_its_name() -> None:
-    assert rows.place(results.PI) == "Raspberry Pi 5 Model B Rev 1.0"
+    assert rows.machine_name(results.PI) == "Raspberry Pi 5 Model B Rev 1.0"
 
 
 def test_letters_go_on_after_z() -> None:

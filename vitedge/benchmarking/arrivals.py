@@ -12,7 +12,7 @@ from vitedge.errors import UsageError
 
 
 class Arrivals:
-    """A schedule without an end, taken block by block; its position is its own, so each contender needs one.
+    """A schedule without an end, taken block by block; its position is its own, so each workload needs one.
 
     Args:
         gap_ns: nanoseconds between arrival i − 1 and arrival i, counted from the first, which has a gap, too.
@@ -46,13 +46,13 @@ class Arrivals:
 
     def block(self, length_ns: int) -> list[tuple[int, int]]:
         """The arrivals of the next ``length_ns``, at least one: (nanoseconds from the block's beginning, number)."""
-        found: list[tuple[int, int]] = []
+        arrivals: list[tuple[int, int]] = []
         at = 0
         while True:
             at += self._gap_ns(self._next)
-            if found and at > length_ns:
-                return found
-            found.append((at, self._next))
+            if arrivals and at > length_ns:
+                return arrivals
+            arrivals.append((at, self._next))
             self._next += 1
 
 

@@ -36,8 +36,8 @@ _NAMES = (  # the first that matches the canonical name
 )
 
 
-class Placed(NamedTuple):
-    """A layer with its place in the model."""
+class LocatedLayer(NamedTuple):
+    """A layer, and which component of the model it belongs to."""
 
     layer: Layer
     part: str  # one of :data:`PARTS`
@@ -57,35 +57,35 @@ def profile_of(rounds: Sequence[Sequence[LayerTime]]) -> Profile | None:
     shapes = Counter(tuple((node.name, node.operator, node.type) for node in nodes) for nodes in rounds)
     if not shapes or not (shape := shapes.most_common(1)[0][0]):
         return None
-    alike = [nodes for nodes in rounds if tuple((node.name, node.operator, node.type) for node in nodes) == shape]
+    complete = [nodes for nodes in rounds if tuple((node.name, node.operator, node.type) for node in nodes) == shape]
     return Profile(
         layers=tuple(
-            Layer(name=name, operator=operator, type=type_, ns=tuple(nodes[number].ns for nodes in alike))
+            Layer(name=name, operator=operator, type=type_, ns=tuple(nodes[number].ns for nodes in complete))
             for number, (name, operator, type_) in enumerate(shape)
         )
     )
 
 
-def placed(profile: Profile) -> list[Placed]:
+def located(profile: Profile) -> list[LocatedLayer]:
     """Every layer with its part and block, in the order of execution.
 
     A runtime's own nodes (``MVN.85``, ``gemm_input_reshape``) have no canonical name: the operator may tell the part,
     the next named node tells the rest. What follows such a norm without a name (its scale and shift) is the norm's.
     """
-    found: list[Placed] = []
+    layers: list[LocatedLayer] = []
     part, block = "other", None
     for layer in reversed(profile.layers):
-        told = _part_of_name(layer.name)
-        if told is not None:
-            part, block = told, _block_of_name(layer.name)
-        found.append(Placed(layer, _part_of_operator(layer) or part, block))
-    found.reverse()
-    for number in range(1, len(found)):
-        before, this = found[number - 1], found[number]
+        named_part = _part_of_name(layer.name)
+        if named_part is not None:
+            part, block = named_part, _block_of_name(layer.name)
+        layers.append(LocatedLayer(layer, _part_of_operator(layer) or part, block))
+    layers.reverse()
+    for number in range(1, len(layers)):
+        before, this = layers[number - 1], layers[number]
         unnamed = _part_of_name(this.layer.name) is None and _part_of_operator(this.layer) is None
         if unnamed and before.part == "norm" and _part_of_name(before.layer.name) is None:
-            found[number] = this._replace(part="norm")
-    return found
+            layers[number] = this._replace(part="norm")
+    return layers
 
 
 def _part_of_operator(layer: Layer) -> str | None:
@@ -97,11 +97,11 @@ def _part_of_operator(layer: Layer) -> str | None:
 def _part_of_name(name: str) -> str | None:
     """The part that a name tells; of several fused ones the heavy one, or ``fused`` where there are several heavy."""
     words = [word for word in _BETWEEN.split(name) if word]
-    told = dict.fromkeys(part for word in words if (part := _part_of_word(word, alone=len(words) == 1)) is not None)
-    heavy = [part for part in told if part in _HEAVY]
+    parts = dict.fromkeys(part for word in words if (part := _part_of_word(word, alone=len(words) == 1)) is not None)
+    heavy = [part for part in parts if part in _HEAVY]
     if len(heavy) > 1:
         return "fused"
-    return next(iter(heavy or told), None)
+    return next(iter(heavy or parts), None)
 
 
 def _part_of_word(word: str, *, alone: bool) -> str | None:
@@ -120,15 +120,15 @@ def _block_of_name(name: str) -> int | None:
 def by_part(profile: Profile) -> dict[str, float]:
     """Nanoseconds of each part, the medians of its layers added, in the order of :data:`PARTS`."""
     sums = dict.fromkeys(PARTS, 0.0)
-    for place in placed(profile):
-        sums[place.part] += place.median_ns
+    for each in located(profile):
+        sums[each.part] += each.median_ns
     return {part: ns for part, ns in sums.items() if ns}
 
 
 def by_block(profile: Profile) -> dict[int | None, dict[str, float]]:
     """Nanoseconds by block (None outside the blocks) and part."""
     sums: dict[int | None, dict[str, float]] = {}
-    for place in placed(profile):
-        parts = sums.setdefault(place.block, {})
-        parts[place.part] = parts.get(place.part, 0.0) + place.median_ns
+    for each in located(profile):
+        parts = sums.setdefault(each.block, {})
+        parts[each.part] = parts.get(each.part, 0.0) + each.median_ns
     return sums

@@ -1,4 +1,4 @@
-"""How fast artifacts are here, in turns within one run, kept in the cache folder for the next time that it's asked."""
+"""How fast artifacts are here, interleaved within one run; kept in the cache folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Speed(Record):
 
 
 class Speeds(Record):
-    """What was measured in turns."""
+    """What was measured, interleaved within one run."""
 
     SCHEMA_VERSION: ClassVar[int] = 1
     schema_version: int = 1
@@ -43,13 +43,13 @@ def speeds(
     action: str,
     progress: Progress = silent,
 ) -> tuple[Speed, ...]:
-    """Measure artifacts in turns, or say what was measured before of the same graphs on the same machine.
+    """Measure artifacts, interleaved, or take what was measured before of the same graphs on the same machine.
 
     Args:
         artifacts: at least one.
         duration_s: measure each for at least so long; None: as the targets say.
         anew: don't ask the cache.
-        action: the wish, for error texts.
+        action: for error texts.
         progress: called with (task, done, total).
 
     Raises:
@@ -61,19 +61,19 @@ def speeds(
     kept = cache_folder() / "tuning" / f"{key(artifacts, action)}.json"
     if not anew:
         with contextlib.suppress(OSError, InputError):
-            known = decode_json(kept.read_bytes(), Speeds, action=action, file=kept.name).speeds
-            if len(known) == len(artifacts):
-                return known
+            cached = decode_json(kept.read_bytes(), Speeds, action=action, file=kept.name).speeds
+            if len(cached) == len(artifacts):
+                return cached
     rows = bench(artifacts, BenchConfig(duration_s=duration_s, memory_alone=False), progress=progress).rows
-    found = []
+    measured = []
     for row in rows:
         assert row.latency is not None
         times = sorted(row.latency.samples.latency_ns)
         wrong = "; ".join(check.detail for check in row.checks if check.ok is False)
         p50, p95 = (percentile(times, percent) / 1e6 for percent in (50, 95))
-        found.append(Speed(p50_ms=p50, p95_ms=p95, wrong=wrong))
-    write_atomic(kept, encode_json(Speeds(speeds=tuple(found))), action)
-    return tuple(found)
+        measured.append(Speed(p50_ms=p50, p95_ms=p95, wrong=wrong))
+    write_atomic(kept, encode_json(Speeds(speeds=tuple(measured))), action)
+    return tuple(measured)
 
 
 def key(artifacts: Sequence[Artifact], action: str) -> str:

@@ -17,7 +17,7 @@ from vitedge.formats.samples import Latency
 LONG_S = 60.0  # a run of at least so many seconds says something about sustained load
 BURST_S = 10.0  # the beginning of a run, before heat has built up
 WINDOWS = 60  # of a curve
-OWN_SHARE = 0.7  # of the run's time; with less of it, others took turns with this artifact
+OWN_FRACTION = 0.7  # of the run's time; with less of it, others were interleaved with this artifact
 READINGS_A_BLOCK = 2.0  # power of so many readings has to lie in a block before it's the block's own
 
 
@@ -82,15 +82,15 @@ def burst_and_sustained(latency: Latency, batch: int) -> Sustained | None:
 
 def _window(latency: Latency, batch: int, start_ns: int, end_ns: int) -> Window:
     samples, origin = latency.samples, latency.samples.blocks[0].start_ns
-    found: list[int] = []
-    spent = place = 0
+    latencies: list[int] = []
+    spent_ns = first = 0
     for block in samples.blocks:  # in order of time; a window takes a block's part that lies in it
         if block.end_ns > start_ns and block.start_ns < end_ns:
-            low, high = (bisect_left(samples.start_ns, at, place, place + block.samples) for at in (start_ns, end_ns))
-            found += samples.latency_ns[low:high]
-            spent += min(end_ns, block.end_ns) - max(start_ns, block.start_ns)
-        place += block.samples
-    found.sort()
+            low, high = (bisect_left(samples.start_ns, at, first, first + block.samples) for at in (start_ns, end_ns))
+            latencies += samples.latency_ns[low:high]
+            spent_ns += min(end_ns, block.end_ns) - max(start_ns, block.start_ns)
+        first += block.samples
+    latencies.sort()
     readings = [reading for reading in latency.readings if start_ns <= reading.at_ns < end_ns]
     temperatures = [
         value
@@ -101,9 +101,9 @@ def _window(latency: Latency, batch: int, start_ns: int, end_ns: int) -> Window:
     return Window(
         start_s=(start_ns - origin) / 1e9,
         end_s=(end_ns - origin) / 1e9,
-        p50_ms=percentile(found, 50) / 1e6 if found else None,
-        p95_ms=percentile(found, 95) / 1e6 if found else None,
-        images_per_s=batch * len(found) * 1e9 / spent if found and spent else None,
+        p50_ms=percentile(latencies, 50) / 1e6 if latencies else None,
+        p95_ms=percentile(latencies, 95) / 1e6 if latencies else None,
+        images_per_s=batch * len(latencies) * 1e9 / spent_ns if latencies and spent_ns else None,
         clock_mhz=_median([reading.clock_mhz for reading in readings]),
         gpu_clock_mhz=_median([reading.gpu_clock_mhz for reading in readings]),
         temperature_c=max(temperatures, default=None),
@@ -112,23 +112,23 @@ def _window(latency: Latency, batch: int, start_ns: int, end_ns: int) -> Window:
 
 
 def _median(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return median(known) if known else None
+    readable = [value for value in values if value is not None]
+    return median(readable) if readable else None
 
 
 def energy_j(latency: Latency) -> float | None:
     """Joules an inference: the power while this artifact's blocks ran, over their inferences.
 
     Idle power is in it. None where power couldn't be read through the whole of the blocks, or where the blocks of
-    several artifacts take turns too fast for the readings to tell them apart.
+    several artifacts alternate too fast for the readings to separate them.
     """
     blocks, readings = latency.samples.blocks, latency.readings
     if not len(latency.samples) or len(readings) < 3:
         return None
     spacing = median(after.at_ns - before.at_ns for before, after in pairwise(readings))
     lengths = [block.end_ns - block.start_ns for block in blocks]
-    turns = sum(lengths) < OWN_SHARE * (blocks[-1].end_ns - blocks[0].start_ns)
-    if turns and median(lengths) < READINGS_A_BLOCK * spacing:
+    interleaved = sum(lengths) < OWN_FRACTION * (blocks[-1].end_ns - blocks[0].start_ns)
+    if interleaved and median(lengths) < READINGS_A_BLOCK * spacing:
         return None
     total = 0.0
     for block in blocks:

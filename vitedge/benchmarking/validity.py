@@ -1,7 +1,7 @@
 """Verdicts on a measurement, computed from its raw samples and readings.
 
 They are kept apart: throttling is the machine's doing and shows in clocks and counters; instability shows in the
-latencies themselves and has many causes, a noisy neighbour among them. A row with a verdict against it is kept and
+latencies themselves and has many causes, another busy process among them. A row with a verdict against it is kept and
 shown, and left out of rankings.
 """
 
@@ -20,7 +20,7 @@ COVERED = 0.9  # of the run has to lie between the first and the last reading be
 MEDIAN_ROSE = 1.10  # last fifth's median latency over the first fifth's, above which the run was unstable
 BLOCKS_SPREAD = 0.10  # interquartile range of the blocks' medians over their median, above which it was unstable
 REPEATS_FASTER = 1.10  # changing inputs over one repeated input, above which answers are remembered …
-PAIRS_AGREE = 0.85  # … when so many of the pairs of turns say so, each by the fastest of its samples
+PAIRS_AGREE = 0.85  # … when so many of the pairs say so, each by the fastest of its samples
 FEWEST_BLOCKS, FEWEST_SAMPLES = 5, 50  # below which nothing is said about stability
 
 
@@ -74,8 +74,8 @@ def was_throttled(latency: Latency) -> tuple[bool | None, str]:
         if last < CLOCK_FELL * first:
             return True, f"throttled: the {what} fell from {first:.0f} to {last:.0f} MHz"
     counted = len(readings) > 1 and bool(readings[0].throttle_events)
-    told = fell or counted or any(reading.throttle_live for reading in readings)
-    return (False, "") if told and _covered(latency) else (None, "")
+    observable = fell or counted or any(reading.throttle_live for reading in readings)
+    return (False, "") if observable and _covered(latency) else (None, "")
 
 
 def _fall(readings: Sequence[Reading], name: str) -> tuple[str, float, float] | None:
@@ -118,8 +118,8 @@ def _covered(latency: Latency) -> bool:
 
 def was_power_capped(latency: Latency) -> bool | None:
     """Whether the GPU kept to its power limit in any reading; None where it can't tell."""
-    told = [reading.power_capped for reading in latency.readings if reading.power_capped is not None]
-    return any(told) if told else None
+    flags = [reading.power_capped for reading in latency.readings if reading.power_capped is not None]
+    return any(flags) if flags else None
 
 
 def was_unstable(latency: Latency) -> tuple[bool | None, str]:
@@ -141,17 +141,18 @@ def was_unstable(latency: Latency) -> tuple[bool | None, str]:
 def passed_audit(latency: Latency) -> tuple[bool | None, str]:
     """(verdict, reason): outputs of the timed run as in the reference run, and no gain from repeating an input.
 
-    Noise only ever adds time, so each turn counts by its fastest sample, and most pairs of turns have to agree. The
-    harness's own cost is taken off what changing inputs take: feeding different memory costs time, too.
+    Noise only ever adds time, so each column counts by its fastest sample, and most pairs of columns have to agree. The
+    harness's overhead is taken off what changing inputs take: feeding different memory costs time, too.
     """
     audit = latency.audit
     if audit is None:
         return None, ""
     if audit.differing:
         return False, f"{audit.differing} of {audit.checked} audited outputs differ from the reference run"
-    own = median_of(latency.overhead.latency_ns) if latency.overhead is not None and len(latency.overhead) else 0
+    overhead = median_of(latency.overhead.latency_ns) if latency.overhead is not None and len(latency.overhead) else 0
     pairs = [
-        (min(varied) - own, min(repeated)) for varied, repeated in zip(audit.varied_ns, audit.repeated_ns, strict=True)
+        (min(varied) - overhead, min(repeated))
+        for varied, repeated in zip(audit.varied_ns, audit.repeated_ns, strict=True)
     ]
     faster = [varied / repeated for varied, repeated in pairs if varied > REPEATS_FASTER * repeated]
     if faster and len(faster) >= PAIRS_AGREE * len(pairs):

@@ -8,18 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def deviation(found: NDArray[Any], expected: NDArray[Any]) -> float:
+def deviation(logits: NDArray[Any], expected: NDArray[Any]) -> float:
     """Largest absolute difference over largest absolute expected value.
 
     Args:
-        found: float [n, classes].
+        logits: float [n, classes].
         expected: what it's held against, of the same shape.
 
     Returns:
-        0 where both are zero everywhere; infinity where the shapes differ, or a value of ``found`` isn't finite.
+        0 where both are zero everywhere; infinity where the shapes differ, or a value of ``logits`` isn't finite.
     """
-    if found.shape != expected.shape or not np.isfinite(found).all():
+    if logits.shape != expected.shape or not np.isfinite(logits).all():
         return float("inf")
     largest = float(np.abs(expected).max(initial=0.0))
-    difference = float(np.abs(found.astype(np.float64) - expected).max(initial=0.0))
+    difference = float(np.abs(logits.astype(np.float64) - expected).max(initial=0.0))
     return difference / largest if largest else (0.0 if difference == 0.0 else float("inf"))

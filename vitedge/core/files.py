@@ -139,7 +139,7 @@ def new_folder(out: Path, *, overwrite: bool, action: str, last: str | None = No
     Args:
         out: the destination.
         overwrite: permit replacing what stands there.
-        action: the wish, for error texts.
+        action: for error texts.
         last: name of the file that completes the folder; it's flushed after all the others.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a quantized graph loses against the float one, on the same pictures: divergence, agreement, drop, flips."""
+"""A quantized graph against the float one on the same pictures: divergence, top-1 agreement and drop, flips."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def fidelity(
 
 
 def drop_of(gained: int, lost: int, count: int) -> Drop:
-    """Points of top-1 lost, from the pictures that only one of both has right."""
+    """Top-1 drop in pp, from the pictures that only one of both classifies correctly."""
     interval = paired_interval(gained, lost, count, CONFIDENCE)
     return Drop(pp=100 * (lost - gained) / count, low=-100 * interval.high, high=-100 * interval.low)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from msgspec import field
 
 from vitedge.benchmarking.profile import by_part, profile_of
-from vitedge.benchmarking.profile import placed as parts
+from vitedge.benchmarking.profile import located as parts
 from vitedge.core.schema import Record
 from vitedge.formats.target import DOT_PRODUCTS, QUANTIZED
 

@@ -126,7 +126,7 @@ class Subject(Record):
     bytes: Count  # graph and weights
     input_size: tuple[int, int]  # height, width
     budget: Budget
-    precision_planned: dict[str, float] = field(default_factory=dict)  # share of multiply-accumulates by type
+    precision_planned: dict[str, float] = field(default_factory=dict)  # fraction of multiply-accumulates by type
     layers: tuple[LayerPlan, ...] = ()  # of a quantized artifact
     steps: tuple[Step, ...] = ()  # of the selection, where the export was to explain itself
     candidates: tuple[CandidateResult, ...] = ()  # what it was chosen from
@@ -160,7 +160,7 @@ class Row(Record):
     subject: Subject
     note: str = ""
     session: dict[str, Option] = field(default_factory=dict)  # runtime, version, device, threads, options: as read back
-    precision_executed: dict[str, float] | None = None  # share of multiply-accumulates by type, from the executed graph
+    precision_executed: dict[str, float] | None = None  # the same, from the executed graph
     latency: Latency | None = None
     accuracy: Accuracy | None = None
     checks: tuple[Check, ...] = ()

@@ -26,8 +26,8 @@ class Rules(Record):
     min_duration_s: Annotated[float, Meta(ge=0)]
     min_samples: Count
     percentile: Annotated[float, Meta(ge=1e-9, lt=100)]  # the claimed one: measuring goes on until it's supported
-    block_s: PositiveReal  # sessions take turns in blocks of this length …
-    block_samples: Count = 0  # … and of so many inferences, however a neighbour stretches them
+    block_s: PositiveReal  # sessions are interleaved in blocks of this length …
+    block_samples: Count = 0  # … and of so many inferences, however another process stretches them
     settle: Count  # untimed inferences at the start of every block
     seed: int  # of the order within each round of blocks
     pictures: str  # what was fed: "golden", or the name of a data set
@@ -42,7 +42,7 @@ class Rules(Record):
 
 
 class Block(Record):
-    """One turn of one session; block i of every session measured together belongs to round i."""
+    """One block of one session's inferences; block i of every session measured together belongs to round i."""
 
     start_ns: Count
     end_ns: Count  # the last inference had been answered
@@ -86,11 +86,11 @@ class Samples(Record):
 
     def block_latencies(self) -> list[Column]:
         """The latencies of each block."""
-        found, start = [], 0
+        latencies, start = [], 0
         for block in self.blocks:
-            found.append(self.latency_ns[start : start + block.samples])
+            latencies.append(self.latency_ns[start : start + block.samples])
             start += block.samples
-        return found
+        return latencies
 
     def throughput(self, batch: int) -> float | None:
         """Images a second: batch × inferences over the time that the blocks took; None without samples."""
@@ -123,12 +123,12 @@ class Audit(Record):
     differing: Count  # of those, further away than allowed
     max_deviation: float  # largest |difference| / largest |logit| that was seen
     allowed_deviation: float
-    varied_ns: tuple[Column, ...] = ()  # latencies while the input changes, one column a turn …
-    repeated_ns: tuple[Column, ...] = ()  # … and while one input repeats, in the turn after it
+    varied_ns: tuple[Column, ...] = ()  # latencies while the input changes, one column a repetition …
+    repeated_ns: tuple[Column, ...] = ()  # … and while one input repeats, right after it
 
     def __post_init__(self) -> None:
         if len(self.varied_ns) != len(self.repeated_ns):
-            raise ValueError("the turns of changing and of repeated inputs differ in number")
+            raise ValueError("the columns of changing and of repeated inputs differ in number")
 
 
 class Memory(Record):
@@ -152,13 +152,13 @@ class Layer(Record):
 
 
 class Profile(Record):
-    """Where the time goes, node by node in the order of execution. Profiling costs time: only shares are comparable."""
+    """Where the time goes, node by node in the order of execution. Profiling costs time: compare proportions alone."""
 
     layers: tuple[Layer, ...]
 
 
 class ProtocolRun(Record):
-    """The same artifact under another tool's rules: the samples that its fields are computed from."""
+    """The same artifact, measured as another tool measures: the samples that its fields are computed from."""
 
     tool: str  # a word of ``--like``
     samples: Samples

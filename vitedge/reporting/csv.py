@@ -37,7 +37,7 @@ def _record(line: Line) -> dict[str, Any]:
     memory = line.row.latency.memory if line.row.latency else None
     top1, drop = line.top1_interval, line.drop_interval
     return {
-        "machine": line.place,
+        "machine": line.machine,
         "artifact": about.name,
         "target": about.target,
         "runtime": about.runtime,
@@ -45,7 +45,7 @@ def _record(line: Line) -> dict[str, Any]:
         "device": line.row.session.get("device"),
         "threads": line.row.session.get("threads"),
         "precision": about.precision,
-        "form": about.variant,
+        "variant": about.variant,
         "batch": about.batch,
         "input_height": about.input_size[0],
         "input_width": about.input_size[1],

@@ -82,8 +82,8 @@ def _latencies(axes: Axes, timed: Sequence[Line], scale: float) -> list[tuple[Li
             axes.plot(xs, p50, color=colour(line), linewidth=1.8)
             top = max([top, *p95])
         else:
-            turns = zip(latency.samples.blocks, latency.samples.block_latencies(), strict=True)
-            pairs = [(block.start_ns / 1e9 / scale, median(values) / 1e6) for block, values in turns if values]
+            blocks = zip(latency.samples.blocks, latency.samples.block_latencies(), strict=True)
+            pairs = [(block.start_ns / 1e9 / scale, median(values) / 1e6) for block, values in blocks if values]
             xs, p50 = [x for x, _ in pairs], [y for _, y in pairs]
             axes.plot(xs, p50, color=colour(line), linewidth=1.2, marker=marker(line), markersize=3)
             top = max([top, *p50])
@@ -96,12 +96,12 @@ def _latencies(axes: Axes, timed: Sequence[Line], scale: float) -> list[tuple[Li
 
 
 def _readings(timed: Sequence[Line]) -> Sequence[Reading]:
-    """Those who take turns share theirs, so the longest list has them all."""
+    """Interleaved artifacts have the same readings, so the longest list has them all."""
     return max((line.row.latency.readings for line in timed if line.row.latency is not None), key=len, default=())
 
 
 def _series(readings: Sequence[Reading], value: Callable[[Reading], float | None]) -> list[tuple[float, float]]:
-    """(seconds, value) of what could be read, medians of neighbours where there are many; empty with too few."""
+    """(seconds, value) of what could be read, medians of adjacent ones where there are many; empty with too few."""
     known = [(reading.at_ns / 1e9, found) for reading in readings if (found := value(reading)) is not None]
     if len(known) < FEWEST_READINGS:
         return []
@@ -130,12 +130,12 @@ def layers(line: Line, title: str) -> str | None:
     bars = [(name, parts) for name, parts in bars if sum(parts.values())]
     if not bars:
         return None
-    parts = [part for part in profile.PARTS if any(part in shares for _, shares in bars)]
+    parts = [part for part in profile.PARTS if any(part in times for _, times in bars)]
     with picture(title, height=1.5 + 0.26 * len(bars)) as made:
         axes = made.axes
         left = [0.0] * len(bars)
         for part in parts:
-            widths = [shares.get(part, 0.0) / 1e6 for _, shares in bars]
+            widths = [times.get(part, 0.0) / 1e6 for _, times in bars]
             axes.barh(range(len(bars)), widths, left=left, height=0.72, color=_SHADES[part], label=part)
             left = [start + width for start, width in zip(left, widths, strict=True)]
         axes.set_yticks(range(len(bars)), [name for name, _ in bars])

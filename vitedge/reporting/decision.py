@@ -21,7 +21,7 @@ TIE = 1.03
 class Decision:
     """The answer for one group of rows that may be compared."""
 
-    place: str
+    machine: str
     rules: Rules | None  # None: no latency was measured
     lines: tuple[Line, ...]
     choice: Line | None  # None: nothing meets its budget, or nothing was measured
@@ -107,7 +107,7 @@ def _decide(rules: Rules | None, lines: list[Line]) -> Decision:
     contest = _ranked([line for line in measured if _meets_budget(line)], timed) if provisional else ranking
     choice = _best_of_tie(contest, timed) if contest else None
     return Decision(
-        place=lines[0].place,
+        machine=lines[0].machine,
         rules=rules,
         lines=tuple(lines),
         choice=choice,
@@ -203,8 +203,8 @@ def _reasons(choice: Line, contest: Sequence[Line], measured: Sequence[Line], ti
     found.append(_accuracy(choice))
     largest = _float_of(choice, measured)
     if largest is not None and largest.row.subject.bytes:
-        share = choice.row.subject.bytes / largest.row.subject.bytes
-        found.append(f"{choice.row.subject.bytes / 1e6:.1f} MB, {share:.0%} of {largest.label}.".replace("%", " %"))
+        fraction = choice.row.subject.bytes / largest.row.subject.bytes
+        found.append(f"{choice.row.subject.bytes / 1e6:.1f} MB, {fraction:.0%} of {largest.label}.".replace("%", " %"))
     checks = choice.row.checks
     if choice.verified:
         found.append(f"Verified on this machine: {sum(check.ok is True for check in checks)} checks passed.")

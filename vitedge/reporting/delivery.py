@@ -117,7 +117,7 @@ def tell(results: Sequence[Result], out: Path) -> None:
 
     parts = [
         Group(
-            terminal.text(f"{decision.headline}  (on {decision.place})", terminal.LOUD),
+            terminal.text(f"{decision.headline}  (on {decision.machine})", terminal.LOUD),
             *(terminal.indented(reason) for reason in decision.reasons),
             *(terminal.indented(caveat, terminal.QUIET) for caveat in decision.caveats),
         )

@@ -119,7 +119,7 @@ def _jinja() -> Any:
         series=plots.series,
         digits=_digits,
         microseconds=lambda value: rows.UNKNOWN if value is None else f"{value:.0f}",
-        place=rows.place,
+        machine=rows.machine_name,
     )
     return jinja
 
@@ -149,7 +149,7 @@ def _pictures(lines: Sequence[Line]) -> list[tuple[str, str, Markup]]:
     """(title, what to see, SVG) of every picture that the data allows."""
     found: list[tuple[str, str, str | None]] = []
     for decision in decide(lines):
-        where = f", {decision.place}" if len({line.place for line in lines}) > 1 else ""
+        where = f", {decision.machine}" if len({line.machine for line in lines}) > 1 else ""
         group = decision.lines
         found += [
             (
@@ -322,7 +322,7 @@ def _environments(results: Sequence[Result]) -> list[tuple[str, list[tuple[str, 
             *where.versions.items(),
             ("measured", result.created),
         ]
-        found.append((rows.place(where), [(name, str(value or "unknown")) for name, value in facts]))
+        found.append((rows.machine_name(where), [(name, str(value or "unknown")) for name, value in facts]))
     return found
 
 

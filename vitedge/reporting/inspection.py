@@ -326,7 +326,7 @@ def _result(path: Path) -> Inspection:
     facts = {
         "kind": "result" + (", partial: it was interrupted" if result.partial else ""),
         "measured": result.created,
-        "on": rows.place(result.environment),
+        "on": rows.machine_name(result.environment),
         "written by": f"vitedge {result.vitedge_version}",
     }
     if result.data is not None:

@@ -43,14 +43,14 @@ def render(results: Sequence[Result]) -> str:
 
 
 def merged(decisions: Sequence[Decision]) -> str:
-    """The rows of all machines in one table; places are given among rows that may be compared, and nowhere else."""
-    columns = ("group", "machine", "place", *COLUMNS)
+    """The rows of all machines in one table; ranks are given among rows that may be compared, and nowhere else."""
+    columns = ("group", "machine", "rank", *COLUMNS)
     table = [f"| {' | '.join(columns)} |", f"| ---: | --- | --- | --- |{' ---: |' * (len(COLUMNS) - 2)} :-: |"]
     for number, decision in enumerate(decisions, 1):
         for line in decision.lines:
             ranked = line in decision.ranking
-            place = f"{decision.ranking.index(line) + 1} of {len(decision.ranking)}" if ranked else "not ranked"
-            cells = (str(number), escape(decision.place), place, *_cells(line, decision))
+            rank = f"{decision.ranking.index(line) + 1} of {len(decision.ranking)}" if ranked else "not ranked"
+            cells = (str(number), escape(decision.machine), rank, *_cells(line, decision))
             table.append(f"| {' | '.join(cells)} |")
     apart = [
         f"- Group {number} isn't ranked with group 1: {escape(decision.apart)}"
@@ -61,7 +61,7 @@ def merged(decisions: Sequence[Decision]) -> str:
 
 
 def _section(decision: Decision) -> str:
-    parts = [f"**{escape(decision.headline)}** on {escape(decision.place)}"]
+    parts = [f"**{escape(decision.headline)}** on {escape(decision.machine)}"]
     for title, entries in (("Why", decision.reasons), ("Before acting on it", decision.caveats)):
         if entries:
             parts.append("\n".join([f"{title}:", "", *(f"- {escape(entry)}" for entry in entries)]))

@@ -82,11 +82,11 @@ def _beside(lines: Sequence[Line]) -> RenderableType | None:
 
 
 def _runtime(line: Line) -> str:
-    told = line.row.session
-    count = told.get("threads")
+    session = line.row.session
+    count = session.get("threads")
     threads = f", {count} thread{'' if count == 1 else 's'}" if count else ""
     batch = f", batch {line.row.subject.batch}" if line.row.subject.batch > 1 else ""
-    return f"{told.get('runtime', '')} {told.get('version', '')}{threads}{batch}"
+    return f"{session.get('runtime', '')} {session.get('version', '')}{threads}{batch}"
 
 
 def _claimed_ms(line: Line) -> float | None:
@@ -142,14 +142,14 @@ def _accuracy(lines: Sequence[Line]) -> RenderableType | None:
 
 
 def _accuracy_cells(line: Line) -> list[str]:
-    paired, lost, interval = line.paired, line.drop_interval, line.top1_interval
+    paired, drop, interval = line.paired, line.drop_interval, line.top1_interval
     divergence = line.row.accuracy.divergence if line.row.accuracy else None
     return [
         percent(line.top1, 2),
         "" if interval is None else f"{percent(interval.low)} … {percent(interval.high)}",
         percent(line.top5, 2),
         points(line.top1_drop_pp),
-        "" if lost is None else f"{points(lost.low)} … {points(lost.high)}",
+        "" if drop is None else f"{points(drop.low)} … {points(drop.high)}",
         rows.UNKNOWN if paired is None else f"{paired.p_value:.2g}",
         rows.UNKNOWN if paired is None else percent(paired.agreement, 2),
         rows.UNKNOWN if divergence is None or paired is None else f"{divergence.total / max(1, divergence.images):.2g}",
@@ -188,7 +188,7 @@ def _notes(lines: Sequence[Line]) -> RenderableType | None:
 
 
 def _setting(result: Result) -> str:
-    where = f"{rows.place(result.environment)}, {result.environment.board.os or 'unknown system'}"
+    where = f"{rows.machine_name(result.environment)}, {result.environment.board.os or 'unknown system'}"
     rules = next((row.latency.rules for row in result.rows if row.latency is not None), None)
     how = (
         ""

@@ -23,7 +23,7 @@ def result_to(
         out: the option ``--out``.
         json: the option ``--json``.
         overwrite: permit replacing files.
-        action: the wish, for error texts.
+        action: for error texts.
 
     Raises:
         UsageError: a file exists.

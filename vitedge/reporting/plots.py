@@ -63,7 +63,7 @@ _STYLE: dict[Any, Any] = {
 
 
 def colour(line: Line | int) -> str:
-    """The colour of a line, or of a number, as matplotlib is told."""
+    """The colour of a line, or of a number, for matplotlib."""
     number = line if isinstance(line, int) else _number(line.letter)
     return f"#0b00{number % SERIES:02x}"
 
@@ -223,10 +223,10 @@ def tradeoff(lines: Sequence[Line], title: str) -> str | None:
 
 
 def selection(steps: Sequence[Step], candidates: Sequence[CandidateResult], title: str) -> str | None:
-    """Divergence from float32 over latency (or the share that isn't quantized) as groups of layers go back to float.
+    """Divergence from float32 over latency (or the fraction that isn't quantized) as groups of layers go back to float.
 
     The steps are one line, numbered by the groups in float; the chosen one is ringed. Other candidates that were
-    measured and judged are hollow. None for fewer than three steps.
+    measured and evaluated are hollow. None for fewer than three steps.
     """
     if len(steps) < 3:
         return None
@@ -327,7 +327,7 @@ def _colours(css: str) -> str:
 
 
 def distributions(lines: Sequence[Line], title: str) -> str | None:
-    """The share of inferences that took at most so long, one curve an artifact, to the 99.5th percentile."""
+    """The percentage of inferences that took at most so long, one curve an artifact, to the 99.5th percentile."""
     import numpy as np
 
     timed = [line for line in lines if line.row.latency is not None and len(line.row.latency.samples) > 1]
@@ -340,9 +340,9 @@ def distributions(lines: Sequence[Line], title: str) -> str | None:
             ordered = np.sort(np.asarray(line.row.latency.samples.latency_ns)) / 1e6
             right = max(right, float(ordered[int(0.995 * (len(ordered) - 1))]))
             # At most 300 steps a curve: every quantile that the eye can tell apart.
-            shares = np.linspace(0, 1, min(300, len(ordered)))
-            values = ordered[np.round(shares * (len(ordered) - 1)).astype(int)]
-            axes.plot(values, 100 * shares, color=colour(line), linewidth=1.8)
+            fractions = np.linspace(0, 1, min(300, len(ordered)))
+            values = ordered[np.round(fractions * (len(ordered) - 1)).astype(int)]
+            axes.plot(values, 100 * fractions, color=colour(line), linewidth=1.8)
             height = 25 + 50 * (number + 0.5) / len(timed)
             places.append((line, float(ordered[int(height / 100 * (len(ordered) - 1))]), height))
         axes.axhline(95, color=QUIET, linewidth=0.8, linestyle=(0, (2, 3)))
@@ -369,12 +369,12 @@ def classes(line: Line, title: str) -> str | None:
     with picture(title, height=1.0 + 0.24 * len(order)) as made:
         axes = made.axes
         for y, index in enumerate(order):
-            share = 100 * found[index][0] / max(1, found[index][1])
+            top1_pct = 100 * found[index][0] / max(1, found[index][1])
             if before is not None:
                 other = 100 * before[index][0] / max(1, before[index][1])
-                axes.plot([other, share], [y, y], color=QUIET, linewidth=1.2, zorder=1)
+                axes.plot([other, top1_pct], [y, y], color=QUIET, linewidth=1.2, zorder=1)
                 axes.plot(other, y, "o", color=QUIET, markerfacecolor=CARD, markersize=6, zorder=2)
-            axes.plot(share, y, "o", color=colour(line), markersize=6, zorder=3)
+            axes.plot(top1_pct, y, "o", color=colour(line), markersize=6, zorder=3)
         axes.set_yticks(range(len(order)), [shortened(data.classes[index]) for index in order])
         axes.tick_params(axis="y", labelcolor=INK)
         axes.margins(y=0.04)
@@ -383,7 +383,7 @@ def classes(line: Line, title: str) -> str | None:
 
 
 def confusions(line: Line, title: str) -> str | None:
-    """The confusion matrix, true classes downwards, shares of each row; None with more than 20 classes."""
+    """The confusion matrix, true classes downwards, fractions of each row; None with more than 20 classes."""
     data, accuracy = line.result.data, line.row.accuracy
     if data is None or accuracy is None or not 1 < len(data.classes) <= 20:
         return None

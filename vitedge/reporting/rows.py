@@ -36,9 +36,9 @@ class Line:
         return f"{self.row.subject.target} {self.row.subject.precision}"
 
     @property
-    def place(self) -> str:
+    def machine(self) -> str:
         """The machine in a few words."""
-        return place(self.result.environment)
+        return machine_name(self.result.environment)
 
     @cached_property
     def verdict(self) -> Verdict:
@@ -173,7 +173,7 @@ def _differs(executed: dict[str, float], planned: dict[str, float]) -> bool:
     return any(abs(executed.get(name, 0.0) - planned.get(name, 0.0)) > 0.005 for name in {*executed, *planned})
 
 
-def place(where: Environment) -> str:
+def machine_name(where: Environment) -> str:
     """A machine in a few words: its board, or its processor and cores."""
     if where.board.model and where.processor.architecture == "aarch64":
         return where.board.model
