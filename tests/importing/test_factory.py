@@ -272,7 +272,7 @@ def test_pickles_need_permission(tmp_path: Path) -> None:
     (tmp_path / "weights.npz").write_bytes(b"")
     with pytest.raises(ModelError, match="isn't opened without permission"):
         import_model(named(rows, weights=tmp_path / "weights.pt"), tmp_path / "model", preprocessing=CONTRACT)
-    with pytest.raises(UsageError, match=r"weights ending in '\.npz' aren't known"):
+    with pytest.raises(UsageError, match=r"weights ending in '\.npz' aren't supported"):
         named(rows, weights=tmp_path / "weights.npz").check("test")
     with pytest.raises(UsageError, match="there are no weights"):
         named(rows, weights=tmp_path / "none.pt").check("test")

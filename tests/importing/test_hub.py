@@ -132,7 +132,7 @@ def test_a_checkpoint_from_the_hub(hub: Hub, tmp_path: Path, pictures: Path, mon
         ("hub:org/../etc", UsageError, 2, "isn't hub:<org>/<name>"),
         ("hub:org/none", UsageError, 2, "no public repository org/none"),
         ("hub:org/tiny@v9", UsageError, 2, "no revision 'v9'"),
-        ("hub:org/gated", ResourceError, 5, "wants its terms accepted"),
+        ("hub:org/gated", ResourceError, 5, "asks for its terms to be accepted"),
     ],
 )
 def test_refusals(hub: Hub, tmp_path: Path, source: str, kind: type[VitedgeError], exit_code: int, text: str) -> None:

@@ -1,4 +1,4 @@
-"""``vitedge build``: engines in the cache, or in a folder that travels; the fastest of several candidates; why.
+"""Engines of an artifact: built into the cache or into a folder beside the artifact, and explained.
 
 A runtime that builds has a module ``build`` in its folder; the others open their files as they are.
 """
@@ -39,7 +39,9 @@ def builder_of(artifact: Artifact, action: str) -> ModuleType:
     """
     runtime = artifact.manifest.target.runtime
     if not builds(runtime):
-        raise UsageError(action, f"{runtime} opens its files as they are: there is no engine to build", "open it")
+        raise UsageError(
+            action, f"{runtime} opens its files as they are: there is no engine to build", "use the artifact as it is"
+        )
     runtimes.require(runtime, action)
     return runtimes.part(runtime, "build")
 
@@ -58,7 +60,7 @@ def build(
     Args:
         artifact: opened.
         sms: compute capabilities, where the runtime builds for GPUs that aren't here; none: the target's.
-        out: write them as a folder, too, to travel beside the artifact.
+        out: write them into a folder, too, to be copied beside the artifact.
         options: build options over the manifest's.
         overwrite: permit replacing ``out``.
         progress: called with (task, done, total).

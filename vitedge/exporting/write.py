@@ -123,7 +123,7 @@ def _write(
 
 
 def _folder(evaluated: Evaluated) -> str:
-    """Where a candidate lies that travels with the artifact."""
+    """Where a candidate lies that the artifact includes."""
     return f"{CANDIDATES}/{evaluated.candidate.precision}-{evaluated.candidate.variant}"
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 MANIFEST, MANIFEST_DIGEST = "manifest.json", "manifest.sha256"
 GOLDEN_INPUTS, GOLDEN_LOGITS, GOLDEN_REFERENCE = "golden/inputs.npy", "golden/logits.npy", "golden/reference.npy"
-CANDIDATES = "candidates"  # folder of the candidates that travel with an artifact, each an artifact of its own
+CANDIDATES = "candidates"  # folder of the candidates that an artifact includes, each an artifact of its own
 COPY_AGAIN = "copy the artifact again, or export it again"
 
 
@@ -80,7 +80,7 @@ class CandidateResult(Record):
     top1_drop_pp: float | None = field(name="drop_pts", default=None)  # None: no labels
     holds: bool | None = None  # None: there was no budget
     chosen: bool = False
-    folder: str | None = None  # where it travels with the artifact, an artifact of its own; None: it doesn't
+    folder: str | None = None  # where it lies in the artifact, an artifact of its own; None: it isn't included
     failed: str | None = None  # why its runtime doesn't run it as planned, or at all; then it's left out
 
 
@@ -239,7 +239,7 @@ def write_artifact(
         manifest: as for :func:`artifact_files`.
         files: likewise.
         overwrite: permit replacing an existing artifact.
-        action: the wish, for error texts.
+        action: what is asked for, for error texts.
 
     Raises:
         UsageError, ResourceError: as :func:`vitedge.core.files.new_folder`.

@@ -34,7 +34,9 @@ def import_checkpoint(
     contract = contract_of({**msgspec.structs.asdict(checkpoint.preprocessing), **options}, action)
     if contract.size != checkpoint.config.image_size or patch_size not in (None, checkpoint.config.stem.stride):
         reason = f"its weights are for images of {checkpoint.config.image_size}; size {contract.size} was given"
-        raise ModelError(action, reason, "leave the sizes out, or train it on with another: vitedge train --init-from")
+        raise ModelError(
+            action, reason, "leave the sizes out, or continue training at another size: vitedge train --init-from"
+        )
     normalisation: dict[str, Any] = {"mean": contract.mean, "std": contract.std, "rescale": contract.rescale}
     graph = author.author_vit(
         checkpoint.config, checkpoint.arrays, channel_order=contract.channel_order, **normalisation

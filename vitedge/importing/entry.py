@@ -146,7 +146,7 @@ def recognise_source(source: str | Path, action: str) -> tuple[str, Path]:
             return "published", path
         if len(graphs) == 1:
             return "onnx", graphs[0]
-        raise UsageError(action, f"{len(graphs)} ONNX files and no known checkpoint lie in it", f"name {LAYOUTS}")
+        raise UsageError(action, f"it holds {len(graphs)} ONNX files and no known checkpoint", f"name {LAYOUTS}")
     suffix = path.suffix.lower()
     if suffix in (".onnx", ".safetensors"):
         return ("onnx" if suffix == ".onnx" else "published"), path
@@ -155,4 +155,4 @@ def recognise_source(source: str | Path, action: str) -> tuple[str, Path]:
             "save the weights as safetensors, or load them into your own code with --factory, --weights, --allow-pickle"
         )
         raise ModelError(action, "pickled checkpoints can run code and aren't opened", hint)
-    raise UsageError(action, f"files ending in '{suffix}' aren't known", f"name {LAYOUTS}")
+    raise UsageError(action, f"files ending in '{suffix}' aren't supported", f"name {LAYOUTS}")

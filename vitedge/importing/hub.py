@@ -61,7 +61,9 @@ def fetch(source: str, action: str, progress: Progress = silent) -> Fetched:
             return Path(hf_hub_download(repo, file, revision=commit, tqdm_class=bar))
         except errors.GatedRepoError as error:
             hint = f"accept its terms on the page of {repo}, then set HF_TOKEN or run: hf auth login"
-            raise ResourceError(action, "its publisher wants its terms accepted first", hint) from error
+            raise ResourceError(
+                action, f"{repo} is gated: its publisher asks for its terms to be accepted", hint
+            ) from error
         except errors.RepositoryNotFoundError as error:
             hint = "check the name; for a private one set HF_TOKEN or run: hf auth login"
             raise UsageError(action, f"the hub has no public repository {repo}", hint) from error

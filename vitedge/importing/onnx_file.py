@@ -124,7 +124,7 @@ def convert(
 
     model = interface.with_image_input(prepared, source, contract, expected.shape[1])
     if not check(model) <= TOLERANCE:
-        raise ModelError(action, "behind an image input its logits are others", "report it with the graph")
+        raise ModelError(action, "with an image input the graph gives other logits", "report this graph")
     model, report = canonical.canonicalise(model, report, contract, check)
     name = f"the source{', widened to float32,' if widened else ''} in ONNX Runtime"
     name, expected_logits = reference or (name, expected)

@@ -102,7 +102,7 @@ def parity_of(reference: str, logits: NDArray[Any], expected: NDArray[Any], acti
         ModelError: NaN or infinite logits on either side.
     """
     if not np.isfinite(expected).all() or not np.isfinite(logits).all():
-        raise ModelError(action, "its logits are NaN or infinite", "use a sound checkpoint")
+        raise ModelError(action, "its logits are NaN or infinite", "check the source's weights")
     return Parity(
         reference=reference,
         images=len(expected),

@@ -101,7 +101,7 @@ def _columns(labels: Sequence[ClassLabel], folders: Sequence[str], name: str, ac
         raise UsageError(
             action,
             f"the teacher {name} doesn't know {len(missing)} of the classes: {', '.join(missing[:5])}",
-            "take another teacher, or its features: --distill feature",
+            "use another teacher, or its features: --distill feature",
         )
     return [ids[folder] for folder in folders]
 
@@ -224,7 +224,7 @@ class TeacherOutputs:
                 if start < len(self.pictures) // self.group.count:  # a batch that every process has
                     self.after_batch()
         if outputs is None or not np.isfinite(outputs).all():
-            raise ModelError(self.action, "the teacher's outputs are NaN or infinite", "take a sound teacher")
+            raise ModelError(self.action, "the teacher's outputs are NaN or infinite", "check the teacher's weights")
         return self.group.all_reduce_array(outputs).clip(-LARGEST, LARGEST).astype(np.float16)
 
     def _clean(self, indices: Tensor) -> NDArray[np.uint8]:

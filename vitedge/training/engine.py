@@ -114,7 +114,7 @@ def processes(device: str, action: str) -> Iterator[Processes]:
         return
     if ":" in device:
         raise UsageError(
-            action, f"'{device}' is one device, and torchrun started several processes", "say --device cuda"
+            action, f"'{device}' is one device, and torchrun started several processes", "use --device cuda"
         )
     try:
         from accelerate import Accelerator, InitProcessGroupKwargs

@@ -58,7 +58,7 @@ class Factory:
             raise UsageError(action, f"there are no weights {self.weights}", "check the name")
         suffix = self.weights.suffix.lower()
         if suffix != ".safetensors" and suffix not in PICKLED:
-            raise UsageError(action, f"weights ending in '{suffix}' aren't known", "give a .safetensors file")
+            raise UsageError(action, f"weights ending in '{suffix}' aren't supported", "give a .safetensors file")
         if suffix in PICKLED and not self.allow_pickle:
             reason = f"{self.weights.name} is a pickled file, which isn't opened without permission"
             raise ModelError(action, reason, "save the weights as safetensors, or add --allow-pickle (weights only)")

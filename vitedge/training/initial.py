@@ -79,7 +79,7 @@ def starting_point(options: TrainOptions, classes: Sequence[str], action: str) -
         raise UsageError(
             action,
             f"{options.freeze} blocks are to be frozen; the model has {start.config.depth}",
-            f"say --freeze {start.config.depth} or less",
+            f"use --freeze {start.config.depth} or less",
         )
     if options.init_from is None and options.freeze is not None:
         raise UsageError(action, "fresh weights would be frozen", "name trained ones with --init-from")

@@ -36,7 +36,7 @@ class Distillation:
     lesson: Lesson = "soft"
     weight: float = 0.5  # of the teacher's part of the loss; the labels have the rest
     temperature: float = 2.0  # soft: both distributions are flattened by it
-    views: int = 10  # augmented views of a picture that are taught, by turns; 0: the teacher sees the file itself
+    views: int = 10  # augmented views of a picture that are taught, one an epoch; 0: the teacher gets the file itself
     cache: str | None = None  # a folder for the teacher's outputs, to be shared by runs; None: the run's own
 
 
@@ -55,7 +55,9 @@ class TrainOptions:
     schedule: Schedule = "cosine"
     layer_decay: float = 1.0  # factor of the learning rate from each block to the one before it
     label_smoothing: float = 0.1
-    class_weights: float = 0.0  # each class weighs frequency^-this; 0: all alike, 1: as if they were equally many
+    class_weights: float = (
+        0.0  # each class weighs frequency^-this; 0: equal weights, 1: as if classes were equally large
+    )
     drop_path: float = 0.0
     ema: float = 0.999  # decay per step of the averaged weights that are evaluated and shipped
     clip: float = 1.0  # largest norm of all gradients together; 0: no clipping

@@ -144,7 +144,7 @@ def _teacher_outputs(
 
 
 def _accuracy(trainer: Trainer, test_images: ImageSet | None) -> dict[str, Any]:
-    """Figures of the weights that are shipped, on the held-out pictures and those of the test split."""
+    """Figures of the weights that are shipped, on the hold-out pictures and those of the test split."""
     data, group, options = trainer.data, trainer.group, trainer.options
     model = on_device(shipped_model(trainer.config, trainer.shipped()), group.device)
     accuracy: dict[str, Any] = {
