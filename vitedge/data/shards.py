@@ -59,7 +59,7 @@ def read_shards(shards: Sequence[Path], suffixes: Sequence[str], action: str) ->
     Args:
         shards: the archives.
         suffixes: of the files that are pictures.
-        action: what is asked for, for error texts.
+        action: for error texts.
 
     Raises:
         UsageError: a shard is missing.

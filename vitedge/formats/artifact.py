@@ -239,7 +239,7 @@ def write_artifact(
         manifest: as for :func:`artifact_files`.
         files: likewise.
         overwrite: permit replacing an existing artifact.
-        action: what is asked for, for error texts.
+        action: for error texts.
 
     Raises:
         UsageError, ResourceError: as :func:`vitedge.core.files.new_folder`.

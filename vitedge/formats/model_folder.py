@@ -179,7 +179,7 @@ def write_model(
         record: its ``files`` are filled in here.
         files: content of every file beside ``model.json``; ``model.onnx`` is obligatory.
         overwrite: permit replacing an existing model folder.
-        action: what is asked for, for error texts.
+        action: for error texts.
 
     Raises:
         UsageError, ResourceError: as :func:`vitedge.core.files.new_folder`.

@@ -68,7 +68,7 @@ def calibrate(
         graph: its float graph.
         images: at least as many as are wanted.
         settings: the recipe's Observe section.
-        action: what is asked for, for error texts.
+        action: for error texts.
         progress: called with ("observe", images done, images wanted).
 
     Raises:

@@ -44,7 +44,7 @@ def refuse_display(digests: frozenset[str] | set[str], action: str) -> None:
 
     Args:
         digests: hex SHA-256 of the encoded pictures that are to be used.
-        action: what is asked for, for the error text.
+        action: for the error text.
 
     Raises:
         UsageError: one of them is among the embedded display pictures.
