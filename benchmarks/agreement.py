@@ -2,7 +2,7 @@
 
     python benchmarks/agreement.py [MODEL] [--rounds 10] [--seconds 3] [--threads 1] [--out FILE]
 
-Two pairs, each in turns of so many seconds, in a seeded random order within each round:
+Two pairs, each interleaved in blocks of so many seconds, in a seeded random order within each round:
 
 - OpenVINO: our load generator and `benchmark_app -hint none -api sync -nireq 1 -nstreams 1`, started anew each time,
   with the artifact's own options; its median is the one it prints.
@@ -10,7 +10,7 @@ Two pairs, each in turns of so many seconds, in a seeded random order within eac
 
 Without MODEL, a ViT-Ti/16 at 224 pixels with random weights is exported in float32: latency doesn't depend on their
 values. Prints both medians (of the rounds' medians), their ratio with the rounds' spread, and whether it's within 3 %;
-exits with 7 when one isn't. On a machine with neighbours medians scatter; the fastest inferences of all are shown, too.
+exits with 7 when one isn't. On a machine with other load medians scatter; the fastest inferences of all are shown, too.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def main() -> int:
                     "ours": ours(session, arguments.seconds),
                     "theirs": other(artifact, session, arguments.seconds),
                 }
-                rounds = in_turns(turns, arguments.rounds, arguments.seed)
+                rounds = interleaved(turns, arguments.rounds, arguments.seed)
             found[runtime] = rounds
             show(runtime, other.__name__, rounds)
     if arguments.out:
@@ -78,7 +78,7 @@ def main() -> int:
     return 0 if all(abs(ratio(rounds) - 1) <= ALLOWED for rounds in found.values()) else 7
 
 
-def in_turns(turns: dict[str, Turn], rounds: int, seed: int) -> list[dict[str, tuple[float, float]]]:
+def interleaved(turns: dict[str, Turn], rounds: int, seed: int) -> list[dict[str, tuple[float, float]]]:
     """By round: (median, fastest) in milliseconds."""
     order, found = random.Random(seed), []
     for number in range(rounds):
@@ -163,11 +163,11 @@ def benchmark_app(artifact: Artifact, session: Session, seconds: float) -> Turn:
 
     def turn() -> tuple[float, float]:
         done = subprocess.run([*call, "-load_config", str(config)], capture_output=True, text=True, check=False)
-        told = [re.search(rf"{word}:\s+([\d.]+) (ms|us)", done.stdout) for word in ("Median", "Min")]
-        if None in told:
+        matches = [re.search(rf"{word}:\s+([\d.]+) (ms|us)", done.stdout) for word in ("Median", "Min")]
+        if None in matches:
             raise SystemExit(f"benchmark_app gave no median:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-        typical, fastest = (float(match[1]) / (1000 if match[2] == "us" else 1) for match in told if match)
-        return typical, fastest
+        median_ms, fastest = (float(match[1]) / (1000 if match[2] == "us" else 1) for match in matches if match)
+        return median_ms, fastest
 
     return turn
 

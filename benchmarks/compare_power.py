@@ -2,7 +2,7 @@
 
     python benchmarks/compare_power.py [ARTIFACT] [--runs 200] [--duration 2] [--threads 1] [--out FILE]
 
-Each run opens the artifact twice, as `vitedge compare` does, and measures both in turns. In half of the runs the second
+Each run opens the artifact twice, as `vitedge compare` does, and measures both interleaved. In half of the runs the second
 one's session takes 5 % longer: after every inference it computes on for 5 % of the time that the inference took. The
 embedded model on ONNX Runtime is exported where no ARTIFACT is named. Prints how often a difference was called, the
 estimates' spread and the seconds per run; with --out, every run's ratio and interval as JSON.
@@ -47,7 +47,7 @@ def main() -> None:
             for kind, slowdown in (("equal", 0.0), ("slower", arguments.slowdown)):
                 start = time.perf_counter()
                 found = run(artifact, slowdown, config, arguments.threads)
-                kinds[kind].append(told(found, time.perf_counter() - start))
+                kinds[kind].append(summary(found, time.perf_counter() - start))
             print(f"\r{number + 1} of {arguments.runs}", end="", flush=True)
     print(f"\r{processor().model}, {arguments.threads} threads")
     for kind, runs in kinds.items():
@@ -99,7 +99,7 @@ def slowed(percent: float) -> Iterator[None]:
         yield
 
 
-def told(found: Comparison, seconds: float) -> dict[str, Any]:
+def summary(found: Comparison, seconds: float) -> dict[str, Any]:
     assert found.latency is not None
     ratio = found.latency
     return {"word": found.word, "ratio": ratio.value, "low": ratio.low, "high": ratio.high, "seconds": seconds}

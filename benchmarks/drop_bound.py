@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from hard_cases import TARGETS, executed, interpreted, judged, line, told
+from hard_cases import TARGETS, executed, fidelity_of, interpreted, line, summary
 from peer_bars import Bar, environment, open_model, write
 
 import vitedge
@@ -54,10 +54,10 @@ def main() -> int:
             artifact = vitedge.export(model, target, "int8", Path(folder) / target, recipe=arguments.recipe)
             refuse_calibrated(artifact, digests, images, ASKED)
             run = interpreted(artifact) if target == "tensorrt" else executed(artifact)
-            found = judged(exact, run(pictures), labels, images, order, model)
+            found = fidelity_of(exact, run(pictures), labels, images, order, model)
             assert found.top1_drop is not None
             print(f"{name:28s}{line(found)}", flush=True)
-            rows.append({"target": target, "form": artifact.manifest.variant, **told(found)})
+            rows.append({"target": target, "form": artifact.manifest.variant, **summary(found)})
             upper = f"{name}: upper bound of the top-1 drop, pp"
             bars.append(Bar(upper, found.top1_drop.high, ALLOWED, at_least=False))
     for bar in bars:

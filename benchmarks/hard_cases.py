@@ -84,10 +84,10 @@ def main() -> int:
             found: dict[str, Fidelity] = {}
             everyone = [*([] if arguments.ours else peers(planted, calibration))]
             for name, make in [*everyone, *ours(model, planted, arguments.recipe, Path(folder) / case)]:
-                found[name] = judged(exact, make()(pictures), labels, images, order, model)
-                rows.append({"case": case, "quantizer": name, **told(found[name])})
+                found[name] = fidelity_of(exact, make()(pictures), labels, images, order, model)
+                rows.append({"case": case, "quantizer": name, **summary(found[name])})
                 print(f"{case:8s}{name:34s}{line(found[name])}", flush=True)
-            bars += judge(case, found)
+            bars += case_bars(case, found)
             if arguments.out:  # as far as it got
                 write(arguments.out, where, bars, {"pictures": len(pictures), "data": images.source.name, "rows": rows})
     for bar in bars:
@@ -97,7 +97,7 @@ def main() -> int:
     return 0 if all(bar.met for bar in bars) else 7
 
 
-def judged(
+def fidelity_of(
     exact: NDArray[np.float32],
     logits: NDArray[np.float32],
     labels: NDArray[np.int64],
@@ -117,7 +117,7 @@ def judged(
     )
 
 
-def told(found: Fidelity) -> dict[str, float]:
+def summary(found: Fidelity) -> dict[str, float]:
     assert found.top1_drop is not None
     return {
         "lost_pts": found.top1_drop.pp,
@@ -158,7 +158,7 @@ def document(rows: list[dict[str, Any]], where: str) -> None:
     DOCUMENT.write_text(before + text + rest.split(END)[1])
 
 
-def judge(case: str, found: dict[str, Fidelity]) -> Iterator[Bar]:
+def case_bars(case: str, found: dict[str, Fidelity]) -> Iterator[Bar]:
     """One bar a runtime, where naive quantization collapses."""
     naive = max((found[name].top1_drop.pp for name in NAIVE if name in found), default=0.0)
     if naive <= COLLAPSED:

@@ -4,13 +4,13 @@
 
 MODEL is ``embedded``, ``ViT-Ti/16`` or ``ViT-S/16`` (all three by default; the last two have random weights, on which
 latency doesn't depend), or the folder of ``vitedge import``. Ours is what an INT8 export for ``--target`` writes: the
-target's first kernel variant, the recipe default; the target's others are shown, and not judged by. The peer is
+target's first kernel variant, the recipe default; the target's others are shown, and no bar is held against them. The peer is
 ``nncf.quantize(model_type=TRANSFORMER)`` of the same graph with the same pictures, under the hint f32, and under bf16
 where the processor has it. All of one model race in one process, turn by turn, batch 1.
 
 Bars: at least as fast as NNCF under either hint, mean KL from the float32 logits not above NNCF's (embedded pictures
-that calibration doesn't see), seconds to quantize ViT-Ti/16 with 300 pictures not above NNCF's, five times in turns.
-Exits with 7 where one isn't met. ``--profile`` prints where the time goes, by operator. On a machine with neighbours,
+that calibration doesn't see), seconds to quantize ViT-Ti/16 with 300 pictures not above NNCF's, five times, interleaved.
+Exits with 7 where one isn't met. ``--profile`` prints where the time goes, by operator. On a machine with other load,
 ``--cpu-time`` takes one thread's processor time instead of latency.
 """
 
@@ -56,11 +56,11 @@ ov: Any = load_openvino()
 def main() -> int:
     parser = command_line(__doc__, "openvino")
     parser.add_argument("--profile", action="store_true", help="where the time goes, by operator")
-    return hold(parser.parse_args(), ("openvino", "nncf", "onnx"), judge)
+    return hold(parser.parse_args(), ("openvino", "nncf", "onnx"), measure)
 
 
-def judge(name: str, model: Model, arguments: argparse.Namespace, threads: int) -> tuple[list[Bar], dict[str, Any]]:
-    """The bars of one model, and a row for each contender."""
+def measure(name: str, model: Model, arguments: argparse.Namespace, threads: int) -> tuple[list[Bar], dict[str, Any]]:
+    """The bars of one model, and a row for each candidate."""
     calibration = pictures(name, model, arguments, FEW)
     core, seconds = ov.Core(), dict[str, Seconds]()
     requests, models = dict[str, Any](), dict[str, Made]()
@@ -93,7 +93,7 @@ def bars_of(name: str, raced: Any, lost: dict[str, float]) -> Iterator[Bar]:
         yield Bar(f"{name}, mean KL against {NNCF}", lost[OURS], lost[NNCF], at_least=False)
 
 
-# --- contenders ------------------------------------------------------------------------------------------------------
+# --- candidates ------------------------------------------------------------------------------------------------------
 
 
 def ours(

@@ -1,4 +1,4 @@
-"""What the scripts that hold INT8 against other quantizers share: models, our variants, races, bars, circumstances."""
+"""What the scripts that hold INT8 against other quantizers share: models, variants, races, bars, the environment."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ OURS, FLOAT, NNCF = "vitedge", "float32", "NNCF"
 QUANTIZED = 5  # turns of the race for the time to quantize
 SETTLE_NS, TURN_NS = 40_000_000, 80_000_000  # of a turn, where its inferences are short
 RESAMPLES, CONFIDENCE = 2000, 0.95
-PairedConfig = dict[str, list[list[int]]]  # by contender and round: nanoseconds of each inference
+Rounds = dict[str, list[list[int]]]  # by candidate and round: nanoseconds of each inference
 
 
 def open_model(name: str, folder: Path) -> Model:
@@ -81,14 +81,14 @@ def race(
     turn: int = 8,
     seed: int = 0,
     clock: Callable[[], int] = time.perf_counter_ns,
-) -> PairedConfig:
-    """Everybody in turns within one process, each round in another order: inferences to settle, then at least ``turn``.
+) -> Rounds:
+    """All interleaved within one process, each round in another order: inferences to settle, then at least ``turn``.
 
     Short inferences settle for a while, because the threads of the one before spin on and this one's are spread over
     the cores anew: eight inferences of two milliseconds took a third longer than sixty, and ranked otherwise. Where
     neighbours take the processor away, ``clock=time.thread_time_ns`` and one thread tell what the work itself takes.
     """
-    found: PairedConfig = {name: [] for name in calls}
+    found: Rounds = {name: [] for name in calls}
     order = random.Random(seed)
     gc.collect()
     gc.disable()
@@ -124,7 +124,7 @@ class Ratio:
     high: float
 
 
-def typical(rounds: Sequence[Sequence[int]]) -> float:
+def median_ms(rounds: Sequence[Sequence[int]]) -> float:
     """Milliseconds: the median over rounds of each round's fastest inference (noise only adds time)."""
     return median(min(turn) for turn in rounds) / 1e6
 
@@ -187,10 +187,10 @@ def write(path: Path, where: Mapping[str, Any], bars: Sequence[Bar], details: Ma
     path.write_text(json.dumps({"circumstances": where, "bars": judged, **details}, indent=1) + "\n")
 
 
-# --- a script that races one runtime's contenders --------------------------------------------------------------------
+# --- a script that races one runtime's candidates --------------------------------------------------------------------
 
 Seconds = tuple[float, float]  # by the clock, and of processors
-Judge = Callable[[str, Model, argparse.Namespace, int], tuple[list[Bar], dict[str, Any]]]
+MeasureModel = Callable[[str, Model, argparse.Namespace, int], tuple[list[Bar], dict[str, Any]]]
 
 
 def command_line(document: str | None, target: str) -> argparse.ArgumentParser:
@@ -210,8 +210,8 @@ def command_line(document: str | None, target: str) -> argparse.ArgumentParser:
     return parser
 
 
-def hold(arguments: argparse.Namespace, packages: Sequence[str], judge: Judge) -> int:
-    """Judge every model, print the bars, write the result file; 7 where a bar isn't met."""
+def hold(arguments: argparse.Namespace, packages: Sequence[str], measure_model: MeasureModel) -> int:
+    """Measure every model, print the bars, write the result file; 7 where a bar isn't met."""
     logging.disable(logging.WARNING)
     threads = 1 if arguments.cpu_time else arguments.threads
     where = environment(packages, threads)
@@ -219,7 +219,7 @@ def hold(arguments: argparse.Namespace, packages: Sequence[str], judge: Judge) -
     bars, details = list[Bar](), dict[str, Any]()
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.models:
-            found, details[name] = judge(name, open_model(name, Path(folder)), arguments, threads)
+            found, details[name] = measure_model(name, open_model(name, Path(folder)), arguments, threads)
             bars += found
     print(*bars, sep="\n")
     if arguments.out:
@@ -274,11 +274,11 @@ def divergences(
     logits: Mapping[str, Callable[[NDArray[np.uint8]], NDArray[np.float32]]],
     arguments: argparse.Namespace,
 ) -> dict[str, float]:
-    """Mean KL from the float32 logits of each contender, on pictures that calibrated nobody."""
+    """Mean KL from the float32 logits of each candidate, on pictures that calibrated nobody."""
     if arguments.data is None:
         pictures = frames(model, "held-out", arguments.evaluate)
     else:
-        pictures = decoded(model, ImageSet.open(arguments.data, action="judge quantizers"), arguments.evaluate)
+        pictures = decoded(model, ImageSet.open(arguments.data, action="compare quantizers"), arguments.evaluate)
     exact = logits[FLOAT](pictures)
     return {label: float(divergence(exact, run(pictures)).mean()) for label, run in logits.items()}
 
@@ -296,8 +296,8 @@ def contest(
     seconds: Mapping[str, Seconds],
     calibrated: int,
     arguments: argparse.Namespace,
-) -> tuple[PairedConfig, dict[str, float], dict[str, Any]]:
-    """Race all contenders, see what each loses where weights are trained, print the table: (rounds, mean KL, rows)."""
+) -> tuple[Rounds, dict[str, float], dict[str, Any]]:
+    """Race all candidates, see what each loses where weights are trained, print the table: (rounds, mean KL, rows)."""
     raced = race(calls, arguments.rounds, clock=clock_of(arguments))
     trained = name not in MODELS or name == "embedded"
     lost = divergences(model, logits, arguments) if trained else {}
@@ -305,16 +305,16 @@ def contest(
 
 
 def table(
-    title: str, raced: PairedConfig, lost: Mapping[str, float], seconds: Mapping[str, Seconds], calibrated: int
+    title: str, raced: Rounds, lost: Mapping[str, float], seconds: Mapping[str, Seconds], calibrated: int
 ) -> dict[str, Any]:
-    """Print a row for each contender; what the result file holds of them."""
+    """Print a row for each candidate; what the result file holds of them."""
     print(f"\n{title}: {calibrated} pictures calibrated")
     rows = {}
     for label, turns in raced.items():
         speed, (wall, cpu) = speedup(raced[FLOAT], turns), seconds.get(label, (0.0, 0.0))
         divergent = f"{lost[label]:11.3g}" if label in lost else ""
         print(
-            f"{label:34s} {typical(turns):9.3f} ms {speed.value:6.2f}x [{speed.low:.2f}, {speed.high:.2f}]"
+            f"{label:34s} {median_ms(turns):9.3f} ms {speed.value:6.2f}x [{speed.low:.2f}, {speed.high:.2f}]"
             f"{divergent}  made in {wall:6.1f} s ({cpu:.1f} s of processors)"
         )
         rows[label] = {"rounds_ns": turns, "mean_kl": lost.get(label), "made_s": wall, "made_cpu_s": cpu}
@@ -330,7 +330,7 @@ def time_bar(
 ) -> Iterator[Bar]:
     """Seconds to quantize ViT-Ti/16 over NNCF's, the median of turns with the least and the largest.
 
-    In turns, because a shared machine is a third slower in one minute than in the next.
+    Interleaved, because a shared machine is a third slower in one minute than in the next.
     """
     if name != "ViT-Ti/16" or nncf is None:
         return

@@ -4,13 +4,13 @@
 
 MODEL is ``embedded``, ``ViT-Ti/16`` or ``ViT-S/16`` (all three by default; the last two have random weights, on which
 latency doesn't depend), or the folder of ``vitedge import``. Ours is what ``vitedge export --target onnxruntime
---precision int8`` writes: the target's first kernel variant, the recipe default; the target's others are shown, and not
-judged by. Peers: ``quantize_static`` and ``quantize_dynamic`` of ONNX Runtime in their usual settings, and NNCF through
-its ONNX backend. All of one model get the same calibration pictures, and race in one process, turn by turn, batch 1.
+--precision int8`` writes: the target's first kernel variant, the recipe default; the target's others are shown, and no
+bar is held against them. Peers: ``quantize_static`` and ``quantize_dynamic`` of ONNX Runtime in their usual settings, and NNCF through
+its ONNX backend. All of one model get the same calibration pictures, and race in one process, interleaved, batch 1.
 
 Bars (docs/quantization.md): speed against the fastest of ``quantize_*`` and against float32, mean KL from the float32
-logits against the least of all peers', seconds to quantize ViT-Ti/16 with 300 pictures against NNCF's, five times in
-turns. Exits with 7 where one isn't met. On a machine with neighbours, ``--cpu-time`` takes one thread's processor time
+logits against the least of all peers', seconds to quantize ViT-Ti/16 with 300 pictures against NNCF's, five times,
+interleaved. Exits with 7 where one isn't met. On a machine with other load, ``--cpu-time`` takes one thread's processor time
 instead of latency.
 """
 
@@ -38,11 +38,11 @@ from peer_bars import (
     contest,
     hold,
     lowering_of,
+    median_ms,
     pictures,
     speedup,
     time_bar,
     timed,
-    typical,
 )
 
 from vitedge.formats.model_folder import Model
@@ -53,18 +53,18 @@ from vitedge.runtimes.base import Lowered
 FEW = 32  # pictures for a model of which only latency is asked
 #: (at least so many times as fast as the best peer, as float32)
 SPEEDS = {"embedded": (1.0, 1.0), "ViT-Ti/16": (1.2, 2.0), "ViT-S/16": (1.2, 1.0)}
-Graphs = dict[str, tuple[onnx.ModelProto, dict[str, Any]]]  # by contender: the graph, and session options
+Graphs = dict[str, tuple[onnx.ModelProto, dict[str, Any]]]  # by candidate: the graph, and session options
 Make = Callable[[], onnx.ModelProto]
 
 
 def main() -> int:
     parser = command_line(__doc__, "onnxruntime")
     parser.add_argument("--only-ours", action="store_true", help="without the peers: float32 and our variants")
-    return hold(parser.parse_args(), ("onnxruntime", "onnx", "nncf"), judge)
+    return hold(parser.parse_args(), ("onnxruntime", "onnx", "nncf"), measure)
 
 
-def judge(name: str, model: Model, arguments: argparse.Namespace, threads: int) -> tuple[list[Bar], dict[str, Any]]:
-    """The bars of one model, and a row for each contender."""
+def measure(name: str, model: Model, arguments: argparse.Namespace, threads: int) -> tuple[list[Bar], dict[str, Any]]:
+    """The bars of one model, and a row for each candidate."""
     graph = load(model.onnx_path)
     calibration = pictures(name, model, arguments, FEW)
     graphs: Graphs = {FLOAT: (pin_batch(graph, 1), {})}
@@ -92,7 +92,7 @@ def bars_of(name: str, raced: Any, lost: dict[str, float]) -> Iterator[Bar]:
     yield Bar(f"{name}, speed over float32", speed.value, over_float, low=speed.low, high=speed.high)
     if not shipped:
         return
-    best = min(shipped, key=lambda label: typical(raced[label]))
+    best = min(shipped, key=lambda label: median_ms(raced[label]))
     speed = speedup(raced[best], raced[OURS])
     yield Bar(f"{name}, speed over {best}", speed.value, over_peer, low=speed.low, high=speed.high)
     if lost:
@@ -100,7 +100,7 @@ def bars_of(name: str, raced: Any, lost: dict[str, float]) -> Iterator[Bar]:
         yield Bar(f"{name}, mean KL against {least}", lost[OURS], lost[least], at_least=False)
 
 
-# --- contenders ------------------------------------------------------------------------------------------------------
+# --- candidates ------------------------------------------------------------------------------------------------------
 
 
 def ours(

@@ -1,4 +1,4 @@
-"""Artifacts through the load generator: floor, stages, refusals, planted faults, and what an interruption leaves."""
+"""Artifacts through the load generator: overhead, stages, refusals, planted faults, and what an interruption leaves."""
 
 from __future__ import annotations
 

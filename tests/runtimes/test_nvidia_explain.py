@@ -66,7 +66,7 @@ def test_an_engine_without_detail_tells_names_alone() -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", '{"Layers": 3}', '{"Layers": [3]}', '{"Layers": null}', "\x00"])
 def test_another_form_is_refused(text: str) -> None:
-    with pytest.raises(ArtifactError, match="the inspector's answer has another form"):
+    with pytest.raises(ArtifactError, match="the inspector's answer has another structure"):
         parse(text)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gc
-import random
 import time
 from collections.abc import Callable, Sequence
 
 from vitedge.benchmarking.load import Workload
 from vitedge.core.progress import Progress, silent
+from vitedge.core.randomness import generator
 from vitedge.device.reading import Reading
 from vitedge.device.telemetry import Telemetry
 from vitedge.formats.samples import Latency, Memory, Rules
@@ -61,7 +61,7 @@ class Run:
             progress("warm up", number, len(measured))
             workload.warm_up(rules)
         progress("warm up", len(measured), len(measured))
-        order = random.Random(rules.seed + len(self._resumed_ns))
+        order = generator(rules.seed + len(self._resumed_ns))
         self._start_ns = time.perf_counter_ns()
         due = self._start_ns + KEEP_EVERY_S * 1e9
         gc.collect()
@@ -69,8 +69,8 @@ class Run:
         try:
             while (fraction := min(workload.progress(rules) for workload in self.workloads)) < 1.0:
                 progress("measure", int(100 * fraction), 100)
-                for workload in order.sample(measured, len(measured)):
-                    workload.run_block(rules)
+                for number in order.permutation(len(measured)):
+                    measured[number].run_block(rules)
                 if keep is not None and (now := time.perf_counter_ns()) >= due:
                     keep()
                     done = time.perf_counter_ns()

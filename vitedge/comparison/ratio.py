@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from vitedge.core.percentiles import median_of
+from vitedge.core.randomness import generator
 from vitedge.core.schema import Record
 from vitedge.formats.result import Latency, Samples
 
@@ -87,7 +88,7 @@ def _costs(samples: Samples, scenario: str, statistic: str) -> list[float]:
 
 def _estimate(groups: Sequence[NDArray[np.float64]], signs: Sequence[float]) -> tuple[float, float]:
     """(sum of signed trimmed means, half of its interval's width) of independent groups [n]."""
-    random = np.random.default_rng(0)
+    random = generator(0)
     means = [_trimmed(group) for group in groups]
     value = sum(sign * float(mean) for sign, (mean, _) in zip(signs, means, strict=True))
     error = _combined([error for _, error in means])

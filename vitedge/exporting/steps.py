@@ -14,6 +14,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from vitedge.core.progress import Progress
+from vitedge.core.randomness import generator
 from vitedge.exporting.candidates import Evaluated, ExportInputs, evaluate_candidate
 from vitedge.exporting.groups import Group, layers_except, layers_of
 from vitedge.exporting.runnable import opened
@@ -113,7 +114,7 @@ def _measure(
 def _interleaved_ms(sessions: Sequence[Session], frames: NDArray[np.uint8]) -> list[float]:
     """Milliseconds of an inference of each session, interleaved: the median over rounds of each round's fastest."""
     fastest_ns: list[list[int]] = [[] for _ in sessions]
-    order = np.random.default_rng(0)
+    order = generator(0)
     for _ in range(ROUNDS):
         for number in order.permutation(len(sessions)):
             sessions[number].run(frames)  # what ran before it has used the caches

@@ -15,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
+from vitedge.core.randomness import generator
 from vitedge.graph import surgery
 from vitedge.graph.folding import Array, Index, set_constant, splice
 from vitedge.graph.surgery import attribute
@@ -131,7 +132,7 @@ def _upstream(index: Index, name: str, depth: int = 6) -> Iterator[str]:
 
 def layer_norm(model: onnx.ModelProto) -> int:
     """LayerNorm (Ba et al., 1607.06450) spelled in means, squares and roots becomes the LayerNormalization operator."""
-    rows = np.random.default_rng(0).standard_normal((4, 16)) * 3 + 1
+    rows = generator(0).standard_normal((4, 16)) * 3 + 1
     centred = rows - rows.mean(axis=-1, keepdims=True)
     variance = (centred**2).mean(axis=-1, keepdims=True)
     index, found = Index(model), {}

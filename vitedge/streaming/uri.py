@@ -182,7 +182,7 @@ def read_credentials(where: str) -> Mapping[str, Credentials]:
             return _from_netrc(text)
         except netrc.NetrcParseError:
             pass
-    raise UsageError(action, "they're in neither form", "write one line user:password, or lines as in a .netrc file")
+    raise UsageError(action, "they're in neither syntax", "write one line user:password, or lines as in a .netrc file")
 
 
 def _from_netrc(text: str) -> Mapping[str, Credentials]:

@@ -51,7 +51,7 @@ def parse(text: str) -> list[Layer]:
         return [_layer(entry) for entry in found]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
-            "read an engine's layers", f"the inspector's answer has another form: {error}", "report this version"
+            "read an engine's layers", f"the inspector's answer has another structure: {error}", "report this version"
         ) from error
 
 
