@@ -15,7 +15,6 @@ from vitedge.core.progress import Progress, silent
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from vitedge.benchmarking.arrivals import Replay
     from vitedge.benchmarking.options import BenchConfig
     from vitedge.comparison.compare import Comparison
     from vitedge.comparison.options import Tolerance
@@ -293,7 +292,7 @@ def verify(artifact: Artifact | str | Path, options: OpenOptions | None = None) 
 
 def bench(
     artifacts: Iterable[Artifact | str | Path],
-    wish: BenchConfig | None = None,
+    config: BenchConfig | None = None,
     options: OpenOptions | None = None,
     *,
     data: str | Path | None = None,
@@ -305,7 +304,7 @@ def bench(
 
     Args:
         artifacts: at least one.
-        wish: scenario and stop rules; None takes what the targets say.
+        config: scenario and stop rules; None takes what the targets say.
         options: how each is opened.
         data: pictures to feed, instead of the golden ones.
         progress: called with (task, done, total).
@@ -316,22 +315,16 @@ def bench(
         as :func:`vitedge.benchmarking.bench.bench`.
     """
     from vitedge.benchmarking.bench import bench as measure
+    from vitedge.benchmarking.options import BenchConfig
     from vitedge.data import embedded
+    from vitedge.streaming.replay import open_replay
 
+    given = config or BenchConfig()
+    config = filled(type(given), {}, given, action="measure latency", verb="bench")
     images = None if data is None else embedded.open_images(data, action="measure latency")
+    clip = None if config.replay is None else open_replay(Path(config.replay))
     opened = [_opened(artifact) for artifact in artifacts]
-    return measure(opened, wish, options, images=images, progress=progress, resume=resume, keep=keep)
-
-
-def open_replay(clip: str | Path) -> Replay:
-    """The frames and arrival times of a clip that ``vitedge stream --record`` kept, for the scenario ``camera``.
-
-    Raises:
-        as :func:`vitedge.streaming.replay.open_replay`.
-    """
-    from vitedge.streaming import replay
-
-    return replay.open_replay(Path(clip))
+    return measure(opened, config, options, images=images, replay=clip, progress=progress, resume=resume, keep=keep)
 
 
 def evaluate(
@@ -383,7 +376,7 @@ def compare(
     allowed: Tolerance | None = None,
     options: OpenOptions | None = None,
     *,
-    wish: BenchConfig | None = None,
+    config: BenchConfig | None = None,
     data: str | Path | None = None,
     limit: int | None = None,
     keep: Callable[[Result], None] | None = None,
@@ -396,7 +389,7 @@ def compare(
         candidates: at least one artifact.
         allowed: what a candidate may cost; None: its target's budget, and no slow-down.
         options: how each is opened.
-        wish: how to measure; None is a :class:`vitedge.comparison.options.Rounds`.
+        config: how to measure; None is a :class:`vitedge.comparison.options.Rounds`.
         data: labelled images to compare the accuracy on; None: latency alone.
         limit: compare on so many of the images.
         keep: called with the partial result, now and then and when it's stopped, to save it.
@@ -417,7 +410,7 @@ def compare(
     opened = [_opened(artifact) for artifact in (baseline, *candidates)]
     keep = keep or (lambda _: None)
     try:
-        result = bench(opened, wish or PairedConfig(), options, progress=progress, keep=keep)
+        result = bench(opened, config or PairedConfig(), options, progress=progress, keep=keep)
     except Stopped as stop:
         keep(stop.result)
         raise

@@ -77,9 +77,7 @@ def test_camera_goes_through_the_whole_picture(artifact: Artifact, rate: float) 
 
 
 def configured(**changes: object) -> BenchConfig:
-    from dataclasses import replace as change
-
-    return change(CONFIG, **changes)
+    return replace(CONFIG, **changes)
 
 
 def test_batches_are_not_all_alike(tmp_path: Path) -> None:
@@ -338,7 +336,7 @@ def test_other_tools_rules_and_profiles_stand_beside_the_run(artifact: Artifact)
 def test_a_recorded_clip_is_replayed(artifact: Artifact) -> None:
     pictures = [Image.new("RGB", (20, 10), (red, 0, 0)) for red in range(5)]
     clip = Replay("yard.clip 0a1b2c", [0, 8_000_000, 40_000_000, 48_000_000, 80_000_000], pictures)
-    (latency,) = measured(artifact, config=configured(scenario="camera", replay=clip))
+    (latency,) = measured(artifact, config=configured(scenario="camera"), replay=clip)
     assert latency.rules.replay == latency.rules.pictures == "yard.clip 0a1b2c"
     assert latency.rules.rate_hz == pytest.approx(50)
     assert latency.samples.arrivals == len(latency.samples) + latency.samples.missed > 0

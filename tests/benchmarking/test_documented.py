@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vitedge.benchmarking import interleaving, load, profile, scenarios, sustained, validity
+from vitedge.benchmarking import interleaving, load, options, profile, scenarios, sustained, validity
 from vitedge.benchmarking.bench import BenchConfig
 from vitedge.benchmarking.protocols import OFFLINE_SAMPLES, TOOLS
-from vitedge.cli.bench import Tool
 from vitedge.device import telemetry
 from vitedge.evaluation.evaluate import MOST_UNREADABLE
 from vitedge.evaluation.scoring import BINS
@@ -42,4 +41,4 @@ def test_tools_of_the_page() -> None:
         assert tool.min_duration_s == 0 or f"{tool.min_duration_s:g} s" in row or "the same" in row
         assert (f"{1000 * tool.warmup_s:g} ms" in row) is (tool.warmup_s > 0)
     assert f"{OFFLINE_SAMPLES:,} samples" in PAGE
-    assert {tool.value for tool in Tool} == set(TOOLS)  # of the command line
+    assert tuple(TOOLS) == options.TOOLS  # of the command line

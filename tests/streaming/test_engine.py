@@ -280,7 +280,7 @@ def test_what_is_recorded_is_what_the_session_got_and_replays(opened: Session, t
     artifact = null_artifact(tmp_path / "null")
     from vitedge.benchmarking.bench import BenchConfig
 
-    wish = BenchConfig("camera", duration_s=0.2, warmup_s=0.05, percentile=50, replay=replay)
+    wish = BenchConfig(scenario="camera", duration_s=0.2, warmup_s=0.05, percentile=50, replay=str(clip.path))
     assert vitedge.bench([artifact], wish).rows[0].latency is not None
 
 

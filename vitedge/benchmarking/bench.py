@@ -9,6 +9,7 @@ from pathlib import Path
 
 from msgspec import structs
 
+from vitedge.benchmarking.arrivals import Replay
 from vitedge.benchmarking.interleaving import Run
 from vitedge.benchmarking.opened import OpenArtifact, pictures_of
 from vitedge.benchmarking.options import BenchConfig
@@ -31,6 +32,7 @@ def bench(
     options: OpenOptions | None = None,
     *,
     images: ImageSet | None = None,
+    replay: Replay | None = None,
     progress: Progress = silent,
     resume: Result | None = None,
     keep: Callable[[Result], None] | None = None,
@@ -43,6 +45,7 @@ def bench(
         config: how to measure.
         options: how each is opened.
         images: pictures to preprocess and feed; None takes the artifacts' golden ones and their mirror images.
+        replay: the clip of scenario ``camera``, in place of pictures at a rate.
         progress: called with (task, done, total).
         resume: a partial result, whose measurement goes on.
         keep: called now and then with the partial result, to save it.
@@ -59,7 +62,7 @@ def bench(
         if tool not in TOOLS:
             raise UsageError(f"measure as '{tool}' does", f"the tools are {', '.join(TOOLS)}", "name one of them")
     artifacts = config.of_batches(artifacts)
-    rules = config.rules(artifacts, "golden" if images is None else images.source.name)
+    rules = config.rules(artifacts, "golden" if images is None else images.source.name, replay)
     sweep = [replace(options, threads=threads) for threads in config.threads] or [options]
     openings = [(artifact, how) for artifact in artifacts for how in sweep]
     environment = Environment.here(root)
@@ -75,14 +78,14 @@ def bench(
                     artifact,
                     how,
                     stack,
-                    pictures_of(artifact, images) if config.replay is None else config.replay.pictures,
-                    replay=config.replay,
+                    pictures_of(artifact, images) if replay is None else replay.pictures,
+                    replay=replay,
                     nvml=nvml,
                     alone=config.memory_alone and len(openings) > 1,
                     before=rows[number],
                 )
             )
-            if config.threads:
+            if len(config.threads) > 1:
                 _refuse_other_threads(opened[-1], how.threads)
             _refuse_other_session(opened[-1], rows[number])
         progress("open", len(openings), len(openings))

@@ -2,51 +2,140 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated
 
+from msgspec import Meta
+
+from vitedge.core.options import Flag
+from vitedge.core.schema import Record
 from vitedge.errors import UsageError
+from vitedge.formats.samples import Rules, Scenario
 
 if TYPE_CHECKING:
     from vitedge.benchmarking.arrivals import Replay
     from vitedge.formats.artifact import Artifact
-    from vitedge.formats.samples import Rules, Scenario
 
+TOOLS = ("trtexec10", "trtexec11", "benchmark-app", "loadgen", "loadgen-offline", "ultralytics")
+LOAD, STOP, SWEEPS, BESIDE = "Load", "When to stop", "What to vary", "Further measurements"
 BLOCKS = 20  # at least so many blocks within the minimum duration, and none longer than a second
 
 
-@dataclass(frozen=True)
-class BenchConfig:
-    """How to measure; None takes what the artifacts' targets say.
+def parse_time(text: str) -> float:
+    """``90``, ``90s``, ``10m`` or ``1h`` in seconds.
 
-    ``threads`` and ``batches`` are sweeps: every artifact with each number of compute threads; only the artifacts that
-    were exported for these batches. ``like`` are keys of :data:`vitedge.benchmarking.protocols.TOOLS`.
+    Raises:
+        UsageError: another text.
     """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    if match is None:
+        raise UsageError("measure latency", f"'{text}' isn't a time", "write 90, 90s, 10m or 1h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
-    scenario: Scenario = "single"
-    rate_hz: float | None = None
-    duration_s: float | None = None
-    warmup_s: float | None = None
-    iterations: int = 1
-    percentile: float = 95.0
+
+def parse_counts(option: str) -> Callable[[str], tuple[int, ...]]:
+    """What reads ``4`` or ``1,2,4``: whole numbers, each once; another text is a UsageError."""
+
+    def parse(text: str) -> tuple[int, ...]:
+        numbers = [number.strip() for number in text.split(",")]
+        if not all(re.fullmatch(r"\d{1,4}", number) for number in numbers) or len(set(numbers)) < len(numbers):
+            hint = f"write {option} 4, or 1,2,4"
+            raise UsageError("measure latency", f"{option} '{text}' isn't a list of numbers", hint)
+        return tuple(int(number) for number in numbers)
+
+    return parse
+
+
+class BenchConfig(Record):
+    """How to measure; None takes what the artifacts' targets say."""
+
+    scenario: Annotated[
+        Scenario,
+        Flag("Load: one picture in flight, as many as possible, or arrivals at a rate.", group=LOAD),
+    ] = "single"
+    rate_hz: Annotated[
+        Annotated[float, Meta(ge=0.1, le=10_000)] | None,
+        Flag("Arrival rate in scenario camera.", ("--rate",), unit="per second", group=LOAD),
+    ] = None
+    replay: Annotated[
+        str | None,
+        Flag(
+            "Clip that `vitedge stream --record` kept: its pictures and arrival times make scenario camera.",
+            unit="path",
+            group=LOAD,
+        ),
+    ] = None
+    duration_s: Annotated[
+        Annotated[float, Meta(ge=0)] | None,
+        Flag(
+            "Shortest measurement of each artifact: 30, 90s, 10m; from 1m on, burst is compared with sustained speed.",
+            ("--duration",),
+            unit="time",
+            default="the target's",
+            parse=parse_time,
+            group=STOP,
+        ),
+    ] = None
+    warmup_s: Annotated[
+        Annotated[float, Meta(ge=0)] | None,
+        Flag(
+            "Shortest warm-up; it goes on until the latency is stable.",
+            ("--warmup",),
+            unit="time",
+            default="the target's",
+            parse=parse_time,
+            group=STOP,
+        ),
+    ] = None
+    iterations: Annotated[int, Meta(ge=1), Flag("Fewest inferences to measure.", unit="inferences", group=STOP)] = 1
+    percentile: Annotated[
+        float,
+        Meta(ge=50, le=99.99),
+        Flag("Percentile that the sample must support before measuring stops.", unit="percent", group=STOP),
+    ] = 95.0
     seed: int = 0
-    threads: tuple[int, ...] = ()
-    batches: tuple[int, ...] = ()
-    like: tuple[str, ...] = ()
-    profile: bool = False
-    replay: Replay | None = None
+    threads: Annotated[
+        tuple[int, ...],
+        Flag(
+            "Number of compute threads, 0 for all physical cores; several (1,2,4) are measured one after the other.",
+            unit="counts",
+            default="the target's",
+            parse=parse_counts("--threads"),
+            group=SWEEPS,
+        ),
+    ] = ()
+    batches: Annotated[
+        tuple[int, ...],
+        Flag(
+            "Measure only the artifacts that were exported for these batches: 1,8.",
+            ("--batch",),
+            unit="counts",
+            parse=parse_counts("--batch"),
+            group=SWEEPS,
+        ),
+    ] = ()
+    like: Annotated[
+        tuple[str, ...],
+        Flag(
+            f"Measure as another tool does, too, and show its figures beside ours: {', '.join(TOOLS)}; repeat the "
+            "option for several.",
+            unit="tool",
+            group=BESIDE,
+        ),
+    ] = ()
+    profile: Annotated[
+        bool, Flag("Time every layer, and add the times up by part and block of the model.", group=BESIDE)
+    ] = False
     memory_alone: bool = True  # of several artifacts, in a process of each one's own; costs a second or more each
 
-    def rules(self, artifacts: Sequence[Artifact], pictures: str) -> Rules:
+    def rules(self, artifacts: Sequence[Artifact], pictures: str, replay: Replay | None = None) -> Rules:
         """One set of rules for all: the longest that any of the targets demands.
 
         Raises:
             UsageError: options that contradict each other.
         """
-        from vitedge.formats.samples import Rules
-
-        rate_hz = self.replay.rate_hz if self.replay is not None else self.rate_hz
+        rate_hz = replay.rate_hz if replay is not None else self.rate_hz
         if (self.scenario == "camera") != (rate_hz is not None):
             raise UsageError(
                 f"measure scenario {self.scenario}",
@@ -70,9 +159,9 @@ class BenchConfig:
             block_s=min(1.0, max(0.01, duration_s / BLOCKS)),
             settle=2,
             seed=self.seed,
-            pictures=pictures if self.replay is None else self.replay.name,
+            pictures=pictures if replay is None else replay.name,
             rate_hz=rate_hz,
-            replay=None if self.replay is None else self.replay.name,
+            replay=None if replay is None else replay.name,
         )
 
     def of_batches(self, artifacts: Sequence[Artifact]) -> list[Artifact]:

@@ -86,7 +86,7 @@ def compare(
                 artifacts[1:],
                 tolerance,
                 options,
-                wish=PairedConfig(duration_s=duration, rounds=rounds),
+                config=PairedConfig(duration_s=duration, rounds=rounds),
                 data=data,
                 limit=limit,
                 keep=keep,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from msgspec import field
@@ -13,6 +12,7 @@ from vitedge.benchmarking.options import BenchConfig
 from vitedge.core.schema import Record
 
 if TYPE_CHECKING:
+    from vitedge.benchmarking.arrivals import Replay
     from vitedge.formats.artifact import Artifact
     from vitedge.formats.samples import Rules
 
@@ -26,7 +26,6 @@ class Tolerance(Record):
     max_top1_drop_pp: float | None = field(default=None, name="max_drop_pts")  # percentage points of top-1
 
 
-@dataclass(frozen=True)
 class PairedConfig(BenchConfig):
     """How to measure a pair: many short interleaved blocks, so that other processes disturb both artifacts alike.
 
@@ -37,9 +36,9 @@ class PairedConfig(BenchConfig):
     memory_alone: bool = False  # memory isn't compared
     rounds: int = ROUNDS
 
-    def rules(self, artifacts: Sequence[Artifact], pictures: str) -> Rules:
+    def rules(self, artifacts: Sequence[Artifact], pictures: str, replay: Replay | None = None) -> Rules:
         """As :meth:`BenchConfig.rules`, in ``rounds`` rounds of blocks."""
-        rules = super().rules(artifacts, pictures)
+        rules = super().rules(artifacts, pictures, replay)
         return replace(
             rules,
             block_s=min(1.0, max(0.005, rules.min_duration_s / self.rounds)),

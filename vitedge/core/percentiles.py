@@ -8,8 +8,6 @@ from fractions import Fraction
 from functools import cache
 from typing import Literal
 
-import numpy as np
-
 Method = Literal["nearest-rank", "loadgen", "trtexec"]
 #: The method of every percentile that vitedge prints: the smallest sample that at least p % of the samples don't
 #: exceed, without interpolation. benchmark_app's is the same.
@@ -29,6 +27,8 @@ def percentile(ordered: Sequence[int], percent: float, method: Method = METHOD) 
     Raises:
         ValueError: no samples, or a percentage outside 0 … 100.
     """
+    import numpy as np
+
     count = len(ordered)
     if not count or not 0 <= percent <= 100:
         raise ValueError(f"{percent}th percentile of {count} samples")
