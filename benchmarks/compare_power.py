@@ -2,9 +2,9 @@
 
     python benchmarks/compare_power.py [ARTIFACT] [--runs 200] [--duration 2] [--threads 1] [--out FILE]
 
-Each run opens the artifact twice, as `vitedge compare` does, and measures both interleaved. In half of the runs the second
-one's session takes 5 % longer: after every inference it computes on for 5 % of the time that the inference took. The
-embedded model on ONNX Runtime is exported where no ARTIFACT is named. Prints how often a difference was called, the
+Each run opens the artifact twice, as `vitedge compare` does, and measures both interleaved. In half of the runs the
+second one's session takes 5 % longer: after every inference it computes on for 5 % of the time that the inference took.
+The embedded model on ONNX Runtime is exported where no ARTIFACT is named. Prints how often a difference was called, the
 estimates' spread and the seconds per run; with --out, every run's ratio and interval as JSON.
 """
 

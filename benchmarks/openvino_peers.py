@@ -4,14 +4,14 @@
 
 MODEL is ``embedded``, ``ViT-Ti/16`` or ``ViT-S/16`` (all three by default; the last two have random weights, on which
 latency doesn't depend), or the folder of ``vitedge import``. Ours is what an INT8 export for ``--target`` writes: the
-target's first kernel variant, the recipe default; the target's others are shown, and no bar is held against them. The peer is
-``nncf.quantize(model_type=TRANSFORMER)`` of the same graph with the same pictures, under the hint f32, and under bf16
-where the processor has it. All of one model race in one process, turn by turn, batch 1.
+target's first kernel variant, the recipe default; the target's others are shown, and no bar is held against them. The
+peer is ``nncf.quantize(model_type=TRANSFORMER)`` of the same graph with the same pictures, under the hint f32, and
+under bf16 where the processor has it. All of one model race in one process, interleaved, batch 1.
 
 Bars: at least as fast as NNCF under either hint, mean KL from the float32 logits not above NNCF's (embedded pictures
-that calibration doesn't see), seconds to quantize ViT-Ti/16 with 300 pictures not above NNCF's, five times, interleaved.
-Exits with 7 where one isn't met. ``--profile`` prints where the time goes, by operator. On a machine with other load,
-``--cpu-time`` takes one thread's processor time instead of latency.
+that calibration doesn't see), seconds to quantize ViT-Ti/16 with 300 pictures not above NNCF's, five times,
+interleaved. Exits with 7 where one isn't met. ``--profile`` prints where the time goes, by operator. On a machine with
+other load, ``--cpu-time`` takes one thread's processor time instead of latency.
 """
 
 from __future__ import annotations

@@ -5,13 +5,14 @@
 MODEL is ``embedded``, ``ViT-Ti/16`` or ``ViT-S/16`` (all three by default; the last two have random weights, on which
 latency doesn't depend), or the folder of ``vitedge import``. Ours is what ``vitedge export --target onnxruntime
 --precision int8`` writes: the target's first kernel variant, the recipe default; the target's others are shown, and no
-bar is held against them. Peers: ``quantize_static`` and ``quantize_dynamic`` of ONNX Runtime in their usual settings, and NNCF through
-its ONNX backend. All of one model get the same calibration pictures, and race in one process, interleaved, batch 1.
+bar is held against them. Peers: ``quantize_static`` and ``quantize_dynamic`` of ONNX Runtime in their usual settings,
+and NNCF through its ONNX backend. All of one model get the same calibration pictures, and race in one process,
+interleaved, batch 1.
 
 Bars (docs/quantization.md): speed against the fastest of ``quantize_*`` and against float32, mean KL from the float32
 logits against the least of all peers', seconds to quantize ViT-Ti/16 with 300 pictures against NNCF's, five times,
-interleaved. Exits with 7 where one isn't met. On a machine with other load, ``--cpu-time`` takes one thread's processor time
-instead of latency.
+interleaved. Exits with 7 where one isn't met. On a machine with other load, ``--cpu-time`` takes one thread's processor
+time instead of latency.
 """
 
 from __future__ import annotations
