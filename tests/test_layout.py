@@ -26,7 +26,7 @@ IMPORTS = {
     "device": "core",
     "data": "core",
     "formats": "core device data",
-    "graph": "data formats",
+    "graph": "core data formats",
     "training": "core device data formats graph",
     "importing": "core data formats graph training",
     "quantization": "core data formats graph",
