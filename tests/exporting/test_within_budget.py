@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from PIL import Image
 
 import vitedge
 from vitedge.errors import InvalidResultError, UsageError
 from vitedge.exporting import sensitivity
+from vitedge.formats.budget import Budget
 from vitedge.formats.target import load_target
 from vitedge.runtimes.session import Session
 
@@ -51,7 +54,6 @@ def test_layers_go_back_to_float_until_the_budget_holds(
 
     def strict(self: HoldOut, runnable: object, count: int | None = None) -> object:
         """As if one attention were what the agreement suffers from."""
-        from msgspec.structs import replace
 
         found = evaluate(self, runnable, count)  # type: ignore[arg-type]
         graph = getattr(runnable, "session", None)
@@ -80,7 +82,6 @@ def test_layers_go_back_to_float_until_the_budget_holds(
 def test_a_budget_that_nothing_holds_publishes_nothing(
     small_model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from msgspec.structs import replace
 
     from vitedge.exporting.hold_out import HoldOut
 
@@ -119,6 +120,28 @@ def test_budgets_that_cannot_be_shown_are_refused(
     assert "for display alone" in refused(data=pictures, num_samples=64, held_out="display", min_agreement=50.0)
     with pytest.raises(UsageError, match="nothing is quantized"):
         vitedge.export(small_model, "onnxruntime", "fp32", tmp_path / "a", max_drop=1.0)
+
+
+def test_auto_holds_the_whole_budget_of_the_target(
+    small_model: Path, small_data: Path, pictures: Path, tmp_path: Path
+) -> None:
+    held_out = tmp_path / "held-out"
+    classes = sorted(path.name for path in small_data.iterdir())
+    for number, path in enumerate(sorted(pictures.iterdir())):
+        folder = held_out / classes[number % len(classes)]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder)
+    shipped = load_target("onnxruntime")
+    action = {"data": small_data, "num_samples": 16, "recipe": "fast", "held_out": held_out}
+
+    def exported(budget: Budget, name: str) -> vitedge.Artifact:
+        return vitedge.export(small_model, replace(shipped, budget=budget), "auto", tmp_path / name, **action)
+
+    made = exported(Budget(max_top1_drop_pp=20.0, min_top1_agreement_pct=50.0), "a").manifest
+    assert made.precision == "int8"
+    assert (made.max_top1_drop_pp, made.min_top1_agreement_pct) == (20.0, 50.0)
+    with pytest.raises(UsageError, match=r"200 hold-out pictures can't show a top-1 agreement of 99\.9 %"):
+        exported(Budget(max_top1_drop_pp=20.0, min_top1_agreement_pct=99.9), "b")
 
 
 def test_the_fastest_that_holds_is_taken_and_remembered(

@@ -48,7 +48,7 @@ def encodes() -> bool:
     return ENCODER in av.codecs_available
 
 
-class BenchConfig(NamedTuple):
+class Behaviour(NamedTuple):
     """What a publisher does."""
 
     kind: str  # "mjpeg", "mpegts", "mpegts-client", "rtsp"
@@ -66,9 +66,9 @@ class BenchConfig(NamedTuple):
 class Publisher:
     """A publisher's process, a context manager."""
 
-    def __init__(self, kind: str, **wish: Any) -> None:
+    def __init__(self, kind: str, **behaviour: Any) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.streaming.publisher", json.dumps({"kind": kind, **wish})],
+            [sys.executable, "-m", "tests.streaming.publisher", json.dumps({"kind": kind, **behaviour})],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -124,28 +124,28 @@ class Faulty:
 
     connections = itertools.count()
 
-    def __init__(self, wish: BenchConfig) -> None:
-        self.wish = wish
-        self.fault = wish.fault if next(Faulty.connections) < wish.times else ""
+    def __init__(self, behaviour: Behaviour) -> None:
+        self.behaviour = behaviour
+        self.fault = behaviour.fault if next(Faulty.connections) < behaviour.times else ""
 
     def numbers(self) -> Iterator[int]:
         begin = time.monotonic()
-        for number in range(self.wish.frames):
-            if self.wish.rate:
-                time.sleep(max(0.0, begin + number / self.wish.rate - time.monotonic()))
-            if number == self.wish.after and self.fault == "hangup":
+        for number in range(self.behaviour.frames):
+            if self.behaviour.rate:
+                time.sleep(max(0.0, begin + number / self.behaviour.rate - time.monotonic()))
+            if number == self.behaviour.after and self.fault == "hangup":
                 return
-            if number == self.wish.after and self.fault == "stall":
+            if number == self.behaviour.after and self.fault == "stall":
                 time.sleep(3600)
-            if self.fault == "loss" and self.wish.after <= number < self.wish.after + 2 * RATE:
+            if self.fault == "loss" and self.behaviour.after <= number < self.behaviour.after + 2 * RATE:
                 continue
             yield number
 
     def size(self, number: int) -> tuple[int, int]:
-        return (64, 48) if self.fault == "size" and number >= self.wish.after else SIZE
+        return (64, 48) if self.fault == "size" and number >= self.behaviour.after else SIZE
 
     def damaged(self, number: int) -> bool:
-        return self.fault == "corrupt" and self.wish.after <= number < self.wish.after + 10
+        return self.fault == "corrupt" and self.behaviour.after <= number < self.behaviour.after + 10
 
 
 # --- protocols
@@ -155,15 +155,15 @@ class Mjpeg(socketserver.StreamRequestHandler):
     """``multipart/x-mixed-replace``, as cameras speak it."""
 
     def handle(self) -> None:
-        wish: BenchConfig = self.server.wish  # type: ignore[attr-defined]
+        behaviour: Behaviour = self.server.behaviour  # type: ignore[attr-defined]
         head = b"".join(iter(self.rfile.readline, b"\r\n"))
-        expected = base64.b64encode(f"{wish.user}:{wish.password}".encode())
-        if wish.password and b"Basic " + expected not in head:
+        expected = base64.b64encode(f"{behaviour.user}:{behaviour.password}".encode())
+        if behaviour.password and b"Basic " + expected not in head:
             self.wfile.write(b"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=camera\r\n"
                              b"Content-Length: 0\r\nConnection: close\r\n\r\n")  # fmt: skip
             return
         self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=frame\r\n\r\n")
-        faulty = Faulty(wish)
+        faulty = Faulty(behaviour)
         with contextlib.suppress(OSError):
             for number in faulty.numbers():
                 data = jpeg(grey(number), *faulty.size(number))
@@ -177,13 +177,13 @@ class MpegTs(socketserver.BaseRequestHandler):
     """A transport stream, to whoever connects."""
 
     def handle(self) -> None:
-        publish_ts(self.request, self.server.wish)  # type: ignore[attr-defined]
+        publish_ts(self.request, self.server.behaviour)  # type: ignore[attr-defined]
 
 
-def publish_ts(connection: socket.socket, wish: BenchConfig) -> None:
+def publish_ts(connection: socket.socket, behaviour: Behaviour) -> None:
     import av
 
-    faulty = Faulty(wish)
+    faulty = Faulty(behaviour)
 
     class File(io.RawIOBase):
         def writable(self) -> bool:
@@ -195,7 +195,7 @@ def publish_ts(connection: socket.socket, wish: BenchConfig) -> None:
 
     file = File()
     with contextlib.suppress(OSError):
-        stuffing = {"muxrate": str(wish.bits_s)} if wish.bits_s else {}
+        stuffing = {"muxrate": str(behaviour.bits_s)} if behaviour.bits_s else {}
         container = av.open(file, "w", format="mpegts", options={"flush_packets": "1", **stuffing})
         stream = container.add_stream(ENCODER, rate=RATE)
         stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
@@ -231,15 +231,15 @@ class Rtsp(socketserver.StreamRequestHandler):
                 pass
 
     def _answer(self) -> bool:
-        wish: BenchConfig = self.server.wish  # type: ignore[attr-defined]
+        behaviour: Behaviour = self.server.behaviour  # type: ignore[attr-defined]
         request = b"".join(iter(self.rfile.readline, b"\r\n")).decode()
         if not request:
             return False
         method = request.split()[0]
         number = re.search(r"(?im)^cseq:\s*(\d+)", request)
         assert number
-        expected = base64.b64encode(f"{wish.user}:{wish.password}".encode()).decode()
-        if wish.password and f"Basic {expected}" not in request:
+        expected = base64.b64encode(f"{behaviour.user}:{behaviour.password}".encode()).decode()
+        if behaviour.password and f"Basic {expected}" not in request:
             self._say("401 Unauthorized", number[1], 'WWW-Authenticate: Basic realm="camera"')
         elif method == "OPTIONS":
             self._say("200 OK", number[1], "Public: OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN")
@@ -256,7 +256,7 @@ class Rtsp(socketserver.StreamRequestHandler):
             self._say("200 OK", number[1], "Session: 1", "Transport: RTP/AVP/TCP;unicast;interleaved=0-1")
         elif method == "PLAY":
             self._say("200 OK", number[1], "Session: 1", "RTP-Info: url=track;seq=0;rtptime=90000", "Range: npt=0-")
-            self._play(Faulty(wish))
+            self._play(Faulty(behaviour))
             return False
         else:
             self._say("200 OK", number[1], "Session: 1")
@@ -268,9 +268,9 @@ class Rtsp(socketserver.StreamRequestHandler):
 
     def _play(self, faulty: Faulty) -> None:
         sequence = itertools.count()
-        small = h264(64, 48, faulty.wish.after) if faulty.fault == "size" else []
+        small = h264(64, 48, faulty.behaviour.after) if faulty.fault == "size" else []
         for number in faulty.numbers():
-            units = h264()[number % FRAMES] if faulty.size(number) == SIZE else small[number - faulty.wish.after]
+            units = h264()[number % FRAMES] if faulty.size(number) == SIZE else small[number - faulty.behaviour.after]
             for place, unit in enumerate(units):
                 if faulty.damaged(number) and unit[0] & 31 in (1, 5):
                     unit = unit[:6] + bytes(byte ^ 0x5A for byte in unit[6:])
@@ -300,28 +300,28 @@ class Server(socketserver.ThreadingTCPServer):
 
 
 def main() -> None:
-    wish = BenchConfig(**json.loads(sys.argv[1]))
-    if wish.kind == "mpegts-client":
-        sys.stdout.write(f"{wish.port}\n")
+    behaviour = Behaviour(**json.loads(sys.argv[1]))
+    if behaviour.kind == "mpegts-client":
+        sys.stdout.write(f"{behaviour.port}\n")
         sys.stdout.flush()
-        threading.Thread(target=_knock, args=[wish], daemon=True).start()
+        threading.Thread(target=_knock, args=[behaviour], daemon=True).start()
         sys.stdin.read()
         return
-    handler = {"mjpeg": Mjpeg, "mpegts": MpegTs, "rtsp": Rtsp}[wish.kind]
-    if wish.kind in ("rtsp", "mpegts"):
+    handler = {"mjpeg": Mjpeg, "mpegts": MpegTs, "rtsp": Rtsp}[behaviour.kind]
+    if behaviour.kind in ("rtsp", "mpegts"):
         h264()  # what an encoder's first time costs isn't a silence of the first connection
-    with Server(("127.0.0.1", wish.port), handler) as server:
-        server.wish = wish  # type: ignore[attr-defined]
+    with Server(("127.0.0.1", behaviour.port), handler) as server:
+        server.behaviour = behaviour  # type: ignore[attr-defined]
         threading.Thread(target=server.serve_forever, daemon=True).start()
         sys.stdout.write(f"{server.server_address[1]}\n")
         sys.stdout.flush()
         sys.stdin.read()
 
 
-def _knock(wish: BenchConfig) -> None:
+def _knock(behaviour: Behaviour) -> None:
     while True:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", wish.port), 1) as connection:
-            publish_ts(connection, wish)
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", behaviour.port), 1) as connection:
+            publish_ts(connection, behaviour)
         time.sleep(0.1)
 
 
