@@ -49,6 +49,8 @@ class Preprocessing(Record):
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # in the model's channel order, after rescale
     std: tuple[PositiveReal, PositiveReal, PositiveReal] = (0.229, 0.224, 0.225)
     exif_orientation: bool = True  # turn the picture as its EXIF says
+    # The next two never vary. They stand in every manifest and in the contract's copy inside graph files, which
+    # `verify` compares, so they stay until the next schema version.
     grey: Literal["replicate"] = "replicate"  # one channel becomes three equal ones
     cmyk: Literal["convert"] = "convert"  # without a colour profile, as Pillow does
     alpha: Literal["drop", "composite"] = "drop"  # composite: over ``fill``

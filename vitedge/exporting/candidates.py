@@ -1,4 +1,8 @@
-"""Lower a candidate, run it and evaluate it: the only place where that happens."""
+"""Lower a candidate, run it and evaluate it.
+
+Whatever may be published comes from :func:`evaluate_candidate`. The sensitivity scan and the steps of a selection lower
+and run graphs, too, on fewer pictures, to order groups and to explain.
+"""
 
 from __future__ import annotations
 
