@@ -6,15 +6,16 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import cache
-from typing import Literal
+from typing import Literal, TypeVar
 
+Sample = TypeVar("Sample", int, float)
 Method = Literal["nearest-rank", "loadgen", "trtexec"]
 #: The method of every percentile that vitedge prints: the smallest sample that at least p % of the samples don't
 #: exceed, without interpolation. benchmark_app's is the same.
 METHOD: Method = "nearest-rank"
 
 
-def percentile(ordered: Sequence[int], percent: float, method: Method = METHOD) -> int:
+def percentile(ordered: Sequence[Sample], percent: float, method: Method = METHOD) -> Sample:
     """One percentile of ascending samples, by the rule of the tool that is named.
 
     With N samples, counted from 0, and p = percent / 100:

@@ -206,14 +206,11 @@ def _frames(container: av.container.InputContainer, stream: Any, task: Task) -> 
     import av.error
 
     timeless = container.format.name in TIMELESS
-    intra = stream.codec_context.name in INTRA_ONLY
     held_back = task.live and container.format.name in HELD_BACK
+    damage = _Damage(intra=stream.codec_context.name in INTRA_ONLY, watch_times=task.live and not timeless)
     arrival_gaps, last_arrival_ns = GapDetector(task.gap_s), time.monotonic_ns()
-    predicted = task.live and not intra and not timeless
-    times, last_s, damaged_s = GapDetector(LOSS_S), None, 0.0
     arrivals: dict[int, tuple[int, int]] = {}  # pts -> clocks
     begin: int | None = None
-    damaged = False
     packets = container.demux(stream)
     while True:
         try:
@@ -234,23 +231,50 @@ def _frames(container: av.container.InputContainer, stream: Any, task: Task) -> 
         except av.error.FFmpegError as error:
             if isinstance(error, av.error.PermissionError):  # what PyAV says of hardware that it can't use
                 raise Failure(f"hardware decoding by {task.hardware} isn't possible here") from None
-            damaged, damaged_s = not intra, clocks[0] / 1e9
+            damage.begin(clocks[0] / 1e9)
             yield Captured(None, None, *clocks)
             continue
         for frame in frames:
             monotonic, wall = arrivals.pop(frame.pts, clocks) if frame.pts is not None else clocks
             begin = monotonic if begin is None else begin
-            at = (monotonic - begin) / 1e9 if timeless else frame.time
-            lost = predicted and at is not None and last_s is not None and times.observe(at - last_s)
-            last_s = at
-            if frame.is_corrupt or (lost and not frame.key_frame):
-                damaged, damaged_s = not intra, monotonic / 1e9
-                yield Captured(None, at, monotonic, wall)
-            elif damaged and not frame.key_frame and monotonic / 1e9 - damaged_s < MOST_DAMAGED_S:
-                yield Captured(None, at, monotonic, wall)
+            at_s = (monotonic - begin) / 1e9 if timeless else frame.time
+            if damage.spoils(frame, at_s, monotonic / 1e9):
+                yield Captured(None, at_s, monotonic, wall)
             else:
-                damaged = False
-                yield Captured(frame, at, monotonic, wall, stale=stale)
+                yield Captured(frame, at_s, monotonic, wall, stale=stale)
+
+
+class _Damage:
+    """Damage in a stream: a broken frame, and those predicted from it until the next key frame.
+
+    Args:
+        intra: no frame is predicted from others, so damage doesn't spread.
+        watch_times: whether a jump of the presentation time counts: whole frames are missing, unseen by the decoder.
+    """
+
+    def __init__(self, *, intra: bool, watch_times: bool) -> None:
+        self._intra, self._watch_times = intra, watch_times and not intra
+        self._times = GapDetector(LOSS_S)
+        self._last_s: float | None = None
+        self._since_s: float | None = None  # None: the picture is whole
+
+    def begin(self, now_s: float) -> None:
+        """Something broke."""
+        self._since_s = None if self._intra else now_s
+
+    def spoils(self, frame: Any, at_s: float | None, now_s: float) -> bool:
+        """Whether a decoded frame, shown at ``at_s`` and received at ``now_s``, is broken or predicted from such."""
+        missing = False
+        if self._watch_times and at_s is not None and self._last_s is not None:
+            missing = self._times.observe(at_s - self._last_s)
+        self._last_s = at_s
+        if frame.is_corrupt or (missing and not frame.key_frame):
+            self.begin(now_s)
+            return True
+        if self._since_s is not None and not frame.key_frame and now_s - self._since_s < MOST_DAMAGED_S:
+            return True
+        self._since_s = None
+        return False
 
 
 def _failure_text(error: Any, silence: str) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from msgspec import field
 
+from vitedge.core.percentiles import percentile
 from vitedge.core.schema import Record
 
 if TYPE_CHECKING:
@@ -198,8 +199,5 @@ def percentiles(values_ms: Sequence[float]) -> Percentiles | None:
     if not values_ms:
         return None
     ordered = sorted(values_ms)
-
-    def rank(percent: int) -> float:
-        return ordered[max(0, -(-percent * len(ordered) // 100) - 1)]
-
-    return Percentiles(count=len(ordered), p50_ms=rank(50), p95_ms=rank(95), p99_ms=rank(99), max_ms=ordered[-1])
+    p50, p95, p99 = (percentile(ordered, percent) for percent in (50, 95, 99))
+    return Percentiles(count=len(ordered), p50_ms=p50, p95_ms=p95, p99_ms=p99, max_ms=ordered[-1])

@@ -40,7 +40,7 @@ class SourceState:
         self._ages: deque[float] = deque(maxlen=LATEST)
         self._last: Taken | None = None
         self._clock_s = 0.0  # of the smoother: presentation times as far as there are any
-        self._dropped_until_last = 0
+        self._dropped = 0  # frames, until the last record
         self._interrupted = True  # the next frame continues nothing
         self._rates = _Rates()
         self.capture = Capture(source, settings, session.artifact)
@@ -50,16 +50,9 @@ class SourceState:
     def record(self, taken: Taken, probabilities: NDArray[np.float32], now_ns: int) -> tuple[FrameRecord, list[Event]]:
         """The record of a classified frame with probabilities [classes], and the events that follow from it."""
         capture, last = self.capture, self._last
-        sequence = capture.earlier_counts.captured + taken.sequence
         gap = self._interrupted or taken.gap
-        events: list[Event] = []
-        if gap:
-            events += self._forget("a gap")
-            if last is not None and (last.width, last.height) != (taken.width, taken.height):
-                events.append(self._event("size", taken, text=f"{taken.width}×{taken.height}"))
-            elif taken.gap:
-                events.append(self._event("gap", taken, text="the presentation time jumped"))
-        elif last is not None:
+        events = self._gap_events(taken) if gap else []
+        if last is not None and not gap:
             self._gap_detector.observe((taken.monotonic_ns - last.monotonic_ns) / 1e9)
         self._clock_s += _interval_s(last, taken)
         self._smoothed, changes = self._smoother.update(probabilities, self._clock_s)
@@ -67,19 +60,20 @@ class SourceState:
         events += [self._label_event(change, taken, "below its threshold" if below else None) for change in changes]
         self._last, self._interrupted = taken, False
         capture.classified += 1
-        dropped = capture.earlier_counts.dropped + taken.dropped
+        dropped, dropped_before = capture.earlier_counts.dropped + taken.dropped, self._dropped
+        self._dropped = dropped
         age_ms = (now_ns - taken.monotonic_ns) / 1e6
         self._ages.append(age_ms)
         label = self._smoother.label
         record = FrameRecord(
             source=self.source.name,
-            sequence=sequence,
+            sequence=capture.earlier_counts.captured + taken.sequence,
             connection=max(0, capture.connections - 1),
             presentation_s=taken.presentation_s,
             time=iso(taken.wall_ns),
             monotonic_ns=taken.monotonic_ns,
             age_ms=age_ms,
-            dropped=dropped - self._dropped_until_last,
+            dropped=dropped - dropped_before,
             gap=gap,
             width=taken.width,
             height=taken.height,
@@ -89,8 +83,16 @@ class SourceState:
             smoothed=self._scores(self._smoothed),
             truth=taken.truth,
         )
-        self._dropped_until_last = dropped
         return record, events
+
+    def _gap_events(self, taken: Taken) -> list[Event]:
+        """What a frame that continues nothing ends and begins."""
+        last, events = self._last, self._forget("a gap")
+        if last is not None and (last.width, last.height) != (taken.width, taken.height):
+            events.append(self._event("size", taken, text=f"{taken.width}×{taken.height}"))
+        elif taken.gap:
+            events.append(self._event("gap", taken, text="the presentation time jumped"))
+        return events
 
     def _scores(self, values: NDArray[np.float64]) -> tuple[Score, ...]:
         best = np.argsort(-values, kind="stable")[: self._top_k]
@@ -99,7 +101,7 @@ class SourceState:
     # --- the source
 
     def poll(self) -> Iterator[Event]:
-        """Let the capture do its work; the events of it. What was seen over a lost connection says nothing more."""
+        """Let the capture do its work; the events of it. A label doesn't outlive its connection."""
         for change in self.capture.poll():
             kind = {"connected": "connected", "waiting": "lost", "ended": "ended", "failed": "failed"}
             if change.state in kind:
@@ -115,9 +117,9 @@ class SourceState:
         if time.monotonic() - self._last.monotonic_ns / 1e9 > longest:
             yield from self._forget("no frames")
 
-    def _forget(self, why: str) -> list[Event]:
+    def _forget(self, reason: str) -> list[Event]:
         self._interrupted, self._smoothed = True, None
-        return [self._label_event(change, None, why) for change in self._smoother.reset()]
+        return [self._label_event(change, None, reason) for change in self._smoother.reset()]
 
     # --- events
 
