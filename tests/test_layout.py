@@ -44,7 +44,8 @@ IMPORTS = {
     "api": "core data formats training importing runtimes verification evaluation benchmarking exporting building"
     " comparison streaming doctor reporting demo",
     "cli": "core training importing runtimes benchmarking exporting comparison streaming reporting api",
-    "__init__": "api",
+    "__init__": "training importing runtimes evaluation benchmarking exporting comparison streaming doctor reporting"
+    " demo api formats",
     "__main__": "cli",
 }
 EVERYBODYS = {"errors", "_version"}

@@ -1,6 +1,7 @@
 """vitedge: a Vision Transformer goes in, and for every device a verified, measured, running classifier comes out.
 
-Importing this package imports nothing heavy; every function fetches what it needs when it's called.
+Importing this package imports nothing heavy; every function fetches what it needs when it's called, and every type is
+imported when it's first named.
 """
 
 from __future__ import annotations
@@ -13,41 +14,187 @@ if TYPE_CHECKING:
     from vitedge.api import (
         bench,
         build,
+        carry_out,
         classify,
+        comparable,
         compare,
+        compare_results,
         evaluate,
+        examine,
+        explain_engines,
+        explain_export,
         export,
         import_model,
+        inspect,
         open,
         plan_export,
+        recipe,
+        recipes,
+        report,
+        run_demo,
         stream,
+        summary,
+        target,
+        targets,
         train,
         verify,
+        watch,
+        write_target,
     )
+    from vitedge.benchmarking.options import BenchConfig
+    from vitedge.comparison.compare import Comparison
+    from vitedge.comparison.options import PairedConfig, Tolerance
+    from vitedge.demo import Demo
+    from vitedge.doctor import Machine
+    from vitedge.errors import (
+        ArtifactError,
+        ImageError,
+        InputError,
+        InterruptedError_,
+        InvalidResultError,
+        ModelError,
+        NotInstalledError,
+        ResourceError,
+        StreamError,
+        UsageError,
+        VitedgeError,
+    )
+    from vitedge.evaluation.classify import Classified
+    from vitedge.exporting.options import ExportOptions
+    from vitedge.exporting.plan import Plan
+    from vitedge.formats.artifact import Artifact
+    from vitedge.formats.model_folder import Model
+    from vitedge.formats.recipe import Recipe
+    from vitedge.formats.result import Check, Result, Stopped
+    from vitedge.formats.target import Target
+    from vitedge.importing.options import ImportOptions
+    from vitedge.reporting.delivery import Report
+    from vitedge.reporting.inspection import Inspection
+    from vitedge.runtimes.options import OpenOptions
+    from vitedge.runtimes.session import Prediction, Session
+    from vitedge.streaming.records import FrameRecord
+    from vitedge.streaming.settings import StreamSettings
+    from vitedge.training.factory import Factory
+    from vitedge.training.options import Augmentation, Distillation, TrainOptions
+
+#: Where each public type lives; every other public name is a function of :mod:`vitedge.api`.
+_TYPES = {
+    "benchmarking.options": ("BenchConfig",),
+    "comparison.compare": ("Comparison",),
+    "comparison.options": ("PairedConfig", "Tolerance"),
+    "demo": ("Demo",),
+    "doctor": ("Machine",),
+    "errors": (
+        "ArtifactError",
+        "ImageError",
+        "InputError",
+        "InterruptedError_",
+        "InvalidResultError",
+        "ModelError",
+        "NotInstalledError",
+        "ResourceError",
+        "StreamError",
+        "UsageError",
+        "VitedgeError",
+    ),
+    "evaluation.classify": ("Classified",),
+    "exporting.options": ("ExportOptions",),
+    "exporting.plan": ("Plan",),
+    "formats.artifact": ("Artifact",),
+    "formats.model_folder": ("Model",),
+    "formats.recipe": ("Recipe",),
+    "formats.result": ("Check", "Result", "Stopped"),
+    "formats.target": ("Target",),
+    "importing.options": ("ImportOptions",),
+    "reporting.delivery": ("Report",),
+    "reporting.inspection": ("Inspection",),
+    "runtimes.options": ("OpenOptions",),
+    "runtimes.session": ("Prediction", "Session"),
+    "streaming.records": ("FrameRecord",),
+    "streaming.settings": ("StreamSettings",),
+    "training.factory": ("Factory",),
+    "training.options": ("Augmentation", "Distillation", "TrainOptions"),
+}
 
 __all__ = [
+    "Artifact",
+    "ArtifactError",
+    "Augmentation",
+    "BenchConfig",
+    "Check",
+    "Classified",
+    "Comparison",
+    "Demo",
+    "Distillation",
+    "ExportOptions",
+    "Factory",
+    "FrameRecord",
+    "ImageError",
+    "ImportOptions",
+    "InputError",
+    "Inspection",
+    "InterruptedError_",
+    "InvalidResultError",
+    "Machine",
+    "Model",
+    "ModelError",
+    "NotInstalledError",
+    "OpenOptions",
+    "PairedConfig",
+    "Plan",
+    "Prediction",
+    "Recipe",
+    "Report",
+    "ResourceError",
+    "Result",
+    "Session",
+    "Stopped",
+    "StreamError",
+    "StreamSettings",
+    "Target",
+    "Tolerance",
+    "TrainOptions",
+    "UsageError",
+    "VitedgeError",
     "__version__",
     "bench",
     "build",
+    "carry_out",
     "classify",
+    "comparable",
     "compare",
+    "compare_results",
     "evaluate",
+    "examine",
+    "explain_engines",
+    "explain_export",
     "export",
     "import_model",
+    "inspect",
     "open",
     "plan_export",
+    "recipe",
+    "recipes",
+    "report",
+    "run_demo",
     "stream",
+    "summary",
+    "target",
+    "targets",
     "train",
     "verify",
+    "watch",
+    "write_target",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from vitedge import api
+    if name not in __all__:
+        raise AttributeError(f"module 'vitedge' has no attribute '{name}'")
+    from importlib import import_module
 
-        return getattr(api, name)
-    raise AttributeError(f"module 'vitedge' has no attribute '{name}'")
+    home = next((module for module, names in _TYPES.items() if name in names), "api")
+    return getattr(import_module(f"vitedge.{home}"), name)
 
 
 def __dir__() -> list[str]:
