@@ -300,7 +300,7 @@ def bench(
     resume: Result | None = None,
     keep: Callable[[Result], None] | None = None,
 ) -> Result:
-    """Measure the latency of artifacts, which take turns within one run.
+    """Measure the latency of artifacts, interleaved within one run.
 
     Args:
         artifacts: at least one.
@@ -382,7 +382,7 @@ def compare(
     keep: Callable[[Result], None] | None = None,
     progress: Progress = silent,
 ) -> tuple[Result, list[Comparison]]:
-    """Hold artifacts against a baseline: latency in turns within one run, accuracy on the same images.
+    """Hold artifacts against a baseline: latency interleaved within one run, accuracy on the same images.
 
     Args:
         baseline: an artifact.

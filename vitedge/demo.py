@@ -97,7 +97,7 @@ def demo(
             artifacts[target, precision] = artifact
             rows[target, precision] = _verified(artifact)
         running = [artifact for artifact in artifacts.values() if runs_here(artifact.manifest.target)]
-        say(f"measure {len(running)} artifacts, by turns")
+        say(f"measure {len(running)} artifacts, interleaved")
         measured = bench(running, BenchConfig(duration_s=duration_s, memory_alone=False), progress=progress)
         say("evaluate them on the held-out pictures")
         judged = evaluate(running, embedded.pictures("held-out"), progress=progress)

@@ -14,7 +14,7 @@ from vitedge.cli.records import takes_records
 
 @takes_records("measure latency")
 def bench(
-    artifact: Annotated[list[Path], typer.Argument(help="Artifact folders; several take turns within one run.")],
+    artifact: Annotated[list[Path], typer.Argument(help="Artifact folders; several are interleaved within one run.")],
     *,
     config: BenchConfig,
     device: Device = None,

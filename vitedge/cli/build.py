@@ -50,7 +50,7 @@ def build(
     TensorRT-RTX builds ahead of time for those that the target names, without a GPU. A folder written with --out
     travels beside the artifact: as ARTIFACT.engines it's found on opening.
 
-    An artifact that was exported --with-candidates is measured here, candidate by candidate in turns, whatever its
+    An artifact that was exported --with-candidates is measured here, its candidates interleaved, whatever its
     runtime. The fastest within the budget is what opening the artifact opens from then on, on this machine with this
     version of the runtime; --overwrite measures again.
 

@@ -20,12 +20,12 @@ def compare(
     max_slowdown: Annotated[
         float,
         typer.Option(
-            "--max-slowdown", min=-99, help="Percent that a candidate may take longer; negative demands a gain."
+            "--max-slowdown", min=-99, help="Largest allowed slow-down in percent; negative demands a speed-up."
         ),
     ] = 0.0,
     max_drop: Annotated[
         float | None,
-        typer.Option("--max-drop", min=0, help="Points of top-1 that it may lose, instead of its target's budget."),
+        typer.Option("--max-drop", min=0, help="Largest allowed top-1 drop in pp [default: the target's budget]."),
     ] = None,
     data: Annotated[
         str | None, typer.Option("--data", help="Labelled images on which to compare the accuracy of artifacts.")
@@ -36,7 +36,7 @@ def compare(
     ] = None,
     rounds: Annotated[
         int,
-        typer.Option("--rounds", min=10, help="Turns of each, of ten inferences at least; more narrow the interval."),
+        typer.Option("--rounds", min=10, help="Interleaved blocks of each artifact; more of them narrow the interval."),
     ] = 60,
     threads: Threads = None,
     device: Device = None,
@@ -49,10 +49,10 @@ def compare(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Say how much faster and how much less accurate a candidate is; exit with 7 when it's worse than allowed.
+    """Measure how much faster and how much less accurate a candidate is; exit with 7 when it's worse than allowed.
 
-    Artifacts take turns within one run. The ratio of their times comes with a bootstrap interval, the difference of
-    their accuracy with McNemar's exact test. The budgets are those of the candidate's target.
+    Artifacts are interleaved within one run. The ratio of their times comes with a bootstrap interval, the difference
+    of their accuracy with McNemar's exact test. The budgets are those of the candidate's target.
 
     **Examples**
 

@@ -92,7 +92,8 @@ def train(
     distill_weight: Annotated[float, _option(TEACH, "The teacher's part of the loss.", min=0.0, max=1.0)] = 0.5,
     temperature: Annotated[float, _option(TEACH, "Flattens both sides of soft.", min=0.1)] = 2.0,
     teacher_views: Annotated[
-        int, _option(TEACH, "Augmented views of a picture, by turns; 0: the teacher sees the file itself.", min=0)
+        int,
+        _option(TEACH, "Augmented views of a picture, used in order; 0: the teacher sees the file itself.", min=0),
     ] = 10,
     teacher_cache: Annotated[
         Path | None, _option(TEACH, "Folder for the teacher's answers, shared by runs [OUT.run/teacher].")

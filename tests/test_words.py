@@ -1,0 +1,119 @@
+"""Words that the glossary retires are in no help page, error text, table, report template or page of the stream."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from vitedge import errors
+from vitedge.cli import application
+
+PACKAGE = Path(errors.__file__).parent
+
+#: What is retired, and what is said instead.
+RETIRED = {
+    r"\bplacements?\b|\bplaced graph": "lowering",
+    r"\bforms?\b(?! of)": "kernel variant",
+    r"\bjur(y|ies)\b|\bsummon": "hold-out set",
+    r"\bjudg(e|es|ed|ing)\b": "evaluate, hold-out",
+    r"points? (of top-1 )?lost|lost (pts|points)|points of top-1|\bloses?\b.*\btop-1": "top-1 drop (pp)",
+    r"\bagrees,? ?%|\balike\b|called differently": "top-1 agreement (%)",
+    r"\bplans \d": "planned",
+    r"told apart": "no significant difference",
+    r"typically ×": "median ratio",
+    r"time ×": "best-case ratio",
+    r"\b(by|in|take|takes|taking|took) turns\b|\bturns of\b": "interleaved",
+    r"harness's own cost|harness itself": "overhead",
+    r"\bdialects?\b|by the rules of": "as the tool measures it",
+    r"\bcircumstances\b": "environment",
+    r"\bcontenders?\b": "workload",
+    r"\bwish(es)?\b": "options",
+    r"\bpassports?\b": "engine metadata",
+    r"\breferees?\b": "parser check",
+    r"unread rows": "unused tokens",
+    r"\b(the|these|those) books\b|books balance": "frame counts",
+    r"\bweather\b|\brhythm\b|\bturnover\b": "sensor thread, gap detector, state change",
+    r"\bshares? of\b": "percentage of, fraction of",
+    r"\bper cent\b": "%",
+    r"\bproved by\b": "executed by",
+    r"passed over": "skipped",
+    r"\bthe house\b|\bthe line\b": "the architecture, the pipeline",
+}
+
+#: (file or page, text): why a retired word stands there all the same.
+EXEMPT: dict[tuple[str, str], str] = {}
+
+
+def literals(tree: ast.AST) -> Iterator[ast.Constant]:
+    """Every text that a program can show: no docstrings, no keys of a mapping that is read."""
+    hidden: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            body = node.body
+            if body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+                hidden.add(id(body[0].value))
+        if isinstance(node, ast.Subscript):
+            hidden.update(id(inner) for inner in ast.walk(node.slice))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
+            hidden.update(id(argument) for argument in node.args[:1])
+        if isinstance(node, ast.keyword) and node.arg == "name":
+            hidden.add(id(node.value))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in hidden:
+            yield node
+
+
+def error_texts() -> Iterator[tuple[str, str]]:
+    """The texts passed to an error class of ours, wherever it is raised, and the actions of ``doing``."""
+    names = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                function = node.func
+                while isinstance(function, ast.Attribute) and not function.attr.endswith(("Error", "Error_", "doing")):
+                    function = function.value
+                name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+                if name in names or name in ("doing", "error_type"):
+                    for argument in (*node.args, *(keyword.value for keyword in node.keywords)):
+                        for text in literals(argument):
+                            yield str(path.relative_to(PACKAGE)), str(text.value)
+
+
+def shown_texts() -> Iterator[tuple[str, str]]:
+    """Tables, reports and sentences: literals of the modules that write them, and templates without their code."""
+    modules = ("demo.py", "doctor.py", "exporting/explain.py", "comparison/compare.py", "benchmarking/validity.py")
+    for path in (*sorted((PACKAGE / "reporting").glob("*.py")), *(PACKAGE / name for name in modules)):
+        for text in literals(ast.parse(path.read_text())):
+            yield str(path.relative_to(PACKAGE)), str(text.value)
+    for path in sorted(PACKAGE.rglob("*.html")):
+        visible = re.sub(r"\{\{.*?\}\}|\{%.*?%\}|<[^>]*>", "\n", path.read_text(), flags=re.DOTALL)
+        for line in visible.splitlines():
+            yield str(path.relative_to(PACKAGE)), line
+
+
+def help_texts() -> Iterator[tuple[str, str]]:
+    """What ``--help`` prints of every verb and of each of its options."""
+    root: Any = typer.main.get_command(application())
+    for verb, command in {"vitedge": root, **root.commands}.items():
+        texts = [command.help, *(getattr(option, "help", None) for option in command.params)]
+        yield from ((f"{verb} --help", re.sub(r"\s+", " ", text)) for text in texts if text)
+
+
+@pytest.mark.parametrize(("texts", "least"), [(error_texts, 1000), (shown_texts, 1000), (help_texts, 150)])
+def test_no_retired_word_is_shown(texts: Callable[[], Iterator[tuple[str, str]]], least: int) -> None:
+    """``least`` texts are there at all: a collector that finds nothing proves nothing."""
+    found, count = [], 0
+    for source, text in texts():
+        count += 1
+        for pattern, instead in RETIRED.items():
+            for match in re.finditer(pattern, text, re.IGNORECASE):
+                around = text[max(0, match.start() - 40) : match.end() + 40]
+                if not any(source == where and reason and words in text for (where, words), reason in EXEMPT.items()):
+                    found.append(f"{source}: '{around}': say {instead}")
+    assert count >= least and not found, "\n".join(found)
