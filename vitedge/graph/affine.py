@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from vitedge.graph import surgery
-from vitedge.graph.folding import Array, Index, copied, reroute, set_constant, splice
-from vitedge.graph.surgery import Linear, attribute
+from vitedge.graph.folding import Array, Index, reroute, set_constant, splice
+from vitedge.graph.surgery import Linear, attribute, copied
 
 Float64 = NDArray[np.float64]
 

@@ -26,15 +26,16 @@ behind as many zero rows: no Shape, Expand or Concat, so the batch stays symboli
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx
 from numpy.typing import ArrayLike, NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from vitedge.errors import ModelError
 from vitedge.formats.architecture import ConvStem, ViTConfig
+from vitedge.graph.builder import GraphBuilder
 from vitedge.graph.positions import half_order, rotary_angles
 
 OPSET = 20
@@ -95,7 +96,7 @@ def author_vit(
     for index in range(config.depth):
         x = _block(graph, config, x, f"blocks.{index}")
     _classify(graph, config, x)
-    return graph.model(config, name)
+    return graph.checked(config, name)
 
 
 def expected_parameters(config: ViTConfig, *, folded_stem: bool = False) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -207,13 +208,12 @@ def _affine(name: str, outputs: int, inputs: int | None = None) -> Iterator[tupl
     yield f"{name}.bias", (outputs,)
 
 
-class _Graph:
-    """Nodes and initialisers in the order they run. Methods append and return the name of the tensor they write."""
+class _Graph(GraphBuilder):
+    """The graph in the making, and the parameters that it's made of."""
 
     def __init__(self, arrays: Mapping[str, NDArray[np.float32]]) -> None:
+        super().__init__()
         self.arrays = arrays
-        self._nodes: list[onnx.NodeProto] = []
-        self._weights: list[onnx.TensorProto] = []
 
     def array(self, name: str) -> Float64:
         return self.arrays[name].astype(np.float64)
@@ -226,18 +226,7 @@ class _Graph:
             raise ModelError(
                 "build a ViT graph from these weights", f"'{name}' overflows float32", "use a sound checkpoint"
             )
-        self._weights.append(numpy_helper.from_array(array, name))
-        return name
-
-    def integers(self, name: str, values: Sequence[int]) -> str:
-        """An int64 initialiser."""
-        self._weights.append(numpy_helper.from_array(np.asarray(values, np.int64), name))
-        return name
-
-    def node(self, operator: str, name: str, *inputs: str, out: str | None = None, **attributes: Any) -> str:
-        out = out or f"{name}.out"
-        self._nodes.append(helper.make_node(operator, list(inputs), [out], name=name, **attributes))
-        return out
+        return self.constant(name, array)
 
     def linear(self, name: str, x: str, weight: Float64, bias: Float64 | None, *, out: str | None = None) -> str:
         """[…, C_in] -> […, C_out]; ``weight`` comes as torch has it, [C_out, C_in]."""
@@ -255,16 +244,10 @@ class _Graph:
     def gelu(self, name: str, x: str, kind: str = "gelu") -> str:
         return self.node("Gelu", name, x, approximate="tanh" if kind == "gelu_tanh" else "none")
 
-    def reshape(self, name: str, x: str, shape: Sequence[int]) -> str:
-        return self.node("Reshape", name, x, self.integers(f"{name}.shape", shape))
-
-    def transpose(self, name: str, x: str, perm: Sequence[int]) -> str:
-        return self.node("Transpose", name, x, perm=list(perm))
-
     def split(self, name: str, x: str, parts: Sequence[str], size: int) -> None:
         """Cuts the last axis into equal parts, the tensors ``parts``."""
         sizes = self.integers(f"{name}.sizes", [size] * len(parts))
-        self._nodes.append(helper.make_node("Split", [x, sizes], list(parts), name=name, axis=-1))
+        self.node("Split", name, x, sizes, out=parts, axis=-1)
 
     def slice_tokens(self, name: str, x: str, first: int, end: int) -> str:
         """[N, T, D] -> [N, end - first, D]."""
@@ -275,13 +258,12 @@ class _Graph:
 
     def token(self, name: str, x: str, index: int) -> str:
         """[N, T, D] -> [N, D]."""
-        self._weights.append(numpy_helper.from_array(np.asarray(index, np.int64), f"{name}.index"))
-        return self.node("Gather", name, x, f"{name}.index", axis=1)
+        return self.node("Gather", name, x, self.constant(f"{name}.index", np.int64(index)), axis=1)
 
-    def model(self, config: ViTConfig, name: str) -> onnx.ModelProto:
+    def checked(self, config: ViTConfig, name: str) -> onnx.ModelProto:
         image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", *config.image_size, 3])
         logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", config.num_classes])
-        graph = helper.make_graph(self._nodes, name, [image], [logits], self._weights)
+        graph = helper.make_graph(self.nodes, name, [image], [logits], self.model.graph.initializer)
         model = helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="vitedge"
         )

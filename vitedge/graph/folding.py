@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,10 +18,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from vitedge.graph import surgery
-from vitedge.graph.surgery import attribute
+from vitedge.graph.surgery import attribute, copied, write_nodes
 
 Array = NDArray[Any]
-M = TypeVar("M", onnx.NodeProto, onnx.TensorProto)
 
 MAX_FOLDED = 1 << 24  # elements of a constant that folding may create
 # What may be computed at import; anything that draws random numbers or runs a subgraph is left to the runtime.
@@ -83,19 +82,10 @@ def prune(model: onnx.ModelProto) -> None:
             kept.append(node)
             needed.update(node.input)
             needed.update(name for graph in _subgraphs(node) for name in _reads(graph))
-    nodes = [copied(node) for node in reversed(kept)]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    write_nodes(model, reversed(kept))
     weights = [copied(tensor) for tensor in model.graph.initializer if tensor.name in needed]
     del model.graph.initializer[:]
     model.graph.initializer.extend(weights)
-
-
-def copied(message: M) -> M:
-    """A copy that shares nothing."""
-    new = type(message)()
-    new.CopyFrom(message)
-    return new
 
 
 def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
@@ -112,11 +102,7 @@ def _reads(graph: onnx.GraphProto) -> Iterator[str]:
 
 def splice(model: onnx.ModelProto, replacements: Mapping[str, Sequence[onnx.NodeProto]]) -> None:
     """Replace the nodes that write these tensors by other nodes, in place."""
-    nodes: list[onnx.NodeProto] = []
-    for node in model.graph.node:
-        nodes.extend(replacements.get(node.output[0]) or [copied(node)])
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    write_nodes(model, [new for old in model.graph.node for new in replacements.get(old.output[0]) or [old]])
 
 
 def set_constant(model: onnx.ModelProto, name: str, values: Array) -> str:
@@ -180,7 +166,7 @@ def constants(model: onnx.ModelProto) -> int:
         else:
             results = None
         if results is None or any(output in {value.name for value in graph.output} for output in node.output):
-            kept.append(copied(node))
+            kept.append(node)
             continue
         count += node.op_type != "Constant"
         for output, values in zip(node.output, results, strict=False):
@@ -188,8 +174,7 @@ def constants(model: onnx.ModelProto) -> int:
                 known[output] = numpy_helper.from_array(np.asarray(values), output)
                 graph.initializer.append(known[output])
     changed = len(kept) != len(graph.node)
-    del graph.node[:]
-    graph.node.extend(kept)
+    write_nodes(model, kept)
     return max(count, int(changed))
 
 

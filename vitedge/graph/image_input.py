@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
-from vitedge.graph.folding import Array, Index, copied, set_constant
-from vitedge.graph.surgery import attribute
+from vitedge.graph.builder import GraphBuilder
+from vitedge.graph.folding import Array, Index, set_constant
+from vitedge.graph.surgery import attribute, write_nodes
 
 Float64 = NDArray[np.float64]
 
@@ -55,13 +56,12 @@ def image_path(model: onnx.ModelProto) -> int:
     for node in path.nodes:
         if node.output[0] in index.outputs:
             return 0
-    new, tensor = [], "image"
+    builder, tensor = GraphBuilder(), "image"
 
     def then(operator: str, name: str, *constants: tuple[str, Array], **attributes: Any) -> None:
         nonlocal tensor
         names = [set_constant(model, f"{name}.{part}", values) for part, values in constants]
-        new.append(helper.make_node(operator, [tensor, *names], [f"{name}.out"], name=name, **attributes))
-        tensor = f"{name}.out"
+        tensor = builder.node(operator, name, tensor, *names, **attributes)
 
     then("Cast", "image.float", to=TensorProto.FLOAT)
     then("Transpose", "image.nchw", perm=[0, 3, 1, 2])
@@ -72,11 +72,9 @@ def image_path(model: onnx.ModelProto) -> int:
         then("Sub", "image.mean", ("weight", mean.reshape(3, 1, 1).astype(np.float32)))
         then("Mul", "image.scale", ("weight", path.gain.reshape(3, 1, 1).astype(np.float32)))
     last = path.nodes[-1].output[0]
-    new[-1].output[0] = last
+    builder.nodes[-1].output[0] = last
     gone = {node.output[0] for node in path.nodes}
-    kept = [copied(node) for node in model.graph.node if node.output[0] not in gone]
-    del model.graph.node[:]
-    model.graph.node.extend([*new, *kept])
+    write_nodes(model, [*builder.nodes, *(node for node in model.graph.node if node.output[0] not in gone)])
     return len(foreign)
 
 

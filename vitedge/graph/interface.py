@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ModelError
 from vitedge.graph import folding, surgery
+from vitedge.graph.builder import GraphBuilder
 
 FIX = "export the model again, with a recent torch.onnx.export at opset 20 or lower"
 
@@ -81,16 +82,12 @@ def with_image_input(
 ) -> onnx.ModelProto:
     """The model behind our interface: uint8 RGB ``image`` [N, H, W, 3] in, ``logits`` out, normalisation explicit."""
     new = surgery.copy(model)
-    nodes, weights, tensor = [], [], "image"
+    builder, tensor = GraphBuilder(), "image"
 
     def then(operator: str, name: str, *constants: tuple[str, Any], **attributes: Any) -> None:
         nonlocal tensor
-        names = []
-        for part, values in constants:
-            weights.append(onnx.numpy_helper.from_array(np.asarray(values), f"{name}.{part}"))
-            names.append(f"{name}.{part}")
-        nodes.append(helper.make_node(operator, [tensor, *names], [f"{name}.out"], name=name, **attributes))
-        tensor = f"{name}.out"
+        names = [builder.constant(f"{name}.{part}", values) for part, values in constants]
+        tensor = builder.node(operator, name, tensor, *names, **attributes)
 
     channels = (3, 1, 1) if source.layout == "nchw" else (3,)
     if source.dtype == "float32":
@@ -112,10 +109,9 @@ def with_image_input(
             names[:] = [renamed.get(name, name) for name in names]
     for weight in new.graph.initializer:
         weight.name = renamed.get(weight.name, weight.name)
-    old = [folding.copied(node) for node in new.graph.node]
-    del new.graph.node[:], new.graph.input[:], new.graph.output[:]
-    new.graph.node.extend([*nodes, *old])
-    new.graph.initializer.extend(weights)
+    surgery.write_nodes(new, [*builder.nodes, *new.graph.node])
+    new.graph.initializer.extend(builder.model.graph.initializer)
+    del new.graph.input[:], new.graph.output[:]
     batch = "N" if source.batch is None else source.batch
     shape = [batch, *preprocessing.size, 3]
     new.graph.input.append(helper.make_tensor_value_info("image", TensorProto.UINT8, shape))

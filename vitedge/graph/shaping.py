@@ -13,7 +13,7 @@ import onnx
 from onnx import helper
 
 from vitedge.graph import surgery
-from vitedge.graph.folding import Array, Index, constants, copied, reroute, set_constant
+from vitedge.graph.folding import Array, Index, constants, reroute, set_constant
 from vitedge.graph.surgery import attribute
 
 _BATCHES = (3, 5)
@@ -90,9 +90,7 @@ def _known_integers(
                 dims = np.asarray(shapes[node.input[0]], np.int64)
                 start, end = attribute(node, "start", 0), attribute(node, "end", len(dims))
                 found[node.output[0]] = dims[start:end]
-        nodes = [copied(node) for node in light.graph.node if node.output[0] not in found]
-        del light.graph.node[:]
-        light.graph.node.extend(nodes)
+        surgery.write_nodes(light, [node for node in light.graph.node if node.output[0] not in found])
         for name, values in found.items():
             set_constant(light, name, values)
         if not constants(light) and not found:

@@ -8,16 +8,18 @@ from __future__ import annotations
 import math
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper, shape_inference
 
 from vitedge.errors import ModelError, UsageError
+
+M = TypeVar("M", onnx.NodeProto, onnx.TensorProto)
 
 MAX_BYTES = (1 << 31) - 1  # one protobuf message; larger models need external data, and aren't compact
 
@@ -91,6 +93,20 @@ def copy(model: onnx.ModelProto) -> onnx.ModelProto:
     new = onnx.ModelProto()
     new.CopyFrom(model)
     return new
+
+
+def copied(message: M) -> M:
+    """A copy of a node or tensor that shares nothing."""
+    new = type(message)()
+    new.CopyFrom(message)
+    return new
+
+
+def write_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Replace the model's nodes, in place; the new ones may be among the old."""
+    new = [copied(node) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(new)
 
 
 def set_metadata(model: onnx.ModelProto, metadata: Mapping[str, str]) -> onnx.ModelProto:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from vitedge.errors import ModelError
-from vitedge.graph.surgery import array, attribute, copy
+from vitedge.graph.builder import GraphBuilder
+from vitedge.graph.surgery import array, attribute, copied
 
 HALF_MAX = 65504.0
 #: Smallest scale of quantized weights: further down float16 keeps fewer than 7 of its bits.
@@ -83,7 +84,8 @@ class _Halving:
     """One conversion, node by node in graph order."""
 
     def __init__(self, model: onnx.ModelProto, keep: Collection[str]) -> None:
-        self.new = copy(model)
+        self.builder = GraphBuilder(model)
+        self.new, self.nodes = self.builder.model, self.builder.nodes
         self.version = opset(model)
         self.keep = keep
         self.floats = {name for name, kind in element_types(model).items() if kind == TensorProto.FLOAT}
@@ -91,7 +93,6 @@ class _Halving:
         self.halves: dict[str, onnx.TensorProto] = {}  # "X.half" of a constant X
         self.is_half = {value.name: False for value in self.new.graph.input}  # of what was float32
         self.outputs = {value.name for value in self.new.graph.output}
-        self.nodes: list[onnx.NodeProto] = []
 
     def run(self) -> onnx.ModelProto:
         graph = self.new.graph
@@ -105,8 +106,8 @@ class _Halving:
         for half in self.halves.values():
             half.name = alone.get(half.name, half.name)
         constants = [*(tensor for name, tensor in self.constants.items() if name in used), *self.halves.values()]
-        del graph.node[:], graph.initializer[:], graph.value_info[:]
-        graph.node.extend(self.nodes)
+        self.builder.written()
+        del graph.initializer[:], graph.value_info[:]
         graph.initializer.extend(constants)
         try:
             onnx.checker.check_model(self.new, full_check=True)
@@ -115,8 +116,7 @@ class _Halving:
         return self.new
 
     def _convert(self, original: onnx.NodeProto) -> None:
-        node = onnx.NodeProto()
-        node.CopyFrom(original)
+        node = copied(original)
         if any(entry.HasField("g") or entry.graphs for entry in node.attribute):
             raise ModelError(_ASKED, f"node '{node.name}' ({node.op_type}) holds a graph of its own", _FIX)
         try:
@@ -160,7 +160,7 @@ class _Halving:
         return other
 
     def _cast(self, source: str, target: str, to: int) -> None:
-        self.nodes.append(helper.make_node("Cast", [source], [target], name=f"{target}.cast", to=to))
+        self.builder.node("Cast", f"{target}.cast", source, out=target, to=to)
 
     def _type_attributes(self, node: onnx.NodeProto) -> None:
         """Constant values, and the attributes that name the type of the output."""

@@ -8,15 +8,14 @@ those rows. Every value that reaches an output stays what it was; a ViT of twelv
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
 
-from vitedge.graph.folding import copied, prune
-from vitedge.graph.surgery import array, attribute, copy, initializers, pinned, shapes
+from vitedge.graph.builder import GraphBuilder
+from vitedge.graph.folding import prune
+from vitedge.graph.surgery import array, attribute, initializers, pinned, shapes
 
 _ALONE = ("Cast", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "Identity", "Relu", "Sigmoid", "Softplus", "Tanh")
 _BROADCAST = ("Add", "Div", "Mul", "Sub")
@@ -47,17 +46,18 @@ def without_unused_tokens(model: onnx.ModelProto) -> onnx.ModelProto:
     Tensors keep their names. Where rows of a tensor are read that other readers need whole, a Slice
     ``<tensor>.rows`` stands between. Constants are cut once, under that name.
     """
-    model = copy(model)
-    if any(attr.type in (attr.GRAPH, attr.GRAPHS) for node in model.graph.node for attr in node.attribute):
-        return model  # what the bodies of loops and branches read isn't among a node's inputs
-    plan = _Plan(model)
-    if not any(node.op_type == "MatMul" and node.output[0] in plan.made for node in model.graph.node):
-        return model
-    nodes = list(_rewritten(model, plan))
-    del model.graph.node[:], model.graph.value_info[:]
-    model.graph.node.extend(nodes)
-    prune(model)
-    return model
+    builder = GraphBuilder(model)
+    nodes = builder.model.graph.node
+    if any(attr.type in (attr.GRAPH, attr.GRAPHS) for node in nodes for attr in node.attribute):
+        return builder.model  # what the bodies of loops and branches read isn't among a node's inputs
+    plan = _Plan(builder.model)
+    if not any(node.op_type == "MatMul" and node.output[0] in plan.made for node in nodes):
+        return builder.model
+    _rewrite(builder, plan)
+    lean = builder.written()
+    del lean.graph.value_info[:]
+    prune(lean)
+    return lean
 
 
 class _Plan:
@@ -148,16 +148,15 @@ class _Plan:
         return array(constant).reshape(-1).tolist()[axis] in (0, -1)
 
 
-def _rewritten(model: onnx.ModelProto, plan: _Plan) -> Iterator[onnx.NodeProto]:
-    """The nodes, with the rows they are planned to read."""
+def _rewrite(builder: GraphBuilder, plan: _Plan) -> None:
+    """Build the nodes anew, with the rows they are planned to read."""
     cut: dict[tuple[str, Span], str] = {}
-    for node in model.graph.node:
-        new = copied(node)
+    for node in builder.model.graph.node:
         selected = plan.selection(node)
         if selected is not None:
-            if plan.made.get(node.input[0]) == selected:  # the rows that are left are those
-                _select_from_first(model, plan, new, selected)
-            yield new
+            if plan.made.get(node.input[0]) == selected:  # the rows that are computed are those
+                _select_from_first(builder, plan, node, selected)
+            builder.nodes.append(node)
             continue
         for index, (name, rows) in enumerate(zip(node.input, plan.wanted[node.output[0]], strict=True)):
             if rows is None or plan.made.get(name) == rows:
@@ -165,31 +164,25 @@ def _rewritten(model: onnx.ModelProto, plan: _Plan) -> Iterator[onnx.NodeProto]:
             if (name, rows) not in cut:
                 others = sum(tensor == name for tensor, _ in cut)
                 cut[name, rows] = f"{name}.rows.{others}" if others else f"{name}.rows"
-                yield from _cut(model, plan, name, rows, cut[name, rows])
-            new.input[index] = cut[name, rows]
-        yield new
+                _cut(builder, plan, name, rows, cut[name, rows])
+            node.input[index] = cut[name, rows]
+        builder.nodes.append(node)
 
 
-def _select_from_first(model: onnx.ModelProto, plan: _Plan, node: onnx.NodeProto, rows: Span) -> None:
-    """Let a Gather or a Slice count from the first of the rows that are left."""
+def _select_from_first(builder: GraphBuilder, plan: _Plan, node: onnx.NodeProto, rows: Span) -> None:
+    """Let a Gather or a Slice count from the first of the rows that are computed."""
     starts = {1: 0} if node.op_type == "Gather" else {1: 0, 2: rows.stop - rows.start}
     for index, value in starts.items():
         old = array(plan.constants[node.input[index]])
-        node.input[index] = _constant(model, f"{node.name}.rows.{index}", np.full(old.shape, value, old.dtype))
+        node.input[index] = builder.constant(f"{node.name}.rows.{index}", np.full(old.shape, value, old.dtype))
 
 
-def _cut(model: onnx.ModelProto, plan: _Plan, name: str, rows: Span, out: str) -> Iterator[onnx.NodeProto]:
+def _cut(builder: GraphBuilder, plan: _Plan, name: str, rows: Span, out: str) -> None:
     """The rows of a tensor under another name: of a constant at once, else by a Slice."""
     constant = plan.constants.get(name)
     if constant is not None:
-        _constant(model, out, np.take(array(constant), range(rows.start, rows.stop), rows.axis))
+        builder.constant(out, np.take(array(constant), range(rows.start, rows.stop), rows.axis))
         return
     bounds = (("start", rows.start), ("end", rows.stop), ("axis", rows.axis))
-    inputs = [_constant(model, f"{out}.{part}", np.array([value])) for part, value in bounds]
-    yield helper.make_node("Slice", [name, *inputs], [out], out)
-
-
-def _constant(model: onnx.ModelProto, name: str, value: np.ndarray) -> str:
-    """Add an array, of no axes where it has none; its name."""
-    model.graph.initializer.append(numpy_helper.from_array(value, name))
-    return name
+    inputs = [builder.integers(f"{out}.{part}", [value]) for part, value in bounds]
+    builder.node("Slice", out, name, *inputs, out=out)

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from vitedge.errors import ModelError
 from vitedge.formats.recipe import Recipe
-from vitedge.graph.folding import copied
+from vitedge.graph.builder import GraphBuilder
 from vitedge.quantization.prepare import replaced, with_own_constants
 from vitedge.quantization.qdq import drop_unused
 from vitedge.quantization.statistics import Observed, Statistics
@@ -27,12 +27,14 @@ from vitedge.quantization.views import Layer, quantizable
 LARGEST = 448.0
 #: Scales are float16 numbers, so that a float16 graph keeps them exactly; this one is float16's smallest normal.
 LEAST_SCALE = 2.0**-14
+_FLOAT8 = helper.tensor_dtype_to_np_dtype(TensorProto.FLOAT8E4M3FN)
+_ZERO = np.zeros((), _FLOAT8)
 
 
 def round_to_float8(values: NDArray[Any], scale: float) -> NDArray[Any]:
     """``values`` / ``scale`` as float8 E4M3, saturated, halves to even; any shape."""
     scaled = np.clip(np.asarray(values, np.float32) / np.float32(scale), -LARGEST, LARGEST)
-    rounded: NDArray[Any] = scaled.astype(helper.tensor_dtype_to_np_dtype(TensorProto.FLOAT8E4M3FN))
+    rounded: NDArray[Any] = scaled.astype(_FLOAT8)
     return rounded
 
 
@@ -65,55 +67,51 @@ def quantize_fp8(
     Raises:
         ModelError: a layer that can't be quantized, or was never observed.
     """
-    model = with_own_constants(model)
-    graph = model.graph
-    found = {layer.name: layer for layer in quantizable(model)[0]}
+    builder = GraphBuilder(with_own_constants(model))
+    linears = {layer.name: layer for layer in quantizable(builder.model)[0]}
     for name in sorted(layers):
-        if name not in found or found[name].view.key not in statistics.observed:
-            reason = "the graph has no such layer" if name not in found else "its input was never observed"
+        if name not in linears or linears[name].view.key not in statistics.observed:
+            reason = "the graph has no such layer" if name not in linears else "its input was never observed"
             raise ModelError(f"quantize the layer '{name}' to FP8", reason, "leave it in float")
-    nodes: list[onnx.NodeProto] = []
-    behind: dict[str, str] = {}  # a quantized tensor -> its values after the pair
+    rounded: dict[str, str] = {}  # a quantized tensor -> its values behind the pair
     biases: dict[str, NDArray[np.generic]] = {}
-    zero = np.zeros((), helper.tensor_dtype_to_np_dtype(TensorProto.FLOAT8E4M3FN))
-
-    def constant(name: str, value: NDArray[Any]) -> str:
-        graph.initializer.append(numpy_helper.from_array(value, name))
-        return name
-
-    def pair(name: str, source: str, scale: float) -> str:
-        shared = [
-            constant(f"{name}.input.scale", np.asarray(scale, np.float32)),
-            constant(f"{name}.input.zero_point", zero),
-        ]
-        middle, end = f"{name}.input.q.out", f"{name}.input.dq.out"
-        nodes.append(helper.make_node("QuantizeLinear", [source, *shared], [middle], f"{name}.input.q"))
-        nodes.append(helper.make_node("DequantizeLinear", [middle, *shared], [end], f"{name}.input.dq"))
-        return end
-
-    for node in graph.node:
-        layer = found.get(node.name)
+    for node in builder.model.graph.node:
+        layer = linears.get(node.name)
         if layer is not None and layer.name in layers:
-            name, source, observed = layer.name, layer.linear.input, statistics.observed[layer.view.key]
+            source, observed = layer.linear.input, statistics.observed[layer.view.key]
             input_scale = scale_for(float(max(-observed.minimum.min(), observed.maximum.max())))
             weight_scale = scale_for(float(np.abs(layer.weight).max(initial=0.0)))
-            if source not in behind:
-                behind[source] = pair(name, source, input_scale)
-            weight = [
-                constant(f"{name}.weight.q", round_to_float8(layer.weight, weight_scale)),
-                constant(f"{name}.weight.scale", np.asarray(weight_scale, np.float32)),
-                constant(f"{name}.weight.zero_point", zero),
-            ]
-            nodes.append(helper.make_node("DequantizeLinear", weight, [f"{name}.weight.dq.out"], f"{name}.weight.dq"))
-            node.input[0], node.input[1] = behind[source], f"{name}.weight.dq.out"
+            if source not in rounded:
+                rounded[source] = _input_pair(builder, layer.name, source, input_scale)
+            node.input[0], node.input[1] = rounded[source], _weight(builder, layer, weight_scale)
             if recipe.round.bias_correction and layer.linear.bias is not None and layer.bias is not None:
                 biases[layer.linear.bias] = layer.bias + _mean_error(layer, observed, input_scale, weight_scale)
-        nodes.append(node)
-    nodes = [copied(node) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    drop_unused(model, {found[name].linear.weight for name in layers})
-    return replaced(model, biases)
+        builder.nodes.append(node)
+    new = builder.written()
+    drop_unused(new, {linears[name].linear.weight for name in layers})
+    return replaced(new, biases)
+
+
+def _input_pair(builder: GraphBuilder, name: str, source: str, scale: float) -> str:
+    """QuantizeLinear and DequantizeLinear around a layer's input; the tensor behind them."""
+    grid = (
+        builder.constant(f"{name}.input.scale", np.asarray(scale, np.float32)),
+        builder.constant(f"{name}.input.zero_point", _ZERO),
+    )
+    return builder.node(
+        "DequantizeLinear", f"{name}.input.dq", builder.node("QuantizeLinear", f"{name}.input.q", source, *grid), *grid
+    )
+
+
+def _weight(builder: GraphBuilder, layer: Layer, scale: float) -> str:
+    """The stored float8 weights and the DequantizeLinear behind them; the tensor that it writes."""
+    name = f"{layer.name}.weight"
+    stored = (
+        builder.constant(f"{name}.q", round_to_float8(layer.weight, scale)),
+        builder.constant(f"{name}.scale", np.asarray(scale, np.float32)),
+        builder.constant(f"{name}.zero_point", _ZERO),
+    )
+    return builder.node("DequantizeLinear", f"{name}.dq", *stored)
 
 
 def _mean_error(layer: Layer, observed: Observed, input_scale: float, weight_scale: float) -> NDArray[np.float64]:

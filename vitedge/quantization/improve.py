@@ -13,10 +13,10 @@ from dataclasses import replace
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from vitedge.formats.recipe import Improve
-from vitedge.graph.folding import copied
+from vitedge.graph.builder import GraphBuilder
 from vitedge.graph.surgery import array, attribute, consumers, copy, initializers, producers
 from vitedge.quantization.integers import Codes, Scheme, affine
 from vitedge.quantization.prepare import replaced
@@ -195,14 +195,13 @@ def migrate_inputs(
     that halves the error: its values lie between -0.17 and M, so that half of the grid is never used. Arguments as
     :func:`improve`.
     """
-    model = copy(model)
-    readers = consumers(model)
-    by_name = {layer.name: layer for layer in quantizable(model)[0] if layer.name in layers}
+    builder = GraphBuilder(model)
+    readers = consumers(builder.model)
+    by_name = {layer.name: layer for layer in quantizable(builder.model)[0] if layer.name in layers}
     observed = dict(statistics.observed)
     values: dict[str, Float64] = {}
-    nodes: list[onnx.NodeProto] = []
-    for node in model.graph.node:
-        nodes.append(node)
+    for node in builder.model.graph.node:
+        builder.nodes.append(node)
         tensor = node.output[0] if len(node.output) == 1 else ""
         behind = [reader for reader in readers.get(tensor, []) if reader.name in by_name]
         linears = [by_name[reader.name] for reader in behind if by_name[reader.name].view.key == tensor]
@@ -216,10 +215,8 @@ def migrate_inputs(
                 continue
             name = f"{node.name}.{part}"
             same = bool((constant == constant[0]).all())
-            by = numpy_helper.from_array(constant[: 1 if same else None].astype(np.float32), f"{name}.by")
-            model.graph.initializer.append(by)
-            nodes.append(helper.make_node(operator, [moved, by.name], [f"{name}.out"], name))
-            moved = f"{name}.out"
+            by = builder.constant(f"{name}.by", constant[: 1 if same else None].astype(np.float32))
+            moved = builder.node(operator, name, moved, by)
         if moved == tensor:
             continue
         for layer in linears:
@@ -227,10 +224,7 @@ def migrate_inputs(
         for reader in behind:
             reader.input[0] = moved
         observed[moved] = observed[tensor].moved(shift, scale)
-    new = [copied(node) for node in nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(new)
-    return replaced(model, values), replace(statistics, observed=observed)
+    return replaced(builder.written(), values), replace(statistics, observed=observed)
 
 
 def by_operators(

@@ -6,11 +6,10 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
 
 from vitedge.errors import ModelError
-from vitedge.graph.folding import copied
-from vitedge.graph.surgery import copy, linear_layers
+from vitedge.graph.builder import GraphBuilder
+from vitedge.graph.surgery import linear_layers
 from vitedge.quantization.prepare import replaced
 from vitedge.quantization.rounding import QuantizedLayer
 
@@ -26,7 +25,7 @@ def insert_qdq(
 
     The input of layer ``X`` goes through the nodes ``X.input.q`` and ``X.input.dq`` (layers that read one tensor with
     one scale share the pair of the first), its weights are stored as int8 under ``X.weight.q`` and go through
-    ``X.weight.dq``, per output channel; its bias stays float32. Scales are ``X.input.scale`` [] and
+    ``X.weight.dq``, per output channel; its bias stays float32. Scales are ``X.input.scale`` [1] and
     ``X.weight.scale`` [C_out], zero points ``X.input.zero_point`` and ``X.weight.zero_point``.
 
     Args:
@@ -39,67 +38,54 @@ def insert_qdq(
     Raises:
         ModelError: a layer that the graph hasn't.
     """
-    model = copy(model)
-    graph = model.graph
-    known = {linear.name: linear for linear in linear_layers(model)}
-    if missing := sorted(layers.keys() - known.keys()):
+    builder = GraphBuilder(model)
+    linears = {linear.name: linear for linear in linear_layers(builder.model)}
+    if missing := sorted(layers.keys() - linears.keys()):
         raise ModelError(
             "insert Q/DQ", f"the graph has no linear layer '{missing[0]}'", "use the graph that belongs to them"
         )
-    nodes: list[onnx.NodeProto] = []
-    pairs: dict[tuple[str, float, int, str, bool], str] = {}  # what was quantized how -> the tensor behind the pair
-
-    def constant(name: str, value: np.ndarray) -> str:
-        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
-        return name
-
-    for node in graph.node:
+    rounded: dict[tuple[str, float, int, str, bool], str] = {}  # what was quantized how -> the tensor behind the pair
+    for node in builder.model.graph.node:
         layer = layers.get(node.name)
         if layer is not None:
-            name, linear = layer.name, known[layer.name]
-            own = name in dynamic
-            quantization = (linear.input, layer.input_scale, layer.input_zero_point, layer.input_type, own)
+            source, own_range = linears[layer.name].input, layer.name in dynamic
+            grid = (source, layer.input_scale, layer.input_zero_point, layer.input_type, own_range)
             if weights_only:
-                pairs[quantization] = linear.input
-            elif own and quantization not in pairs:
-                parts = [f"{name}.input.{part}" for part in ("q.out", "scale", "zero_point")]
-                pairs[quantization] = f"{name}.input.dq.out"
-                nodes += [
-                    helper.make_node("DynamicQuantizeLinear", [linear.input], parts, f"{name}.input.q"),
-                    helper.make_node("DequantizeLinear", parts, [pairs[quantization]], f"{name}.input.dq"),
-                ]
-            elif quantization not in pairs:
-                scale = constant(f"{name}.input.scale", np.float32(layer.input_scale))
-                zero = constant(f"{name}.input.zero_point", np.dtype(layer.input_type).type(layer.input_zero_point))
-                pairs[quantization] = f"{name}.input.dq.out"
-                nodes += [
-                    helper.make_node(
-                        "QuantizeLinear", [linear.input, scale, zero], [f"{name}.input.q.out"], f"{name}.input.q"
-                    ),
-                    helper.make_node(
-                        "DequantizeLinear",
-                        [f"{name}.input.q.out", scale, zero],
-                        [pairs[quantization]],
-                        f"{name}.input.dq",
-                    ),
-                ]
-            weight = [
-                constant(f"{name}.weight.q", layer.weight),
-                constant(f"{name}.weight.scale", layer.weight_scale),
-                constant(f"{name}.weight.zero_point", np.zeros(len(layer.weight_scale), np.int8)),
-            ]
-            nodes.append(
-                helper.make_node(
-                    "DequantizeLinear", weight, [f"{name}.weight.dq.out"], f"{name}.weight.dq", axis=layer.channel_axis
-                )
-            )
-            node.input[0], node.input[1] = pairs[quantization], f"{name}.weight.dq.out"
-        nodes.append(node)
-    nodes = [copied(node) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    drop_unused(model, {known[name].weight for name in layers})
-    return replaced(model, {known[name].bias or "": layer.bias for name, layer in layers.items()})
+                rounded[grid] = source
+            elif grid not in rounded:
+                rounded[grid] = _input_pair(builder, layer, source, own_range)
+            node.input[0], node.input[1] = rounded[grid], _weight(builder, layer)
+        builder.nodes.append(node)
+    model = builder.written()
+    drop_unused(model, {linears[name].weight for name in layers})
+    return replaced(model, {linears[name].bias or "": layer.bias for name, layer in layers.items()})
+
+
+def _input_pair(builder: GraphBuilder, layer: QuantizedLayer, source: str, own_range: bool) -> str:
+    """QuantizeLinear and DequantizeLinear, by the range of each inference or the observed one; the tensor behind."""
+    name = f"{layer.name}.input"
+    if own_range:
+        grid = (f"{name}.scale", f"{name}.zero_point")
+        integers = builder.node("DynamicQuantizeLinear", f"{name}.q", source, out=[f"{name}.q.out", *grid])
+    else:
+        zero_point = np.array([layer.input_zero_point], layer.input_type)
+        grid = (
+            builder.constant(f"{name}.scale", np.array([layer.input_scale], np.float32)),
+            builder.constant(f"{name}.zero_point", zero_point),
+        )
+        integers = builder.node("QuantizeLinear", f"{name}.q", source, *grid)
+    return builder.node("DequantizeLinear", f"{name}.dq", integers, *grid)
+
+
+def _weight(builder: GraphBuilder, layer: QuantizedLayer) -> str:
+    """The stored integers and the DequantizeLinear behind them; the tensor that it writes."""
+    name = f"{layer.name}.weight"
+    stored = (
+        builder.constant(f"{name}.q", layer.weight),
+        builder.constant(f"{name}.scale", layer.weight_scale),
+        builder.constant(f"{name}.zero_point", np.zeros(len(layer.weight_scale), np.int8)),
+    )
+    return builder.node("DequantizeLinear", f"{name}.dq", *stored, axis=layer.channel_axis)
 
 
 def drop_unused(model: onnx.ModelProto, names: set[str]) -> None:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper, shape_inference
+from onnx import TensorProto, numpy_helper, shape_inference
 
 from vitedge.errors import ModelError, NotInstalledError
-from vitedge.graph.folding import copied
-from vitedge.graph.surgery import array, batch_size, copy, to_bytes
+from vitedge.graph.builder import GraphBuilder
+from vitedge.graph.surgery import array, batch_size, to_bytes
 from vitedge.runtimes.onnxruntime import detect
 
 _HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -74,35 +74,32 @@ def widened(model: onnx.ModelProto) -> onnx.ModelProto:
     types = _types(model)
     if not any(type_ in _HALF for type_ in types.values()):
         return model
-    model = copy(model)
-    graph = model.graph
+    builder = GraphBuilder(model)
+    graph = builder.model.graph
     for tensor in graph.initializer:
         if tensor.data_type in _HALF:
             tensor.CopyFrom(numpy_helper.from_array(array(tensor).astype(np.float32), tensor.name))
-    nodes: list[onnx.NodeProto] = []
     for node in graph.node:
-        roundings: list[onnx.NodeProto] = []
+        builder.nodes.append(node)
         for index, name in enumerate(node.output):
             half = types.get(name)
             if half not in _HALF or node.op_type in _MOVING:
                 continue
             raw, narrow = f"{name}.wide", f"{name}.narrow"
             node.output[index] = raw
-            roundings.append(helper.make_node("Cast", [raw], [narrow], f"{name}.round", to=half))
-            roundings.append(helper.make_node("Cast", [narrow], [name], f"{name}.widen", to=TensorProto.FLOAT))
+            builder.node("Cast", f"{name}.round", raw, out=narrow, to=half)
+            builder.node("Cast", f"{name}.widen", narrow, out=name, to=TensorProto.FLOAT)
         for attribute in node.attribute:
             if attribute.name in ("to", "output_dtype") and attribute.i in _HALF:
                 attribute.i = TensorProto.FLOAT
             elif attribute.HasField("t") and attribute.t.data_type in _HALF:
                 attribute.t.CopyFrom(numpy_helper.from_array(array(attribute.t).astype(np.float32)))
-        nodes += [node, *roundings]
-    new = [copied(node) for node in nodes]
-    del graph.node[:], graph.value_info[:]
-    graph.node.extend(new)
+    wide = builder.written()
+    del graph.value_info[:]
     for value in graph.output:
         if value.type.tensor_type.elem_type in _HALF:
             value.type.tensor_type.elem_type = TensorProto.FLOAT
-    return model
+    return wide
 
 
 def _types(model: onnx.ModelProto) -> dict[str, int]:

@@ -21,12 +21,12 @@ from collections.abc import Collection
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
+from vitedge.graph.builder import GraphBuilder
 from vitedge.graph.surgery import (
     array,
     attribute,
-    copy,
     initializers,
     linear_layers,
     pin_batch,
@@ -97,15 +97,15 @@ def centre_pixels(graph: onnx.ModelProto) -> onnx.ModelProto:
         return graph
     assert layer.bias is not None
     kernel, bias = (np.asarray(array(constants[name]), np.float64) for name in (layer.weight, layer.bias))
-    new = copy(graph)
+    builder = GraphBuilder(graph)
     moved = (bias + _CENTRE * kernel.sum(axis=(1, 2, 3))).astype(np.float32)
-    initializers(new)[layer.bias].CopyFrom(numpy_helper.from_array(moved, layer.bias))
-    new.graph.initializer.append(numpy_helper.from_array(np.float32(_CENTRE), "image.centre.weight"))
-    index = next(index for index, node in enumerate(new.graph.node) if node.name == layer.name)
-    new.graph.node[index].input[0] = "image.centre.out"
-    centre = helper.make_node("Sub", [layer.input, "image.centre.weight"], ["image.centre.out"], name="image.centre")
-    new.graph.node.insert(index, centre)
-    return new
+    initializers(builder.model)[layer.bias].CopyFrom(numpy_helper.from_array(moved, layer.bias))
+    for node in builder.model.graph.node:
+        if node.name == layer.name:
+            centre = builder.constant("image.centre.weight", np.float32(_CENTRE))
+            node.input[0] = builder.node("Sub", "image.centre", layer.input, centre)
+        builder.nodes.append(node)
+    return builder.written()
 
 
 def _float32_nodes(graph: onnx.ModelProto) -> set[str]:

@@ -9,7 +9,7 @@ import onnx
 
 from vitedge.graph.surgery import array, attribute, consumers, initializers, linear_layers, producers
 from vitedge.quantization.rounding import QuantizedLayer
-from vitedge.runtimes.onnxruntime.rewriter import CONTRIB, Layers, Rewriter
+from vitedge.runtimes.onnxruntime.rewriter import Layers, Rewriter
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Attention:
     head_dim: int
     products: tuple[str, str]  # names of the two MatMul nodes
     output: str  # tensor [N, T, heads · head_dim]
-    rows: tuple[str, ...]  # what a Slice of q reads beside it where not all queries are asked, else nothing
+    query_slice: tuple[str, ...]  # bounds of the Slice that takes the used queries; empty where all are
 
 
 def attentions(model: onnx.ModelProto) -> list[Attention]:
@@ -63,8 +63,8 @@ def attentions(model: onnx.ModelProto) -> list[Attention]:
         try:
             linear = linears[split.input[0]]
             only(linear.output, "Split")
-            rows, action = queries(split.output[0])
-            q, shape = parts(action, [0, 2, 1, 3])
+            query_slice, used = queries(split.output[0])
+            q, shape = parts(used, [0, 2, 1, 3])
             k, k_shape = parts(split.output[1], [0, 2, 3, 1])
             v, v_shape = parts(split.output[2], [0, 2, 1, 3])
             scores = only(q, "MatMul")
@@ -82,7 +82,7 @@ def attentions(model: onnx.ModelProto) -> list[Attention]:
         flat = array(constants[joined.input[1]]).tolist() == [0, 0, heads * head_dim]
         if same and operands and sizes and axes and flat and writers[softmax.input[0]] is scores:
             products = (scores.name, context.name)
-            found.append(Attention(linear.name, heads, head_dim, products, joined.output[0], rows))
+            found.append(Attention(linear.name, heads, head_dim, products, joined.output[0], query_slice))
     return found
 
 
@@ -103,15 +103,15 @@ def quantized_attention(model: onnx.ModelProto, layers: Layers, *, threads: int 
     """
     rewriter = Rewriter(model)
     linears = {linear.name: linear for linear in linear_layers(rewriter.model)}
-    fused = {one.output: one for one in attentions(rewriter.model) if one.qkv in layers}
+    fused = {attention.output: attention for attention in attentions(rewriter.model) if attention.qkv in layers}
     for node in rewriter.model.graph.node:
-        one = fused.get(node.output[0])
-        if one is None:
+        attention = fused.get(node.output[0])
+        if attention is None:
             rewriter.nodes.append(node)  # what the fused ones leave behind is dropped in the end
-        elif not one.rows and shares_evenly(batch * one.heads, threads):
-            _with_linear(rewriter, one, layers[one.qkv], linears[one.qkv].input)
+        elif not attention.query_slice and shares_evenly(batch * attention.heads, threads):
+            _with_linear(rewriter, attention, layers[attention.qkv], linears[attention.qkv].input)
         else:
-            _behind_linears(rewriter, one, layers[one.qkv], linears[one.qkv].input)
+            _behind_linears(rewriter, attention, layers[attention.qkv], linears[attention.qkv].input)
     return rewriter.finish()
 
 
@@ -124,13 +124,13 @@ def shares_evenly(heads: int, threads: int) -> bool:
     return heads >= (1 - UNEVEN) * threads * -(-heads // threads)
 
 
-def _with_linear(rewriter: Rewriter, one: Attention, layer: QuantizedLayer, x: str) -> None:
+def _with_linear(rewriter: Rewriter, attention: Attention, layer: QuantizedLayer, x: str) -> None:
     """As QAttention; it scales q by head_dim^-½, which is taken back out: the canonical weights have it already."""
-    width = one.heads * one.head_dim
-    factor = np.repeat(np.array([one.head_dim**0.5, 1, 1], np.float32), width)
+    width = attention.heads * attention.head_dim
+    factor = np.repeat(np.array([attention.head_dim**0.5, 1, 1], np.float32), width)
     scale, zero_point = rewriter.grid(layer)
     inputs = [
-        rewriter.quantize(layer, x, scale, zero_point),
+        rewriter.quantize(layer, x, (scale, zero_point)),
         rewriter.constant(f"{layer.name}.weight.q", layer.weight),
         rewriter.constant(f"{layer.name}.bias.q", layer.bias * factor),
         scale,
@@ -139,14 +139,14 @@ def _with_linear(rewriter: Rewriter, one: Attention, layer: QuantizedLayer, x: s
         zero_point,
         rewriter.constant(f"{layer.name}.weight.zero_point", np.zeros(3 * width, np.int8)),
     ]
-    name = "+".join((one.qkv, *one.products))
-    rewriter.node("QAttention", name, inputs, out=one.output, domain=CONTRIB, num_heads=one.heads)
+    name = "+".join((attention.qkv, *attention.products))
+    rewriter.contrib("QAttention", name, *inputs, out=attention.output, num_heads=attention.heads)
 
 
-def _behind_linears(rewriter: Rewriter, one: Attention, layer: QuantizedLayer, x: str) -> None:
+def _behind_linears(rewriter: Rewriter, attention: Attention, layer: QuantizedLayer, x: str) -> None:
     """As three linears of the same quantized input, and MultiHeadAttention."""
-    width, grid = one.heads * one.head_dim, rewriter.grid(layer)
-    quantized, parts = rewriter.quantize(layer, x, *grid), []
+    width, grid = attention.heads * attention.head_dim, rewriter.grid(layer)
+    quantized, parts = rewriter.quantize(layer, x, grid), []
     for index, name in enumerate("qkv"):
         columns = slice(index * width, (index + 1) * width)
         part = replace(
@@ -157,12 +157,11 @@ def _behind_linears(rewriter: Rewriter, one: Attention, layer: QuantizedLayer, x
             bias=layer.bias[columns],
         )
         x = quantized
-        if name == "q" and one.rows:
-            x = rewriter.node("Slice", f"{part.name}.rows", [quantized, *one.rows])
-        rewriter.multiply(part, x, grid, part.weight, f"{part.name}.out")
-        parts.append(f"{part.name}.out")
-    extra = {"num_heads": one.heads, "scale": 1.0}
-    rewriter.node("MultiHeadAttention", "+".join(one.products), parts, out=one.output, domain=CONTRIB, **extra)
+        if name == "q" and attention.query_slice:
+            x = rewriter.node("Slice", f"{part.name}.rows", quantized, *attention.query_slice)
+        parts.append(rewriter.multiply(part, x, grid, part.weight, f"{part.name}.out"))
+    extra = {"num_heads": attention.heads, "scale": 1.0}
+    rewriter.contrib("MultiHeadAttention", "+".join(attention.products), *parts, out=attention.output, **extra)
 
 
 def float_attention(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -170,22 +169,22 @@ def float_attention(model: onnx.ModelProto) -> onnx.ModelProto:
     rewriter = Rewriter(model)
     linears = {linear.name: linear for linear in linear_layers(rewriter.model)}
     constants = initializers(rewriter.model)
-    fused = {one.output: one for one in attentions(rewriter.model) if not one.rows}
+    fused = {attention.output: attention for attention in attentions(rewriter.model) if not attention.query_slice}
     for node in rewriter.model.graph.node:
-        one = fused.get(node.output[0])
-        if one is None:
+        attention = fused.get(node.output[0])
+        if attention is None:
             rewriter.nodes.append(node)
             continue
-        linear, width = linears[one.qkv], one.heads * one.head_dim
-        factor = np.repeat(np.array([one.head_dim**0.5, 1, 1], np.float32), width)
+        linear, width = linears[attention.qkv], attention.heads * attention.head_dim
+        factor = np.repeat(np.array([attention.head_dim**0.5, 1, 1], np.float32), width)
         weight = array(constants[linear.weight])
         matrix = weight if linear.channel_axis == 1 else weight.T
         bias = array(constants[linear.bias]).reshape(-1) if linear.bias else np.zeros(3 * width, np.float32)
         inputs = [
             linear.input,
-            rewriter.constant(f"{one.qkv}.matrix", (matrix * factor).astype(np.float32)),
-            rewriter.constant(f"{one.qkv}.bias.scaled", (bias * factor).astype(np.float32)),
+            rewriter.constant(f"{attention.qkv}.matrix", (matrix * factor).astype(np.float32)),
+            rewriter.constant(f"{attention.qkv}.bias.scaled", (bias * factor).astype(np.float32)),
         ]
-        name = "+".join((one.qkv, *one.products))
-        rewriter.node("Attention", name, inputs, out=one.output, domain=CONTRIB, num_heads=one.heads)
+        name = "+".join((attention.qkv, *attention.products))
+        rewriter.contrib("Attention", name, *inputs, out=attention.output, num_heads=attention.heads)
     return rewriter.finish()

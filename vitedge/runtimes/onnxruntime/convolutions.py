@@ -9,8 +9,9 @@ import onnx
 from numpy.typing import NDArray
 
 from vitedge.graph.surgery import array, attribute, initializers, pinned, shapes
+from vitedge.quantization.rounding import QuantizedLayer
 from vitedge.quantization.views import View, pixel_tensors, quantizable
-from vitedge.runtimes.onnxruntime.rewriter import Layers, Rewriter
+from vitedge.runtimes.onnxruntime.rewriter import Grid, Layers, Rewriter
 
 
 def integer_convolutions(
@@ -21,66 +22,108 @@ def integer_convolutions(
 ) -> onnx.ModelProto:
     """Every convolution of ``layers`` as rows (im2col, of bytes) and MatMulIntegerToFloat.
 
-    Between such convolutions, and behind them as long as nothing else reads it, the picture stays [N, H·W, C]: as the
-    GELUs of a stem, a pointwise convolution (then a MatMul) and the canonical patch tokens take it. A convolution that
-    reads the picture itself reads its bytes. ``standard`` is the graph in ONNX's own operators, by which shapes are
-    inferred where ``model`` has others already. Those in ``dynamic`` round their input by its own range.
-    """
-    rewriter = Rewriter(model)
-    model = rewriter.model
-    views = {layer.name: layer.view for layer in quantizable(model)[0] if layer.linear.kind == "conv"}
-    known = shapes(pinned(model)) | (shapes(pinned(standard)) if standard is not None else {})
-    constants, pixels = initializers(model), pixel_tensors(model)
-    rows: dict[str, str] = {}  # tensor [N, C, H, W] or flat [N, C, H·W] -> the same as rows [N, H·W, C]
-    same: dict[str, str] = {}  # tensor that is nothing but another one's rows -> those
+    Between such convolutions, and behind them as long as nothing else reads it, the picture stays rows [N, H·W, C]: as
+    the GELUs of a stem, a pointwise convolution (then a MatMul) and the canonical patch tokens take it. A convolution
+    that reads the picture itself reads its bytes.
 
-    for node in model.graph.node:
-        for index, name in enumerate(node.input):
-            node.input[index] = same.get(name, name)
+    Args:
+        model: the improved float graph, or what was made of its linears.
+        layers: what is in integers.
+        standard: the graph in ONNX's own operators, by which shapes are inferred where ``model`` has others already.
+        dynamic: names of the layers that round their input by its own range.
+    """
+    rewriting = _Rewriting(model, layers, standard, dynamic)
+    for node in rewriting.builder.model.graph.node:
+        rewriting.rewrite(node)
+    return rewriting.builder.finish()
+
+
+class _Rewriting:
+    """One graph's, node by node: which pictures are there as rows already, and what becomes of a node.
+
+    What is computed as rows is there in the picture's own layout, too, for whatever reads that; it's dropped in the
+    end where nothing does.
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto, layers: Layers, standard: onnx.ModelProto | None, dynamic: Collection[str]
+    ) -> None:
+        self.builder = Rewriter(model)
+        model = self.builder.model
+        self.layers, self.dynamic = layers, dynamic
+        self.views = {layer.name: layer.view for layer in quantizable(model)[0] if layer.linear.kind == "conv"}
+        self.shapes = shapes(pinned(model)) | (shapes(pinned(standard)) if standard is not None else {})
+        self.constants, self.pixels = initializers(model), pixel_tensors(model)
+        self.rows: dict[str, str] = {}  # tensor [N, C, H, W] or flat [N, C, H·W] -> the same as rows [N, H·W, C]
+        self.tokens: dict[str, str] = {}  # tensor [N, H·W, C] that is nothing but another one's rows -> those
+
+    def rewrite(self, node: onnx.NodeProto) -> None:
+        """Append what the node becomes."""
+        node.input[:] = [self.tokens.get(name, name) for name in node.input]
         source, target = (node.input[0] if node.input else ""), node.output[0]
-        if node.name in layers and node.name in views:
-            layer, shape = layers[node.name], tuple(dim or 0 for dim in known[source][1:])
-            grid = rewriter.grid(layer)
-            if source in pixels and (layer.input_scale, layer.input_zero_point) == (1, 0):
-                picture = rewriter.reshape(f"{node.name}.pixels", pixels[source], [0, -1, shape[0]])
-            else:
-                if source not in rows:
-                    flat = rewriter.reshape(f"{source}.flat", source, [0, shape[0], -1])
-                    rows[source] = rewriter.node("Transpose", f"{source}.rows", [flat], perm=[0, 2, 1])
-                if node.name in dynamic:
-                    picture, grid = rewriter.quantize_by_range(layer, rows[source])
-                else:
-                    picture = rewriter.quantize(layer, rows[source], *grid)
-            fields = _receptive_fields(rewriter, node.name, views[node.name], picture, grid[1], shape)
-            matrix = layer.weight.transpose(2, 3, 1, 0).reshape(-1, len(layer.bias))  # by tap, then by channel
-            rows[target] = f"{target}.rows"
-            rewriter.multiply(layer, fields, grid, matrix, rows[target])
-            # the picture's own layout, for whatever reads that; dropped where nothing does
-            planes = rewriter.node("Transpose", f"{node.name}.planes", [rows[target]], perm=[0, 2, 1])
-            size = rewriter.integers(f"{node.name}.planes.shape", [0, *(dim or 0 for dim in known[target][1:])])
-            rewriter.node("Reshape", f"{node.name}.restored", [planes, size], out=target)
-        elif source in rows and node.name in views and pointwise(views[node.name]):
-            rows[target] = f"{target}.rows"
-            weight = array(constants[node.input[1]])
-            product = f"{node.name}.product.out"
-            matrix = rewriter.constant(f"{node.name}.matrix", weight.reshape(len(weight), -1).T)
-            rewriter.node("MatMul", node.name, [rows[source], matrix], out=product)
-            rewriter.node("Add", f"{node.name}.bias", [product, node.input[2]], out=rows[target])
-            node.name += ".planes"
-            rewriter.nodes.append(node)
-        elif source in rows and node.op_type == "Gelu":
-            rows[target] = f"{target}.rows"
-            extra = {"approximate": attribute(node, "approximate", "none")}
-            rewriter.node("Gelu", node.name, [rows[source]], out=rows[target], **extra)
-            node.name += ".planes"
-            rewriter.nodes.append(node)
-        elif source in rows and node.op_type == "Transpose" and attribute(node, "perm") == [0, 2, 1]:
-            same[target] = rows[source]
+        if node.name in self.layers and node.name in self.views:
+            self.convolution(self.layers[node.name], source, target)
+        elif source not in self.rows:
+            self.builder.nodes.append(node)
+        elif node.name in self.views and pointwise(self.views[node.name]):
+            self.float_pointwise(node, source, target)
+        elif node.op_type == "Gelu":
+            self.gelu(node, source, target)
+        elif node.op_type == "Transpose" and attribute(node, "perm") == [0, 2, 1]:
+            self.tokens[target] = self.rows[source]
         else:
-            if source in rows and node.op_type == "Reshape" and _flattens(constants.get(node.input[1]), known[source]):
-                rows[target] = rows[source]
-            rewriter.nodes.append(node)
-    return rewriter.finish()
+            if node.op_type == "Reshape" and _flattens(self.constants.get(node.input[1]), self.shapes[source]):
+                self.rows[target] = self.rows[source]
+            self.builder.nodes.append(node)
+
+    def convolution(self, layer: QuantizedLayer, source: str, target: str) -> None:
+        """In integers: bytes [N, H·W, C], receptive fields [N, positions, K], rows [N, positions, C_out]."""
+        name = layer.name
+        picture, grid = self.bytes_of(layer, source)
+        fields = _receptive_fields(self.builder, name, self.views[name], picture, grid[1], self.chw(source))
+        matrix = layer.weight.transpose(2, 3, 1, 0).reshape(-1, len(layer.bias))  # [K, C_out], by tap, then by channel
+        self.rows[target] = self.builder.multiply(layer, fields, grid, matrix, f"{target}.rows")
+        planes = self.builder.transpose(f"{name}.planes", self.rows[target], [0, 2, 1])
+        shape = self.builder.integers(f"{name}.planes.shape", [0, *self.chw(target)])
+        self.builder.node("Reshape", f"{name}.restored", planes, shape, out=target)
+
+    def bytes_of(self, layer: QuantizedLayer, source: str) -> tuple[str, Grid]:
+        """A layer's input as u8 rows [N, H·W, C], with its scale and zero point."""
+        grid = self.builder.grid(layer)
+        channels = self.chw(source)[0]
+        if source in self.pixels and (layer.input_scale, layer.input_zero_point) == (1, 0):
+            return self.builder.reshape(f"{layer.name}.pixels", self.pixels[source], [0, -1, channels]), grid
+        if source not in self.rows:
+            flat = self.builder.reshape(f"{source}.flat", source, [0, channels, -1])
+            self.rows[source] = self.builder.transpose(f"{source}.rows", flat, [0, 2, 1])
+        if layer.name in self.dynamic:
+            return self.builder.quantize_by_range(layer, self.rows[source])
+        return self.builder.quantize(layer, self.rows[source], grid), grid
+
+    def float_pointwise(self, node: onnx.NodeProto, source: str, target: str) -> None:
+        """A pointwise convolution in float32: a MatMul over rows."""
+        weight = array(self.constants[node.input[1]])
+        matrix = self.builder.constant(f"{node.name}.matrix", weight.reshape(len(weight), -1).T)
+        product = self.builder.node("MatMul", node.name, self.rows[source], matrix, out=f"{node.name}.product.out")
+        self.rows[target] = self.builder.node("Add", f"{node.name}.bias", product, node.input[2], out=f"{target}.rows")
+        self.keep_planes(node)
+
+    def gelu(self, node: onnx.NodeProto, source: str, target: str) -> None:
+        """A GELU of rows."""
+        kind = attribute(node, "approximate", "none")
+        self.rows[target] = self.builder.node(
+            "Gelu", node.name, self.rows[source], out=f"{target}.rows", approximate=kind
+        )
+        self.keep_planes(node)
+
+    def keep_planes(self, node: onnx.NodeProto) -> None:
+        """The node itself, in the picture's own layout, under another name."""
+        node.name += ".planes"
+        self.builder.nodes.append(node)
+
+    def chw(self, tensor: str) -> tuple[int, ...]:
+        """Channels, height and width of a picture [N, C, H, W]."""
+        return tuple(size or 0 for size in self.shapes[tensor][1:])
 
 
 def _flattens(shape: onnx.TensorProto | None, source: tuple[int | None, ...]) -> bool:
@@ -91,7 +134,7 @@ def _flattens(shape: onnx.TensorProto | None, source: tuple[int | None, ...]) ->
 
 
 def _receptive_fields(
-    rewriter: Rewriter, name: str, view: View, picture: str, zero_point: str, shape: tuple[int, ...]
+    builder: Rewriter, name: str, view: View, picture: str, zero_point: str, shape: tuple[int, ...]
 ) -> str:
     """u8 [N, H·W, C] of a picture of ``shape`` (C, H, W) to u8 [N, positions, kh·kw·C], by tap, then by channel."""
     channels, height, width = shape
@@ -100,15 +143,15 @@ def _receptive_fields(
         return picture
     if tiles(view) and height % kernel_height == width % kernel_width == 0:  # patches: whole lines move together
         lines = [0, height // kernel_height, kernel_height, width // kernel_width, kernel_width * channels]
-        cut = rewriter.reshape(f"{name}.lines", picture, lines)
-        swapped = rewriter.node("Transpose", f"{name}.patches", [cut], perm=[0, 1, 3, 2, 4])
-        return rewriter.reshape(f"{name}.fields", swapped, [0, -1, taps * channels])
+        cut = builder.reshape(f"{name}.lines", picture, lines)
+        swapped = builder.transpose(f"{name}.patches", cut, [0, 1, 3, 2, 4])
+        return builder.reshape(f"{name}.fields", swapped, [0, -1, taps * channels])
     index = field_indices(view, height, width)
-    padding = rewriter.integers(f"{name}.padding", [0, 0, 0, 0, 1, 0])  # one row more: zeros
-    padded = rewriter.node("Pad", f"{name}.padded", [picture, padding, zero_point])
-    indices = rewriter.constant(f"{name}.indices", index.reshape(-1).astype(np.int32))
-    gathered = rewriter.node("Gather", f"{name}.gathered", [padded, indices], axis=1)
-    return rewriter.reshape(f"{name}.fields", gathered, [0, len(index), taps * channels])
+    padding = builder.integers(f"{name}.padding", [0, 0, 0, 0, 1, 0])  # one row more: zeros
+    padded = builder.node("Pad", f"{name}.padded", picture, padding, zero_point)
+    indices = builder.constant(f"{name}.indices", index.reshape(-1).astype(np.int32))
+    gathered = builder.node("Gather", f"{name}.gathered", padded, indices, axis=1)
+    return builder.reshape(f"{name}.fields", gathered, [0, len(index), taps * channels])
 
 
 def pointwise(view: View) -> bool:

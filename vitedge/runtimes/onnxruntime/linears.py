@@ -22,7 +22,7 @@ import onnx
 
 from vitedge.graph.surgery import Linear, linear_layers, pinned, shapes
 from vitedge.quantization.rounding import QuantizedLayer
-from vitedge.runtimes.onnxruntime.rewriter import CONTRIB, Layers, Rewriter
+from vitedge.runtimes.onnxruntime.rewriter import Layers, Rewriter
 
 #: Weights that share one scale in ``MatMulNBits``.
 NBITS_BLOCK = 32
@@ -74,30 +74,26 @@ def _matrix(layer: QuantizedLayer) -> np.ndarray:
 
 def _static(rewriter: Rewriter, layer: QuantizedLayer, linear: Linear, shape: Shape) -> None:
     grid = rewriter.grid(layer)
-    rewriter.multiply(layer, rewriter.quantize(layer, linear.input, *grid), grid, _matrix(layer), linear.output)
+    rewriter.multiply(layer, rewriter.quantize(layer, linear.input, grid), grid, _matrix(layer), linear.output)
 
 
 def _gemm(rewriter: Rewriter, layer: QuantizedLayer, linear: Linear, shape: Shape) -> None:
-    scale, zero_point = rewriter.grid(layer)
-    matrix = _matrix(layer)
+    grid, matrix = rewriter.grid(layer), _matrix(layer)
     step = layer.weight_scale.astype(np.float64) * layer.input_scale
     limit = np.iinfo(np.int32)
     bias = np.clip(np.rint(layer.bias / step), limit.min, limit.max).astype(np.int32)
-    rows = rewriter.reshape(
-        f"{layer.name}.rows", rewriter.quantize(layer, linear.input, scale, zero_point), [-1, len(matrix)]
-    )
+    rows = rewriter.reshape(f"{layer.name}.rows", rewriter.quantize(layer, linear.input, grid), [-1, len(matrix)])
     inputs = [
         rows,
-        scale,
-        zero_point,
+        *grid,
         rewriter.constant(f"{layer.name}.weight.q", matrix),
         rewriter.constant(f"{layer.name}.weight.scale", layer.weight_scale),
         rewriter.constant(f"{layer.name}.weight.zero_point", np.zeros(len(layer.weight_scale), np.int8)),
         rewriter.constant(f"{layer.name}.bias.q", bias),
     ]
-    product = rewriter.node("QGemm", layer.name, inputs, domain=CONTRIB)
+    product = rewriter.contrib("QGemm", layer.name, *inputs)
     tokens = rewriter.integers(f"{layer.name}.tokens.shape", [-1, *(dim or 0 for dim in shape[1:-1]), matrix.shape[1]])
-    rewriter.node("Reshape", f"{layer.name}.tokens", [product, tokens], out=linear.output)
+    rewriter.node("Reshape", f"{layer.name}.tokens", product, tokens, out=linear.output)
 
 
 def _dynamic(rewriter: Rewriter, layer: QuantizedLayer, linear: Linear, shape: Shape) -> None:
@@ -108,7 +104,7 @@ def _dynamic(rewriter: Rewriter, layer: QuantizedLayer, linear: Linear, shape: S
         "",  # the weights' zero point is 0
         rewriter.constant(f"{layer.name}.bias.q", layer.bias),
     ]
-    rewriter.node("DynamicQuantizeMatMul", layer.name, inputs, out=linear.output, domain=CONTRIB)
+    rewriter.contrib("DynamicQuantizeMatMul", layer.name, *inputs, out=linear.output)
 
 
 def _weight_only(rewriter: Rewriter, layer: QuantizedLayer, linear: Linear, shape: Shape) -> None:
@@ -128,4 +124,4 @@ def _weight_only(rewriter: Rewriter, layer: QuantizedLayer, linear: Linear, shap
         rewriter.constant(f"{layer.name}.bias.q", layer.bias),
     ]
     extra = {"K": inner, "N": outer, "bits": 8, "block_size": NBITS_BLOCK, "accuracy_level": 1}
-    rewriter.node("MatMulNBits", layer.name, inputs, out=linear.output, domain=CONTRIB, **extra)
+    rewriter.contrib("MatMulNBits", layer.name, *inputs, out=linear.output, **extra)

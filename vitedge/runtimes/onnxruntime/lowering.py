@@ -151,7 +151,7 @@ def integer_graph(
     dynamic: Collection[str] = (),
 ) -> onnx.ModelProto:
     """The improved float graph with ``layers`` in integers, attention among them; ``dynamic`` ones by own ranges."""
-    within = {one.qkv for one in attentions(graph)}
+    within = {attention.qkv for attention in attentions(graph)}
     multiplied = linears(graph, {name: layer for name, layer in layers.items() if name not in within})
     attending = quantized_attention(multiplied, layers, threads=threads, batch=batch)
     return integer_convolutions(attending, layers, graph, dynamic)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
-from vitedge.graph.folding import copied
-from vitedge.graph.surgery import array, copy
+from vitedge.graph.builder import GraphBuilder
+from vitedge.graph.surgery import array
 from vitedge.graph.typed import element_types
 
 
@@ -20,29 +20,22 @@ def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
     out of DequantizeLinear isn't rounded: that is the inside of an INT8 kernel.
     """
     types = element_types(model)
-    model = copy(model)
-    graph = model.graph
+    builder = GraphBuilder(model)
+    graph = builder.model.graph
     scaling = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
     scales = {node.input[1] for node in scaling}
     for tensor in graph.initializer:
         if tensor.data_type == TensorProto.FLOAT and tensor.name not in scales:
             tensor.CopyFrom(numpy_helper.from_array(nearest_bfloat16(array(tensor).astype(np.float32)), tensor.name))
     outputs = {value.name for value in graph.output}
-    nodes: list[onnx.NodeProto] = []
     for node in graph.node:
-        casts = []
+        builder.nodes.append(node)
         for index, name in enumerate([] if node.op_type == "DequantizeLinear" else node.output):
             if types.get(name) == TensorProto.FLOAT and name not in outputs:
                 node.output[index] = f"{name}.exact"
-                casts += [
-                    helper.make_node("Cast", [f"{name}.exact"], [f"{name}.bf16"], to=TensorProto.BFLOAT16),
-                    helper.make_node("Cast", [f"{name}.bf16"], [name], to=TensorProto.FLOAT),
-                ]
-        nodes += [node, *casts]
-    written = [copied(node) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(written)
-    return model
+                builder.node("Cast", "", f"{name}.exact", out=f"{name}.bf16", to=TensorProto.BFLOAT16)
+                builder.node("Cast", "", f"{name}.bf16", out=name, to=TensorProto.FLOAT)
+    return builder.written()
 
 
 def nearest_bfloat16(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -6,13 +6,13 @@ nothing: the plugin makes them another reading of the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
-from vitedge.graph.folding import copied
+from vitedge.graph.builder import GraphBuilder
 from vitedge.graph.surgery import (
     Linear,
     array,
@@ -24,6 +24,7 @@ from vitedge.graph.surgery import (
     pin_batch,
     producers,
     shapes,
+    write_nodes,
 )
 
 #: Operators that treat every value alike, wherever it stands, as long as their other inputs are scalars.
@@ -54,42 +55,37 @@ def pointwise_linears(model: onnx.ModelProto, plain: onnx.ModelProto, names: Col
     }
     weights = {f"{name}.weight.dq": layer for name, layer in chosen.items()}
     biases = {layer.bias_node.name for layer in chosen.values() if layer.bias_node}
-    model = copy(model)
-    constants = initializers(model)
-    nodes: list[onnx.NodeProto] = []
-    for node in model.graph.node:
+    builder = GraphBuilder(model)
+    constants = initializers(builder.model)
+    for node in builder.model.graph.node:
         if node.name in chosen:
-            nodes += _convolution(node, chosen[node.name], axes[node.name])
+            _convolution(builder, node, chosen[node.name], axes[node.name])
         elif node.name in weights:
             layer, stored = weights[node.name], constants[node.input[0]]
             matrix = array(stored) if layer.channel_axis == 0 else array(stored).T  # [C_out, C_in]
             kernel = matrix.reshape(*matrix.shape, *[1] * max(1, axes[layer.name] - 2))
             stored.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(kernel), stored.name))
-            nodes.append(helper.make_node("DequantizeLinear", node.input, node.output, node.name, axis=0))
+            builder.node("DequantizeLinear", node.name, *node.input, out=node.output, axis=0)
         elif node.name not in biases:
-            nodes.append(copied(node))
+            builder.nodes.append(node)
     if any(axes[name] == 2 for name in chosen):
-        model.graph.initializer.append(numpy_helper.from_array(np.array([2]), _AXIS))
-    _write(model, nodes)
-    return without_undone_transposes(model)
+        builder.integers(_AXIS, [2])
+    return without_undone_transposes(builder.written())
 
 
-def _convolution(node: onnx.NodeProto, layer: Linear, axes: int) -> list[onnx.NodeProto]:
+def _convolution(builder: GraphBuilder, node: onnx.NodeProto, layer: Linear, axes: int) -> None:
     """The three nodes that ``node``, a linear of input [N, .., C_in] with so many axes, becomes."""
-    name, x, product = layer.name, f"{layer.name}.channels_first.out", f"{layer.name}.channels_last.in"
-    conv = helper.make_node("Conv", [x, node.input[1], *([layer.bias] if layer.bias else [])], [product], name)
-    before, after = f"{name}.channels_first", f"{name}.channels_last"
+    before, after = f"{layer.name}.channels_first", f"{layer.name}.channels_last"
     if axes == 2:
-        return [
-            helper.make_node("Unsqueeze", [node.input[0], _AXIS], [x], before),
-            conv,
-            helper.make_node("Squeeze", [product, _AXIS], [layer.output], after),
-        ]
-    return [
-        helper.make_node("Transpose", [node.input[0]], [x], before, perm=[0, axes - 1, *range(1, axes - 1)]),
-        conv,
-        helper.make_node("Transpose", [product], [layer.output], after, perm=[0, *range(2, axes), 1]),
-    ]
+        x = builder.node("Unsqueeze", before, node.input[0], _AXIS)
+    else:
+        x = builder.transpose(before, node.input[0], [0, axes - 1, *range(1, axes - 1)])
+    constants = [node.input[1], *([layer.bias] if layer.bias else [])]
+    product = builder.node("Conv", layer.name, x, *constants, out=f"{after}.in")
+    if axes == 2:
+        builder.node("Squeeze", after, product, _AXIS, out=layer.output)
+    else:
+        builder.transpose(after, product, [0, *range(2, axes), 1], out=layer.output)
 
 
 def without_undone_transposes(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -116,7 +112,7 @@ def without_undone_transposes(model: onnx.ModelProto) -> onnx.ModelProto:
         for reader in readers.get(last.output[0], ()):
             reader.input[:] = [last.input[0] if name == last.output[0] else name for name in reader.input]
         gone.update((first.output[0], last.output[0]))
-    _write(model, [copied(node) for node in model.graph.node if node.output[0] not in gone])
+    write_nodes(model, [node for node in model.graph.node if node.output[0] not in gone])
     return model
 
 
@@ -125,9 +121,3 @@ def _undoes(first: onnx.NodeProto, second: onnx.NodeProto) -> bool:
         return False
     one, two = attribute(first, "perm"), attribute(second, "perm")
     return bool(one and two) and [one[axis] for axis in two] == list(range(len(one)))
-
-
-def _write(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> None:
-    nodes = list(nodes)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
