@@ -175,7 +175,7 @@ def test_where_one_token_asks_its_query_alone_is_computed() -> None:
 
 def test_queries_cut_along_another_axis_are_no_rows() -> None:
     graph = without_unused_tokens(author_vit(CONFIGS["patches"], random_arrays(CONFIGS["patches"]), mean=MEAN, std=STD))
-    assert [bool(one.rows) for one in attentions(graph)] == [False, True]
+    assert [bool(one.query_slice) for one in attentions(graph)] == [False, True]
     assert [one.qkv for one in attentions(replaced(graph, {"blocks.1.attn.split.q.rows.axis": np.array([0])}))] == [
         "blocks.0.attn.qkv"
     ]

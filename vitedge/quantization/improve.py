@@ -7,8 +7,9 @@ scale are chosen by the output error that is left once both sides are rounded, "
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -17,7 +18,8 @@ from onnx import numpy_helper
 
 from vitedge.formats.recipe import Improve
 from vitedge.graph.builder import GraphBuilder
-from vitedge.graph.surgery import array, attribute, consumers, copy, initializers, producers
+from vitedge.graph.folding import Index
+from vitedge.graph.surgery import array, attribute, consumers, copy, initializers
 from vitedge.quantization.integers import Codes, Scheme, affine
 from vitedge.quantization.prepare import replaced
 from vitedge.quantization.statistics import Observed, Statistics
@@ -35,7 +37,7 @@ _UNEVEN = 8.0
 #: OpenVINO 2026.4 fuses the rounding behind these into them, and takes channels' constants along another axis.
 _REDUCTIONS = ("GlobalAveragePool", "GlobalMaxPool", "ReduceMax", "ReduceMean", "ReduceSum")
 _ROWS = 1024  # of the reservoir, for choosing among them
-_SMALLEST = 1e-3  # a channel's share of the largest spread, below which it isn't widened any further
+_SMALLEST = 1e-3  # fraction of the largest spread, below which a channel's isn't widened any further
 
 Float64 = NDArray[np.float64]
 
@@ -104,7 +106,7 @@ def migrate_layernorms(
         gamma, beta = (array(constants[name]).astype(np.float64) for name in node.input[1:])
         values[node.input[1]], values[node.input[2]] = gamma / scale, (beta - shift) / scale
         for layer in linears:
-            values.update(_moved(layer, shift, scale))
+            values.update(_absorbed(layer, shift, scale))
         observed[node.output[0]] = observed[node.output[0]].moved(shift, scale)
     return replaced(model, values), replace(statistics, observed=observed)
 
@@ -117,9 +119,8 @@ def migrate_values(
     Softmax's rows sum to 1, so values v' = (v - c)/s give the context (softmax v - c)/s: W_v' = W_v diag(1/s),
     b_v' = (b_v - c)/s; then W_proj' = diag(s) W_proj, b_proj' = b_proj + W_projᵀ c. Arguments as :func:`improve`.
     """
-    by_name = {layer.name: layer for layer in quantizable(model)[0]}
     observed = dict(statistics.observed)
-    for projection, source, columns in list(_values(model, by_name)):
+    for projection, source, channels in list(_attention_values(model, quantizable(model)[0])):
         key = projection.view.key
         if projection.name not in layers or key not in observed:
             continue
@@ -127,60 +128,83 @@ def migrate_values(
         linear, matrix, bias = source.linear, source.matrix, source.bias
         assert bias is not None and linear.bias is not None
         bias = bias.astype(np.float64)
-        matrix[:, columns] /= scale
-        bias[columns] = (bias[columns] - shift) / scale
-        moved = _moved(projection, shift, scale) | {linear.weight: source.from_matrix(matrix), linear.bias: bias}
-        model = replaced(model, moved)
+        matrix[:, channels] /= scale
+        bias[channels] = (bias[channels] - shift) / scale
+        values = {linear.weight: source.from_matrix(matrix), linear.bias: bias}
+        model = replaced(model, _absorbed(projection, shift, scale) | values)
         observed[key] = observed[key].moved(shift, scale)
     return model, replace(statistics, observed=observed)
 
 
-def _values(model: onnx.ModelProto, layers: dict[str, Layer]) -> Iterator[tuple[Layer, Layer, slice]]:
-    """(projection, linear that makes the values, its output channels that are values) of every canonical attention."""
-    writers, readers, constants = producers(model), consumers(model), initializers(model)
-    made_by = {layer.linear.output: layer for layer in layers.values() if layer.linear.kind == "linear"}
-    outputs = {value.name for value in model.graph.output}
+class _AttentionValues(NamedTuple):
+    """The projection behind an attention, and the linear that makes the attention's values."""
 
-    def alone(tensor: str) -> str:
-        if tensor in outputs or len(readers[tensor]) != 1:
-            raise LookupError(tensor)
-        return tensor
+    projection: Layer
+    source: Layer
+    channels: slice  # output channels of the source that are values
 
-    def behind(tensor: str, operator: str) -> onnx.NodeProto:
-        node = writers[alone(tensor)]
-        if node.op_type != operator:
-            raise LookupError(tensor)
-        return node
 
-    def heads_first(tensor: str) -> str:
-        node = behind(tensor, "Transpose")
-        if attribute(node, "perm") != [0, 2, 1, 3]:
-            raise LookupError(tensor)
-        return str(node.input[0])
+def _attention_values(model: onnx.ModelProto, layers: Collection[Layer]) -> Iterator[_AttentionValues]:
+    """Of every canonical attention whose values nothing else reads."""
+    index = Index(model)
+    linears = {layer.linear.output: layer for layer in layers if layer.linear.kind == "linear"}
+    for projection in layers:
+        values = _values_of(index, projection)
+        made = None if values is None else _made_by(index, linears, values, width=len(projection.matrix))
+        if made is not None:
+            yield _AttentionValues(projection, *made)
 
-    for projection in layers.values():
-        try:
-            joined = behind(projection.linear.input, "Reshape")
-            product = behind(heads_first(joined.input[0]), "MatMul")
-            behind(product.input[0], "Softmax")
-            split = behind(heads_first(product.input[1]), "Reshape")
-            if array(constants[joined.input[1]]).tolist() != [0, 0, len(projection.matrix)]:
-                continue
-            if array(constants[split.input[1]]).tolist()[:2] != [0, 0]:
-                continue
-            tensor, width = alone(split.input[0]), len(projection.matrix)
-            if tensor in made_by:
-                yield projection, made_by[tensor], slice(0, width)
-                continue
-            parts = writers[tensor]
-            packed = made_by[alone(parts.input[0])]
-            sizes = array(constants[parts.input[1]]).tolist() if len(parts.input) > 1 else []
-            equal = packed.matrix.shape[1] == width * len(parts.output) and set(sizes) <= {width}
-            if parts.op_type == "Split" and attribute(parts, "axis", 0) in (-1, 2) and equal:
-                at = list(parts.output).index(tensor) * width
-                yield projection, packed, slice(at, at + width)
-        except LookupError:  # KeyError is one
-            continue
+
+def _values_of(index: Index, projection: Layer) -> str | None:
+    """The tensor [N, T, D] of an attention's values, found backward from its projection; None behind anything else."""
+    context = _backward(index, projection.linear.input, "Reshape", "Transpose", "MatMul")
+    if context is None:
+        return None
+    joined, heads_last, product = context  # [N, T, D] <- [N, T, heads, d] <- [N, heads, T, d]
+    values = _backward(index, product.input[1], "Transpose", "Reshape")
+    if values is None or _backward(index, product.input[0], "Softmax") is None:
+        return None
+    heads_first, split = values  # [N, heads, T, d] <- [N, T, heads, d] <- [N, T, D]
+    transposed = all(attribute(node, "perm") == [0, 2, 1, 3] for node in (heads_last, heads_first))
+    whole = _target_shape(index, joined) == [0, 0, len(projection.matrix)]
+    if not (transposed and whole and _target_shape(index, split)[:2] == [0, 0]) or index.reader(split.input[0]) is None:
+        return None
+    return str(split.input[0])
+
+
+def _made_by(index: Index, linears: Mapping[str, Layer], values: str, *, width: int) -> tuple[Layer, slice] | None:
+    """The linear that makes values [N, T, width], and which of its output channels: all, or one output of a Split."""
+    if values in linears:
+        return linears[values], slice(0, width)
+    split = index.producers.get(values)
+    if split is None or split.op_type != "Split" or attribute(split, "axis", 0) not in (-1, 2):
+        return None
+    packed = linears.get(split.input[0])
+    if packed is None or index.reader(split.input[0]) is None:
+        return None
+    sizes = index.constant(split.input[1]) if len(split.input) > 1 else np.array([width])
+    if packed.matrix.shape[1] != width * len(split.output) or sizes is None or set(sizes.tolist()) != {width}:
+        return None
+    first = list(split.output).index(values) * width
+    return packed, slice(first, first + width)
+
+
+def _backward(index: Index, tensor: str, *operators: str) -> list[onnx.NodeProto] | None:
+    """The nodes behind a tensor, by their first inputs, if they are these operators and nothing else reads between."""
+    nodes: list[onnx.NodeProto] = []
+    for operator in operators:
+        node = index.producers.get(tensor)
+        if node is None or node.op_type != operator or index.reader(tensor) is None:
+            return None
+        nodes.append(node)
+        tensor = node.input[0]
+    return nodes
+
+
+def _target_shape(index: Index, reshape: onnx.NodeProto) -> list[int]:
+    """What a Reshape makes of its input; empty where that isn't constant."""
+    shape = index.constant(reshape.input[1])
+    return [] if shape is None else [int(size) for size in shape]
 
 
 def migrate_inputs(
@@ -220,7 +244,7 @@ def migrate_inputs(
         if moved == tensor:
             continue
         for layer in linears:
-            values.update(_moved(layer, shift, scale))
+            values.update(_absorbed(layer, shift, scale))
         for reader in behind:
             reader.input[0] = moved
         observed[moved] = observed[tensor].moved(shift, scale)
@@ -233,22 +257,22 @@ def by_operators(
     """Shift and scale [C] that are worth an operator. Half precision holds them exactly: scales are powers of two."""
     low, high = observed.minimum.astype(np.float64), observed.maximum.astype(np.float64)
     ones, nothing = np.ones(len(matrix)), np.zeros(len(matrix))
-    tries: list[tuple[float, Float64, Float64]] = []  # the part of the error that it has to come under; shift, scale
+    candidates: list[tuple[float, Float64, Float64]] = []  # the fraction of the error to come under; shift, scale
     if centred and settings.gelu_shift and scheme.symmetric:
-        tries.append((0.5, _halves(np.full(len(matrix), (low.min() + high.max()) / 2)), ones))
+        candidates.append((0.5, _halves(np.full(len(matrix), (low.min() + high.max()) / 2)), ones))
     if settings.input_migration and high.max() - low.min() > _UNEVEN * float(np.median(high - low)):
         for alpha in ALPHAS[1:]:
             shift, scale = migration(observed, matrix, alpha)
-            tries.append((WORTHWHILE, _halves(shift), np.exp2(np.rint(np.log2(scale)))))
-    if not tries:
+            candidates.append((WORTHWHILE, _halves(shift), np.exp2(np.rint(np.log2(scale)))))
+    if not candidates:
         return nothing, ones
     rows = observed.rows[:_ROWS].astype(np.float32)
     exact = rows @ matrix.astype(np.float32)
-    kept = _rounded_error(observed, rows, exact, matrix, scheme, nothing, ones)
-    errors = [_rounded_error(observed, rows, exact, matrix, scheme, shift, scale) for _, shift, scale in tries]
-    best, least = (nothing, ones), kept
-    for error, (part, shift, scale) in zip(errors, tries, strict=True):
-        if error < least and error <= part * kept:
+    unmoved = least = _rounded_error(observed, rows, exact, matrix, scheme, nothing, ones)
+    best = nothing, ones
+    for fraction, shift, scale in candidates:
+        error = _rounded_error(observed, rows, exact, matrix, scheme, shift, scale)
+        if error < least and error <= fraction * unmoved:
             best, least = (shift, scale), error
     return best
 
@@ -264,12 +288,12 @@ def _halves(values: Float64) -> Float64:
 
 def choose_migration(observed: Observed, matrix: Float64, scheme: Scheme) -> tuple[Float64, Float64]:
     """Shift and scale [C] with the least output error once inputs and weights [C, C_out] are rounded."""
-    tries = [migration(observed, matrix, alpha) for alpha in ALPHAS]
+    candidates = [migration(observed, matrix, alpha) for alpha in ALPHAS]
     rows = observed.rows[:_ROWS].astype(np.float32)
     exact = rows @ matrix.astype(np.float32)
-    errors = [_rounded_error(observed, rows, exact, matrix, scheme, *moved) for moved in tries]
+    errors = [_rounded_error(observed, rows, exact, matrix, scheme, *candidate) for candidate in candidates]
     best = int(np.argmin(errors))
-    return tries[best if errors[best] < WORTHWHILE * errors[0] else 0]
+    return candidates[best if errors[best] < WORTHWHILE * errors[0] else 0]
 
 
 def migration(observed: Observed, matrix: Float64, alpha: float | None) -> tuple[Float64, Float64]:
@@ -307,7 +331,7 @@ def _rounded_error(
     return float(error.var(axis=0, dtype=np.float64).sum())
 
 
-def _moved(layer: Layer, shift: Float64, scale: Float64) -> dict[str, Float64]:
+def _absorbed(layer: Layer, shift: Float64, scale: Float64) -> dict[str, Float64]:
     """Weight and bias initialisers of a linear whose input became (x - shift)/scale."""
     matrix = layer.matrix
     assert layer.bias is not None and layer.linear.bias is not None
