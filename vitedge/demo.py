@@ -21,7 +21,7 @@ from vitedge.evaluation.evaluate import evaluate
 from vitedge.exporting import plan, write
 from vitedge.formats.artifact import Artifact
 from vitedge.formats.model_folder import Model
-from vitedge.formats.result import RESULT_JSON, Check, ParserCheck, Result, Row, Subject, combine, write_result
+from vitedge.formats.result import RESULT_JSON, Check, Result, Row, Subject, combine, write_result
 from vitedge.formats.target import load_target
 from vitedge.importing.entry import import_model
 from vitedge.reporting.gallery import Answer, Shown
@@ -132,29 +132,18 @@ def _absent(model: Model, target: str, precision: str, error: NotInstalledError)
 
 
 def _verified(artifact: Artifact) -> Row:
-    """The row of an artifact as far as verification goes: its checks, and for TensorRT the parser check."""
+    """The row of an artifact as far as verification goes: its checks, and a parser check where the runtime has one."""
     checks: list[Check] = verify(artifact)
     row = Row(subject=Subject.of(artifact), checks=tuple(checks))
-    if artifact.manifest.target.runtime != "tensorrt" or runs_here(artifact.manifest.target):
+    target = artifact.manifest.target
+    if runs_here(target) or not runtimes.has(target.runtime, "parser_check"):
         return row
+    parser_check = runtimes.part(target.runtime, "parser_check").check(artifact.graph_path.read_bytes())
     return replace(
         row,
         note="portable: build on the device: copy the folder there and run: vitedge verify FOLDER",
-        parser_checks=_parser_checks(artifact),
+        parser_checks=() if parser_check is None else (parser_check,),
     )
-
-
-def _parser_checks(artifact: Artifact) -> tuple[ParserCheck, ...]:
-    """TensorRT for RTX parses and builds the graph, where it's installed."""
-    if runtimes.installed("tensorrt_rtx") is None:
-        return ()
-    from vitedge.runtimes.tensorrt_rtx.parser_check import parse_and_build
-
-    report = parse_and_build(artifact.graph_path.read_bytes())
-    built = f"builds for SM {', '.join(report.engines)}" if report.engines else ""
-    refused = "; ".join(f"SM {sm}: {words}" for sm, words in report.errors.items())
-    detail = "; ".join(filter(None, (built, refused)))
-    return (ParserCheck(tool=f"TensorRT for RTX {report.version}", ok=report.passed, detail=detail),)
 
 
 def _together(measured: Result, verified: list[Row]) -> Result:

@@ -50,6 +50,8 @@ EXTRAS = {
         "everything that `vitedge demo` shows",
     ),
 }
+#: Extras that aren't installed with pip on a Jetson.
+FROM_JETPACK = ("tensorrt",)
 
 
 class RuntimeState(Record):
@@ -219,7 +221,7 @@ def extras(*, on_jetson: bool = False) -> list[ExtraState]:
     found = []
     for name, (packages, adds) in EXTRAS.items():
         install = f'pip install "vitedge[{name}]"'
-        if on_jetson and name == "tensorrt":
+        if on_jetson and name in FROM_JETPACK:
             install = "JetPack brings it: python3 -m venv --system-site-packages"
         missing = tuple(package for package in packages if not _present(package))
         found.append(ExtraState(name=name, adds=adds, missing=missing, install=install))

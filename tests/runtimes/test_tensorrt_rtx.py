@@ -23,8 +23,8 @@ from vitedge.errors import ArtifactError, NotInstalledError, UsageError
 from vitedge.formats.architecture import ConvStem
 from vitedge.graph.surgery import to_bytes
 from vitedge.runtimes._nvidia import engine
-from vitedge.runtimes.tensorrt_rtx import parser_check as module
-from vitedge.runtimes.tensorrt_rtx.parser_check import SMS, parse_and_build
+from vitedge.runtimes._nvidia import parser_check as module
+from vitedge.runtimes._nvidia.parser_check import SMS, parse_and_build
 
 pytestmark = pytest.mark.skipif(
     runtimes.installed("tensorrt_rtx") is None, reason='pip install "vitedge[tensorrt-rtx]" brings the parser check'
@@ -215,7 +215,7 @@ def test_a_builder_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch) -> Non
     assert report.errors == {"8.6": "it took longer than 1 seconds and was stopped"}
 
 
-def test_int8_isnt_a_form_of_this_runtime() -> None:
+def test_int8_isnt_a_variant_of_this_runtime() -> None:
     wish = request(trained_like(tiny()), tiny(), "int8", images=pictures(tiny(), 2))
     with pytest.raises(UsageError, match="TensorRT-RTX has no kernel variant of this name"):
         runtimes.part("tensorrt_rtx", "lowering").lower(wish)
@@ -231,6 +231,6 @@ def test_the_same_graph_as_tensorrts_otherwise() -> None:
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "installed", lambda: None)
+    monkeypatch.setattr(module, "installed", lambda _: None)
     with pytest.raises(NotInstalledError, match=r'pip install "vitedge\[tensorrt-rtx\]"'):
         parse_and_build(b"")

@@ -5,7 +5,6 @@ A runtime that builds has a module ``build`` in its folder; the others open thei
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -27,7 +26,7 @@ PROFILES = 20
 
 def builds(runtime: str) -> bool:
     """Whether a runtime makes engines of its graphs."""
-    return importlib.util.find_spec(f"vitedge.runtimes.{runtime}.build") is not None
+    return runtimes.has(runtime, "build")
 
 
 def builder_of(artifact: Artifact, action: str) -> ModuleType:

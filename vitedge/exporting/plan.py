@@ -227,8 +227,7 @@ def require_host(action: str) -> None:
 def _require_writers(plan: Plan) -> None:
     """The ``host`` extra, and the runtime where its files are its own format."""
     require_host(plan.action)
-    if plan.target.runtime == "openvino":  # the intermediate representation is written by OpenVINO itself
-        runtimes.require("openvino", plan.action)
+    runtimes.require_writer(plan.target.runtime, plan.action)
 
 
 def _calibration_images(plan: Plan, data: str | Path | None) -> ImageSet:

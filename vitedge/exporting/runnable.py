@@ -47,8 +47,9 @@ def opened(manifest: Manifest, lowered: Lowered, action: str, *, threads: int | 
     """
     target = manifest.target
     if not runs_here(target) and lowered.interpretable is not None:
-        version = runtimes.require("onnxruntime", action)
-        yield interpreted(lowered.interpretable, f"interpreted by onnxruntime {version}")
+        from vitedge.runtimes import interpreter
+
+        yield interpreted(lowered.interpretable, f"interpreted by {interpreter.require(action)}")
         return
     version = runtimes.require(target.runtime, action)
     with tempfile.TemporaryDirectory(prefix="vitedge-") as folder:

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from vitedge import runtimes
 from vitedge.benchmarking import protocols, sustained
 from vitedge.core.intervals import CONFIDENCE
 from vitedge.data.images import ImageSet
@@ -253,7 +254,7 @@ def _explained(lines: Sequence[Line]) -> list[tuple[Line, Explained]]:
             == (about.model_digest, about.runtime, about.batch)
         ]
         before = floats[0] if floats and line.row.profile is not None else None
-        isa = None if about.runtime.startswith("tensorrt") else where.processor.isa
+        isa = None if runtimes.on_gpu(about.runtime) else where.processor.isa
         found.append((line, explain_profiles(line.label, about.precision, about.layers, before, line.row.profile, isa)))
     return found
 

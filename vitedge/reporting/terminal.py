@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from vitedge import runtimes
 from vitedge.errors import printable
 
 if TYPE_CHECKING:
@@ -407,7 +408,7 @@ def show_doctor(machine: Machine) -> None:
                     text(state.problem, BAD) if state.problem else _runtime_words(state),
                 )
                 for state in machine.runtimes
-                if state.name != "null"  # it's everywhere, and no device's
+                if runtimes.needs_package(state.name)
             ],
             title="Runtimes",
         ),

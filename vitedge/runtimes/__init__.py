@@ -4,17 +4,20 @@ A runtime is found by its folder's name, and only the module that is asked for i
 
 - ``detect``: ``NAME`` (as users call it), ``EXTRA`` (what to install, by its name on the index; ``not_from_pip()`` says
   how where pip doesn't serve), ``installed() -> version or None``, ``runs_here(device) -> bool`` (sessions can be
-  opened on this machine), ``describe() -> dict`` for the doctor, and, where another package makes some of the
-  kernel variants, ``package(variant) -> its name or ""``;
+  opened on this machine), ``describe() -> dict`` for the doctor; where they apply, ``package(variant) -> name or ""``
+  (another package makes some of the kernel variants), ``missing_provider(target) -> why`` (of execution providers),
+  ``WRITES_ITS_FILES`` (its own package writes the files that it opens) and ``ON_GPU`` (it computes on GPUs alone);
 - ``lowering``: ``VARIANTS``, and ``lower(request) -> Lowered``, the graph as this runtime runs it fast;
 - ``preflight``: ``check(graph, target) -> list of findings`` against the oldest version that the target allows;
 - ``session``: ``open_backend(artifact, options) -> Backend`` and ``read_contract(artifact) -> dict or None``, the
-  preprocessing contract's copy inside the graph file.
+  preprocessing contract's copy inside the graph file;
+- ``build``, of runtimes that make engines of their graphs, and ``parser_check``, where another package can parse them.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -40,6 +43,11 @@ def part(runtime: str, module: str) -> ModuleType:
     return importlib.import_module(f"vitedge.runtimes.{runtime}.{module}")
 
 
+def has(runtime: str, module: str) -> bool:
+    """Whether a runtime has ``build`` or ``parser_check``, modules that not all have; nothing is imported."""
+    return importlib.util.find_spec(f"vitedge.runtimes.{runtime}.{module}") is not None
+
+
 def installed(runtime: str) -> str | None:
     """Version of the runtime on this machine, or None."""
     version = part(runtime, "detect").installed()
@@ -59,6 +67,26 @@ def require(runtime: str, action: str) -> str:
         otherwise = facts.not_from_pip() if hasattr(facts, "not_from_pip") else None
         raise NotInstalledError(missing.action, missing.reason, otherwise) if otherwise else missing
     return str(version)
+
+
+def require_writer(runtime: str, action: str) -> None:
+    """Demand what writes a runtime's files, where that is its own package.
+
+    Raises:
+        NotInstalledError: as :func:`require`.
+    """
+    if getattr(part(runtime, "detect"), "WRITES_ITS_FILES", False):
+        require(runtime, action)
+
+
+def needs_package(runtime: str) -> bool:
+    """Whether a runtime is a package to install; the null runtime is part of vitedge."""
+    return bool(part(runtime, "detect").EXTRA)
+
+
+def on_gpu(runtime: str) -> bool:
+    """Whether a runtime computes on GPUs alone, so that the processor's instructions explain nothing."""
+    return runtime in names() and getattr(part(runtime, "detect"), "ON_GPU", False)
 
 
 def untested(runtime: str, version: str) -> str:

@@ -25,6 +25,18 @@ _MOVING = (  # they round nothing
 _BATCH = 16
 
 
+def require(action: str) -> str:
+    """The interpreter's name and version, "onnxruntime 1.31.1".
+
+    Raises:
+        NotInstalledError: onnxruntime is missing.
+    """
+    version = detect.installed()
+    if version is None:
+        raise NotInstalledError.for_extra(action, "onnxruntime", "host")
+    return f"onnxruntime {version}"
+
+
 def run_graph(model: onnx.ModelProto, images: NDArray[np.uint8], *, optimized: bool = False) -> NDArray[np.float32]:
     """Run a graph of standard operators literally.
 
@@ -40,8 +52,7 @@ def run_graph(model: onnx.ModelProto, images: NDArray[np.uint8], *, optimized: b
         ModelError: ONNX Runtime can't load or run it; its reason is given.
         NotInstalledError: onnxruntime is missing.
     """
-    if detect.installed() is None:
-        raise NotInstalledError.for_extra("interpret a graph", "onnxruntime", "host")
+    require("interpret a graph")
     runtime = detect.load()
     options = runtime.SessionOptions()
     level = runtime.GraphOptimizationLevel

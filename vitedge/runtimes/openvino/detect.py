@@ -12,6 +12,7 @@ from typing import Any
 NAME = "OpenVINO"
 EXTRA = "openvino"
 NNCF = "nncf"
+WRITES_ITS_FILES = True  # the intermediate representation (IR)
 
 
 def installed() -> str | None:

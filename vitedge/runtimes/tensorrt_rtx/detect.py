@@ -10,6 +10,7 @@ from vitedge.runtimes._nvidia import engine
 PACKAGE = "tensorrt_rtx"
 NAME = engine.NAMES[PACKAGE]
 EXTRA = engine.EXTRAS[PACKAGE]
+ON_GPU = True
 
 
 def installed() -> str | None:

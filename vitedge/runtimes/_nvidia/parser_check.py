@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 
 from vitedge.core import isolation
 from vitedge.errors import NotInstalledError, VitedgeError
-from vitedge.runtimes._nvidia.engine import BuildOptions, build
-from vitedge.runtimes.tensorrt_rtx.detect import EXTRA, PACKAGE, installed
+from vitedge.formats.result import ParserCheck
+from vitedge.runtimes._nvidia.engine import EXTRAS, BuildOptions, build, installed
 
+PACKAGE = "tensorrt_rtx"
 #: Turing, Ampere, Ada and Blackwell: every compute capability that TensorRT-RTX knows.
 SMS = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 #: What a graph for any current NVIDIA GPU should build for.
@@ -31,9 +32,24 @@ class ParserReport:
     seconds: float = 0.0
 
     @property
+    def detail(self) -> str:
+        """What builds, and what is refused, in one line."""
+        built = f"builds for SM {', '.join(self.engines)}" if self.engines else ""
+        refused = "; ".join(f"SM {sm}: {reason}" for sm, reason in self.errors.items())
+        return "; ".join(filter(None, (built, refused)))
+
+    @property
     def passed(self) -> bool:
         """Whether every engine was built."""
         return bool(self.engines) and not self.errors
+
+
+def check(graph: bytes) -> ParserCheck | None:
+    """The report as a row of a result keeps it; None where TensorRT-RTX isn't here."""
+    if installed(PACKAGE) is None:
+        return None
+    report = parse_and_build(graph)
+    return ParserCheck(tool=f"TensorRT for RTX {report.version}", ok=report.passed, detail=report.detail)
 
 
 def parse_and_build(graph: bytes, sms: Sequence[str] = CURRENT, *, timeout_s: float = 300.0) -> ParserReport:
@@ -47,9 +63,9 @@ def parse_and_build(graph: bytes, sms: Sequence[str] = CURRENT, *, timeout_s: fl
     Raises:
         NotInstalledError: TensorRT-RTX isn't here.
     """
-    version = installed()
+    version = installed(PACKAGE)
     if version is None:
-        raise NotInstalledError.for_extra("check a graph with TensorRT's parser", "tensorrt-rtx", EXTRA)
+        raise NotInstalledError.for_extra("check a graph with TensorRT's parser", "tensorrt-rtx", EXTRAS[PACKAGE])
     started = time.monotonic()
     engines: dict[str, int] = {}
     errors: dict[str, str] = {}

@@ -1,0 +1,7 @@
+"""What stands for TensorRT where no GPU is: see :mod:`vitedge.runtimes._nvidia.parser_check`."""
+
+from __future__ import annotations
+
+from vitedge.runtimes._nvidia.parser_check import check
+
+__all__ = ["check"]
