@@ -65,7 +65,7 @@ def test_it_shows_both_sources_and_their_pictures_change(
           return copy.getImageData(5, 5, 1, 1).data[0];
         })
     """
-    until(lambda: page.viewers)
+    until(lambda: page.viewers and len(browser.evaluate(pixels)) == 2)
     seen: set[tuple[int, ...]] = set()
     for number in range(1, 25):
         show(page, number)
