@@ -194,11 +194,15 @@ def _missing_hardware(
     reasons = []
     if target.isa != "any" and processor.isa is not None and target.isa not in processor.isa:
         reasons.append(f"this CPU has no {target.isa}")
-    wanted = [target.sm] if target.sm else list(target.sms)
-    found = {gpu.compute_capability for gpu in gpus}
+    capabilities = [target.sm] if target.sm else list(target.sms)
+    present = {gpu.compute_capability for gpu in gpus}
     unseen = not gpus and state.runs_on.get(target.device, False)  # the runtime finds a GPU that nvidia-smi doesn't
-    if target.device.startswith("cuda") and wanted and not (unseen or None in found or found & set(wanted)):
-        reasons.append(f"no NVIDIA GPU with compute capability {' or '.join(wanted)}")
+    if (
+        target.device.startswith("cuda")
+        and capabilities
+        and not (unseen or None in present or present & set(capabilities))
+    ):
+        reasons.append(f"no NVIDIA GPU with compute capability {' or '.join(capabilities)}")
     return reasons
 
 
@@ -218,14 +222,14 @@ def _missing_runtime(target: Target, state: RuntimeState) -> list[str]:
 
 def extras(*, on_jetson: bool = False) -> list[ExtraState]:
     """Each extra, and what of it is missing; nothing is imported."""
-    found = []
+    states = []
     for name, (packages, adds) in EXTRAS.items():
         install = f'pip install "vitedge[{name}]"'
         if on_jetson and name in FROM_JETPACK:
             install = "JetPack brings it: python3 -m venv --system-site-packages"
         missing = tuple(package for package in packages if not _present(package))
-        found.append(ExtraState(name=name, adds=adds, missing=missing, install=install))
-    return found
+        states.append(ExtraState(name=name, adds=adds, missing=missing, install=install))
+    return states
 
 
 def _present(package: str) -> bool:

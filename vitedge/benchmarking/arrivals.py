@@ -34,7 +34,7 @@ class Arrivals:
         Raises:
             UsageError: fewer than two arrivals, or they aren't in order.
         """
-        gaps = [after - before for before, after in pairwise(times_ns)]
+        gaps = [later - earlier for earlier, later in pairwise(times_ns)]
         if not gaps or min(gaps) < 0 or max(gaps) == 0:
             raise UsageError(
                 "replay recorded arrivals",

@@ -145,14 +145,14 @@ def _refuse_other_threads(opened: OpenArtifact, threads: int | None) -> None:
         )
 
 
-def _refuse_other_session(opened: OpenArtifact, before: Row | None) -> None:
+def _refuse_other_session(opened: OpenArtifact, earlier: Row | None) -> None:
     """An interrupted run goes on with the same runtime, device, threads and options.
 
     Raises:
         UsageError: this session was opened otherwise.
     """
-    if before is not None and dict(before.session) != dict(opened.session.info):
-        other = [key for key, value in opened.session.info.items() if before.session.get(key) != value]
+    if earlier is not None and dict(earlier.session) != dict(opened.session.info):
+        other = [key for key, value in opened.session.info.items() if earlier.session.get(key) != value]
         raise UsageError(
             "go on with an interrupted measurement",
             f"its session had another {', '.join(other) or 'set of options'}",

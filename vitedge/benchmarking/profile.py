@@ -81,9 +81,9 @@ def located(profile: Profile) -> list[LocatedLayer]:
         layers.append(LocatedLayer(layer, _part_of_operator(layer) or part, block))
     layers.reverse()
     for number in range(1, len(layers)):
-        before, this = layers[number - 1], layers[number]
+        previous, this = layers[number - 1], layers[number]
         unnamed = _part_of_name(this.layer.name) is None and _part_of_operator(this.layer) is None
-        if unnamed and before.part == "norm" and _part_of_name(before.layer.name) is None:
+        if unnamed and previous.part == "norm" and _part_of_name(previous.layer.name) is None:
             layers[number] = this._replace(part="norm")
     return layers
 
@@ -96,8 +96,8 @@ def _part_of_operator(layer: Layer) -> str | None:
 
 def _part_of_name(name: str) -> str | None:
     """The part that a name tells; of several fused ones the heavy one, or ``fused`` where there are several heavy."""
-    words = [word for word in _BETWEEN.split(name) if word]
-    parts = dict.fromkeys(part for word in words if (part := _part_of_word(word, alone=len(words) == 1)) is not None)
+    names = [word for word in _BETWEEN.split(name) if word]
+    parts = dict.fromkeys(part for word in names if (part := _part_of_word(word, alone=len(names) == 1)) is not None)
     heavy = [part for part in parts if part in _HEAVY]
     if len(heavy) > 1:
         return "fused"
@@ -112,8 +112,8 @@ def _part_of_word(word: str, *, alone: bool) -> str | None:
 
 def _block_of_name(name: str) -> int | None:
     """The one block that all of it lies in; None where some lies in another, or in none."""
-    words = [word for word in _BETWEEN.split(name) if _part_of_word(word, alone=True) is not None]
-    blocks = {int(match[1]) if (match := _BLOCK.search(word)) else None for word in words}
+    names = [word for word in _BETWEEN.split(name) if _part_of_word(word, alone=True) is not None]
+    blocks = {int(match[1]) if (match := _BLOCK.search(word)) else None for word in names}
     return blocks.pop() if len(blocks) == 1 else None
 
 

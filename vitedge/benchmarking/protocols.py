@@ -223,16 +223,16 @@ def _trtexec(run: ProtocolRun, ours: Latency, batch: int, *, compute_only: bool)
     moves = (samples.transfer_in_ns, samples.transfer_out_ns)
     separated = bool(samples.compute_ns) and all(moves)
     if compute_only:
-        whole: Sequence[int] = samples.compute_ns if separated else samples.latency_ns
+        latencies: Sequence[int] = samples.compute_ns if separated else samples.latency_ns
     else:
         columns = (samples.transfer_in_ns, samples.compute_ns, samples.transfer_out_ns)
-        whole = [sum(parts) for parts in zip(*columns, strict=True)] if separated else samples.latency_ns
+        latencies = [sum(parts) for parts in zip(*columns, strict=True)] if separated else samples.latency_ns
     compute = samples.compute_ns if separated else ()
     wall = _wall_s(samples)
-    spread = pstdev(whole) / fmean(whole)
+    spread = pstdev(latencies) / fmean(latencies)
     return [
         Field("Throughput", len(samples) / wall, (ours.samples.throughput(1) or None), "qps"),
-        *_trtexec_summary("Latency", whole, ours),
+        *_trtexec_summary("Latency", latencies, ours),
         *_trtexec_summary("H2D Latency", samples.transfer_in_ns if separated and not compute_only else (), None),
         *_trtexec_summary("GPU Compute Time", compute, None),
         *_trtexec_summary("D2H Latency", samples.transfer_out_ns if separated and not compute_only else (), None),

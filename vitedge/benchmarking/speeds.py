@@ -58,10 +58,10 @@ def speeds(
     from vitedge.benchmarking.bench import bench
     from vitedge.benchmarking.options import BenchConfig
 
-    kept = cache_folder() / "tuning" / f"{key(artifacts, action)}.json"
+    cache_file = cache_folder() / "tuning" / f"{key(artifacts, action)}.json"
     if not anew:
         with contextlib.suppress(OSError, InputError):
-            cached = decode_json(kept.read_bytes(), Speeds, action=action, file=kept.name).speeds
+            cached = decode_json(cache_file.read_bytes(), Speeds, action=action, file=cache_file.name).speeds
             if len(cached) == len(artifacts):
                 return cached
     rows = bench(artifacts, BenchConfig(duration_s=duration_s, memory_alone=False), progress=progress).rows
@@ -72,16 +72,16 @@ def speeds(
         wrong = "; ".join(check.detail for check in row.checks if check.ok is False)
         p50, p95 = (percentile(times, percent) / 1e6 for percent in (50, 95))
         measured.append(Speed(p50_ms=p50, p95_ms=p95, wrong=wrong))
-    write_atomic(kept, encode_json(Speeds(speeds=tuple(measured))), action)
+    write_atomic(cache_file, encode_json(Speeds(speeds=tuple(measured))), action)
     return tuple(measured)
 
 
 def key(artifacts: Sequence[Artifact], action: str) -> str:
     """Of all that decides on speed: graphs, options, threads, the runtime's version, the processor and its ISA."""
-    words = []
+    identity = []
     for artifact in artifacts:
         target = artifact.manifest.target
-        words += [target.runtime, runtimes.require(target.runtime, action), target.device, str(target.threads)]
-        words += [hardware_words(target), *artifact.graph_files.values()]
-        words += [f"{name}={value}" for name, value in sorted(artifact.manifest.runtime_options.items())]
-    return sha256("\0".join(words).encode())[:32]
+        identity += [target.runtime, runtimes.require(target.runtime, action), target.device, str(target.threads)]
+        identity += [hardware_words(target), *artifact.graph_files.values()]
+        identity += [f"{name}={value}" for name, value in sorted(artifact.manifest.runtime_options.items())]
+    return sha256("\0".join(identity).encode())[:32]

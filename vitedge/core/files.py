@@ -200,9 +200,9 @@ def _sweep(out: Path) -> None:
         os.replace(old, out)
     shutil.rmtree(old, ignore_errors=True)
     ours = re.compile(re.escape(f".{out.name}.building-") + r"[a-z0-9_]{8}")  # as tempfile.mkdtemp names them
-    for left in out.parent.iterdir():
-        if ours.fullmatch(left.name):
-            shutil.rmtree(left, ignore_errors=True)
+    for leftover in out.parent.iterdir():
+        if ours.fullmatch(leftover.name):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def write_atomic(path: Path, data: bytes | Iterable[bytes | memoryview], action: str) -> None:

@@ -42,11 +42,11 @@ def cache_folder() -> Path:
 
 def names(kind: Kind) -> dict[str, Path]:
     """Every TOML file of this kind by its stem; the user's own file wins over a shipped one of the same name."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for folder in (shipped_folder(kind), user_folder(kind)):
         if folder.is_dir():
-            found.update({path.stem: path for path in sorted(folder.glob("*.toml"))})
-    return dict(sorted(found.items()))
+            files.update({path.stem: path for path in sorted(folder.glob("*.toml"))})
+    return dict(sorted(files.items()))
 
 
 def find(kind: Kind, name: str) -> Path:
@@ -60,7 +60,7 @@ def find(kind: Kind, name: str) -> Path:
         if not os.path.isfile(name):  # noqa: PTH113 - Path.is_file raises for names that are too long
             raise UsageError(f"{word} '{name}'", "there is no such file", f"run: vitedge {verb}")
         return Path(name)
-    known = names(kind)
-    if name not in known:
-        raise UsageError(f"{word} '{name}'", f"no {word} has this name{nearest(name, known)}", f"run: vitedge {verb}")
-    return known[name]
+    files = names(kind)
+    if name not in files:
+        raise UsageError(f"{word} '{name}'", f"no {word} has this name{nearest(name, files)}", f"run: vitedge {verb}")
+    return files[name]

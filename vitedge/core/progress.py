@@ -19,12 +19,12 @@ def lines() -> Progress:
     """A line on stderr for each tenth, with what is left: for where a bar may be drawn by somebody else already."""
     if not sys.stderr.isatty():
         return silent
-    started, said = time.monotonic(), dict[str, int]()
+    started, shown_tenths = time.monotonic(), dict[str, int]()
 
     def show(task: str, done: int, total: int) -> None:
         tenth = 10 * done // max(1, total)
-        if tenth > said.get(task, -1):
-            said[task] = tenth
+        if tenth > shown_tenths.get(task, -1):
+            shown_tenths[task] = tenth
             left = (time.monotonic() - started) * (total - done) / done if done else 0.0
             sys.stderr.write(f"{task}: {10 * tenth} %{f', about {left:.0f} s left' if left >= 1 else ''}\n")
 

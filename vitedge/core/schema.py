@@ -145,15 +145,15 @@ def decode_json(
     Raises:
         InputError: (as ``error_type``) not JSON, wrong shape, or written by a newer version.
     """
-    known = getattr(kind, "SCHEMA_VERSION", 1)
+    newest = getattr(kind, "SCHEMA_VERSION", 1)
     try:
         head = msgspec.json.decode(data, type=_Head)
         if head.schema_version < 1:
             raise ValueError(f"schema version {head.schema_version} doesn't exist")
-        if head.schema_version > known:
+        if head.schema_version > newest:
             raise error_type(
                 action,
-                f"{file} has schema version {head.schema_version}; this vitedge reads up to {known}",
+                f"{file} has schema version {head.schema_version}; this vitedge reads up to {newest}",
                 f'run: pip install "vitedge>={head.vitedge_version}"',
             )
         return msgspec.json.decode(data, type=kind)

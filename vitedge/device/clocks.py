@@ -40,8 +40,8 @@ class Clocks(Record):
     @property
     def locked(self) -> bool:
         """None of those that are known can move."""
-        known = [clock for clock in (self.processor, self.gpu) if clock is not None]
-        return bool(known) and all(clock.locked for clock in known)
+        clocks = [clock for clock in (self.processor, self.gpu) if clock is not None]
+        return bool(clocks) and all(clock.locked for clock in clocks)
 
 
 def clocks(root: Path = ROOT) -> Clocks:
@@ -59,7 +59,7 @@ def clocks(root: Path = ROOT) -> Clocks:
 def gpu_devfreq(root: Path = ROOT) -> Path | None:
     """The folder with the clock of the integrated GPU, in Hz (``cur_freq``, ``min_freq``, …)."""
     devices = root / "sys/class/devfreq"
-    return next((found for name in _GPUS for found in sorted(devices.glob(name))), None)
+    return next((folder for name in _GPUS for folder in sorted(devices.glob(name))), None)
 
 
 def power_mode(root: Path = ROOT) -> str | None:
@@ -67,8 +67,8 @@ def power_mode(root: Path = ROOT) -> str | None:
     number = re.search(r"pmode:0*(\d+)", read_text(root / "var/lib/nvpmodel/status") or "")
     if number is None:
         return None
-    found = re.findall(r"POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)", read_text(root / "etc/nvpmodel.conf") or "")
-    names = {int(mode): name.rstrip(">") for mode, name in found}
+    modes = re.findall(r"POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)", read_text(root / "etc/nvpmodel.conf") or "")
+    names = {int(mode): name.rstrip(">") for mode, name in modes}
     mode = int(number[1])
     return f"{names[mode]} ({mode} of {', '.join(names.values())})" if mode in names else str(mode)
 

@@ -131,10 +131,10 @@ def _number(path: Path) -> int | None:
 
 def _span(text: str | None) -> set[int]:
     """The kernel's list format: ``"0-3,8"`` is {0, 1, 2, 3, 8}."""
-    found: set[int] = set()
+    numbers: set[int] = set()
     for first, last in re.findall(r"(\d+)(?:-(\d+))?", text or ""):
-        found.update(range(int(first), min(int(last or first), int(first) + 4096) + 1))
-    return found
+        numbers.update(range(int(first), min(int(last or first), int(first) + 4096) + 1))
+    return numbers
 
 
 def _field(text: str | None, name: str) -> str | None:
@@ -232,8 +232,8 @@ def memory(root: Path = ROOT) -> Memory:
         total, limited = limit, True
         used = _number(folder / "memory.current") or _number(folder / "memory.usage_in_bytes")
         if used is not None:
-            left = max(0, limit - used + _reclaimable(folder))
-            available = left if available is None else min(available, left)
+            free = max(0, limit - used + _reclaimable(folder))
+            available = free if available is None else min(available, free)
     return Memory(total_mb=_mebi(total), available_mb=_mebi(available), swap_mb=_mebi(swap), limited=limited)
 
 
@@ -289,12 +289,12 @@ def _jetpack(root: Path, l4t_major: str) -> str | None:
 
 def gpus(root: Path = ROOT) -> list[Gpu]:
     """The NVIDIA GPUs: what ``nvidia-smi`` lists, and the integrated one of a Jetson."""
-    found = parse_nvidia_smi(_nvidia_smi()) if root == ROOT else []
+    listed = parse_nvidia_smi(_nvidia_smi()) if root == ROOT else []
     chips = (read_text(root / "proc/device-tree/compatible") or "").split("\0")
     for name, capability in (_TEGRA[chip] for chip in chips if chip in _TEGRA):
-        if not any(gpu.compute_capability == capability for gpu in found):
-            found.append(Gpu(name=name, compute_capability=capability, memory_mb=None, driver=None))
-    return found
+        if not any(gpu.compute_capability == capability for gpu in listed):
+            listed.append(Gpu(name=name, compute_capability=capability, memory_mb=None, driver=None))
+    return listed
 
 
 def _nvidia_smi() -> str:
@@ -313,14 +313,14 @@ def _nvidia_smi() -> str:
 
 def parse_nvidia_smi(text: str) -> list[Gpu]:
     """Rows of ``name, compute capability, memory in MiB, driver``; ``[N/A]`` is unknown."""
-    found = []
+    listed = []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split(",")]
         if len(cells) == 4 and cells[0]:
             _, capability, size, driver = (None if cell.startswith("[") or not cell else cell for cell in cells)
             megabytes = int(size) if size and size.isdigit() else None
-            found.append(Gpu(name=cells[0], compute_capability=capability, memory_mb=megabytes, driver=driver))
-    return found
+            listed.append(Gpu(name=cells[0], compute_capability=capability, memory_mb=megabytes, driver=driver))
+    return listed
 
 
 def cameras(root: Path = ROOT) -> list[Camera]:
@@ -329,15 +329,17 @@ def cameras(root: Path = ROOT) -> list[Camera]:
     with contextlib.suppress(OSError):
         for link in sorted((root / "dev/v4l/by-id").iterdir()):
             links.setdefault(link.readlink().name, f"/dev/v4l/by-id/{link.name}")
-    found = []
+    listed = []
     with contextlib.suppress(OSError):
         devices = [path for path in (root / "dev").iterdir() if re.fullmatch(r"video\d+", path.name)]
         for path in sorted(devices, key=lambda path: int(path.name.removeprefix("video"))):
             captures, problem = _captures(path)
             name = read_text(root / "sys/class/video4linux" / path.name / "name")
             by_id = links.get(path.name)
-            found.append(Camera(device=f"/dev/{path.name}", name=name, by_id=by_id, captures=captures, problem=problem))
-    return found
+            listed.append(
+                Camera(device=f"/dev/{path.name}", name=name, by_id=by_id, captures=captures, problem=problem)
+            )
+    return listed
 
 
 def _captures(device: Path) -> tuple[bool | None, str | None]:

@@ -50,8 +50,8 @@ class JetsonRails:
             name = read_text(label) or label.name
             if amps.exists() and name not in ("NC", "VDDQ_VDD2_1V8AO"):
                 rails[name] = (volts, amps)
-        whole = {name: pair for name, pair in rails.items() if name == "VDD_IN"}
-        self._rails = whole or rails
+        board = {name: pair for name, pair in rails.items() if name == "VDD_IN"}
+        self._rails = board or rails
 
     @property
     def of(self) -> str:
@@ -66,8 +66,8 @@ class JetsonRails:
     def watts(self) -> float | None:
         """At this moment."""
         pairs = [(integer(volts), integer(amps)) for volts, amps in self._rails.values()]
-        known = [volts * amps / 1e6 for volts, amps in pairs if volts is not None and amps is not None]
-        return sum(known) if known and len(known) == len(pairs) else None  # mV × mA
+        powers = [volts * amps / 1e6 for volts, amps in pairs if volts is not None and amps is not None]
+        return sum(powers) if powers and len(powers) == len(pairs) else None  # mV × mA
 
 
 class RaspberryPmic:
@@ -92,10 +92,10 @@ def pmic_watts(text: str) -> float | None:
 
     The lines are ``VDD_CORE_A current(7)=1.65920000A`` and ``VDD_CORE_V volt(15)=0.72062740V``.
     """
-    found: dict[str, dict[str, float]] = {"A": {}, "V": {}}
+    readings: dict[str, dict[str, float]] = {"A": {}, "V": {}}
     for rail, unit, value in re.findall(r"^\s*(\S+)_([AV]) (?:current|volt)\(\d+\)=(\d+\.?\d*)[AV]\s*$", text, re.M):
-        found[unit][rail] = float(value)
-    powers = [amps * found["V"][rail] for rail, amps in found["A"].items() if rail in found["V"]]
+        readings[unit][rail] = float(value)
+    powers = [amps * readings["V"][rail] for rail, amps in readings["A"].items() if rail in readings["V"]]
     return sum(powers) if powers else None
 
 
@@ -124,9 +124,11 @@ class RaplPackages:
     of = "processor packages (RAPL)"
 
     def __init__(self, root: Path) -> None:
-        found = sorted((root / "sys/class/powercap").glob("intel-rapl:[0-9]*/energy_uj"))
+        counters = sorted((root / "sys/class/powercap").glob("intel-rapl:[0-9]*/energy_uj"))
         packages = [
-            file for file in found if file.parent.name.count(":") == 1 and read_text(file.with_name("name")) != "psys"
+            file
+            for file in counters
+            if file.parent.name.count(":") == 1 and read_text(file.with_name("name")) != "psys"
         ]
         self._counters = [file for file in packages if integer(file) is not None]
         self._before: tuple[int, dict[Path, int]] | None = None

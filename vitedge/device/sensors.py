@@ -93,8 +93,8 @@ def _meters(root: Path, nvml: Nvml | None) -> list[PowerMeter]:
     """The board's input where it's metered, else the processor's packages; and a discrete GPU's."""
     boards: list[PowerMeter] = [meter for meter in (JetsonRails(root), RaspberryPmic(root)) if meter.readable]
     processor = RaplPackages(root)
-    found = boards[:1] or ([processor] if processor.readable else [])
-    return [*found, nvml] if nvml is not None and nvml.readable else found
+    meters = boards[:1] or ([processor] if processor.readable else [])
+    return [*meters, nvml] if nvml is not None and nvml.readable else meters
 
 
 #: Bits of the Raspberry Pi's firmware, of which 0 to 3 are now and 16 to 19 have happened since boot.
@@ -115,14 +115,14 @@ def raspberry_throttled(bits: str) -> tuple[dict[str, bool], dict[str, int]]:
 def resident_bytes(root: Path = hardware.ROOT) -> tuple[int | None, int | None]:
     """(resident set, its peak) of this process in bytes."""
     status = read_text(root / "proc/self/status") or ""
-    found = [re.search(rf"^{name}:\s*(\d+) kB", status, re.MULTILINE) for name in ("VmRSS", "VmHWM")]
-    now, peak = (int(match[1]) * 1024 if match else None for match in found)
+    matches = [re.search(rf"^{name}:\s*(\d+) kB", status, re.MULTILINE) for name in ("VmRSS", "VmHWM")]
+    now, peak = (int(match[1]) * 1024 if match else None for match in matches)
     return now, peak
 
 
 def _largest(files: Iterable[Path], unit: int) -> float | None:
-    found = [value for file in files if (value := integer(file)) is not None]
-    return max(found) / unit if found else None
+    values = [value for file in files if (value := integer(file)) is not None]
+    return max(values) / unit if values else None
 
 
 def _number_of_cpu(file: Path) -> int:

@@ -75,9 +75,9 @@ class Telemetry:
 
     def readings(self, start_ns: int, offset_ns: int = 0) -> tuple[Reading, ...]:
         """Everything from the last reading before ``start_ns`` on, which counts as ``offset_ns``."""
-        found = [msgspec.json.decode(line, type=Reading) for line in self._lines()[1:]]
-        before = [reading for reading in found if reading.at_ns <= start_ns][-1:]
-        after = [reading for reading in found if reading.at_ns > start_ns]
+        readings = [msgspec.json.decode(line, type=Reading) for line in self._lines()[1:]]
+        before = [reading for reading in readings if reading.at_ns <= start_ns][-1:]
+        after = [reading for reading in readings if reading.at_ns > start_ns]
         return tuple(
             replace(reading, at_ns=offset_ns + max(0, reading.at_ns - start_ns)) for reading in (*before, *after)
         )

@@ -36,11 +36,11 @@ def classify(session: Session, images: ImageSet, top_k: int = 5) -> Iterator[Cla
     """
     for index, record in enumerate(images.records):
         try:
-            found = session.classify(images.read(index), top_k)
+            predictions = session.classify(images.read(index), top_k)
         except ImageError as error:
             if len(images) == 1:
                 raise
             yield Classified(picture=record.name, problem=error.reason)
             continue
-        answers = tuple(Answer(label=answer.label, probability=answer.probability) for answer in found)
+        answers = tuple(Answer(label=answer.label, probability=answer.probability) for answer in predictions)
         yield Classified(picture=record.name, answers=answers)

@@ -137,12 +137,12 @@ class _Layout(NamedTuple):
 
     def frames(self, memory: mmap.mmap, slot: int) -> list[NDArray[np.uint8]]:
         """uint8 [size, h, w, 3] of each contract, in the shared memory."""
-        found, offset = [], slot * self.bytes
+        views, offset = [], slot * self.bytes
         for contract in self.contracts:
             shape = (self.size, *contract.size, 3)
-            found.append(np.frombuffer(memory, np.uint8, int(np.prod(shape)), offset).reshape(shape))
-            offset += found[-1].nbytes
-        return found
+            views.append(np.frombuffer(memory, np.uint8, int(np.prod(shape)), offset).reshape(shape))
+            offset += views[-1].nbytes
+        return views
 
 
 def _by_processes(images: ImageSet, contracts: Sequence[Preprocessing], starts: range, workers: int) -> Iterator[Ready]:
@@ -220,6 +220,6 @@ def _work() -> None:
             slot, chunk = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        found = _decode(images, layout.contracts, chunk, layout.frames(memory, slot))
-        sys.stdout.buffer.write(pickle.dumps(found))
+        decoded = _decode(images, layout.contracts, chunk, layout.frames(memory, slot))
+        sys.stdout.buffer.write(pickle.dumps(decoded))
         sys.stdout.buffer.flush()

@@ -234,9 +234,9 @@ class _Answered:
 
 def _chunk_size(sessions: Sequence[Session]) -> int:
     """Pictures decoded together: whole batches of every session where that isn't too many."""
-    whole = math.lcm(*(session.batch for session in sessions))
-    whole = whole if whole <= LARGEST_CHUNK else max(session.batch for session in sessions)
-    return whole * -(-CHUNK // whole)
+    batches = math.lcm(*(session.batch for session in sessions))
+    batches = batches if batches <= LARGEST_CHUNK else max(session.batch for session in sessions)
+    return batches * -(-CHUNK // batches)
 
 
 def reference_artifact(artifacts: Sequence[Artifact]) -> Artifact:

@@ -18,8 +18,8 @@ WORST_FLIPS = 10
 
 def divergence(reference: NDArray[np.floating[Any]], logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """KL(reference ‖ logits) of each picture, nats, float64 [n], of logits [n, classes]."""
-    expected, found = _log_softmax(reference), _log_softmax(logits)
-    return np.asarray((np.exp(expected) * (expected - found)).sum(axis=1))
+    expected, actual = _log_softmax(reference), _log_softmax(logits)
+    return np.asarray((np.exp(expected) * (expected - actual)).sum(axis=1))
 
 
 def fidelity(
@@ -45,15 +45,15 @@ def fidelity(
         split: whether calibration saw these pictures.
         executed_by: what ran the quantized graph.
     """
-    expected, found = reference.argmax(axis=1), logits.argmax(axis=1)
-    flipped = np.flatnonzero(expected != found)
+    expected, predicted = reference.argmax(axis=1), logits.argmax(axis=1)
+    flipped = np.flatnonzero(expected != predicted)
     ordered = np.sort(np.exp(_log_softmax(reference)), axis=1)
     margin = ordered[:, -1] - ordered[:, -2] if ordered.shape[1] > 1 else np.ones(len(ordered))
     worst = flipped[np.argsort(-margin[flipped], kind="stable")][:WORST_FLIPS]
     drop = None
     if labels is not None:
-        lost = int(((expected == labels) & (found != labels)).sum())
-        gained = int(((expected != labels) & (found == labels)).sum())
+        lost = int(((expected == labels) & (predicted != labels)).sum())
+        gained = int(((expected != labels) & (predicted == labels)).sum())
         drop = drop_of(gained, lost, len(labels))
     return Fidelity(
         source=source,
@@ -67,7 +67,7 @@ def fidelity(
             Flip(
                 picture=pictures[index],
                 label=classes[expected[index]],
-                instead=classes[found[index]],
+                instead=classes[predicted[index]],
                 margin=float(margin[index]),
             )
             for index in worst

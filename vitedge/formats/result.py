@@ -264,15 +264,15 @@ def combine(first: Result, second: Result) -> Result:
         raise ValueError("the results were measured in different environments")
     if first.data and second.data and first.data != second.data:
         raise ValueError("the results were measured on different data")
-    rows, left = [], list(second.rows)
+    rows, unmatched = [], list(second.rows)
     for old in first.rows:
-        new = next((row for row in left if row.subject.digest == old.subject.digest), None)
+        new = next((row for row in unmatched if row.subject.digest == old.subject.digest), None)
         if new is not None:
-            left.remove(new)
+            unmatched.remove(new)
         rows.append(_evaluated(old, second.rows) if new is None else _joined(old, new))
     return replace(
         second,
-        rows=(*rows, *left),
+        rows=(*rows, *unmatched),
         data=second.data or first.data,
         partial=first.partial or second.partial,
         resumed=(*first.resumed, *second.resumed),

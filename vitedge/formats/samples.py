@@ -204,33 +204,33 @@ def first_blocks(samples: Samples, count: int) -> Samples:
     )
 
 
-def join_samples(before: Samples, after: Samples) -> Samples:
+def join_samples(earlier: Samples, later: Samples) -> Samples:
     """One run that was interrupted and went on; a stage that only one part separates is left out."""
 
     def stage(name: str) -> Column:
-        first, second = getattr(before, name), getattr(after, name)
-        whole = len(first) == len(before) and len(second) == len(after)
-        return (*first, *second) if whole else ()
+        first, second = getattr(earlier, name), getattr(later, name)
+        separated = len(first) == len(earlier) and len(second) == len(later)
+        return (*first, *second) if separated else ()
 
     return Samples(
-        start_ns=(*before.start_ns, *after.start_ns),
-        latency_ns=(*before.latency_ns, *after.latency_ns),
-        blocks=(*before.blocks, *after.blocks),
-        preprocess_ns=(*before.preprocess_ns, *after.preprocess_ns),
+        start_ns=(*earlier.start_ns, *later.start_ns),
+        latency_ns=(*earlier.latency_ns, *later.latency_ns),
+        blocks=(*earlier.blocks, *later.blocks),
+        preprocess_ns=(*earlier.preprocess_ns, *later.preprocess_ns),
         transfer_in_ns=stage("transfer_in_ns"),
         compute_ns=stage("compute_ns"),
         transfer_out_ns=stage("transfer_out_ns"),
-        postprocess_ns=(*before.postprocess_ns, *after.postprocess_ns),
+        postprocess_ns=(*earlier.postprocess_ns, *later.postprocess_ns),
     )
 
 
-def join_audits(before: Audit, after: Audit) -> Audit:
+def join_audits(earlier: Audit, later: Audit) -> Audit:
     """What the audits of an interrupted run and of its end saw together."""
     return Audit(
-        checked=before.checked + after.checked,
-        differing=before.differing + after.differing,
-        max_deviation=max(before.max_deviation, after.max_deviation),
-        allowed_deviation=after.allowed_deviation,
-        varied_ns=(*before.varied_ns, *after.varied_ns),
-        repeated_ns=(*before.repeated_ns, *after.repeated_ns),
+        checked=earlier.checked + later.checked,
+        differing=earlier.differing + later.differing,
+        max_deviation=max(earlier.max_deviation, later.max_deviation),
+        allowed_deviation=later.allowed_deviation,
+        varied_ns=(*earlier.varied_ns, *later.varied_ns),
+        repeated_ns=(*earlier.repeated_ns, *later.repeated_ns),
     )

@@ -52,24 +52,24 @@ def show_tuned(timed: Sequence[Timed]) -> None:
             ["", "artifact", "!precision", "variant", ">p50 ms", ">p95 ms", ">top-1 drop (pp)", "reason"],
             [
                 (
-                    mark(one.chosen or None),
-                    one.artifact,
-                    one.precision,
-                    one.variant,
-                    f"{one.latency_p50_ms:.3f}",
-                    f"{one.latency_p95_ms:.3f}",
-                    "" if one.top1_drop_pp is None else f"{one.top1_drop_pp:+.2f}",
-                    text(one.reason, GOOD if one.chosen else QUIET),
+                    mark(each.chosen or None),
+                    each.artifact,
+                    each.precision,
+                    each.variant,
+                    f"{each.latency_p50_ms:.3f}",
+                    f"{each.latency_p95_ms:.3f}",
+                    "" if each.top1_drop_pp is None else f"{each.top1_drop_pp:+.2f}",
+                    text(each.reason, GOOD if each.chosen else QUIET),
                 )
-                for one in timed
+                for each in timed
             ],
         )
     )
 
 
-def show_explained(found: Mapping[str, Any]) -> None:
+def show_explained(explained: Mapping[str, Any]) -> None:
     """Sentences, engine by engine, and what they say together."""
     parts = []
-    for name, one in found["engines"].items():
-        parts += [text(name, "bold"), *(text(sentence) for sentence in one.sentences)]
-    show(*parts, *(text(sentence) for sentence in found["compared"]))
+    for name, engine in explained["engines"].items():
+        parts += [text(name, "bold"), *(text(sentence) for sentence in engine.sentences)]
+    show(*parts, *(text(sentence) for sentence in explained["compared"]))

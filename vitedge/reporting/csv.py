@@ -18,18 +18,18 @@ def records(results: Sequence[Result]) -> list[dict[str, Any]]:
     """One flat record a row, in the order of the rows; numbers unrounded, None where nothing was measured."""
     lines = rows.lines(results)
     groups = decide(lines)
-    found = {}
+    flat = {}
     for number, decision in enumerate(groups, 1):
         for line in decision.lines:
             rank = decision.ranking.index(line) + 1 if line in decision.ranking else None
-            found[line.letter] = {
+            flat[line.letter] = {
                 "comparable": number,
                 "apart": decision.apart or None,
                 "rank": rank,
                 "recommended": line is decision.choice and not decision.provisional,
                 **_record(line),
             }
-    return [found[line.letter] for line in lines]
+    return [flat[line.letter] for line in lines]
 
 
 def _record(line: Line) -> dict[str, Any]:
@@ -86,10 +86,10 @@ def _record(line: Line) -> dict[str, Any]:
 def render(results: Sequence[Result]) -> str:
     """The records as RFC 4180 CSV with a header."""
     stream = io.StringIO()
-    found = records(results)
+    flat = records(results)
     writer = csv.writer(stream)
-    writer.writerow(found[0] if found else [])
-    writer.writerows([_cell(value) for value in record.values()] for record in found)
+    writer.writerow(flat[0] if flat else [])
+    writer.writerows([_cell(value) for value in record.values()] for record in flat)
     return stream.getvalue()
 
 

@@ -75,9 +75,11 @@ def _latencies(axes: Axes, timed: Sequence[Line], scale: float) -> list[tuple[Li
         assert line.row.latency is not None
         latency = line.row.latency
         if sustained.duration_s(latency) >= sustained.LONG_S:
-            windows = [one for one in sustained.curve(latency, line.row.subject.batch) if one.p50_ms is not None]
-            xs = [(one.start_s + one.end_s) / 2 / scale for one in windows]
-            p50, p95 = [one.p50_ms or 0.0 for one in windows], [one.p95_ms or 0.0 for one in windows]
+            windows = [
+                window for window in sustained.curve(latency, line.row.subject.batch) if window.p50_ms is not None
+            ]
+            xs = [(window.start_s + window.end_s) / 2 / scale for window in windows]
+            p50, p95 = [window.p50_ms or 0.0 for window in windows], [window.p95_ms or 0.0 for window in windows]
             axes.plot(xs, p95, color=colour(line), linewidth=0.9, alpha=0.55)
             axes.plot(xs, p50, color=colour(line), linewidth=1.8)
             top = max([top, *p95])
@@ -102,11 +104,11 @@ def _readings(timed: Sequence[Line]) -> Sequence[Reading]:
 
 def _series(readings: Sequence[Reading], value: Callable[[Reading], float | None]) -> list[tuple[float, float]]:
     """(seconds, value) of what could be read, medians of adjacent ones where there are many; empty with too few."""
-    known = [(reading.at_ns / 1e9, found) for reading in readings if (found := value(reading)) is not None]
-    if len(known) < FEWEST_READINGS:
+    points = [(reading.at_ns / 1e9, number) for reading in readings if (number := value(reading)) is not None]
+    if len(points) < FEWEST_READINGS:
         return []
-    step = -(-len(known) // MOST_POINTS)
-    groups = [known[start : start + step] for start in range(0, len(known), step)]
+    step = -(-len(points) // MOST_POINTS)
+    groups = [points[start : start + step] for start in range(0, len(points), step)]
     return [(group[len(group) // 2][0], median(y for _, y in group)) for group in groups]
 
 
@@ -133,11 +135,11 @@ def layers(line: Line, title: str) -> str | None:
     parts = [part for part in profile.PARTS if any(part in times for _, times in bars)]
     with picture(title, height=1.5 + 0.26 * len(bars)) as made:
         axes = made.axes
-        left = [0.0] * len(bars)
+        starts = [0.0] * len(bars)
         for part in parts:
             widths = [times.get(part, 0.0) / 1e6 for _, times in bars]
-            axes.barh(range(len(bars)), widths, left=left, height=0.72, color=_SHADES[part], label=part)
-            left = [start + width for start, width in zip(left, widths, strict=True)]
+            axes.barh(range(len(bars)), widths, left=starts, height=0.72, color=_SHADES[part], label=part)
+            starts = [start + width for start, width in zip(starts, widths, strict=True)]
         axes.set_yticks(range(len(bars)), [name for name, _ in bars])
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")

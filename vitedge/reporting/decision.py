@@ -46,8 +46,8 @@ def decide(lines: Sequence[Line]) -> list[Decision]:
         else:
             groups.append((where, line.rules, batch, [line]))
     ordered = sorted(groups, key=lambda group: min(lines.index(line) for line in group[-1]))
-    made = [_decide(rules, sorted(members, key=lines.index)) for _, rules, _, members in ordered]
-    return [replace(decision, apart=_apart(decision, made[0])) for decision in made]
+    decisions = [_decide(rules, sorted(members, key=lines.index)) for _, rules, _, members in ordered]
+    return [replace(decision, apart=_apart(decision, decisions[0])) for decision in decisions]
 
 
 def _apart(this: Decision, first: Decision) -> str:
@@ -56,32 +56,32 @@ def _apart(this: Decision, first: Decision) -> str:
         return ""
     here, there = this.lines[0], first.lines[0]
     where, elsewhere = here.result.environment, there.result.environment
-    found = []
+    differences = []
     if (where.processor, where.board, where.gpus) != (elsewhere.processor, elsewhere.board, elsewhere.gpus):
-        found.append("another machine")
+        differences.append("another machine")
     elif where.versions != elsewhere.versions:
         names = sorted({*where.versions, *elsewhere.versions})
-        found += [
+        differences += [
             f"{name} {where.versions.get(name, UNKNOWN)} instead of {elsewhere.versions.get(name, UNKNOWN)}"
             for name in names
             if where.versions.get(name) != elsewhere.versions.get(name)
         ]
     elif where != elsewhere:
-        found += [
+        differences += [
             f"{name.replace('_', ' ')} {getattr(where, name)} instead of {getattr(elsewhere, name)}"
             for name in ("memory_mb", "virtual", "power_source")
             if getattr(where, name) != getattr(elsewhere, name)
         ]
     if this.rules is None or first.rules is None:
-        found += ["no latency" if this.rules is None else "with latency"] if this.rules != first.rules else []
+        differences += ["no latency" if this.rules is None else "with latency"] if this.rules != first.rules else []
     else:
         for name in this.rules.__struct_fields__:
             ours, theirs = getattr(this.rules, name), getattr(first.rules, name)
             if ours != theirs:
-                found.append(f"{_RULES.get(name, name)} {_word(ours)} instead of {_word(theirs)}")
+                differences.append(f"{_RULES.get(name, name)} {_word(ours)} instead of {_word(theirs)}")
         if here.row.subject.batch != there.row.subject.batch:
-            found.append(f"batch {here.row.subject.batch} instead of {there.row.subject.batch}")
-    return ", ".join(found)
+            differences.append(f"batch {here.row.subject.batch} instead of {there.row.subject.batch}")
+    return ", ".join(differences)
 
 
 def _word(value: object) -> str:
@@ -126,20 +126,20 @@ def _objections(line: Line, timed: bool) -> list[str]:
         return [line.row.note or "its latency wasn't measured"]
     if not timed and line.top1 is None:
         return [line.row.note or "neither latency nor accuracy was measured"]
-    found = [] if line.verdict.valid else list(line.verdict.reasons)
-    return found + _over_budget(line)
+    objections = [] if line.verdict.valid else list(line.verdict.reasons)
+    return objections + _over_budget(line)
 
 
 def _over_budget(line: Line) -> list[str]:
-    budget, found = line.row.subject.budget, []
+    budget, objections = line.row.subject.budget, []
     if line.top1_drop_pp is not None and line.top1_drop_pp > budget.max_top1_drop_pp:
-        found.append(f"its top-1 drop is {drop(line)}; its budget is {budget.max_top1_drop_pp:g} pp")
+        objections.append(f"its top-1 drop is {drop(line)}; its budget is {budget.max_top1_drop_pp:g} pp")
     if budget.latency_p95_ms is not None and line.row.latency is not None:
         if line.p95_ms is None:
-            found.append("too few samples to hold its p95 against the budget")
+            objections.append("too few samples to hold its p95 against the budget")
         elif line.p95_ms > budget.latency_p95_ms:
-            found.append(f"its p95 is {milliseconds(line.p95_ms)} ms; its budget is {budget.latency_p95_ms:g} ms")
-    return found
+            objections.append(f"its p95 is {milliseconds(line.p95_ms)} ms; its budget is {budget.latency_p95_ms:g} ms")
+    return objections
 
 
 def drop(line: Line) -> str:
@@ -189,26 +189,28 @@ def _headline(choice: Line | None, measured: list[Line], timed: bool, provisiona
 
 
 def _reasons(choice: Line, contest: Sequence[Line], measured: Sequence[Line], timed: bool) -> tuple[str, ...]:
-    found = []
+    reasons = []
     if timed:
-        found.append(_speed(choice, measured))
+        reasons.append(_speed(choice, measured))
     tied = [line.label for line in _tied(contest, timed) if line is not choice]
     if tied:
-        found.append(f"As fast as {' and '.join(tied)} within {TIE - 1:.0%}; chosen for accuracy and size.")
+        reasons.append(f"As fast as {' and '.join(tied)} within {TIE - 1:.0%}; chosen for accuracy and size.")
     if len(contest) > 1 and not tied and timed:
         second = next(line for line in contest if line is not choice)
-        found.append(
+        reasons.append(
             f"The next, {second.label}, takes {_cost(second, timed) / _cost(choice, timed):.2f} times as long."
         )
-    found.append(_accuracy(choice))
+    reasons.append(_accuracy(choice))
     largest = _float_of(choice, measured)
     if largest is not None and largest.row.subject.bytes:
         fraction = choice.row.subject.bytes / largest.row.subject.bytes
-        found.append(f"{choice.row.subject.bytes / 1e6:.1f} MB, {fraction:.0%} of {largest.label}.".replace("%", " %"))
+        reasons.append(
+            f"{choice.row.subject.bytes / 1e6:.1f} MB, {fraction:.0%} of {largest.label}.".replace("%", " %")
+        )
     checks = choice.row.checks
     if choice.verified:
-        found.append(f"Verified on this machine: {sum(check.ok is True for check in checks)} checks passed.")
-    return tuple(found)
+        reasons.append(f"Verified on this machine: {sum(check.ok is True for check in checks)} checks passed.")
+    return tuple(reasons)
 
 
 def _float_of(line: Line, among: Sequence[Line]) -> Line | None:
@@ -242,8 +244,12 @@ def _interval(choice: Line, slower: Line) -> str:
     same_batch = choice.row.subject.batch == slower.row.subject.batch
     if ours is None or theirs is None or not same_batch or not interleaved(ours.samples, theirs.samples):
         return ""
-    found = ratio(ours, theirs, statistic="median")
-    return "" if found is None else f" (95 % interval {found.low:.2f} to {found.high:.2f}, in {found.rounds} rounds)"
+    measured = ratio(ours, theirs, statistic="median")
+    return (
+        ""
+        if measured is None
+        else f" (95 % interval {measured.low:.2f} to {measured.high:.2f}, in {measured.rounds} rounds)"
+    )
 
 
 def _accuracy(choice: Line) -> str:
@@ -258,33 +264,33 @@ def _accuracy(choice: Line) -> str:
 def _caveats(
     choice: Line | None, lines: Sequence[Line], objections: dict[str, list[str]], timed: bool, provisional: bool
 ) -> tuple[str, ...]:
-    found = []
+    caveats = []
     if choice is not None:
         budget = choice.row.subject.budget
         if choice.drop_interval is not None and choice.drop_interval.high > budget.max_top1_drop_pp:
-            found.append(
+            caveats.append(
                 f"{choice.images:,} images can't rule out a top-1 drop over the budget of "
                 f"{budget.max_top1_drop_pp:g} pp: the interval reaches {points(choice.drop_interval.high)} pp."
             )
         if timed and budget.latency_p95_ms is None:
-            found.append("No latency budget is set for this target; the choice is the fastest within the accuracy's.")
+            caveats.append("No latency budget is set for this target; the choice is the fastest within the accuracy's.")
         if timed and choice.verdict.throttled is None:
-            found.append("No sensor here tells whether the processor throttled.")
+            caveats.append("No sensor here tells whether the processor throttled.")
         if provisional:
-            found.append(f"Measure again before relying on it: {'; '.join(choice.verdict.reasons)}.")
-        found.extend(
+            caveats.append(f"Measure again before relying on it: {'; '.join(choice.verdict.reasons)}.")
+        caveats.extend(
             f"{line.label} was faster, but {'; '.join(objections[line.letter])}."
             for line in lines
             if timed and line.cost_ms and objections[line.letter] and line.cost_ms < (choice.cost_ms or 0.0)
         )
         if len([line for line in lines if line.cost_ms is not None]) == 1 and timed:
-            found.append("It's the only one measured under these rules.")
+            caveats.append("It's the only one measured under these rules.")
     images = {
         line.result.data.digest: line.result.data for line in lines if line.images and line.result.data is not None
     }
     if len(images) > 1:
         names = " and ".join(f"{len(data.names):,} of {data.source}" for data in images.values())
-        found.append(f"Accuracies here are from different images, and can't be compared: {names}.")
+        caveats.append(f"Accuracies here are from different images, and can't be compared: {names}.")
     if any(line.result.partial for line in lines):
-        found.append("A run was interrupted: its rows hold what had been measured by then.")
-    return tuple(found)
+        caveats.append("A run was interrupted: its rows hold what had been measured by then.")
+    return tuple(caveats)

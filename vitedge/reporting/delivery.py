@@ -52,15 +52,15 @@ def report(
     from vitedge.data import embedded
     from vitedge.reporting import rows
 
-    wanted = _format(out, format)
+    chosen = _format(out, format)
     if out is not None:
         _refuse_existing(out, overwrite=overwrite)
     results = rows.read(sources)
     images = None if data is None else embedded.open_images(data, action=f"show pictures of {data}")
-    content = _render(wanted, results, images)
+    content = _render(chosen, results, images)
     if out is not None:
         write_atomic(out, content, f"write the report {out}")
-    return Report(wanted, content, tuple(results), out)
+    return Report(chosen, content, tuple(results), out)
 
 
 def show_report(report: Report, json: str | None) -> None:
@@ -96,7 +96,7 @@ def _refuse_existing(out: Path, *, overwrite: bool) -> None:
         raise UsageError(action, f"{out} already exists", "name another --out, or add --overwrite")
 
 
-def _render(wanted: str, results: Sequence[Result], images: ImageSet | None) -> bytes:
+def _render(format: str, results: Sequence[Result], images: ImageSet | None) -> bytes:
     from vitedge.reporting import csv, html, markdown
 
     makers: dict[str, Callable[[], bytes]] = {
@@ -105,7 +105,7 @@ def _render(wanted: str, results: Sequence[Result], images: ImageSet | None) -> 
         "csv": lambda: csv.render(results).encode(),
         "json": lambda: encode_json(csv.records(results)),
     }
-    return makers[wanted]()
+    return makers[format]()
 
 
 def tell(results: Sequence[Result], out: Path) -> None:

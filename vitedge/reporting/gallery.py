@@ -45,13 +45,13 @@ def flips(line: Line, images: ImageSet | None = None) -> list[Shown]:
         line: a row with accuracy and a reference.
         images: the evaluated pictures, for the gallery to show; see :func:`check_images`.
     """
-    data, paired, before = line.result.data, line.paired, line.reference
-    if data is None or paired is None or before is None or before.accuracy is None or line.row.accuracy is None:
+    data, paired, reference = line.result.data, line.paired, line.reference
+    if data is None or paired is None or reference is None or reference.accuracy is None or line.row.accuracy is None:
         return []
-    old, new = before.accuracy.predicted, line.row.accuracy.predicted
+    old, new = reference.accuracy.predicted, line.row.accuracy.predicted
     where = {record.name: index for index, record in enumerate(images.records)} if images is not None else {}
     ordered = sorted(paired.flips, key=lambda index: (new[index] == data.label[index], index))
-    found = []
+    pictures = []
     for index in ordered[:MOST_FLIPS]:
         truth, name = data.label[index], data.names[index]
         picture = None
@@ -62,8 +62,8 @@ def flips(line: Line, images: ImageSet | None = None) -> list[Shown]:
             Answer("float32", data.classes[old[index]], right=old[index] == truth),
             Answer(line.label, data.classes[new[index]], right=new[index] == truth),
         )
-        found.append(Shown(name, picture, data.classes[truth], answers))
-    return found
+        pictures.append(Shown(name, picture, data.classes[truth], answers))
+    return pictures
 
 
 def check_images(images: ImageSet, lines: Sequence[Line]) -> None:

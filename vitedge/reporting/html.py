@@ -89,12 +89,12 @@ def render(results: Sequence[Result], *, shown: Sequence[Shown] = (), images: Im
     page["script"] = _trusted((TEMPLATES / "report.js").read_text())
     digest = hashlib.sha256(str(page["script"]).encode()).digest()
     page["script_digest"] = base64.b64encode(digest).decode()
-    made = ""
+    document = ""
     for raw in _raw(results):
-        made = str(template.render(page, raw=raw))
-        if len(made.encode()) < MOST_BYTES:
+        document = str(template.render(page, raw=raw))
+        if len(document.encode()) < MOST_BYTES:
             break
-    return made
+    return document
 
 
 def _jinja() -> Any:
@@ -148,11 +148,11 @@ def _title(lines: Sequence[Line]) -> str:
 
 def _pictures(lines: Sequence[Line]) -> list[tuple[str, str, Markup]]:
     """(title, what to see, SVG) of every picture that the data allows."""
-    found: list[tuple[str, str, str | None]] = []
+    pictures: list[tuple[str, str, str | None]] = []
     for decision in decide(lines):
         where = f", {decision.machine}" if len({line.machine for line in lines}) > 1 else ""
         group = decision.lines
-        found += [
+        pictures += [
             (
                 f"Accuracy against latency{where}",
                 "Up and left is better. The dashed line is the Pareto front: nothing is both faster and more accurate. "
@@ -171,14 +171,14 @@ def _pictures(lines: Sequence[Line]) -> list[tuple[str, str, Markup]]:
                 curves.over_time(group, f"Latency during the run{where}"),
             ),
         ]
-    found.append(
+    pictures.append(
         (
             "Reliability of the probabilities",
             "On the dotted line, answers given with 80 % confidence are right 80 % of the time.",
             plots.reliability(lines, "Reliability of the probabilities"),
         )
     )
-    found += [
+    pictures += [
         (
             f"Where the time goes: {line.letter}, {line.label}",
             "Block by block, by the runtime's profiler. Profiling costs time, so only the proportions are comparable.",
@@ -186,7 +186,7 @@ def _pictures(lines: Sequence[Line]) -> list[tuple[str, str, Markup]]:
         )
         for line in lines
     ]
-    found += [
+    pictures += [
         (
             f"Accuracy against latency of the selection: {line.letter}, {line.label}",
             "Down and left is better. Groups of layers go back to float one after the other, first those that cost "
@@ -196,7 +196,7 @@ def _pictures(lines: Sequence[Line]) -> list[tuple[str, str, Markup]]:
         for line in lines
     ]
     for line in _detailed(lines):
-        found += [
+        pictures += [
             (
                 f"Top-1 by class: {line.letter}, {line.label}",
                 "The drop is seldom even across the classes.",
@@ -208,18 +208,18 @@ def _pictures(lines: Sequence[Line]) -> list[tuple[str, str, Markup]]:
                 plots.confusions(line, f"Confusion matrix, {line.label}"),
             ),
         ]
-    return [(title, note, _trusted(svg)) for title, note, svg in found if svg is not None]
+    return [(title, note, _trusted(svg)) for title, note, svg in pictures if svg is not None]
 
 
 def _detailed(lines: Sequence[Line]) -> list[Line]:
     """The rows whose accuracy is shown class by class: the choice of each decision, or the first with a reference."""
-    found = []
+    detailed = []
     for decision in decide(lines):
         compared = [line for line in decision.lines if line.paired is not None]
         quantized = [line for line in compared if line.row.subject.precision != "fp32"]
         candidates = [decision.choice] if decision.choice in quantized else quantized or compared
-        found += [line for line in candidates[:1] if line is not None]
-    return found
+        detailed += [line for line in candidates[:1] if line is not None]
+    return detailed
 
 
 def _stages(line: Line) -> dict[str, float | None]:
@@ -233,13 +233,13 @@ def _stages(line: Line) -> dict[str, float | None]:
 
 def _energy_mj(line: Line) -> float | None:
     """Millijoules an image; None where no power meter could tell."""
-    found = sustained.energy_j(line.row.latency) if line.row.latency is not None else None
-    return None if found is None else 1e3 * found / line.row.subject.batch
+    joules = sustained.energy_j(line.row.latency) if line.row.latency is not None else None
+    return None if joules is None else 1e3 * joules / line.row.subject.batch
 
 
 def _explained(lines: Sequence[Line]) -> list[tuple[Line, Explained]]:
     """Of every quantized row its layers and sentences; with times where it and a float row beside it were profiled."""
-    found = []
+    explained = []
     for line in lines:
         about, where = line.row.subject, line.result.environment
         if not about.layers:
@@ -253,10 +253,12 @@ def _explained(lines: Sequence[Line]) -> list[tuple[Line, Explained]]:
             and (other.row.subject.model_digest, other.row.subject.runtime, other.row.subject.batch)
             == (about.model_digest, about.runtime, about.batch)
         ]
-        before = floats[0] if floats and line.row.profile is not None else None
+        float_profile = floats[0] if floats and line.row.profile is not None else None
         isa = None if runtimes.on_gpu(about.runtime) else where.processor.isa
-        found.append((line, explain_profiles(line.label, about.precision, about.layers, before, line.row.profile, isa)))
-    return found
+        explained.append(
+            (line, explain_profiles(line.label, about.precision, about.layers, float_profile, line.row.profile, isa))
+        )
+    return explained
 
 
 def _bursts(lines: Sequence[Line]) -> list[tuple[Line, sustained.Sustained]]:
@@ -296,12 +298,14 @@ def _digits(value: float | None) -> str:
 
 def _embedded(shown: Sequence[Shown]) -> list[tuple[Shown, str | None]]:
     """Each picture with its data URI."""
-    return [(one, gallery.data_uri(one.picture, one.name) if one.picture else None) for one in shown]
+    return [
+        (picture, gallery.data_uri(picture.picture, picture.name) if picture.picture else None) for picture in shown
+    ]
 
 
 def _environments(results: Sequence[Result]) -> list[tuple[str, list[tuple[str, str]]]]:
     """(machine, facts) of every result."""
-    found = []
+    environments = []
     for result in results:
         where = result.environment
         processor, board = where.processor, where.board
@@ -323,8 +327,8 @@ def _environments(results: Sequence[Result]) -> list[tuple[str, list[tuple[str, 
             *where.versions.items(),
             ("measured", result.created),
         ]
-        found.append((rows.machine_name(where), [(name, str(value or "unknown")) for name, value in facts]))
-    return found
+        environments.append((rows.machine_name(where), [(name, str(value or "unknown")) for name, value in facts]))
+    return environments
 
 
 def _cores(result: Result) -> str | None:

@@ -58,15 +58,15 @@ def inspect(path: str | Path, *, everything: bool = False) -> Inspection:
         NotInstalledError: an ONNX file, and the package onnx isn't installed.
     """
     path = Path(path)
-    most = None if everything else MOST_ROWS
+    limit = None if everything else MOST_ROWS
     if (path / MANIFEST).is_file():
-        return _artifact(Artifact.open(path), most)
+        return _artifact(Artifact.open(path), limit)
     if (path / MODEL_JSON).is_file():
-        return _model(Model.open(path), most)
+        return _model(Model.open(path), limit)
     if (path / RESULT_JSON).is_file() or (path.is_file() and path.suffix == ".json"):
         return _result(path)
     if path.is_file() and path.suffix == ".onnx":
-        return _onnx(path, most)
+        return _onnx(path, limit)
     reason = (
         "it's neither a model, an artifact, a result nor an ONNX file" if path.exists() else "there is no such path"
     )
@@ -76,7 +76,7 @@ def inspect(path: str | Path, *, everything: bool = False) -> Inspection:
 # --- models and artifacts --------------------------------------------------------------------------------------------
 
 
-def _model(model: Model, most: int | None) -> Inspection:
+def _model(model: Model, limit: int | None) -> Inspection:
     record = model.record
     architecture = record.architecture
     facts = {
@@ -97,13 +97,17 @@ def _model(model: Model, most: int | None) -> Inspection:
     facts |= {f"training {name}": _words(value) for name, value in (record.training or {}).items()}
     facts |= {f"accuracy {name}": _words(value) for name, value in (record.accuracy or {}).items()}
     facts |= {"written by": f"vitedge {record.vitedge_version}", "digest": model.digest}
-    sections = (_contract(record.preprocessing), _classes(record.classes, most), _files(model.path, record.files, most))
+    sections = (
+        _contract(record.preprocessing),
+        _classes(record.classes, limit),
+        _files(model.path, record.files, limit),
+    )
     return Inspection(
         kind="model", path=str(model.path), facts=facts, sections=sections, record=to_builtins(record, str_keys=True)
     )
 
 
-def _artifact(artifact: Artifact, most: int | None) -> Inspection:
+def _artifact(artifact: Artifact, limit: int | None) -> Inspection:
     manifest = artifact.manifest
     target, calibration, recipe = manifest.target, manifest.calibration, manifest.recipe
     facts = {
@@ -138,9 +142,9 @@ def _artifact(artifact: Artifact, most: int | None) -> Inspection:
     sections = (
         _contract(manifest.preprocessing),
         *_candidates(artifact),
-        layers(manifest.layers, each=most is None),
-        _classes(manifest.classes, most),
-        _files(artifact.path, manifest.files, most),
+        layers(manifest.layers, each=limit is None),
+        _classes(manifest.classes, limit),
+        _files(artifact.path, manifest.files, limit),
     )
     record = to_builtins(manifest, str_keys=True)
     return Inspection(kind="artifact", path=str(artifact.path), facts=facts, sections=sections, record=record)
@@ -150,8 +154,8 @@ def _runs_here(artifact: Artifact) -> dict[str, str]:
     """Which candidate opening the artifact opens on this machine; empty where there is no other."""
     if not folders(artifact):
         return {}
-    found = open_artifact(artifact.path)
-    return {"opened here": f"{found.manifest.precision} as {found.manifest.variant}: {found.because}"}
+    chosen = open_artifact(artifact.path)
+    return {"opened here": f"{chosen.manifest.precision} as {chosen.manifest.variant}: {chosen.because}"}
 
 
 def _candidates(artifact: Artifact) -> tuple[Section, ...]:
@@ -160,22 +164,22 @@ def _candidates(artifact: Artifact) -> tuple[Section, ...]:
     if len(results) < 2:
         return ()
     choice = read_choice(artifact)
-    here = {one.artifact: one for one in choice.measured} if choice is not None else {}
-    found = []
-    for one in results:
-        timed = here.get("." if one.chosen else one.folder or "")
-        found.append(
+    here = {candidate.artifact: candidate for candidate in choice.measured} if choice is not None else {}
+    cells = []
+    for candidate in results:
+        timed = here.get("." if candidate.chosen else candidate.folder or "")
+        cells.append(
             (
-                one.variant,
-                one.precision,
-                "this artifact" if one.chosen else one.folder or "no",
-                rows.milliseconds(one.latency_p50_ms),
+                candidate.variant,
+                candidate.precision,
+                "this artifact" if candidate.chosen else candidate.folder or "no",
+                rows.milliseconds(candidate.latency_p50_ms),
                 rows.milliseconds(timed.latency_p50_ms if timed is not None else None),
-                rows.UNKNOWN if one.bytes is None else f"{one.bytes / 1e6:.2f}",
-                rows.UNKNOWN if one.deviation is None else f"{one.deviation:.1e}",
-                rows.UNKNOWN if one.divergence is None else f"{one.divergence:.2g}",
-                rows.points(one.top1_drop_pp),
-                one.failed or (timed.reason if timed is not None else ""),
+                rows.UNKNOWN if candidate.bytes is None else f"{candidate.bytes / 1e6:.2f}",
+                rows.UNKNOWN if candidate.deviation is None else f"{candidate.deviation:.1e}",
+                rows.UNKNOWN if candidate.divergence is None else f"{candidate.divergence:.2g}",
+                rows.points(candidate.top1_drop_pp),
+                candidate.failed or (timed.reason if timed is not None else ""),
             )
         )
     columns = (
@@ -190,22 +194,22 @@ def _candidates(artifact: Artifact) -> tuple[Section, ...]:
         ">top-1 drop (pp)",
         "reason",
     )
-    return (Section(title="Candidates", columns=columns, rows=tuple(found)),)
+    return (Section(title="Candidates", columns=columns, rows=tuple(cells)),)
 
 
-def _fidelity(found: Fidelity | None) -> dict[str, str]:
+def _fidelity(fidelity: Fidelity | None) -> dict[str, str]:
     """The difference from the float graph, in words."""
-    if found is None:
+    if fidelity is None:
         return {}
-    words = f"KL {found.divergence:.2g}, top-1 agreement {100 * found.agreement:.2f} %"
-    if found.top1_drop is not None:
-        drop = found.top1_drop
-        words += f", top-1 drop {drop.pp:.2f} pp (95 % interval {drop.low:.2f} to {drop.high:.2f})"
-    where = f"{found.pictures} pictures of {found.source}"
-    if found.split == "calibration":
+    sentence = f"KL {fidelity.divergence:.2g}, top-1 agreement {100 * fidelity.agreement:.2f} %"
+    if fidelity.top1_drop is not None:
+        drop = fidelity.top1_drop
+        sentence += f", top-1 drop {drop.pp:.2f} pp (95 % interval {drop.low:.2f} to {drop.high:.2f})"
+    where = f"{fidelity.pictures} pictures of {fidelity.source}"
+    if fidelity.split == "calibration":
         where += " that calibration used"
-    flips = ", ".join(f"{flip.picture} ({flip.label} → {flip.instead})" for flip in found.flips[:3])
-    return {"against float": f"{words}; {where}, run by {found.executed_by}"} | (
+    flips = ", ".join(f"{flip.picture} ({flip.label} → {flip.instead})" for flip in fidelity.flips[:3])
+    return {"against float": f"{sentence}; {where}, run by {fidelity.executed_by}"} | (
         {"worst flips": flips} if flips else {}
     )
 
@@ -256,23 +260,23 @@ def layers(plan: Sequence[LayerPlan], *, each: bool = False) -> Section:
     for layer in plan:
         name = layer.name if each else re.sub(r"(?<=\.)\d+(?=\.)", "*", layer.name)
         groups.setdefault((name, layer.precision, layer.reason), []).append(layer)
-    found = [
+    cells = [
         (name, str(len(members)), precision, f"{sum(layer.macs for layer in members) / total:.1%}", reason)
         for (name, precision, reason), members in groups.items()
     ]
     columns = ("layer", ">count", "!precision", ">MACs", "reason")
-    return Section(title="Precision planned", columns=columns, rows=tuple(found))
+    return Section(title="Precision planned", columns=columns, rows=tuple(cells))
 
 
 def _origin(origin: Origin) -> dict[str, str]:
-    found = {"origin": f"{origin.kind}: {origin.source}"}
-    found |= {f"origin {name}": _words(value) for name, value in origin.details.items()}
+    facts = {"origin": f"{origin.kind}: {origin.source}"}
+    facts |= {f"origin {name}": _words(value) for name, value in origin.details.items()}
     if origin.parity is not None:
         parity = origin.parity
-        found["parity"] = (
+        facts["parity"] = (
             f"{parity.relative:.1e} of the largest logit from {parity.reference}, on {parity.images} pictures"
         )
-    return found
+    return facts
 
 
 def _input(contract: Preprocessing) -> str:
@@ -289,20 +293,20 @@ def _contract(contract: Preprocessing) -> Section:
     return Section(title="From a picture to an answer", columns=(">", "step"), rows=steps)
 
 
-def _classes(classes: Sequence[ClassLabel], most: int | None) -> Section:
-    found = [(str(label.id), label.name, label.folder or rows.UNKNOWN) for label in classes]
-    return _table("Classes", (">id", "name", "folder in data sets"), found, most)
+def _classes(classes: Sequence[ClassLabel], limit: int | None) -> Section:
+    cells = [(str(label.id), label.name, label.folder or rows.UNKNOWN) for label in classes]
+    return _table("Classes", (">id", "name", "folder in data sets"), cells, limit)
 
 
-def _files(folder: Path, digests: Mapping[str, str], most: int | None) -> Section:
-    found = [(name, f"{(folder / name).stat().st_size:,}", digest) for name, digest in digests.items()]
-    return _table("Files", ("file", ">bytes", "SHA-256"), found, most)
+def _files(folder: Path, digests: Mapping[str, str], limit: int | None) -> Section:
+    cells = [(name, f"{(folder / name).stat().st_size:,}", digest) for name, digest in digests.items()]
+    return _table("Files", ("file", ">bytes", "SHA-256"), cells, limit)
 
 
-def _table(title: str, columns: tuple[str, ...], found: Sequence[tuple[str, ...]], most: int | None) -> Section:
-    shown = list(found[:most])
-    if len(shown) < len(found):
-        shown.append(("…", f"{len(found) - len(shown)} more", *("" for _ in columns[2:])))
+def _table(title: str, columns: tuple[str, ...], cells: Sequence[tuple[str, ...]], limit: int | None) -> Section:
+    shown = list(cells[:limit])
+    if len(shown) < len(cells):
+        shown.append(("…", f"{len(cells) - len(shown)} more", *("" for _ in columns[2:])))
     return Section(title=title, columns=columns, rows=tuple(shown))
 
 
@@ -332,7 +336,7 @@ def _result(path: Path) -> Inspection:
     if result.data is not None:
         facts["images"] = f"{len(result.data.names):,} of {result.data.source}, {len(result.data.classes)} classes"
         facts["image digest"] = result.data.digest
-    found = [
+    cells = [
         (
             line.row.subject.name,
             f"{len(line.row.latency.samples):,}" if line.row.latency else rows.UNKNOWN,
@@ -343,14 +347,14 @@ def _result(path: Path) -> Inspection:
         for line in rows.lines([result])
     ]
     columns = ("artifact", ">samples", ">images", ">checks", "notes")
-    section = Section(title="Rows", columns=columns, rows=tuple(found))
+    section = Section(title="Rows", columns=columns, rows=tuple(cells))
     return Inspection(kind="result", path=str(path), facts=facts, sections=(section,), record=to_builtins(result))
 
 
 # --- ONNX ------------------------------------------------------------------------------------------------------------
 
 
-def _onnx(path: Path, most: int | None) -> Inspection:
+def _onnx(path: Path, limit: int | None) -> Inspection:
     import importlib.util
 
     action = f"inspect {path}"
@@ -376,9 +380,9 @@ def _onnx(path: Path, most: int | None) -> Inspection:
     tensors = [(side, *tensor) for side in ("inputs", "outputs") for tensor in record[side]]
     operators = sorted(record["operators"].items(), key=lambda item: (-item[1], item[0]))
     sections = (
-        _table("Inputs and outputs", ("", "name", "type", "shape"), [tuple(map(str, row)) for row in tensors], most),
-        _table("Operators", ("operator", ">count"), [(name, str(count)) for name, count in operators], most),
-        _table("Types of constants", ("type", ">count"), [(n, str(c)) for n, c in record["types"].items()], most),
+        _table("Inputs and outputs", ("", "name", "type", "shape"), [tuple(map(str, row)) for row in tensors], limit),
+        _table("Operators", ("operator", ">count"), [(name, str(count)) for name, count in operators], limit),
+        _table("Types of constants", ("type", ">count"), [(n, str(c)) for n, c in record["types"].items()], limit),
     )
     return Inspection(kind="onnx", path=str(path), facts=facts, sections=sections, record=record)
 

@@ -66,17 +66,17 @@ def _resources(measured: Sequence[tuple[Line, Latency]]) -> RenderableType | Non
 def _sustained(measured: Sequence[tuple[Line, Latency]]) -> RenderableType | None:
     rows = []
     for line, latency in measured:
-        found = sustained.burst_and_sustained(latency, line.row.subject.batch)
-        if found is not None:
+        load = sustained.burst_and_sustained(latency, line.row.subject.batch)
+        if load is not None:
             rows.append(
                 (
                     line.letter,
                     line.label,
-                    _number(found.burst_p50_ms),
-                    _number(found.sustained_p50_ms),
-                    f"{found.slowdown:+.1%}",
-                    _number(found.burst_images_per_s),
-                    _number(found.sustained_images_per_s),
+                    _number(load.burst_p50_ms),
+                    _number(load.sustained_p50_ms),
+                    f"{load.slowdown:+.1%}",
+                    _number(load.burst_images_per_s),
+                    _number(load.sustained_images_per_s),
                 )
             )
     columns = [
@@ -112,18 +112,18 @@ def _curve(line: Line, latency: Latency) -> RenderableType | None:
 
 def _profile(line: Line) -> RenderableType | None:
     """Percentages by component of the model, and of the blocks together."""
-    found = line.row.profile
-    if found is None:
+    profiled = line.row.profile
+    if profiled is None:
         return None
-    sums = profile.by_part(found)
-    whole = sum(sums.values()) or 1.0
-    blocks = profile.by_block(found)
+    sums = profile.by_part(profiled)
+    total = sum(sums.values()) or 1.0
+    blocks = profile.by_block(profiled)
     inside = [number for number in blocks if number is not None]
-    rows = [(part, f"{ns / 1e6:.3f}", f"{ns / whole:.1%}") for part, ns in sums.items()]
+    rows = [(part, f"{ns / 1e6:.3f}", f"{ns / total:.1%}") for part, ns in sums.items()]
     each = [sum(blocks[number].values()) / 1e6 for number in inside]
     if each:
         several = f"the {len(each)} block{'' if len(each) == 1 else 's'}"
-        rows.append((several, f"{min(each):.3f} … {max(each):.3f}", f"{sum(each) * 1e6 / whole:.1%}"))
+        rows.append((several, f"{min(each):.3f} … {max(each):.3f}", f"{sum(each) * 1e6 / total:.1%}"))
     return table(["component", ">ms", ">%"], rows, f"{line.letter} layer by layer, by its runtime's profiler")
 
 
@@ -132,10 +132,10 @@ def _protocol_run(line: Line, latency: Latency, run: ProtocolRun) -> RenderableT
 
     tool = protocols.TOOLS[run.tool]
     fields = protocols.fields(run, latency, line.row.subject.batch)
-    made = table(
+    compared = table(
         [tool.title, ">tool", ">vitedge", "unit"],
         [(field.name, _number(field.tool, 4), _number(field.vitedge, 4), field.unit) for field in fields],
         f"{line.letter} as {run.tool} measures it",
     )
     duration = f"{run.min_duration_s:g} s instead of the tool's {tool.min_duration_s:g} s"
-    return Group(made, text(f"{tool.why} Measured for {duration}." if run.shortened else tool.why, QUIET))
+    return Group(compared, text(f"{tool.why} Measured for {duration}." if run.shortened else tool.why, QUIET))

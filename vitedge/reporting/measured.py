@@ -22,15 +22,15 @@ MOST_CLASSES = 5  # of each artifact, those with the largest drop
 
 def show_result(result: Result) -> None:
     """Latency, accuracy, and what has to be known before trusting them."""
-    found = rows.lines([result])
+    lines = rows.lines([result])
     setting = text(_setting(result), terminal.QUIET)
     terminal.show(
-        _latency(found),
-        _beside(found),
-        *latency_details.tables(found),
-        _accuracy(found),
-        _classes(found),
-        _notes(found),
+        _latency(lines),
+        _beside(lines),
+        *latency_details.tables(lines),
+        _accuracy(lines),
+        _classes(lines),
+        _notes(lines),
         setting,
     )
 
@@ -91,8 +91,8 @@ def _runtime(line: Line) -> str:
 
 def _claimed_ms(line: Line) -> float | None:
     assert line.row.latency is not None
-    found = line.row.latency.samples.percentile_ns(line.row.latency.rules.percentile)
-    return None if found is None else found / 1e6
+    nanoseconds = line.row.latency.samples.percentile_ns(line.row.latency.rules.percentile)
+    return None if nanoseconds is None else nanoseconds / 1e6
 
 
 def _prepare_ms(line: Line) -> float | None:
@@ -205,7 +205,7 @@ def show_checks(checks: Sequence[Check]) -> None:
     terminal.show(table(["", "check", "detail"], [(mark(check.ok), check.name, check.detail) for check in checks]))
 
 
-def show_classified(found: Sequence[Classified]) -> None:
+def show_classified(classified: Sequence[Classified]) -> None:
     """One row a picture."""
     terminal.show(
         table(
@@ -217,7 +217,7 @@ def show_classified(found: Sequence[Classified]) -> None:
                     percent(entry.answers[0].probability) if entry.answers else "",
                     ", ".join(f"{answer.label} {percent(answer.probability)}" for answer in entry.answers[1:]),
                 )
-                for entry in found
+                for entry in classified
             ],
         )
     )

@@ -106,7 +106,7 @@ def refuse_invalid(result: Result) -> None:
             )
 
 
-def refuse_worse(found: Sequence[Comparison], *, strict: bool) -> None:
+def refuse_worse(comparisons: Sequence[Comparison], *, strict: bool) -> None:
     """Turn a candidate that isn't allowed into an error; with ``strict`` also one about which something isn't certain.
 
     Raises:
@@ -114,13 +114,13 @@ def refuse_worse(found: Sequence[Comparison], *, strict: bool) -> None:
     """
     from vitedge.errors import InvalidResultError
 
-    for one in found:
-        against = one.failures + (one.cautions if strict else ())
+    for each in comparisons:
+        against = each.failures + (each.cautions if strict else ())
         if against:
             raise InvalidResultError(
-                f"compare {one.candidate} with {one.baseline}",
+                f"compare {each.candidate} with {each.baseline}",
                 "; ".join(against),
                 "don't deploy it, or permit it: --max-slowdown PERCENT --max-drop POINTS"
-                if one.failures
+                if each.failures
                 else "measure longer, on more images, on a quiet machine; or leave --strict out",
             )

@@ -69,10 +69,10 @@ def colour(line: Line | int) -> str:
 
 
 def _number(letters: str) -> int:
-    found = 0
+    number = 0
     for letter in letters:
-        found = found * 26 + ord(letter) - ord("A") + 1
-    return found - 1
+        number = number * 26 + ord(letter) - ord("A") + 1
+    return number - 1
 
 
 def series(line: Line) -> int:
@@ -174,11 +174,11 @@ _APART = 16.0  # pixels between letters
 def front(lines: Sequence[Line]) -> list[Line]:
     """The Pareto front among valid rows: no other is both faster and more accurate. From the fastest on."""
     points = [line for line in lines if line.cost_ms is not None and line.top1 is not None and line.verdict.valid]
-    found: list[Line] = []
+    members: list[Line] = []
     for line in sorted(points, key=lambda line: (line.cost_ms or 0.0, -(line.top1 or 0.0))):
-        if not found or (line.top1 or 0.0) > (found[-1].top1 or 0.0):
-            found.append(line)
-    return found
+        if not members or (line.top1 or 0.0) > (members[-1].top1 or 0.0):
+            members.append(line)
+    return members
 
 
 def tradeoff(lines: Sequence[Line], title: str) -> str | None:
@@ -246,39 +246,39 @@ def selection(steps: Sequence[Step], candidates: Sequence[CandidateResult], titl
         ]
         axes.plot(*zip(*places, strict=True), color=colour(0), linewidth=1.2, alpha=0.5, zorder=1)
         axes.plot(*zip(*places, strict=True), "o", color=colour(0), markersize=6, zorder=3)
-        words = []
+        labels = []
         for step, (x, y) in zip(steps, places, strict=True):
-            words.append((x, y, _step_words(step), RIGHT if step.chosen else QUIET))
+            labels.append((x, y, _step_words(step), RIGHT if step.chosen else QUIET))
             if step.chosen:
                 axes.plot(x, y, "o", color=RIGHT, markersize=13, markerfacecolor="none", markeredgewidth=2, zorder=4)
         for x, y, variant in others:
             axes.plot(x, y / unit, "s", color=QUIET, markersize=6, markerfacecolor=CARD, markeredgewidth=1.4, zorder=2)
-            words.append((x, y / unit, variant, QUIET))
-        left, right = min(x for x, *_ in words), max(x for x, *_ in words)
+            labels.append((x, y / unit, variant, QUIET))
+        left, right = min(x for x, *_ in labels), max(x for x, *_ in labels)
         wide = right - left or 1.0
         axes.set_xlim(left - 0.08 * wide, right + 0.3 * wide)
         axes.set_ylim(-0.12 * highest / unit, 1.16 * highest / unit or 1.0)
         axes.set_xlabel("latency, ms" if timed else "multiply-accumulates in float, %")
         axes.set_ylabel(f"mean KL from float32, 10{str(power).translate(_SUPERSCRIPT)}")
-        _beside(axes, sorted(words, key=lambda word: (word[2].isdecimal(), word[3] == QUIET)))
+        _beside(axes, sorted(labels, key=lambda word: (word[2].isdecimal(), word[3] == QUIET)))
     return made.svg
 
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def _beside(axes: Axes, words: Sequence[tuple[float, float, str, str]]) -> None:
+def _beside(axes: Axes, labels: Sequence[tuple[float, float, str, str]]) -> None:
     """(x, y, text, colour): each text beside its point, where no earlier one is; numbers that find no place are left
     out."""
     axes.figure.draw_without_rendering()  # type: ignore[union-attr]  # the layout decides where data lie
     taken: list[tuple[float, float, float]] = []  # left, middle, right in points
-    for x, y, text, shade in words:
+    for x, y, text, shade in labels:
         across, up = (value * 72 / axes.figure.dpi for value in axes.transData.transform((x, y)))
         width, number = 5.0 * len(text), text.isdecimal()
         for dx, dy in ((-8, -9),) if number else ((8, 8), (8, 21), (-8 - width, -13), (8, -15)):
             begin = across + dx - (width / 2 if number else 0)
             end, height = begin + width, up + dy
-            if all(end < one or begin > other or abs(height - level) > 10 for one, level, other in taken):
+            if all(end < start or begin > other or abs(height - level) > 10 for start, level, other in taken):
                 axes.annotate(
                     text,
                     (x, y),
@@ -297,8 +297,8 @@ def _beside(axes: Axes, words: Sequence[tuple[float, float, str, str]]) -> None:
 def _step_words(step: Step) -> str:
     if step.quantized == 0:
         return "all in float"
-    words = str(step.groups_in_float) if step.groups_in_float else "all quantized"
-    return f"{words}, chosen" if step.chosen else words
+    label = str(step.groups_in_float) if step.groups_in_float else "all quantized"
+    return f"{label}, chosen" if step.chosen else label
 
 
 def standalone(svg: str) -> str:
@@ -363,22 +363,22 @@ def classes(line: Line, title: str) -> str | None:
     data, accuracy = line.result.data, line.row.accuracy
     if data is None or accuracy is None or not 1 < len(data.classes) <= 40:
         return None
-    found = per_class(accuracy, data)
-    before = per_class(line.reference.accuracy, data) if line.reference and line.reference.accuracy else None
-    order = sorted(range(len(found)), key=lambda index: found[index][0] / max(1, found[index][1]))
+    counts = per_class(accuracy, data)
+    reference_counts = per_class(line.reference.accuracy, data) if line.reference and line.reference.accuracy else None
+    order = sorted(range(len(counts)), key=lambda index: counts[index][0] / max(1, counts[index][1]))
     with picture(title, height=1.0 + 0.24 * len(order)) as made:
         axes = made.axes
         for y, index in enumerate(order):
-            top1_pct = 100 * found[index][0] / max(1, found[index][1])
-            if before is not None:
-                other = 100 * before[index][0] / max(1, before[index][1])
+            top1_pct = 100 * counts[index][0] / max(1, counts[index][1])
+            if reference_counts is not None:
+                other = 100 * reference_counts[index][0] / max(1, reference_counts[index][1])
                 axes.plot([other, top1_pct], [y, y], color=QUIET, linewidth=1.2, zorder=1)
                 axes.plot(other, y, "o", color=QUIET, markerfacecolor=CARD, markersize=6, zorder=2)
             axes.plot(top1_pct, y, "o", color=colour(line), markersize=6, zorder=3)
         axes.set_yticks(range(len(order)), [shortened(data.classes[index]) for index in order])
         axes.tick_params(axis="y", labelcolor=INK)
         axes.margins(y=0.04)
-        axes.set_xlabel("top-1, %" + (" (hollow: float32)" if before is not None else ""))
+        axes.set_xlabel("top-1, %" + (" (hollow: float32)" if reference_counts is not None else ""))
     return made.svg
 
 

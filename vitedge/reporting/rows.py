@@ -71,15 +71,15 @@ class Line:
         return self._percentile_ms(95)
 
     def _percentile_ms(self, percent: float) -> float | None:
-        found = self.row.latency.samples.percentile_ns(percent) if self.row.latency else None
-        return None if found is None else found / 1e6
+        nanoseconds = self.row.latency.samples.percentile_ns(percent) if self.row.latency else None
+        return None if nanoseconds is None else nanoseconds / 1e6
 
     @cached_property
     def overhead_ms(self) -> float | None:
         """The harness's median overhead: the null runtime through the same code."""
         overhead = self.row.latency.overhead if self.row.latency else None
-        found = overhead.percentile_ns(50) if overhead else None
-        return None if found is None else found / 1e6
+        nanoseconds = overhead.percentile_ns(50) if overhead else None
+        return None if nanoseconds is None else nanoseconds / 1e6
 
     @property
     def throughput(self) -> float | None:
@@ -149,24 +149,24 @@ class Line:
     @property
     def notes(self) -> list[str]:
         """What a reader has to know before trusting the numbers."""
-        found = [self.row.note] if self.row.note else []
-        found += [f"{check.tool}: {check.detail}" for check in self.row.parser_checks]
-        found += self.verdict.reasons
+        notes = [self.row.note] if self.row.note else []
+        notes += [f"{check.tool}: {check.detail}" for check in self.row.parser_checks]
+        notes += self.verdict.reasons
         if self.result.partial:
-            found.append("partial: the run was interrupted")
+            notes.append("partial: the run was interrupted")
         latency = self.row.latency
         if latency is not None:
-            found += [] if latency.warmup.stable else ["the warm-up ended before the latency was stable"]
+            notes += [] if latency.warmup.stable else ["the warm-up ended before the latency was stable"]
             if self.p95_ms is None:
-                found.append(f"{len(latency.samples)} samples: too few for p95")
+                notes.append(f"{len(latency.samples)} samples: too few for p95")
             if latency.resumed_ns:
-                found.append(f"interrupted and resumed {len(latency.resumed_ns)} times; the time between is left out")
+                notes.append(f"interrupted and resumed {len(latency.resumed_ns)} times; the time between is left out")
             if latency.samples.missed:
-                found.append(f"{latency.samples.missed} of {latency.samples.arrivals} arrivals missed")
+                notes.append(f"{latency.samples.missed} of {latency.samples.arrivals} arrivals missed")
         executed = self.row.precision_executed
         if executed is not None and _differs(executed, self.row.subject.precision_planned):
-            found.append(f"executed as {fractions(executed)}")
-        return found
+            notes.append(f"executed as {fractions(executed)}")
+        return notes
 
 
 def _differs(executed: dict[str, float], planned: dict[str, float]) -> bool:
@@ -223,10 +223,10 @@ def read(sources: Iterable[str | Path]) -> list[Result]:
         UsageError: nothing there.
         ArtifactError: not a result, or written by a newer version.
     """
-    found: list[Result] = []
+    read_results: list[Result] = []
     for source in map(Path, sources):
         if not source.is_dir():
-            found.append(read_result(source))
+            read_results.append(read_result(source))
             continue
         inside = [*sorted(source.glob("*.json")), *sorted(source.glob(f"*/{RESULT_JSON}"))]
         results = [result for path in inside if (result := _read_if_result(path)) is not None]
@@ -234,8 +234,8 @@ def read(sources: Iterable[str | Path]) -> list[Result]:
             raise UsageError(
                 f"report on {source}", "the folder holds no result", "run: vitedge bench ARTIFACT --out result.json"
             )
-        found += results
-    return merge(found)
+        read_results += results
+    return merge(read_results)
 
 
 def _read_if_result(path: Path) -> Result | None:
@@ -268,18 +268,18 @@ def _joinable(first: Result, second: Result) -> bool:
     if first.environment != second.environment or (first.data and second.data and first.data != second.data):
         return False
     rows = {row.subject.digest: row for row in first.rows}
-    both = [(rows[row.subject.digest], row) for row in second.rows if row.subject.digest in rows]
-    return not any((a.latency and b.latency) or (a.accuracy and b.accuracy) for a, b in both)
+    pairs = [(rows[row.subject.digest], row) for row in second.rows if row.subject.digest in rows]
+    return not any((a.latency and b.latency) or (a.accuracy and b.accuracy) for a, b in pairs)
 
 
 def lines(results: Sequence[Result]) -> list[Line]:
     """One line a row, lettered in their order."""
-    found: list[Line] = []
+    lettered: list[Line] = []
     for result in results:
         for row in result.rows:
             reference = _reference(row, result, results)
-            found.append(Line(letter(len(found)), row, result, None if reference is row else reference))
-    return found
+            lettered.append(Line(letter(len(lettered)), row, result, None if reference is row else reference))
+    return lettered
 
 
 def _reference(row: Row, result: Result, results: Sequence[Result]) -> Row | None:

@@ -29,9 +29,9 @@ def show_summary(result: Result, shown: Sequence[Shown], out: Path) -> None:
     """
     from rich.console import Group
 
-    found = rows.lines([result])
-    decisions = decide(found)
-    parts: list[RenderableType | None] = [_table(found), _notes(found)]
+    lines = rows.lines([result])
+    decisions = decide(lines)
+    parts: list[RenderableType | None] = [_table(lines), _notes(lines)]
     for decision in decisions:
         sentences = [text(decision.headline, LOUD), *(text(f"  {reason}") for reason in decision.reasons)]
         sentences += [text(f"  {caveat}", QUIET) for caveat in decision.caveats]
@@ -120,16 +120,16 @@ def _pictures(shown: Sequence[Shown]) -> RenderableType | None:
         ["picture", *by],
         [
             (
-                one.name,
+                picture.name,
                 *(
                     text(
                         f"{answer.label} {percent(answer.probability, 0)} %",
                         GOOD if answer.right else BAD if answer.right is False else "",
                     )
-                    for answer in one.answers
+                    for answer in picture.answers
                 ),
             )
-            for one in shown
+            for picture in shown
         ],
         "Test pictures, used neither for calibration nor for selection",
     )

@@ -260,7 +260,7 @@ def _tuned(row: Mapping[str, Any]) -> RenderableType:
     )
 
 
-def _explained(found: Mapping[str, Any]) -> list[RenderableType]:
+def _explained(explained: Mapping[str, Any]) -> list[RenderableType]:
     """Layer by layer, then in sentences."""
 
     from rich.console import Group
@@ -278,12 +278,12 @@ def _explained(found: Mapping[str, Any]) -> list[RenderableType]:
             microseconds(layer["after_us"]),
             layer["reason"],
         )
-        for layer in found["layers"]
+        for layer in explained["layers"]
     ]
     columns = ["layer", "precision", ">MACs", ">KL", ">float32 µs", ">quantized µs", "reason"]
     return [
-        table(columns, rows, title=f"{found['artifact']}, layer by layer"),
-        Group(*(text(sentence) for sentence in found["sentences"])),
+        table(columns, rows, title=f"{explained['artifact']}, layer by layer"),
+        Group(*(text(sentence) for sentence in explained["sentences"])),
     ]
 
 
@@ -469,10 +469,10 @@ def _cores(machine: Machine) -> str | None:
 
 def _memory(machine: Machine) -> str:
     memory = machine.memory
-    left = "unknown" if memory.available_mb is None else f"{memory.available_mb:,} MiB"
+    available = "unknown" if memory.available_mb is None else f"{memory.available_mb:,} MiB"
     limited = ", limited by a control group" if memory.limited else ""
     swap = f", {memory.swap_mb:,} MiB of swap" if memory.swap_mb else ""
-    return f"{memory.total_mb:,} MiB, {left} available{limited}{swap}"
+    return f"{memory.total_mb:,} MiB, {available} available{limited}{swap}"
 
 
 def _clocks(clocks: Clocks) -> str:
