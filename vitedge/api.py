@@ -389,7 +389,7 @@ def compare(
         candidates: at least one artifact.
         allowed: what a candidate may cost; None: its target's budget, and no slow-down.
         options: how each is opened.
-        config: how to measure; None is a :class:`vitedge.comparison.options.Rounds`.
+        config: how to measure; None is a :class:`vitedge.comparison.options.PairedConfig`.
         data: labelled images to compare the accuracy on; None: latency alone.
         limit: compare on so many of the images.
         keep: called with the partial result, now and then and when it's stopped, to save it.

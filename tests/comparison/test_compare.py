@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from msgspec import to_builtins
 from msgspec.structs import replace
 
 from tests.comparison.test_ratio import both
@@ -156,3 +157,11 @@ def test_rows_of_one_result_meet_its_first_and_those_of_two_their_like() -> None
         pairs([alone], "compare")
     (((_, old), (_, new)),) = pairs([alone, replace(result, rows=result.rows[1:2])], "compare")
     assert (old.subject.precision, new.subject.precision) == ("fp32", "int8")  # two single rows are a pair
+
+
+def test_a_comparison_keeps_the_field_names_of_its_json() -> None:
+    """Scripts read what ``vitedge compare --json`` wrote before attributes had better names."""
+    written = to_builtins(compared(1.05, Tolerance(max_top1_drop_pp=1.0)))
+    assert {"latency", "typical", "allowed", "accuracy"} <= set(written)
+    assert set(written["allowed"]) == {"max_slowdown_pct", "max_drop_pts"}
+    assert {"lost_pts", "low_pts", "high_pts", "agreement"} <= set(written["accuracy"])

@@ -212,6 +212,12 @@ def test_newer_and_damaged_files_are_refused(result: Result, tmp_path: Path) -> 
         read_result(tmp_path / "absent.json")
 
 
+def test_a_result_keeps_the_field_names_of_its_json(result: Result) -> None:
+    """Attributes have better names; a file's fields are renamed only by a new schema version."""
+    written = json.loads(encode_result(result))
+    assert "circumstances" in written and "dialects" in written["rows"][0] and "floor" in written["rows"][0]["latency"]
+
+
 def test_results_of_the_first_version_are_read(result: Result, tmp_path: Path) -> None:
     """Its files lack what version 2 added."""
     old = json.loads(encode_result(result))

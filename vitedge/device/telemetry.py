@@ -30,8 +30,8 @@ _CHILD = (
 )
 
 
-class Told(Record):
-    """What the process says first."""
+class MeterNames(Record):
+    """The first line of the process: what its power readings are of."""
 
     power_of: tuple[str, ...]
 
@@ -71,7 +71,7 @@ class Telemetry:
     def power_of(self) -> tuple[str, ...]:
         """What the power is of; empty where none can be read."""
         lines = self._lines()
-        return msgspec.json.decode(lines[0], type=Told).power_of if lines else ()
+        return msgspec.json.decode(lines[0], type=MeterNames).power_of if lines else ()
 
     def readings(self, start_ns: int, offset_ns: int = 0) -> tuple[Reading, ...]:
         """Everything from the last reading before ``start_ns`` on, which counts as ``offset_ns``."""
@@ -119,7 +119,7 @@ def serve(root: str, gpu: bool, period_s: float) -> None:
     with contextlib.suppress(OSError):
         os.nice(19)
     sensors = Sensors(Path(root), open_nvml() if gpu else None)
-    _say(Told(power_of=sensors.power_of))
+    _say(MeterNames(power_of=sensors.power_of))
     for _ in _beats(period_s):
         _say(sensors.read())
 

@@ -129,7 +129,7 @@ class Line:
 
     @property
     def drop_interval(self) -> Interval | None:
-        """95 % interval of :attr:`drop_pts`."""
+        """95 % interval of :attr:`top1_drop_pp`."""
         if self.paired is None:
             return None
         return Interval(0.0 - 100 * self.paired.interval.high, 0.0 - 100 * self.paired.interval.low)
