@@ -25,7 +25,7 @@ def _float32(values: Array) -> Array:
 
 def gemm(model: onnx.ModelProto) -> int:
     """Gemm with constant weights becomes MatMul and Add; alpha, beta and the transposition go into the constants."""
-    index, found = Index(model), {}
+    index, replacements = Index(model), {}
     for node in model.graph.node:
         weight = index.constant(node.input[1]) if node.op_type == "Gemm" else None
         if weight is None or attribute(node, "transA", 0) or node.input[0] in index.constants:
@@ -40,15 +40,15 @@ def gemm(model: onnx.ModelProto) -> int:
             node.input[0],
             set_constant(model, f"{name}.weight", _float32(matrix * attribute(node, "alpha", 1.0))),
         ]
-        found[node.output[0]] = [helper.make_node("MatMul", inputs, [product], name=name)]
+        replacements[node.output[0]] = [helper.make_node("MatMul", inputs, [product], name=name)]
         if bias is not None:
             offset = np.broadcast_to(
                 bias.astype(np.float64) * attribute(node, "beta", 1.0), (*bias.shape[:-1], matrix.shape[1])
             )
             inputs = [product, set_constant(model, f"{name}.bias", _float32(offset))]
-            found[node.output[0]].append(helper.make_node("Add", inputs, [node.output[0]], name=f"{name}.bias"))
-    splice(model, found)
-    return len(found)
+            replacements[node.output[0]].append(helper.make_node("Add", inputs, [node.output[0]], name=f"{name}.bias"))
+    splice(model, replacements)
+    return len(replacements)
 
 
 def batch_norm(model: onnx.ModelProto) -> int:
@@ -67,14 +67,15 @@ def batch_norm(model: onnx.ModelProto) -> int:
         gamma, beta, mean, var = (part.astype(np.float64) for part in parts if part is not None)
         gain = gamma / np.sqrt(var + float(attribute(node, "epsilon", 1e-5)))
         offset = beta - mean * gain
-        before, behind = _layer_before(index, layers, node, len(gain)), _layer_behind(index, layers, node, len(gain))
-        if before is not None:
+        layer_before = _layer_before(index, layers, node, len(gain))
+        layer_behind = _layer_behind(index, layers, node, len(gain))
+        if layer_before is not None:
             reroute(model, node.output[0], node.input[0])
-            _scale_layer(model, index, before, gain, offset)
-        elif behind is not None:
+            _scale_layer(model, index, layer_before, gain, offset)
+        elif layer_behind is not None:
             reroute(model, node.output[0], node.input[0])
-            _scale_input(model, index, behind, gain, offset)
-        count += before is not None or behind is not None
+            _scale_input(model, index, layer_behind, gain, offset)
+        count += layer_before is not None or layer_behind is not None
     return count
 
 
@@ -219,19 +220,19 @@ def attention_scale(model: onnx.ModelProto) -> int:
 
 def _scale_chain(index: Index, name: str) -> tuple[list[tuple[onnx.NodeProto, float]], str]:
     """Scalings between ``name`` and where it comes from through data movement alone, and that tensor."""
-    found: list[tuple[onnx.NodeProto, float]] = []
+    scalings: list[tuple[onnx.NodeProto, float]] = []
     while True:
         node = index.producers.get(name)
         if node is None or index.reader(name) is None:
-            return found, name
+            return scalings, name
         step = index.factor(node)
         if step is not None:
-            found.append((node, step[1]))
+            scalings.append((node, step[1]))
             name = step[0]
         elif node.op_type in ("Transpose", "Reshape"):
             name = node.input[0]
         else:
-            return found, name
+            return scalings, name
 
 
 def normalisation(model: onnx.ModelProto) -> int:

@@ -53,10 +53,10 @@ class Report:
 
     def details(self) -> dict[str, Any]:
         """For ``model.json``."""
-        told = {"source_opset": self.opset, "rewrites": self.rewrites, "authored": self.architecture is not None}
-        told.update({"rejected_rewrites": self.rejected} if self.rejected else {})
-        told.update({"operators_left_alone": self.left_alone} if self.left_alone else {})
-        return {**told, **({"fixed_batch": self.batch} if self.batch is not None else {})}
+        details = {"source_opset": self.opset, "rewrites": self.rewrites, "authored": self.architecture is not None}
+        details.update({"rejected_rewrites": self.rejected} if self.rejected else {})
+        details.update({"operators_left_alone": self.left_alone} if self.left_alone else {})
+        return {**details, **({"fixed_batch": self.batch} if self.batch is not None else {})}
 
 
 def prepare(model: onnx.ModelProto, action: str) -> tuple[onnx.ModelProto, Report]:
@@ -108,12 +108,14 @@ def canonicalise(
     """
     for name, rewrite in _SIMPLIFICATIONS:
         model = _attempt(model, name, rewrite, report, check)
-    told: dict[str, Any] = {name: getattr(preprocessing, name) for name in ("mean", "std", "rescale", "channel_order")}
+    contract: dict[str, Any] = {
+        name: getattr(preprocessing, name) for name in ("mean", "std", "rescale", "channel_order")
+    }
     if image_input.JOINED in report.rewrites:
-        told = image_input.normalisation_inside(model)
+        contract = image_input.normalisation_inside(model)
     for config, arrays in lift(model, preprocessing.size):
         try:
-            authored = author_vit(config, arrays, **told)
+            authored = author_vit(config, arrays, **contract)
         except ModelError:  # a normalisation or weights that no ViT has
             continue
         if check(authored) <= TOLERANCE:
@@ -163,7 +165,7 @@ def _free_batch(model: onnx.ModelProto) -> int:
     """A fixed batch of one becomes symbolic; whether the graph works for other batches is what the check proves."""
     if surgery.batch_size(model) != 1:
         return 0
-    known = surgery.shapes(model)
+    inferred = surgery.shapes(model)
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "N"
     index = folding.Index(model)
@@ -171,7 +173,7 @@ def _free_batch(model: onnx.ModelProto) -> int:
         shape = index.constant(node.input[1]) if node.op_type == "Reshape" else None
         if shape is None or shape.size == 0 or (attribute(node, "allowzero", 0) and not shape.all()):
             continue
-        result = known.get(node.output[0], (None,))
+        result = inferred.get(node.output[0], (None,))
         target = shape.copy()
         if None not in result:  # pictures lie one after the other, whatever else the leading axis counts
             target = np.asarray([-1, *result[1:]], np.int64)
@@ -226,11 +228,11 @@ def _to_lower_opset(model: onnx.ModelProto, report: Report, action: str) -> None
         if node.domain not in ("", "ai.onnx"):
             continue
         try:
-            known = onnx.defs.get_schema(node.op_type, OPSET, "").attributes
+            attributes = onnx.defs.get_schema(node.op_type, OPSET, "").attributes
         except onnx.defs.SchemaError:
             newer.append(node.op_type)
             continue
-        for attr in [attr for attr in node.attribute if attr.name not in known]:
+        for attr in [attr for attr in node.attribute if attr.name not in attributes]:
             default = onnx.defs.get_schema(node.op_type, report.opset, "").attributes[attr.name].default_value
             if helper.get_attribute_value(attr) != helper.get_attribute_value(default):
                 newer.append(f"{node.op_type} with {attr.name}")

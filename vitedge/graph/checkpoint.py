@@ -192,8 +192,9 @@ def readme_licence(folder: Path) -> str | None:
     front = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
     if front is None:
         return None
-    told = dict(re.findall(r"^(license\w*):\s*[\"']?([\w.+-]+)", front[1], re.MULTILINE))
-    return told.get("license_name", told.get("license")) if told.get("license") == "other" else told.get("license")
+    front_matter = dict(re.findall(r"^(license\w*):\s*[\"']?([\w.+-]+)", front[1], re.MULTILINE))
+    licence = front_matter.get("license")
+    return front_matter.get("license_name", licence) if licence == "other" else licence
 
 
 def read_safetensors(path: Path) -> Arrays:

@@ -151,7 +151,7 @@ def widen(model: onnx.ModelProto) -> int:
 
 def constants(model: onnx.ModelProto) -> int:
     """Constant nodes become initialisers, and what depends on constants alone is computed."""
-    graph, count, known = model.graph, 0, surgery.initializers(model)
+    graph, count, values_of = model.graph, 0, surgery.initializers(model)
     kept = []
     for node in graph.node:
         if node.op_type == "Constant":
@@ -159,9 +159,9 @@ def constants(model: onnx.ModelProto) -> int:
         elif (
             _FOLDABLE.fullmatch(node.op_type)
             and node.domain in ("", "ai.onnx")
-            and all(not n or n in known for n in node.input)
+            and all(not n or n in values_of for n in node.input)
         ):
-            arrays = [surgery.array(known[name]) if name else None for name in node.input]
+            arrays = [surgery.array(values_of[name]) if name else None for name in node.input]
             results = _evaluate(node, arrays) if _small(node, arrays) else None
         else:
             results = None
@@ -171,8 +171,8 @@ def constants(model: onnx.ModelProto) -> int:
         count += node.op_type != "Constant"
         for output, values in zip(node.output, results, strict=False):
             if output:
-                known[output] = numpy_helper.from_array(np.asarray(values), output)
-                graph.initializer.append(known[output])
+                values_of[output] = numpy_helper.from_array(np.asarray(values), output)
+                graph.initializer.append(values_of[output])
     changed = len(kept) != len(graph.node)
     write_nodes(model, kept)
     return max(count, int(changed))

@@ -277,10 +277,10 @@ def _preprocessing(path: Path, config: ViTConfig, given: Mapping[str, Any], acti
 
 def _fields(source: _Processor, action: str) -> dict[str, Any]:
     hint = "give the preprocessing yourself: --resize, --crop-fraction"
-    told = source.image_processor_type or source.feature_extractor_type or ""
-    kind = told.replace("Fast", "").removesuffix("ImageProcessor").removesuffix("FeatureExtractor")
+    processor = source.image_processor_type or source.feature_extractor_type or ""
+    kind = processor.replace("Fast", "").removesuffix("ImageProcessor").removesuffix("FeatureExtractor")
     if kind not in _CROPPING:
-        raise ModelError(action, f"the image processor '{told[:60]}' isn't known here", hint)
+        raise ModelError(action, f"the image processor '{processor[:60]}' isn't known here", hint)
     if not source.do_resize or source.size is None or source.resample not in range(len(_RESAMPLE)):
         raise ModelError(action, f"{PREPROCESSOR} doesn't say to which size and how pictures are resized", hint)
     square = kind in ("ViT", "DeiT")
@@ -290,28 +290,39 @@ def _fields(source: _Processor, action: str) -> dict[str, Any]:
     edge, height, width = (size.get(key) for key in ("shortest_edge", "height", "width"))
     if (edge is None) == (height is None or width is None) or size.get("longest_edge") is not None:
         raise ModelError(action, f"the size {dict(size)} isn't height and width, or shortest_edge", hint)
-    before = (height, width) if height is not None and width is not None else (edge or 0, edge or 0)
+    resized_to = (height, width) if height is not None and width is not None else (edge or 0, edge or 0)
     cropped = _CROPPING[kind] if source.do_center_crop is None else source.do_center_crop
-    after: tuple[int, int] = before
+    cropped_to: tuple[int, int] = resized_to
     if cropped and source.crop_size is not None:
         crop = (
             source.crop_size
             if isinstance(source.crop_size, dict)
             else {"height": source.crop_size, "width": source.crop_size}
         )
-        after = image_size_of([crop.get("height"), crop.get("width")], action, PREPROCESSOR)
+        cropped_to = image_size_of([crop.get("height"), crop.get("width")], action, PREPROCESSOR)
     elif edge is not None or cropped:
         raise ModelError(action, f"{PREPROCESSOR} makes pictures of no fixed size", hint)
-    after, before = image_size_of(after, action, PREPROCESSOR), image_size_of(before, action, PREPROCESSOR)
-    if after[0] > before[0] or after[0] * before[1] != after[1] * before[0] or (edge and after[0] != after[1]):
-        raise ModelError(action, f"a crop of {after[0]}×{after[1]} from {before[0]}×{before[1]} isn't offered", hint)
+    cropped_to, resized_to = (
+        image_size_of(cropped_to, action, PREPROCESSOR),
+        image_size_of(resized_to, action, PREPROCESSOR),
+    )
+    if (
+        cropped_to[0] > resized_to[0]
+        or cropped_to[0] * resized_to[1] != cropped_to[1] * resized_to[0]
+        or (edge and cropped_to[0] != cropped_to[1])
+    ):
+        raise ModelError(
+            action,
+            f"a crop of {cropped_to[0]}×{cropped_to[1]} from {resized_to[0]}×{resized_to[1]} isn't offered",
+            hint,
+        )
     if source.do_normalize and (source.image_mean is None or source.image_std is None):
         raise ModelError(action, f"{PREPROCESSOR} has no image_mean or image_std", "give --mean and --std")
     return {
-        "size": after,
+        "size": cropped_to,
         "resize": "shortest" if edge is not None else "squash",
         "interpolation": _RESAMPLE[source.resample],
-        "crop_fraction": after[0] / before[0],
+        "crop_fraction": cropped_to[0] / resized_to[0],
         "crop_rounding": "round",
         "crop_offset": "floor",
         "rescale": source.rescale_factor if source.do_rescale else 1.0,

@@ -47,7 +47,7 @@ def describe(model: onnx.ModelProto, preprocessing: Preprocessing, action: str) 
     fits = [
         layout
         for layout, expected in layouts.items()
-        if all(known in (None, want) for known, want in zip(shape, expected, strict=True))
+        if all(size in (None, want) for size, want in zip(shape, expected, strict=True))
     ]
     if kind is None or not fits:
         name = helper.tensor_dtype_to_string(value.type.tensor_type.elem_type).removeprefix("TensorProto.").lower()
@@ -71,10 +71,10 @@ def _first_channels(model: onnx.ModelProto, shape: Sequence[int | None]) -> int 
     )
     conv = next((node for node in new.graph.node if node.op_type == "Conv"), None)
     try:
-        known = surgery.shapes(new).get(conv.input[0], ()) if conv is not None else ()
+        shape = surgery.shapes(new).get(conv.input[0], ()) if conv is not None else ()
     except ModelError:
         return None
-    return known[1] if len(known) == 4 else None
+    return shape[1] if len(shape) == 4 else None
 
 
 def with_image_input(

@@ -45,17 +45,17 @@ def read(graph: bytes) -> onnx.ModelProto | str:
 
 def findings(model: onnx.ModelProto, limits: Limits) -> list[str]:
     """What the reader can't take, in words, in graph order; empty when it can take everything."""
-    found = list(_versions(model, limits))
+    problems = list(_versions(model, limits))
     if limits.static:
-        found += _dynamic(model)
+        problems += _dynamic(model)
     if limits.operators is not None:
         unknown = list(_unknown_operators(model, limits.operators, limits.reader))
-        found += unknown
+        problems += unknown
         if not unknown and opset(model) <= limits.opsets[1]:
-            found += _types(model, limits)
-    if not found:
-        found += _inconsistent(model)
-    return found
+            problems += _types(model, limits)
+    if not problems:
+        problems += _inconsistent(model)
+    return problems
 
 
 def type_name(number: int) -> str:
@@ -92,7 +92,7 @@ def _unknown_operators(model: onnx.ModelProto, operators: Mapping[str, Types], r
 
 def _types(model: onnx.ModelProto, limits: Limits) -> Iterator[str]:
     try:
-        known = element_types(model)
+        types = element_types(model)
     except ModelError as error:
         yield error.reason
         return
@@ -108,12 +108,12 @@ def _types(model: onnx.ModelProto, limits: Limits) -> Iterator[str]:
         assert limits.operators is not None
         data = [*inputs, *outputs, ""][0]
         for index, (name, variable) in enumerate(zip((*node.input, *node.output), (*inputs, *outputs), strict=True)):
-            if not name or name not in known:
+            if not name or name not in types:
                 continue
             slot = index if index < len(inputs) else -1
             common = limits.operators[node.op_type] if variable == data else limits.other_types
             allowed = limits.slots.get((node.op_type, slot), common)
-            kind = type_name(known[name])
+            kind = type_name(types[name])
             if kind not in allowed:
                 role = f"input {slot}" if slot >= 0 else "output"
                 yield f"{where}: {role} '{name}' is {kind}; {limits.reader} takes {', '.join(sorted(allowed))}"

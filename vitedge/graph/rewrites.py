@@ -46,28 +46,28 @@ _ELEMENTWISE: dict[str, Callable[..., Float64]] = {
 
 def _evaluate_from(index: Index, start: str, values: Float64, limit: int = 32) -> dict[str, Float64]:
     """Every tensor that is a function of ``start`` and constant scalars: elementwise, or a mean over the last axis."""
-    known, scalars = {start: values}, {}
+    values_of, scalars = {start: values}, {}
     queue = list(index.consumers.get(start, []))
     with np.errstate(all="ignore"):
-        while queue and len(known) < limit:
+        while queue and len(values_of) < limit:
             node = queue.pop(0)
-            if node.output[0] in known:
+            if node.output[0] in values_of:
                 continue
-            scalars.update({name: index.scalar(name) for name in node.input if name not in known})
-            if node.op_type == "ReduceMean" and node.input[0] in known and _over_last_axis(index, node):
-                known[node.output[0]] = known[node.input[0]].mean(axis=-1, keepdims=True)
-            elif node.op_type in _ELEMENTWISE and all(n in known or scalars[n] is not None for n in node.input):
-                arguments = [known[n] if n in known else np.float64(scalars[n]) for n in node.input]
-                known[node.output[0]] = _ELEMENTWISE[node.op_type](*arguments)
+            scalars.update({name: index.scalar(name) for name in node.input if name not in values_of})
+            if node.op_type == "ReduceMean" and node.input[0] in values_of and _over_last_axis(index, node):
+                values_of[node.output[0]] = values_of[node.input[0]].mean(axis=-1, keepdims=True)
+            elif node.op_type in _ELEMENTWISE and all(n in values_of or scalars[n] is not None for n in node.input):
+                arguments = [values_of[n] if n in values_of else np.float64(scalars[n]) for n in node.input]
+                values_of[node.output[0]] = _ELEMENTWISE[node.op_type](*arguments)
             else:
                 continue
             queue.extend(
                 reader
-                for output in known
+                for output in values_of
                 for reader in index.consumers.get(output, [])
-                if reader.output[0] not in known
+                if reader.output[0] not in values_of
             )
-    return known
+    return values_of
 
 
 def _over_last_axis(index: Index, node: onnx.NodeProto) -> bool:
@@ -82,30 +82,30 @@ def gelu(model: onnx.ModelProto) -> int:
         "none": 0.5 * grid * (1 + _erf(grid / math.sqrt(2))),
         "tanh": 0.5 * grid * (1 + np.tanh(math.sqrt(2 / math.pi) * (grid + 0.044715 * grid**3))),
     }
-    index, found = Index(model), {}
+    index, replacements = Index(model), {}
     for seed in model.graph.node:
         if seed.op_type not in ("Erf", "Tanh"):
             continue
         for start in _upstream(index, seed.input[0]):
-            known = _evaluate_from(index, start, grid)
+            values_of = _evaluate_from(index, start, grid)
             errors = {
                 (float(np.abs(values - expected).max()), name, kind)
-                for name, values in known.items()
+                for name, values in values_of.items()
                 for kind, expected in kinds.items()
                 if values.shape == grid.shape and np.isfinite(values).all()
             }
             error, name, kind = min(errors)
-            if seed.output[0] in known and error < GELU_TOLERANCE:
+            if seed.output[0] in values_of and error < GELU_TOLERANCE:
                 title = index.producers[name].name or f"{seed.name}.gelu"
-                found[name] = [helper.make_node("Gelu", [start], [name], name=title, approximate=kind)]
+                replacements[name] = [helper.make_node("Gelu", [start], [name], name=title, approximate=kind)]
                 break
-    splice(model, found)
-    return len(found)
+    splice(model, replacements)
+    return len(replacements)
 
 
 def contributed_gelu(model: onnx.ModelProto) -> int:
     """ONNX Runtime's own GELUs, as its optimizer and optimum write them, become the standard operator."""
-    kinds, found = {"Gelu": "none", "BiasGelu": "none", "FastGelu": "tanh"}, {}
+    kinds, replacements = {"Gelu": "none", "BiasGelu": "none", "FastGelu": "tanh"}, {}
     for node in model.graph.node:
         if node.domain != "com.microsoft" or node.op_type not in kinds:
             continue
@@ -115,9 +115,9 @@ def contributed_gelu(model: onnx.ModelProto) -> int:
             new.append(helper.make_node("Add", inputs, [f"{name}.biased"], name=f"{name}.bias"))
         source = f"{name}.biased" if new else inputs[0]
         gelu = helper.make_node("Gelu", [source], [node.output[0]], name=name, approximate=kinds[node.op_type])
-        found[node.output[0]] = [*new, gelu]
-    splice(model, found)
-    return len(found)
+        replacements[node.output[0]] = [*new, gelu]
+    splice(model, replacements)
+    return len(replacements)
 
 
 def _upstream(index: Index, name: str, depth: int = 6) -> Iterator[str]:
@@ -135,18 +135,20 @@ def layer_norm(model: onnx.ModelProto) -> int:
     rows = generator(0).standard_normal((4, 16)) * 3 + 1
     centred = rows - rows.mean(axis=-1, keepdims=True)
     variance = (centred**2).mean(axis=-1, keepdims=True)
-    index, found = Index(model), {}
+    index, replacements = Index(model), {}
     for seed in model.graph.node:
         if seed.op_type != "ReduceMean" or not _over_last_axis(index, seed):
             continue
-        known = _evaluate_from(index, seed.input[0], rows)
-        scalars = (index.scalar(name) for tensor in known for name in getattr(index.producers.get(tensor), "input", []))
+        values_of = _evaluate_from(index, seed.input[0], rows)
+        scalars = (
+            index.scalar(name) for tensor in values_of for name in getattr(index.producers.get(tensor), "input", [])
+        )
         epsilons = {0.0} | {value for value in scalars if value is not None and 0 < value < 1e-2}
         match = next(
             (
                 (name, epsilon)
                 for epsilon in epsilons
-                for name, values in known.items()
+                for name, values in values_of.items()
                 if values.shape == rows.shape and np.abs(values - centred / np.sqrt(variance + epsilon)).max() < 1e-7
             ),
             None,
@@ -164,9 +166,11 @@ def layer_norm(model: onnx.ModelProto) -> int:
             output = add.output[0]
             inputs.append(_row(model, index, shift[1]))
         name = index.producers[output].name or f"{seed.name}.norm"
-        found[output] = [helper.make_node("LayerNormalization", inputs, [output], name=name, axis=-1, epsilon=match[1])]
-    splice(model, found)
-    return len(found)
+        replacements[output] = [
+            helper.make_node("LayerNormalization", inputs, [output], name=name, axis=-1, epsilon=match[1])
+        ]
+    splice(model, replacements)
+    return len(replacements)
 
 
 def _is_row(tensor: onnx.TensorProto) -> bool:
@@ -189,14 +193,14 @@ def tokens(model: onnx.ModelProto) -> int:
 
 
 def _padded_tokens(model: onnx.ModelProto) -> int:
-    index, found = Index(model), {}
-    known = surgery.shapes(model)
+    index, replacements = Index(model), {}
+    shape_of = surgery.shapes(model)
     for node in model.graph.node:
         if node.op_type != "Concat":
             continue
         rows = [_constant_rows(index, name) for name in node.input]
         dynamic = [name for name, row in zip(node.input, rows, strict=True) if row is None]
-        shape = known.get(dynamic[0]) if len(dynamic) == 1 else None
+        shape = shape_of.get(dynamic[0]) if len(dynamic) == 1 else None
         if (
             len(rows) < 2
             or shape is None
@@ -210,16 +214,18 @@ def _padded_tokens(model: onnx.ModelProto) -> int:
         if any(block.shape[2] != dim for block in blocks):
             continue
         place = list(node.input).index(dynamic[0])
-        before, after = (sum(block.shape[1] for block in part) for part in (blocks[:place], blocks[place + 1 :]))
+        rows_before, rows_after = (
+            sum(block.shape[1] for block in part) for part in (blocks[:place], blocks[place + 1 :])
+        )
         name, output = node.name or node.output[0], node.output[0]
-        pads = set_constant(model, f"{name}.pads", np.asarray([0, before, 0, 0, after, 0], np.int64))
+        pads = set_constant(model, f"{name}.pads", np.asarray([0, rows_before, 0, 0, rows_after, 0], np.int64))
         offsets = set_constant(model, f"{name}.tokens", _float32(np.concatenate(blocks, axis=1)))
-        found[output] = [
+        replacements[output] = [
             helper.make_node("Pad", [dynamic[0], pads], [f"{name}.padded"], name=f"{name}.pad"),
             helper.make_node("Add", [f"{name}.padded", offsets], [output], name=name),
         ]
-    splice(model, found)
-    return len(found)
+    splice(model, replacements)
+    return len(replacements)
 
 
 def _constant_rows(index: Index, name: str) -> Array | None:
@@ -233,7 +239,7 @@ def _constant_rows(index: Index, name: str) -> Array | None:
 
 def _swapped_pads(model: onnx.ModelProto) -> int:
     """Pad(x + positions) -> Pad(x) + Pad(positions)."""
-    index, found = Index(model), {}
+    index, replacements = Index(model), {}
     for node in model.graph.node:
         add = index.producers.get(node.input[0]) if node.op_type == "Pad" else None
         pair = index.operand(add) if add is not None and add.op_type == "Add" else None
@@ -249,17 +255,17 @@ def _swapped_pads(model: onnx.ModelProto) -> int:
         values = np.pad(surgery.array(index.constants[pair[1]]), [(int(a), int(b)) for a, b in begin_end])
         name = node.name or node.output[0]
         offsets = set_constant(model, f"{name}.positions", values)
-        found[node.output[0]] = [
+        replacements[node.output[0]] = [
             helper.make_node("Pad", [pair[0], node.input[1]], [f"{name}.padded"], name=name),
             helper.make_node("Add", [f"{name}.padded", offsets], [node.output[0]], name=f"{name}.positions"),
         ]
-    splice(model, found)
-    return len(found)
+    splice(model, replacements)
+    return len(replacements)
 
 
 def _summed_constants(model: onnx.ModelProto) -> int:
     """Pad(x) + a + b -> Pad(x) + (a + b)."""
-    index, found = Index(model), {}
+    index, replacements = Index(model), {}
     for node in model.graph.node:
         outer = index.operand(node) if node.op_type == "Add" else None
         inner_node = index.producers.get(outer[0]) if outer else None
@@ -276,10 +282,10 @@ def _summed_constants(model: onnx.ModelProto) -> int:
         total = surgery.array(index.constants[inner[1]]) + surgery.array(index.constants[outer[1]])
         name = node.name or node.output[0]
         inputs = [inner[0], set_constant(model, f"{name}.sum", _float32(total))]
-        found[node.output[0]] = [helper.make_node("Add", inputs, [node.output[0]], name=name)]
+        replacements[node.output[0]] = [helper.make_node("Add", inputs, [node.output[0]], name=name)]
         break  # the next round sees the new graph
-    splice(model, found)
-    return len(found)
+    splice(model, replacements)
+    return len(replacements)
 
 
 def attention_operator(model: onnx.ModelProto) -> int:
@@ -287,13 +293,13 @@ def attention_operator(model: onnx.ModelProto) -> int:
 
     A mask of numbers is added to the scores, as the operator's specification has it.
     """
-    known, types, found = surgery.shapes(model), _float_tensors(model), {}
+    shape_of, types, replacements = surgery.shapes(model), _float_tensors(model), {}
     for node in model.graph.node:
         mask = node.input[3] if len(node.input) > 3 else ""
         given = [name for name in node.input if name]
         plain = node.op_type == "Attention" and len(given) == 3 + bool(mask) and len(node.output) == 1
         plain = plain and (not mask or mask in types)
-        shapes = [known.get(name, ()) for name in node.input[:3]]
+        shapes = [shape_of.get(name, ()) for name in node.input[:3]]
         if not plain or any(len(shape) != 4 for shape in shapes) or len({shape[1] for shape in shapes}) != 1:
             continue
         width = shapes[0][3]
@@ -302,7 +308,7 @@ def attention_operator(model: onnx.ModelProto) -> int:
         scale = attribute(node, "scale", None) or width**-0.5
         name, (q, k, v) = node.name or node.output[0], node.input[:3]
         factor = set_constant(model, f"{name}.scale.weight", np.asarray(scale, np.float32))
-        found[node.output[0]] = [
+        replacements[node.output[0]] = [
             helper.make_node("Mul", [q, factor], [f"{name}.q"], name=f"{name}.scale"),
             helper.make_node("Transpose", [k], [f"{name}.k"], name=f"{name}.transpose", perm=[0, 1, 3, 2]),
             helper.make_node("MatMul", [f"{name}.q", f"{name}.k"], [f"{name}.s"], name=f"{name}.scores"),
@@ -312,8 +318,8 @@ def attention_operator(model: onnx.ModelProto) -> int:
             ),
             helper.make_node("MatMul", [f"{name}.w", v], [node.output[0]], name=f"{name}.context"),
         ]
-    splice(model, found)
-    return len(found)
+    splice(model, replacements)
+    return len(replacements)
 
 
 def _float_tensors(model: onnx.ModelProto) -> set[str]:

@@ -26,22 +26,24 @@ def shape_arithmetic(model: onnx.ModelProto) -> int:
     constant, and a Reshape whose result differs in one place has a wildcard there.
     """
     batches = _BATCHES if surgery.batch_size(model) is None else (None,)
-    known, shapes = zip(*(_known_integers(model, batch) for batch in batches), strict=True)
+    integers, shapes = zip(*(_known_integers(model, batch) for batch in batches), strict=True)
     count, index = 0, Index(model)
     for node in model.graph.node:
         for position, name in enumerate(node.input):
-            if not name or name in index.constants or any(name not in values for values in known):
+            if not name or name in index.constants or any(name not in values for values in integers):
                 continue
-            first, last = known[0][name], known[-1][name]
+            first, last = integers[0][name], integers[-1][name]
             if np.array_equal(first, last) and first.dtype == last.dtype:
                 node.input[position] = set_constant(model, f"{name}.folded", first)
             elif node.op_type == "Reshape" and position == 1:
-                target = _reshape_target([found.get(node.output[0], (None,)) for found in shapes])
+                target = _reshape_target([inferred.get(node.output[0], (None,)) for inferred in shapes])
                 if target is None:
                     continue
                 node.input[position] = set_constant(model, f"{node.output[0]}.target", target)
             elif node.op_type == "Expand" and position == 1:
-                sizes = [(found.get(node.input[0], (None,)), found.get(node.output[0], (None,))) for found in shapes]
+                sizes = [
+                    (inferred.get(node.input[0], (None,)), inferred.get(node.output[0], (None,))) for inferred in shapes
+                ]
                 target = _expand_target(sizes)
                 if target is None:
                     continue
@@ -84,27 +86,29 @@ def _known_integers(
             light.graph.initializer.remove(tensor)
     for _ in range(64):
         shapes = surgery.shapes(light)
-        found = {}
+        computed = {}
         for node in light.graph.node:
             if node.op_type == "Shape" and None not in shapes.get(node.input[0], (None,)):
                 dims = np.asarray(shapes[node.input[0]], np.int64)
                 start, end = attribute(node, "start", 0), attribute(node, "end", len(dims))
-                found[node.output[0]] = dims[start:end]
-        surgery.write_nodes(light, [node for node in light.graph.node if node.output[0] not in found])
-        for name, values in found.items():
+                computed[node.output[0]] = dims[start:end]
+        surgery.write_nodes(light, [node for node in light.graph.node if node.output[0] not in computed])
+        for name, values in computed.items():
             set_constant(light, name, values)
-        if not constants(light) and not found:
+        if not constants(light) and not computed:
             break
-    before = {tensor.name for tensor in model.graph.initializer}
-    made = {tensor.name: surgery.array(tensor) for tensor in light.graph.initializer if tensor.name not in before}
+    constants_before = {tensor.name for tensor in model.graph.initializer}
+    made = {
+        tensor.name: surgery.array(tensor) for tensor in light.graph.initializer if tensor.name not in constants_before
+    }
     return made, surgery.shapes(light)
 
 
 def last_axes(model: onnx.ModelProto) -> int:
     """Means, Softmaxes and LayerNorms over the last axis count it from the end."""
-    known, index, count = surgery.shapes(model), Index(model), 0
+    inferred, index, count = surgery.shapes(model), Index(model), 0
     for node in model.graph.node:
-        last = len(known.get(node.input[0], ())) - 1 if node.input else -1
+        last = len(inferred.get(node.input[0], ())) - 1 if node.input else -1
         if last < 0:
             continue
         if node.op_type == "ReduceMean" and len(node.input) > 1:
@@ -125,17 +129,17 @@ def reshapes(model: onnx.ModelProto) -> int:
     movers, count = ("Reshape", "Flatten", "Squeeze", "Unsqueeze"), 0
     fixed = surgery.batch_size(model)
     pinned = [model] if fixed is not None else [surgery.pin_batch(model, batch) for batch in _BATCHES]
-    known = [surgery.shapes(candidate) for candidate in pinned]
+    inferred = [surgery.shapes(candidate) for candidate in pinned]
     index = Index(model)
     for node in model.graph.node:
         if node.op_type not in movers or node.output[0] in index.outputs:
             continue
-        before = index.producers.get(node.input[0])
+        mover = index.producers.get(node.input[0])
         target = index.constant(node.input[1]) if node.op_type == "Reshape" else None
-        if before is not None and before.op_type in movers and target is not None and target.all():
-            node.input[0] = before.input[0]
+        if mover is not None and mover.op_type in movers and target is not None and target.all():
+            node.input[0] = mover.input[0]
             count += 1
-        ends = [(shapes.get(node.input[0], (None,)), shapes.get(node.output[0], ())) for shapes in known]
+        ends = [(shapes.get(node.input[0], (None,)), shapes.get(node.output[0], ())) for shapes in inferred]
         if all(start == end and None not in start for start, end in ends):
             reroute(model, node.output[0], node.input[0])
             index, count = Index(model), count + 1

@@ -83,11 +83,6 @@ def to_bytes(model: onnx.ModelProto) -> bytes:
         raise ModelError("write an ONNX model", f"it does not fit one file: {error}", "use a smaller model") from error
 
 
-def save(model: onnx.ModelProto, path: str | Path) -> None:
-    """Write the model as one ONNX file without external data."""
-    Path(path).write_bytes(to_bytes(model))
-
-
 def copy(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy that shares nothing."""
     new = onnx.ModelProto()
@@ -166,12 +161,12 @@ def producers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
 
 def consumers(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
     """The nodes that read each tensor, in graph order; a node that reads it twice appears once."""
-    found: dict[str, list[onnx.NodeProto]] = {}
+    readers: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
         for name in dict.fromkeys(node.input):
             if name:
-                found.setdefault(name, []).append(node)
-    return found
+                readers.setdefault(name, []).append(node)
+    return readers
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
@@ -272,12 +267,12 @@ def shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
         raise ModelError(
             "infer the shapes of an ONNX graph", f"it is inconsistent: {error}", "export it again"
         ) from error
-    found: dict[str, tuple[int | None, ...]] = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    inferred: dict[str, tuple[int | None, ...]] = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.input, *graph.output, *graph.value_info):
         if value.type.tensor_type.HasField("shape"):
             dims = value.type.tensor_type.shape.dim
-            found[value.name] = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims)
-    return found
+            inferred[value.name] = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims)
+    return inferred
 
 
 def macs(model: onnx.ModelProto) -> dict[str, int]:
@@ -285,12 +280,12 @@ def macs(model: onnx.ModelProto) -> dict[str, int]:
 
     Nodes whose shapes ONNX can't infer are absent.
     """
-    known = shapes(pinned(model))
+    inferred = shapes(pinned(model))
     work: dict[str, int] = {}
     for node in model.graph.node:
         if node.op_type not in ("MatMul", "Gemm", "Conv"):
             continue
-        left, right, out = (known.get(name) for name in (*node.input[:2], node.output[0]))
+        left, right, out = (inferred.get(name) for name in (*node.input[:2], node.output[0]))
         if node.op_type == "Conv":
             depth = right[1:] if right else (None,)
         else:

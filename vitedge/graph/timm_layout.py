@@ -56,15 +56,15 @@ def read_timm(path: Path, given: Mapping[str, Any] | None = None, *, patch_size:
     if "patch_embed.proj.bias" not in arrays and config.pre_norm:  # CLIP's patch convolution has none
         arrays["patch_embed.proj.bias"] = np.zeros(config.embed_dim, np.float32)
     checked_parameters(config, arrays)
-    told = image_size_of(given.get("size", _image_size(published, action)), action)
-    config, arrays, done = resized(config, arrays, told, action, patch_size=patch_size)
+    size = image_size_of(given.get("size", _image_size(published, action)), action)
+    config, arrays, done = resized(config, arrays, size, action, patch_size=patch_size)
     details = {"architecture": published.architecture, "tag": published.pretrained.tag, **done}
     return Checkpoint(
         kind="timm",
         name=published.architecture,
         config=config,
         arrays=arrays,
-        preprocessing=contract_from(_preprocessing(published, told, action), given, CONFIG_JSON, action),
+        preprocessing=contract_from(_preprocessing(published, size, action), given, CONFIG_JSON, action),
         classes=_classes(published, config.num_classes, action),
         licence=published.pretrained.license or readme_licence(folder),
         details={key: value for key, value in details.items() if value},
@@ -157,8 +157,8 @@ def _unified(arrays: Arrays, action: str) -> Arrays:
             kind = part.removeprefix("q_proj.")
             none = np.zeros_like(values) if kind == "bias" else None
             thirds = [values, *(arrays.get(f"{block}.attn.{third}_proj.{kind}", none) for third in "kv")]
-            for third, found in zip("qkv", thirds, strict=True):
-                if found is None or found.shape[1:] != values.shape[1:]:
+            for third, tensor in zip("qkv", thirds, strict=True):
+                if tensor is None or tensor.shape[1:] != values.shape[1:]:
                     reason = f"tensor '{block}.attn.{third}_proj.{kind}': expected shape {list(values.shape)}"
                     raise ModelError(action, reason, "download the checkpoint again")
             unified[f"{block}.attn.qkv.{kind}"] = np.concatenate([third for third in thirds if third is not None])
@@ -212,14 +212,14 @@ def _architecture(published: _Published, words: list[str], arrays: Arrays, actio
     if learned:  # for another grid than the image size tells it's resized, as timm does when it loads
         positions = shape_of(arrays, "pos_embed", 3, action)[1]
         published_size = published.pretrained.input_size[1:]
-        found = grid_of(positions, prefix, [grid, (published_size[0] // patch, published_size[1] // patch)])
-        if found is None:
+        fitting = grid_of(positions, prefix, [grid, (published_size[0] // patch, published_size[1] // patch)])
+        if fitting is None:
             reason = (
                 f"tensor 'pos_embed': expected {grid[0] * grid[1]} or {grid[0] * grid[1] + prefix} positions for "
                 f"{image[0]}×{image[1]} pixels, or a square of patches, received {positions}"
             )
             raise ModelError(action, reason, f"set input_size in {CONFIG_JSON} to the size that the weights are for")
-        grid, covers = found
+        grid, covers = fitting
     gate = shape_of(arrays, "blocks.0.mlp.fc1.weight", 2, action)[0]
     hidden = shape_of(arrays, "blocks.0.mlp.fc2.weight", 2, action)[1]
     try:
@@ -259,9 +259,9 @@ def _num_classes(published: _Published, arrays: Arrays, action: str) -> int:
         hint = "use a checkpoint that was fine-tuned for classification"
         raise ModelError(action, "it has no classification head (tensor 'head.weight' is missing)", hint)
     rows = shape_of(arrays, "head.weight", 2, action)[0]
-    told = published.num_classes if published.num_classes is not None else published.pretrained.num_classes
-    if told not in (None, rows):
-        reason = f"{CONFIG_JSON} says {told} classes and 'head.weight' has {rows}"
+    published_classes = published.num_classes if published.num_classes is not None else published.pretrained.num_classes
+    if published_classes not in (None, rows):
+        reason = f"{CONFIG_JSON} says {published_classes} classes and 'head.weight' has {rows}"
         raise ModelError(action, reason, f"correct {CONFIG_JSON}")
     return rows
 
@@ -284,19 +284,19 @@ def _pool(published: _Published, words: list[str], arrays: Arrays, action: str) 
 
 
 def _heads(published: _Published, words: list[str], arrays: Arrays, embed_dim: int, action: str) -> int:
-    name, told = published.architecture, published.model_args.get("num_heads")
-    if told is None and "blocks.0.attn.q_norm.weight" in arrays:
-        told = embed_dim // max(1, shape_of(arrays, "blocks.0.attn.q_norm.weight", 1, action)[0])
-    if told is None and "rope.freqs" in arrays:
-        told = shape_of(arrays, "rope.freqs", 4, action)[2]
-    if told is None and "dinov3" in words and embed_dim <= 1280:
-        told = embed_dim // 64
-    if told is None:
-        told = _ODD_HEADS.get(name) or _HEADS.get(embed_dim) or (embed_dim // 64 if embed_dim in _WIDTHS_64 else None)
-    if not isinstance(told, int) or told < 1:
+    name, heads = published.architecture, published.model_args.get("num_heads")
+    if heads is None and "blocks.0.attn.q_norm.weight" in arrays:
+        heads = embed_dim // max(1, shape_of(arrays, "blocks.0.attn.q_norm.weight", 1, action)[0])
+    if heads is None and "rope.freqs" in arrays:
+        heads = shape_of(arrays, "rope.freqs", 4, action)[2]
+    if heads is None and "dinov3" in words and embed_dim <= 1280:
+        heads = embed_dim // 64
+    if heads is None:
+        heads = _ODD_HEADS.get(name) or _HEADS.get(embed_dim) or (embed_dim // 64 if embed_dim in _WIDTHS_64 else None)
+    if not isinstance(heads, int) or heads < 1:
         reason = f"the number of attention heads of '{name}' with {embed_dim} channels isn't told by its tensors"
         raise ModelError(action, reason, f'add "num_heads" to model_args in {CONFIG_JSON}')
-    return told
+    return heads
 
 
 def _preprocessing(published: _Published, size: tuple[int, int], action: str) -> dict[str, Any]:
@@ -332,7 +332,7 @@ def _classes(published: _Published, count: int, action: str) -> tuple[ClassLabel
     if len(names) != count or not all(names):
         hint = f"correct {CONFIG_JSON}, or name a file with --labels"
         raise ModelError(action, f"label_names has {len(names)} names; the head has {count} classes", hint)
-    told = published.label_descriptions or published.pretrained.label_descriptions or {}
-    if isinstance(told, list):
-        told = dict(zip(names, told, strict=False))
-    return class_table([told.get(name, name) for name in names], names)
+    descriptions = published.label_descriptions or published.pretrained.label_descriptions or {}
+    if isinstance(descriptions, list):
+        descriptions = dict(zip(names, descriptions, strict=False))
+    return class_table([descriptions.get(name, name) for name in names], names)

@@ -35,10 +35,10 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
         raise ModelError(
             "infer the types of an ONNX graph", f"it is inconsistent: {error}", "export it again"
         ) from error
-    found = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
     for value in (*graph.input, *graph.output, *graph.value_info):
-        found[value.name] = value.type.tensor_type.elem_type
-    return found
+        types[value.name] = value.type.tensor_type.elem_type
+    return types
 
 
 def type_variables(node: onnx.NodeProto, version: int) -> tuple[list[str], list[str], dict[str, set[str]]]:

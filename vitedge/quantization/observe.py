@@ -281,11 +281,11 @@ class _Watcher:
         each = len(rows) // len(image_keys)
         positions = np.arange(each, dtype=np.uint64)
         keys = np.concatenate([mixed(np.uint64(key) + positions * _GOLDEN) for key in image_keys])
-        known = len(self._keys)
-        stays = np.ones(known + len(keys), np.bool_)
+        held = len(self._keys)
+        stays = np.ones(held + len(keys), np.bool_)
         if len(stays) > self._capacity:
             stays[np.argpartition(np.concatenate([self._keys, keys]), self._capacity)[self._capacity :]] = False
-        free, new = np.flatnonzero(~stays[:known]), np.flatnonzero(stays[known:])
+        free, new = np.flatnonzero(~stays[:held]), np.flatnonzero(stays[held:])
         limit = np.finfo(np.float16).max
         keys, rows = keys[new], np.clip(rows[new], -limit, limit).astype(np.float16)
         self._keys[free], self._rows[free] = keys[: len(free)], rows[: len(free)]

@@ -66,21 +66,21 @@ def quantize_layers(
         ModelError: a layer that can't be quantized was asked for, or the statistics are another graph's.
     """
     model = with_own_constants(model)
-    found, refused = quantizable(model)
-    names = {layer.name for layer in found} if layers is None else set(layers)
-    for name in sorted(names - {layer.name for layer in found}):
+    candidates, refused = quantizable(model)
+    names = {layer.name for layer in candidates} if layers is None else set(layers)
+    for name in sorted(names - {layer.name for layer in candidates}):
         reason = refused.get(name, "the graph has no such layer")
         raise ModelError(f"quantize the layer '{name}'", reason, "leave it in float")
-    for layer in found:
+    for layer in candidates:
         if layer.name in names and layer.view.key not in statistics.observed:
             raise ModelError(
                 f"quantize the layer '{layer.name}'", "its input was never observed", "observe this graph again"
             )
     model, statistics = improve(model, statistics, recipe.improve, scheme, names)
-    found, _ = quantizable(model)
+    candidates, _ = quantizable(model)
     pixels = pixel_tensors(model)
     inputs: dict[str, list[Layer]] = {}
-    for layer in found:
+    for layer in candidates:
         if layer.name in names:
             inputs.setdefault(layer.view.key, []).append(layer)
     done: dict[str, QuantizedLayer] = {}
@@ -94,7 +94,7 @@ def quantize_layers(
             grid = activation_grid(observed, together, method, scheme, unbiased=unbiased)
         for layer in readers:
             done[layer.name] = _quantize(layer, observed, grid, recipe, scheme)
-    return model, {layer.name: done[layer.name] for layer in found if layer.name in names}
+    return model, {layer.name: done[layer.name] for layer in candidates if layer.name in names}
 
 
 def _quantize(layer: Layer, observed: Observed, grid: Grid, recipe: Recipe, scheme: Scheme) -> QuantizedLayer:

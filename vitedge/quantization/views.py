@@ -134,10 +134,10 @@ def pixel_tensors(model: onnx.ModelProto) -> dict[str, str]:
         for value in model.graph.input
         if value.type.tensor_type.elem_type == onnx.TensorProto.UINT8
     }
-    found = {}
+    tensors = {}
     for node in model.graph.node:
         if node.op_type == "Cast" and node.input[0] in pictures:
             pictures[node.output[0]] = pictures[node.input[0]]
         elif node.op_type == "Transpose" and node.input[0] in pictures and attribute(node, "perm") == [0, 3, 1, 2]:
-            found[node.output[0]] = pictures[node.input[0]]
-    return found
+            tensors[node.output[0]] = pictures[node.input[0]]
+    return tensors

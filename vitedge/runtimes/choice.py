@@ -65,10 +65,10 @@ def folders(artifact: Artifact) -> list[str]:
 def hardware_words(target: Target) -> str:
     """What a choice is bound to: the processor and its instruction sets, the GPUs where the target is one."""
     cpu = hardware.processor()
-    words = [cpu.model or "unknown processor", *sorted(cpu.isa or ())]
+    names = [cpu.model or "unknown processor", *sorted(cpu.isa or ())]
     if target.device.startswith("cuda"):
-        words += [f"{gpu.name} {gpu.compute_capability}" for gpu in hardware.gpus()]
-    return " ".join(words)
+        names += [f"{gpu.name} {gpu.compute_capability}" for gpu in hardware.gpus()]
+    return " ".join(names)
 
 
 def read_choice(artifact: Artifact) -> Choice | None:
@@ -77,10 +77,12 @@ def read_choice(artifact: Artifact) -> Choice | None:
     if path is None:
         return None
     with contextlib.suppress(OSError, InputError):
-        found = decode_json(path.read_bytes(), Choice, action=f"open the artifact {artifact.path}", file=CHOICE)
-        known = {".", *folders(artifact)}
-        if sum(one.chosen for one in found.measured) == 1 and known.issuperset(one.artifact for one in found.measured):
-            return found
+        choice = decode_json(path.read_bytes(), Choice, action=f"open the artifact {artifact.path}", file=CHOICE)
+        travelling = {".", *folders(artifact)}
+        if sum(timed.chosen for timed in choice.measured) == 1 and travelling.issuperset(
+            timed.artifact for timed in choice.measured
+        ):
+            return choice
     return None
 
 
@@ -114,17 +116,17 @@ def open_artifact(path: str | Path) -> Artifact:
         return artifact
     choice = read_choice(artifact)
     if choice is None:
-        found, runtime = artifact, artifact.manifest.target.runtime
+        opened, runtime = artifact, artifact.manifest.target.runtime
         because = f"the target's preference; {len(others)} more candidates weren't measured here with this {runtime}"
         say = f"to choose by measuring: vitedge build {path}"
     else:
-        one = next(one for one in choice.measured if one.chosen)
-        found = artifact if one.artifact == "." else Artifact.open(artifact.path / one.artifact)
-        because = f"chosen of {len(choice.measured)} candidates on this machine, {choice.runtime}: {one.reason}"
+        timed = next(timed for timed in choice.measured if timed.chosen)
+        opened = artifact if timed.artifact == "." else Artifact.open(artifact.path / timed.artifact)
+        because = f"chosen of {len(choice.measured)} candidates on this machine, {choice.runtime}: {timed.reason}"
         say = f"to measure again: vitedge build {path} --overwrite"
     if sys.stderr.isatty():
-        sys.stderr.write(f"{printable(f'{path} runs {found.manifest.variant}: {because} ({say})')}\n")
-    return replace(found, because=because)
+        sys.stderr.write(f"{printable(f'{path} runs {opened.manifest.variant}: {because} ({say})')}\n")
+    return replace(opened, because=because)
 
 
 def _path(artifact: Artifact) -> Path | None:

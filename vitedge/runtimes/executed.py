@@ -18,13 +18,13 @@ def executed_types(layers: Sequence[LayerPlan], executed: Iterable[Executed]) ->
 
     A runtime may execute a layer as several nodes of its name; the planned type counts when one of them has it.
     """
-    found: dict[str, set[str]] = {}
+    types_of: dict[str, set[str]] = {}
     for node in executed:
-        found.setdefault(node.name, set()).add(node.type)
+        types_of.setdefault(node.name, set()).add(node.type)
     types = {}
     for layer in layers:
-        told = found.get(layer.name, set()) - {""}
-        types[layer.name] = layer.precision if layer.precision in told else min(told, default=UNKNOWN)
+        executed_in = types_of.get(layer.name, set()) - {""}
+        types[layer.name] = layer.precision if layer.precision in executed_in else min(executed_in, default=UNKNOWN)
     return types
 
 
@@ -50,7 +50,7 @@ def executed_fractions(layers: Sequence[LayerPlan], executed: Iterable[Executed]
 def mac_fractions(layers: Sequence[LayerPlan], types: Mapping[str, str]) -> dict[str, float]:
     """Fraction of the multiply-accumulates by each layer's type, sorted by type; sums to 1. Empty without any."""
     total = sum(layer.macs for layer in layers)
-    found: dict[str, int] = {}
+    macs_of: dict[str, int] = {}
     for layer in layers:
-        found[types[layer.name]] = found.get(types[layer.name], 0) + layer.macs
-    return {type_: macs / total for type_, macs in sorted(found.items())} if total else {}
+        macs_of[types[layer.name]] = macs_of.get(types[layer.name], 0) + layer.macs
+    return {type_: macs / total for type_, macs in sorted(macs_of.items())} if total else {}

@@ -147,8 +147,8 @@ class Session:
     def layer_information(self) -> str | None:
         """The runtime's own description of what it compiled, in its own format; None where it has none."""
         with self._lock:
-            told = getattr(self._open(), "layer_information", None)
-            return None if told is None else str(told())
+            describe = getattr(self._open(), "layer_information", None)
+            return None if describe is None else str(describe())
 
     def profile(self, images: NDArray[np.uint8], repeats: int = 20) -> list[list[LayerTime]]:
         """Per-node times of ``repeats`` inferences of uint8 [batch, h, w, 3]."""

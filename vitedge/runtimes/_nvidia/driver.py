@@ -50,12 +50,12 @@ class Cuda:
 
     def gpu(self) -> GpuFacts:
         """The first GPU that CUDA shows."""
-        found = self("cudaGetDeviceProperties", 0)
+        properties = self("cudaGetDeviceProperties", 0)
         return GpuFacts(
-            name=found.name.decode().strip("\0"),
-            sm=f"{found.major}.{found.minor}",
-            integrated=bool(found.integrated),
-            memory_mb=int(found.totalGlobalMem) >> 20,
+            name=properties.name.decode().strip("\0"),
+            sm=f"{properties.major}.{properties.minor}",
+            integrated=bool(properties.integrated),
+            memory_mb=int(properties.totalGlobalMem) >> 20,
         )
 
     def version(self, function: str) -> str:

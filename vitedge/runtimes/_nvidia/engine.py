@@ -159,7 +159,7 @@ def build(package: str, graph: bytes, options: BuildOptions = BuildOptions(), ti
 def capability_names(trt: Any) -> list[str]:
     """The compute capabilities that this TensorRT-RTX builds for, as "8.6"."""
     names = [re.fullmatch(r"SM(\d+)(\d)", name) for name in dir(trt.ComputeCapability)]
-    return sorted((f"{found[1]}.{found[2]}" for found in names if found), key=lambda sm: float(sm))
+    return sorted((f"{match[1]}.{match[2]}" for match in names if match), key=lambda sm: float(sm))
 
 
 def _configure(trt: Any, builder: Any, options: BuildOptions, action: str) -> Any:
@@ -173,10 +173,10 @@ def _configure(trt: Any, builder: Any, options: BuildOptions, action: str) -> An
     if options.aux_streams is not None:
         config.max_aux_streams = options.aux_streams
     if options.sm is not None:
-        known = capability_names(trt)
-        if options.sm not in known:
+        capabilities = capability_names(trt)
+        if options.sm not in capabilities:
             raise UsageError(
-                action, f"compute capability {options.sm} isn't among {', '.join(known)}", "choose one of these"
+                action, f"compute capability {options.sm} isn't among {', '.join(capabilities)}", "choose one of these"
             )
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{options.sm.replace('.', '')}"), 0)

@@ -114,10 +114,10 @@ def obtain(
     cache = cache_of(wanted.graph, artifact.manifest.name)
     against: list[str] = []
     for folder in (beside(artifact.path), cache):
-        found = look_for(folder, wanted)
-        if isinstance(found, ObtainedEngine):
-            return found
-        against = against or found
+        obtained = look_for(folder, wanted)
+        if isinstance(obtained, ObtainedEngine):
+            return obtained
+        against = against or obtained
     because = f"the engine that is there was built for something else: {'; '.join(against)}" if against else ""
     if not may_build:
         raise ArtifactError(
@@ -126,8 +126,8 @@ def obtain(
             f"run: vitedge build {artifact.path}",
         )
     seed = beside(artifact.path) / TIMINGS
-    found = build_into(cache, artifact.manifest.name, graph, wanted, options, seed, progress=progress, action=action)
-    return found._replace(rebuilt_because=because)
+    obtained = build_into(cache, artifact.manifest.name, graph, wanted, options, seed, progress=progress, action=action)
+    return obtained._replace(rebuilt_because=because)
 
 
 def build_into(
@@ -148,9 +148,9 @@ def build_into(
     if wanted.package not in AHEAD_OF_TIME:
         refuse_little_memory(len(graph), options, action)
     timings = timing_cache(wanted)
-    known = next((path.read_bytes() for path in (timings, seed) if path.is_file()), b"")
+    earlier_timings = next((path.read_bytes() for path in (timings, seed) if path.is_file()), b"")
     built = engine.build_isolated(
-        wanted.package, wanted.version, graph, options, known, action=action, progress=progress
+        wanted.package, wanted.version, graph, options, earlier_timings, action=action, progress=progress
     )
     if built.timing_cache:
         write_atomic(timings, built.timing_cache, action)
@@ -163,10 +163,10 @@ def add(folder: Path, name: str, plan: bytes, metadata: EngineMetadata, action: 
     digest = sha256(plan)
     metadata = replace(metadata, engine=digest, file=f"sm{metadata.sm.replace('.', '')}-{digest[:12]}.plan")
     write_atomic(folder / metadata.file, plan, action)
-    before = index(folder).engines
-    kept = tuple(other for other in before if identity(other) != identity(metadata))
+    listed = index(folder).engines
+    kept = tuple(other for other in listed if identity(other) != identity(metadata))
     write_atomic(folder / INDEX, encode_json(Engines(artifact=name, engines=(*kept, metadata))), action)
-    for other in before:
+    for other in listed:
         if other not in kept and other.file != metadata.file:
             (folder / Path(other.file).name).unlink(missing_ok=True)
     return metadata
@@ -179,7 +179,7 @@ def timing_cache(metadata: EngineMetadata) -> Path:
 
 
 def export_engines(
-    artifact: Artifact, found: Sequence[ObtainedEngine], out: Path, *, overwrite: bool, action: str
+    artifact: Artifact, obtained: Sequence[ObtainedEngine], out: Path, *, overwrite: bool, action: str
 ) -> Path:
     """Write engines as a folder that travels beside the artifact, under the name that :func:`beside` gives or another.
 
@@ -188,9 +188,9 @@ def export_engines(
         ResourceError: disk, permission.
     """
     with new_folder(out, overwrite=overwrite, action=action, last=INDEX) as folder:
-        for one in found:
-            add(folder, artifact.manifest.name, one.plan, one.metadata, action)
-            if (timings := timing_cache(one.metadata)).is_file():
+        for each in obtained:
+            add(folder, artifact.manifest.name, each.plan, each.metadata, action)
+            if (timings := timing_cache(each.metadata)).is_file():
                 write_atomic(folder / TIMINGS, timings.read_bytes(), action)
     return out
 

@@ -52,7 +52,7 @@ def explain(
     for layer, weight in zip(layers, weights, strict=True):
         type_fractions["moving" if layer.reformats else layer.type or UNKNOWN] += weight / total  # type: ignore[assignment]
     nodes = [Executed(node, layer.kind, layer.type) for layer in layers for node in layer.nodes]
-    attentions = {name.rsplit(".", 1)[0] for name in (one.name for one in plan) if name.endswith(".scores")}
+    attentions = {name.rsplit(".", 1)[0] for name in (layer.name for layer in plan) if name.endswith(".scores")}
     fused = {node.rsplit(".", 1)[0] for layer in layers if layer.attends for node in layer.nodes} & attentions
     return Explanation(
         layers=len(layers),
@@ -71,46 +71,48 @@ def explain(
 
 def compare(named: Mapping[str, Explanation]) -> list[str]:
     """Sentences on why one engine is slower than the fastest; empty unless two were timed."""
-    timed = {name: one for name, one in named.items() if one.ns}
+    timed = {name: explanation for name, explanation in named.items() if explanation.ns}
     if len(timed) < 2:
         return []
     best = min(timed, key=lambda name: timed[name].ns or 0)
-    found = []
-    for name, one in timed.items():
+    sentences = []
+    for name, explanation in timed.items():
         if name == best:
             continue
-        slower = (one.ns or 0) / (timed[best].ns or 1) - 1
+        slower = (explanation.ns or 0) / (timed[best].ns or 1) - 1
         why = []
-        if one.reformats > timed[best].reformats:
-            near = f", {one.around_attention} of them next to attention," if one.around_attention else ""
-            why.append(f"{one.reformats} reformats{near} take {one.reformats_fraction:.0%} of its time")
-        if one.fused < timed[best].fused:
-            why.append(f"{timed[best].fused - one.fused} of {one.attentions} attentions aren't fused")
+        if explanation.reformats > timed[best].reformats:
+            near = (
+                f", {explanation.around_attention} of them next to attention," if explanation.around_attention else ""
+            )
+            why.append(f"{explanation.reformats} reformats{near} take {explanation.reformats_fraction:.0%} of its time")
+        if explanation.fused < timed[best].fused:
+            why.append(f"{timed[best].fused - explanation.fused} of {explanation.attentions} attentions aren't fused")
         reason = "; ".join(why) or "its layers themselves are no faster, and the layer information shows no other cause"
-        found.append(f"{name} is {slower:.0%} slower than {best} here: {reason}.")
-    return found
+        sentences.append(f"{name} is {slower:.0%} slower than {best} here: {reason}.")
+    return sentences
 
 
-def _sentences(one: Explanation) -> list[str]:
-    of = "the time" if one.timed else f"its {one.layers} layers"
-    words = ", ".join(f"{fraction:.0%} {name}" for name, fraction in one.type_fractions.items())
-    found = [f"Of {of}: {words}."]
+def _sentences(explanation: Explanation) -> list[str]:
+    of = "the time" if explanation.timed else f"its {explanation.layers} layers"
+    fractions = ", ".join(f"{fraction:.0%} {name}" for name, fraction in explanation.type_fractions.items())
+    sentences = [f"Of {of}: {fractions}."]
     missed = [
-        f"{count - one.obtained.get(precision, 0)} of {count} layers planned in {precision} run in another type"
-        for precision, count in sorted(one.planned.items())
-        if one.obtained.get(precision, 0) < count
+        f"{count - explanation.obtained.get(precision, 0)} of {count} layers planned in {precision} run in another type"
+        for precision, count in sorted(explanation.planned.items())
+        if explanation.obtained.get(precision, 0) < count
     ]
-    found.append(f"{'; '.join(missed)}." if missed else "Every layer of the plan runs in its type.")
-    if one.attentions:
-        rest = "" if one.fused == one.attentions else "; the others are several kernels each"
-        found.append(f"{one.fused} of {one.attentions} attentions run as one fused kernel{rest}.")
-    if one.reformats:
-        fraction = f", {one.reformats_fraction:.0%} of the time" if one.timed else ""
-        near = f"; {one.around_attention} stand next to attention" if one.around_attention else ""
-        found.append(f"{one.reformats} reformats move tensors between layouts or types{fraction}{near}.")
+    sentences.append(f"{'; '.join(missed)}." if missed else "Every layer of the plan runs in its type.")
+    if explanation.attentions:
+        rest = "" if explanation.fused == explanation.attentions else "; the others are several kernels each"
+        sentences.append(f"{explanation.fused} of {explanation.attentions} attentions run as one fused kernel{rest}.")
+    if explanation.reformats:
+        fraction = f", {explanation.reformats_fraction:.0%} of the time" if explanation.timed else ""
+        near = f"; {explanation.around_attention} stand next to attention" if explanation.around_attention else ""
+        sentences.append(f"{explanation.reformats} reformats move tensors between layouts or types{fraction}{near}.")
     else:
-        found.append("No reformat stands between layers.")
-    return found
+        sentences.append("No reformat stands between layers.")
+    return sentences
 
 
 def _around(layers: Sequence[Layer]) -> int:
@@ -130,4 +132,4 @@ def _medians(profile: Sequence[Sequence[LayerTime]]) -> dict[str, int]:
     for inference in profile:
         for layer in inference:
             times.setdefault(layer.name, []).append(layer.ns)
-    return {name: sorted(found)[len(found) // 2] for name, found in times.items()}
+    return {name: sorted(ns)[len(ns) // 2] for name, ns in times.items()}

@@ -47,8 +47,8 @@ def parse(text: str) -> list[Layer]:
         ArtifactError: the text isn't that.
     """
     try:
-        found = json.loads(text)["Layers"]
-        return [_layer(entry) for entry in found]
+        entries = json.loads(text)["Layers"]
+        return [_layer(entry) for entry in entries]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
             "read an engine's layers", f"the inspector's answer has another structure: {error}", "report this version"
@@ -64,8 +64,8 @@ def _layer(entry: Mapping[str, Any] | str) -> Layer:
     if isinstance(entry, str):  # an engine without detail tells names alone
         return Layer(entry, "", "", ())
     tensors = entry.get("Inputs") or entry.get("Outputs") or []
-    words = [word.lower() for tensor in tensors for word in _TYPE.findall(str(tensor.get("Format/Datatype", "")))]
-    types = {_WORDS.get(word, word) for word in words}
+    type_names = [word.lower() for tensor in tensors for word in _TYPE.findall(str(tensor.get("Format/Datatype", "")))]
+    types = {_WORDS.get(word, word) for word in type_names}
     nodes = re.findall(r"\[ONNX Layer: ([^\]]+)\]", str(entry.get("Metadata", "")))
     return Layer(
         name=str(entry.get("Name", "")),

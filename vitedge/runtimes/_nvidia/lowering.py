@@ -125,13 +125,13 @@ def _float32_nodes(graph: onnx.ModelProto) -> set[str]:
 def _quantized(request: Request) -> tuple[onnx.ModelProto, dict[str, str], dict[str, str]]:
     """The graph with Q/DQ, the precision of each quantized layer, and why the others aren't."""
     inner = inner_linears(request.graph)
-    left = request.left_in_float(inner)
-    inner = [name for name in inner if name not in left]
+    budgeted = request.left_in_float(inner)
+    inner = [name for name in inner if name not in budgeted]
     kinds = {layer.name: layer.kind for layer in linear_layers(request.graph)}
-    words = {"conv": "convolutions stay fp16", "linear": "the head stays fp16", "": "attention stays fp16"}
+    why_fp16 = {"conv": "convolutions stay fp16", "linear": "the head stays fp16", "": "attention stays fp16"}
     reasons = {
-        node.name: words[kinds.get(node.name, "")] for node in request.graph.graph.node if node.name not in inner
-    } | left
+        node.name: why_fp16[kinds.get(node.name, "")] for node in request.graph.graph.node if node.name not in inner
+    } | budgeted
     if request.candidate.variant == "linears-fp8-rest-fp16":
         assert request.statistics is not None and request.recipe is not None, "a quantized candidate needs statistics"
         graph = quantize_fp8(request.graph, request.statistics, request.recipe, inner)

@@ -44,18 +44,18 @@ _COMPARED = {
 
 def differences(built: EngineMetadata, here: EngineMetadata) -> list[str]:
     """What stands between an engine and this GPU, as ``version 10.3.0, here 10.7.0``; empty where it fits."""
-    found = []
+    reasons = []
     for field, word in _COMPARED.items():
-        before, now = getattr(built, field), getattr(here, field)
-        if before == now or before is None or now is None:
+        then, now = getattr(built, field), getattr(here, field)
+        if then == now or then is None or now is None:
             continue
         if field == "graph":
-            before, now = f"{before[:8]}…", f"{now[:8]}…"
+            then, now = f"{then[:8]}…", f"{now[:8]}…"
         elif field == "options":
-            keys = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-            before, now = (", ".join(f"{key} = {side.get(key)}" for key in keys) for side in (before, now))
-        found.append(f"{word} {before}, here {now}")
-    return found
+            keys = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
+            then, now = (", ".join(f"{key} = {side.get(key)}" for key in keys) for side in (then, now))
+        reasons.append(f"{word} {then}, here {now}")
+    return reasons
 
 
 def identity(metadata: EngineMetadata) -> tuple[Any, ...]:
@@ -64,11 +64,11 @@ def identity(metadata: EngineMetadata) -> tuple[Any, ...]:
 
 
 def for_building(
-    package: str, version: str, graph: str, options: BuildOptions, sm: str, **known: Any
+    package: str, version: str, graph: str, options: BuildOptions, sm: str, **facts: Any
 ) -> EngineMetadata:
     """The metadata of an engine that is yet to be built."""
     settings = {key: value for key, value in asdict(options).items() if key != "sm"}
-    return EngineMetadata(package=package, version=version, sm=sm, graph=graph, options=settings, **known)
+    return EngineMetadata(package=package, version=version, sm=sm, graph=graph, options=settings, **facts)
 
 
 def here(package: str, version: str, graph: str, options: BuildOptions, cuda: Any) -> EngineMetadata:

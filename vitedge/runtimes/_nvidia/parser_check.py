@@ -16,8 +16,6 @@ from vitedge.formats.result import ParserCheck
 from vitedge.runtimes._nvidia.engine import EXTRAS, BuildOptions, build, installed
 
 PACKAGE = "tensorrt_rtx"
-#: Turing, Ampere, Ada and Blackwell: every compute capability that TensorRT-RTX knows.
-SMS = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 #: What a graph for any current NVIDIA GPU should build for.
 CURRENT = ("8.6", "8.9", "12.0")
 
@@ -86,10 +84,10 @@ def parse_and_build(graph: bytes, sms: Sequence[str] = CURRENT, *, timeout_s: fl
 
 def _sizes(graph: bytes, sms: tuple[str, ...]) -> dict[str, int | str]:
     """Size of the engine for each compute capability, or why there is none."""
-    found: dict[str, int | str] = {}
+    outcomes: dict[str, int | str] = {}
     for sm in sms:
         try:
-            found[sm] = len(build(PACKAGE, graph, BuildOptions(sm=sm)).plan)
+            outcomes[sm] = len(build(PACKAGE, graph, BuildOptions(sm=sm)).plan)
         except VitedgeError as error:
-            found[sm] = error.reason
-    return found
+            outcomes[sm] = error.reason
+    return outcomes

@@ -72,7 +72,7 @@ def open_backend(package: str, version: str, artifact: Artifact, options: OpenOp
     gpu = cuda.gpu()
     refuse_missing_types(artifact, gpu.sm, action)
     this_gpu = metadata.here(package, version, sha256(artifact.graph_path.read_bytes()), build, cuda)
-    found = engines.obtain(
+    obtained = engines.obtain(
         artifact, this_gpu, build, may_build=options.build, progress=options.progress or lines(), action=action
     )
     info: dict[str, Option] = {
@@ -82,9 +82,9 @@ def open_backend(package: str, version: str, artifact: Artifact, options: OpenOp
         "sm": gpu.sm,
         "strongly_typed": True,
         **{key: value for key, value in this_gpu.options.items() if value is not None},
-        "engine": found.metadata.engine[:12],
+        "engine": obtained.metadata.engine[:12],
     }
-    return TensorRTBackend(trt, cuda, gpu, found, artifact, info, mode)
+    return TensorRTBackend(trt, cuda, gpu, obtained, artifact, info, mode)
 
 
 def build_options(options: Mapping[str, Option], action: str) -> engine.BuildOptions:
@@ -93,13 +93,13 @@ def build_options(options: Mapping[str, Option], action: str) -> engine.BuildOpt
     Raises:
         UsageError: an unknown option, a value of another type, or a graph that isn't strongly typed.
     """
-    known = _BUILD_KEYS | _SESSION_KEYS
+    kinds = _BUILD_KEYS | _SESSION_KEYS
     for key, value in options.items():
-        if key != "strongly_typed" and (key not in known or type(value) is not known[key]):
+        if key != "strongly_typed" and (key not in kinds or type(value) is not kinds[key]):
             raise UsageError(
                 action,
-                f"there is no option '{key}' = {value!r}{nearest(key, known)}",
-                f"use {', '.join(f'{name} ({kind.__name__})' for name, kind in known.items())}",
+                f"there is no option '{key}' = {value!r}{nearest(key, kinds)}",
+                f"use {', '.join(f'{name} ({kind.__name__})' for name, kind in kinds.items())}",
             )
     if options.get("strongly_typed") is not True:
         raise UsageError(action, "its graph isn't meant to be strongly typed", "export it again")
@@ -134,7 +134,7 @@ class TensorRTBackend:
         trt: Any,
         cuda: Cuda,
         gpu: GpuFacts,
-        found: engines.ObtainedEngine,
+        obtained: engines.ObtainedEngine,
         artifact: Artifact,
         info: Mapping[str, Option],
         options: Mapping[str, Option],
@@ -149,10 +149,10 @@ class TensorRTBackend:
         self._contexts = max(1, int(options.get("contexts", CONTEXTS)))
         self._runtime_cache: Any = None
         self._config: Any = None
-        self._cache_file = engines.cache_of(found.metadata.graph, artifact.manifest.name) / f"{info['engine']}.jit"
+        self._cache_file = engines.cache_of(obtained.metadata.graph, artifact.manifest.name) / f"{info['engine']}.jit"
         height, width = artifact.manifest.preprocessing.size
         try:
-            self._load(found.plan)
+            self._load(obtained.plan)
             shapes = (self.batch, height, width, 3), (self.batch, len(artifact.manifest.classes))
             self._tensors = self._described(*shapes)
             note = self._cache_file.with_suffix(".json")
@@ -294,9 +294,9 @@ class TensorRTBackend:
                 trt.IProfiler.__init__(self)
 
             def report_layer_time(self, name: str, ms: float) -> None:
-                known = types.get(name)
-                kind, type_ = (known.kind, known.type) if known else ("", "")
-                nodes = "+".join(known.nodes) if known else ""  # the model's names say more than the engine's
+                layer = types.get(name)
+                kind, type_ = (layer.kind, layer.type) if layer else ("", "")
+                nodes = "+".join(layer.nodes) if layer else ""  # the model's names say more than the engine's
                 rounds[-1].append(LayerTime(nodes or name, kind, type_, round(ms * 1e6)))
 
         slot.context.profiler = profiler = Profiler(self._trt)

@@ -90,8 +90,8 @@ def check(graph: bytes, target: Target) -> list[str]:
     if isinstance(model, str):
         return [model]
     try:
-        found = findings(model, TENSORRT_10_3)
-        return found or [*_attributes(model), *_quantization(model), *_hardware(model, target)]
+        problems = findings(model, TENSORRT_10_3)
+        return problems or [*_attributes(model), *_quantization(model), *_hardware(model, target)]
     except ModelError as error:  # a tensor whose data doesn't fit its shape
         return [error.reason]
 

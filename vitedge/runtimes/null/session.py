@@ -99,8 +99,8 @@ class NullBackend:
         start = time.perf_counter_ns()
         again = False
         if self._remembers:
-            before, self._last = self._last, images.tobytes()
-            again = before == self._last
+            previous, self._last = self._last, images.tobytes()
+            again = previous == self._last
         if (self._wait_s or self._drift_s) and not again:
             time.sleep(self._wait_s)
             self._wait_s += self._drift_s

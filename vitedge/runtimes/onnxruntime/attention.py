@@ -58,7 +58,7 @@ def attentions(model: onnx.ModelProto) -> list[Attention]:
             raise LookupError(tensor)
         return tuple(node.input[1:]), str(node.output[0])
 
-    found = []
+    attentions_found = []
     for split in (node for node in model.graph.node if node.op_type == "Split" and len(node.output) == 3):
         try:
             linear = linears[split.input[0]]
@@ -82,8 +82,8 @@ def attentions(model: onnx.ModelProto) -> list[Attention]:
         flat = array(constants[joined.input[1]]).tolist() == [0, 0, heads * head_dim]
         if same and operands and sizes and axes and flat and writers[softmax.input[0]] is scores:
             products = (scores.name, context.name)
-            found.append(Attention(linear.name, heads, head_dim, products, joined.output[0], query_slice))
-    return found
+            attentions_found.append(Attention(linear.name, heads, head_dim, products, joined.output[0], query_slice))
+    return attentions_found
 
 
 def quantized_attention(model: onnx.ModelProto, layers: Layers, *, threads: int = 1, batch: int = 1) -> onnx.ModelProto:

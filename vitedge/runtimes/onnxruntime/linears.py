@@ -56,12 +56,12 @@ def weight_only_linears(model: onnx.ModelProto, layers: Layers) -> onnx.ModelPro
 def _with(model: onnx.ModelProto, layers: Layers, kernel: Kernel) -> onnx.ModelProto:
     rewriter = Rewriter(model)
     linears = {linear.name: linear for linear in linear_layers(rewriter.model) if linear.kind == "linear"}
-    known = shapes(pinned(rewriter.model))
+    inferred = shapes(pinned(rewriter.model))
     absorbed = {linear.bias_node.name for name, linear in linears.items() if name in layers and linear.bias_node}
     for node in rewriter.model.graph.node:
         if node.name in layers and node.name in linears:
             linear = linears[node.name]
-            kernel(rewriter, layers[node.name], linear, known.get(linear.input, ()))
+            kernel(rewriter, layers[node.name], linear, inferred.get(linear.input, ()))
         elif node.name not in absorbed:
             rewriter.nodes.append(node)
     return rewriter.finish()

@@ -174,11 +174,13 @@ def _static_graph(
 def reasons_for_float(graph: onnx.ModelProto) -> dict[str, str]:
     """Why integers gain nothing in a layer that could be quantized, by its name; the others aren't in it."""
     layers, _ = quantizable(graph)
-    known = shapes(pinned(graph))
-    patches = next((_area(known.get(layer.linear.output)) for layer in layers if layer.name == "patch_embed.proj"), 0)
+    inferred = shapes(pinned(graph))
+    patches = next(
+        (_area(inferred.get(layer.linear.output)) for layer in layers if layer.name == "patch_embed.proj"), 0
+    )
 
     def reason(layer: Layer) -> str:
-        shape = known.get(layer.linear.input)
+        shape = inferred.get(layer.linear.input)
         if shape is None or None in shape:
             return "the shape of its input isn't known"
         if layer.linear.kind == "linear":
@@ -188,7 +190,7 @@ def reasons_for_float(graph: onnx.ModelProto) -> dict[str, str]:
             return POINTWISE_PATCHES
         if layer.weight.shape[1] < 8 and not tiles(layer.view):
             return "its input has few channels; gathering rows would cost more than integers save"
-        more_pixels = layer.name.startswith("patch_embed.stem.") and _area(known.get(layer.linear.output)) > patches
+        more_pixels = layer.name.startswith("patch_embed.stem.") and _area(inferred.get(layer.linear.output)) > patches
         if more_pixels and layer.weight.shape[0] < WIDE:
             return f"more pixels than there are patches, of fewer than {WIDE} channels: integers save least there"
         return ""

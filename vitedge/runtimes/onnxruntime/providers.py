@@ -26,9 +26,9 @@ NAMES = {
 }
 
 
-def unknown(known: Iterable[str]) -> list[str]:
+def unknown(all_providers: Iterable[str]) -> list[str]:
     """The providers of the table that ONNX Runtime doesn't know in any build: providers come and go with versions."""
-    return sorted({full for full, _ in NAMES.values()} - set(known))
+    return sorted({full for full, _ in NAMES.values()} - set(all_providers))
 
 
 def missing(provider: Provider, available: Iterable[str], unknown: Iterable[str] = ()) -> str:
@@ -81,24 +81,26 @@ def check_placement(provider: Provider, events: Iterable[Mapping[str, Any]], act
     """
     full = NAMES[provider.name][0]
     ran: Counter[str] = Counter()
-    left: Counter[str] = Counter()
+    on_cpu: Counter[str] = Counter()
     for event in events:
         where, operator = str(event["args"].get("provider", "")), str(event["args"].get("op_name", ""))
         if where == full:
             ran[operator] += 1
         else:
-            left[operator] += 1
-    unnamed = sorted(left.keys() - set(provider.remainder))
+            on_cpu[operator] += 1
+    unnamed = sorted(on_cpu.keys() - set(provider.remainder))
     if unnamed or not ran:
         what = (
-            f"leaves {', '.join(f'{name} ({left[name]})' for name in unnamed)} to the CPU" if unnamed else "takes none"
+            f"leaves {', '.join(f'{name} ({on_cpu[name]})' for name in unnamed)} to the CPU"
+            if unnamed
+            else "takes none"
         )
         raise ArtifactError(
             action,
             f"{provider.name} doesn't take the graph whole: it {what}",
             "export for another target; or name what may stay behind as the provider's remainder in the target",
         )
-    rest = "".join(f", CPU: {name} {count}" for name, count in sorted(left.items()))
+    rest = "".join(f", CPU: {name} {count}" for name, count in sorted(on_cpu.items()))
     return f"{provider.name} {sum(ran.values())}{rest}"
 
 

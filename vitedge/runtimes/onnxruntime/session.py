@@ -147,11 +147,11 @@ class OnnxRuntimeBackend:
 
         Quantized attention is such a node: its linear multiplies integers, its two products are float32.
         """
-        found = []
+        nodes = []
         for event in self._profiled(np.zeros_like(self._slot.images), 1)[0]:
             names, operator, type_ = self._facts(event)
-            found += [Executed(name, operator, type_ if i == 0 else "fp32") for i, name in enumerate(names)]
-        return found
+            nodes += [Executed(name, operator, type_ if i == 0 else "fp32") for i, name in enumerate(names)]
+        return nodes
 
     def kernels(self) -> list[dict[str, Any]]:
         """The kernel events of one profiled inference, as ONNX Runtime writes them."""
@@ -268,13 +268,13 @@ def _explained(error: Exception, action: str, provider: Provider | None = None) 
     return ArtifactError(action, f"ONNX Runtime {version} refuses the graph: {reason}", COPY_AGAIN)
 
 
-def _expect(action: str, name: str, found: Sequence[Any], type_: str, shape: list[int]) -> None:
+def _expect(action: str, name: str, ports: Sequence[Any], type_: str, shape: list[int]) -> None:
     """One tensor of this name, type and shape.
 
     Raises:
         ArtifactError: the file isn't the graph that the manifest describes.
     """
-    tensors = [(tensor.name, tensor.type, list(tensor.shape)) for tensor in found]
+    tensors = [(tensor.name, tensor.type, list(tensor.shape)) for tensor in ports]
     if tensors != [(name, type_, shape)]:
         raise ArtifactError(action, f"expected one tensor {(name, type_, shape)}, the graph has {tensors}", COPY_AGAIN)
 
@@ -291,16 +291,16 @@ def _settings(package: Any, wanted: Mapping[str, Option], threads: int, action: 
     settings = package.SessionOptions()
     settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
     settings.log_severity_level = 3
-    words = {
+    enumerations = {
         "graph_optimization_level": (LEVELS, package.GraphOptimizationLevel),
         "execution_mode": (MODES, package.ExecutionMode),
     }
     for key, value in wanted.items():
-        if key in words:
-            known, kind = words[key]
-            if value not in known:
-                raise UsageError(action, f"option {key} is '{value}'", f"use {', '.join(known)}")
-            setattr(settings, key, getattr(kind, known[str(value)]))
+        if key in enumerations:
+            members, kind = enumerations[key]
+            if value not in members:
+                raise UsageError(action, f"option {key} is '{value}'", f"use {', '.join(members)}")
+            setattr(settings, key, getattr(kind, members[str(value)]))
         elif key in SETTINGS:
             if not isinstance(value, bool):
                 raise UsageError(action, f"option {key} is {value!r}", "use true or false")

@@ -108,11 +108,11 @@ def _by_nncf(request: Request) -> Lowered:
     named = _unambiguous(pin_batch(request.graph, request.batch), _biases(request.graph))
     every = [layer.name for layer in planned_layers(request.graph, {}, rest="")]
     operators = {f"{name}{_MARK}{suffix}": name for name in every for suffix in ("", "/WithoutBiases")}
-    left = {} if request.quantized is None else request.left_in_float(every)
-    ignored = [key for key, name in operators.items() if name in left]
+    budgeted = {} if request.quantized is None else request.left_in_float(every)
+    ignored = [key for key, name in operators.items() if name in budgeted]
     model = nncf.quantized(_read(named), request.pictures(), ignored, request.target.wide_sums)
     precisions = nncf.precisions(model, operators)
-    reasons = {name: left.get(name, "NNCF leaves it in float") for name in every if name not in precisions}
+    reasons = {name: budgeted.get(name, "NNCF leaves it in float") for name in every if name not in precisions}
     files = _ir(model, named, request.metadata)
     return _lowered(request, files, precisions, reasons, None, {"nncf": version})
 

@@ -45,9 +45,9 @@ def pointwise_linears(model: onnx.ModelProto, plain: onnx.ModelProto, names: Col
         names: of quantized layers; convolutions, and linears whose input's shape isn't known, stay as they are. So do
             linears behind a Concat: the plugin rounds its parts one by one, which only its linears then take.
     """
-    known, writers = shapes(pin_batch(plain, 1)), producers(plain)
+    inferred, writers = shapes(pin_batch(plain, 1)), producers(plain)
     joined = {tensor for tensor, node in writers.items() if node.op_type == "Concat"}
-    axes = {layer.name: len(known.get(layer.input, ())) for layer in linear_layers(plain) if layer.kind == "linear"}
+    axes = {layer.name: len(inferred.get(layer.input, ())) for layer in linear_layers(plain) if layer.kind == "linear"}
     chosen = {
         layer.name: layer
         for layer in linear_layers(plain)
@@ -119,5 +119,5 @@ def without_undone_transposes(model: onnx.ModelProto) -> onnx.ModelProto:
 def _undoes(first: onnx.NodeProto, second: onnx.NodeProto) -> bool:
     if first.op_type != "Transpose":
         return False
-    one, two = attribute(first, "perm"), attribute(second, "perm")
-    return bool(one and two) and [one[axis] for axis in two] == list(range(len(one)))
+    perm, undoing = attribute(first, "perm"), attribute(second, "perm")
+    return bool(perm and undoing) and [perm[axis] for axis in undoing] == list(range(len(perm)))

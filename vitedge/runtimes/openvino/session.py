@@ -190,11 +190,11 @@ class OpenVINOBackend:
         return nodes
 
     def _canonical(self, name: str, originals: list[str], operator: str) -> list[str]:
-        found = [original for original in originals if original in self._planned]
-        if not found and operator in _WEIGHTED:
+        planned = [original for original in originals if original in self._planned]
+        if not planned and operator in _WEIGHTED:
             stems = (original.removesuffix(".bias") for original in originals)
-            found = [stem for stem in stems if stem in self._planned]
-        return list(dict.fromkeys(found)) or [*originals[:1], name][:1]
+            planned = [stem for stem in stems if stem in self._planned]
+        return list(dict.fromkeys(planned)) or [*originals[:1], name][:1]
 
 
 def _start(request: Any, images: NDArray[np.uint8]) -> None:
@@ -203,10 +203,10 @@ def _start(request: Any, images: NDArray[np.uint8]) -> None:
 
 
 def _known(core: Any, device: str, wanted: Mapping[str, Option], action: str) -> Mapping[str, Option]:
-    known = [str(key) for key in core.get_property(device, "SUPPORTED_PROPERTIES")]
+    properties = [str(key) for key in core.get_property(device, "SUPPORTED_PROPERTIES")]
     for key in wanted:
-        if key not in known:
-            raise UsageError(action, f"{device} has no option '{key}'{nearest(key, known)}", "correct the option")
+        if key not in properties:
+            raise UsageError(action, f"{device} has no option '{key}'{nearest(key, properties)}", "correct the option")
     return wanted
 
 
@@ -234,11 +234,11 @@ def _plain(value: Any) -> Option:
 
 
 def _expect(action: str, name: str, port: Any, type_: str, shape: tuple[int, ...]) -> None:
-    found = f"{port.get_element_type().to_string()} {list(port.get_shape())}"
+    actual = f"{port.get_element_type().to_string()} {list(port.get_shape())}"
     expected = f"{type_} {list(shape)}"
-    if found != expected:
+    if actual != expected:
         raise ArtifactError(
-            action, f"the tensor '{name}' is {found}; the manifest says {expected}", "export the model again"
+            action, f"the tensor '{name}' is {actual}; the manifest says {expected}", "export the model again"
         )
 
 
