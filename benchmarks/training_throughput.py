@@ -90,7 +90,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     how = Augmentation(crop_padding=4, rand_augment=3.0, cutmix=1.0, mix_probability=0.5)
-    options = TrainOptions(arguments.model, batch_size=arguments.batch_size, augmentation=how)
+    options = TrainOptions(model=arguments.model, batch_size=arguments.batch_size, augmentation=how)
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(KeyboardInterrupt):
         run = trainer(options, arguments.steps, Path(folder))
         reference = trainer(options, arguments.steps, Path(folder))

@@ -582,13 +582,15 @@ def train(
         Others as :func:`vitedge.training.train.train` and :func:`import_model`.
     """
     from vitedge.errors import NotInstalledError
+    from vitedge.training.options import TrainOptions
 
     try:
         from vitedge.training.train import train as run
     except ModuleNotFoundError as error:
         raise NotInstalledError.for_extra("train a model", error.name or "torch", "train") from error
-    from dataclasses import replace
+    from msgspec.structs import replace
 
+    options = filled(TrainOptions, {}, options, action="train a model", verb="train")
     if options.init_from is not None and options.init_from.startswith("hub:"):
         from vitedge.importing.hub import fetch
 
@@ -602,7 +604,7 @@ def train(
 @contextlib.contextmanager
 def _imported_teacher(options: TrainOptions) -> Generator[TrainOptions, None, None]:
     """The options with the teacher as a model folder; another source is imported for as long as it's needed."""
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     how = options.distillation
     if how is None or how.teacher == "embedded" or (Path(how.teacher) / "model.json").is_file():

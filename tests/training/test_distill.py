@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from dataclasses import replace
+from dataclasses import replace as changed
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from tests.cli.command import fails, vitedge
 from tests.training.test_fine_tuning import PATCHES
@@ -30,7 +31,7 @@ from vitedge.training.train import train  # noqa: E402
 from vitedge.training.trainer import Trainer  # noqa: E402
 
 COLOURS = ("blue", "green", "red")
-VARIED = Augmentation(2, True, 5.0, 0.5, 0.0, 1.0, 0.5)
+VARIED = Augmentation(crop_padding=2, rand_augment=5.0, random_erasing=0.5, cutmix=1.0, mix_probability=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def questions(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
             action.append(pixels)
             return found.predict(pixels)
 
-        return replace(found, predict=predict)
+        return changed(found, predict=predict)
 
     monkeypatch.setattr(Teacher, "open", classmethod(spying))
     return action
@@ -75,7 +76,7 @@ def test_the_teacher_gets_what_the_student_gets_once(
         return plain(self, watching, batch, places, mix)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Trainer, "loss", spy)
-    how = Distillation(str(teacher), views=2, cache=str(tmp_path / "answers"))
+    how = Distillation(teacher=str(teacher), views=2, cache=str(tmp_path / "answers"))
     options = replace(PATCHES, epochs=4, augmentation=VARIED, distillation=how)
     first = train(str(pictures), options, tmp_path / "first")
     action = np.concatenate(questions)
@@ -103,7 +104,7 @@ def test_the_teacher_gets_what_the_student_gets_once(
 def test_the_clean_picture_is_asked_about_at_the_teachers_size(
     teacher: Path, pictures: Path, tmp_path: Path, questions: list[np.ndarray]
 ) -> None:
-    options = replace(PATCHES, epochs=2, image_size=(12, 12), distillation=Distillation(str(teacher), views=0))
+    options = replace(PATCHES, epochs=2, image_size=(12, 12), distillation=Distillation(teacher=str(teacher), views=0))
     train(str(pictures), options, tmp_path / "model")
     (action,) = questions
     assert action.shape == (27, 8, 8, 3)
@@ -114,7 +115,7 @@ def test_the_clean_picture_is_asked_about_at_the_teachers_size(
 def test_a_student_learns_from_its_teacher(
     teacher: Path, pictures: Path, tmp_path: Path, lesson: Literal["soft", "hard", "feature"], token: bool
 ) -> None:
-    how = Distillation(str(teacher), lesson=lesson, weight=0.5 if lesson == "feature" else 1.0, views=1)
+    how = Distillation(teacher=str(teacher), lesson=lesson, weight=0.5 if lesson == "feature" else 1.0, views=1)
     options = replace(PATCHES, epochs=6, lr=2e-3, ema=0.5, distillation=how, distillation_token=token)
     record = Model.open(train(str(pictures), options, tmp_path / "model")).record
     assert record.architecture is not None and record.architecture.distillation_token == token
@@ -123,14 +124,14 @@ def test_a_student_learns_from_its_teacher(
 
 def test_classes_are_found_by_their_folders(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
-    logits = Teacher.open(Distillation(str(teacher)), COLOURS, 1, "train").predict(pixels)
-    turned = Teacher.open(Distillation(str(teacher)), ("red", "blue"), 1, "train")
+    logits = Teacher.open(Distillation(teacher=str(teacher)), COLOURS, 1, "train").predict(pixels)
+    turned = Teacher.open(Distillation(teacher=str(teacher)), ("red", "blue"), 1, "train")
     assert turned.classes == 2
     np.testing.assert_array_equal(turned.predict(pixels), logits[:, [2, 0]])
     with pytest.raises(UsageError, match="doesn't know 1 of the classes: grey"):
-        Teacher.open(Distillation(str(teacher)), ("grey", "red"), 1, "train")
+        Teacher.open(Distillation(teacher=str(teacher)), ("grey", "red"), 1, "train")
     with pytest.raises(UsageError, match="doesn't know 2 of the classes"):
-        Teacher.open(Distillation("embedded"), ("grey", "red"), 1, "train")
+        Teacher.open(Distillation(teacher="embedded"), ("grey", "red"), 1, "train")
 
 
 def test_features_are_what_the_head_reads(teacher: Path) -> None:
@@ -139,7 +140,7 @@ def test_features_are_what_the_head_reads(teacher: Path) -> None:
     record = Model.open(teacher).record
     assert record.architecture is not None
     pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
-    found = Teacher.open(Distillation(str(teacher), lesson="feature"), ("any",), 1, "train").predict(pixels)
+    found = Teacher.open(Distillation(teacher=str(teacher), lesson="feature"), ("any",), 1, "train").predict(pixels)
     model = shipped_model(record.architecture, load_file(teacher / "model.safetensors")).eval()
     with torch.no_grad():
         x = normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2).float(), record.preprocessing)
@@ -151,7 +152,7 @@ def test_features_are_what_the_head_reads(teacher: Path) -> None:
 def test_lessons_are_their_formulas() -> None:
     torch.manual_seed(0)
     answers, logits, second = torch.randn(3, 6, 5).unbind(0)
-    how = Distillation("any", temperature=3.0)
+    how = Distillation(teacher="any", temperature=3.0)
     p, q = (answers / 3).softmax(1), (logits / 3).softmax(1)
     torch.testing.assert_close(
         distillation_loss(how, answers, logits, None, None, None), 9 * (p * (p / q).log()).sum(1)
@@ -184,19 +185,19 @@ def test_a_teacher_with_answers_that_arent_numbers_is_refused(
 ) -> None:
     plain = Teacher.open.__func__  # type: ignore[attr-defined]
     broken = classmethod(
-        lambda cls, *arguments: replace(
+        lambda cls, *arguments: changed(
             plain(cls, *arguments), predict=lambda pixels: np.full((len(pixels), 3), np.nan)
         )
     )
     monkeypatch.setattr(Teacher, "open", broken)
     with pytest.raises(ModelError, match="NaN or infinite"):
-        train(str(pictures), replace(PATCHES, distillation=Distillation(str(teacher))), tmp_path / "model")
+        train(str(pictures), replace(PATCHES, distillation=Distillation(teacher=str(teacher))), tmp_path / "model")
 
 
 def test_a_signal_while_the_teacher_answers_waits_for_one_batch_not_for_all(
     teacher: Path, pictures: Path, tmp_path: Path, questions: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = replace(PATCHES, epochs=2, augmentation=VARIED, distillation=Distillation(str(teacher), views=2))
+    options = replace(PATCHES, epochs=2, augmentation=VARIED, distillation=Distillation(teacher=str(teacher), views=2))
     whole = train(str(pictures), options, tmp_path / "whole")
     questions.clear()
     monkeypatch.setattr(distill, "BATCH", 8)  # 27 pictures are 4 questions
@@ -231,7 +232,7 @@ def test_killed_and_resumed_with_everything_it_ends_with_the_same_weights(
         freeze=1,
         drop_path=0.2,
         augmentation=VARIED,
-        distillation=Distillation(str(teacher), lesson="feature", views=2),
+        distillation=Distillation(teacher=str(teacher), lesson="feature", views=2),
         checkpoint_seconds=0.0,
     )
     whole = train(str(pictures), options, tmp_path / "whole")
@@ -252,7 +253,7 @@ def test_killed_and_resumed_with_everything_it_ends_with_the_same_weights(
     assert torch.load(tmp_path / "killed.run" / CHECKPOINT, weights_only=True)["step"] == 5
     resumed = train(str(pictures), options, tmp_path / "killed", resume=True)
     assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    other = replace(options, distillation=Distillation(str(teacher), lesson="feature", views=3))
+    other = replace(options, distillation=Distillation(teacher=str(teacher), lesson="feature", views=3))
     with pytest.raises(UsageError, match="written with teacher"):
         train(str(pictures), other, tmp_path / "killed", resume=True, overwrite=True)
 

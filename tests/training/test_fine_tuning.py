@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tests.graph.vits import random_arrays, tiny
 from vitedge.errors import ModelError, UsageError
@@ -28,11 +28,11 @@ from vitedge.training.vit import VisionTransformer  # noqa: E402
 
 COLOURS = ("blue", "green", "red")
 PATCHES = TrainOptions(
-    "vit_nano_patch4_32",
+    model="vit_nano_patch4_32",
     epochs=1,
     batch_size=8,
     lr=1e-3,
-    augmentation=Augmentation(),
+    augmentation=Augmentation(crop_padding=0),
     image_size=(8, 8),
     holdout=0.25,
     threads=1,

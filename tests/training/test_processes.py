@@ -5,12 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from vitedge.errors import UsageError
 from vitedge.formats.model_folder import Model
@@ -23,10 +23,10 @@ from vitedge.training.engine import Processes, processes  # noqa: E402
 from vitedge.training.train import TrainOptions, train  # noqa: E402
 from vitedge.training.trainer import parts_of_batch  # noqa: E402
 
-EVERYTHING = Augmentation(2, True, 5.0, 0.5, 0.2, 1.0)
+EVERYTHING = Augmentation(crop_padding=2, rand_augment=5.0, random_erasing=0.5, mixup=0.2, cutmix=1.0)
 STEPS = 21  # 7 epochs of 3
 OPTIONS = TrainOptions(
-    "vit_nano_patch4_32",
+    model="vit_nano_patch4_32",
     epochs=7,
     batch_size=8,
     lr=1e-3,

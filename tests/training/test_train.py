@@ -7,11 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from PIL import Image
 
 from tests.cli.command import fails, vitedge
@@ -28,9 +28,9 @@ from vitedge.training.data import Batch, Pixels, digests_of, split  # noqa: E402
 from vitedge.training.train import TrainOptions, train  # noqa: E402
 from vitedge.training.trainer import Trainer  # noqa: E402
 
-EVERYTHING = Augmentation(2, True, 5.0, 0.5, 0.2, 1.0)
+EVERYTHING = Augmentation(crop_padding=2, rand_augment=5.0, random_erasing=0.5, mixup=0.2, cutmix=1.0)
 SMALL = TrainOptions(
-    "vit_edge_conv_32",
+    model="vit_edge_conv_32",
     epochs=2,
     batch_size=8,
     lr=1e-3,
@@ -162,14 +162,14 @@ def test_a_batch_never_holds_a_held_out_picture(
 
 
 def test_it_learns(pictures: Path, tmp_path: Path) -> None:
-    options = replace(SMALL, epochs=12, augmentation=Augmentation(), drop_path=0.0, ema=0.5)
+    options = replace(SMALL, epochs=12, augmentation=Augmentation(crop_padding=0), drop_path=0.0, ema=0.5)
     record = Model.open(train(str(pictures), options, tmp_path / "model", test=None)).record
     assert record.accuracy is not None and record.accuracy["held_out"]["top1_percent"] >= 80
 
 
 KILLED = """
 import os, signal, sys
-from dataclasses import replace
+from msgspec.structs import replace
 from pathlib import Path
 from tests.training.test_train import SMALL, Trainer, train
 

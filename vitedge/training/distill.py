@@ -15,7 +15,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,7 +35,7 @@ from vitedge.formats.model_folder import ClassLabel, Model
 from vitedge.training.augment import Mix, augment
 from vitedge.training.data import Files, Pixels
 from vitedge.training.engine import Processes
-from vitedge.training.options import Augmentation, Distillation
+from vitedge.training.options import Augmentation, Distillation, as_fields
 from vitedge.training.randomness import keys_of
 from vitedge.training.vit import VisionTransformer
 
@@ -310,5 +310,5 @@ def view_key(augmentation: Augmentation, size: tuple[int, int], how: Distillatio
     """What the views of a picture depend on beside the picture, for the key of kept outputs."""
     if not how.views:
         return ["clean"]
-    drawn = {key: value for key, value in asdict(augmentation).items() if not key.startswith(("mix", "cut"))}
+    drawn = {key: value for key, value in as_fields(augmentation).items() if not key.startswith(("mix", "cut"))}
     return [drawn, list(size), resize, seed]

@@ -1,10 +1,13 @@
-"""What to train and how, as one value."""
+"""What to train and how."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
+from msgspec import Meta
+
+from vitedge.core.options import Flag
+from vitedge.core.schema import Record
 from vitedge.errors import UsageError, nearest
 
 OptimizerName = Literal["muon", "adamw"]
@@ -13,70 +16,187 @@ Precision = Literal["auto", "fp32", "bf16"]
 Resize = Literal["squash", "shortest", "pad"]
 Lesson = Literal["soft", "hard", "feature"]
 NewHead = Literal["fitted", "zero"]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+NotNegative = Annotated[float, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=0)]
+Number = Annotated[int, Meta(ge=1)]
+
+RECIPE, AUGMENT, TUNE = "Recipe", "Augmentation (0: off)", "Fine-tuning"
+TEACH, DATA, MACHINE = "Distillation", "Data and evaluation", "Machine and checkpoints"
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """What happens to a training batch. Zero switches a part off."""
+def parse_side(text: str) -> tuple[int, int]:
+    """``64`` as (height, width) in pixels.
 
-    crop_padding: int = 0  # pixels of reflected border; the image is cut out again at a random place
-    flip: bool = True  # left and right exchanged, for half of the images
-    rand_augment: float = 0.0  # magnitude 0 to 10 of two random operations per image (Cubuk et al., 1909.13719)
-    random_erasing: float = 0.0  # probability that a rectangle of noise covers part of an image (Zhong, 1708.04896)
-    mixup: float = 0.0  # α of Beta(α, α): images are blended in pairs (Zhang et al., 1710.09412)
-    cutmix: float = 0.0  # α of Beta(α, α): a rectangle comes from another image (Yun et al., 1905.04899)
-    mix_probability: float = 1.0  # of mixing a batch at all
+    Raises:
+        UsageError: not a whole number above 0.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError("train a model", f"'{text}' isn't a number of pixels", "write, say, --image-size 64")
+    return int(text), int(text)
 
 
-@dataclass(frozen=True)
-class Distillation:
+class Augmentation(Record):
+    """What happens to a training batch."""
+
+    crop_padding: Annotated[  # of reflected border; the image is cut out again at a random place
+        Count, Flag("Largest random shift.", unit="pixels", group=AUGMENT)
+    ] = 4
+    flip: Annotated[bool, Flag("Mirror half of the pictures.", ("--flip/--no-flip",), group=AUGMENT)] = True
+    rand_augment: Annotated[  # Cubuk et al., 1909.13719
+        Annotated[float, Meta(ge=0, le=10)],
+        Flag("Magnitude of two random operations per picture.", unit="magnitude", group=AUGMENT),
+    ] = 0.0
+    random_erasing: Annotated[  # Zhong et al., 1708.04896
+        Fraction,
+        Flag("Probability that a rectangle of noise covers part of a picture.", unit="probability", group=AUGMENT),
+    ] = 0.0
+    mixup: Annotated[  # Zhang et al., 1710.09412
+        NotNegative, Flag("α of Beta(α, α), by which pictures are blended in pairs.", unit="α", group=AUGMENT)
+    ] = 0.0
+    cutmix: Annotated[  # Yun et al., 1905.04899
+        NotNegative, Flag("α of Beta(α, α), by which a rectangle comes from another picture.", unit="α", group=AUGMENT)
+    ] = 0.0
+    mix_probability: Annotated[
+        Fraction, Flag("Fraction of the batches to which mixup or cutmix is applied.", unit="fraction", group=AUGMENT)
+    ] = 1.0
+
+
+class Distillation(Record):
     """A teacher and what the student takes from it."""
 
-    teacher: str  # a model folder, or "embedded"
-    lesson: Lesson = "soft"
-    weight: float = 0.5  # of the teacher's part of the loss; the labels have the rest
-    temperature: float = 2.0  # soft: both distributions are flattened by it
-    views: int = 10  # augmented views of a picture that are taught, one an epoch; 0: the teacher gets the file itself
-    cache: str | None = None  # a folder for the teacher's outputs, to be shared by runs; None: the run's own
+    teacher: Annotated[
+        str,
+        Flag(
+            "Model to learn from: a model folder, what `vitedge import` takes, or embedded.", unit="model", group=TEACH
+        ),
+    ]
+    lesson: Annotated[
+        Lesson,
+        Flag(
+            "Target of the loss: the teacher's probabilities, its label, or its features.", ("--distill",), group=TEACH
+        ),
+    ] = "soft"
+    weight: Annotated[
+        Fraction,
+        Flag(
+            "Fraction of the loss that compares with the teacher.", ("--distill-weight",), unit="fraction", group=TEACH
+        ),
+    ] = 0.5
+    temperature: Annotated[
+        Annotated[float, Meta(ge=0.1)], Flag("Temperature of both distributions, for soft.", group=TEACH)
+    ] = 2.0
+    views: Annotated[
+        Count,
+        Flag(
+            "Augmented views of a picture, one an epoch; with 0 the teacher gets the picture as it is.",
+            ("--teacher-views",),
+            unit="views",
+            group=TEACH,
+        ),
+    ] = 10
+    cache: Annotated[
+        str | None,
+        Flag(
+            "Folder for the teacher's outputs, to share them among runs.",
+            ("--teacher-cache",),
+            unit="path",
+            default="OUT.run/teacher",
+            group=TEACH,
+        ),
+    ] = None
 
 
-@dataclass(frozen=True)
-class TrainOptions:
+class TrainOptions(Record):
     """What to train and how. The learning rate rises from 0 over the warm-up, then falls to 0 at the last step."""
 
-    model: str | None = None  # a zoo member; None: what ``init_from`` is
-    epochs: int = 100
-    batch_size: int = 256  # of a step: over all processes and all parts that are accumulated
-    accumulate: int = 1  # parts that a process cuts its share of a batch into, for want of memory
-    lr: float = 2e-3  # at the end of the warm-up
-    optimizer: OptimizerName = "muon"
-    weight_decay: float = 0.05
-    warmup: float = 0.1  # part of all steps
-    schedule: Schedule = "cosine"
-    layer_decay: float = 1.0  # factor of the learning rate from each block to the one before it
-    label_smoothing: float = 0.1
-    class_weights: float = (
-        0.0  # each class weighs frequency^-this; 0: equal weights, 1: as if classes were equally large
-    )
-    drop_path: float = 0.0
-    ema: float = 0.999  # decay per step of the averaged weights that are evaluated and shipped
-    clip: float = 1.0  # largest norm of all gradients together; 0: no clipping
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    image_size: tuple[int, int] | None = None  # (height, width); None: the model's
-    resize: Resize = "squash"
-    holdout: float = 0.1  # part of every class, kept from training, that chooses the best epoch
-    init_from: str | None = None  # weights to start from: a model folder, a published checkpoint, or "embedded"
-    new_head: NewHead = "fitted"  # where the source's head is of other classes: fitted to its features, or zero
-    freeze: int | None = None  # the stem, the tokens and so many blocks stay as they are; None: nothing does
-    distillation_token: bool = False  # add DeiT's token and second head to a zoo member with a class token
+    model: Annotated[
+        str | None, Flag("Architecture of the zoo; a wrong name lists them all.", unit="name", default="--init-from's")
+    ] = None
+    epochs: Annotated[Number, Flag("Passes over the training data.", unit="passes", group=RECIPE)] = 100
+    batch_size: Annotated[Number, Flag("Pictures per step, over all processes.", unit="pictures", group=RECIPE)] = 256
+    accumulate: Annotated[
+        Number,
+        Flag("Parts in which a process computes its pictures of a step, to save memory.", unit="parts", group=RECIPE),
+    ] = 1
+    lr: Annotated[NotNegative, Flag("Learning rate at the end of the warm-up.", group=RECIPE)] = 2e-3
+    optimizer: Annotated[
+        OptimizerName, Flag("Optimizer: muon needs fewer pictures, adamw is the classic.", group=RECIPE)
+    ] = "muon"
+    weight_decay: Annotated[NotNegative, Flag("Weight decay of matrices; vectors don't decay.", group=RECIPE)] = 0.05
+    warmup: Annotated[
+        Fraction, Flag("Fraction of the steps in which the learning rate rises.", unit="fraction", group=RECIPE)
+    ] = 0.1
+    schedule: Annotated[Schedule, Flag("How the learning rate falls to 0 after the warm-up.", group=RECIPE)] = "cosine"
+    layer_decay: Annotated[
+        Annotated[float, Meta(ge=0.01, le=1)],
+        Flag("Factor of the learning rate from each block to the one before it.", unit="factor", group=TUNE),
+    ] = 1.0
+    label_smoothing: Annotated[
+        Annotated[float, Meta(ge=0, le=0.9)],
+        Flag("Probability spread over all classes.", unit="probability", group=RECIPE),
+    ] = 0.1
+    class_weights: Annotated[
+        Fraction,
+        Flag(
+            "Exponent x of the class weights frequency^-x; 1 weighs classes as if they were equally large.",
+            unit="exponent",
+            group=RECIPE,
+        ),
+    ] = 0.0
+    drop_path: Annotated[
+        Annotated[float, Meta(ge=0, le=0.9)],
+        Flag("Stochastic depth of the last block.", unit="probability", group=RECIPE),
+    ] = 0.0
+    ema: Annotated[
+        Annotated[float, Meta(ge=0, le=0.99999)],
+        Flag("Decay per step of the averaged weights, which are evaluated and written.", unit="factor", group=RECIPE),
+    ] = 0.999
+    clip: Annotated[NotNegative, Flag("Largest gradient norm; 0 clips nothing.", unit="norm", group=RECIPE)] = 1.0
+    augmentation: Augmentation = Augmentation()
+    image_size: Annotated[  # (height, width)
+        tuple[Number, Number] | None,
+        Flag("Height and width of the input.", unit="pixels", default="the model's", parse=parse_side, group=TUNE),
+    ] = None
+    resize: Annotated[Resize, Flag("How pictures of other shapes are fitted.", group=DATA)] = "squash"
+    holdout: Annotated[
+        Annotated[float, Meta(ge=0, le=0.9)],
+        Flag("Fraction of every class that is held out to choose the best epoch.", unit="fraction", group=DATA),
+    ] = 0.1
+    init_from: Annotated[
+        str | None,
+        Flag(
+            "Weights to start from: a model folder, a published checkpoint, hub:ORG/NAME, or embedded.",
+            unit="model",
+            group=TUNE,
+        ),
+    ] = None
+    new_head: Annotated[
+        NewHead,
+        Flag("Head for other classes than the source's: fitted to the model's features first, or zero.", group=TUNE),
+    ] = "fitted"
+    freeze: Annotated[
+        Count | None,
+        Flag(
+            "Number of first blocks that stay as they are, and stem and tokens with them.",
+            unit="blocks",
+            default="nothing is frozen",
+            group=TUNE,
+        ),
+    ] = None
+    distillation_token: Annotated[bool, Flag("Give the student DeiT's second token and head.", group=TEACH)] = False
     distillation: Distillation | None = None
-    seed: int = 0
-    threads: int = 0  # 0: all cores
-    device: str = "cpu"
-    precision: Precision = "auto"  # bf16: autocast; auto: where the device multiplies it natively
-    compile: bool = False
-    workers: int = 2  # threads that decode pictures, when the data set doesn't fit in memory
-    checkpoint_seconds: float = 120.0
+    seed: Annotated[Count, Flag("Seed; equal seeds, data and threads give equal weights.", group=DATA)] = 0
+    threads: Annotated[Count, Flag("Number of compute threads; 0 uses all cores.", unit="threads", group=MACHINE)] = 0
+    device: Annotated[
+        str, Flag("Device: cpu, cuda or cuda:1; under torchrun cpu or cuda.", unit="device", group=MACHINE)
+    ] = "cpu"
+    precision: Annotated[
+        Precision, Flag("Precision of multiplications; auto: bf16 where the device has it natively.", group=MACHINE)
+    ] = "auto"
+    compile: Annotated[bool, Flag("Compile with torch.compile; this needs a C++ compiler.", group=MACHINE)] = False
+    workers: Annotated[Count, Flag("Decoding threads for data larger than memory.", unit="threads", group=MACHINE)] = 2
+    checkpoint_seconds: Annotated[NotNegative, Flag("Time between checkpoints.", unit="seconds", group=MACHINE)] = 120.0
 
     def __post_init__(self) -> None:
         choices = {
@@ -99,6 +219,12 @@ class TrainOptions:
     def name(self) -> str:
         """What is trained, for people."""
         return self.model or f"from {self.init_from}"
+
+
+def as_fields(record: Record) -> dict[str, Any]:
+    """A record and those inside it as mappings, for checkpoints and ``model.json``."""
+    values = {name: getattr(record, name) for name in record.__struct_fields__}
+    return {name: as_fields(value) if isinstance(value, Record) else value for name, value in values.items()}
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

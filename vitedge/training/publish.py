@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from vitedge.data.images import ImageSet
 from vitedge.device.hardware import processor
 from vitedge.formats.model_folder import MODEL_ONNX, MODEL_WEIGHTS, ModelRecord, Origin, class_table, write_model
 from vitedge.graph.author import author_vit
+from vitedge.training.options import as_fields
 
 if TYPE_CHECKING:
     from vitedge.training.trainer import Trainer
@@ -87,7 +87,7 @@ def write_trained(
 
 def _recorded(trainer: Trainer) -> dict[str, Any]:
     """The options, with names in place of this machine's paths."""
-    options = asdict(trainer.options) | {"init_from": trainer.start.name}
+    options = as_fields(trainer.options) | {"init_from": trainer.start.name}
     if trainer.teacher_outputs is not None:
         options["distillation"] |= {"teacher": trainer.teacher_outputs.teacher.name, "cache": None}
     return options

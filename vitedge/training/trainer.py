@@ -13,7 +13,6 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,7 +36,7 @@ from vitedge.training.engine import Processes, has_bf16
 from vitedge.training.evaluate import evaluate, is_better, normalise, on_device
 from vitedge.training.initial import Start
 from vitedge.training.optimizer import build_optimizers
-from vitedge.training.options import TrainOptions
+from vitedge.training.options import TrainOptions, as_fields
 from vitedge.training.randomness import keys_of
 from vitedge.training.signals import stop_signals
 from vitedge.training.vit import VisionTransformer, fold_batch_norm
@@ -154,7 +153,7 @@ class Trainer:
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for a run to be continued: options, data, initial weights, teacher, torch."""
-        options = {name: value for name, value in asdict(self.options).items() if name not in UNBOUND}
+        options = {name: value for name, value in as_fields(self.options).items() if name not in UNBOUND}
         how, teacher = self.options.distillation, None
         if how is not None and self.teacher_outputs is not None:
             teacher = [self.teacher_outputs.teacher.digest, how.lesson, how.weight, how.temperature, how.views]
