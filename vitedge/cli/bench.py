@@ -20,12 +20,15 @@ def bench(
     device: Device = None,
     no_build: NoBuild = False,
     data: Annotated[
-        str | None, typer.Option("--data", help="Pictures to preprocess and feed, instead of the golden ones.")
+        str | None,
+        typer.Option("--data", help="Pictures to preprocess and feed [default: the artifact's golden ones]."),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the result with its raw samples.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File to write the result to, with its raw samples.")
+    ] = None,
     json: Json = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the interrupted measurement in --out, if there is one.")
+        bool, typer.Option("--resume", help="Continue the interrupted measurement in --out, if there is one.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing result.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 7 when a row isn't valid.")] = False,

@@ -16,29 +16,37 @@ def build(
     ],
     sm: Annotated[
         list[str] | None,
-        typer.Option("--sm", help="TensorRT-RTX: compute capability to build for, as 8.9; repeat it for several."),
+        typer.Option(
+            "--sm", help="Compute capability for TensorRT-RTX to build for, as 8.9; repeat the option for several."
+        ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Write the engines there, too; with --autotune, copy the artifact chosen."),
+        typer.Option(
+            "--out", "-o", help="Folder to write the engines to as well; with --autotune, the chosen artifact."
+        ),
     ] = None,
     autotune: Annotated[
         bool, typer.Option("--autotune", help="Measure several artifacts of one model; keep the fastest within budget.")
     ] = False,
     data: Annotated[
-        str | None, typer.Option("--data", help="Labelled pictures, for the accuracy of --autotune's candidates.")
+        str | None, typer.Option("--data", help="Labelled pictures for measuring the accuracy of the candidates.")
     ] = None,
     duration: Annotated[
-        float | None, typer.Option("--duration", min=0, help="--autotune measures each for at least so many seconds.")
+        float | None,
+        typer.Option(
+            "--duration", min=0, help="Shortest measurement of each candidate, in seconds [default: the target's]."
+        ),
     ] = None,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Say what the engines do: types, reformats, fused attention.")
+        bool, typer.Option("--explain", help="Explain what the engines do: types, reformats, fused attention.")
     ] = False,
     optimization_level: Annotated[
-        int | None, typer.Option("--optimization-level", min=0, max=5, help="Instead of TensorRT's 3.")
+        int | None,
+        typer.Option("--optimization-level", min=0, max=5, help="Builder optimization level of TensorRT [default: 3]."),
     ] = None,
     workspace_mb: Annotated[
-        int | None, typer.Option("--workspace-mb", min=1, help="Memory that a layer may take while it computes.")
+        int | None, typer.Option("--workspace-mb", min=1, help="Largest workspace of a layer, in MiB.")
     ] = None,
     overwrite: Overwrite = False,
     json: Json = None,

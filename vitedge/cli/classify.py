@@ -13,7 +13,7 @@ from vitedge.cli.options import Device, Json, NoBuild, Quiet, Threads
 def classify(
     artifact: Annotated[Path, typer.Argument(help="An artifact folder.")],
     picture: Annotated[list[str], typer.Argument(help="Pictures, or folders and archives of them.")],
-    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, max=100, help="Classes to show.")] = 5,
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, max=100, help="Number of classes to show.")] = 5,
     threads: Threads = None,
     device: Device = None,
     no_build: NoBuild = False,

@@ -28,11 +28,14 @@ def compare(
         typer.Option("--max-drop", min=0, help="Largest allowed top-1 drop in pp [default: the target's budget]."),
     ] = None,
     data: Annotated[
-        str | None, typer.Option("--data", help="Labelled images on which to compare the accuracy of artifacts.")
+        str | None, typer.Option("--data", help="Labelled images for comparing the accuracy of artifacts.")
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Compare on so many of the images.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Number of images to compare on.")] = None,
     duration: Annotated[
-        float | None, typer.Option("--duration", min=0.1, help="Measure each for at least so many seconds.")
+        float | None,
+        typer.Option(
+            "--duration", min=0.1, help="Shortest measurement of each artifact, in seconds [default: the target's]."
+        ),
     ] = None,
     rounds: Annotated[
         int,

@@ -11,7 +11,7 @@ from vitedge.cli.options import Json, Quiet
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path("vitedge-demo"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")] = Path("vitedge-demo"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older demo folder.")] = False,
     duration: Annotated[
         float, typer.Option("--duration", min=0.1, help="Seconds of latency measurement for each artifact.")
@@ -19,7 +19,7 @@ def demo(
     json: Json = None,
     quiet: Quiet = False,
 ) -> None:
-    """Take the embedded model through the whole line: export, verify, measure, evaluate, classify, report.
+    """Take the embedded model through the whole pipeline: export, verify, measure, evaluate, classify, report.
 
     Needs no network and no torch; takes a minute or two on two cores.
 

@@ -21,7 +21,7 @@ def eval_(
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Evaluate so many images, the same ones on every machine.")
+        int | None, typer.Option("--limit", min=1, help="Number of images to evaluate, the same ones on every machine.")
     ] = None,
     threads: Threads = None,
     device: Device = None,
@@ -29,12 +29,15 @@ def eval_(
     workers: Annotated[
         int | None,
         typer.Option(
-            "--workers", min=0, max=64, help="Processes that decode images; by default one a core, none for few images."
+            "--workers",
+            min=0,
+            max=64,
+            help="Number of processes that decode images [default: one a core, none for few images].",
         ),
     ] = None,
     out: ResultOut = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the partial result in --out, if there is one.")
+        bool, typer.Option("--resume", help="Continue from the partial result in --out, if there is one.")
     ] = False,
     json: Json = None,
     overwrite: Overwrite = False,

@@ -10,7 +10,7 @@ from vitedge.cli.options import Json
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Show this recipe, or TOML file, fully.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Name or TOML file of a recipe to show in full.")] = None,
     json: Json = None,
 ) -> None:
     """List the recipes: how calibration images are observed, and how numbers become integers.

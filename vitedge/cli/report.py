@@ -23,12 +23,16 @@ def report(
     source: Annotated[list[Path], typer.Argument(help="Results: files, or folders of them; several are merged.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="The file to write [report.html]. Markdown and CSV go to stdout without it."),
+        typer.Option("--out", "-o", help="File to write [default: report.html; Markdown and CSV go to stdout]."),
     ] = None,
-    format: Annotated[Format | None, typer.Option("--format", "-f", help="As what; else by the name of --out.")] = None,
+    format: Annotated[
+        Format | None, typer.Option("--format", "-f", help="Format of the report [default: by the name of --out].")
+    ] = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", help="The labelled images that eval was given: shows those whose answers differ."),
+        typer.Option(
+            "--data", help="Labelled images that `vitedge eval` was given, to show those whose labels differ."
+        ),
     ] = None,
     json: Json = None,
     overwrite: Overwrite = False,

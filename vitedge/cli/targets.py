@@ -11,10 +11,12 @@ from vitedge.cli.options import Json
 
 
 def targets(
-    name: Annotated[str | None, typer.Argument(help="Show this target, or TOML file, fully.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Name or TOML file of a target to show in full.")] = None,
     new: Annotated[
         Path | None,
-        typer.Option("--new", help="Write a commented target file to start from: the one named, or a template."),
+        typer.Option(
+            "--new", help="Target file to write and start from: a copy of the target that is named, or a template."
+        ),
     ] = None,
     json: Json = None,
 ) -> None:
