@@ -18,7 +18,7 @@ from packaging.version import Version
 import vitedge
 from tests.conftest import ROOT
 from vitedge import doctor, runtimes
-from vitedge.core.versions import newer_than_tested, newest_tested, older, release
+from vitedge.core.versions import as_of, newer_than_tested, newest_tested, older, release
 from vitedge.errors import InvalidResultError
 from vitedge.reporting import terminal
 from vitedge.runtimes.base import Executed, OpenOptions
@@ -179,3 +179,9 @@ def test_a_graph_executed_otherwise_names_the_tested_version(
         vitedge.export(small_model, "onnxruntime", "fp32", tmp_path / "another")
     assert (why in refused.value.reason, hint in refused.value.hint) == (newer_here, newer_here)
     assert not (tmp_path / "another").exists()
+
+
+def test_what_holds_in_a_version_is_its_newest_entry() -> None:
+    since = {"1.9": "a", "1.10": "b", "2.0": "c"}
+    held = [as_of(since, version, "none") for version in ("1.8", "1.9", "1.9.3", "1.10.1", "2", "3.1")]
+    assert held == ["none", "a", "a", "b", "c", "c"]

@@ -151,7 +151,7 @@ def test_a_choice_holds_for_one_version_and_one_processor(
         other.setattr(runtimes, "installed", lambda runtime: "9.9")
         assert chosen.open_artifact(carrier.path).manifest.variant == "linears-int8"
     with monkeypatch.context() as other:
-        other.setattr(chosen, "hardware_words", lambda target: "another processor")
+        other.setattr(chosen, "hardware_description", lambda target: "another processor")
         assert chosen.open_artifact(carrier.path).manifest.variant == "linears-int8"
     (choice,) = cache.rglob("choice.json")
     choice.write_text(choice.read_text().replace("candidates/int8-static-int8", "../elsewhere"))
@@ -312,7 +312,7 @@ def test_what_was_measured_is_kept_by_graph_options_and_machine(
     options = {**carrier.manifest.runtime_options, "session.intra_op.allow_spinning": False}
     other = Artifact(carrier.path, replace(carrier.manifest, runtime_options=options))
     assert key([other, *everyone[1:]], "test") != first
-    monkeypatch.setattr(measured, "hardware_words", lambda target: "another processor")
+    monkeypatch.setattr(measured, "hardware_description", lambda target: "another processor")
     assert key(everyone, "test") != first
 
 

@@ -1,4 +1,4 @@
-"""The null runtime: the harness's floor, and the faults that can be planted in it."""
+"""The null runtime: the harness's overhead, and the faults that can be planted in it."""
 
 from __future__ import annotations
 

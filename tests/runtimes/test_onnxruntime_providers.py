@@ -181,11 +181,11 @@ def event(provider: str, operator: str) -> dict[str, Any]:
 def test_where_kernels_ran() -> None:
     cuda = [event("CUDAExecutionProvider", "MatMul")] * 3
     cast = [event("CPUExecutionProvider", "Cast")]
-    assert providers.check_placement(Provider(name="CUDA"), cuda, "open it") == "CUDA 3"
+    assert providers.check_kernels(Provider(name="CUDA"), cuda, "open it") == "CUDA 3"
     partly = Provider(name="CUDA", remainder=("Cast",))
-    assert providers.check_placement(partly, [*cuda, *cast], "open it") == "CUDA 3, CPU: Cast 1"
+    assert providers.check_kernels(partly, [*cuda, *cast], "open it") == "CUDA 3, CPU: Cast 1"
     with pytest.raises(ArtifactError, match=r"it leaves Cast \(1\) to the CPU") as refused:
-        providers.check_placement(Provider(name="CUDA"), [*cuda, *cast], "open it")
+        providers.check_kernels(Provider(name="CUDA"), [*cuda, *cast], "open it")
     assert refused.value.hint.endswith("name what may stay behind as the provider's remainder in the target")
 
 

@@ -13,7 +13,7 @@ from vitedge.core.percentiles import percentile
 from vitedge.core.progress import Progress, silent
 from vitedge.core.schema import Record, decode_json, encode_json
 from vitedge.errors import InputError
-from vitedge.runtimes.choice import hardware_words
+from vitedge.runtimes.choice import hardware_description
 
 if TYPE_CHECKING:
     from vitedge.formats.artifact import Artifact
@@ -82,6 +82,6 @@ def key(artifacts: Sequence[Artifact], action: str) -> str:
     for artifact in artifacts:
         target = artifact.manifest.target
         identity += [target.runtime, runtimes.require(target.runtime, action), target.device, str(target.threads)]
-        identity += [hardware_words(target), *artifact.graph_files.values()]
+        identity += [hardware_description(target), *artifact.graph_files.values()]
         identity += [f"{name}={value}" for name, value in sorted(artifact.manifest.runtime_options.items())]
     return sha256("\0".join(identity).encode())[:32]

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Mapping
+from typing import TypeVar
 
 from vitedge.core.paths import shipped_file
 
+T = TypeVar("T")
 _PIN = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*)==(?P<version>[^\s;]+)")
 
 
@@ -26,6 +29,18 @@ def release(version: str) -> tuple[int, ...]:
 def older(version: str, than: str) -> bool:
     """Compare versions by their leading numbers: "10.3" is older than "10.13"."""
     return release(version) < release(than)
+
+
+def as_of(since: Mapping[str, T], version: str, default: T) -> T:
+    """What holds in a version, of what holds since each of these: its newest entry that is no newer than it.
+
+    Args:
+        since: values by the version that brought them.
+        version: "1.23".
+        default: before the first.
+    """
+    held = [name for name in since if not older(version, name)]
+    return since[max(held, key=release)] if held else default
 
 
 @functools.cache

@@ -76,8 +76,8 @@ def to_half(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelPro
     return _Halving(model, keep).run()
 
 
-_ASKED = "write this graph in float16"
-_FIX = "export it in fp32"
+_ACTION = "write this graph in float16"
+_HINT = "export it in fp32"
 
 
 class _Halving:
@@ -112,18 +112,18 @@ class _Halving:
         try:
             onnx.checker.check_model(self.new, full_check=True)
         except Exception as error:  # the checker's own kinds have no common base
-            raise ModelError(_ASKED, f"it doesn't stay consistent: {error}", _FIX) from error
+            raise ModelError(_ACTION, f"it doesn't stay consistent: {error}", _HINT) from error
         return self.new
 
     def _convert(self, original: onnx.NodeProto) -> None:
         node = copied(original)
         if any(entry.HasField("g") or entry.graphs for entry in node.attribute):
-            raise ModelError(_ASKED, f"node '{node.name}' ({node.op_type}) holds a graph of its own", _FIX)
+            raise ModelError(_ACTION, f"node '{node.name}' ({node.op_type}) holds a graph of its own", _HINT)
         try:
             inputs, outputs, allowed = type_variables(node, self.version)
         except KeyError:
             reason = f"opset {self.version} has no operator {node.op_type} (node '{node.name}')"
-            raise ModelError(_ASKED, reason, _FIX) from None
+            raise ModelError(_ACTION, reason, _HINT) from None
 
         def takes_half(variable: str) -> bool:
             return "tensor(float16)" in allowed.get(variable, {variable})
@@ -198,14 +198,14 @@ class _Halving:
             if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.input[1] in self.halves:
                 scale = _numbers(self.halves[node.input[1]])
                 if not (scale > 0).all():
-                    raise ModelError(_ASKED, f"a scale of node '{node.name}' is too small for float16", _FIX)
+                    raise ModelError(_ACTION, f"a scale of node '{node.name}' is too small for float16", _HINT)
 
 
 def _half_tensor(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
     values = _numbers(tensor)
     largest = float(np.abs(values).max(initial=0.0))
     if not largest <= HALF_MAX:
-        raise ModelError(_ASKED, f"'{tensor.name}' holds {largest:g}; float16 ends at {HALF_MAX:g}", _FIX)
+        raise ModelError(_ACTION, f"'{tensor.name}' holds {largest:g}; float16 ends at {HALF_MAX:g}", _HINT)
     return numpy_helper.from_array(values.astype(np.float16), name)
 
 

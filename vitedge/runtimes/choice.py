@@ -62,7 +62,7 @@ def folders(artifact: Artifact) -> list[str]:
     return [candidate.folder for candidate in artifact.manifest.candidates if candidate.folder is not None]
 
 
-def hardware_words(target: Target) -> str:
+def hardware_description(target: Target) -> str:
     """What a choice is bound to: the processor and its instruction sets, the GPUs where the target is one."""
     cpu = hardware.processor()
     names = [cpu.model or "unknown processor", *sorted(cpu.isa or ())]
@@ -95,7 +95,7 @@ def write_choice(artifact: Artifact, measured: tuple[Timed, ...], action: str) -
     target, path = artifact.manifest.target, _path(artifact)
     assert path is not None, "what was measured is installed"
     version = runtimes.require(target.runtime, action)
-    choice = Choice(runtime=f"{target.runtime} {version}", hardware=hardware_words(target), measured=measured)
+    choice = Choice(runtime=f"{target.runtime} {version}", hardware=hardware_description(target), measured=measured)
     write_atomic(path, encode_json(choice), action)
     return path
 
@@ -133,4 +133,4 @@ def _path(artifact: Artifact) -> Path | None:
     """Where a choice for this machine lies; None where the runtime isn't installed."""
     target = artifact.manifest.target
     version = runtimes.installed(target.runtime)
-    return None if version is None else artifact.cache(version, hardware_words(target)) / CHOICE
+    return None if version is None else artifact.cache(version, hardware_description(target)) / CHOICE

@@ -68,7 +68,7 @@ def open_backend(artifact: Artifact, options: OpenOptions) -> NullBackend:
 
 
 def null_session(like: Artifact, **faults: Option) -> Session:
-    """A null session with the shapes of ``like``: times measured with it are the harness's floor."""
+    """A null session with the shapes of ``like``: times measured with it are the harness's overhead."""
     options = {**FAULTS, **faults}  # none of those that are planted in the artifact itself
     return Session(like, open_backend(like, OpenOptions(device="null", options=options)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onnx import TensorProto, defs
 
-from vitedge.core.versions import release
+from vitedge.core.versions import as_of, older
 from vitedge.formats.target import Target
 from vitedge.graph.surgery import parse
 from vitedge.runtimes.onnxruntime.rewriter import CONTRIB
@@ -25,9 +25,7 @@ _HALF = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
 def check(graph: bytes, target: Target) -> list[str]:
     """What ``target.runtime_min`` can't take on a CPU, in words; empty when it can take everything."""
     model = parse(graph)
-    oldest = release(target.runtime_min)
-    taken = [limits for name, limits in _RELEASES.items() if release(name) <= oldest]
-    opset, ir_version = taken[-1] if taken else (17, 8)
+    opset, ir_version = as_of(_RELEASES, target.runtime_min, default=(17, 8))
     findings = []
     if model.ir_version > ir_version:
         findings.append(f"IR version {model.ir_version} (it takes {ir_version})")
@@ -35,7 +33,7 @@ def check(graph: bytes, target: Target) -> list[str]:
     if used.get("ai.onnx", 0) > opset:
         findings.append(f"opset {used['ai.onnx']} (it takes {opset})")
     for operator, domain in sorted({(node.op_type, node.domain or "ai.onnx") for node in model.graph.node}):
-        if domain == CONTRIB and operator in _OWN and release(_OWN[operator]) <= oldest:
+        if domain == CONTRIB and operator in _OWN and not older(target.runtime_min, _OWN[operator]):
             continue
         if domain != "ai.onnx" or not defs.has(operator, used.get("ai.onnx", opset)):
             findings.append(f"operator {operator} of {domain}")

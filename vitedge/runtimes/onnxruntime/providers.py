@@ -73,7 +73,7 @@ def configure(settings: Any, provider: Provider) -> None:
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
 
 
-def check_placement(provider: Provider, events: Iterable[Mapping[str, Any]], action: str) -> str:
+def check_kernels(provider: Provider, events: Iterable[Mapping[str, Any]], action: str) -> str:
     """Where the kernels of one profiled inference ran: ``"OpenVINO 1, CPU: Cast 1"``.
 
     Raises:

@@ -91,7 +91,7 @@ def open_backend(artifact: Artifact, options: OpenOptions) -> OnnxRuntimeBackend
     }
     backend = OnnxRuntimeBackend(artifact, session, wanted, info)
     if provider is not None:
-        backend.info["ran_by"] = providers.check_placement(provider, backend.kernels(), action)
+        backend.info["ran_by"] = providers.check_kernels(provider, backend.kernels(), action)
     return backend
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ElementTree
 
-from vitedge.core.versions import release
+from vitedge.core.versions import as_of
 from vitedge.formats.target import Target
 
 #: Newest operation set by release (docs.openvino.ai, "Available Operation Sets").
@@ -19,8 +19,7 @@ def check(graph: bytes, target: Target) -> list[str]:
     findings = []
     if net.get("version") not in _IR_VERSIONS:
         findings.append(f"IR version {net.get('version')}")
-    oldest = release(target.runtime_min)
-    newest_opset = max((opset for name, opset in _OPSETS.items() if release(name) <= oldest), default=10)
+    newest_opset = as_of(_OPSETS, target.runtime_min, default=10)
     for layer in net.iter("layer"):
         opset = re.fullmatch(r"opset(\d+)", layer.get("version", ""))
         if opset is None or int(opset[1]) > newest_opset:
