@@ -181,7 +181,7 @@ def test_queries_cut_along_another_axis_are_no_rows() -> None:
     ]
 
 
-@given(st.floats(-12, 12, width=32))
+@given(st.floats(-12, 12, width=32, allow_subnormal=False))  # OpenVINO, loaded before, flushes them
 def test_gelu_by_tanh_is_as_near_as_it_is_said_to_be(x: float) -> None:
     exact = x * (1 + math.erf(x / math.sqrt(2))) / 2
     approximate = x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
