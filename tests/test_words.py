@@ -21,7 +21,7 @@ RETIRED = {
     r"\bplacements?\b|\bplaced graph": "lowering",
     r"\bforms?\b(?! of)": "kernel variant",
     r"\bjur(y|ies)\b|\bsummon": "hold-out set",
-    r"\bjudg(e|es|ed|ing)\b": "evaluate, hold-out",
+    r"\bjudg(e|es|ed|ing)\b|held-out pictures": "evaluate, hold-out pictures",
     r"points? (of top-1 )?lost|lost (pts|points)|points of top-1|\bloses?\b.*\btop-1": "top-1 drop (pp)",
     r"\bagrees,? ?%|\balike\b|called differently": "top-1 agreement (%)",
     r"\bplans \d": "planned",

@@ -356,7 +356,7 @@ def evaluate(
     """
     from vitedge.data import embedded
     from vitedge.errors import UsageError
-    from vitedge.evaluation.evaluate import evaluate as judge
+    from vitedge.evaluation.evaluate import evaluate as run
 
     action = "evaluate accuracy"
     opened = [_opened(artifact) for artifact in artifacts]
@@ -367,7 +367,7 @@ def evaluate(
             "name a folder with one sub-folder a class: --data labelled/",
         )
     images = embedded.open_images(data or "held-out", action=action)
-    return judge(opened, images, options, limit=limit, workers=workers, resume=resume, keep=keep, progress=progress)
+    return run(opened, images, options, limit=limit, workers=workers, resume=resume, keep=keep, progress=progress)
 
 
 def compare(
@@ -416,10 +416,10 @@ def compare(
         raise
     if data is not None:
         keep(replace(result, partial=True))
-        judged = evaluate(opened, data, options, limit=limit, progress=progress)
-        pairs = zip(result.rows, judged.rows, strict=True)
+        evaluated = evaluate(opened, data, options, limit=limit, progress=progress)
+        pairs = zip(result.rows, evaluated.rows, strict=True)
         rows = tuple(replace(row, accuracy=other.accuracy) for row, other in pairs)
-        result = replace(result, rows=rows, data=judged.data)
+        result = replace(result, rows=rows, data=evaluated.data)
     first, *others = ((result, row) for row in result.rows)
     return result, [comparison.compare(first, other, allowed) for other in others]
 

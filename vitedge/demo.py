@@ -99,11 +99,11 @@ def demo(
         running = [artifact for artifact in artifacts.values() if runs_here(artifact.manifest.target)]
         say(f"measure {len(running)} artifacts, interleaved")
         measured = bench(running, BenchConfig(duration_s=duration_s, memory_alone=False), progress=progress)
-        say("evaluate them on the held-out pictures")
-        judged = evaluate(running, embedded.pictures("held-out"), progress=progress)
-        result = _together(combine(measured, judged), list(rows.values()))
+        say("evaluate them on the hold-out pictures")
+        evaluated = evaluate(running, embedded.pictures("held-out"), progress=progress)
+        result = _with_every_row(combine(measured, evaluated), list(rows.values()))
         write_result(result, folder / RESULT_JSON)
-        say("classify pictures that nothing was chosen by")
+        say("classify test pictures")
         shown = _classified(running)
         say("draw the report")
         (folder / REPORT_HTML).write_text(
@@ -146,7 +146,7 @@ def _verified(artifact: Artifact) -> Row:
     )
 
 
-def _together(measured: Result, verified: list[Row]) -> Result:
+def _with_every_row(measured: Result, verified: list[Row]) -> Result:
     """The measured result with the checks, notes and parser checks of ``verified``, in the order of ``verified``."""
     found = {row.subject.digest: row for row in measured.rows}
     rows = []
