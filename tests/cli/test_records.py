@@ -12,13 +12,16 @@ import typer
 from msgspec import Meta
 from typer.testing import CliRunner
 
+from vitedge.benchmarking.options import BenchConfig
 from vitedge.cli.records import as_command, parameters, takes_records
+from vitedge.comparison.options import PairedConfig
 from vitedge.core.options import Flag, filled
 from vitedge.core.schema import Record
 from vitedge.errors import UsageError
 from vitedge.exporting.options import ExportFields, ExportOptions
 from vitedge.importing.options import ImportFields, ImportOptions
 from vitedge.streaming.settings import StreamFields, StreamSettings
+from vitedge.training.options import Distillation, TrainOptions
 
 
 class Inner(Record):
@@ -125,6 +128,25 @@ def test_a_python_call_is_checked_likewise() -> None:
         call(count=10)
     with pytest.raises(UsageError, match=r"--inner.strength: Expected `float` <= 1.0"):
         call(inner={"strength": 2})
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        ExportOptions(),
+        ImportOptions(),
+        BenchConfig(),
+        PairedConfig(),
+        StreamSettings(),
+        TrainOptions(model="vit_nano_patch4_32", distillation=Distillation(teacher="embedded")),
+    ],
+)
+def test_every_option_is_explained_and_every_default_is_possible(record: Record) -> None:
+    kind = type(record)
+    assert filled(kind, {}, record, action="check the defaults", verb="export") == record
+    for option in parameters(kind):
+        assert option.flag.help.endswith(".") and option.flag.help[0].isupper(), option.flag.help
+        assert len(option.flag.help) > 10 and not option.flag.default.endswith("."), option.flag
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vitedge.cli.options import Device, Json, NoBuild, Overwrite, Quiet, ResultOut, Threads
+from vitedge.comparison.options import ROUNDS
 
 
 def compare(
@@ -40,7 +41,7 @@ def compare(
     rounds: Annotated[
         int,
         typer.Option("--rounds", min=10, help="Interleaved blocks of each artifact; more of them narrow the interval."),
-    ] = 60,
+    ] = ROUNDS,
     threads: Threads = None,
     device: Device = None,
     no_build: NoBuild = False,

@@ -129,7 +129,9 @@ class ImportOptions(Record):
             "Transparency: drop the channel, or composite over the fill colour.", unit="drop|composite", group=PICTURES
         ),
     ] = None
-    sixteen_bit: Annotated[str | None, Flag("16-bit pictures: scale to 8 bits, or clip at 255.", group=PICTURES)] = None
+    sixteen_bit: Annotated[
+        str | None, Flag("Treatment of 16-bit pictures: scale to 8 bits, or clip at 255.", group=PICTURES)
+    ] = None
     channel_order: Annotated[
         str | None, Flag("Channel order that the model was trained with: rgb or bgr.", group=VALUES)
     ] = None
@@ -144,7 +146,7 @@ class ImportOptions(Record):
     std: Annotated[
         tuple[float, float, float] | None,
         Flag(
-            "Deviation of each channel: 0.229,0.224,0.225.",
+            "Standard deviation of each channel: 0.229,0.224,0.225.",
             unit="r,g,b",
             parse=parse_three,
             group=VALUES,

@@ -52,10 +52,11 @@ class Augmentation(Record):
         Flag("Probability that a rectangle of noise covers part of a picture.", unit="probability", group=AUGMENT),
     ] = 0.0
     mixup: Annotated[  # Zhang et al., 1710.09412
-        NotNegative, Flag("α of Beta(α, α), by which pictures are blended in pairs.", unit="α", group=AUGMENT)
+        NotNegative, Flag("Parameter α of Beta(α, α), by which pictures are blended in pairs.", unit="α", group=AUGMENT)
     ] = 0.0
     cutmix: Annotated[  # Yun et al., 1905.04899
-        NotNegative, Flag("α of Beta(α, α), by which a rectangle comes from another picture.", unit="α", group=AUGMENT)
+        NotNegative,
+        Flag("Parameter α of Beta(α, α), by which a rectangle comes from another picture.", unit="α", group=AUGMENT),
     ] = 0.0
     mix_probability: Annotated[
         Fraction, Flag("Fraction of the batches to which mixup or cutmix is applied.", unit="fraction", group=AUGMENT)
