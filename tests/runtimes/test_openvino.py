@@ -31,7 +31,7 @@ from vitedge.quantization.integers import PAIR
 from vitedge.runtimes.base import Lowered, OpenOptions
 from vitedge.runtimes.openvino import bfloat16, lowering, preflight
 from vitedge.runtimes.openvino import detect as facts
-from vitedge.runtimes.openvino.session import _effective, _known, _reason, open_backend, read_contract
+from vitedge.runtimes.openvino.session import _effective, _expect_known, _reason, open_backend, read_contract
 from vitedge.runtimes.session import open_session
 
 pytest.importorskip("openvino", reason="OpenVINO isn't installed")
@@ -111,9 +111,7 @@ def test_the_plan_counts_every_multiplication() -> None:
 
 def test_seven_bit_products_are_exact_on_this_machine() -> None:
     """u8 by s7 at their extremes and at random, against integers in numpy: no 16-bit sum saturates."""
-    import openvino
-
-    core, random = openvino.Core(), np.random.default_rng(0)
+    core, random = facts.core(), np.random.default_rng(0)
     for weights, levels in (
         (np.full((96, 16), 63), np.full((1, 5, 96), 255)),
         (np.full((96, 16), -63), np.full((1, 5, 96), 255)),
@@ -225,10 +223,9 @@ class StandIn:
 
 
 def test_an_option_that_the_device_hasnt_names_the_nearest() -> None:
-    device = StandIn(NUM_STREAMS=1, PERFORMANCE_HINT="LATENCY")
-    assert _known(device, "CPU", {"NUM_STREAMS": 2}, "open it") == {"NUM_STREAMS": 2}
+    _expect_known("CPU", {"NUM_STREAMS": 2}, "open it")
     with pytest.raises(UsageError, match="CPU has no option 'NUM_STREAM'; the nearest is 'NUM_STREAMS'"):
-        _known(device, "CPU", {"NUM_STREAM": 1}, "open it")
+        _expect_known("CPU", {"NUM_STREAM": 1}, "open it")
 
 
 def test_an_option_that_the_device_replaces_is_refused() -> None:
@@ -260,9 +257,7 @@ def test_what_openvino_says_in_one_line(text: str, reason: str) -> None:
 
 
 def test_bfloat16_runs_as_bfloat16_or_is_refused(float_artifact: Artifact) -> None:
-    import openvino
-
-    capable = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capable = "BF16" in facts.core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     wish = OpenOptions(options={"INFERENCE_PRECISION_HINT": "bf16"})
     if capable:
         with open_session(float_artifact, wish) as session:
@@ -383,6 +378,23 @@ def test_preflight(float_artifact: Artifact) -> None:
         assert preflight.check(written.format(version, opset).encode(), TARGET) == findings
     newer = replace(TARGET, runtime_min="2026.1")
     assert preflight.check(written.format("11", "opset17").encode(), newer) == []
+
+
+def test_a_signal_after_sessions_were_closed_reaches_its_handler(float_artifact: Artifact) -> None:
+    """Closed in the order in which they were opened: OpenVINO's own clearing up then left no stack for the handler."""
+    program = (
+        "import os, signal, sys\n"
+        "from vitedge.runtimes.session import open_session\n"
+        "sessions = [open_session(sys.argv[1]) for _ in range(3)]\n"
+        "for session in sessions: session.close()\n"
+        "del session, sessions\n"
+        "signal.signal(signal.SIGINT, lambda number, frame: print(signal.Signals(number).name))\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(float_artifact.path)], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (0, "SIGINT\n")
 
 
 def test_opening_prints_nothing_reports_nothing_and_needs_no_onnx(float_artifact: Artifact, tmp_path: Path) -> None:

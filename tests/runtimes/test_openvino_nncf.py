@@ -20,6 +20,7 @@ from vitedge.errors import NotInstalledError, UsageError
 from vitedge.formats.target import Candidate, load_target
 from vitedge.runtimes.base import BUDGET, Lowered
 from vitedge.runtimes.executed import unmet_layers
+from vitedge.runtimes.openvino.detect import core
 from vitedge.runtimes.session import open_session
 
 pytest.importorskip("openvino", reason="OpenVINO isn't installed")
@@ -49,9 +50,7 @@ def test_it_runs_what_it_is_said_to_run(tmp_path: Path, capfd: pytest.CaptureFix
 
 def _stored(lowered: Lowered) -> list[np.ndarray]:
     """The int8 constants of an IR."""
-    import openvino
-
-    model = openvino.Core().read_model(lowered.files["model.xml"], lowered.files["model.bin"])
+    model = core().read_model(lowered.files["model.xml"], lowered.files["model.bin"])
     constants = [node for node in model.get_ops() if node.get_type_name() == "Constant"]
     return [node.data for node in constants if node.get_element_type().to_string() == "i8" and node.data.ndim > 1]
 

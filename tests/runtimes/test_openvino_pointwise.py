@@ -21,10 +21,11 @@ from vitedge.graph.surgery import linear_layers, producers
 from vitedge.quantization.qdq import insert_qdq
 from vitedge.quantization.rounding import QuantizedLayer, Scheme, quantize_layers
 from vitedge.runtimes.interpreter import run_graph
+from vitedge.runtimes.openvino.detect import core
 from vitedge.runtimes.openvino.pointwise import pointwise_linears, without_undone_transposes
 from vitedge.runtimes.session import open_session
 
-openvino = pytest.importorskip("openvino", reason="OpenVINO isn't installed")
+pytest.importorskip("openvino", reason="OpenVINO isn't installed")
 x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="INT8 convolutions are OpenVINO's on x86 alone")
 
 TARGET = load_target("openvino")
@@ -67,7 +68,7 @@ def test_planned_layers_run_in_integers_and_nothing_is_moved_for_them(tmp_path: 
 def test_layers_that_the_budget_leaves_in_float_stay_linears() -> None:
     chosen = frozenset({"blocks.0.mlp.fc1", "blocks.0.mlp.fc2"})
     lowered = artifacts.lower(dataclasses.replace(artifacts.request(TARGET, POINTWISE), quantized=chosen))
-    model = openvino.Core().read_model(lowered.files["model.xml"], lowered.files["model.bin"])
+    model = core().read_model(lowered.files["model.xml"], lowered.files["model.bin"])
     layers = {layer.name for layer in lowered.layers if layer.kind == "linear"}
     kinds: dict[str, set[str]] = {name: set() for name in layers}
     for node in model.get_ops():  # OpenVINO's importer makes several of one node, and names them after it
@@ -94,8 +95,8 @@ def test_products_are_exact_at_their_extremes(operator: str, axes: int) -> None:
         plain, layer = _layer(weights.astype(np.int8), rows, operator)
         model = pointwise_linears(insert_qdq(plain, {"linear": layer}), plain, {"linear"})
         onnx.checker.check_model(model, full_check=True)
-        compiled = openvino.Core().compile_model(
-            openvino.Core().read_model(model.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+        compiled = core().compile_model(
+            core().read_model(model.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
         )
         found = compiled({0: ((levels - 37) * np.float32(0.02)).astype(np.float32)})[0]
         expected = ((levels - 37) @ weights) * 0.02 * 0.5 + np.arange(16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -38,6 +39,17 @@ def load(package: str = "openvino") -> ModuleType:
             del sys.modules[name]
 
 
+@functools.cache
+def core() -> Any:
+    """The one Core of this process, which is never destroyed.
+
+    Each Core's CPU plugin installs an alternate signal stack and, when it is destroyed, restores the one that it found,
+    even if that one's owner has freed it since. After two Cores were destroyed in the order in which they were made,
+    the next signal, a Ctrl-C, killed the process with a segmentation fault (OpenVINO 2026.4).
+    """
+    return load().Core()
+
+
 def package(variant: str) -> str:
     """NNCF where it makes a kernel variant; else empty."""
     return NNCF if variant.startswith(NNCF) else ""
@@ -45,7 +57,7 @@ def package(variant: str) -> str:
 
 def devices() -> list[str]:
     """The devices that OpenVINO's plugins find here: "CPU", "GPU", "GPU.1", "NPU"."""
-    return [str(device) for device in load().Core().available_devices]
+    return [str(device) for device in core().available_devices]
 
 
 def runs_here(device: str) -> bool:
@@ -58,14 +70,13 @@ def describe() -> dict[str, Any]:
     version = installed()
     if version is None:
         return {"version": None}
-    core = load().Core()
     return {
         "version": version,
         "devices": {
             str(device): {
-                "name": str(core.get_property(device, "FULL_DEVICE_NAME")),
-                "precisions": [str(word) for word in core.get_property(device, "OPTIMIZATION_CAPABILITIES")],
+                "name": str(core().get_property(device, "FULL_DEVICE_NAME")),
+                "precisions": [str(word) for word in core().get_property(device, "OPTIMIZATION_CAPABILITIES")],
             }
-            for device in core.available_devices
+            for device in core().available_devices
         },
     }

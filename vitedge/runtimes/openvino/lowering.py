@@ -51,7 +51,7 @@ from vitedge.runtimes.lowering import (
 )
 from vitedge.runtimes.openvino import nncf
 from vitedge.runtimes.openvino.bfloat16 import rounded
-from vitedge.runtimes.openvino.detect import NAME, installed, load, package
+from vitedge.runtimes.openvino.detect import NAME, core, installed, load, package
 from vitedge.runtimes.openvino.pointwise import pointwise_linears
 
 #: Kinds of layers that each kernel variant quantizes.
@@ -188,7 +188,7 @@ def _unambiguous(graph: onnx.ModelProto, biases: Mapping[str, str]) -> onnx.Mode
 
 
 def _read(graph: onnx.ModelProto) -> Any:
-    return load().Core().read_model(to_bytes(graph))
+    return core().read_model(to_bytes(graph))
 
 
 def _ir(model: Any, graph: onnx.ModelProto, metadata: Mapping[str, str]) -> tuple[bytes, bytes]:

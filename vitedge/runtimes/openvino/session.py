@@ -16,7 +16,7 @@ from vitedge.errors import ArtifactError, UsageError, nearest
 from vitedge.formats.artifact import COPY_AGAIN, Artifact
 from vitedge.formats.target import Option
 from vitedge.runtimes.base import Executed, LayerTime, OpenOptions, Stages
-from vitedge.runtimes.openvino.detect import installed, load
+from vitedge.runtimes.openvino.detect import core, installed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,10 +49,9 @@ def open_backend(artifact: Artifact, options: OpenOptions) -> OpenVINOBackend:
     """
     manifest = artifact.manifest
     action = f"open the artifact {artifact.path}"
-    core = load().Core()
     device = options.device or manifest.target.device
-    if device not in core.available_devices:
-        here = list(core.available_devices)
+    if device not in core().available_devices:
+        here = list(core().available_devices)
         raise UsageError(
             action, f"OpenVINO finds no device '{device}' here; it finds {', '.join(here)}", f"add: --device {here[0]}"
         )
@@ -60,13 +59,10 @@ def open_backend(artifact: Artifact, options: OpenOptions) -> OpenVINOBackend:
     threads = manifest.target.threads if options.threads is None else options.threads
     if threads and device == "CPU":
         wanted["INFERENCE_NUM_THREADS"] = threads
+    _expect_known(device, wanted, action)
     try:
-        core.set_property(device, _known(core, device, wanted, action))
-    except RuntimeError as error:
-        raise UsageError(action, f"{device} refuses an option: {_reason(error)}", "correct the option") from error
-    try:
-        model = core.read_model(artifact.graph_path)
-        compiled = core.compile_model(model, device)
+        model = core().read_model(artifact.graph_path)
+        compiled = _compiled(model, device, wanted, action)
         image, logits = compiled.input(), compiled.output()  # raises unless there is one of each
     except RuntimeError as error:
         raise ArtifactError(
@@ -80,21 +76,28 @@ def open_backend(artifact: Artifact, options: OpenOptions) -> OpenVINOBackend:
         "runtime": "openvino",
         "version": installed() or "",
         "device": device,
-        "device_name": str(core.get_property(device, "FULL_DEVICE_NAME")),
+        "device_name": str(core().get_property(device, "FULL_DEVICE_NAME")),
         "threads": _plain(compiled.get_property("INFERENCE_NUM_THREADS")) if device == "CPU" else 0,
         **effective,
     }
-    return OpenVINOBackend(core, model, compiled, device, info, {layer.name for layer in manifest.layers})
+    return OpenVINOBackend(model, compiled, device, wanted, info, {layer.name for layer in manifest.layers})
 
 
 class OpenVINOBackend:
     """One compiled model; satisfies :class:`vitedge.runtimes.base.Backend`."""
 
     def __init__(
-        self, core: Any, model: Any, compiled: Any, device: str, info: Mapping[str, Option], planned: set[str]
+        self,
+        model: Any,
+        compiled: Any,
+        device: str,
+        options: Mapping[str, Option],
+        info: Mapping[str, Option],
+        planned: set[str],
     ) -> None:
         self.batch = int(compiled.input(0).shape[0])
-        self._core, self._model, self._compiled, self._device, self._planned = core, model, compiled, device, planned
+        self._model, self._compiled, self._planned = model, compiled, planned
+        self._device, self._options = device, options
         self._request = compiled.create_infer_request()
         slots = max(2, int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")))
         self.info = {**info, "slots": slots}
@@ -148,7 +151,7 @@ class OpenVINOBackend:
 
     def profile(self, images: NDArray[np.uint8], repeats: int) -> list[list[LayerTime]]:
         """See the contract; OpenVINO counts whole microseconds."""
-        compiled = self._core.compile_model(self._model, self._device, {"PERF_COUNT": True})
+        compiled = core().compile_model(self._model, self._device, {**self._options, "PERF_COUNT": True})
         nodes, request = self._nodes(compiled), compiled.create_infer_request()
         rounds: list[list[LayerTime]] = []
         for _ in range(repeats + 1):  # the first round allocates
@@ -171,7 +174,7 @@ class OpenVINOBackend:
         self._running.clear()
         self._free.clear()
         self._done.clear()
-        self._request = self._compiled = self._model = self._core = None
+        self._request = self._compiled = self._model = None
 
     def _nodes(self, compiled: Any) -> dict[str, tuple[list[str], str, str]]:
         """Executed name to (canonical names, operator, type), in the order of execution, constants left out."""
@@ -202,12 +205,19 @@ def _start(request: Any, images: NDArray[np.uint8]) -> None:
     request.start_async()
 
 
-def _known(core: Any, device: str, wanted: Mapping[str, Option], action: str) -> Mapping[str, Option]:
-    properties = [str(key) for key in core.get_property(device, "SUPPORTED_PROPERTIES")]
+def _expect_known(device: str, wanted: Mapping[str, Option], action: str) -> None:
+    properties = [str(key) for key in core().get_property(device, "SUPPORTED_PROPERTIES")]
     for key in wanted:
         if key not in properties:
             raise UsageError(action, f"{device} has no option '{key}'{nearest(key, properties)}", "correct the option")
-    return wanted
+
+
+def _compiled(model: Any, device: str, options: Mapping[str, Option], action: str) -> Any:
+    try:
+        return core().compile_model(model, device, dict(options))
+    except RuntimeError as error:
+        core().compile_model(model, device)  # raises where the graph is at fault, not an option
+        raise UsageError(action, f"{device} refuses an option: {_reason(error)}", "correct the option") from error
 
 
 def _effective(compiled: Any, wanted: Mapping[str, Option], device: str, action: str) -> dict[str, Option]:
