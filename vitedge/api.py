@@ -8,9 +8,11 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vitedge.benchmarking.options import DEMO_SECONDS
 from vitedge.core.files import resource_errors as resource_errors
 from vitedge.core.options import filled
 from vitedge.core.progress import Progress, silent
+from vitedge.runtimes.options import TOP_K
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -445,9 +447,9 @@ def compare_results(results: Sequence[Result | str | Path], allowed: Tolerance |
     from vitedge.comparison import compare
     from vitedge.formats.result import Result, read_result
 
-    read = [one if isinstance(one, Result) else read_result(one) for one in results]
-    found = compare.pairs(read, "compare results")
-    return [compare.compare(before, after, allowed) for before, after in found]
+    read = [result if isinstance(result, Result) else read_result(result) for result in results]
+    pairs = compare.pairs(read, "compare results")
+    return [compare.compare(before, after, allowed) for before, after in pairs]
 
 
 def classify(
@@ -455,7 +457,7 @@ def classify(
     pictures: Sequence[str | Path],
     options: OpenOptions | None = None,
     *,
-    top_k: int = 5,
+    top_k: int = TOP_K,
     progress: Progress = silent,
 ) -> list[Classified]:
     """Classify pictures, folders and archives of pictures.
@@ -469,13 +471,13 @@ def classify(
 
     sets = [embedded.open_images(source, action="classify pictures") for source in pictures]
     total = sum(map(len, sets))
-    found: list[Classified] = []
+    answers: list[Classified] = []
     with open_session(_opened(artifact), options) as session:
         for images in sets:
-            for entry in run(session, images, top_k):
-                found.append(entry)
-                progress("classify", len(found), total)
-    return found
+            for answer in run(session, images, top_k):
+                answers.append(answer)
+                progress("classify", len(answers), total)
+    return answers
 
 
 def stream(
@@ -712,7 +714,7 @@ def run_demo(
     out: str | Path,
     *,
     overwrite: bool = False,
-    duration_s: float = 3.0,
+    duration_s: float = DEMO_SECONDS,
     progress: Progress = silent,
     say: Callable[[str], None] = lambda words: None,
 ) -> Demo:

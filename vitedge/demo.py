@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from vitedge import runtimes
 from vitedge.benchmarking.bench import bench
-from vitedge.benchmarking.options import BenchConfig
+from vitedge.benchmarking.options import DEMO_SECONDS, BenchConfig
 from vitedge.core.files import new_folder
 from vitedge.core.progress import Progress, silent
 from vitedge.data import embedded
@@ -58,7 +58,7 @@ def demo(
     out: Path,
     *,
     overwrite: bool = False,
-    duration_s: float = 3.0,
+    duration_s: float = DEMO_SECONDS,
     progress: Progress = silent,
     say: Callable[[str], None] = lambda words: None,
 ) -> Demo:
@@ -148,10 +148,10 @@ def _verified(artifact: Artifact) -> Row:
 
 def _with_every_row(measured: Result, verified: list[Row]) -> Result:
     """The measured result with the checks, notes and parser checks of ``verified``, in the order of ``verified``."""
-    found = {row.subject.digest: row for row in measured.rows}
+    by_digest = {row.subject.digest: row for row in measured.rows}
     rows = []
     for row in verified:
-        other = found.get(row.subject.digest)
+        other = by_digest.get(row.subject.digest)
         if other is not None and row.subject.digest:
             row = replace(other, checks=row.checks, note=row.note, parser_checks=row.parser_checks)
         rows.append(row)

@@ -113,7 +113,7 @@ def test_the_photographs_agree_with_pillow(photos: list[Path], interpolation: st
     height=st.integers(40, 200),
     flip=st.sampled_from(sorted(FLIPS)),
     rotation=st.sampled_from([0, 90, -90, 180]),
-    corner=st.tuples(st.floats(0, 0.4), st.floats(0, 0.4)),
+    corner=st.tuples(st.floats(0, 0.4, allow_subnormal=False), st.floats(0, 0.4, allow_subnormal=False)),
     part=st.tuples(st.floats(0.3, 0.6), st.floats(0.3, 0.6)),
     resize=st.sampled_from(["shortest", "squash", "pad"]),
 )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 TOOLS = ("trtexec10", "trtexec11", "benchmark-app", "loadgen", "loadgen-offline", "ultralytics")
 LOAD, STOP, SWEEPS, BESIDE = "Load", "When to stop", "What to vary", "Further measurements"
+DEMO_SECONDS = 3.0  # of the demo's measurement of each artifact
 BLOCKS = 20  # at least so many blocks within the minimum duration, and none longer than a second
 
 

@@ -94,5 +94,5 @@ def build(
             )
             terminal.emit(rows, None if explain else json, built.show_build)
         if explain:
-            found, compared = api.explain_engines(artifact, OpenOptions(options=options), progress=progress)
-            terminal.emit({"engines": found, "compared": compared}, json, built.show_explained)
+            engines, compared = api.explain_engines(artifact, OpenOptions(options=options), progress=progress)
+            terminal.emit({"engines": engines, "compared": compared}, json, built.show_explained)

@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from vitedge.cli.options import Device, Json, NoBuild, Quiet, Threads
+from vitedge.runtimes.options import TOP_K
 
 
 def classify(
     artifact: Annotated[Path, typer.Argument(help="An artifact folder.")],
     picture: Annotated[list[str], typer.Argument(help="Pictures, or folders and archives of them.")],
-    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, max=100, help="Number of classes to show.")] = 5,
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, max=100, help="Number of classes to show.")] = TOP_K,
     threads: Threads = None,
     device: Device = None,
     no_build: NoBuild = False,
@@ -35,5 +36,5 @@ def classify(
 
     options = OpenOptions(device=device, threads=threads, build=not no_build)
     with bars(quiet=quiet) as progress:
-        found = api.classify(artifact, picture, options, top_k=top_k, progress=progress)
-    terminal.emit(found, json, measured.show_classified)
+        answers = api.classify(artifact, picture, options, top_k=top_k, progress=progress)
+    terminal.emit(answers, json, measured.show_classified)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vitedge.cli.options import Device, Json, NoBuild, Overwrite, Quiet, ResultOut, Threads
-from vitedge.comparison.options import ROUNDS
+from vitedge.comparison.options import ROUNDS, SLOWDOWN_PCT
 
 
 def compare(
@@ -23,7 +23,7 @@ def compare(
         typer.Option(
             "--max-slowdown", min=-99, help="Largest allowed slow-down in percent; negative demands a speed-up."
         ),
-    ] = 0.0,
+    ] = SLOWDOWN_PCT,
     max_drop: Annotated[
         float | None,
         typer.Option("--max-drop", min=0, help="Largest allowed top-1 drop in pp [default: the target's budget]."),
@@ -80,12 +80,12 @@ def compare(
     if results:
         if data or duration or out or threads is not None or device:
             raise UsageError("compare results", "nothing is measured anew", "leave out how to measure")
-        found = api.compare_results(results, tolerance)
+        comparisons = api.compare_results(results, tolerance)
     else:
         keep = keeper(out)
         options = OpenOptions(device=device, threads=threads, build=not no_build)
         with bars(quiet=quiet) as progress:
-            result, found = api.compare(
+            result, comparisons = api.compare(
                 artifacts[0],
                 artifacts[1:],
                 tolerance,
@@ -98,5 +98,5 @@ def compare(
             )
         if keep is not None:
             keep(result)
-    terminal.emit(found, json, compared.show_comparisons)
-    refuse_worse(found, strict=strict)
+    terminal.emit(comparisons, json, compared.show_comparisons)
+    refuse_worse(comparisons, strict=strict)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vitedge.benchmarking.options import DEMO_SECONDS
 from vitedge.cli.options import Json, Quiet
 
 
@@ -15,7 +16,7 @@ def demo(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older demo folder.")] = False,
     duration: Annotated[
         float, typer.Option("--duration", min=0.1, help="Seconds of latency measurement for each artifact.")
-    ] = 3.0,
+    ] = DEMO_SECONDS,
     json: Json = None,
     quiet: Quiet = False,
 ) -> None:
@@ -41,5 +42,5 @@ def demo(
             sys.stderr.write(f"· {words}\n")
 
     with bars(quiet=quiet) as progress:
-        found = api.run_demo(out, overwrite=overwrite, duration_s=duration, progress=progress, say=say)
-    terminal.emit(found.result, json, lambda result: show_summary(result, found.shown, found.out))
+        outcome = api.run_demo(out, overwrite=overwrite, duration_s=duration, progress=progress, say=say)
+    terminal.emit(outcome.result, json, lambda result: show_summary(result, outcome.shown, outcome.out))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from msgspec import field
 
 from vitedge.benchmarking.validity import assess
-from vitedge.comparison.options import Tolerance
+from vitedge.comparison.options import SLOWDOWN_PCT, Tolerance
 from vitedge.comparison.ratio import SAME, Ratio, interleaved, ratio
 from vitedge.core.schema import Record
 from vitedge.errors import UsageError
@@ -77,7 +77,7 @@ def compare(
     budget = new.subject.budget
     given = tolerance or Tolerance()
     limits = Tolerance(
-        max_slowdown_pct=given.max_slowdown_pct or 0.0,
+        max_slowdown_pct=SLOWDOWN_PCT if given.max_slowdown_pct is None else given.max_slowdown_pct,
         max_top1_drop_pp=budget.max_top1_drop_pp if given.max_top1_drop_pp is None else given.max_top1_drop_pp,
     )
     failures: list[str] = []

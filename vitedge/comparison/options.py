@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
 ROUNDS, BLOCK_SAMPLES = 60, 10  # of a run that compares, and inferences in each of its blocks, at least
 
+SLOWDOWN_PCT = 0.0  # allowed where nobody says another
+
 
 class Tolerance(Record):
-    """What a candidate may cost; None takes its target's budget, or no slow-down at all."""
+    """What a candidate may cost; None takes its target's budget, or :data:`SLOWDOWN_PCT`."""
 
     max_slowdown_pct: float | None = None  # of the baseline's time; negative demands a gain
     max_top1_drop_pp: float | None = field(default=None, name="max_drop_pts")  # percentage points of top-1

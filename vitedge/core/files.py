@@ -179,14 +179,14 @@ def _publish(building: Path, out: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _exchange(one: Path, other: Path) -> bool:
+def _exchange(first: Path, second: Path) -> bool:
     """Swap two names in one step (``renameat2(2)`` with RENAME_EXCHANGE); False where that doesn't exist."""
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    current, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     try:
         swap = ctypes.CDLL(None).renameat2
     except AttributeError:
         return False
-    return int(swap(here, os.fsencode(one), here, os.fsencode(other), exchange)) == 0
+    return int(swap(current, os.fsencode(first), current, os.fsencode(second), exchange)) == 0
 
 
 def _replaced(out: Path) -> Path:

@@ -123,10 +123,10 @@ def cause_of_death(code: int) -> str:
         return f"the process was killed by signal {-code}"
 
 
-def _tail(words: Any) -> str:
-    words.seek(0, os.SEEK_END)
-    words.seek(max(0, words.tell() - _LAST_WORDS))
-    text = words.read().decode(errors="replace").strip()
+def _tail(output: Any) -> str:
+    output.seek(0, os.SEEK_END)
+    output.seek(max(0, output.tell() - _LAST_WORDS))
+    text = output.read().decode(errors="replace").strip()
     return f": {text.splitlines()[-1]}" if text else ""
 
 

@@ -118,23 +118,23 @@ class ImageSet:
         if not path.is_dir() and not path.is_file():
             raise UsageError(action, f"{path} is neither a folder nor a file", LAYOUT)
         if path.is_dir():
-            found = [(file.relative_to(path).as_posix(), str(file)) for file in _walk(path, action)]
+            members = [(file.relative_to(path).as_posix(), str(file)) for file in _walk(path, action)]
         elif path.suffix.lower() in SUFFIXES:
-            found = [(path.name, str(path))]
+            members = [(path.name, str(path))]
         else:
-            found = [(name, name) for name in _archive_names(path, action)]
-        found = sorted((_readable(name), member) for name, member in found)
-        if not found:
+            members = [(name, name) for name in _archive_names(path, action)]
+        members = sorted((_readable(name), member) for name, member in members)
+        if not members:
             raise UsageError(action, f"{path} holds no JPEG, PNG, WEBP or BMP files", LAYOUT)
-        parts = [PurePosixPath(name).parts for name, _ in found]
+        parts = [PurePosixPath(name).parts for name, _ in members]
         depth = 0  # folders that everything has in common ("train/") aren't classes
         while all(len(part) > depth + 2 for part in parts) and len({part[depth] for part in parts}) == 1:
             depth += 1
         labelled = all(len(part) >= depth + 2 for part in parts)
         folders = [part[depth] if labelled else None for part in parts]
-        records = tuple(ImageRecord(name, folder) for (name, _), folder in zip(found, folders, strict=True))
+        records = tuple(ImageRecord(name, folder) for (name, _), folder in zip(members, folders, strict=True))
         classes = tuple(sorted({folder for folder in folders if folder is not None}))
-        return cls(path, classes, records, tuple(member for _, member in found))
+        return cls(path, classes, records, tuple(member for _, member in members))
 
     def __len__(self) -> int:
         return len(self.records)

@@ -79,10 +79,10 @@ def read_shards(shards: Sequence[Path], suffixes: Sequence[str], action: str) ->
 
 def _named(samples: list[Sample], table: Path, action: str) -> tuple[list[Sample], tuple[str, ...]]:
     """Numbers become ids (named by ``table`` where there is one); names are sorted."""
-    found = {sample.label for sample in samples}
-    if not all(label.isdecimal() for label in found):
-        return samples, tuple(sorted(found))
-    ids = sorted(map(int, found))
+    labels = {sample.label for sample in samples}
+    if not all(label.isdecimal() for label in labels):
+        return samples, tuple(sorted(labels))
+    ids = sorted(map(int, labels))
     try:
         names = tuple(line.strip() for line in table.read_text(encoding="utf-8").strip().splitlines())
     except FileNotFoundError:
@@ -132,8 +132,8 @@ def _label(text: str, extension: str) -> str | None:
         return text.strip() or None
     data = json.loads(text)
     values = [data[key] for key in LABEL_KEYS if key in data] if isinstance(data, dict) else []
-    known = next((value for value in values if isinstance(value, str | int) and not isinstance(value, bool)), None)
-    return None if known is None else str(known).strip() or None
+    label = next((value for value in values if isinstance(value, str | int) and not isinstance(value, bool)), None)
+    return None if label is None else str(label).strip() or None
 
 
 def _parts(name: str) -> tuple[str, str]:

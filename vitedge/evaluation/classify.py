@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from vitedge.core.schema import Record
 from vitedge.data.images import ImageSet
 from vitedge.errors import ImageError
+from vitedge.runtimes.options import TOP_K
 from vitedge.runtimes.session import Session
 
 
@@ -25,7 +26,7 @@ class Classified(Record):
     problem: str = ""
 
 
-def classify(session: Session, images: ImageSet, top_k: int = 5) -> Iterator[Classified]:
+def classify(session: Session, images: ImageSet, top_k: int = TOP_K) -> Iterator[Classified]:
     """Classify pictures one at a time, in the order of their names.
 
     A single picture that can't be read is an error; among several it's an entry with a problem.

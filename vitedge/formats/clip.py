@@ -132,7 +132,7 @@ class Clip(Sequence["NDArray[np.uint8]"]):
         )
 
     def _scan(self, file: IO[bytes], total: int) -> list[_Entry]:
-        found: list[_Entry] = []
+        entries: list[_Entry] = []
         while self.end + _FRAME.size <= total:
             file.seek(self.end)
             mark, sequence, arrival, presentation, length, crc = _FRAME.unpack(file.read(_FRAME.size))
@@ -140,9 +140,9 @@ class Clip(Sequence["NDArray[np.uint8]"]):
                 raise ArtifactError(self._asked, f"byte {self.end} isn't the beginning of a frame", "record it again")
             if self.end + _FRAME.size + length > total:
                 break
-            found.append(_Entry(sequence, arrival, presentation, self.end + _FRAME.size, length, crc))
+            entries.append(_Entry(sequence, arrival, presentation, self.end + _FRAME.size, length, crc))
             self.end += _FRAME.size + length
-        return found
+        return entries
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -162,10 +162,10 @@ def check_digests(
                 raise error(action, f"the file {name} is a link", hint)
             if not (folder / name).is_file():
                 raise error(action, f"the file {name} is missing", hint)
-            found = sha256_file(folder / name)
+            digest = sha256_file(folder / name)
         except OSError as reason:
             raise error(action, f"the file {name} can't be read: {reason.strerror}", hint) from reason
-        if found != expected:
+        if digest != expected:
             raise error(action, f"the file {name} isn't what was written (its SHA-256 differs)", hint)
 
 

@@ -89,11 +89,11 @@ class Target(Record):
         Raises:
             UsageError: the target has none; its precisions are listed.
         """
-        found = tuple(candidate for candidate in self.candidate if candidate.precision == precision)
-        if precision == "mixed" and not found:
+        candidates = tuple(candidate for candidate in self.candidate if candidate.precision == precision)
+        if precision == "mixed" and not candidates:
             whole = (candidate for candidate in self.candidate if candidate.precision in QUANTIZED)
-            found = tuple(Candidate(precision="mixed", variant=candidate.variant) for candidate in whole)
-        if not found:
+            candidates = tuple(Candidate(precision="mixed", variant=candidate.variant) for candidate in whole)
+        if not candidates:
             offered = ", ".join(dict.fromkeys(candidate.precision for candidate in self.candidate))
             reason = next((f"{why}; " for refused, why in self.refused.items() if refused == precision), "")
             raise UsageError(
@@ -101,7 +101,7 @@ class Target(Record):
                 f"{reason}this target runs {offered}",
                 f"choose one of them: --precision {self.candidate[0].precision}",
             )
-        return found
+        return candidates
 
 
 def load_target(name: str | Path) -> Target:

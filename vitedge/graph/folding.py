@@ -243,8 +243,8 @@ def _is_float(index: Index, name: str, floats: set[str]) -> bool:
         return name in floats or (name in index.constants and index.constants[name].data_type == TensorProto.FLOAT)
     if producer.op_type == "Cast":
         return bool(attribute(producer, "to") == TensorProto.FLOAT)
-    made = ("Conv", "Gemm", "LayerNormalization", "Gelu", "Softmax", "Erf", "Tanh", "Sqrt", "BatchNormalization")
-    if producer.op_type in made:
+    makers = ("Conv", "Gemm", "LayerNormalization", "Gelu", "Softmax", "Erf", "Tanh", "Sqrt", "BatchNormalization")
+    if producer.op_type in makers:
         return True
-    passed = ("Add", "Sub", "Mul", "Div", "MatMul", "Transpose", "Reshape", "ReduceMean", "Pow")
-    return producer.op_type in passed and _is_float(index, producer.input[0], floats)
+    keepers = ("Add", "Sub", "Mul", "Div", "MatMul", "Transpose", "Reshape", "ReduceMean", "Pow")
+    return producer.op_type in keepers and _is_float(index, producer.input[0], floats)

@@ -98,10 +98,10 @@ def _known_integers(
         if not constants(light) and not computed:
             break
     constants_before = {tensor.name for tensor in model.graph.initializer}
-    made = {
+    added = {
         tensor.name: surgery.array(tensor) for tensor in light.graph.initializer if tensor.name not in constants_before
     }
-    return made, surgery.shapes(light)
+    return added, surgery.shapes(light)
 
 
 def last_axes(model: onnx.ModelProto) -> int:

@@ -150,9 +150,9 @@ def _attention_values(model: onnx.ModelProto, layers: Collection[Layer]) -> Iter
     linears = {layer.linear.output: layer for layer in layers if layer.linear.kind == "linear"}
     for projection in layers:
         values = _values_of(index, projection)
-        made = None if values is None else _made_by(index, linears, values, width=len(projection.matrix))
-        if made is not None:
-            yield _AttentionValues(projection, *made)
+        maker = None if values is None else _made_by(index, linears, values, width=len(projection.matrix))
+        if maker is not None:
+            yield _AttentionValues(projection, *maker)
 
 
 def _values_of(index: Index, projection: Layer) -> str | None:

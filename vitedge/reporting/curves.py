@@ -46,9 +46,9 @@ def over_time(lines: Sequence[Line], title: str) -> str | None:
     sensors = [sensor for sensor in _SENSORS if any(_series(readings, value) for _, value in sensor.values)]
     seconds = max(sustained.duration_s(line.row.latency) for line in timed if line.row.latency is not None)
     unit, scale = ("minutes", 60.0) if seconds > MINUTES_FROM_S else ("seconds", 1.0)
-    with picture(title, height=3.4 + 1.2 * len(sensors), panels=1 + len(sensors)) as made:
-        ends = _latencies(made.axes, timed, scale)
-        for axes, sensor in zip(made.panels[1:], sensors, strict=True):
+    with picture(title, height=3.4 + 1.2 * len(sensors), panels=1 + len(sensors)) as drawing:
+        ends = _latencies(drawing.axes, timed, scale)
+        for axes, sensor in zip(drawing.panels[1:], sensors, strict=True):
             for number, (name, value) in enumerate(sensor.values):
                 points = _series(readings, value)
                 if points:
@@ -60,12 +60,12 @@ def over_time(lines: Sequence[Line], title: str) -> str | None:
             axes.margins(x=0.06, y=0.2)
             if sensor.label == "W":
                 axes.set_ylim(bottom=0)
-            axes.set_xlim(made.axes.get_xlim())
-        for axes in made.panels[:-1]:
+            axes.set_xlim(drawing.axes.get_xlim())
+        for axes in drawing.panels[:-1]:
             axes.tick_params(labelbottom=not sensors)
-        made.panels[-1].set_xlabel(f"{unit} since the run began")
-        letters(made.axes, ends)
-    return made.svg
+        drawing.panels[-1].set_xlabel(f"{unit} since the run began")
+        letters(drawing.axes, ends)
+    return drawing.svg
 
 
 def _latencies(axes: Axes, timed: Sequence[Line], scale: float) -> list[tuple[Line, float, float]]:
@@ -133,8 +133,8 @@ def layers(line: Line, title: str) -> str | None:
     if not bars:
         return None
     parts = [part for part in profile.PARTS if any(part in times for _, times in bars)]
-    with picture(title, height=1.5 + 0.26 * len(bars)) as made:
-        axes = made.axes
+    with picture(title, height=1.5 + 0.26 * len(bars)) as drawing:
+        axes = drawing.axes
         starts = [0.0] * len(bars)
         for part in parts:
             widths = [times.get(part, 0.0) / 1e6 for _, times in bars]
@@ -144,5 +144,5 @@ def layers(line: Line, title: str) -> str | None:
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("ms, medians of the profiled inferences")
-        made.figure.legend(loc="outside upper left", ncols=4, handlelength=0.9, columnspacing=1.2)
-    return made.svg
+        drawing.figure.legend(loc="outside upper left", ncols=4, handlelength=0.9, columnspacing=1.2)
+    return drawing.svg

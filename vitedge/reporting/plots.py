@@ -137,9 +137,9 @@ def picture(title: str, *, height: float = 3.4, width: float = 5.2, panels: int 
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": title}), warnings.catch_warnings():
         # Text stays text: a letter that our font lacks is drawn by the reader's.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        made = Picture(title, height, width, panels)
-        yield made
-        made.svg = made.render()
+        drawing = Picture(title, height, width, panels)
+        yield drawing
+        drawing.svg = drawing.render()
 
 
 def letters(axes: Axes, places: Sequence[tuple[Line, float, float]]) -> None:
@@ -186,8 +186,8 @@ def tradeoff(lines: Sequence[Line], title: str) -> str | None:
     points = [line for line in lines if line.cost_ms is not None and line.top1 is not None]
     if len(points) < 2:
         return None
-    with picture(title) as made:
-        axes = made.axes
+    with picture(title) as drawing:
+        axes = drawing.axes
         best = front(points)
         if len(best) > 1:
             axes.plot(
@@ -219,7 +219,7 @@ def tradeoff(lines: Sequence[Line], title: str) -> str | None:
         axes.set_xlabel("milliseconds an image, median" if points[0].row.subject.batch > 1 else "latency p50, ms")
         axes.set_ylabel("top-1, %")
         letters(axes, [(line, line.cost_ms or 0.0, 100 * (line.top1 or 0.0)) for line in points])
-    return made.svg
+    return drawing.svg
 
 
 def selection(steps: Sequence[Step], candidates: Sequence[CandidateResult], title: str) -> str | None:
@@ -232,15 +232,15 @@ def selection(steps: Sequence[Step], candidates: Sequence[CandidateResult], titl
         return None
     timed = all(step.latency_ms is not None for step in steps)
     others = [
-        (one.latency_p50_ms, one.divergence or 0.0, shortened(one.variant))
-        for one in candidates
-        if timed and not one.chosen and one.latency_p50_ms is not None
+        (candidate.latency_p50_ms, candidate.divergence or 0.0, shortened(candidate.variant))
+        for candidate in candidates
+        if timed and not candidate.chosen and candidate.latency_p50_ms is not None
     ]
     highest = max([step.divergence for step in steps] + [y for _, y, _ in others])
     power = math.floor(math.log10(highest)) if highest > 0 else 0
     unit = 10.0**power
-    with picture(title, height=3.8) as made:
-        axes = made.axes
+    with picture(title, height=3.8) as drawing:
+        axes = drawing.axes
         places = [
             (step.latency_ms or 0.0 if timed else 100 * (1 - step.quantized), step.divergence / unit) for step in steps
         ]
@@ -261,7 +261,7 @@ def selection(steps: Sequence[Step], candidates: Sequence[CandidateResult], titl
         axes.set_xlabel("latency, ms" if timed else "multiply-accumulates in float, %")
         axes.set_ylabel(f"mean KL from float32, 10{str(power).translate(_SUPERSCRIPT)}")
         _beside(axes, sorted(labels, key=lambda word: (word[2].isdecimal(), word[3] == QUIET)))
-    return made.svg
+    return drawing.svg
 
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -333,8 +333,8 @@ def distributions(lines: Sequence[Line], title: str) -> str | None:
     timed = [line for line in lines if line.row.latency is not None and len(line.row.latency.samples) > 1]
     if not timed:
         return None
-    with picture(title) as made:
-        axes, right, places = made.axes, 0.0, []
+    with picture(title) as drawing:
+        axes, right, places = drawing.axes, 0.0, []
         for number, line in enumerate(timed):
             assert line.row.latency is not None
             ordered = np.sort(np.asarray(line.row.latency.samples.latency_ns)) / 1e6
@@ -352,7 +352,7 @@ def distributions(lines: Sequence[Line], title: str) -> str | None:
         axes.set_xlabel("latency, ms")
         axes.set_ylabel("inferences, %")
         letters(axes, places)
-    return made.svg
+    return drawing.svg
 
 
 # --- accuracy --------------------------------------------------------------------------------------------------------
@@ -366,8 +366,8 @@ def classes(line: Line, title: str) -> str | None:
     counts = per_class(accuracy, data)
     reference_counts = per_class(line.reference.accuracy, data) if line.reference and line.reference.accuracy else None
     order = sorted(range(len(counts)), key=lambda index: counts[index][0] / max(1, counts[index][1]))
-    with picture(title, height=1.0 + 0.24 * len(order)) as made:
-        axes = made.axes
+    with picture(title, height=1.0 + 0.24 * len(order)) as drawing:
+        axes = drawing.axes
         for y, index in enumerate(order):
             top1_pct = 100 * counts[index][0] / max(1, counts[index][1])
             if reference_counts is not None:
@@ -379,7 +379,7 @@ def classes(line: Line, title: str) -> str | None:
         axes.tick_params(axis="y", labelcolor=INK)
         axes.margins(y=0.04)
         axes.set_xlabel("top-1, %" + (" (hollow: float32)" if reference_counts is not None else ""))
-    return made.svg
+    return drawing.svg
 
 
 def confusions(line: Line, title: str) -> str | None:
@@ -389,8 +389,8 @@ def confusions(line: Line, title: str) -> str | None:
         return None
     counts = confusion(accuracy, data)
     size = len(counts)
-    with picture(title, height=1.2 + 0.28 * size) as made:
-        axes = made.axes
+    with picture(title, height=1.2 + 0.28 * size) as drawing:
+        axes = drawing.axes
         for row, cells in enumerate(counts):
             total = max(1, sum(cells))
             for column, count in enumerate(cells):
@@ -409,7 +409,7 @@ def confusions(line: Line, title: str) -> str | None:
         axes.grid(visible=False)
         axes.set_xlabel("answered")
         axes.set_ylabel("true")
-    return made.svg
+    return drawing.svg
 
 
 def _square(x: float, y: float, shade: str, alpha: float) -> Any:
@@ -423,8 +423,8 @@ def reliability(lines: Sequence[Line], title: str) -> str | None:
     shown = [line for line in lines if line.row.accuracy is not None and line.row.accuracy.calibrated is not None]
     if not shown:
         return None
-    with picture(title) as made:
-        axes, places = made.axes, []
+    with picture(title) as drawing:
+        axes, places = drawing.axes, []
         axes.plot([0, 100], [0, 100], color=QUIET, linewidth=1, linestyle=(0, (2, 3)))
         for line in shown:
             assert line.row.accuracy is not None and line.row.accuracy.calibrated is not None
@@ -449,7 +449,7 @@ def reliability(lines: Sequence[Line], title: str) -> str | None:
         axes.set_xlabel("confidence of the answer, %")
         axes.set_ylabel("correct, %")
         letters(axes, places)
-    return made.svg
+    return drawing.svg
 
 
 def shortened(name: str, most: int = 18) -> str:

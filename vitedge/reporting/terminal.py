@@ -88,7 +88,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str |
     from rich.text import Text
 
     narrow = console().width < 100
-    made = Table(
+    table = Table(
         box=box.SIMPLE_HEAD,
         header_style=QUIET,
         pad_edge=False,
@@ -100,7 +100,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str |
         right, single = ">" in column[:2], "!" in column[:2]
         name = column.lstrip(">!")
         longest = max((len(word) for row in cells for word in row[number].plain.split()), default=0)
-        made.add_column(
+        table.add_column(
             Text(name.replace(" ", "\n")) if right and narrow else text(name),
             justify="right" if right else "left",
             vertical="top",
@@ -109,8 +109,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str |
             min_width=None if right or single else min(longest, LONGEST_WORD),
         )
     for row in cells:
-        made.add_row(*row)
-    return _titled(title, made)
+        table.add_row(*row)
+    return _titled(title, table)
 
 
 def facts(pairs: Iterable[tuple[str, object]], title: str | None = None) -> RenderableType:
@@ -118,18 +118,18 @@ def facts(pairs: Iterable[tuple[str, object]], title: str | None = None) -> Rend
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    made.add_column(style=QUIET, no_wrap=True)
-    made.add_column(overflow="fold")
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style=QUIET, no_wrap=True)
+    table.add_column(overflow="fold")
     for name, value in pairs:
-        made.add_row(text(name), value if isinstance(value, Text) else text(value))
-    return _titled(title, made)
+        table.add_row(text(name), value if isinstance(value, Text) else text(value))
+    return _titled(title, table)
 
 
-def _titled(title: str | None, made: Table) -> RenderableType:
+def _titled(title: str | None, table: Table) -> RenderableType:
     from rich.console import Group
 
-    return made if title is None else Group(text(title, LOUD), made)
+    return table if title is None else Group(text(title, LOUD), table)
 
 
 def show(*parts: RenderableType | None) -> None:

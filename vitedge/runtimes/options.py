@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from vitedge.core.progress import Progress
 from vitedge.formats.target import Option
 
+TOP_K = 5  # classes that are told of a picture
+
 
 @dataclass(frozen=True)
 class OpenOptions:

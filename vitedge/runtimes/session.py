@@ -16,6 +16,7 @@ from vitedge.errors import InvalidResultError, UsageError
 from vitedge.formats.artifact import Artifact
 from vitedge.formats.target import Option
 from vitedge.runtimes.base import Backend, Executed, LayerTime, OpenOptions, Stages
+from vitedge.runtimes.options import TOP_K
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -113,7 +114,7 @@ class Session:
             padded = np.stack(group + [group[-1]] * (self.batch - len(group)))
             yield from self.run(padded)[: len(group)]
 
-    def classify(self, picture: Image.Image | NDArray[np.uint8] | str | Path, top_k: int = 5) -> list[Prediction]:
+    def classify(self, picture: Image.Image | NDArray[np.uint8] | str | Path, top_k: int = TOP_K) -> list[Prediction]:
         """The ``top_k`` most probable classes of one picture (or picture file), best first.
 
         Raises:
@@ -125,7 +126,7 @@ class Session:
         logits = next(self.map_batches([self.preprocess(picture)]))
         return self.predictions(logits, top_k)
 
-    def predictions(self, logits: NDArray[np.float32], top_k: int = 5) -> list[Prediction]:
+    def predictions(self, logits: NDArray[np.float32], top_k: int = TOP_K) -> list[Prediction]:
         """Logits [classes] to the ``top_k`` best predictions.
 
         Raises:
