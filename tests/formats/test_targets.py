@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from vitedge import runtimes
 from vitedge.core import paths
 from vitedge.errors import UsageError
-from vitedge.formats.target import Target, load_target, targets_table
+from vitedge.formats.target import Target, load_target
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted(path.stem for path in (ROOT / "targets").glob("*.toml"))
@@ -97,6 +97,24 @@ def test_a_file_in_the_users_folder_is_found_by_name() -> None:
 
 
 START, END = "<!-- table: generated from targets/*.toml -->\n", "<!-- end of table -->\n"
+
+
+def targets_table() -> str:
+    """Every target as a Markdown table, the preferred precision first; it stands in ``docs/targets.md``."""
+    rows = [
+        "| target | device | runtime | CPU | precisions | GPU | memory |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in paths.names("targets"):
+        target = load_target(name)
+        cpu = target.arch if target.isa == "any" else f"{target.arch}, {target.isa}"
+        precisions = ", ".join(dict.fromkeys(candidate.precision for candidate in target.candidate))
+        gpu = ", ".join(f"SM {sm}" for sm in ([target.sm] if target.sm else target.sms))
+        memory = f"{target.memory_mb / 1024:g} GB" if target.memory_mb else ""
+        runtime = f"{target.runtime} ≥ {target.runtime_min}"
+        cells = (f"`{name}`", target.summary, runtime, cpu, precisions, gpu, memory)
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
 
 
 def test_the_documented_table_is_current() -> None:

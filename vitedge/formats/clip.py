@@ -108,19 +108,19 @@ class Clip(Sequence["NDArray[np.uint8]"]):
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self._asked = path, f"read the clip {path}"
+        self.path, self._action = path, f"read the clip {path}"
         try:
             with path.open("rb") as file:
                 total = os.fstat(file.fileno()).st_size
                 head = file.read(len(_MAGIC) + _MAX_HEADER)
         except OSError as error:
-            raise ArtifactError(self._asked, f"{error.strerror}", "name a clip of: vitedge stream --record") from error
+            raise ArtifactError(self._action, f"{error.strerror}", "name a clip of: vitedge stream --record") from error
         line, newline, _ = head.removeprefix(_MAGIC).partition(b"\n")
         if not head.startswith(_MAGIC) or not newline:
-            raise ArtifactError(self._asked, "it isn't a recorded clip", "name a clip of: vitedge stream --record")
-        self.header = decode_json(line, ClipHeader, action=self._asked, file=str(path))
+            raise ArtifactError(self._action, "it isn't a recorded clip", "name a clip of: vitedge stream --record")
+        self.header = decode_json(line, ClipHeader, action=self._action, file=str(path))
         if not all(1 <= side <= MAX_SIDE for side in self.header.size):
-            raise ArtifactError(self._asked, f"its size is {self.header.size}", "record it again")
+            raise ArtifactError(self._action, f"its size is {self.header.size}", "record it again")
         self.end = len(_MAGIC) + len(line) + 1
         with path.open("rb") as file:
             self._entries = self._scan(file, total)
@@ -137,7 +137,7 @@ class Clip(Sequence["NDArray[np.uint8]"]):
             file.seek(self.end)
             mark, sequence, arrival, presentation, length, crc = _FRAME.unpack(file.read(_FRAME.size))
             if mark != _MARK:
-                raise ArtifactError(self._asked, f"byte {self.end} isn't the beginning of a frame", "record it again")
+                raise ArtifactError(self._action, f"byte {self.end} isn't the beginning of a frame", "record it again")
             if self.end + _FRAME.size + length > total:
                 break
             entries.append(_Entry(sequence, arrival, presentation, self.end + _FRAME.size, length, crc))
@@ -168,7 +168,7 @@ class Clip(Sequence["NDArray[np.uint8]"]):
                 raise zlib.error("length")
         except zlib.error as error:
             raise ArtifactError(
-                self._asked, f"frame {index} is damaged", "copy it again, or record it again"
+                self._action, f"frame {index} is damaged", "copy it again, or record it again"
             ) from error
         return np.frombuffer(pixels, np.uint8).reshape(*self.header.size, 3)
 

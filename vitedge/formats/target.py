@@ -119,21 +119,3 @@ def load_target(name: str | Path) -> Target:
     if target.name:
         raise UsageError(f"target '{name}'", f"{path}: the key 'name' is the file's own name", "remove the key")
     return replace(target, name=path.stem)
-
-
-def targets_table() -> str:
-    """Every target as a Markdown table, the preferred precision first; it stands in ``docs/targets.md``."""
-    rows = [
-        "| target | device | runtime | CPU | precisions | GPU | memory |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for name in paths.names("targets"):
-        target = load_target(name)
-        cpu = target.arch if target.isa == "any" else f"{target.arch}, {target.isa}"
-        precisions = ", ".join(dict.fromkeys(candidate.precision for candidate in target.candidate))
-        gpu = ", ".join(f"SM {sm}" for sm in ([target.sm] if target.sm else target.sms))
-        memory = f"{target.memory_mb / 1024:g} GB" if target.memory_mb else ""
-        runtime = f"{target.runtime} ≥ {target.runtime_min}"
-        cells = (f"`{name}`", target.summary, runtime, cpu, precisions, gpu, memory)
-        rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows) + "\n"

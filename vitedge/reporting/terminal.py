@@ -446,7 +446,7 @@ def _machine_facts(machine: Machine) -> list[tuple[str, object]]:
         ("instructions", None if processor.isa is None else " ".join(processor.isa) or "none that matter here"),
         *([("governor", processor.governor)] if processor.governor else []),
         ("memory", _memory(machine) if memory.total_mb is not None else None),
-        *(("NVIDIA GPU", words(_known(gpu))) for gpu in machine.gpus),
+        *(("NVIDIA GPU", words(_stated(gpu))) for gpu in machine.gpus),
         *(("camera", _camera(camera)) for camera in machine.cameras),
         *([] if machine.gpus else [("NVIDIA GPU", "none found")]),
         *([] if machine.cameras else [("cameras", "none found")]),
@@ -486,7 +486,7 @@ def _clocks(clocks: Clocks) -> str:
     return f"{one('processor', clocks.processor)}; {one('GPU', clocks.gpu)}; {locked}"
 
 
-def _known(record: Any) -> dict[str, Any]:
+def _stated(record: Any) -> dict[str, Any]:
     from msgspec import to_builtins
 
     return {name.replace("_", " "): value for name, value in to_builtins(record).items() if value is not None}
