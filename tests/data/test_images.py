@@ -440,3 +440,15 @@ def test_a_source_that_changes_under_ones_hands(kind: str, tmp_path: Path) -> No
         path.write_bytes(b"something else")
     with pytest.raises(ImageError):
         found.read(0)
+
+
+@pytest.mark.parametrize("renamed", ["cat/1.pnX", "cat/1png/", "cat/.1png"])
+def test_a_picture_that_the_directory_of_a_zip_renames_does_not_vanish(renamed: str, tmp_path: Path) -> None:
+    archive = as_zip(tmp_path / "data.zip", content())
+    data = archive.read_bytes()
+    name = renamed.encode()
+    assert data.count(b"cat/1.png") == 2
+    at = data.rindex(b"cat/1.png")
+    archive.write_bytes(data[:at] + name + data[at + len(name) :])
+    with pytest.raises(ImageError, match="File name in directory"):
+        ImageSet.open(archive)

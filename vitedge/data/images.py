@@ -1,8 +1,8 @@
 """Labelled pictures in folders, archives and tar shards, read one at a time and never unpacked to disk.
 
 A data set is a folder (or ``.zip``, ``.tar``, ``.tar.gz``) with one sub-folder a class, a flat folder without labels,
-or shards in webdataset's layout (:mod:`vitedge.data.shards`). Only JPEG, PNG, WEBP and BMP are decoded, and only up to
-:data:`MAX_PIXELS`.
+or shards in webdataset's layout (:mod:`vitedge.data.shards`). Only JPEG, PNG, WEBP and BMP are decoded, and only
+within the memory that :mod:`vitedge.data.picture_memory` allows.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from vitedge.data import picture_memory
 from vitedge.data.shards import read_shards, shard_files
 from vitedge.errors import ImageError, InputError, UsageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-MAX_PIXELS = 100_000_000
 MAX_FILE_BYTES = 256 << 20
 MAX_ARCHIVE_BYTES = 1 << 30  # of a compressed .tar, which has to be kept in memory
 _COMPRESSED = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open))
@@ -42,10 +42,11 @@ def open_picture(data: bytes, name: str) -> Image.Image:
     """Decode an encoded picture.
 
     Returns:
-        A loaded PIL image, in the file's own mode, EXIF orientation not yet applied.
+        A loaded PIL image, in the file's own mode, EXIF orientation not yet applied; a JPEG that would take more memory
+        than :data:`~vitedge.data.picture_memory.MAX_DECODED_BYTES` at a half, a quarter or an eighth of its size.
 
     Raises:
-        ImageError: another format, more than :data:`MAX_PIXELS`, or a broken file.
+        ImageError: another format, too large to decode, or a broken file.
     """
     action = f"read the picture {name}"
     hint = "use a JPEG, PNG, WEBP or BMP file"
@@ -53,12 +54,12 @@ def open_picture(data: bytes, name: str) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and large sizes; both are judged here
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
-            if picture.width * picture.height > MAX_PIXELS:
-                raise Image.DecompressionBombError
-            picture.load()
+            picture_memory.load(picture, data)
             return picture
     except Image.DecompressionBombError as error:
-        raise ImageError(action, f"it has more than {MAX_PIXELS:,} pixels", "shrink it") from error
+        raise ImageError(action, f"it has more than {picture_memory.MAX_PIXELS:,} pixels", "shrink it") from error
+    except picture_memory.UnfitPictureError as error:
+        raise ImageError(action, str(error), "replace it by a smaller one") from error
     except UnidentifiedImageError as error:
         raise ImageError(action, "it's not a JPEG, PNG, WEBP or BMP picture", hint) from error
     except Exception as error:  # Pillow's decoders raise many kinds for broken files
@@ -240,7 +241,7 @@ def _archive_names(path: Path, action: str) -> list[str]:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                return [info.filename for info in archive.infolist() if not info.is_dir() and _wanted(info.filename)]
+                return list(_zip_names(archive))
         if _is_tar(path):
             with _tar(path) as (tar, compressed):
                 return [info.name for info in _tar_members(tar, compressed)]
@@ -249,6 +250,20 @@ def _archive_names(path: Path, action: str) -> list[str]:
     except Exception as error:  # broken archives raise many kinds
         raise ImageError(action, f"{path}: {type(error).__name__}: {error}", "make the archive again") from error
     raise UsageError(action, f"{path} is neither a folder nor a .zip or .tar archive", LAYOUT)
+
+
+def _zip_names(archive: zipfile.ZipFile) -> Iterator[str]:
+    """The pictures' names. A name that isn't a picture's is held against the member's own header first.
+
+    Raises:
+        zipfile.BadZipFile: the directory tells another name than the member.
+    """
+    for info in archive.infolist():
+        if not info.is_dir() and _wanted(info.filename):
+            yield info.filename  # its header is read with its content
+        else:
+            with contextlib.suppress(RuntimeError):  # encrypted, or compressed in a way that's unknown: nobody reads it
+                archive.open(info).close()
 
 
 def _archive_read(images: ImageSet, member: str) -> bytes:
@@ -266,8 +281,15 @@ def _archive_reader(source: Path) -> Callable[[str], bytes]:
         archive = zipfile.ZipFile(source)
 
         def from_zip(member: str) -> bytes:
-            _check_size(member, archive.getinfo(member).file_size)
-            return archive.read(member)
+            info = archive.getinfo(member)
+            _check_size(member, info.file_size)
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # zipfile reads others unbounded
+                method = {zipfile.ZIP_BZIP2: "bzip2", zipfile.ZIP_LZMA: "lzma"}.get(
+                    info.compress_type, "another method"
+                )
+                raise ImageError(f"read the picture {member}", f"it's compressed by {method}", "use deflate, or none")
+            with archive.open(info) as stream:
+                return stream.read(info.file_size + 1)  # no more than is claimed; its CRC tells when that isn't all
 
         return from_zip
     with _tar(source) as (tar, compressed):

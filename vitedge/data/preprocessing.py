@@ -15,12 +15,13 @@ from msgspec import Meta
 from PIL import Image, ImageOps
 
 from vitedge.core.schema import PositiveReal, Record
+from vitedge.data.picture_memory import by_bands, is_turned
 from vitedge.errors import ImageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MAX_RESIZED_PIXELS = 100_000_000
+MAX_RESIZED_PIXELS = 25_000_000
 Byte = Annotated[int, Meta(ge=0, le=255)]
 PositivePixels = Annotated[int, Meta(ge=1, le=4096)]
 _RESAMPLING = {
@@ -182,19 +183,26 @@ def to_rgb(picture: Image.Image, contract: Preprocessing) -> Image.Image:
         ImageError: the picture can't be decoded.
     """
     try:
-        if contract.exif_orientation:
+        picture.load()
+        if contract.exif_orientation and is_turned(picture):
             picture = ImageOps.exif_transpose(picture)
-        if picture.mode.startswith("I") or picture.mode == "F":
-            values = np.asarray(picture).astype(np.float64)
-            values = values / 256.0 if contract.sixteen_bit == "scale" else values
-            picture = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
-        has_alpha = picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info
-        if has_alpha and contract.alpha == "composite":
-            above = picture.convert("RGBA")
-            below = Image.new("RGBA", above.size, (*contract.fill, 255))
-            picture = Image.alpha_composite(below, above)
-        elif picture.mode == "P" and has_alpha:
-            picture = picture.convert("RGBA")
-        return picture.convert("RGB")
+        if picture.mode == "RGB" and "transparency" not in picture.info:
+            return picture
+        return by_bands(picture, lambda band: _eight_bit_rgb(band, contract))
     except Exception as error:  # broken files make Pillow raise many kinds
         raise ImageError("decode a picture", f"{type(error).__name__}: {error}", "replace the file") from error
+
+
+def _eight_bit_rgb(picture: Image.Image, contract: Preprocessing) -> Image.Image:
+    if picture.mode.startswith("I") or picture.mode == "F":
+        values = np.asarray(picture).astype(np.float64)
+        values = values / 256.0 if contract.sixteen_bit == "scale" else values
+        picture = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+    has_alpha = picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info
+    if has_alpha and contract.alpha == "composite":
+        above = picture.convert("RGBA")
+        below = Image.new("RGBA", above.size, (*contract.fill, 255))
+        picture = Image.alpha_composite(below, above)
+    elif picture.mode == "P" and has_alpha:
+        picture = picture.convert("RGBA")
+    return picture.convert("RGB")
