@@ -324,8 +324,8 @@ def bench(
     given = config or BenchConfig()
     config = filled(type(given), {}, given, action="measure latency", verb="bench")
     images = None if data is None else embedded.open_images(data, action="measure latency")
-    clip = None if config.replay is None else open_replay(Path(config.replay))
     opened = [_opened(artifact) for artifact in artifacts]
+    clip = None if config.replay is None else open_replay(Path(config.replay), opened)
     return measure(opened, config, options, images=images, replay=clip, progress=progress, resume=resume, keep=keep)
 
 

@@ -12,7 +12,6 @@ import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 from msgspec.structs import replace
@@ -24,7 +23,7 @@ from vitedge.data.images import ImageSet
 from vitedge.device.reading import Reading
 from vitedge.errors import UsageError
 from vitedge.formats.artifact import LayerPlan, Step
-from vitedge.formats.result import Accuracy, Calibrated, Result, Samples, encode_result
+from vitedge.formats.result import Accuracy, Calibrated, Result, Samples, decode_result, encode_result
 from vitedge.formats.samples import Block, Layer, Profile
 from vitedge.reporting import html, plots
 from vitedge.reporting.gallery import Answer, Shown
@@ -155,7 +154,7 @@ def test_its_only_script_is_ours_and_the_policy_allows_no_other(page: str) -> No
 
 def test_the_raw_results_are_in_it(page: str) -> None:
     embedded = json.loads(Page(page).scripts["application/json"])
-    assert msgspec.convert(embedded, list[Result]) == [results.demo()]
+    assert [decode_result(json.dumps(each).encode(), "page") for each in embedded] == [results.demo()]
 
 
 def test_large_results_are_compressed_and_then_left_out() -> None:

@@ -24,9 +24,11 @@ from tests.benchmarking.nulls import null_artifact
 from tests.conftest import data_folder
 from tests.streaming.levels import level_of, run, session
 from tests.streaming.publisher import grey, level
+from vitedge.benchmarking.options import BenchConfig
 from vitedge.errors import InputError, StreamError, UsageError
-from vitedge.formats.clip import Clip
+from vitedge.formats.clip import Clip, ClipHeader, ClipWriter
 from vitedge.runtimes.session import Session
+from vitedge.streaming import replay as replay_module
 from vitedge.streaming import shared
 from vitedge.streaming.capture import TRANSITIONS, Capture
 from vitedge.streaming.openers import _failure_text
@@ -278,10 +280,28 @@ def test_what_is_recorded_is_what_the_session_got_and_replays(opened: Session, t
     replay = open_replay(clip.path)
     assert replay.prepared and len(replay.pictures) == 30 and list(replay.times_ns) == sorted(replay.times_ns)
     artifact = null_artifact(tmp_path / "null")
-    from vitedge.benchmarking.bench import BenchConfig
-
     wish = BenchConfig(scenario="camera", duration_s=0.2, warmup_s=0.05, percentile=50, replay=str(clip.path))
     assert vitedge.bench([artifact], wish).rows[0].latency is not None
+
+
+def test_a_clip_of_another_size_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    writer = ClipWriter(tmp_path / "a.clip", ClipHeader(source="s", size=(64, 48), artifact="other"))
+    for number in range(2):
+        writer.append(np.zeros((1, 1, 3), np.uint8), sequence=number, arrival_ns=number, presentation_s=None)
+    writer.close()
+    artifact = null_artifact(tmp_path / "null")
+    with pytest.raises(UsageError, match="its frames have 64 × 48 pixels"):
+        vitedge.bench([artifact], BenchConfig(scenario="camera", replay=str(tmp_path / "a.clip")))
+
+
+def test_no_more_of_a_clip_is_kept_in_memory_than_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = ClipWriter(tmp_path / "a.clip", ClipHeader(source="s", size=(8, 8), artifact="a"))
+    for number in range(5):
+        writer.append(np.zeros((8, 8, 3), np.uint8), sequence=number, arrival_ns=number, presentation_s=None)
+    writer.close()
+    monkeypatch.setattr(replay_module, "MOST_BYTES", 8 * 8 * 3 * 3)
+    replay = open_replay(tmp_path / "a.clip")
+    assert len(replay.pictures) == 3 and "first 3 of 5 frames" in replay.name
 
 
 def test_descriptors_and_threads_come_back(opened: Session) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 
+from vitedge.core.files import sha256
 from vitedge.errors import ArtifactError, InputError, UsageError, nearest
 
 if sys.version_info >= (3, 11):
@@ -137,13 +138,28 @@ def encode_json(value: Any) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value, order="deterministic"), indent=2) + b"\n"
 
 
+def seal(text: bytes) -> bytes:
+    """A record's JSON with ``record_digest`` as its last key: SHA-256 of all the others' canonical text.
+
+    The digest detects corruption, not attackers. White space and the order of keys don't change it, nor do keys that a
+    later version adds to the record. :func:`decode_json` checks it where it's there; version 0.1.0 wrote none.
+    """
+    end = text.rindex(b"}")
+    digest = _canonical_digest(msgspec.json.decode(text))
+    return text[:end].rstrip() + f',\n  "record_digest": "{digest}"\n}}'.encode() + text[end + 1 :]
+
+
+def _canonical_digest(fields: Any) -> str:
+    return sha256(msgspec.json.encode(fields, order="deterministic"))
+
+
 def decode_json(
     data: bytes, kind: type[T], *, action: str, file: str, error_type: type[InputError] = ArtifactError
 ) -> T:
     """Decode a JSON record that carries ``schema_version``; a newer one is refused with the version that wrote it.
 
     Raises:
-        InputError: (as ``error_type``) not JSON, wrong shape, or written by a newer version.
+        InputError: (as ``error_type``) not JSON, wrong shape, altered, or written by a newer version.
     """
     newest = getattr(kind, "SCHEMA_VERSION", 1)
     try:
@@ -156,7 +172,17 @@ def decode_json(
                 f"{file} has schema version {head.schema_version}; this vitedge reads up to {newest}",
                 f'run: pip install "vitedge>={head.vitedge_version}"',
             )
-        return msgspec.json.decode(data, type=kind)
+        if head.record_digest is None:
+            return msgspec.json.decode(data, type=kind)
+        fields = msgspec.json.decode(data)
+        del fields["record_digest"]
+        if _canonical_digest(fields) != head.record_digest:
+            raise error_type(
+                action,
+                f"{file} isn't what was written (its digest differs)",
+                "copy it again, or make it again; if you edited it yourself, remove its key 'record_digest'",
+            )
+        return msgspec.convert(fields, kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         reason, _ = _explain(error, kind, None)
         raise error_type(action, f"{file} isn't a valid record: {reason}", "make it again, or copy it again") from error
@@ -167,3 +193,4 @@ class _Head(msgspec.Struct):
 
     schema_version: int
     vitedge_version: str = "?"
+    record_digest: str | None = None  # of :func:`seal`

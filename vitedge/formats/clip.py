@@ -4,7 +4,8 @@ One file a source, only ever appended to, so that a reader that is killed loses 
 
     b"vitedge clip\\n"
     one line of JSON: ClipHeader
-    a frame, again and again: b"FRAM", sequence, arrival_ns, presentation_ns (least int64: none), length, CRC-32, data
+    a frame, again and again: b"FRAM", sequence, arrival_ns, presentation_ns (least int64: none), length of the data,
+    CRC-32 of the data, CRC-32 of this head (since schema version 2), data
 
 Numbers are little-endian; the data are zlib's, of uint8 RGB [h, w, 3] at the model's size: just what the session got.
 Arrival times are those of the monotonic clock, so only their differences mean something.
@@ -24,7 +25,7 @@ import numpy as np
 
 from vitedge._version import __version__
 from vitedge.core.files import sha256
-from vitedge.core.schema import Record, decode_json
+from vitedge.core.schema import Record, decode_json, seal
 from vitedge.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 SUFFIX = ".clip"
 MAX_SIDE = 4096
 _MAGIC, _MARK = b"vitedge clip\n", b"FRAM"
-_FRAME = struct.Struct("<4sqqqII")
+_FRAME, _CRC = struct.Struct("<4sqqqII"), struct.Struct("<I")
 _NO_TIME = -(1 << 63)
 _MAX_HEADER = 1 << 16
 
@@ -41,12 +42,17 @@ _MAX_HEADER = 1 << 16
 class ClipHeader(Record):
     """The first line of a clip."""
 
-    SCHEMA_VERSION = 1
+    SCHEMA_VERSION = 2  # 2: checksums of this line and of the frames' heads
     schema_version: int = SCHEMA_VERSION
     vitedge_version: str = __version__
     source: str  # without credentials
     size: tuple[int, int]  # (height, width) of every frame
     artifact: str  # name of the artifact that it was prepared for
+
+    @property
+    def heads_have_checksums(self) -> bool:
+        """False in the clips of version 0.1.0, which stay as they are when they're continued."""
+        return self.schema_version > 1
 
 
 class _Entry(NamedTuple):
@@ -73,12 +79,13 @@ class ClipWriter:
             before = Clip(path)
             if (before.header.source, before.header.size) != (header.source, header.size):
                 raise ArtifactError(f"record to {path}", "it holds another source's frames", "name another folder")
-            end = before.end
+            header, end = before.header, before.end
+        self._header = header
         self._file = path.open("r+b" if exists else "wb")
         self._file.truncate(end)
         self._file.seek(end)
         if not exists:
-            self._file.write(_MAGIC + msgspec.json.encode(header) + b"\n")
+            self._file.write(_MAGIC + msgspec.json.format(seal(msgspec.json.encode(header)), indent=-1) + b"\n")
             self._file.flush()
 
     def append(self, image: NDArray[np.uint8], *, sequence: int, arrival_ns: int, presentation_s: float | None) -> None:
@@ -86,6 +93,8 @@ class ClipWriter:
         data = zlib.compress(image.tobytes(), 1)
         presentation = _NO_TIME if presentation_s is None else round(presentation_s * 1e9)
         head = _FRAME.pack(_MARK, sequence, arrival_ns, presentation, len(data), zlib.crc32(data))
+        if self._header.heads_have_checksums:
+            head += _CRC.pack(zlib.crc32(head))
         self._file.write(head + data)
         self._file.flush()
 
@@ -133,15 +142,17 @@ class Clip(Sequence["NDArray[np.uint8]"]):
 
     def _scan(self, file: IO[bytes], total: int) -> list[_Entry]:
         entries: list[_Entry] = []
-        while self.end + _FRAME.size <= total:
+        size = _FRAME.size + (_CRC.size if self.header.heads_have_checksums else 0)
+        while self.end + size <= total:
             file.seek(self.end)
-            mark, sequence, arrival, presentation, length, crc = _FRAME.unpack(file.read(_FRAME.size))
-            if mark != _MARK:
+            head, checksum = file.read(_FRAME.size), file.read(size - _FRAME.size)
+            mark, sequence, arrival, presentation, length, crc = _FRAME.unpack(head)
+            if mark != _MARK or checksum not in (b"", _CRC.pack(zlib.crc32(head))):
                 raise ArtifactError(self._action, f"byte {self.end} isn't the beginning of a frame", "record it again")
-            if self.end + _FRAME.size + length > total:
+            if self.end + size + length > total:
                 break
-            entries.append(_Entry(sequence, arrival, presentation, self.end + _FRAME.size, length, crc))
-            self.end += _FRAME.size + length
+            entries.append(_Entry(sequence, arrival, presentation, self.end + size, length, crc))
+            self.end += size + length
         return entries
 
     def __len__(self) -> int:

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from vitedge._version import __version__
 from vitedge.core.files import new_folder, sha256, sha256_file
-from vitedge.core.schema import Record, decode_json, encode_json
+from vitedge.core.schema import Record, decode_json, encode_json, seal
 from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ModelError, UsageError
 from vitedge.formats.architecture import ViTConfig
@@ -76,8 +76,8 @@ class Origin(Record):
 class ModelRecord(Record):
     """``model.json``."""
 
-    SCHEMA_VERSION: ClassVar[int] = 1
-    schema_version: int = 1
+    SCHEMA_VERSION: ClassVar[int] = 2  # 2: record_digest
+    schema_version: int = SCHEMA_VERSION
     vitedge_version: str = __version__
     name: str
     classes: tuple[ClassLabel, ...]
@@ -121,8 +121,8 @@ class Model:
 
     @property
     def digest(self) -> str:
-        """Hex SHA-256 that changes whenever anything about the model does."""
-        return sha256(encode_json(self.record))
+        """Hex SHA-256 that changes whenever anything about the model does, but not with the version of its file."""
+        return sha256(encode_json(replace(self.record, schema_version=1)))
 
     @property
     def onnx_path(self) -> Path:
@@ -185,10 +185,11 @@ def write_model(
         UsageError, ResourceError: as :func:`vitedge.core.files.new_folder`.
     """
     out = Path(out)
-    record = replace(record, files={name: sha256(data) for name, data in sorted(files.items())})
+    digests = {name: sha256(data) for name, data in sorted(files.items())}
+    record = replace(record, files=digests, schema_version=ModelRecord.SCHEMA_VERSION)
     with new_folder(out, overwrite=overwrite, action=action or f"write the model {out}", last=MODEL_JSON) as folder:
         for name, data in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)
-        (folder / MODEL_JSON).write_bytes(encode_json(record))
+        (folder / MODEL_JSON).write_bytes(seal(encode_json(record)))
     return Model.open(out)

@@ -23,7 +23,7 @@ from vitedge.core.percentiles import METHOD as METHOD
 from vitedge.core.percentiles import percentile as percentile
 from vitedge.core.percentiles import samples_needed as samples_needed
 from vitedge.core.schema import Count as Count
-from vitedge.core.schema import Record, decode_json, encode_json
+from vitedge.core.schema import Record, decode_json, encode_json, seal
 from vitedge.device import hardware
 from vitedge.device.clocks import power_mode
 from vitedge.device.reading import Reading as Reading
@@ -45,7 +45,7 @@ from vitedge.formats.samples import Warmup as Warmup
 from vitedge.formats.target import QUANTIZED, Option
 
 RESULT_JSON = "result.json"
-SCHEMA_VERSION = 2  # 2: profile, dialects, GPU readings, device memory, what was resumed
+SCHEMA_VERSION = 3  # 2: profile, dialects, GPU readings, device memory, what was resumed; 3: record_digest
 
 
 class Calibrated(Record):
@@ -306,8 +306,9 @@ _NUMBERS = re.compile(rb"\[\n\s*-?\d[-+\d.eE,\s]*\]")
 
 
 def encode_result(result: Result) -> bytes:
-    """Indented JSON, each column of numbers on one line."""
-    return _NUMBERS.sub(lambda match: re.sub(rb"\s+", b"", match.group()), encode_json(result))
+    """Indented JSON with its digest, each column of numbers on one line."""
+    text = encode_json(replace(result, schema_version=SCHEMA_VERSION))
+    return seal(_NUMBERS.sub(lambda match: re.sub(rb"\s+", b"", match.group()), text))
 
 
 def decode_result(data: bytes, file: str) -> Result:

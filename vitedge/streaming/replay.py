@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 
 from vitedge.benchmarking.arrivals import Replay
 from vitedge.errors import UsageError
+from vitedge.formats.artifact import Artifact
 from vitedge.formats.clip import Clip
 
-MOST_FRAMES = 2000  # they're held in memory: 300 MB at 224 pixels
+MOST_FRAMES, MOST_BYTES = 2000, 300_000_000  # they're held in memory: 300 MB at 224 pixels
 MOST_REORDERED_NS = 10_000_000_000
 
 
-def open_replay(path: Path) -> Replay:
-    """The clip's frames and their arrival times; of a long one, the first :data:`MOST_FRAMES`.
+def open_replay(path: Path, artifacts: Sequence[Artifact] = ()) -> Replay:
+    """The clip's frames and their arrival times; of a long one, the first :data:`MOST_FRAMES` or :data:`MOST_BYTES`.
+
+    Args:
+        path: the clip.
+        artifacts: what is to classify the frames; each must take their size.
 
     Raises:
         ArtifactError: not a clip, or a damaged one.
-        UsageError: fewer than two frames, or recorded over a restart of the machine.
+        UsageError: fewer than two frames, of another size, or recorded over a restart of the machine.
     """
     action = f"replay {path}"
     clip = Clip(path)
-    count = min(len(clip), MOST_FRAMES)
+    height, width = clip.header.size
+    for artifact in artifacts:
+        taken = artifact.manifest.preprocessing.size
+        if taken != clip.header.size:
+            reason = (
+                f"its frames have {height} × {width} pixels; {artifact.manifest.name} takes {taken[0]} × {taken[1]}"
+            )
+            raise UsageError(action, reason, f"record with it: vitedge stream {artifact.path} SOURCE --record FOLDER")
+    count = min(len(clip), MOST_FRAMES, max(2, MOST_BYTES // (height * width * 3)))
     if count < 2:
         raise UsageError(action, f"it holds {count} frames", "record for longer")
     times = tuple(accumulate(clip.times_ns[:count], max))  # frames that are reordered arrive out of turn
     if max(high - time for high, time in zip(times, clip.times_ns, strict=False)) > MOST_REORDERED_NS:
         raise UsageError(action, "its times go back: it was recorded over a restart of the machine", "record it again")
     part = "" if count == len(clip) else f", first {count} of {len(clip)} frames"
+    part += ", its end is missing" if clip.truncated else ""
     return Replay(f"{path.name} ({clip.digest()[:12]}{part})", times, clip[:count], prepared=True)
