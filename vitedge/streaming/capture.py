@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import msgspec
 from msgspec.structs import replace
 
+from vitedge.core.environment import for_children
 from vitedge.streaming import shared
 from vitedge.streaming.records import FrameCounts, State
 from vitedge.streaming.settings import StreamSettings
@@ -239,7 +240,6 @@ class Capture:
             filled=self.filled,
             emptied=self._emptied,
         )
-        hidden = (self._settings.credentials or "").removeprefix("env:")
         self._reader = subprocess.Popen(
             [sys.executable, "-c", _CHILD.format(path=sys.path)],
             stdin=subprocess.PIPE,
@@ -247,7 +247,7 @@ class Capture:
             stderr=subprocess.DEVNULL,
             pass_fds=[task.memory, task.filled, task.emptied],
             start_new_session=True,
-            env={name: value for name, value in os.environ.items() if name != hidden},
+            env=for_children(),
         )
         assert self._reader.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died already, which poll() notices

@@ -21,11 +21,11 @@ import msgspec
 from vitedge.errors import VitedgeError
 from vitedge.formats.clip import ClipHeader, ClipWriter
 from vitedge.streaming import shared
+from vitedge.streaming.address import redact
 from vitedge.streaming.gaps import GapDetector
 from vitedge.streaming.openers import Captured, Failure, captured
 from vitedge.streaming.shared import Shared
 from vitedge.streaming.task import Task
-from vitedge.streaming.uri import redact
 from vitedge.streaming.view import Crop, Turn, picture
 
 if TYPE_CHECKING:
