@@ -27,14 +27,32 @@ from typing import ClassVar
 
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
+_BEFORE_AT = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:/{1,2})(\S+)@")  # with one slash a Path has had it
+
+_IPV6 = re.compile(r"\[[0-9A-Fa-f:.%]*\]")
+
 
 def printable(text: object) -> str:
     """``str(text)`` with control characters, escape sequences and direction marks written out as ``\\xNN``."""
     return _UNPRINTABLE.sub(lambda match: f"\\x{ord(match.group()):02x}", str(text))
 
 
+def without_passwords(text: str) -> str:
+    """``text`` with ``***`` for what stands before the last ``@`` of each URL in it and may be a password.
+
+    A password may hold ``/``, ``?`` and ``#``, so with a colon before it this goes beyond where the host should end.
+    """
+    return _BEFORE_AT.sub(lambda match: f"{match[1]}***@" if may_be_secret(match[2]) else match[0], text)
+
+
+def may_be_secret(before_at: str) -> bool:
+    """Whether what stands before an ``@`` of a URL may hold a user name or a password, not only a host and a path."""
+    text = _IPV6.sub("", before_at)
+    return ":" in text or not any(sign in text for sign in "/?#")
+
+
 class VitedgeError(Exception):
-    """Base of all errors.
+    """Base of all errors. Passwords in URLs are removed from its text, wherever they come from.
 
     Args:
         action: what was asked for, as a phrase: ``export to target 'jetson'``.
@@ -45,7 +63,9 @@ class VitedgeError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, action: str, reason: str, hint: str) -> None:
-        self.action, self.reason, self.hint = (printable(part).replace("\n", " ") for part in (action, reason, hint))
+        self.action, self.reason, self.hint = (
+            printable(without_passwords(part)).replace("\n", " ") for part in (action, reason, hint)
+        )
         super().__init__(self.action, self.reason, self.hint)
 
     def __str__(self) -> str:

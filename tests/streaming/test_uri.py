@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vitedge.errors import StreamError, UsageError, VitedgeError
-from vitedge.streaming.uri import Credentials, parse_source, parse_sources, read_credentials, redact
+from vitedge.streaming.address import Credentials, redact
+from vitedge.streaming.uri import parse_source, parse_sources, read_credentials
 
 
 @pytest.mark.parametrize(

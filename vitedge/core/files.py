@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -69,6 +70,41 @@ def resource_errors(action: str) -> Iterator[None]:
         raise ResourceError(
             action, "memory ran out; nothing was changed", "use a smaller batch or fewer samples"
         ) from error
+
+
+def disk_is_full(error: OSError) -> bool:
+    """Whether there's no room: a full disk, a quota, a file-size limit. It may be over before the program is."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def suppress_full_disk() -> Iterator[None]:
+    """Pass over a full disk; other errors pass."""
+    try:
+        yield
+    except OSError as error:
+        if not disk_is_full(error):
+            raise
+
+
+def append_whole(descriptor: int, data: bytes | memoryview) -> None:
+    """Write at the end of a file that nobody else writes, all or nothing.
+
+    Args:
+        descriptor: of a file whose position is its end, a pipe or a terminal.
+        data: what to write.
+
+    Raises:
+        OSError: it can't be written. What went into a file before the disk was full is taken back.
+    """
+    rest, sent = memoryview(data), 0
+    try:
+        while sent < len(rest):
+            sent += os.write(descriptor, rest[sent:])
+    except OSError:
+        if sent and stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.ftruncate(descriptor, os.lseek(descriptor, -sent, os.SEEK_CUR))
+        raise
 
 
 def refuse_existing(out: Path, *, overwrite: bool, action: str) -> None:

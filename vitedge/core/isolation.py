@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+from vitedge.core.environment import for_children
 from vitedge.errors import VitedgeError
 
 T = TypeVar("T")
@@ -62,6 +63,7 @@ def run_isolated(
             stdout=words,
             stderr=words,
             pass_fds=[answer.fileno(), *([line] if line else [])],
+            env=for_children(),
             start_new_session=True,
         )
         try:

@@ -16,6 +16,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from vitedge.core.environment import for_children
 from vitedge.core.schema import Record
 
 ROOT = Path("/")
@@ -304,7 +305,12 @@ def _nvidia_smi() -> str:
     query = "--query-gpu=name,compute_cap,memory.total,driver_version"
     try:
         done = subprocess.run(
-            [command, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=20, check=False
+            [command, query, "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+            env=for_children(),
         )
     except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
         return ""

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from vitedge.core.environment import for_children
 from vitedge.device.hardware import read_text
 
 
@@ -107,7 +108,9 @@ def vcgencmd(root: Path, question: str) -> Callable[[], str | None] | None:
 
     def ask() -> str | None:
         try:
-            done = subprocess.run([command, question], capture_output=True, text=True, timeout=2, check=False)
+            done = subprocess.run(
+                [command, question], capture_output=True, text=True, timeout=2, check=False, env=for_children()
+            )
         except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
             return None
         return done.stdout if done.returncode == 0 else None

@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
+from vitedge.core.environment import for_children
 from vitedge.core.schema import Record
 from vitedge.device import hardware
 from vitedge.device.reading import Reading
@@ -53,6 +54,7 @@ class Telemetry:
             stdin=subprocess.PIPE,
             stdout=self._file,
             stderr=subprocess.DEVNULL,
+            env=for_children(),
             start_new_session=True,  # Ctrl-C is for the one that measures
         )
         try:

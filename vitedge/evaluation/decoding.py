@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from vitedge.core.environment import for_children
 from vitedge.core.isolation import cause_of_death
 from vitedge.data.images import ImageSet
 from vitedge.data.preprocessing import Preprocessing
@@ -180,6 +181,7 @@ def _worker(images: ImageSet, layout: _Layout, shared: int) -> Iterator[subproce
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         pass_fds=[shared],
+        env=for_children(),
         start_new_session=True,  # Ctrl-C is the caller's
     )
     try:

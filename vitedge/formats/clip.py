@@ -24,7 +24,7 @@ import msgspec
 import numpy as np
 
 from vitedge._version import __version__
-from vitedge.core.files import sha256
+from vitedge.core.files import append_whole, sha256
 from vitedge.core.schema import Record, decode_json, seal
 from vitedge.errors import ArtifactError
 
@@ -81,22 +81,33 @@ class ClipWriter:
                 raise ArtifactError(f"record to {path}", "it holds another source's frames", "name another folder")
             header, end = before.header, before.end
         self._header = header
-        self._file = path.open("r+b" if exists else "wb")
-        self._file.truncate(end)
-        self._file.seek(end)
-        if not exists:
-            self._file.write(_MAGIC + msgspec.json.format(seal(msgspec.json.encode(header)), indent=-1) + b"\n")
-            self._file.flush()
+        self._file = path.open("r+b" if exists else "wb", buffering=0)
+        try:
+            self._file.truncate(end)
+            self._file.seek(end)
+            if not exists:
+                append_whole(
+                    self._file.fileno(),
+                    _MAGIC + msgspec.json.format(seal(msgspec.json.encode(header)), indent=-1) + b"\n",
+                )
+        except OSError:
+            self._file.close()
+            if not exists:
+                path.unlink(missing_ok=True)
+            raise
 
     def append(self, image: NDArray[np.uint8], *, sequence: int, arrival_ns: int, presentation_s: float | None) -> None:
-        """Write one frame, uint8 [h, w, 3]."""
+        """Write one frame, uint8 [h, w, 3].
+
+        Raises:
+            OSError: it can't be written; nothing of it is in the file, and the next may be tried.
+        """
         data = zlib.compress(image.tobytes(), 1)
         presentation = _NO_TIME if presentation_s is None else round(presentation_s * 1e9)
         head = _FRAME.pack(_MARK, sequence, arrival_ns, presentation, len(data), zlib.crc32(data))
         if self._header.heads_have_checksums:
             head += _CRC.pack(zlib.crc32(head))
-        self._file.write(head + data)
-        self._file.flush()
+        append_whole(self._file.fileno(), head + data)
 
     def close(self) -> None:
         """Close the file."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import msgspec
 from msgspec.structs import replace
 
+from vitedge.core.environment import for_children
 from vitedge.streaming import shared
 from vitedge.streaming.records import FrameCounts, State
 from vitedge.streaming.settings import StreamSettings
@@ -54,6 +55,19 @@ TRANSITIONS: dict[tuple[State, Occurrence], tuple[State, Action]] = {
     ("waiting", "due"): ("connecting", "start"),
     ("waiting", "closed"): ("ended", "end"),
 }
+
+
+class Recorded(NamedTuple):
+    """What became of the frames to be recorded."""
+
+    written: int = 0
+    lost: int = 0
+    error: str | None = None  # the last
+
+    def __add__(self, later: object) -> Recorded:
+        if not isinstance(later, Recorded):
+            return NotImplemented
+        return Recorded(self.written + later.written, self.lost + later.lost, later.error or self.error)
 
 
 class StateChange(NamedTuple):
@@ -92,6 +106,7 @@ class Capture:
         self._emptied = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._reader: subprocess.Popen[bytes] | None = None
         self.earlier_counts, self._earlier_gaps = FrameCounts(), 0  # of readers that have ended
+        self._earlier_recording = Recorded()
         self._taken = 0  # from the reader that runs
         self._failures = 0  # in a row
         self._retry_at = 0.0
@@ -112,13 +127,18 @@ class Capture:
     @property
     def counts(self) -> FrameCounts:
         """What became of the frames so far; those on their way are captured and nothing else yet."""
-        counters = self._memory.counters if self._reader else Counters(0, 0, 0, 0, 0)
+        counters = self._memory.counters if self._reader else Counters(*[0] * len(Counters._fields))
         return replace(self.earlier_counts + _frame_counts(counters), classified=self.classified)
 
     @property
     def gaps(self) -> int:
         """Jumps of the presentation time."""
         return self._earlier_gaps + (self._memory.counters.gaps if self._reader else 0)
+
+    @property
+    def recorded(self) -> Recorded:
+        """What became of the frames to be recorded."""
+        return self._earlier_recording + _recorded(self._memory) if self._reader else self._earlier_recording
 
     @property
     def retry_s(self) -> float | None:
@@ -239,7 +259,6 @@ class Capture:
             filled=self.filled,
             emptied=self._emptied,
         )
-        hidden = (self._settings.credentials or "").removeprefix("env:")
         self._reader = subprocess.Popen(
             [sys.executable, "-c", _CHILD.format(path=sys.path)],
             stdin=subprocess.PIPE,
@@ -247,7 +266,7 @@ class Capture:
             stderr=subprocess.DEVNULL,
             pass_fds=[task.memory, task.filled, task.emptied],
             start_new_session=True,
-            env={name: value for name, value in os.environ.items() if name != hidden},
+            env=for_children(),
         )
         assert self._reader.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died already, which poll() notices
@@ -285,12 +304,17 @@ class Capture:
         counts = _frame_counts(counters)
         self.earlier_counts += replace(counts, dropped=counts.dropped + in_flight)
         self._earlier_gaps += counters.gaps
+        self._earlier_recording += _recorded(self._memory)
 
 
 def _frame_counts(counters: Counters) -> FrameCounts:
     return FrameCounts(
         captured=counters.captured, skipped=counters.skipped, dropped=counters.dropped, corrupt=counters.corrupt
     )
+
+
+def _recorded(memory: Shared) -> Recorded:
+    return Recorded(memory.counters.recorded, memory.counters.unrecorded, memory.record_error or None)
 
 
 def _death(code: int) -> str:

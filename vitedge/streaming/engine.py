@@ -14,7 +14,7 @@ import numpy as np
 
 from vitedge.device.sensors import Sensors
 from vitedge.errors import InvalidResultError
-from vitedge.streaming.capture import SHUTDOWN_S
+from vitedge.streaming.capture import SHUTDOWN_S, Recorded
 from vitedge.streaming.records import Item, Sink, SinkStatus, Status, percentiles
 from vitedge.streaming.settings import StreamSettings
 from vitedge.streaming.shared import Taken
@@ -188,13 +188,21 @@ class Engine:
             sinks=tuple(
                 SinkStatus(name=sink.name, written=sink.written, dropped=sink.dropped, error=sink.error)
                 for sink in self.sinks
-            ),
+            )
+            + self._recording(),
             inference=percentiles(self._inference_ms),
             temperature_c=reading.temperature_c if reading else None,
             power_w=reading.power_w if reading else None,
             clock_mhz=reading.clock_mhz if reading else None,
             throttled=any(live) if live else None,
         )
+
+    def _recording(self) -> tuple[SinkStatus, ...]:
+        """The recordings, which the readers write, as one sink."""
+        if self._settings.record is None:
+            return ()
+        written, lost, error = sum((state.capture.recorded for state in self._states), Recorded())
+        return (SinkStatus(name="record", written=written, dropped=lost, error=error),)
 
 
 class SensorThread(threading.Thread):

@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from vitedge.errors import NotInstalledError, UsageError
-from vitedge.streaming.address import from_environment
+from vitedge.streaming.address import from_environment, split_url
 from vitedge.streaming.records import Event, FrameRecord, Item
 from vitedge.streaming.sink import QueuedSink
 
@@ -46,7 +46,8 @@ class MqttSink(QueuedSink):
 
     def __init__(self, url: str) -> None:
         action = "publish to the MQTT broker"
-        text = from_environment(url, action)
+        address = split_url(from_environment(url, action), action)
+        text, user = address.url, address.credentials
         try:
             parts = urlsplit(text)
             port = parts.port
@@ -63,8 +64,8 @@ class MqttSink(QueuedSink):
         except ImportError as error:
             raise NotInstalledError.for_extra(action, "paho-mqtt", "stream") from error
         self._client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv311)
-        if parts.username is not None:
-            self._client.username_pw_set(unquote(parts.username), unquote(parts.password or ""))
+        if user is not None:
+            self._client.username_pw_set(user.user, user.password)
         if parts.scheme == "mqtts":
             self._client.tls_set()
         self._client.will_set(f"{self._topic}/online", "0", qos=1, retain=True)

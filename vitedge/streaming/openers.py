@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from vitedge.core.environment import for_children
 from vitedge.errors import InputError
 from vitedge.streaming.gaps import GapDetector
 from vitedge.streaming.pattern import parse_pattern, show
@@ -116,7 +117,7 @@ def _csi(task: Task, opened: Opened) -> Iterator[Captured]:
         raise Failure("GStreamer's gst-launch-1.0 isn't installed; on Debian: apt install gstreamer1.0-tools")
     width, height, rate = (task.camera.get(key, usual) for key, usual in _CSI_USUAL.items())
     size = f"width={width},height={height},framerate={rate}/1"
-    nvidia = subprocess.run([inspect, "--exists", "nvarguscamerasrc"], check=False).returncode == 0
+    nvidia = subprocess.run([inspect, "--exists", "nvarguscamerasrc"], check=False, env=for_children()).returncode == 0
     if nvidia:
         source = f"nvarguscamerasrc sensor-id={task.targets[0]} ! video/x-raw(memory:NVMM),{size} ! nvvidconv"
     else:
@@ -129,6 +130,7 @@ def _csi(task: Task, opened: Opened) -> Iterator[Captured]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        env=for_children(),
     )
     assert child.stdout is not None
     try:
@@ -146,7 +148,7 @@ def _libcamera_names() -> list[str]:
     tool = shutil.which("cam")
     if tool is None:
         return []
-    listing = subprocess.run([tool, "--list"], capture_output=True, text=True, check=False).stdout
+    listing = subprocess.run([tool, "--list"], capture_output=True, text=True, check=False, env=for_children()).stdout
     return re.findall(r"^\d+:.*\((.+)\)\s*$", listing, re.MULTILINE)
 
 

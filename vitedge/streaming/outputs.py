@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
 import os
 import sys
@@ -13,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from vitedge.core.files import resource_errors
+from vitedge.core.files import append_whole, resource_errors, suppress_full_disk
 from vitedge.errors import UsageError, printable
-from vitedge.streaming.records import Event, FrameRecord, Item, Status
+from vitedge.streaming.records import Event, FrameRecord, Item, SinkStatus, Status
 from vitedge.streaming.sink import QueuedSink
 
 if TYPE_CHECKING:
@@ -54,12 +55,18 @@ class Lines(QueuedSink):
 
     def __init__(self, name: str, target: str, kinds: tuple[type, ...], broken: Callable[[], None]) -> None:
         self._broken = broken
+        self._target = target
         self._file: int | None = None
-        self._partial = False
-        if target != "-":
-            with writing(target):
-                self._file = os.open(target, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        with writing(target):
+            self._open()
         super().__init__(name, kinds)
+
+    def _open(self) -> None:
+        """Open the file, if it's one; on a disk that is full, the next line tries again."""
+        if self._target == "-" or self._file is not None:
+            return
+        with suppress_full_disk():
+            self._file = os.open(self._target, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
     def line(self, item: Item) -> bytes:
         """The item's line, with its end."""
@@ -67,17 +74,14 @@ class Lines(QueuedSink):
 
     def write(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
         """See the base."""
-        self._send(self.line(item))
-
-    def _send(self, data: bytes) -> None:
-        if self._file is None:
+        data = self.line(item)
+        if self._target == "-":
             _to_stdout(data, self._broken)
             return
-        data = b"\n" * self._partial + data  # a disk that was full may have left half a line
-        sent = os.write(self._file, data)
-        self._partial = sent < len(data)
-        if self._partial:
-            raise OSError("the line was cut off: the disk is full")
+        self._open()
+        if self._file is None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append_whole(self._file, data)
 
     def finish(self) -> None:
         """See the base."""
@@ -98,10 +102,13 @@ class CsvLines(Lines):
     """A table of the records, with the best class of each kind; a new file begins with the columns' names."""
 
     def __init__(self, name: str, target: str, broken: Callable[[], None]) -> None:
-        fresh = target == "-" or not Path(target).exists() or Path(target).stat().st_size == 0
+        self._fresh = target == "-" or not Path(target).exists() or Path(target).stat().st_size == 0
         super().__init__(name, target, (FrameRecord,), broken)
-        if fresh:
-            self._send(_row(COLUMNS))
+
+    def handle(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
+        """See the base."""
+        super().handle(item, picture)
+        self._fresh = False
 
     def line(self, item: Item) -> bytes:
         """See the base."""
@@ -110,7 +117,7 @@ class CsvLines(Lines):
         for kind in ("raw", "smoothed"):
             best = values.pop(kind)[0]
             values[f"{kind}_label"], values[f"{kind}_probability"] = best.label, best.probability
-        return _row([values[column] for column in COLUMNS])
+        return _row(COLUMNS) * self._fresh + _row([values[column] for column in COLUMNS])
 
 
 class TerminalSink(QueuedSink):
@@ -118,10 +125,25 @@ class TerminalSink(QueuedSink):
 
     def __init__(self, *, labels: bool, narrate: bool, broken: Callable[[], None]) -> None:
         self._labels, self._narrate, self._broken = labels, narrate, broken
-        super().__init__("words", (Event,))  # the name that the metrics have always had
+        self._losses: set[tuple[str, str]] = set()
+        super().__init__("words", (Event, Status))  # the name that the metrics have always had
+
+    def put(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
+        """See the base. Of statuses it takes those in which an output loses something for a new reason."""
+        if isinstance(item, Status):
+            losses = {(sink.name, sink.error) for sink in item.sinks if sink.dropped and sink.error}
+            if not self._narrate or losses <= self._losses:
+                return
+        super().put(item, picture)
 
     def write(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
         """See the base."""
+        if isinstance(item, Status):
+            for sink in item.sinks:
+                if sink.dropped and sink.error and (sink.name, sink.error) not in self._losses:
+                    self._losses.add((sink.name, sink.error))
+                    sys.stderr.write(f"{item.time[11:19]}  {printable(_loss(sink))}\n")
+            return
         assert isinstance(item, Event)
         if item.kind in ("enter", "exit"):
             replaced = item.kind == "exit" and item.text is None  # the line of the next label follows
@@ -159,22 +181,23 @@ def summary_lines(status: Status) -> list[str]:
             f" connections {source.connections}, gaps {source.gaps}"
             + (f"; age p50 {source.age.p50_ms:.1f} ms, p99 {source.age.p99_ms:.1f} ms" if source.age else "")
         )
-    lines += [
-        f"{sink.name}: {sink.dropped} dropped" + (f" ({sink.error})" if sink.error else "")
-        for sink in status.sinks
-        if sink.dropped
-    ]
+    lines += [_loss(sink) for sink in status.sinks if sink.dropped]
     return [printable(line) for line in lines]
 
 
+def _loss(sink: SinkStatus) -> str:
+    return f"{sink.name}: {sink.dropped} dropped" + (f" ({sink.error})" if sink.error else "")
+
+
 def _to_stdout(data: bytes, broken: Callable[[], None]) -> None:
-    stream = getattr(sys.stdout, "buffer", None)
     try:
-        if stream is None:
-            sys.stdout.write(data.decode())
-        else:
-            stream.write(data)
         sys.stdout.flush()
+        try:
+            descriptor = sys.stdout.fileno()
+        except (OSError, AttributeError):  # something else in its place
+            sys.stdout.write(data.decode())
+        else:  # unbuffered, so that nothing is left for the interpreter to write when the disk is full
+            append_whole(descriptor, data)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing more may be tried when the interpreter ends
         broken()

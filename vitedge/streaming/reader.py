@@ -7,6 +7,7 @@ its arguments. It ends when its source ends or fails, when it's asked to, or whe
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -18,14 +19,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from vitedge.core.files import disk_is_full
 from vitedge.errors import VitedgeError
 from vitedge.formats.clip import ClipHeader, ClipWriter
 from vitedge.streaming import shared
+from vitedge.streaming.address import redact
 from vitedge.streaming.gaps import GapDetector
 from vitedge.streaming.openers import Captured, Failure, captured
 from vitedge.streaming.shared import Shared
 from vitedge.streaming.task import Task
-from vitedge.streaming.uri import redact
 from vitedge.streaming.view import Crop, Turn, picture
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+
+RECORD_RETRY_S = 1.0  # between attempts to begin a recording
 
 
 def serve() -> None:
@@ -71,7 +75,7 @@ class Reader:
         self._turn = Turn(*task.turn)
         self._crop = None if task.crop is None else Crop(*task.crop)
         self._prepare = Preparer(task, self._turn, self._crop)
-        self._clip: ClipWriter | None = None
+        self._recording = None if task.record is None else Recording(task, Path(task.record), memory)
         self._last_s: float | None = None
         self._gap_detector = GapDetector(task.gap_s)
         self._shown = (0, 0)
@@ -85,9 +89,6 @@ class Reader:
         task, memory = self._task, self._memory
         memory.report(shared.CONNECTING)
         memory.active(time.monotonic_ns())
-        if task.record is not None:
-            header = ClipHeader(source=task.name, size=task.preprocessing.size, artifact=task.artifact)
-            self._clip = ClipWriter(Path(task.record), header)
         frames = captured(task, lambda codec, finite: self._opened(codec, finite))
         whole, gap = 0, False
         for number, frame in enumerate(frames):
@@ -125,10 +126,8 @@ class Reader:
         if shown != self._shown:
             gap = gap or self._shown != (0, 0)
             self._shown = shown
-        if self._clip is not None:
-            self._clip.append(
-                image, sequence=number, arrival_ns=frame.monotonic_ns, presentation_s=frame.presentation_s
-            )
+        if self._recording is not None:
+            self._recording.append(image, number, frame)
         wanted = memory.picture_width
         memory.publish(
             buffer,
@@ -163,6 +162,45 @@ class Reader:
             return False
         self._memory.count(gaps=1)
         return True
+
+
+class Recording:
+    """Frames to a clip, as long as they can be written; what can't is counted, with its reason, and ends nothing else.
+
+    Args:
+        task: of the reader.
+        path: of the clip.
+        memory: where frames are counted.
+    """
+
+    def __init__(self, task: Task, path: Path, memory: Shared) -> None:
+        self._header = ClipHeader(source=task.name, size=task.preprocessing.size, artifact=task.artifact)
+        self._path, self._memory = path, memory
+        self._clip: ClipWriter | None = None
+        self._next_attempt = 0.0  # monotonic: to open it
+
+    def append(self, image: NDArray[np.uint8], sequence: int, frame: Captured) -> None:
+        """Write a frame, uint8 [h, w, 3], or count it as lost."""
+        try:
+            if self._clip is None and time.monotonic() >= self._next_attempt:
+                self._next_attempt = time.monotonic() + RECORD_RETRY_S
+                self._clip = ClipWriter(self._path, self._header)
+            if self._clip is not None:
+                presentation_s = frame.presentation_s
+                self._clip.append(
+                    image, sequence=sequence, arrival_ns=frame.monotonic_ns, presentation_s=presentation_s
+                )
+        except OSError as error:
+            text = error.strerror or type(error).__name__
+            self._memory.report_record_error(text + (": free space there" if disk_is_full(error) else ""))
+        except VitedgeError as error:  # a clip of something else
+            self._memory.report_record_error(f"{error.reason}: {error.hint}")
+            self._next_attempt = math.inf
+        else:
+            if self._clip is not None:
+                self._memory.count(recorded=1)
+                return
+        self._memory.count(unrecorded=1)
 
 
 class Preparer:

@@ -29,8 +29,10 @@ STARTING, CONNECTING, STREAMING, ENDED, FAILED = range(5)
 FREE, READY, TAKEN = range(3)
 
 _TEXT = 256  # bytes of each text
+_REASON, _CODEC, _RECORD_ERROR, _TRUTH = range(4)  # texts; of the last, one a buffer
 # Words of the header.
-_STATE, _CAPTURED, _SKIPPED, _DROPPED, _CORRUPT, _GAPS, _ACTIVITY, _ORDER, _FINITE = range(9)
+(_STATE, _CAPTURED, _SKIPPED, _DROPPED, _CORRUPT, _GAPS, _ACTIVITY, _ORDER, _FINITE, _RECORDED,
+ _UNRECORDED) = range(11)  # fmt: skip
 _PICTURE_WIDTH, _STOP = 16, 17  # these two are the engine's
 _WORDS = 32
 # Words of a buffer.
@@ -46,6 +48,13 @@ class Counters(NamedTuple):
     dropped: int
     corrupt: int
     gaps: int
+    recorded: int  # frames
+    unrecorded: int  # frames that couldn't be written to the recording
+
+
+_COUNTERS = dict(
+    zip(Counters._fields, (_CAPTURED, _SKIPPED, _DROPPED, _CORRUPT, _GAPS, _RECORDED, _UNRECORDED), strict=True)
+)
 
 
 class Taken(NamedTuple):
@@ -76,7 +85,7 @@ class Shared:
         self.descriptor, self.size = descriptor, size
         page = mmap.PAGESIZE
         image, picture = size[0] * size[1] * 3, MAX_PICTURE_PIXELS * 3
-        texts = (2 + BUFFERS) * _TEXT
+        texts = (_TRUTH + BUFFERS) * _TEXT
         head = (_WORDS + BUFFERS * _B_WORDS) * 8
         start = -(-(head + texts) // page) * page
         stride = -(-image // page) * page
@@ -92,7 +101,7 @@ class Shared:
             view[(_WORDS + index * _B_WORDS) * 8 : (_WORDS + (index + 1) * _B_WORDS) * 8].cast("q")
             for index in range(BUFFERS)
         ]
-        self._texts = [view[head + index * _TEXT : head + (index + 1) * _TEXT] for index in range(2 + BUFFERS)]
+        self._texts = [view[head + index * _TEXT : head + (index + 1) * _TEXT] for index in range(_TRUTH + BUFFERS)]
         self._view = view
 
     @classmethod
@@ -117,21 +126,23 @@ class Shared:
 
     # --- the reader's side
 
-    def count(self, *, captured: int = 0, skipped: int = 0, dropped: int = 0, corrupt: int = 0, gaps: int = 0) -> None:
-        """Add to the counters; a frame is captured first and gets its fate afterwards."""
-        for word, more in zip((_CAPTURED, _SKIPPED, _DROPPED, _CORRUPT, _GAPS),
-                              (captured, skipped, dropped, corrupt, gaps), strict=True):  # fmt: skip
-            if more:
-                self._words[word] += more
+    def count(self, **more: int) -> None:
+        """Add to the counters, by the names in :class:`Counters`; a frame is captured first, its fate comes later."""
+        for name, number in more.items():
+            self._words[_COUNTERS[name]] += number
+
+    def report_record_error(self, text: str) -> None:
+        """Say why frames aren't recorded."""
+        self._write_text(_RECORD_ERROR, text)
 
     def report(self, state: int, text: str = "") -> None:
         """Say what the reader is doing and, of a failure, why."""
-        self._write_text(0, text)
+        self._write_text(_REASON, text)
         self._words[_STATE] = state
 
     def describe(self, codec: str, *, finite: bool) -> None:
         """What was opened, and whether it has an end by nature."""
-        self._write_text(1, codec)
+        self._write_text(_CODEC, codec)
         self._words[_FINITE] = finite
 
     def active(self, now_ns: int) -> None:
@@ -182,7 +193,7 @@ class Shared:
         buffer[_B_PH], buffer[_B_PW] = (0, 0) if picture is None else picture.shape[:2]
         if picture is not None:
             self._array(self._pictures[index], picture.shape)[...] = picture
-        self._write_text(2 + index, truth or "")
+        self._write_text(_TRUTH + index, truth or "")
         with self._locked():
             if newest_only:
                 for other in self._buffers:
@@ -203,7 +214,7 @@ class Shared:
             self._words[index] = 0
         for buffer in self._buffers:
             buffer[_B_STATE] = FREE
-        for index in range(2):
+        for index in range(_TRUTH):
             self._write_text(index, "")
         self._words[_PICTURE_WIDTH] = wanted
 
@@ -222,12 +233,12 @@ class Shared:
     @property
     def reason(self) -> str:
         """Why it failed."""
-        return self._read_text(0)
+        return self._read_text(_REASON)
 
     @property
     def codec(self) -> str:
         """What was opened; empty: nothing yet."""
-        return self._read_text(1)
+        return self._read_text(_CODEC)
 
     @property
     def finite(self) -> bool:
@@ -242,8 +253,12 @@ class Shared:
     @property
     def counters(self) -> Counters:
         """The reader's counters."""
-        words = self._words
-        return Counters(words[_CAPTURED], words[_SKIPPED], words[_DROPPED], words[_CORRUPT], words[_GAPS])
+        return Counters(*(self._words[_COUNTERS[name]] for name in Counters._fields))
+
+    @property
+    def record_error(self) -> str:
+        """Why frames weren't recorded; empty: all were."""
+        return self._read_text(_RECORD_ERROR)
 
     def take(self) -> Taken | None:
         """The oldest frame that waits, copied out; None: nothing waits."""
@@ -268,7 +283,7 @@ class Shared:
             dropped,
             buffer[_B_W],
             buffer[_B_H],
-            self._read_text(2 + index) or None,
+            self._read_text(_TRUTH + index) or None,
             self.image(index).copy(),
             picture,
         )

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+from vitedge.core.files import disk_is_full
 from vitedge.errors import printable
 from vitedge.streaming.records import Item
 
@@ -42,6 +43,11 @@ class QueuedSink:
         """Deliver one item; it may block. An exception counts the item as dropped and becomes :attr:`error`."""
         raise NotImplementedError
 
+    def handle(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
+        """Write one item and count it. Sinks that deliver several items at once override it."""
+        self.write(item, picture)
+        self.written += 1
+
     def finish(self) -> None:
         """Release what :meth:`write` used; called once, in the sink's thread."""
 
@@ -51,6 +57,8 @@ class QueuedSink:
 
     def describe(self, error: Exception) -> str:
         """The error for a person, without credentials."""
+        if isinstance(error, OSError) and error.strerror:
+            return error.strerror + (": free space there" if disk_is_full(error) else "")
         return f"{type(error).__name__}: {error}"
 
     # --- for the engine
@@ -83,12 +91,10 @@ class QueuedSink:
     def _run(self) -> None:
         while (entry := self._next()) is not None:
             try:
-                self.write(*entry)
+                self.handle(*entry)
             except Exception as error:
                 self.dropped += 1
                 self.error = printable(self.describe(error))
-            else:
-                self.written += 1
         try:
             self.finish()
         except Exception as error:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from vitedge.core.schema import Record
 from vitedge.data.preprocessing import Preprocessing
 from vitedge.formats.clip import SUFFIX
+from vitedge.streaming.address import Credentials
 from vitedge.streaming.settings import StreamSettings
-from vitedge.streaming.uri import Credentials, Kind, Source
+from vitedge.streaming.uri import Kind, Source
 from vitedge.streaming.view import parse_crop, parse_flip
 
 if TYPE_CHECKING:

@@ -22,43 +22,25 @@ import glob
 import netrc
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
+from vitedge.core.environment import secret
 from vitedge.data.images import SUFFIXES as PICTURE_SUFFIXES
-from vitedge.errors import StreamError, UsageError, nearest, printable
+from vitedge.errors import StreamError, UsageError, nearest
+from vitedge.streaming.address import ESCAPES, IN_PATH, Credentials, shown, split_url
 
 Kind = Literal["camera", "csi", "network", "videos", "pictures", "test"]
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".flv", ".ts", ".m2ts", ".mpg", ".mpeg", ".wmv")
 NETWORK = ("rtsp", "rtsps", "http", "https", "rtp", "udp", "tcp", "srt", "rtmp")
+LONGEST_URL = 3500  # FFmpeg's buffers hold 4,096, credentials and headers included
 SCHEMES = (*NETWORK, "v4l2", "csi", "file", "test")
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
 _NAMED = re.compile(r"(?P<name>[A-Za-z0-9_-]{1,64})=(?P<uri>.+)", re.DOTALL)
-_IN_PATH = re.compile(r"(?i)((?:pass|passwd|password|pwd|token|secret|key)=)[^&/;]*")  # some cameras have it there
-_IN_TEXT = re.compile(r"(?<=://)[^\s/@]+@")
-
-
-@dataclass(frozen=True)
-class Credentials:
-    """A user name and a password. Its text forms show neither."""
-
-    user: str = field(repr=False)
-    password: str = field(repr=False)
-
-    def in_url(self, url: str) -> str:
-        """The URL with user and password before its host."""
-        scheme, rest = url.split("://", 1)
-        return f"{scheme}://{quote(self.user, safe='')}:{quote(self.password, safe='')}@{rest}"
-
-    @property
-    def secrets(self) -> tuple[str, ...]:
-        """Every spelling that must never be shown."""
-        spellings = {self.password, quote(self.password, safe=""), quote(self.password)}
-        return tuple(sorted((text for text in spellings if text), key=len, reverse=True))
 
 
 @dataclass(frozen=True)
@@ -71,14 +53,6 @@ class Source:
     live: bool  # its end means reconnecting
     targets: tuple[str, ...] = field(repr=False)  # what is opened, in turn; a query may hold a token
     credentials: Credentials | None = None
-
-
-def redact(text: object, secrets: Iterable[str] = ()) -> str:
-    """``text``, printable, without any of the ``secrets``, and without ``user:password@`` in whatever URL it holds."""
-    shown = str(text)
-    for secret in secrets:
-        shown = shown.replace(secret, "***")
-    return printable(_IN_PATH.sub(r"\1…", _IN_TEXT.sub("***@", shown)))
 
 
 def parse_source(text: str, credentials: Credentials | None = None) -> Source:
@@ -163,9 +137,7 @@ def read_credentials(where: str) -> Mapping[str, Credentials]:
     """
     action = f"read the credentials from {where}"
     if where.startswith("env:"):
-        text = os.environ.get(where.removeprefix("env:"))
-        if text is None:
-            raise UsageError(action, "this environment variable isn't set", "set it to user:password")
+        text = secret(where.removeprefix("env:"), action, "set it to user:password")
     else:
         try:
             text = Path(where).read_text(encoding="utf-8")
@@ -199,7 +171,7 @@ def _from_netrc(text: str) -> Mapping[str, Credentials]:
 
 
 def _misspelt(text: str, reason: str, hint: str) -> UsageError:
-    return UsageError(f"classify the stream {redact(text)}", reason, hint)
+    return UsageError(f"classify the stream {shown(text)}", reason, hint)
 
 
 def _camera(path: str) -> Source:
@@ -207,7 +179,7 @@ def _camera(path: str) -> Source:
 
 
 def _local(text: str) -> Source:
-    action = f"classify the stream {text}"
+    action = f"classify the stream {shown(text)}"
     path = Path(text)
     if text.startswith("/dev/"):
         return _camera(text)
@@ -232,19 +204,8 @@ def _kind(files: Sequence[str]) -> Kind:
 
 
 def _network(scheme: str, rest: str, credentials: Credentials | None) -> Source:
-    end = min((rest.index(sign) for sign in "/?#" if sign in rest), default=len(rest))
-    authority, path = rest[:end], rest[end:]
-    user_info, at, host = authority.rpartition("@")
-    port = host.rpartition(":")[2] if ":" in host.rpartition("]")[2] else ""
-    if not at and "@" in path and port and not port.isdecimal():
-        raise UsageError(
-            f"classify the stream {scheme}://***",
-            "its password holds one of the characters / ? # as they are",
-            "write them as %2F %3F %23, or use: --credentials FILE",
-        )
-    if at and user_info:
-        user, _, password = user_info.partition(":")
-        credentials = Credentials(unquote(user), unquote(password))
+    hint = f"{ESCAPES}, or use: --credentials FILE"
+    _, host, path, own = split_url(f"{scheme}://{rest}", f"classify the stream {scheme}://***", hint)
     try:
         parts = urlsplit(f"{scheme}://{host}{path}")
         named, _ = parts.hostname, parts.port
@@ -253,10 +214,13 @@ def _network(scheme: str, rest: str, credentials: Credentials | None) -> Source:
     if not named:
         host = f"0.0.0.0{host}"  # jetson-inference writes rtp://@:1234 for a port of this machine
     live = scheme not in ("http", "https") or Path(parts.path).suffix.lower() not in VIDEO_SUFFIXES
-    public = _IN_PATH.sub(r"\1…", parts.path)
-    shown = f"{scheme}://{host}{public}" + (f"?{_without_values(parts.query)}" if parts.query else "")
-    name = f"{host}{public}".rstrip("/")
-    return Source(name, shown, "network", live, (f"{scheme}://{host}{path}",), credentials)
+    public = IN_PATH.sub(r"\1…", parts.path)
+    uri = f"{scheme}://{host}{public}" + (f"?{_without_values(parts.query)}" if parts.query else "")
+    target = f"{scheme}://{host}{path}"
+    if len(target) > LONGEST_URL:
+        reason = f"its address has {len(target):,} characters, of which FFmpeg would cut off the end"
+        raise UsageError(f"classify the stream {uri[:80]}…", reason, f"use one of at most {LONGEST_URL:,}")
+    return Source(f"{host}{public}".rstrip("/"), uri, "network", live, (target,), own or credentials)
 
 
 def _without_values(query: str) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from vitedge.core.files import resource_errors
+from vitedge.core.files import append_whole, resource_errors, suppress_full_disk
 from vitedge.errors import NotInstalledError, UsageError
 from vitedge.streaming.mqtt import topic_level
 from vitedge.streaming.records import FrameRecord, Item
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
 
 WIDTH = 1280
 WAITING = 16  # pictures are large
-SUFFIXES = (".mp4", ".mkv", ".mov")
+_FRAGMENTS = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+_CLUSTERS = {"cluster_time_limit": "30000", "cluster_size_limit": str(1 << 28)}  # else they end between key frames
+#: Format and options by suffix. Fragments and clusters: what was written before a crash can be played.
+FORMATS = {".mp4": ("mp4", _FRAGMENTS), ".mkv": ("matroska", _CLUSTERS), ".mov": ("mov", _FRAGMENTS)}
 CODECS = ("libx264", "libopenh264", "mpeg4")  # the first that this FFmpeg has
 TIME_BASE = Fraction(1, 90_000)
 
@@ -43,8 +47,8 @@ class VideoSink(QueuedSink):
     def __init__(self, path: str | Path, sources: tuple[str, ...]) -> None:
         path = Path(path)
         action = f"write the video {path}"
-        if path.suffix.lower() not in SUFFIXES:
-            raise UsageError(action, f"its suffix isn't one of {', '.join(SUFFIXES)}", "name it, for example, out.mp4")
+        if path.suffix.lower() not in FORMATS:
+            raise UsageError(action, f"its suffix isn't one of {', '.join(FORMATS)}", "name it, for example, out.mp4")
         try:
             import av  # noqa: F401
         except ImportError as error:
@@ -57,16 +61,22 @@ class VideoSink(QueuedSink):
         for place in self._paths.values():
             if place.exists():
                 raise UsageError(action, f"{place} already exists", "name another file, or remove it")
-            with resource_errors(action):
+            with resource_errors(action), suppress_full_disk():
                 place.touch()
                 place.unlink()
         self._files: dict[str, _File] = {}
+        self._lost = 0
         super().__init__("video", (FrameRecord,), WAITING)
 
     def put(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
         """See the base. The first frames may come without a picture; there's nothing to write of them."""
         if picture is not None:
             super().put(item, picture)
+
+    def handle(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
+        """See the base. A picture counts as written once it's in the file."""
+        self.write(item, picture)
+        self._count()
 
     def write(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
         """See the base."""
@@ -80,17 +90,75 @@ class VideoSink(QueuedSink):
         """See the base."""
         for file in self._files.values():
             file.close()
+        self._count()
+
+    def close(self, timeout_s: float) -> None:
+        """See the base."""
+        super().close(timeout_s)
+        if not self._ended:
+            self.dropped += sum(file.pending for file in self._files.values())
+
+    def _count(self) -> None:
+        files = self._files.values()
+        self.written = sum(file.written for file in files)
+        lost, self._lost = self._lost, sum(file.lost for file in files)
+        with self._changed:
+            self.dropped += self._lost - lost
+        for error in (file.error for file in files if file.error):
+            self.error = self.describe(error)
+
+
+class _Muxed:
+    """What FFmpeg's muxer writes to. It never fails, since a muxer that was refused a write may crash at its end."""
+
+    def __init__(self) -> None:
+        self.appended = bytearray()
+        self.corrections: list[tuple[int, bytes]] = []  # of what was written earlier: (offset, bytes)
+        self._taken = self._at = 0
+
+    def write(self, data: bytes) -> int:
+        """Called by FFmpeg."""
+        end = self._taken + len(self.appended)
+        if self._at == end:
+            self.appended += data
+        else:
+            self.corrections.append((self._at, bytes(data)))
+        self._at += len(data)
+        return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Called by FFmpeg."""
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at}.get(whence, self._taken + len(self.appended))
+        return self._at
+
+    def tell(self) -> int:
+        """Called by FFmpeg."""
+        return self._at
+
+    def take(self) -> bytes:
+        """What was appended since the last call."""
+        data, self.appended = bytes(self.appended), bytearray()
+        self._taken += len(data)
+        return data
 
 
 class _File:
-    """One video; all its pictures have the size of the first, others are fitted in."""
+    """One video; all its pictures have the size of the first, others are fitted in.
+
+    It consists of a header and fragments, each of which begins with a key frame. A fragment that can't be written is
+    left out, and the next ones are tried: what is in the file can be played, whatever happened.
+    """
 
     def __init__(self, path: Path, width: int, height: int) -> None:
         import av
 
-        # Fragments: what was written before a crash can be played.
-        fragments = {} if path.suffix == ".mkv" else {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
-        self._container = cast(Any, av.open(str(path), "w", options=fragments))
+        self._path, self._descriptor = path, -1
+        self._muxed, self._header = _Muxed(), b""
+        self._encoded = self._muxed_packets = 0
+        self.written = self.lost = 0  # pictures
+        self.error: OSError | None = None  # the last
+        name, options = FORMATS[path.suffix.lower()]
+        self._container = cast(Any, av.open(self._muxed, "w", format=name, options=options))
         codec = next(name for name in CODECS if name in av.codecs_available)
         self._stream = self._container.add_stream(codec, rate=30, options={"preset": "veryfast"})
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
@@ -99,6 +167,11 @@ class _File:
         self._stream.codec_context.thread_count = 1  # the cores have other work
         self._first_ns: int | None = None
         self._last = -1
+
+    @property
+    def pending(self) -> int:
+        """Pictures that are in the encoder, or in a fragment that isn't complete."""
+        return self._encoded - self.written - self.lost
 
     def append(self, record: FrameRecord, picture: NDArray[np.uint8]) -> None:
         import av
@@ -111,13 +184,48 @@ class _File:
         annotate(image, record)
         frame = av.VideoFrame.from_ndarray(np.asarray(image), format="rgb24")
         frame.pts, frame.time_base = self._ticks(record), TIME_BASE
-        for packet in self._stream.encode(frame):
-            self._container.mux(packet)
+        self._encode(frame)
+        self._encoded += 1
 
     def close(self) -> None:
-        for packet in self._stream.encode(None):
-            self._container.mux(packet)
+        self._encode(None)
         self._container.close()
+        self._store(self._encoded)
+        if self._descriptor >= 0:
+            if not self.lost:
+                for offset, data in self._muxed.corrections:
+                    os.pwrite(self._descriptor, data, offset)
+            os.close(self._descriptor)
+
+    def _encode(self, frame: Any) -> None:
+        for packet in self._stream.encode(frame):
+            self._container.mux(packet)
+            self._store(self._muxed_packets)  # what the muxer gives out when a packet comes is what came before it
+            self._muxed_packets += 1
+
+    def _store(self, packets: int) -> None:
+        """Write what the muxer has given out, up to the end of this many packets."""
+        if not (data := self._muxed.take()):
+            return
+        if packets == 0:
+            self._header = data  # goes with the first fragment
+            return
+        pictures = packets - self.written - self.lost
+        try:
+            if self._descriptor < 0:
+                self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            append_whole(self._descriptor, self._header + data)
+        except OSError as error:
+            self.lost, self.error = self.lost + pictures, error
+            self._discard_empty()
+        else:
+            self.written, self._header = self.written + pictures, b""
+
+    def _discard_empty(self) -> None:
+        if self._descriptor >= 0 and self._header:  # nothing has been written yet
+            os.close(self._descriptor)
+            self._descriptor = -1
+            self._path.unlink(missing_ok=True)
 
     def _ticks(self, record: FrameRecord) -> int:
         """Time since the first frame: presentation times where they go on, else the clock; it always grows."""

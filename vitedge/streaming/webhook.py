@@ -8,13 +8,13 @@ import random
 import ssl
 import time
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import msgspec
 
 from vitedge._version import __version__
 from vitedge.errors import UsageError
-from vitedge.streaming.address import from_environment
+from vitedge.streaming.address import from_environment, split_url
 from vitedge.streaming.records import Event, Item
 from vitedge.streaming.sink import QueuedSink
 
@@ -44,7 +44,8 @@ class WebhookSink(QueuedSink):
 
     def __init__(self, url: str) -> None:
         action = "send events to the webhook"
-        text = from_environment(url, action)
+        address = split_url(from_environment(url, action), action)
+        text, user = address.url, address.credentials
         try:
             parts = urlsplit(text)
             port = parts.port
@@ -55,9 +56,9 @@ class WebhookSink(QueuedSink):
         self._host, self._port, self._secure = parts.hostname, port, parts.scheme == "https"
         self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         self._headers = {"Content-Type": "application/json", "User-Agent": f"vitedge/{__version__}"}
-        if parts.username is not None:
-            user = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
-            self._headers["Authorization"] = f"Basic {base64.b64encode(user).decode()}"
+        if user is not None:
+            pair = f"{user.user}:{user.password}".encode()
+            self._headers["Authorization"] = f"Basic {base64.b64encode(pair).decode()}"
         self._connection: http.client.HTTPConnection | None = None
         super().__init__(f"webhook {parts.scheme}://{parts.hostname}", (Event,), WAITING)
 

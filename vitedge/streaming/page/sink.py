@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import ipaddress
-import os
 import re
 import secrets
 import socket
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from vitedge.core.environment import for_children, secret
 from vitedge.errors import NotInstalledError, ResourceError, UsageError
 from vitedge.streaming.page.feed import pack
 from vitedge.streaming.page.server import Listener, Serving
@@ -47,9 +47,7 @@ def read_token(where: str | None) -> str | None:
     action = f"read the token from {where}"
     hint = f"write a random one there, for example: {secrets.token_urlsafe(18)}"
     if where.startswith("env:"):
-        text = os.environ.get(where.removeprefix("env:"))
-        if text is None:
-            raise UsageError(action, "this environment variable isn't set", hint)
+        text = secret(where.removeprefix("env:"), action, hint)
     else:
         try:
             text = Path(where).read_text(encoding="utf-8")
@@ -213,6 +211,7 @@ class PageSink(QueuedSink):
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=[listening.fileno() for listening, _ in self._sockets],
+            env=for_children(),
         )
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):  # a picture in one go, where the system grants it
