@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import msgspec
 
 from vitedge.errors import ArtifactError, InputError, UsageError, nearest
+from vitedge.installation import upgrade_hint
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -154,7 +155,7 @@ def decode_json(
             raise error_type(
                 action,
                 f"{file} has schema version {head.schema_version}; this vitedge reads up to {newest}",
-                f'run: pip install "vitedge>={head.vitedge_version}"',
+                upgrade_hint(head.vitedge_version),
             )
         return msgspec.json.decode(data, type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
