@@ -18,9 +18,10 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "vitedge"
 
 #: Packages and loose modules from the bottom to the top, and which of those before it each imports, also for types and
-#: inside functions. ``errors`` and ``_version`` are everybody's.
+#: inside functions. ``errors``, ``installation`` and ``_version`` are everybody's.
 IMPORTS = {
     "_version": "",
+    "installation": "",
     "errors": "",
     "core": "",
     "device": "core",
@@ -48,7 +49,7 @@ IMPORTS = {
     " demo api formats",
     "__main__": "cli",
 }
-EVERYBODYS = {"errors", "_version"}
+EVERYBODYS = {"errors", "installation", "_version"}
 
 #: Heavy packages, and what may import them when it's imported itself; all else imports them inside functions.
 AT_IMPORT = {

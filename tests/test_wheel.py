@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import venv
@@ -55,6 +56,37 @@ def demo(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, P
     binaries = _environment(folder / "venv", wheel, "demo")
     done = _run(binaries / "vitedge", "demo", "--out", folder / "out", "--duration", "1", cwd=folder)
     return binaries, folder / "out", done.stdout
+
+
+def _recommended(vitedge: Path, *arguments: str | Path, cwd: Path) -> list[str]:
+    """The words of the command that an error of this installation recommends."""
+    done = _run(vitedge, *arguments, cwd=cwd, check=False)
+    assert done.returncode == 8, (done.stdout, done.stderr)
+    return shlex.split(done.stderr.strip().splitlines()[-1].strip().removeprefix("run: "))
+
+
+def _pip_takes(command: list[str], python: Path, cwd: Path) -> str:
+    """What pip of this environment makes of the arguments of a recommended command; it installs nothing."""
+    arguments = command[command.index("install") :]
+    pip = (sys.executable, "-m", "pip", "--python", python)
+    return _run(*pip, *arguments, "--dry-run", *CONSTRAINTS, cwd=cwd).stdout
+
+
+def test_a_wheel_names_the_wheel_for_what_is_missing(demo: tuple[Path, Path, str], wheel: Path, tmp_path: Path) -> None:
+    binaries, out, _ = demo
+    artifact = out / "artifacts" / "onnxruntime-int8"
+    command = _recommended(binaries / "vitedge", "stream", artifact, "test://", "--headless", cwd=tmp_path)
+    assert command[-2:] == ["install", f"{wheel}[stream]"]
+    assert "uvicorn" in _pip_takes(command, binaries / "python", tmp_path).split("Would install")[1]
+
+
+def test_an_editable_checkout_names_the_checkout(tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv", symlinks=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    _run(sys.executable, "-m", "pip", "--python", python, "install", "-q", *CONSTRAINTS, "-e", ROOT, cwd=tmp_path)
+    command = _recommended(python.with_name("vitedge"), "demo", cwd=tmp_path)
+    assert command[-3:] == ["install", "-e", f"{ROOT}[demo]"]
+    assert "matplotlib" in _pip_takes(command, python, tmp_path).split("Would install")[1]
 
 
 def test_contents(wheel: Path) -> None:

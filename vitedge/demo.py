@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,10 +76,7 @@ def demo(
         ResourceError: disk, memory, permission.
     """
     action = f"run the demo into {out}"
-    plan.require_host(action)
-    for package in ("jinja2", "matplotlib"):  # now, not after two minutes
-        if importlib.util.find_spec(package) is None:
-            raise NotInstalledError.for_extra(action, package, "demo")
+    plan.require_host(action, "jinja2", "matplotlib", extra="demo")  # now, not after two minutes
     with new_folder(out, overwrite=overwrite, action=action, last=REPORT_HTML) as folder:
         say("import the embedded model")
         model = import_model("embedded", out=folder / "model")

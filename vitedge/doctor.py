@@ -25,6 +25,7 @@ from vitedge.device import hardware
 from vitedge.device.clocks import Clocks, clocks, power_mode
 from vitedge.errors import VitedgeError, printable
 from vitedge.formats.target import Target, load_target
+from vitedge.installation import install_command
 
 #: What each extra brings: the packages it's recognised by, and what they are for.
 EXTRAS = {
@@ -224,7 +225,7 @@ def extras(*, on_jetson: bool = False) -> list[ExtraState]:
     """Each extra, and what of it is missing; nothing is imported."""
     states = []
     for name, (packages, adds) in EXTRAS.items():
-        install = f'pip install "vitedge[{name}]"'
+        install = install_command(name)
         if on_jetson and name in FROM_JETPACK:
             install = "JetPack brings it: python3 -m venv --system-site-packages"
         missing = tuple(package for package in packages if not _present(package))

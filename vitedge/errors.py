@@ -25,6 +25,8 @@ import re
 from collections.abc import Iterable
 from typing import ClassVar
 
+from vitedge.installation import install_command
+
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 _BEFORE_AT = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:/{1,2})(\S+)@")  # with one slash a Path has had it
@@ -122,7 +124,7 @@ class NotInstalledError(VitedgeError):
     @classmethod
     def for_extra(cls, action: str, package: str, extra: str) -> NotInstalledError:
         """The usual case: ``package`` is missing and ``vitedge[extra]`` brings it."""
-        return cls(action, f"the package '{package}' is not installed", f'run: pip install "vitedge[{extra}]"')
+        return cls(action, f"the package '{package}' is not installed", f"run: {install_command(extra)}")
 
 
 class InterruptedError_(VitedgeError):

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from tests.cli.command import fails, vitedge
 from vitedge.core.paths import shipped_folder
+from vitedge.installation import install_command, upgrade_hint
 
 
 def export_arguments(
@@ -154,7 +155,7 @@ def test_artifact_of_a_newer_version_says_which_opens_it(artifact: Path, tmp_pat
     (copy / "manifest.sha256").write_text(f"{sha256(data)}  manifest.json\n")
     _, reason, hint = fails(3, "verify", copy)
     assert reason == "manifest.json has schema version 99; this vitedge reads up to 1"
-    assert hint == 'run: pip install "vitedge>=7.1.0"'
+    assert hint == upgrade_hint("7.1.0")
 
 
 def test_model_with_a_changed_graph_is_refused(small_model: Path, tmp_path: Path) -> None:
@@ -276,7 +277,7 @@ def test_missing_runtime_names_the_extra(small_model: Path, tmp_path: Path, monk
     action, reason, hint = fails(8, *export_arguments(small_model, tmp_path / "a", target="openvino", precision="fp32"))
     assert "openvino" in action
     assert reason == "the package 'openvino' is not installed"
-    assert hint == 'run: pip install "vitedge[openvino]"'
+    assert hint == f"run: {install_command('openvino')}"
 
 
 def _spawn(*arguments: object, limit: int | None = None) -> subprocess.Popen[str]:

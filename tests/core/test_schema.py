@@ -19,6 +19,7 @@ from vitedge.errors import ArtifactError, InputError, ModelError, UsageError, pr
 from vitedge.formats.budget import Budget
 from vitedge.formats.recipe import Recipe, load_recipe
 from vitedge.formats.target import Target, load_target
+from vitedge.installation import upgrade_hint
 
 TARGET = (paths.shipped_folder("targets") / "intel-cpu.toml").read_text()
 RECIPE = (paths.shipped_folder("calibration") / "default.toml").read_text()
@@ -177,7 +178,7 @@ def test_a_newer_version_says_which_vitedge_opens_it() -> None:
     with pytest.raises(ModelError) as raised:
         decoded(newer, ModelError)
     assert raised.value.reason == "outer.json has schema version 4; this vitedge reads up to 3"
-    assert raised.value.hint == 'run: pip install "vitedge>=12.1"' and raised.value.exit_code == 3
+    assert raised.value.hint == upgrade_hint("12.1") and raised.value.exit_code == 3
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from tests.conftest import ROOT
 from vitedge import doctor, runtimes
 from vitedge.core.versions import as_of, newer_than_tested, newest_tested, older, release
 from vitedge.errors import InvalidResultError
+from vitedge.installation import pip
 from vitedge.reporting import terminal
 from vitedge.runtimes.base import Executed, OpenOptions
 from vitedge.runtimes.session import Session
@@ -171,7 +172,7 @@ def test_a_graph_executed_otherwise_names_the_tested_version(
 
     monkeypatch.setattr(Session, "executed", fused)
     why = f"newer than what this release was tested with, {newest_tested('onnxruntime')}, and may fuse otherwise"
-    hint = f"install the tested version: pip install onnxruntime=={newest_tested('onnxruntime')}"
+    hint = f"install the tested version: {pip()} install onnxruntime=={newest_tested('onnxruntime')}"
     (check,) = (check for check in vitedge.verify(made, OpenOptions(threads=1)) if check.name == "executed precision")
     assert check.ok is False and "layers not as planned" in check.detail
     assert (why in check.detail, hint in check.detail) == (newer_here, newer_here)

@@ -17,6 +17,7 @@ from vitedge.core.schema import encode_json
 from vitedge.errors import NotInstalledError
 from vitedge.formats.artifact import Artifact
 from vitedge.formats.target import Provider, Target, load_target
+from vitedge.installation import pip
 from vitedge.reporting import terminal
 from vitedge.runtimes import here
 from vitedge.runtimes.here import runs_here
@@ -110,7 +111,7 @@ def test_every_provider_of_ours_is_missing_for_a_true_reason(exported: Artifact,
     if name == DROPPED:
         assert refused.value.hint == "install a version of onnxruntime-gpu that has it, or use another target"
     elif re.fullmatch(r"onnxruntime-[a-z-]+", distribution):
-        assert refused.value.hint == f"run: pip uninstall onnxruntime && pip install {distribution}"
+        assert refused.value.hint == f"run: {pip()} uninstall onnxruntime && {pip()} install {distribution}"
     else:
         assert refused.value.hint == "build ONNX Runtime with it, or use another target"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ from vitedge.formats.artifact import (
 from vitedge.formats.model_folder import Origin
 from vitedge.formats.result import Check
 from vitedge.formats.target import Option
+from vitedge.installation import install_command
 from vitedge.runtimes._nvidia import building, engine, engines, layers, metadata, session, slot
 from vitedge.runtimes._nvidia.driver import Cuda
 from vitedge.runtimes._nvidia.engine import BuildOptions, Built
@@ -87,7 +89,7 @@ def artifact(folder: Path, target: str = "jetson-orin-nano", **changes: Any) -> 
 
 def test_the_package_isnt_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "installed", lambda package: None)
-    with pytest.raises(NotInstalledError, match=r'run: pip install "vitedge\[tensorrt\]"') as refused:
+    with pytest.raises(NotInstalledError, match=re.escape(f"run: {install_command('tensorrt')}")) as refused:
         open_session(artifact(tmp_path))
     assert refused.value.exit_code == 8
 

@@ -20,6 +20,7 @@ import vitedge
 from vitedge.errors import ArtifactError, NotInstalledError, UsageError
 from vitedge.formats.artifact import Artifact
 from vitedge.formats.target import Provider, load_target
+from vitedge.installation import pip
 from vitedge.runtimes import here
 from vitedge.runtimes.base import OpenOptions
 from vitedge.runtimes.onnxruntime import providers
@@ -81,7 +82,7 @@ def test_a_provider_that_this_build_hasnt(exported: Artifact, monkeypatch: pytes
     made = with_provider(exported, Provider(name="CUDA"))
     with pytest.raises(NotInstalledError, match="onnxruntime-gpu brings it") as refused:
         open_session(made)
-    assert refused.value.hint == "run: pip uninstall onnxruntime && pip install onnxruntime-gpu"
+    assert refused.value.hint == f"run: {pip()} uninstall onnxruntime && {pip()} install onnxruntime-gpu"
     assert "CUDAExecutionProvider" in here.why_not_here(made.manifest.target)
     (undecided,) = (check for check in vitedge.verify(made) if check.ok is None)
     assert "onnxruntime-gpu brings it" in undecided.detail

@@ -18,6 +18,7 @@ from vitedge import api
 from vitedge.api import plan_export
 from vitedge.errors import NotInstalledError, UsageError
 from vitedge.formats.target import Candidate, load_target
+from vitedge.installation import install_command
 from vitedge.runtimes.base import BUDGET, Lowered
 from vitedge.runtimes.executed import unmet_layers
 from vitedge.runtimes.openvino.detect import core
@@ -67,7 +68,7 @@ def test_where_it_is_missing_that_is_said(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "nncf" else find(name))
     with pytest.raises(NotInstalledError) as missing:
         artifacts.lower(artifacts.request(TARGET, NNCF_INT8))
-    assert missing.value.exit_code == 8 and 'pip install "vitedge[nncf]"' in str(missing.value)
+    assert missing.value.exit_code == 8 and install_command("nncf") in str(missing.value)
 
 
 def test_other_candidates_do_without_it(small_model: Path, small_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

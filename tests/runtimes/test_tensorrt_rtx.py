@@ -22,6 +22,7 @@ from vitedge.core import files
 from vitedge.errors import ArtifactError, NotInstalledError, UsageError
 from vitedge.formats.architecture import ConvStem
 from vitedge.graph.surgery import to_bytes
+from vitedge.installation import install_command
 from vitedge.runtimes._nvidia import engine
 from vitedge.runtimes._nvidia import parser_check as module
 from vitedge.runtimes._nvidia.parser_check import parse_and_build
@@ -235,5 +236,5 @@ def test_the_same_graph_as_tensorrts_otherwise() -> None:
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "installed", lambda _: None)
-    with pytest.raises(NotInstalledError, match=r'pip install "vitedge\[tensorrt-rtx\]"'):
+    with pytest.raises(NotInstalledError, match=re.escape(install_command("tensorrt-rtx"))):
         parse_and_build(b"")

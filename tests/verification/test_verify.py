@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from vitedge.formats.artifact import GOLDEN_REFERENCE, Artifact, npy, write_arti
 from vitedge.formats.model_folder import class_table, contract_metadata
 from vitedge.formats.result import Check
 from vitedge.formats.target import load_target
+from vitedge.installation import install_command
 from vitedge.runtimes.base import Executed, OpenOptions
 from vitedge.runtimes.executed import executed_fractions, executed_types, unmet_layers
 from vitedge.runtimes.session import open_session
@@ -105,7 +107,7 @@ def test_plan_that_the_runtime_does_not_meet_is_found(artifact: Artifact, tmp_pa
 def test_runtime_that_is_not_here_names_the_extra(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = runtimes.part(artifact.manifest.target.runtime, "detect")
     monkeypatch.setattr(facts, "installed", lambda: None)
-    with pytest.raises(NotInstalledError, match=rf"vitedge\[{facts.EXTRA}\]"):
+    with pytest.raises(NotInstalledError, match=re.escape(install_command(facts.EXTRA))):
         verify(artifact)
 
 

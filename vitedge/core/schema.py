@@ -15,6 +15,7 @@ import msgspec
 
 from vitedge.core.files import sha256
 from vitedge.errors import ArtifactError, InputError, UsageError, nearest
+from vitedge.installation import upgrade_hint
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -170,7 +171,7 @@ def decode_json(
             raise error_type(
                 action,
                 f"{file} has schema version {head.schema_version}; this vitedge reads up to {newest}",
-                f'run: pip install "vitedge>={head.vitedge_version}"',
+                upgrade_hint(head.vitedge_version),
             )
         if head.record_digest is None:
             return msgspec.json.decode(data, type=kind)

@@ -213,15 +213,15 @@ def describe(plan: Plan) -> dict[str, Any]:
     }
 
 
-def require_host(action: str) -> None:
-    """Demand the packages that read and write graphs.
+def require_host(action: str, *more: str, extra: str = "host") -> None:
+    """Demand the packages that read and write graphs, and ``more``.
 
     Raises:
-        NotInstalledError: one of them is missing; the extra ``host`` brings all.
+        NotInstalledError: one of them is missing; ``extra`` brings all.
     """
-    for package in ("onnx", "onnxruntime", "safetensors"):
+    for package in ("onnx", "onnxruntime", "safetensors", *more):
         if importlib.util.find_spec(package) is None:
-            raise NotInstalledError.for_extra(action, package, "host")
+            raise NotInstalledError.for_extra(action, package, extra)
 
 
 def _require_writers(plan: Plan) -> None:

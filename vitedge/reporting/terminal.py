@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vitedge import runtimes
 from vitedge.errors import printable
+from vitedge.installation import install_command
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -499,7 +500,7 @@ def _camera(camera: Any) -> str:
 
 def _runtime_words(state: RuntimeState) -> Text:
     if not state.facts:
-        return text(f'not installed; pip install "vitedge[{state.extra}]"', QUIET)
+        return text(f"not installed; {install_command(state.extra)}", QUIET)
     rest = {name: value for name, value in state.facts.items() if name not in ("version", "unknown_providers")}
     return text("; ".join(part for part in (words(rest) if rest else "", state.untested) if part))
 

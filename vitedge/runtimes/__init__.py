@@ -23,6 +23,7 @@ from types import ModuleType
 
 from vitedge.core.versions import newer_than_tested, newest_tested
 from vitedge.errors import NotInstalledError, UsageError, nearest
+from vitedge.installation import pip
 
 
 def names() -> list[str]:
@@ -106,7 +107,7 @@ def fuses_otherwise(runtime: str) -> tuple[str, str]:
     package = part(runtime, "detect").EXTRA
     return (
         f"{newer}, and may fuse otherwise",
-        f"install the tested version: pip install {package}=={newest_tested(package)}",
+        f"install the tested version: {pip()} install {package}=={newest_tested(package)}",
     )
 
 

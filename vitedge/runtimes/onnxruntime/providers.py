@@ -12,6 +12,7 @@ from typing import Any
 
 from vitedge.errors import ArtifactError, NotInstalledError
 from vitedge.formats.target import Provider
+from vitedge.installation import pip
 
 CPU = "CPUExecutionProvider"
 #: The words of a target, and the names and distributions that ONNX Runtime has for them.
@@ -56,7 +57,7 @@ def require(provider: Provider, available: Iterable[str], unknown: Iterable[str]
         elif own_build:
             hint = "build ONNX Runtime with it, or use another target"
         else:
-            hint = f"run: pip uninstall onnxruntime && pip install {distribution}"
+            hint = f"run: {pip()} uninstall onnxruntime && {pip()} install {distribution}"
         raise NotInstalledError(action, why, hint)
 
 
