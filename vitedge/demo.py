@@ -12,14 +12,14 @@ from msgspec.structs import replace
 from vitedge import runtimes
 from vitedge.benchmarking.bench import bench
 from vitedge.benchmarking.options import DEMO_SECONDS, BenchConfig
-from vitedge.core.files import new_folder
+from vitedge.core.files import FolderKind, new_folder
 from vitedge.core.progress import Progress, silent
 from vitedge.data import embedded
 from vitedge.errors import NotInstalledError
 from vitedge.evaluation.evaluate import evaluate
 from vitedge.exporting import plan, write
 from vitedge.formats.artifact import Artifact
-from vitedge.formats.model_folder import Model
+from vitedge.formats.model_folder import MODEL_JSON, Model
 from vitedge.formats.result import RESULT_JSON, Check, Result, Row, Subject, combine, write_result
 from vitedge.formats.target import load_target
 from vitedge.importing.entry import import_model
@@ -41,6 +41,7 @@ ROWS = (
     ("tensorrt", "int8"),
 )
 REPORT_HTML = "report.html"
+DEMO = FolderKind("a demo folder", (f"model/{MODEL_JSON}", RESULT_JSON, REPORT_HTML))
 SHOWN = 8  # pictures that are classified for the eye
 
 
@@ -77,7 +78,7 @@ def demo(
     """
     action = f"run the demo into {out}"
     plan.require_host(action, "jinja2", "matplotlib", extra="demo")  # now, not after two minutes
-    with new_folder(out, overwrite=overwrite, action=action, last=REPORT_HTML) as folder:
+    with new_folder(out, DEMO, overwrite=overwrite, action=action) as folder:
         say("import the embedded model")
         model = import_model("embedded", out=folder / "model")
         artifacts: dict[tuple[str, str], Artifact] = {}

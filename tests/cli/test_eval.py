@@ -38,7 +38,7 @@ def test_refusals(artifact: Artifact, data: Path, tmp_path: Path) -> None:
     _, reason, hint = fails(2, "eval", artifact.path)
     assert "serve the embedded model alone" in reason and "--data" in hint
     fails(2, "eval", artifact.path, "--data", "held-out")  # its folders aren't this model's classes
-    (tmp_path / "r.json").write_text("mine")
+    (tmp_path / "r.json").write_text("")
     assert "already exists" in fails(2, "eval", artifact.path, "--data", data, "--out", tmp_path / "r.json")[1]
     assert vitedge("eval", artifact.path, "--data", data, "--out", tmp_path / "r.json", "--overwrite").code == 0
 

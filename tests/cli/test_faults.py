@@ -104,8 +104,60 @@ def test_existing_output_is_refused_before_any_work(small_model: Path, tmp_path:
 def test_overwrite_spares_folders_that_vitedge_did_not_write(small_model: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     _, reason, _ = fails(2, *export_arguments(small_model, tmp_path, "--overwrite", precision="fp32"))
-    assert "would delete them" in reason
+    assert reason == f"{tmp_path} isn't an artifact; --overwrite replaces nothing else"
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_overwrite_replaces_only_what_is_of_the_same_kind(small_model: Path, tmp_path: Path) -> None:
+    model, artifact = tmp_path / "model", tmp_path / "artifact"
+    shutil.copytree(small_model, model)
+    assert vitedge(*export_arguments(model, artifact, precision="fp32")).code == 0
+    commands = {
+        model: export_arguments(model, model, "--overwrite", precision="fp32"),
+        artifact: ["import", "embedded", "--out", artifact, "--overwrite"],
+    }
+    for out, command in commands.items():
+        before = snapshot(out)
+        _, reason, hint = fails(2, *command)
+        assert reason.startswith(f"{out} isn't a") and reason.endswith("; --overwrite replaces nothing else")
+        assert hint == "name another --out" and snapshot(out) == before
+    for out in (model, artifact):
+        _, reason, _ = fails(2, "demo", "--out", out, "--overwrite")
+        assert reason == f"{out} isn't a demo folder; --overwrite replaces nothing else"
+    assert vitedge(*export_arguments(model, artifact, "--overwrite", precision="fp32")).code == 0
+
+
+@pytest.mark.parametrize(
+    ("verb", "kind"),
+    [
+        (["bench", "ARTIFACT"], "a result"),
+        (["eval", "ARTIFACT", "--data", "DATA"], "a result"),
+        (["compare", "ARTIFACT", "ARTIFACT"], "a result"),
+        (["report", "RESULTS", "--format", "html"], "an HTML page"),
+        (["report", "RESULTS", "--format", "md"], "a report"),
+        (["report", "RESULTS", "--format", "csv"], "a table of results"),
+    ],
+    ids=lambda value: value[0] + value[-1] if isinstance(value, list) else "",
+)
+def test_overwrite_spares_files_of_another_kind(
+    verb: list[str], kind: str, artifact: Path, small_data: Path, tmp_path: Path
+) -> None:
+    names = {"ARTIFACT": artifact, "DATA": small_data, "RESULTS": tmp_path}
+    for content in (b"# My readme\n", b'{"model": 1}', b"a,b\n1,2\n", bytes(range(256))):
+        mine = tmp_path / "mine"
+        mine.write_bytes(content)
+        _, reason, _ = fails(2, *(names.get(word, word) for word in verb), "--out", mine, "--overwrite")
+        assert reason == f"{mine} isn't {kind}; --overwrite replaces nothing else"
+        assert mine.read_bytes() == content
+
+
+def test_json_goes_into_no_file_of_another_kind(artifact: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "notes.txt"
+    mine.write_text("mine")
+    assert fails(2, "inspect", artifact, "--json", mine)[1] == f"{mine} isn't JSON; --overwrite replaces nothing else"
+    assert mine.read_text() == "mine"
+    for _ in range(2):
+        assert vitedge("inspect", artifact, "--json", tmp_path / "facts.json").code == 0
 
 
 def test_calibration_images_are_the_users_to_name(small_model: Path, tmp_path: Path) -> None:
@@ -313,10 +365,10 @@ def test_read_only_output(small_model: Path, tmp_path: Path) -> None:
 
 
 def test_two_exports_to_one_folder(small_model: Path, tmp_path: Path) -> None:
-    from vitedge.core.files import new_folder
+    from vitedge.core.files import FolderKind, new_folder
 
     out = tmp_path / "a"
-    with new_folder(out, overwrite=False, action="export", last=None):
+    with new_folder(out, FolderKind("any", ("manifest.json",)), overwrite=False, action="export"):
         _, reason, _ = fails(5, *export_arguments(small_model, out, precision="fp32"))
         assert reason == f"another process is writing {out}"
 

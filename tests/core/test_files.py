@@ -17,14 +17,27 @@ from pathlib import Path
 import pytest
 
 from vitedge.core import files
-from vitedge.core.files import locked, new_folder, refuse_existing, sha256, sha256_file, write_atomic
+from vitedge.core.files import (
+    JSON,
+    SVG,
+    FolderKind,
+    locked,
+    new_folder,
+    refuse_existing,
+    sha256,
+    sha256_file,
+    write_atomic,
+)
 from vitedge.errors import ResourceError, UsageError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the children only write and end
 
 
+KIND = FolderKind("a folder of this test", ("manifest.json",))
+
+
 def write(out: Path, text: str, *, overwrite: bool = False) -> None:
-    with new_folder(out, overwrite=overwrite, action="write it", last="manifest.json") as folder:
+    with new_folder(out, KIND, overwrite=overwrite, action="write it") as folder:
         (folder / "data").write_text(text)
         (folder / "manifest.json").write_text(text)
 
@@ -78,7 +91,7 @@ def test_overwriting_replaces_everything(tmp_path: Path, atomic: bool, monkeypat
     if not atomic:
         monkeypatch.setattr(files, "_exchange", lambda one, other: False)
     out = tmp_path / "out"
-    with new_folder(out, overwrite=False, action="write it") as folder:
+    with new_folder(out, KIND, overwrite=False, action="write it") as folder:
         (folder / "manifest.json").write_text("old")
         (folder / "only in the old").write_text("old")
     write(out, "new", overwrite=True)
@@ -91,7 +104,7 @@ def test_a_failure_inside_leaves_the_old_state(tmp_path: Path, error: BaseExcept
     write(out, "old")
 
     def fail() -> None:
-        with new_folder(out, overwrite=True, action="write it") as folder:
+        with new_folder(out, KIND, overwrite=True, action="write it") as folder:
             (folder / "manifest.json").write_text("half")
             raise error
 
@@ -119,12 +132,31 @@ def test_overwrite_spares_what_vitedge_did_not_write(tmp_path: Path) -> None:
     empty.mkdir()
     for out in (foreign, file, link, dangling):
         with pytest.raises(UsageError):
-            refuse_existing(out, overwrite=True, action="write it")
+            refuse_existing(out, KIND, overwrite=True, action="write it")
         with pytest.raises(UsageError, match="already exists"):
-            refuse_existing(out, overwrite=False, action="write it")
+            refuse_existing(out, KIND, overwrite=False, action="write it")
     assert (foreign / "thesis.txt").read_text() == "precious" and file.read_text() == "precious"
     write(empty, "new", overwrite=True)
     assert read(empty) == {"new"}
+
+
+def test_a_picture_is_overwritten_by_a_picture(tmp_path: Path) -> None:
+    """The picture of `export --explain --overwrite` was taken for a folder."""
+    out = tmp_path / "a.selection.svg"
+    out.write_text('<?xml version="1.0"?><svg/>')
+    refuse_existing(out, SVG, overwrite=True, action="draw it")
+    for content in (b"mine", b"\0" * 2000 + b"<svg"):
+        out.write_bytes(content)
+        with pytest.raises(UsageError, match="isn't an SVG picture"):
+            refuse_existing(out, SVG, overwrite=True, action="draw it")
+
+
+@pytest.mark.parametrize("place", ["/dev/null", "/dev/zero", "link"])
+def test_a_device_is_never_overwritten(place: str, tmp_path: Path) -> None:
+    """Writing renames a new file to the name of the old one: as root it would take the device's place."""
+    (tmp_path / "link").symlink_to("/dev/null")
+    with pytest.raises(UsageError, match="isn't JSON"):
+        refuse_existing(tmp_path / place, JSON, overwrite=True, action="write it")
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "file/out", "loop/out"])
@@ -187,7 +219,7 @@ def test_one_of_many_writers_wins(tmp_path: Path) -> None:
 def write_for_ever(out: Path, version: int, told: int) -> None:
     """Version after version: three files that hold it, the last one being the mark; each is told once it's written."""
     while True:
-        with new_folder(out, overwrite=True, action="write it", last="manifest.json") as folder:
+        with new_folder(out, KIND, overwrite=True, action="write it") as folder:
             for name in ("a", "sub/b", "manifest.json"):
                 (folder / name).parent.mkdir(exist_ok=True)
                 (folder / name).write_text(f"{version} " * 2000)
@@ -229,7 +261,7 @@ def test_kill_at_any_moment_leaves_the_old_or_the_new(
 
 def look(out: Path) -> None:
     """Be the next writer, and fail."""
-    with new_folder(out, overwrite=True, action="write it"):
+    with new_folder(out, KIND, overwrite=True, action="write it"):
         raise ValueError
 
 
@@ -295,7 +327,7 @@ def test_no_permission() -> None:
 def test_memory_error_is_a_resource_error(tmp_path: Path) -> None:
     with (
         pytest.raises(ResourceError, match="memory ran out"),
-        new_folder(tmp_path / "out", overwrite=False, action="x"),
+        new_folder(tmp_path / "out", KIND, overwrite=False, action="x"),
     ):
         raise MemoryError
     assert list(tmp_path.iterdir()) == []

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.benchmarking.nulls import null_artifact
+from vitedge.core.files import refuse_existing
 from vitedge.core.percentiles import early_stopping
 from vitedge.device.hardware import Board, Processor
 from vitedge.errors import ArtifactError, UsageError
 from vitedge.formats.result import (
+    RESULT,
     Accuracy,
     Block,
     DataSet,
@@ -35,7 +37,6 @@ from vitedge.formats.result import (
     encode_result,
     percentile,
     read_result,
-    refuse_existing_result,
     samples_needed,
     write_result,
 )
@@ -255,10 +256,10 @@ def test_rows_of_a_sweep_keep_their_latencies(result: Result) -> None:
 def test_existing_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text("")
     with pytest.raises(UsageError, match="already exists"):
-        refuse_existing_result(tmp_path / "r.json", overwrite=False, action="bench")
-    refuse_existing_result(tmp_path / "r.json", overwrite=True, action="bench")
+        refuse_existing(tmp_path / "r.json", RESULT, overwrite=False, action="bench")
+    refuse_existing(tmp_path / "r.json", RESULT, overwrite=True, action="bench")
     with pytest.raises(UsageError, match="is a folder"):
-        refuse_existing_result(tmp_path, overwrite=True, action="bench")
+        refuse_existing(tmp_path, RESULT, overwrite=True, action="bench")
 
 
 def test_combine_joins_rows_of_one_artifact(result: Result) -> None:

@@ -16,7 +16,7 @@ from vitedge.building.engines import builder_of, builds
 from vitedge.core.files import new_folder, refuse_existing
 from vitedge.core.progress import Progress, silent
 from vitedge.errors import InvalidResultError, UsageError
-from vitedge.formats.artifact import Artifact
+from vitedge.formats.artifact import ARTIFACT, Artifact
 from vitedge.formats.budget import Budget
 from vitedge.runtimes import here
 from vitedge.runtimes.choice import Timed, candidates_of, folders, read_choice, write_choice
@@ -105,7 +105,7 @@ def autotune(
     candidates = candidates_of(carrier) if carrier is not None else list(artifacts)
     _refuse_choice(candidates, action)
     if out is not None:
-        refuse_existing(out, overwrite=overwrite, action=action)
+        refuse_existing(out, ARTIFACT, overwrite=overwrite, action=action)
     earlier = read_choice(carrier) if carrier is not None and data is None and not overwrite else None
     if carrier is not None and earlier is not None:
         timed = [replace(each, artifact=str(carrier.path / each.artifact)) for each in earlier.measured]
@@ -117,7 +117,7 @@ def autotune(
             write_choice(carrier, tuple(kept), action)
     if out is not None:
         chosen = next(artifact for artifact, each in zip(candidates, timed, strict=True) if each.chosen)
-        with new_folder(out, overwrite=overwrite, action=action, last="manifest.sha256") as folder:
+        with new_folder(out, ARTIFACT, overwrite=overwrite, action=action) as folder:
             shutil.copytree(chosen.path, folder, dirs_exist_ok=True)
         Artifact.open(out)
     return timed

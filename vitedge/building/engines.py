@@ -70,7 +70,7 @@ def build(
     action = f"build the engines of {artifact.path}"
     module = builder_of(artifact, action)
     if out is not None:
-        refuse_existing(out, overwrite=overwrite, action=action)
+        refuse_existing(out, module.ENGINES, overwrite=overwrite, action=action)
     engines = module.build(artifact, sms, options or {}, progress)
     if out is not None:
         module.export_engines(artifact, engines, out, overwrite=overwrite, action=action)

@@ -15,8 +15,9 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from vitedge.errors import ResourceError, UsageError
 
@@ -107,23 +108,49 @@ def append_whole(descriptor: int, data: bytes | memoryview) -> None:
         raise
 
 
-def refuse_existing(out: Path, *, overwrite: bool, action: str) -> None:
-    """Refuse an output that exists, before any work is done.
+class FolderKind(NamedTuple):
+    """A folder that vitedge writes."""
+
+    name: str  # "an artifact"
+    files: tuple[str, ...]  # that every such folder has; the last one completes it
+
+
+class FileKind(NamedTuple):
+    """A file that vitedge writes."""
+
+    name: str  # "a result"
+    matches: Callable[[bytes], bool]  # whether this is the content of one
+
+
+JSON = FileKind("JSON", lambda content: content.lstrip()[:1] in (b"[", b"{"))
+SVG = FileKind("an SVG picture", lambda content: b"<svg" in content[:1000])
+
+
+def refuse_existing(out: Path, kind: FolderKind | FileKind, *, overwrite: bool, action: str) -> None:
+    """Refuse an output that exists, before any work is done. Only what is of the same kind is overwritten.
 
     Raises:
-        UsageError: ``out`` exists and ``overwrite`` is false, or it's a file, or a folder that vitedge didn't write.
+        UsageError: ``out`` exists and ``overwrite`` is false, or it's anything but an empty folder or file, or one of
+            that kind.
     """
     if not os.path.lexists(out):
         return
+    hint = "name another --out"
+    if isinstance(kind, FileKind) and out.is_dir():
+        raise UsageError(action, f"{out} is a folder", f"name a file: --out {out / 'FILE'}")
     if not overwrite:
-        raise UsageError(action, f"{out} already exists", "name another --out, or add --overwrite")
-    if not out.is_dir() or out.is_symlink():
-        raise UsageError(action, f"{out} isn't a folder", "name another --out")
-    marks = ("manifest.json", "model.json", "result.json", "report.html", "engines.json")
-    if any(out.iterdir()) and not any((out / mark).exists() for mark in marks):
-        raise UsageError(
-            action, f"{out} holds files that vitedge didn't write; --overwrite would delete them", "name another --out"
-        )
+        raise UsageError(action, f"{out} already exists", f"{hint}, or add --overwrite")
+    if isinstance(kind, FolderKind) and (not out.is_dir() or out.is_symlink()):
+        raise UsageError(action, f"{out} isn't a folder", hint)
+    if not _replaceable(out, kind, action):
+        raise UsageError(action, f"{out} isn't {kind.name}; --overwrite replaces nothing else", hint)
+
+
+def _replaceable(out: Path, kind: FolderKind | FileKind, action: str) -> bool:
+    with resource_errors(action):
+        if isinstance(kind, FolderKind):
+            return not any(out.iterdir()) or all((out / name).exists() for name in kind.files)
+        return out.is_file() and (out.stat().st_size == 0 or kind.matches(out.read_bytes()))
 
 
 def _sync(path: Path) -> None:
@@ -169,28 +196,29 @@ def _lock(descriptor: int, lock: Path) -> bool:
 
 
 @contextlib.contextmanager
-def new_folder(out: Path, *, overwrite: bool, action: str, last: str | None = None) -> Iterator[Path]:
+def new_folder(out: Path, kind: FolderKind, *, overwrite: bool, action: str) -> Iterator[Path]:
     """Yield an empty folder beside ``out``; on success it becomes ``out``, on any failure it's removed.
 
     Args:
         out: the destination.
-        overwrite: permit replacing what stands there.
+        kind: what is written; the file that completes it is flushed after all the others.
+        overwrite: permit replacing another of this kind.
         action: for error texts.
-        last: name of the file that completes the folder; it's flushed after all the others.
 
     Raises:
         UsageError: ``out`` exists and may not be replaced.
         ResourceError: disk, permission, lock.
     """
     out = Path.cwd() / out
-    refuse_existing(out, overwrite=overwrite, action=action)
+    refuse_existing(out, kind, overwrite=overwrite, action=action)
     with locked(out, action), resource_errors(action):
         _sweep(out)
         building = Path(tempfile.mkdtemp(prefix=f".{out.name}.building-", dir=out.parent))
         try:
             building.chmod(0o755)
             yield building
-            files = sorted((path for path in building.rglob("*") if path.is_file()), key=lambda path: path.name == last)
+            last = building / kind.files[-1]
+            files = sorted((path for path in building.rglob("*") if path.is_file()), key=lambda path: path == last)
             for path in files:
                 _sync(path)
             for folder in [*(path for path in building.rglob("*") if path.is_dir()), building]:

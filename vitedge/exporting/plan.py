@@ -11,11 +11,12 @@ from typing import Any
 from msgspec.structs import replace
 
 from vitedge import runtimes
-from vitedge.core.files import refuse_existing
+from vitedge.core.files import SVG, refuse_existing
 from vitedge.data import embedded
 from vitedge.data.images import ImageSet
 from vitedge.errors import NotInstalledError, UsageError
 from vitedge.exporting.options import ExportOptions
+from vitedge.formats.artifact import ARTIFACT
 from vitedge.formats.budget import Budget
 from vitedge.formats.model_folder import Model
 from vitedge.formats.recipe import Recipe, load_recipe
@@ -101,9 +102,9 @@ def plan_export(
         overwrite=options.overwrite,
     )
     _refuse_choice(plan)
-    refuse_existing(plan.out, overwrite=plan.overwrite, action=plan.action)
+    refuse_existing(plan.out, ARTIFACT, overwrite=plan.overwrite, action=plan.action)
     if plan.explain:
-        refuse_existing(plan.picture, overwrite=plan.overwrite, action=plan.action)
+        refuse_existing(plan.picture, SVG, overwrite=plan.overwrite, action=plan.action)
     _require_writers(plan)
     if plan.quantized:
         return _with_pictures(plan, options)

@@ -19,7 +19,7 @@ import numpy as np
 from msgspec import field
 
 from vitedge._version import __version__
-from vitedge.core.files import new_folder, sha256
+from vitedge.core.files import FolderKind, new_folder, sha256
 from vitedge.core.paths import cache_folder
 from vitedge.core.schema import Record, decode_json, encode_json
 from vitedge.data.preprocessing import Preprocessing
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MANIFEST, MANIFEST_DIGEST = "manifest.json", "manifest.sha256"
+ARTIFACT = FolderKind("an artifact", (MANIFEST, MANIFEST_DIGEST))
 GOLDEN_INPUTS, GOLDEN_LOGITS, GOLDEN_REFERENCE = "golden/inputs.npy", "golden/logits.npy", "golden/reference.npy"
 CANDIDATES = "candidates"  # folder of the candidates that an artifact includes, each an artifact of its own
 COPY_AGAIN = "copy the artifact again, or export it again"
@@ -244,7 +245,7 @@ def write_artifact(
     Raises:
         UsageError, ResourceError: as :func:`vitedge.core.files.new_folder`.
     """
-    with new_folder(Path(out), overwrite=overwrite, action=action, last=MANIFEST_DIGEST) as folder:
+    with new_folder(Path(out), ARTIFACT, overwrite=overwrite, action=action) as folder:
         for name, content in artifact_files(manifest, files).items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)

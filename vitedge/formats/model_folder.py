@@ -17,13 +17,14 @@ from msgspec import field
 from msgspec.structs import replace
 
 from vitedge._version import __version__
-from vitedge.core.files import new_folder, sha256, sha256_file
+from vitedge.core.files import FolderKind, new_folder, sha256, sha256_file
 from vitedge.core.schema import Record, decode_json, encode_json, seal
 from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ModelError, UsageError
 from vitedge.formats.architecture import ViTConfig
 
 MODEL_ONNX, MODEL_JSON, MODEL_WEIGHTS = "model.onnx", "model.json", "model.safetensors"
+MODEL_FOLDER = FolderKind("a model folder", (MODEL_ONNX, MODEL_JSON))
 
 
 class ClassLabel(Record):
@@ -187,7 +188,8 @@ def write_model(
     out = Path(out)
     digests = {name: sha256(data) for name, data in sorted(files.items())}
     record = replace(record, files=digests, schema_version=ModelRecord.SCHEMA_VERSION)
-    with new_folder(out, overwrite=overwrite, action=action or f"write the model {out}", last=MODEL_JSON) as folder:
+    action = action or f"write the model {out}"
+    with new_folder(out, MODEL_FOLDER, overwrite=overwrite, action=action) as folder:
         for name, data in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)

@@ -13,12 +13,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import ClassVar
 
+import msgspec
 import numpy as np
 from msgspec import field
 from msgspec.structs import replace
 
 from vitedge._version import __version__
-from vitedge.core.files import write_atomic
+from vitedge.core.files import FileKind, write_atomic
 from vitedge.core.percentiles import METHOD as METHOD
 from vitedge.core.percentiles import percentile as percentile
 from vitedge.core.percentiles import samples_needed as samples_needed
@@ -340,16 +341,22 @@ def read_result(path: str | Path) -> Result:
     return decode_result(data, str(path))
 
 
-def refuse_existing_result(out: Path, *, overwrite: bool, action: str) -> None:
-    """Refuse an output file before any work.
+class _Head(msgspec.Struct):
+    """What tells a result from other JSON."""
 
-    Raises:
-        UsageError: it exists and ``overwrite`` is false, or it isn't a file.
-    """
-    if out.is_dir():
-        raise UsageError(action, f"{out} is a folder", f"name a file: --out {out / RESULT_JSON}")
-    if out.exists() and not overwrite:
-        raise UsageError(action, f"{out} already exists", "name another --out, or add --overwrite")
+    schema_version: int
+    rows: msgspec.Raw
+
+
+def _is_result(content: bytes) -> bool:
+    try:
+        msgspec.json.decode(content, type=_Head)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return False
+    return True
+
+
+RESULT = FileKind("a result", _is_result)
 
 
 def write_result(result: Result, path: str | Path) -> None:

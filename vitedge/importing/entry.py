@@ -11,7 +11,16 @@ from vitedge.core.progress import Progress, silent
 from vitedge.data import embedded
 from vitedge.data.images import ImageSet
 from vitedge.errors import InvalidResultError, ModelError, UsageError
-from vitedge.formats.model_folder import MODEL_JSON, ClassLabel, Model, ModelRecord, Origin, class_table, write_model
+from vitedge.formats.model_folder import (
+    MODEL_FOLDER,
+    MODEL_JSON,
+    ClassLabel,
+    Model,
+    ModelRecord,
+    Origin,
+    class_table,
+    write_model,
+)
 from vitedge.importing.checkpoint import import_checkpoint
 from vitedge.importing.factory import import_factory
 from vitedge.importing.hub import PREFIX, Fetched, fetch
@@ -62,7 +71,7 @@ def import_model(
         InvalidResultError: the logits differ from the source's.
     """
     action = f"import {source.name if isinstance(source, Factory) else source}"
-    refuse_existing(Path(out), overwrite=overwrite, action=action)
+    refuse_existing(Path(out), MODEL_FOLDER, overwrite=overwrite, action=action)
     options = dict(preprocessing or {})
     fetched: Fetched | None = None
     if isinstance(source, Factory):

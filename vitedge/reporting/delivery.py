@@ -7,13 +7,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitedge.core.files import write_atomic
+from vitedge.core.files import JSON, FileKind, refuse_existing, write_atomic
 from vitedge.core.schema import encode_json
 from vitedge.data.images import ImageSet
 from vitedge.errors import UsageError, nearest
 from vitedge.formats.result import Result
 
 FORMATS = {"html": (".html", ".htm"), "md": (".md", ".markdown"), "csv": (".csv",)}
+
+#: How each format's reports begin; a table alone makes no report of a README.
+KINDS = {
+    "html": FileKind("an HTML page", lambda content: content[:15].lower().startswith((b"<!doctype html", b"<html"))),
+    "md": FileKind(
+        "a report", lambda content: content.startswith((b"**", b"| group |")) and b"| artifact | MB |" in content
+    ),
+    "csv": FileKind("a table of results", lambda content: b"artifact,target,runtime" in content.partition(b"\n")[0]),
+    "json": JSON,
+}
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,7 @@ def report(
 
     chosen = _format(out, format)
     if out is not None:
-        _refuse_existing(out, overwrite=overwrite)
+        refuse_existing(out, KINDS[chosen], overwrite=overwrite, action=f"write the report {out}")
     results = rows.read(sources)
     images = None if data is None else embedded.open_images(data, action=f"show pictures of {data}")
     content = _render(chosen, results, images)
@@ -86,14 +96,6 @@ def _format(out: Path | None, format: str | None) -> str:
         f"its name tells no format{nearest(out.suffix.lstrip('.'), FORMATS)}",
         "add: --format html|md|csv",
     )
-
-
-def _refuse_existing(out: Path, *, overwrite: bool) -> None:
-    action = f"write the report {out}"
-    if out.is_dir():
-        raise UsageError(action, f"{out} is a folder", f"name a file: --out {out / 'report.html'}")
-    if out.exists() and not overwrite:
-        raise UsageError(action, f"{out} already exists", "name another --out, or add --overwrite")
 
 
 def _render(format: str, results: Sequence[Result], images: ImageSet | None) -> bytes:

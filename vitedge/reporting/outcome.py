@@ -51,16 +51,17 @@ def result_to(
 
 
 def refuse_existing(files: Sequence[Path | None], *, overwrite: bool, action: str) -> None:
-    """Refuse to replace results; None among the files is none.
+    """Refuse to replace what isn't a result, and results without ``overwrite``; None among the files is none.
 
     Raises:
         UsageError: one of them exists.
     """
-    from vitedge.formats.result import refuse_existing_result
+    from vitedge.core import files as outputs
+    from vitedge.formats.result import RESULT
 
     for path in files:
         if path is not None:
-            refuse_existing_result(path, overwrite=overwrite, action=action)
+            outputs.refuse_existing(path, RESULT, overwrite=overwrite, action=action)
 
 
 def resumable(out: Path | None, *, wanted: bool, action: str) -> Result | None:

@@ -43,15 +43,17 @@ def emit(value: T, json: str | None, show: Callable[[T], None]) -> None:
         show: one of this module's functions.
 
     Raises:
-        ResourceError: the file can't be written.
+        UsageError: the file exists and isn't JSON.
+        ResourceError: it can't be written.
     """
-    from vitedge.core.files import write_atomic
+    from vitedge.core.files import JSON, refuse_existing, write_atomic
     from vitedge.core.schema import encode_json
 
     if json == "-":
         sys.stdout.write(encode_json(value).decode())
         return
     if json is not None:
+        refuse_existing(Path(json), JSON, overwrite=True, action=f"write {json}")
         write_atomic(Path(json), encode_json(value), f"write {json}")
     show(value)
 

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from vitedge.core.files import locked, refuse_existing, write_atomic
 from vitedge.data.images import ImageSet
 from vitedge.data.preprocessing import Preprocessing
+from vitedge.formats.model_folder import MODEL_FOLDER
 from vitedge.training.checkpoint import prepare_run
 from vitedge.training.data import TrainingData, decode, digests_of, open_data, open_test, split
 from vitedge.training.distill import Teacher, TeacherOutputs, student_views, view_key
@@ -63,7 +64,7 @@ def train(
     run = out.parent / f"{out.name}.run"
     action = f"train {options.name} on {data}"
     with processes(options.device, action) as group:
-        group.on_first(lambda: refuse_existing(out, overwrite=overwrite, action=action))
+        group.on_first(lambda: refuse_existing(out, MODEL_FOLDER, overwrite=overwrite, action=action))
         images = open_data(data, action)
         start = starting_point(options, images.classes, action)
         if options.threads:

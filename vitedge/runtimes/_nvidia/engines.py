@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple
 from msgspec.structs import replace
 
 from vitedge._version import __version__
-from vitedge.core.files import new_folder, sha256, write_atomic
+from vitedge.core.files import FolderKind, new_folder, sha256, write_atomic
 from vitedge.core.paths import cache_folder
 from vitedge.core.progress import Progress, silent
 from vitedge.core.schema import Record, decode_json, encode_json
@@ -27,6 +27,7 @@ from vitedge.runtimes._nvidia.engine import BuildOptions
 from vitedge.runtimes._nvidia.metadata import EngineMetadata, description, differences, identity
 
 INDEX = "engines.json"
+ENGINES = FolderKind("a folder of engines", (INDEX,))
 TIMINGS = "timings.cache"  # in an export folder: what TensorRT measured, so that the next version builds faster there
 #: TensorRT-RTX is the same software wherever it builds; TensorRT has to be where the engine will run.
 AHEAD_OF_TIME = ("tensorrt_rtx",)
@@ -187,7 +188,7 @@ def export_engines(
         UsageError: it exists.
         ResourceError: disk, permission.
     """
-    with new_folder(out, overwrite=overwrite, action=action, last=INDEX) as folder:
+    with new_folder(out, ENGINES, overwrite=overwrite, action=action) as folder:
         for each in obtained:
             add(folder, artifact.manifest.name, each.plan, each.metadata, action)
             if (timings := timing_cache(each.metadata)).is_file():

@@ -12,7 +12,7 @@ from vitedge.runtimes._nvidia.engines import ObtainedEngine
 from vitedge.runtimes.tensorrt_rtx.detect import PACKAGE, installed
 
 parse_layers, explain_layers, compare = layers.parse, explain.explain, explain.compare
-export_engines = engines.export_engines
+ENGINES, export_engines = engines.ENGINES, engines.export_engines
 
 
 def build(
