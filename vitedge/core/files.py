@@ -31,6 +31,7 @@ _RESOURCE_ERRNOS = {
     errno.ENOMEM,
     errno.EIO,
 }
+MAX_READ_BYTES = 256 << 20
 _NAME_ERRNOS = {errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 
 
@@ -46,6 +47,28 @@ def sha256_file(path: Path) -> str:
         while piece := stream.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def read_whole(path: Path, *, follow_links: bool) -> bytes:
+    """Content of a file that is read as a whole: a regular one of at most :data:`MAX_READ_BYTES`.
+
+    Raises:
+        OSError: it can't be read; a pipe, a device, a folder, a link that isn't to be followed, or too large.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW)
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            error.strerror = "it's a link"
+        raise
+    with os.fdopen(descriptor, "rb") as stream:
+        state = os.fstat(descriptor)
+        if not stat.S_ISREG(state.st_mode):
+            raise OSError(errno.EINVAL, "it isn't a file", str(path))
+        if state.st_size > MAX_READ_BYTES:
+            raise OSError(errno.EFBIG, f"it's larger than {MAX_READ_BYTES >> 20} MiB", str(path))
+        return stream.read()
 
 
 @contextlib.contextmanager

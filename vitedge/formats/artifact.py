@@ -8,6 +8,7 @@ lies in :func:`Artifact.cache`, keyed by artifact digest, runtime version and ha
 from __future__ import annotations
 
 import io
+import mmap
 import os
 import re
 from collections.abc import Mapping
@@ -19,11 +20,12 @@ import numpy as np
 from msgspec import field
 
 from vitedge._version import __version__
-from vitedge.core.files import FolderKind, new_folder, sha256
+from vitedge.core.files import FolderKind, new_folder, read_whole, sha256
 from vitedge.core.paths import cache_folder
 from vitedge.core.schema import Record, decode_json, encode_json
 from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ArtifactError, UsageError
+from vitedge.formats.external_data import external_tensor
 from vitedge.formats.fidelity import Fidelity
 from vitedge.formats.model_folder import ClassLabel, Origin, check_digests
 from vitedge.formats.recipe import Recipe
@@ -150,8 +152,8 @@ class Artifact:
         if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for names that are too long
             raise UsageError(action, "there is no such folder", "run: vitedge export MODEL --target T --out ARTIFACT")
         try:
-            data = (folder / MANIFEST).read_bytes()
-            expected = (folder / MANIFEST_DIGEST).read_bytes()
+            data = read_whole(folder / MANIFEST, follow_links=False)
+            expected = read_whole(folder / MANIFEST_DIGEST, follow_links=False)
         except OSError as error:
             name = Path(str(error.filename)).name
             raise ArtifactError(action, f"{name} can't be read: {error.strerror}", COPY_AGAIN) from error
@@ -162,6 +164,7 @@ class Artifact:
         for name in (manifest.graph, GOLDEN_INPUTS, GOLDEN_LOGITS, GOLDEN_REFERENCE, *manifest.golden.pictures):
             if name not in manifest.files:
                 raise ArtifactError(action, f"{MANIFEST} doesn't list {name}", COPY_AGAIN)
+        _refuse_external_data(folder / manifest.graph, action)
         return cls(folder, manifest)
 
     @property
@@ -202,6 +205,27 @@ class Artifact:
         key = sha256("\0".join((self.digest, runtime_version, hardware)).encode())[:24]
         name = re.sub(r"[^\w.-]", "_", self.manifest.name)[:64]
         return cache_folder() / "artifacts" / f"{name}-{key}"
+
+
+def _refuse_external_data(graph: Path, action: str) -> None:
+    """Refuse an ONNX graph that names files: they aren't the artifact's.
+
+    Raises:
+        ArtifactError: the name of the tensor that lies elsewhere.
+    """
+    if graph.stat().st_size == 0:
+        return
+    with graph.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        view = memoryview(content)
+        try:
+            name = external_tensor(view)
+        except ValueError:  # another format; a damaged ONNX file is refused by its runtime
+            name = None
+        finally:
+            view.release()
+    if name is not None:
+        reason = f"{graph.name} keeps the tensor '{name}' in another file; an artifact's graph has all of them inside"
+        raise ArtifactError(action, reason, "export it again")
 
 
 def _digest_line(manifest: bytes) -> bytes:

@@ -17,7 +17,7 @@ from msgspec import field
 from msgspec.structs import replace
 
 from vitedge._version import __version__
-from vitedge.core.files import FolderKind, new_folder, sha256, sha256_file
+from vitedge.core.files import FolderKind, new_folder, read_whole, sha256, sha256_file
 from vitedge.core.schema import Record, decode_json, encode_json, seal
 from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ModelError, UsageError
@@ -138,7 +138,7 @@ def read_model_record(folder: Path, action: str) -> ModelRecord:
         ModelError: missing, malformed or newer.
     """
     try:
-        data = (folder / MODEL_JSON).read_bytes()
+        data = read_whole(folder / MODEL_JSON, follow_links=False)
     except OSError as error:
         raise ModelError(
             action, f"{MODEL_JSON} can't be read: {error.strerror}", "run: vitedge import SOURCE --out MODEL"

@@ -19,7 +19,7 @@ from msgspec import field
 from msgspec.structs import replace
 
 from vitedge._version import __version__
-from vitedge.core.files import FileKind, write_atomic
+from vitedge.core.files import FileKind, read_whole, write_atomic
 from vitedge.core.percentiles import METHOD as METHOD
 from vitedge.core.percentiles import percentile as percentile
 from vitedge.core.percentiles import samples_needed as samples_needed
@@ -331,7 +331,7 @@ def read_result(path: str | Path) -> Result:
     path = Path(path)
     path = path / RESULT_JSON if path.is_dir() else path
     try:
-        data = path.read_bytes()
+        data = read_whole(path, follow_links=True)
     except FileNotFoundError as error:
         raise UsageError(
             f"read the result {path}", "there is no such file", "run: vitedge bench ARTIFACT --out result.json"
