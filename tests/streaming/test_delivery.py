@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarking.nulls import null_artifact
 from tests.streaming.broker import Broker
 from tests.streaming.items import event, picture, record, status, until
 from vitedge.errors import UsageError
@@ -232,6 +236,61 @@ def test_what_is_no_broker_is_refused(url: str) -> None:
     pytest.importorskip("paho.mqtt", reason="MQTT needs the extra 'stream'")
     with pytest.raises(UsageError):
         MqttSink(url)
+
+
+@pytest.fixture
+def mosquitto(tmp_path: Path) -> Iterator[int]:
+    """The port of a real broker."""
+    program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
+    if program is None:
+        pytest.skip("the broker mosquitto isn't installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    (tmp_path / "mosquitto.conf").write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n")
+    with (tmp_path / "mosquitto.log").open("wb") as log:
+        broker = subprocess.Popen([program, "-c", str(tmp_path / "mosquitto.conf")], stdout=log, stderr=log)
+    until(lambda: _listens(port))
+    yield port
+    broker.terminate()
+    broker.wait(20)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as attempt:
+        return attempt.connect_ex(("127.0.0.1", port)) == 0
+
+
+def retained(port: int) -> dict[str, bytes]:
+    """What the broker keeps for those who come later, once it has sent ``t/online``."""
+    from paho.mqtt import client as paho
+    from paho.mqtt.enums import CallbackAPIVersion
+
+    messages: dict[str, bytes] = {}
+    client = paho.Client(CallbackAPIVersion.VERSION2)
+    client.on_message = lambda _client, _data, message: messages.update({message.topic: message.payload})
+    client.on_connect = lambda *_: client.subscribe([("t/#", 1), ("end", 1)]) and None
+    client.on_subscribe = lambda *_: client.publish("end", b"1", 1) and None  # comes after what was retained
+    client.connect("127.0.0.1", port)
+    client.loop_start()
+    until(lambda: "end" in messages)
+    client.disconnect()
+    client.loop_stop()
+    return {topic: payload for topic, payload in messages.items() if topic != "end"}
+
+
+def test_a_label_does_not_outlive_its_stream(mosquitto: int, tmp_path: Path) -> None:
+    pytest.importorskip("paho.mqtt", reason="MQTT needs the extra 'stream'")
+    artifact, events = null_artifact(tmp_path / "null").path, tmp_path / "events.jsonl"
+    command = [sys.executable, "-m", "vitedge", "stream", str(artifact), "cam=test://", "--headless", "--quiet"]
+    command += ["--mqtt", f"mqtt://127.0.0.1:{mosquitto}/t", "--events", str(events), "--json", "/dev/null"]
+    with subprocess.Popen(command) as stream:
+        until(lambda: retained(mosquitto).get("t/cam/label"))
+        stream.terminate()
+    assert stream.returncode == 0
+    assert retained(mosquitto) == {"t/online": b"0"}
+    last = json.loads(events.read_text().splitlines()[-1])
+    assert (last["kind"], last["text"]) == ("exit", "the stream was stopped")
 
 
 # --- video

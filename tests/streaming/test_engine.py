@@ -22,7 +22,7 @@ from PIL import Image
 import vitedge
 from tests.benchmarking.nulls import null_artifact
 from tests.conftest import data_folder
-from tests.streaming.levels import level_of, run, session
+from tests.streaming.levels import Ran, level_of, run, session
 from tests.streaming.publisher import grey, level
 from vitedge.benchmarking.options import BenchConfig
 from vitedge.errors import InputError, StreamError, UsageError
@@ -31,8 +31,9 @@ from vitedge.runtimes.session import Session
 from vitedge.streaming import replay as replay_module
 from vitedge.streaming import shared
 from vitedge.streaming.capture import TRANSITIONS, Capture
+from vitedge.streaming.engine import Engine
 from vitedge.streaming.openers import _failure_text
-from vitedge.streaming.records import STATES, FrameRecord, Item
+from vitedge.streaming.records import STATES, Event, FrameRecord, Item, Status
 from vitedge.streaming.replay import open_replay
 from vitedge.streaming.settings import StreamSettings
 from vitedge.streaming.sink import QueuedSink
@@ -359,6 +360,31 @@ CAMERA = "rtsp://me:hush@cam/"
 def test_what_ffmpeg_says_without_the_address(error: Exception, words: str) -> None:
     text = _failure_text(error, "silent for 5 s")
     assert text.startswith(words) and "hush" not in text
+
+
+def test_a_label_leaves_with_its_stream(opened: Session) -> None:
+    """However it ends: stopped, or no longer read."""
+    source = "test://?pattern=steps&rate=100&hold=1000"
+    ran = run(opened, source, until=lambda ran: len(ran.records) >= 5)
+    assert [event.text for event in ran.events("exit")] == ["the stream was stopped"]
+    seen = Seen()
+    settings = StreamSettings(source=(source,))
+    items = Engine(opened, parse_sources(settings.source), settings, [seen]).items()
+    while not seen.events("enter"):
+        next(items)
+    items.close()
+    assert [event.text for event in seen.events("exit")] == ["the stream was stopped"]
+
+
+class Seen(QueuedSink, Ran):
+    """A sink that keeps everything."""
+
+    def __init__(self) -> None:
+        Ran.__init__(self)
+        super().__init__("seen", (FrameRecord, Event, Status))
+
+    def write(self, item: Item, picture: Any) -> None:
+        self.items.append(item)
 
 
 def test_mutated_videos_end_in_records_or_one_error(opened: Session, tmp_path: Path) -> None:

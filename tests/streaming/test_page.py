@@ -243,6 +243,107 @@ def test_its_process_is_replaced_when_it_dies(page: PageSink) -> None:
     assert page._process is not process
 
 
+# --- connections
+
+
+def half_open(sink: PageSink, sent: bytes) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port_of(sink)), timeout=60)
+    connection.sendall(sent)
+    return connection
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Whether the other side hangs up, before the socket's time limit."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionError:
+        return True
+
+
+def test_half_open_connections_are_closed_and_harm_no_viewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitedge.streaming.page.sink.IDLE_S", 2.0)
+    page = PageSink(LOOPBACK, None, None, sources=1)
+    page.put(status(), None)
+    until(lambda: ask(page, "/health")[0] == 200)
+    viewer = Stream(page)
+    viewer.until("welcome")
+    flood = [half_open(page, b"GET / HTTP/1.1\r\nHost: local" if number % 2 else b"") for number in range(500)]
+    for number in range(20):
+        page.put(record(number), None)
+        assert viewer.until("frame")["sequence"] == number
+    assert ask(page, "/health")[0] == 200, "a new visitor has no place"
+    later = Stream(page)
+    assert later.until("welcome")["latest"]["door"]["sequence"] == 19
+    assert all(is_closed(connection) for connection in flood)
+    page.put(record(20), None)
+    assert viewer.until("frame")["sequence"] == later.until("frame")["sequence"] == 20
+    for connection in flood:
+        connection.close()
+    viewer.close()
+    later.close()
+    page.close(5)
+
+
+@pytest.mark.parametrize("before", [b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"])
+def test_a_header_that_trickles_in_is_not_waited_for(before: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitedge.streaming.page.sink.IDLE_S", 0.5)
+    page = PageSink(LOOPBACK, None, None, sources=1)
+    slow = half_open(page, before + b"GET / HTTP/1.1\r\nX: ")
+    slow.settimeout(0.05)
+
+    def ended() -> bool:
+        try:
+            slow.sendall(b"x")
+            return bool(slow.recv(1 << 16) == b"")
+        except TimeoutError:
+            return False
+        except ConnectionError:
+            return True
+
+    until(ended)
+    slow.close()
+    page.close(5)
+
+
+def test_more_connections_than_places_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vitedge.streaming.page.sink.MOST_CONNECTIONS", 3)
+    page = PageSink(LOOPBACK, None, None, sources=1)
+    page.put(status(), None)
+    viewers = [Stream(page) for _ in range(2)]
+    until(lambda: page.viewers == 2)
+    code, _, body = ask(page, "/health")
+    assert code == 503 and b"Service Unavailable" in body
+    page.put(record(7), None)
+    assert [viewer.until("frame")["sequence"] for viewer in viewers] == [7, 7]
+    viewers.pop().close()
+    until(lambda: ask(page, "/health")[0] == 200)
+    viewers.pop().close()
+    page.close(5)
+
+
+def test_half_a_form_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(application, "LOGIN_S", 0.05)
+    sent: list[dict[str, Any]] = []
+
+    async def run() -> None:
+        async def receive() -> dict[str, Any]:
+            if not sent:
+                sent.append({})
+                return {"type": "http.request", "body": b"token=", "more_body": True}
+            await asyncio.sleep(60)
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        app = application.application(Feed(), TOKEN, page=True, count=lambda _: None)
+        scope = {"type": "http", "method": "POST", "path": "/login", "headers": [], "query_string": b""}
+        await asyncio.wait_for(app(scope, receive, send), 20)
+
+    asyncio.run(run())
+    assert sent[1]["status"] == 408
+
+
 # --- the token
 
 
@@ -277,7 +378,7 @@ def test_the_token_is_in_no_argument_and_no_text(guarded: PageSink, capfd: pytes
     assert guarded._process is not None
     assert TOKEN not in Path(f"/proc/{guarded._process.pid}/cmdline").read_text()
     assert TOKEN not in Path(f"/proc/{guarded._process.pid}/environ").read_text()
-    assert TOKEN not in repr(Serving(listeners=(), token=TOKEN))
+    assert TOKEN not in repr(Serving(listeners=(), token=TOKEN, idle_s=1.0, most_connections=1))
     ask(guarded, "/status.json", {"Authorization": f"Bearer {TOKEN}"})
     ask(guarded, "/nowhere", {"Authorization": f"Bearer {TOKEN}"})
     guarded.close(5)

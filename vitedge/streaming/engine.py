@@ -102,6 +102,8 @@ class Engine:
             if frames:
                 continue
             if stopping or all(state.capture.done for state in self._states):
+                for state in self._states:
+                    yield from ((event, None) for event in state.stop())
                 return
             self._wait(min(next_status, ends or next_status) - now)
 
@@ -158,9 +160,12 @@ class Engine:
             state.capture.stop()
         for state in self._states:
             state.capture.close(deadline)
+        unsaid = [event for state in self._states for event in state.stop()]  # of a stream that wasn't read to its end
         self.final = self.status()
-        for sink in self.sinks:
-            sink.put(self.final, None)
+        last: list[Item] = [*unsaid, self.final]
+        for item in last:
+            for sink in self.sinks:
+                sink.put(item, None)
         deadline = time.monotonic() + DRAIN_S
         for sink in self.sinks:
             sink.close(max(0.1, deadline - time.monotonic()))

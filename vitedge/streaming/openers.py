@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitedge.core.environment import for_children
 from vitedge.errors import InputError
+from vitedge.streaming.address import Credentials, redact, split_url
+from vitedge.streaming.causes import ask, cause_in_answer, cause_in_file, same_server
 from vitedge.streaming.gaps import GapDetector
 from vitedge.streaming.pattern import parse_pattern, show
 from vitedge.streaming.task import Task
@@ -33,6 +36,8 @@ HELD_BACK = ("rtsp", "rtp", "sdp", "mpegts", "h264", "hevc")
 LOSS_S = 0.1
 #: After damage frames count as corrupt until the next key frame; so long at most, for cameras that send none.
 MOST_DAMAGED_S = 10.0
+MOST_REDIRECTS = 5  # of an address with a password
+ASK_S = 2.0  # to learn why an address can't be opened
 #: FFmpeg follows whatever a playlist or a container names; a file may name nothing but files.
 PROTOCOLS = {
     "videos": "file,crypto,data",
@@ -78,6 +83,8 @@ def captured(task: Task, opened: Opened) -> Generator[Captured, None, None]:
             yield from _csi(task, opened)
         else:
             for url in task.urls:
+                if task.kind == "videos":
+                    url = f"file:{url}"  # else what precedes a colon in its name is taken for a protocol
                 yield from _decoded(url, task, opened, **_how(task, url))
         if task.live or passes == 0:
             return
@@ -182,18 +189,10 @@ def _decoded(
 ) -> Iterator[Captured]:
     """Decode everything; a frame's time is that of its last packet's arrival."""
     import av
-    import av.error
-    from av.codec.hwaccel import HWAccel
 
     av.logging.set_level(None)
-    hardware = None if task.hardware is None else HWAccel(task.hardware, allow_software_fallback=False)
-    timeout = None if not task.live or patient(task) else (task.connect_s, task.stall_s)
-    try:
-        container = av.open(url, "r", format=format, options=options, timeout=timeout, hwaccel=hardware)
-    except av.error.FFmpegError as error:
-        raise Failure(_failure_text(error, f"no answer within {task.connect_s:g} s")) from None
-    except (OSError, ValueError) as error:
-        raise Failure(getattr(error, "strerror", None) or type(error).__name__) from None
+    open_it = _open_http if url.startswith(("http://", "https://")) else _open
+    container = open_it(url, task, format, options)
     with container:
         if not container.streams.video:
             raise Failure("it has no video")
@@ -202,6 +201,70 @@ def _decoded(
         ends = container.format.name == "hls" and container.duration is not None
         opened(stream.codec_context.name, ends or not task.live)
         yield from _frames(container, stream, task)
+
+
+def _open(url: str, task: Task, format: str | None, options: dict[str, str]) -> av.container.InputContainer:
+    """Open whatever FFmpeg opens.
+
+    Raises:
+        Failure: it can't.
+    """
+    import av.error
+
+    try:
+        return _av_open(url, task, format, options)
+    except av.error.FFmpegError as error:
+        cause = cause_in_file(Path(url.removeprefix("file:"))) if task.kind == "videos" else None
+        raise Failure(cause or _failure_text(error, f"no answer within {task.connect_s:g} s")) from None
+    except (OSError, ValueError) as error:
+        raise Failure(getattr(error, "strerror", None) or type(error).__name__) from None
+
+
+def _open_http(url: str, task: Task, format: str | None, options: dict[str, str]) -> av.container.InputContainer:
+    """Open an address of HTTP. With a password a redirect is followed within its server alone.
+
+    JPEG pictures that FFmpeg doesn't find its way among, because no boundary precedes the first, are read as such.
+
+    Raises:
+        Failure: it can't be opened.
+    """
+    import av.error
+
+    bare = split_url(url, "open it").url
+    if task.user is not None:
+        options = options | {"max_redirects": "0"}
+    for _ in range(MOST_REDIRECTS):
+        try:
+            return _av_open(_with_credentials(bare, task), task, format, options)
+        except av.error.InvalidDataError as error:
+            answer = ask(bare, ASK_S)
+            if answer is None or not answer.holds_pictures or format == "mjpeg":
+                raise Failure(cause_in_answer(answer) or str(error.strerror)) from None
+            format, options = "mjpeg", options | {"analyzeduration": "1"}
+        except av.error.FFmpegError as error:
+            answer = ask(bare, ASK_S) if task.user is not None and error.errno == errno.EIO else None
+            if answer is None or not answer.location:
+                raise Failure(_failure_text(error, f"no answer within {task.connect_s:g} s")) from None
+            if not same_server(bare, answer.location):
+                elsewhere = redact(answer.location.partition("?")[0])
+                raise Failure(f"it redirects to {elsewhere}, which doesn't get the password") from None
+            bare = answer.location
+        except (OSError, ValueError) as error:
+            raise Failure(getattr(error, "strerror", None) or type(error).__name__) from None
+    raise Failure("it redirects again and again")
+
+
+def _with_credentials(url: str, task: Task) -> str:
+    return url if task.user is None else Credentials(task.user, task.password or "").in_url(url)
+
+
+def _av_open(url: str, task: Task, format: str | None, options: dict[str, str]) -> av.container.InputContainer:
+    import av
+    from av.codec.hwaccel import HWAccel
+
+    hardware = None if task.hardware is None else HWAccel(task.hardware, allow_software_fallback=False)
+    timeout = None if not task.live or patient(task) else (task.connect_s, task.stall_s)
+    return av.open(url, "r", format=format, options=options, timeout=timeout, hwaccel=hardware)
 
 
 def _frames(container: av.container.InputContainer, stream: Any, task: Task) -> Iterator[Captured]:
@@ -285,6 +348,8 @@ def _failure_text(error: Any, silence: str) -> str:
 
     if isinstance(error, av.error.ExitError):
         return silence
+    if error.errno == errno.EPROTONOSUPPORT:  # RTSP's answer 461
+        return "it doesn't send RTP over TCP, as vitedge reads RTSP: permit that (interleaved) in its settings"
     if isinstance(error, av.error.HTTPUnauthorizedError):
         return "it wants a name and a password, or others than these (401)"
     return str(getattr(error, "strerror", None) or type(error).__name__)

@@ -113,6 +113,10 @@ def refuse_failed(status: Status, *, stopped: bool) -> None:
             raise VitedgeError(action, f"not every frame was counted once: {source.counts}", "report this")
         if source.state == "failed" and not source.live:
             raise InputError(action, source.reason or "it can't be decoded", "try another file, or convert it")
+        all_damaged = 0 < source.counts.captured == source.counts.corrupt and not stopped
+        if all_damaged and source.state != "failed":
+            kind, hint = (StreamError, "check the connection") if source.live else (InputError, "copy it again")
+            raise kind(action, f"all {source.counts.captured} frames are damaged", f"{hint}, or try another")
         no_frame = source.counts.captured == 0 and not stopped
         if source.state == "failed" or no_frame:
             raise StreamError(action, source.reason or "it gave no frame", "check the address, and that it's on")

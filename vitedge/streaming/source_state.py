@@ -117,6 +117,10 @@ class SourceState:
         if time.monotonic() - self._last.monotonic_ns / 1e9 > longest:
             yield from self._forget("no frames")
 
+    def stop(self) -> list[Event]:
+        """The end of the stream ends its label."""
+        return self._forget("the stream was stopped")
+
     def _forget(self, reason: str) -> list[Event]:
         self._interrupted, self._smoothed = True, None
         return [self._label_event(change, None, reason) for change in self._smoother.reset()]

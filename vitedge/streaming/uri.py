@@ -219,7 +219,7 @@ def _network(scheme: str, rest: str, credentials: Credentials | None) -> Source:
     target = f"{scheme}://{host}{path}"
     if len(target) > LONGEST_URL:
         reason = f"its address has {len(target):,} characters, of which FFmpeg would cut off the end"
-        raise UsageError(f"classify the stream {uri[:80]}…", reason, f"use one of at most {LONGEST_URL:,}")
+        raise UsageError(f"classify the stream {scheme}://{host}/…", reason, f"use one of at most {LONGEST_URL:,}")
     return Source(f"{host}{public}".rstrip("/"), uri, "network", live, (target,), own or credentials)
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 ASSETS = Path(__file__).resolve().parent / "assets"
 MOST_VIEWERS = 200
 MOST_LOGIN_BYTES = 4096
+LOGIN_S = 10.0  # for the form to arrive
 SEND_TIMEOUT_S = 10.0  # a viewer that takes nothing for so long is let go
 COOKIE = "vitedge"
 COOKIE_S = 30 * 86400
@@ -128,10 +129,13 @@ class PagePaths:
     async def login(self, request: Request) -> Response:
         """A cookie for whoever knows the token."""
         body = b""
-        async for piece in request.stream():
-            body += piece
-            if len(body) > MOST_LOGIN_BYTES:
-                return _answer("too long\n", "text/plain", 413)
+        with anyio.move_on_after(LOGIN_S) as patience:
+            async for piece in request.stream():
+                body += piece
+                if len(body) > MOST_LOGIN_BYTES:
+                    return _answer("too long\n", "text/plain", 413)
+        if patience.cancelled_caught:
+            return _answer("too slow\n", "text/plain", 408)
         token = parse_qs(body.decode("latin-1")).get("token", [""])[0]
         if not self._guard.admits(f"Bearer {token}", ""):
             await asyncio.sleep(1)  # guessing takes its time

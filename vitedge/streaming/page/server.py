@@ -37,6 +37,8 @@ class Serving(Record):
 
     listeners: tuple[Listener, ...]
     token: str | None
+    idle_s: float  # that a connection may be open without a request
+    most_connections: int  # at each listener
 
     def __repr__(self) -> str:
         return "Serving(…)"
@@ -55,6 +57,7 @@ async def _serve(task: Serving) -> None:
     import uvicorn
 
     from vitedge.streaming.page.application import application
+    from vitedge.streaming.page.connections import LimitedConnection
 
     class Server(uvicorn.Server):
         @contextlib.contextmanager
@@ -71,11 +74,19 @@ async def _serve(task: Serving) -> None:
         finally:
             loop.call_soon_threadsafe(ended.set)
 
+    LimitedConnection.idle_s, LimitedConnection.most = task.idle_s, task.most_connections
     servers = []
     for listener in task.listeners:
         app = application(feed, task.token, page=listener.page, count=_report_viewers)
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, lifespan="off", server_header=False, ws="none", http="h11"
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            server_header=False,
+            ws="none",
+            http=LimitedConnection,
+            limit_concurrency=task.most_connections,
         )
         servers.append(Server(config).serve([socket.socket(fileno=listener.descriptor)]))
     threading.Thread(target=read, daemon=True).start()

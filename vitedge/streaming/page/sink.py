@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 ONE_WIDTH, MANY_WIDTH = 640, 480  # pixels of the pictures for one camera, and for several
 PICTURE_S = 1 / 12.5  # between two pictures of a source: what people see as moving
 RESTART_S = 1.0
+IDLE_S = 10.0  # that a connection may be open without a request
+MOST_CONNECTIONS = 320  # at each address: more than there may be viewers
 SHORTEST_TOKEN = 12
 _STUCK_MS = 15_000
 
@@ -140,7 +142,8 @@ class PageSink(QueuedSink):
             self._close_sockets()
             raise
         listeners = tuple(Listener(descriptor=listening.fileno(), page=is_page) for listening, is_page in self._sockets)
-        self._task = msgspec.json.encode(Serving(listeners=listeners, token=token)) + b"\n"
+        task = Serving(listeners=listeners, token=token, idle_s=IDLE_S, most_connections=MOST_CONNECTIONS)
+        self._task = msgspec.json.encode(task) + b"\n"
         self.viewers = 0  # at this moment
         self._pictured: dict[str, float] = {}  # by source, when the last picture came
         self._seen: dict[str, float] = {}  # and the last frame

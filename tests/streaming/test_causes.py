@@ -1,0 +1,249 @@
+"""Sources that can't be opened: the error says why, and what can be read in another way is read."""
+
+from __future__ import annotations
+
+import http.server
+import shutil
+import socketserver
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import vitedge
+from tests.benchmarking.nulls import null_artifact
+from tests.streaming.levels import Ran, run, session
+from tests.streaming.publisher import jpeg
+from tests.streaming.test_engine import video
+from vitedge.errors import InputError, StreamError, UsageError
+from vitedge.runtimes.session import Session
+from vitedge.streaming.causes import same_server
+from vitedge.streaming.run import refuse_failed
+from vitedge.streaming.uri import LONGEST_URL, parse_source
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Session]:
+    with session(tmp_path) as one:
+        yield one
+
+
+def refused(opened: Session, source: str, **settings: object) -> str:
+    """The error of a source that can't be read."""
+    ran = run(opened, source, retries=0, **settings)  # type: ignore[arg-type]
+    assert ran.final is not None and not ran.records
+    with pytest.raises((InputError, StreamError)) as error:
+        refuse_failed(ran.final, stopped=False)
+    return str(error.value)
+
+
+# --- files
+
+
+@pytest.mark.parametrize(
+    ("damage", "cause"),
+    [
+        (lambda data: b"", "the file is empty"),
+        (lambda data: b"\n<!DOCTYPE html><html>log in</html>", "web page"),
+        (lambda data: data[: len(data) // 2], "without its index (moov)"),
+        (lambda data: data[: data.index(b"mdat") + 2], "without its index (moov)"),
+        (lambda data: bytes(len(data)), "Invalid data"),
+    ],
+)
+def test_four_causes_have_four_texts(
+    damage: Callable[[bytes], bytes], cause: str, opened: Session, tmp_path: Path
+) -> None:
+    path = tmp_path / "film.mp4"
+    path.write_bytes(damage(video(tmp_path / "whole.mp4").read_bytes()))
+    assert cause in refused(opened, str(path))
+
+
+def test_a_film_whose_every_frame_is_damaged_is_refused(tmp_path: Path) -> None:
+    data = bytearray(video(tmp_path / "whole.mp4").read_bytes())
+    start = data.index(b"mdat") + 4
+    size = int.from_bytes(data[start - 8 : start - 4], "big") - 8
+    data[start : start + size] = bytes(size)
+    (tmp_path / "zeros.mp4").write_bytes(data)
+    with pytest.raises(InputError, match=r"all \d+ frames are damaged"):
+        list(vitedge.stream(null_artifact(tmp_path / "null"), str(tmp_path / "zeros.mp4")))
+
+
+@pytest.mark.parametrize("name", ["10:30:05.mp4", "gate:1.mp4", "http:cam.mp4"])
+def test_a_colon_in_the_name_of_a_file(
+    name: str, opened: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(video(tmp_path / "a.mp4", 5), tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert len(run(opened, name).records) == 5
+
+
+# --- HTTP
+
+
+class Camera(http.server.BaseHTTPRequestHandler):
+    """What some cameras and servers answer, by the path."""
+
+    server: Site
+
+    def do_GET(self) -> None:
+        self.server.requests.append((self.path, self.headers.get("Authorization", "")))
+        path = self.path.partition("?")[0]
+        if path in self.server.redirects:
+            self._answer(302, "text/plain", b"", Location=self.server.redirects[path])
+        elif self.server.password and not self.headers.get("Authorization"):
+            self._answer(401, "text/plain", b"", **{"WWW-Authenticate": 'Basic realm="camera"'})
+        elif path == "/login":
+            self._answer(200, "text/html; charset=utf-8", b"<html><body>Please log in</body></html>")
+        elif path == "/nothing":
+            self._answer(200, "video/mp4", b"")
+        else:
+            self._pictures(first_boundary=path != "/esp32")
+
+    def _pictures(self, *, first_boundary: bool) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        if first_boundary:
+            self.wfile.write(b"--frame\r\n")
+        try:
+            for number in range(400):
+                picture = jpeg(20 + number // 5 % 6 * 42)
+                self.wfile.write(b"Content-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(picture))
+                self.wfile.write(picture + b"\r\n--frame\r\n")
+                time.sleep(0.02)
+        except OSError:
+            return
+
+    def _answer(self, status: int, kind: str, body: bytes, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+class Site(http.server.ThreadingHTTPServer):
+    """A web server on loopback; ``address`` has its host and port."""
+
+    daemon_threads = True
+
+    def __init__(self, password: str = "", host: str = "127.0.0.1") -> None:
+        self.password, self.redirects = password, dict[str, str]()
+        self.requests: list[tuple[str, str]] = []
+        super().__init__((host, 0), Camera)
+        self.address = f"{host}:{self.server_port}"
+
+
+@contextmanager
+def serving(server: socketserver.BaseServer) -> Iterator[None]:
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(10)
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    server = Site()
+    with serving(server):
+        yield server
+
+
+def several(ran: Ran) -> bool:
+    return len(ran.records) >= 12
+
+
+def test_pictures_without_a_first_boundary_are_read(site: Site, opened: Session) -> None:
+    ran = run(opened, f"http://{site.address}/esp32", until=several)
+    assert ran.final is not None and ran.final.sources[0].connections == 1 and several(ran)
+    assert {(record.width, record.height) for record in ran.records} == {(96, 64)}
+
+
+@pytest.mark.parametrize(("path", "cause"), [("/login", "web page"), ("/nothing", "it answers with nothing")])
+def test_what_answers_with_something_else_is_named(path: str, cause: str, site: Site, opened: Session) -> None:
+    assert cause in refused(opened, f"http://{site.address}{path}")
+
+
+def test_an_address_that_ffmpeg_would_cut_off_is_refused(site: Site, opened: Session) -> None:
+    path = "/s?token="
+    longest = f"http://{site.address}{path}".ljust(LONGEST_URL, "A")
+    ran = run(opened, longest, until=several)
+    assert several(ran) and site.requests[0][0] == longest[len(f"http://{site.address}") :]
+    with pytest.raises(UsageError, match="cut off") as error:
+        parse_source(longest + "A")
+    assert "AAAA" not in str(error.value)
+
+
+def test_a_redirect_within_a_server_is_followed_with_the_password(opened: Session) -> None:
+    site = Site("hush")
+    site.redirects = {"/a": "/b", "/b": f"http://{site.address}/main"}
+    with serving(site):
+        ran = run(opened, f"http://me:hush@{site.address}/a", until=several)
+    assert several(ran)
+    assert [path for path, authorization in site.requests if authorization] == ["/main"]
+
+
+def test_a_redirect_to_another_server_does_not_get_the_password(opened: Session) -> None:
+    site, elsewhere = Site("hush"), Site("other", "127.0.0.2")
+    site.redirects = {"/a": f"http://{elsewhere.address}/main?key=x"}
+    with serving(site), serving(elsewhere):
+        error = refused(opened, f"http://me:hush@{site.address}/a")
+        assert f"it redirects to http://{elsewhere.address}/main, which doesn't get the password" in error
+        assert not elsewhere.requests and "hush" not in error
+        site.redirects = {"/a": "/a"}
+        assert "again and again" in refused(opened, f"http://me:hush@{site.address}/a")
+        # Without a password there's nothing to keep.
+        elsewhere.password, site.redirects = "", {"/a": f"http://{elsewhere.address}/main"}
+        assert several(run(opened, f"http://{site.address}/a", until=several))
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "same"),
+    [
+        ("http://cam/a", "http://cam/b", True),
+        ("http://cam/a", "https://CAM/b", True),
+        ("http://cam:8080/a", "https://cam:443/b", True),
+        ("https://cam/a", "http://cam/a", False),
+        ("http://cam/a", "http://cam:81/a", False),
+        ("http://cam/a", "https://cam:8443/a", False),
+        ("http://cam/a", "http://cam.example/a", False),
+    ],
+)
+def test_which_redirects_stay_at_a_server(here: str, there: str, same: bool) -> None:
+    assert same_server(here, there) is same
+
+
+# --- RTSP
+
+
+class UdpAlone(socketserver.StreamRequestHandler):
+    """An RTSP server that doesn't offer RTP over TCP."""
+
+    SDP = "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nt=0 0\r\nm=video 0 RTP/AVP 26\r\na=control:track1\r\n"
+
+    def handle(self) -> None:
+        while request := b"".join(iter(self.rfile.readline, b"\r\n")).decode():
+            number = next(line for line in request.splitlines() if line.lower().startswith("cseq"))
+            head, body = f"RTSP/1.0 200 OK\r\n{number}\r\n", ""
+            if request.startswith("SETUP"):
+                head = f"RTSP/1.0 461 Unsupported Transport\r\n{number}\r\n"
+            elif request.startswith("DESCRIBE"):
+                head, body = f"{head}Content-Type: application/sdp\r\n", self.SDP
+            self.wfile.write(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+
+
+def test_a_camera_that_sends_over_udp_alone_is_told_apart(opened: Session) -> None:
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), UdpAlone)
+    server.daemon_threads = True
+    with serving(server):
+        assert "RTP over TCP" in refused(opened, f"rtsp://127.0.0.1:{server.server_address[1]}/live")
