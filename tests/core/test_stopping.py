@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
 from vitedge.core.stopping import ACKNOWLEDGED, postponed
 from vitedge.errors import Interrupted, VitedgeError, signal_of
 
@@ -182,3 +184,37 @@ def test_postponed_in_another_thread_takes_no_signals() -> None:
     thread.start()
     thread.join()
     assert handlers == [signal.default_int_handler, []]
+
+
+STOPS = {"BaseException", "KeyboardInterrupt", "Interrupted", "Stopped"}
+
+
+def caught(kind: ast.expr | None) -> set[str]:
+    """The names in an ``except``; of a bare one, everything."""
+    return {"BaseException"} if kind is None else {name.id for name in ast.walk(kind) if isinstance(name, ast.Name)}
+
+
+def leaves(node: ast.AST) -> bool:
+    """Whether a statement of a ``finally`` leaves it, which drops what was raised."""
+    return any(
+        isinstance(inner, (ast.Return, ast.Break, ast.Continue))
+        for inner in ast.walk(node)
+        if not isinstance(node, (ast.FunctionDef, ast.Lambda, ast.For, ast.While))
+    )
+
+
+def test_no_handler_keeps_a_stop() -> None:
+    """But for the command line, which ends by it."""
+    keep = []
+    for path in sorted((ROOT / "vitedge").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ExceptHandler) and path.parent.name != "cli":
+                wrong = bool(caught(node.type) & STOPS) and not isinstance(node.body[-1], ast.Raise)
+            elif isinstance(node, ast.Try):
+                wrong = any(map(leaves, node.finalbody))
+            elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("suppress"):
+                wrong = bool(STOPS & {name for given in node.args for name in caught(given)})
+            else:
+                continue
+            keep += [f"{path}:{node.lineno}"] * wrong
+    assert not keep
