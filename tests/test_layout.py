@@ -183,8 +183,10 @@ def test_no_package_shadows_a_function() -> None:
     assert not here & set(vitedge.__all__)
 
 
-#: What the command line may import of the product beside itself: calls, options, and what renders.
-DOORS = re.compile(r"vitedge\.(api|errors|_version|core\.progress|reporting(\.\w+)*|\w+\.(options|settings))")
+#: What the command line may import of the product beside itself: calls, options, what renders, and what signals do.
+DOORS = re.compile(
+    r"vitedge\.(api|errors|_version|core\.(progress|stopping)|reporting(\.\w+)*|\w+\.(options|settings))"
+)
 
 
 @pytest.mark.parametrize("module", [name for name in modules() if part(name) == "cli"])

@@ -12,7 +12,7 @@ import pytest
 import typer.main
 
 from vitedge import errors
-from vitedge.cli import application
+from vitedge.cli.application import application
 
 PACKAGE = Path(errors.__file__).parent
 

@@ -11,8 +11,11 @@
     ├── StreamError                 4   a stream source
     ├── ResourceError               5   disk, memory, lock, permission
     ├── InvalidResultError          7   ran, but the result is invalid or misses its budget
-    ├── NotInstalledError           8   a runtime or an extra
-    └── InterruptedError_           130 or 143, by the signal
+    └── NotInstalledError           8   a runtime or an extra
+    KeyboardInterrupt
+    └── Interrupted                 130 or 143, by the signal
+
+A stop isn't a fault: it's outside ``Exception``, so that no handler around foreign code takes it for one.
 
 Every error says what was asked for (``action``), why that can't be done (``reason``) and what to do (``hint``), a line
 each. Text that comes from outside (file names, labels, other libraries' messages) is made printable first.
@@ -22,8 +25,8 @@ from __future__ import annotations
 
 import difflib
 import re
+import signal
 from collections.abc import Iterable
-from typing import ClassVar
 
 from vitedge.installation import install_command
 
@@ -53,16 +56,10 @@ def may_be_secret(before_at: str) -> bool:
     return ":" in text or not any(sign in text for sign in "/?#")
 
 
-class VitedgeError(Exception):
-    """Base of all errors. Passwords in URLs are removed from its text, wherever they come from.
+class _Explained(BaseException):
+    """Three lines and an exit code. Passwords in URLs are removed from the text, wherever they come from."""
 
-    Args:
-        action: what was asked for, as a phrase: ``export to target 'jetson'``.
-        reason: why that can't be done, as a clause: ``no target has this name; the nearest is 'jetson-thor'``.
-        hint: what to do, as an instruction: ``run: vitedge targets``.
-    """
-
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
 
     def __init__(self, action: str, reason: str, hint: str) -> None:
         self.action, self.reason, self.hint = (
@@ -72,6 +69,16 @@ class VitedgeError(Exception):
 
     def __str__(self) -> str:
         return f"{self.action}\n       {self.reason}\n       {self.hint}"
+
+
+class VitedgeError(_Explained, Exception):
+    """Base of all errors.
+
+    Args:
+        action: what was asked for, as a phrase: ``export to target 'jetson'``.
+        reason: why that can't be done, as a clause: ``no target has this name; the nearest is 'jetson-thor'``.
+        hint: what to do, as an instruction: ``run: vitedge targets``.
+    """
 
 
 class UsageError(VitedgeError):
@@ -127,14 +134,24 @@ class NotInstalledError(VitedgeError):
         return cls(action, f"the package '{package}' is not installed", f"run: {install_command(extra)}")
 
 
-class InterruptedError_(VitedgeError):
-    """Stopped by a signal; what was written is resumable or marked partial."""
+class Interrupted(_Explained, KeyboardInterrupt):
+    """Stopped by a signal; what was written is whole, resumable, or marked partial.
 
-    exit_code = 130
+    Args:
+        action: what was stopped, as a phrase.
+        reason: the signal, and what is left.
+        hint: how to go on.
+        signal_number: SIGINT or SIGTERM.
+    """
 
-    def __init__(self, action: str, reason: str, hint: str, *, signal_number: int = 2) -> None:
+    def __init__(self, action: str, reason: str, hint: str, *, signal_number: int = signal.SIGINT) -> None:
         super().__init__(action, reason, hint)
-        self.exit_code = 128 + signal_number  # type: ignore[misc]  # the instance knows which signal
+        self.exit_code = 128 + signal_number
+
+
+def signal_of(stop: KeyboardInterrupt) -> signal.Signals:
+    """Which signal raised it; Python's own is SIGINT's."""
+    return signal.Signals(stop.exit_code - 128) if isinstance(stop, Interrupted) else signal.SIGINT
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:

@@ -20,7 +20,7 @@ from vitedge.benchmarking.validity import assess
 from vitedge.core.files import write_atomic
 from vitedge.core.percentiles import percentile
 from vitedge.data.images import ImageSet
-from vitedge.errors import ImageError, InterruptedError_, InvalidResultError, ResourceError, UsageError
+from vitedge.errors import ImageError, Interrupted, InvalidResultError, ResourceError, UsageError
 from vitedge.formats.artifact import Artifact
 from vitedge.formats.result import Latency, Result, Stopped, decode_result, encode_result
 from vitedge.formats.samples import first_blocks
@@ -192,7 +192,7 @@ def test_outputs_that_are_not_finite_are_refused(artifact: Artifact, monkeypatch
         bench([artifact], CONFIG)
 
 
-STOPS = [(KeyboardInterrupt(), 130), (InterruptedError_("a", "b", "c", signal_number=signal.SIGTERM), 143)]
+STOPS = [(KeyboardInterrupt(), 130), (Interrupted("a", "b", "c", signal_number=signal.SIGTERM), 143)]
 
 
 @pytest.mark.parametrize(("stop", "code"), STOPS)

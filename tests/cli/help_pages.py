@@ -16,7 +16,7 @@ from typing import Any
 
 import typer.main
 
-from vitedge.cli import VERBS, application
+from vitedge.cli.application import VERBS, application
 from vitedge.core.versions import newest_tested
 
 WRITTEN_WITH = {name: newest_tested(name) for name in ("typer", "rich")}

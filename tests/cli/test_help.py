@@ -8,7 +8,7 @@ from tests.cli import help_pages
 from tests.cli.command import fails, vitedge
 from tests.conftest import ROOT
 from vitedge import __version__
-from vitedge.cli import VERBS
+from vitedge.cli.application import VERBS
 
 WRITTEN = (ROOT / "docs" / "cli.md").read_text()
 

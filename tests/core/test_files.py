@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import itertools
 import os
 import random
@@ -346,6 +347,30 @@ def test_write_atomic(tmp_path: Path) -> None:
 
     assert in_a_child(limited) == 5
     assert path.read_bytes() == b"\x00" * 10_000 and list(path.parent.iterdir()) == [path]
+
+
+def test_what_killed_writers_of_a_file_left_is_swept(tmp_path: Path) -> None:
+    names = {".out.bin.abcd_123", ".out.bin.held_123", ".out.bin.fresh123", ".other.bin.abcd_123", ".out.bin.mine"}
+    for name in names:
+        (tmp_path / name).write_bytes(b"half")
+        if "fresh" not in name:
+            os.utime(tmp_path / name, (0, 0))
+    with (tmp_path / ".out.bin.held_123").open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        write_atomic(tmp_path / "out.bin", b"whole", "write")
+    assert {path.name for path in tmp_path.iterdir()} == {"out.bin", *names} - {".out.bin.abcd_123"}
+
+
+def test_a_writer_holds_its_file(tmp_path: Path) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield b"first"
+        (mine,) = tmp_path.iterdir()
+        os.utime(mine, (0, 0))
+        write_atomic(tmp_path / "out.bin", b"another", "write")
+        yield b"second"
+
+    write_atomic(tmp_path / "out.bin", pieces(), "write")
+    assert (tmp_path / "out.bin").read_bytes() == b"firstsecond"
 
 
 def test_digests(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from tests.cli.command import fails, vitedge
 from tests.training.test_fine_tuning import PATCHES
-from vitedge.errors import InterruptedError_, ModelError, UsageError
+from vitedge.errors import Interrupted, ModelError, UsageError
 from vitedge.formats.model_folder import Model, class_table
 
 torch = pytest.importorskip("torch", reason="torch isn't installed (vitedge[train])")
@@ -210,7 +210,7 @@ def test_a_signal_while_the_teacher_answers_waits_for_one_batch_not_for_all(
 
     with monkeypatch.context() as patch:
         patch.setattr(distill, "resized", interrupted)
-        with pytest.raises(InterruptedError_, match="run the same command with --resume"):
+        with pytest.raises(Interrupted, match="run the same command with --resume"):
             train(str(pictures), options, tmp_path / "model")
     assert len(questions) == 4 + 2
     resumed = train(str(pictures), options, tmp_path / "model", resume=True)

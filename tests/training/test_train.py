@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.cli.command import fails, vitedge
 from vitedge.data.images import ImageSet
-from vitedge.errors import ImageError, InterruptedError_, InvalidResultError, ModelError, UsageError
+from vitedge.errors import ImageError, Interrupted, InvalidResultError, ModelError, UsageError
 from vitedge.formats.model_folder import Model
 
 torch = pytest.importorskip("torch", reason="torch isn't installed (vitedge[train])")
@@ -218,13 +218,26 @@ def test_a_signal_leaves_a_checkpoint(
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "update", interrupted)
-        with pytest.raises(InterruptedError_, match="run the same command with --resume") as e:
+        with pytest.raises(Interrupted, match="run the same command with --resume") as e:
             train(str(pictures), SMALL, tmp_path / "model")
     assert e.value.exit_code == 128 + number
     assert not (tmp_path / "model").exists()
     resumed = train(str(pictures), SMALL, tmp_path / "model", resume=True)
     assert weights(resumed) == weights(trained)
     assert _untimed(resumed) == _untimed(trained)
+
+
+def test_a_stop_after_the_last_step_says_how_to_go_on(
+    pictures: Path, tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vitedge.training.train.write_trained", stopped)
+        with pytest.raises(Interrupted, match="run the same command with --resume"):
+            train(str(pictures), SMALL, tmp_path / "model")
+    assert weights(train(str(pictures), SMALL, tmp_path / "model", resume=True)) == weights(trained)
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(

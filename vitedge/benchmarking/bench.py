@@ -19,7 +19,7 @@ from vitedge.data.images import ImageSet
 from vitedge.device import hardware
 from vitedge.device.nvml import open_nvml
 from vitedge.device.telemetry import Telemetry
-from vitedge.errors import InterruptedError_, ResourceError, UsageError
+from vitedge.errors import ResourceError, UsageError
 from vitedge.formats.artifact import Artifact
 from vitedge.formats.result import Environment, Result, Row, Stopped, now
 from vitedge.formats.samples import Rules, first_blocks
@@ -107,7 +107,7 @@ def bench(
         try:
             run.measure(progress, None if keep is None else lambda: _keep(keep, result(partial=True)))
             _measure_apart(opened, config, progress)
-        except (KeyboardInterrupt, InterruptedError_) as stop:
+        except KeyboardInterrupt as stop:
             raise Stopped("measure latency", result(partial=True), stop) from stop
         return result(partial=False)
 

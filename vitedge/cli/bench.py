@@ -60,7 +60,9 @@ def bench(
 
     options = OpenOptions(device=device, build=not no_build)
     before = resumable(out, wanted=resume, action="measure latency")
-    with result_to(out, json, overwrite=overwrite or before is not None, action="measure latency") as deliver:
+    with result_to(
+        out, json, overwrite=overwrite or before is not None, action="measure latency", resumes=True
+    ) as deliver:
         if before is not None and not before.partial:
             result = before
         else:

@@ -64,7 +64,9 @@ def eval_(
 
     options = OpenOptions(device=device, threads=threads, build=not no_build)
     earlier = resumable(out, wanted=resume, action="evaluate accuracy")
-    with result_to(out, json, overwrite=overwrite or earlier is not None, action="evaluate accuracy") as deliver:
+    with result_to(
+        out, json, overwrite=overwrite or earlier is not None, action="evaluate accuracy", resumes=True
+    ) as deliver:
         with bars(quiet=quiet) as progress:
             result = api.evaluate(
                 artifact,

@@ -15,6 +15,7 @@ import re
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +33,7 @@ _RESOURCE_ERRNOS = {
     errno.EIO,
 }
 MAX_READ_BYTES = 256 << 20
+FRESH_S = 10.0  # a temporary file younger than this may be one that its writer hasn't locked yet
 _NAME_ERRNOS = {errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 
 
@@ -300,9 +302,12 @@ def write_atomic(path: Path, data: bytes | Iterable[bytes | memoryview], action:
     """
     with resource_errors(action):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep_files(path)
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with os.fdopen(descriptor, "wb") as stream:
+                with contextlib.suppress(OSError):  # a file system without locks: then nothing is swept there
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 stream.writelines([data] if isinstance(data, bytes) else data)
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -312,3 +317,14 @@ def write_atomic(path: Path, data: bytes | Iterable[bytes | memoryview], action:
             with contextlib.suppress(OSError):
                 os.unlink(name)
             raise
+
+
+def _sweep_files(path: Path) -> None:
+    """Remove what killed writers of this file left: what no writer holds, and none has just made."""
+    ours = re.compile(re.escape(f".{path.name}.") + r"[a-z0-9_]{8}")  # as tempfile.mkstemp names them
+    for leftover in path.parent.iterdir():
+        if ours.fullmatch(leftover.name):
+            with contextlib.suppress(OSError), leftover.open("rb") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - os.fstat(stream.fileno()).st_mtime > FRESH_S:
+                    leftover.unlink()

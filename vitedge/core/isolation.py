@@ -7,6 +7,7 @@ may abort, overflow their stack or hang. It contains accidents; it isn't a sandb
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import pickle
 import signal
@@ -56,7 +57,7 @@ def run_isolated(
         ChildError: a crash, the time limit, or any other exception of the function.
     """
     with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as words, _listening(heard) as line:
-        numbers = [answer.fileno(), memory_mb or 0, line]
+        numbers = [answer.fileno(), memory_mb or 0, line, os.getpid()]
         child = subprocess.Popen(
             [sys.executable, "-c", _CHILD.format(path=sys.path), *map(str, numbers)],
             stdin=subprocess.PIPE,
@@ -132,10 +133,20 @@ def _tail(output: Any) -> str:
     return f": {text.splitlines()[-1]}" if text else ""
 
 
+def _end_with(parent: int) -> None:
+    """However the parent ends: by prctl(2) with PR_SET_PDEATHSIG, where the C library has it."""
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended already
+        os._exit(1)
+
+
 def _serve() -> None:
     """The child: read the call from stdin, write (succeeded, value or exception) to the file that was passed on."""
     global _line
-    answer, memory_mb, _line = map(int, sys.argv[1:4])
+    answer, memory_mb, _line, parent = map(int, sys.argv[1:5])
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # killed by it, like by any other
+    _end_with(parent)
     if memory_mb:
         import resource
 
@@ -146,7 +157,7 @@ def _serve() -> None:
         result = True, function(*args, **kwargs)
     except VitedgeError as error:
         result = False, error
-    except BaseException as error:
+    except (Exception, SystemExit) as error:
         result = False, ChildError(f"{type(error).__name__}: {error}")
     try:
         data = pickle.dumps(result)

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from vitedge.core.files import sha256
 from vitedge.core.progress import Progress, silent
 from vitedge.data.images import ImageSet
-from vitedge.errors import ImageError, InterruptedError_, UsageError
+from vitedge.errors import ImageError, UsageError
 from vitedge.evaluation.decoding import Ready, cores, decoded
 from vitedge.evaluation.scoring import joined, score
 from vitedge.formats.artifact import Artifact
@@ -105,7 +105,7 @@ def evaluate(
                 if keep is not None and time.monotonic() - kept_at > KEEP_S:
                     keep(answered.result(partial=True))
                     kept_at = time.monotonic()
-        except (KeyboardInterrupt, InterruptedError_) as stop:
+        except KeyboardInterrupt as stop:
             raise Stopped("evaluate accuracy", answered.result(partial=True), stop) from stop
         return answered.result(partial=False)
 
@@ -284,4 +284,7 @@ def _digests(images: ImageSet) -> list[str | None]:
 
     first = digest(0)  # an archive is opened once, here, and not by every thread
     with ThreadPoolExecutor(min(4, cores())) as pool:
-        return [first, *pool.map(digest, range(1, len(images)))]
+        try:
+            return [first, *pool.map(digest, range(1, len(images)))]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # a stop doesn't wait for thousands of them

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import platform
 import re
-import signal
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import ClassVar
@@ -28,7 +27,7 @@ from vitedge.core.schema import Record, decode_json, encode_json, seal
 from vitedge.device import hardware
 from vitedge.device.clocks import power_mode
 from vitedge.device.reading import Reading as Reading
-from vitedge.errors import ArtifactError, InterruptedError_, UsageError
+from vitedge.errors import ArtifactError, Interrupted, UsageError, signal_of
 from vitedge.formats.artifact import Artifact, CandidateResult, LayerPlan, Step
 from vitedge.formats.budget import Budget
 from vitedge.formats.samples import Audit as Audit
@@ -234,14 +233,14 @@ class Result(Record):
                 raise ValueError("an accuracy has more images than the data set")
 
 
-class Stopped(InterruptedError_):
-    """Interrupted by a signal while measuring; ``result`` holds what had been measured, marked partial."""
+class Stopped(Interrupted):
+    """Interrupted while measuring; ``result`` holds what had been measured, marked partial."""
 
-    def __init__(self, action: str, result: Result, stop: BaseException) -> None:
-        number = stop.exit_code - 128 if isinstance(stop, InterruptedError_) else signal.SIGINT
+    def __init__(self, action: str, result: Result, stop: KeyboardInterrupt) -> None:
+        number = signal_of(stop)
         super().__init__(
             action,
-            f"received {signal.Signals(number).name}; what was measured until then is kept and marked partial",
+            f"received {number.name}; what was measured until then is kept and marked partial",
             "run the command again for a whole result",
             signal_number=number,
         )

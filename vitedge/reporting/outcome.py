@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def result_to(
-    out: Path | None, json: str | None, *, overwrite: bool, action: str
+    out: Path | None, json: str | None, *, overwrite: bool, action: str, resumes: bool = False
 ) -> Iterator[Callable[[Result], None]]:
     """Refuse existing files first; yield what delivers a result; deliver what an interruption left, too.
 
@@ -24,6 +24,7 @@ def result_to(
         json: the option ``--json``.
         overwrite: permit replacing files.
         action: for error texts.
+        resumes: whether the command has ``--resume``.
 
     Raises:
         UsageError: a file exists.
@@ -47,6 +48,8 @@ def result_to(
         yield deliver
     except Stopped as stop:
         deliver(stop.result)
+        if files:
+            stop.hint = f"run the same command with {'--resume' if resumes and out else '--overwrite'}"
         raise
 
 

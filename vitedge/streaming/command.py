@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from types import FrameType
 
+from vitedge.core.stopping import postponed
 from vitedge.runtimes.base import OpenOptions
 from vitedge.runtimes.session import open_session
 from vitedge.streaming.engine import Engine
@@ -19,41 +18,21 @@ def run(settings: StreamSettings) -> None:
 
     Raises:
         VitedgeError: as :func:`vitedge.streaming.run.running` and :func:`vitedge.streaming.run.refuse_failed`.
+        KeyboardInterrupt: a signal came before the sources were opened.
     """
-    signals: list[int] = []
-    engines: list[Engine] = []
-
-    def drain(number: int, frame: FrameType | None) -> None:
-        if signals:  # asked twice: at once
-            raise KeyboardInterrupt
-        signals.append(number)
-        if not engines:
-            raise _Early
-        engines[0].stop()
-
-    previous = {number: signal.signal(number, drain) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        _run_engine(settings, engines)
-    except _Early:
-        return
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        final = engines[0].final if engines else None
-        if final is not None and not settings.quiet:
-            sys.stderr.write("".join(f"{line}\n" for line in summary_lines(final)))
-    assert final is not None
-    refuse_failed(final, stopped=bool(signals))
-
-
-class _Early(Exception):
-    """A signal came before there was anything to drain."""
-
-
-def _run_engine(settings: StreamSettings, engines: list[Engine]) -> None:
     options = OpenOptions(device=settings.device, threads=settings.threads)
     with open_session(open_artifact(settings), options) as session, running(session, settings) as engine:
         engine.sinks.append(terminal_sink(settings, engine.stop))
-        engines.append(engine)
-        for _ in engine.items():
-            pass
+        try:
+            with postponed(engine.stop) as signals:
+                for _ in engine.items():
+                    pass
+        finally:
+            _print_counts(engine, settings)
+    assert engine.final is not None
+    refuse_failed(engine.final, stopped=bool(signals))
+
+
+def _print_counts(engine: Engine, settings: StreamSettings) -> None:
+    if engine.final is not None and not settings.quiet:
+        sys.stderr.write("".join(f"{line}\n" for line in summary_lines(engine.final)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from vitedge.errors import VitedgeError
 from vitedge.streaming.mqtt import MqttSink
 from vitedge.streaming.page.sink import PageSink, parse_address, read_token
 from vitedge.streaming.settings import StreamSettings
@@ -56,7 +55,7 @@ def delivering(settings: StreamSettings, sources: tuple[str, ...]) -> list[Sink]
             if not settings.quiet:
                 sys.stderr.write("".join(f"serving {address}\n" for address in served.addresses))
         sinks += systemd_sinks()
-    except VitedgeError:
+    except BaseException:
         for sink in sinks:
             sink.close(0.1)
         raise

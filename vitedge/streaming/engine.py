@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import threading
@@ -58,7 +59,8 @@ class Engine:
     def stop(self) -> None:
         """End soon: classify what waits, count every frame. From any thread, or a signal handler."""
         self._stopping.set()
-        os.eventfd_write(self._wake, 1)
+        with contextlib.suppress(OSError):  # all is over
+            os.eventfd_write(self._wake, 1)
 
     def items(self) -> Generator[Item, None, None]:
         """Run until every source has ended, the duration is over, or :meth:`stop`; each item also goes to the sinks.
@@ -172,7 +174,8 @@ class Engine:
         self.final = self.status()
         if self._sensors is not None:
             self._sensors.close()
-        os.close(self._wake)
+        wake, self._wake = self._wake, -1
+        os.close(wake)
 
     # --- what the page and the metrics show
 

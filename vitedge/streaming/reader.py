@@ -42,7 +42,8 @@ RECORD_RETRY_S = 1.0  # between attempts to begin a recording
 
 def serve() -> None:
     """The process's main function."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the engine's to understand
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # a stop is the engine's to understand; the end of input is ours
     line = sys.stdin.buffer.readline()
     threading.Thread(target=_leave_with_engine, daemon=True).start()
     task = msgspec.json.decode(line, type=Task)

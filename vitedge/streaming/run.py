@@ -70,7 +70,7 @@ def running(session: Session, settings: StreamSettings) -> Iterator[Engine]:
     try:
         engine.sinks += line_sinks(settings, engine.stop)
         engine.sinks += delivering(settings, tuple(source.name for source in sources))
-    except VitedgeError:
+    except BaseException:
         for sink in engine.sinks:
             sink.close(0.1)
         raise

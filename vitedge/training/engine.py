@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vitedge.device.hardware import processor
-from vitedge.errors import NotInstalledError, UsageError, VitedgeError
+from vitedge.errors import Interrupted, NotInstalledError, UsageError, VitedgeError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped]  # it ships no types
@@ -95,8 +95,8 @@ class Processes:
             raise SystemExit(returned[1])
         return cast(T, returned[0])
 
-    def fail(self, error: VitedgeError) -> VitedgeError | SystemExit:
-        """What each process raises where all of them meet the same fault, so that the error is printed once."""
+    def fail(self, error: VitedgeError | Interrupted) -> VitedgeError | Interrupted | SystemExit:
+        """What each process raises where all of them meet the same fault or stop, so that it's printed once."""
         return error if self.first else SystemExit(error.exit_code)
 
 

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from vitedge.core.files import locked, refuse_existing, write_atomic
 from vitedge.data.images import ImageSet
 from vitedge.data.preprocessing import Preprocessing
+from vitedge.errors import signal_of
 from vitedge.formats.model_folder import MODEL_FOLDER
 from vitedge.training.checkpoint import prepare_run
 from vitedge.training.data import TrainingData, decode, digests_of, open_data, open_test, split
@@ -58,7 +59,7 @@ def train(
         UsageError: no data folder, one class, an existing output, or a resume with other options or data.
         ModelError: weights to start from, or a teacher, that can't be used.
         InvalidResultError: the loss or a gradient stopped being finite; the last good checkpoint is kept.
-        InterruptedError_: SIGINT or SIGTERM; a checkpoint was written.
+        Interrupted: SIGINT or SIGTERM; a checkpoint was written.
     """
     out = Path(out)
     run = out.parent / f"{out.name}.run"
@@ -80,9 +81,12 @@ def train(
             if resume:
                 trainer.resume()
             trainer.fit()
-            accuracy = _accuracy(trainer, test_images)
-            if group.first:
-                write_trained(out, trainer, images, accuracy, command=command, overwrite=overwrite)
+            try:
+                accuracy = _accuracy(trainer, test_images)
+                if group.first:
+                    write_trained(out, trainer, images, accuracy, command=command, overwrite=overwrite)
+            except KeyboardInterrupt as stop:
+                raise trainer.interrupted(signal_of(stop)) from stop
             group.on_first(lambda: None)  # nobody leaves before it's written
     return out
 

@@ -25,7 +25,8 @@ from torch.nn import functional
 from vitedge.core.files import write_atomic
 from vitedge.core.progress import bars
 from vitedge.core.randomness import seed_of
-from vitedge.errors import InterruptedError_, InvalidResultError, UsageError
+from vitedge.core.stopping import postponed
+from vitedge.errors import Interrupted, InvalidResultError, UsageError
 from vitedge.training import checkpoint
 from vitedge.training.augment import Mix, augment, draw_mix
 from vitedge.training.checkpoint import CHECKPOINT
@@ -38,7 +39,6 @@ from vitedge.training.initial import Start
 from vitedge.training.optimizer import build_optimizers
 from vitedge.training.options import TrainOptions, as_fields
 from vitedge.training.randomness import keys_of
-from vitedge.training.signals import stop_signals
 from vitedge.training.vit import VisionTransformer, fold_batch_norm
 
 METRICS, CURVE, HELD_OUT = "metrics.jsonl", "curve.png", "held_out.txt"
@@ -97,14 +97,14 @@ class Trainer:
         """From the present step to the last.
 
         Raises:
-            InterruptedError_: SIGINT or SIGTERM; a checkpoint was written.
+            Interrupted: SIGINT or SIGTERM; a checkpoint was written.
             InvalidResultError: as :meth:`update`.
         """
         student = cast(nn.Module, torch.compile(self.student)) if self.options.compile else self.student
         forward = self.group.data_parallel(student)
         saved = time.monotonic()
         started = saved - self.elapsed_s
-        with stop_signals() as self.stopped, bars(quiet=not self.group.first) as show:
+        with postponed() as self.stopped, bars(quiet=not self.group.first) as show:
             while len(self.history) < self.options.epochs:
                 waiting: list[Batch] = []
                 for batch in self.data.training.batches(self.plan(len(self.history))):
@@ -120,6 +120,7 @@ class Trainer:
                         self.save()
                         saved = time.monotonic()
                 self.finish_epoch()
+            self.stop_if_asked()
             self.save()
 
     def save(self) -> None:
@@ -169,20 +170,22 @@ class Trainer:
         """End the run at this step if a signal came to any of its processes.
 
         Raises:
-            InterruptedError_: one came; a checkpoint was written.
+            Interrupted: one came; a checkpoint was written.
         """
         if not any(self.group.all_reduce([len(self.stopped)])):
             return
         self.save()
-        number = self.stopped[0] if self.stopped else signal.SIGTERM
-        error = InterruptedError_(
+        raise self.group.fail(self.interrupted(self.stopped[0] if self.stopped else signal.SIGTERM))
+
+    def interrupted(self, number: int) -> Interrupted:
+        """The stop to raise where there's a checkpoint."""
+        return Interrupted(
             self.action,
             f"stopped by {signal.Signals(number).name} at step {self.step} of {self.total_steps}; "
             f"the checkpoint is {self.run / CHECKPOINT}",
             "run the same command with --resume",
             signal_number=number,
         )
-        raise self.group.fail(error)
 
     def order(self, epoch: int) -> Tensor:
         """Indices of the training pictures of an epoch; the rest that doesn't fill a batch is left out."""

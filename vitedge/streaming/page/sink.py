@@ -138,7 +138,7 @@ class PageSink(QueuedSink):
             for address, is_page in ((page, True), (metrics, False)):
                 if address is not None:
                     self._sockets.append((listen(*address, "--page" if is_page else "--metrics"), is_page))
-        except Exception:
+        except BaseException:
             self._close_sockets()
             raise
         listeners = tuple(Listener(descriptor=listening.fileno(), page=is_page) for listening, is_page in self._sockets)

@@ -1,0 +1,75 @@
+"""The command line as an application of typer; a verb's file is imported when the verb is wanted."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from vitedge._version import __version__
+from vitedge.cli.records import as_command
+
+VERBS = (
+    "demo",
+    "doctor",
+    "train",
+    "import",
+    "export",
+    "build",
+    "verify",
+    "classify",
+    "bench",
+    "eval",
+    "compare",
+    "report",
+    "stream",
+    "inspect",
+    "targets",
+    "recipes",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vitedge {__version__}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.", envvar="VITEDGE_DEBUG")] = False,
+) -> None:
+    if debug:
+        os.environ["VITEDGE_DEBUG"] = "1"
+
+
+def application(verbs: Sequence[str] = VERBS, *, options: bool = True) -> typer.Typer:
+    """The command line with these verbs; without ``options`` it's good for an overview of them alone."""
+    app = typer.Typer(
+        name="vitedge",
+        no_args_is_help=True,
+        rich_markup_mode="markdown",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+        help="From a Vision Transformer to a verified, measured, running classifier on every device.",
+    )
+    app.callback()(_options)
+    for verb in verbs:
+        ending = "_" if verb in ("import", "eval") else ""
+        module = importlib.import_module(f"vitedge.cli.{verb}{'_' if verb == 'import' else ''}")
+        function = getattr(module, f"{verb}{ending}")
+        app.command(name=verb, help=function.__doc__)(as_command(function) if options else lambda: None)
+    return app
+
+
+def needed(arguments: Sequence[str]) -> typer.Typer:
+    """Only the verb that is called is built; an overview needs none, completion all."""
+    if "_VITEDGE_COMPLETE" in os.environ:
+        return application()
+    verb = next((argument for argument in arguments if not argument.startswith("-")), None)
+    return application([verb]) if verb in VERBS else application(options=False)

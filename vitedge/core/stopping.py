@@ -1,0 +1,151 @@
+"""What SIGINT and SIGTERM do: the first raises :class:`Interrupted` in the main thread, a second one ends the process.
+
+A call into native code can't be interrupted, and Python's own handlers wait for its end. A thread therefore hears of
+each signal at once, says so where the run goes on for a while, and listens for the second. Only the command line
+installs this; in a Python program signals are the program's, but for the loops that :func:`postponed` guards.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+from vitedge.errors import Interrupted
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+TOGETHER_S = 0.3  # signals that come within this time are one: ``timeout`` sends two, and so do some supervisors
+ACKNOWLEDGED = "stopping after this step; again to stop now\n"
+
+_came: list[int] = []  # signals since the command began
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[list[Interrupted]]:
+    """Inside, the first signal raises; yield the list of what was raised, which foreign code may have swallowed."""
+    raised: list[Interrupted] = []
+    _came.clear()
+
+    def stop(number: int, _: FrameType | None) -> None:
+        if not _came:  # the second is the watcher's
+            _came.append(number)
+            raised.append(_stopped_by(number))
+            raise raised[0]
+
+    def again(*_: object) -> None:
+        raise raised[0]
+
+    def unraisable(details: Any) -> None:
+        """A stop that came within a finaliser can't leave it: raise it when that is over."""
+        if isinstance(details.exc_value, Interrupted):
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+        else:
+            before(details)
+
+    before, sys.unraisablehook = sys.unraisablehook, unraisable
+    signal.signal(signal.SIGALRM, again)
+    with _watched():
+        for number in SIGNALS:
+            signal.signal(number, stop)
+        try:
+            yield raised
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            sys.unraisablehook = before
+
+
+def _stopped_by(number: int) -> Interrupted:
+    return Interrupted(
+        "stop",
+        f"received {signal.Signals(number).name}; nothing half-written was left",
+        "run the command again; if its output is complete already, add --overwrite",
+        signal_number=number,
+    )
+
+
+def end_with(code: int) -> None:
+    """All is done and said: from now on a signal ends the process with this code, and at last changes nothing."""
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: os._exit(code))
+    atexit.register(lambda: [signal.signal(number, signal.SIG_IGN) for number in SIGNALS])
+
+
+@contextlib.contextmanager
+def postponed(then: Callable[[], None] = lambda: None) -> Iterator[list[int]]:
+    """Inside, a signal raises nothing: it's appended to the list that this yields, and ``then`` is called.
+
+    In a Python program a second one does what it did before. Outside of the main thread, where Python takes no signals,
+    nothing is ever appended.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def note(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        _came.append(number)
+        signal.signal(number, handlers[number])
+        then()
+
+    handlers: dict[int, Any] = {number: signal.signal(number, note) for number in SIGNALS}
+    try:
+        yield received
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+# --- the thread ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _watched() -> Iterator[None]:
+    """Inside, a thread hears of signals at once, whatever the main thread is in."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    thread = threading.Thread(target=_watch, args=(reading,), name="signals", daemon=True)
+    thread.start()
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writing)
+        thread.join()
+        os.close(reading)
+
+
+def _watch(reading: int) -> None:
+    if not _next(reading):
+        return
+    until = time.monotonic() + TOGETHER_S
+    while (left := until - time.monotonic()) > 0:
+        if select.select([reading], [], [], left)[0] and not os.read(reading, 64):
+            return  # it has stopped
+    _say("\n" * os.isatty(2) + ACKNOWLEDGED)
+    if number := _next(reading):
+        _say("\x1b[?25h\n" * os.isatty(2))  # a progress bar hides the cursor
+        os._exit(128 + number)
+
+
+def _next(reading: int) -> int:
+    """The next of :data:`SIGNALS`; 0 at the end."""
+    while numbers := os.read(reading, 64):
+        for number in numbers:
+            if number in SIGNALS:
+                return number
+    return 0
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode())
