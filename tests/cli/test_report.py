@@ -93,7 +93,7 @@ def test_what_is_not_a_result(tmp_path: Path) -> None:
 
 
 def test_a_newer_result_names_the_version_that_reads_it(result: Path) -> None:
-    text = result.read_text().replace('"schema_version": 2', '"schema_version": 9')
+    text = result.read_text().replace('"schema_version": 3', '"schema_version": 9')
     result.write_text(text.replace('"vitedge_version": "', '"vitedge_version": "9.'))
     _, reason, hint = fails(3, "report", result)
     assert "schema version 9" in reason and "vitedge>=9." in hint

@@ -45,7 +45,7 @@ from vitedge.formats.samples import Warmup as Warmup
 from vitedge.formats.target import QUANTIZED, Option
 
 RESULT_JSON = "result.json"
-SCHEMA_VERSION = 2  # 2: profile, dialects, GPU readings, device memory, what was resumed
+SCHEMA_VERSION = 3  # 2: profile, dialects, GPU readings, device memory, what was resumed; 3: digest of what was fed
 
 
 class Calibrated(Record):
