@@ -37,7 +37,7 @@ IMPORTS = {
     "benchmarking": "core device data formats runtimes verification",
     "exporting": "core device data formats graph quantization runtimes evaluation benchmarking",
     "building": "core data formats runtimes evaluation benchmarking",
-    "comparison": "core formats evaluation benchmarking",
+    "comparison": "core data formats evaluation benchmarking",
     "streaming": "core device data formats runtimes benchmarking",
     "doctor": "core device formats runtimes",
     "reporting": "core device data formats graph runtimes evaluation benchmarking exporting comparison doctor",

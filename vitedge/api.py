@@ -310,7 +310,7 @@ def bench(
         options: how each is opened.
         data: pictures to feed, instead of the golden ones.
         progress: called with (task, done, total).
-        resume: a partial result, whose measurement goes on.
+        resume: an earlier result of the same question: a partial one's measurement goes on, a whole one is the answer.
         keep: called now and then with the partial result, to save it.
 
     Raises:

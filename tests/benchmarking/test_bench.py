@@ -95,9 +95,9 @@ def test_batches_are_not_all_alike(tmp_path: Path) -> None:
 def test_rules_are_the_longest_of_the_targets(artifact: Artifact, tmp_path: Path) -> None:
     patient = replace(TARGET, bench=replace(TARGET.bench, min_duration_s=7.0))
     other = null_artifact(tmp_path / "a", target=patient)
-    rules = BenchConfig().rules([artifact, other], "golden")
+    rules = BenchConfig().rules([artifact, other])
     assert (rules.min_duration_s, rules.warmup_s) == (7.0, TARGET.bench.warmup_s)
-    assert BenchConfig(duration_s=1.0).rules([artifact, other], "golden").min_duration_s == 1.0
+    assert BenchConfig(duration_s=1.0).rules([artifact, other]).min_duration_s == 1.0
 
 
 def test_contradictions_are_refused(artifact: Artifact, tmp_path: Path) -> None:
@@ -281,7 +281,13 @@ def test_what_cannot_go_on_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     elsewhere = replace(part.environment, versions={**part.environment.versions, "numpy": "1.0"})
     otherwise = tuple(replace(row, session={**row.session, "threads": 7}) for row in part.rows)
     for before, artifacts, other, words in (
-        (replace(part, partial=False), [slow], config, "nothing was interrupted"),
+        (replace(part, partial=False), [artifact], config, "other artifacts"),
+        (replace(part, partial=False), [slow], configured(duration_s=2.0), "other rules: min_duration_s"),
+        (replace(part, partial=False, environment=elsewhere), [slow], config, "another environment"),
+        (replace(part, partial=False, rows=otherwise), [slow], config, "another threads"),
+        (replace(part, partial=False), [slow], configured(duration_s=1.0, profile=True), "has no profile"),
+        (replace(part, partial=False), [slow], configured(duration_s=1.0, like=("loadgen",)), "no measurement like"),
+        (replace(part, rows=tuple(replace(row, latency=None) for row in part.rows)), [slow], config, "isn't a meas"),
         (part, [artifact], config, "other artifacts"),
         (part, [slow, slow], config, "other artifacts"),
         (part, [slow], configured(duration_s=2.0), "other rules: min_duration_s"),
@@ -290,6 +296,21 @@ def test_what_cannot_go_on_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     ):
         with pytest.raises(UsageError, match=words):
             bench(artifacts, other, resume=before)
+
+
+def test_a_data_set_is_known_by_its_pictures(artifact: Artifact, small_data: Path, tmp_path: Path) -> None:
+    """Two folders of one name aren't one question."""
+    import shutil
+
+    from vitedge.data.images import ImageSet
+
+    copies = [Path(shutil.copytree(small_data, tmp_path / side / "photos")) for side in "ab"]
+    before = bench([artifact], CONFIG, images=ImageSet.open(copies[0]))
+    assert bench([artifact], CONFIG, images=ImageSet.open(copies[1]), resume=before) == before
+    for path in copies[1].rglob("*.png"):
+        path.write_bytes(path.read_bytes() + b"more")
+    with pytest.raises(UsageError, match="other rules: pictures_digest"):
+        bench([artifact], CONFIG, images=ImageSet.open(copies[1]), resume=before)
 
 
 # --- sweeps, profiles, tool protocols, memory -----------------------------------------------------------------------

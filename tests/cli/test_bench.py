@@ -123,6 +123,28 @@ def test_resume_begins_anew_where_nothing_was_interrupted(artifact: Artifact, tm
     assert "isn't a valid record" in fails(3, "bench", artifact.path, "--resume", "--out", tmp_path / "broken.json")[1]
 
 
+def test_a_finished_result_answers_its_own_question_alone(artifact: Artifact, tmp_path: Path) -> None:
+    out, other = tmp_path / "r.json", null_artifact(tmp_path / "other", batch=2)
+    question = ("--warmup", 0.02, "--percentile", 50, "--out", out, "--resume")
+    assert vitedge("bench", artifact.path, "--duration", 0.1, *question).code == 0
+    written = out.read_bytes()
+    for asked, words in (
+        ((other.path, "--duration", 0.1), "about other artifacts"),
+        ((artifact.path, artifact.path, "--duration", 0.1), "about other artifacts"),
+        ((artifact.path, "--duration", 0.2), "under other rules: min_duration_s"),
+        ((artifact.path, "--duration", 0.1, "--scenario", "offline"), "under other rules: scenario"),
+        ((artifact.path, "--duration", 0.1, "--threads", 2), "another threads"),
+        ((artifact.path, "--duration", 0.1, "--profile"), "has no profile"),
+    ):
+        _, reason, hint = fails(2, "bench", *asked, *question)
+        assert words in reason and "leave --resume out, and add --overwrite" in hint
+    assert out.read_bytes() == written
+    assert vitedge("bench", artifact.path, "--duration", 0.1, *question).code == 0 and out.read_bytes() == written
+    again = ("--duration", 0.2, "--warmup", 0.02, "--percentile", 50, "--out", out, "--overwrite")
+    assert vitedge("bench", artifact.path, *again).code == 0  # as the hint says
+    assert out.read_bytes() != written
+
+
 @pytest.mark.parametrize(
     ("text", "expected"), [("90", 90), ("0.5", 0.5), ("90s", 90), ("10m", 600), ("1.5h", 5400), (" 2 m ", 120)]
 )

@@ -90,6 +90,19 @@ def test_resume_needs_a_file_and_begins_where_there_is_none(artifact: Artifact, 
     assert (tmp_path / "bad.json").read_text() == "{}"
 
 
+def test_neither_verb_takes_the_other_ones_result_up(artifact: Artifact, data: Path, tmp_path: Path) -> None:
+    latency, accuracy = tmp_path / "latency.json", tmp_path / "accuracy.json"
+    quick = ("--duration", 0.1, "--warmup", 0.02, "--percentile", 50)
+    assert vitedge("bench", artifact.path, *quick, "--out", latency).code == 0
+    assert vitedge("eval", artifact.path, "--data", data, "--out", accuracy).code == 0
+    written = latency.read_bytes(), accuracy.read_bytes()
+    _, reason, hint = fails(2, "eval", artifact.path, "--data", data, "--out", latency, "--resume")
+    assert (reason, hint) == ("it isn't an evaluation", "name another file: --out FILE")
+    _, reason, hint = fails(2, "bench", artifact.path, *quick, "--out", accuracy, "--resume")
+    assert (reason, hint) == ("it isn't a measurement of latency", "name another file: --out FILE")
+    assert (latency.read_bytes(), accuracy.read_bytes()) == written
+
+
 def test_the_classes_that_lost_most_are_shown(artifact: Artifact, data: Path, tmp_path: Path) -> None:
     constant = null_artifact(tmp_path / "c", precision="int8", cached=True)
     done = vitedge("eval", artifact.path, constant.path, "--data", data)

@@ -305,15 +305,26 @@ def test_what_was_measured_is_kept_by_graph_options_and_machine(
     carrier: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     everyone = chosen.candidates_of(carrier)
-    first = key(everyone, "test")
-    assert (
-        key(everyone, "test") == first and key(everyone[::-1], "test") != first and key(everyone[1:], "test") != first
-    )
+    first = key(everyone, None, "test")
+    assert key(everyone, None, "test") == first
+    assert first not in {key(everyone[::-1], None, "test"), key(everyone[1:], None, "test"), key(everyone, 9.0, "test")}
     options = {**carrier.manifest.runtime_options, "session.intra_op.allow_spinning": False}
     other = Artifact(carrier.path, replace(carrier.manifest, runtime_options=options))
-    assert key([other, *everyone[1:]], "test") != first
+    assert key([other, *everyone[1:]], None, "test") != first
+    golden = replace(carrier.manifest.golden, tolerance=None)
+    other = Artifact(carrier.path, replace(carrier.manifest, golden=golden))
+    assert key([other, *everyone[1:]], None, "test") != first
     monkeypatch.setattr(measured, "hardware_description", lambda target: "another processor")
-    assert key(everyone, "test") != first
+    assert key(everyone, None, "test") != first
+
+
+def test_a_choice_answers_another_duration_by_measuring(carrier: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed(monkeypatch, carrier, fastest="static-int8")
+    choices.autotune([carrier])
+    timed(monkeypatch, carrier, fastest="dynamic-int8")
+    for duration_s, fastest in ((None, "static-int8"), (0.1, "dynamic-int8"), (None, "dynamic-int8")):
+        (winner,) = (row for row in choices.autotune([carrier], duration_s=duration_s) if row.chosen)
+        assert winner.variant == fastest
 
 
 def test_a_damaged_candidate_is_named(carrier: Artifact, tmp_path: Path) -> None:

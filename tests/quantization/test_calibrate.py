@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from msgspec.structs import replace
 
 from vitedge.data.images import ImageSet
 from vitedge.errors import ImageError
 from vitedge.formats.artifact import Calibration
-from vitedge.formats.model_folder import Model
+from vitedge.formats.model_folder import Model, write_model
 from vitedge.formats.recipe import Observe
 from vitedge.graph.surgery import load
 from vitedge.quantization import calibrate as calibrating
@@ -73,6 +74,18 @@ def test_a_second_run_decodes_nothing(small_model: Path, data: Path, monkeypatch
     monkeypatch.setattr(calibrating, "open_picture", no)
     again, _ = calibrate(small_model, data)
     assert equal(first, again)
+
+
+def test_pictures_prepared_otherwise_are_observed_anew(small_model: Path, data: Path, tmp_path: Path) -> None:
+    """Resizing stands in the model's record alone, not in its graph."""
+    first, _ = calibrate(small_model, data)
+    model = Model.open(small_model)
+    contract = replace(model.record.preprocessing, interpolation="nearest")
+    files = {name: (small_model / name).read_bytes() for name in model.record.files}
+    other = write_model(tmp_path / "other", replace(model.record, preprocessing=contract), files)
+    assert other.record.files == model.record.files
+    again, _ = calibrate(other.path, data)
+    assert again.key != first.key and not equal(again, first)
 
 
 def test_too_few_readable_images(small_model: Path, data: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from vitedge.training.augment import Augmentation  # noqa: E402
 from vitedge.training.checkpoint import CHECKPOINT  # noqa: E402
 from vitedge.training.data import Batch, Pixels, digests_of, split  # noqa: E402
 from vitedge.training.train import TrainOptions, train  # noqa: E402
-from vitedge.training.trainer import Trainer  # noqa: E402
+from vitedge.training.trainer import HELD_OUT, Trainer  # noqa: E402
 
 EVERYTHING = Augmentation(crop_padding=2, rand_augment=5.0, random_erasing=0.5, mixup=0.2, cutmix=1.0)
 SMALL = TrainOptions(
@@ -299,6 +300,18 @@ def test_another_run_is_not_resumed(pictures: Path, trained: Path, tmp_path: Pat
     (run / CHECKPOINT).write_bytes((trained.parent / "model.run" / CHECKPOINT).read_bytes())
     with pytest.raises(UsageError, match=r"written with lr 0.001, and this run has 0.01"):
         train(str(pictures), replace(SMALL, lr=0.01), tmp_path / "model", resume=True)
+
+
+def test_a_run_with_another_hold_out_picture_is_not_resumed(pictures: Path, trained: Path, tmp_path: Path) -> None:
+    """They choose the epoch whose weights are published."""
+    earlier, run = trained.parent / "model.run", tmp_path / "model.run"
+    changed = Path(shutil.copytree(pictures, tmp_path / "pictures"))
+    run.mkdir()
+    (run / CHECKPOINT).write_bytes((earlier / CHECKPOINT).read_bytes())
+    path = changed / (earlier / HELD_OUT).read_text().splitlines()[0]
+    path.write_bytes(path.read_bytes() + b"more")
+    with pytest.raises(UsageError, match="written with data"):
+        train(str(changed), SMALL, tmp_path / "model", resume=True)
 
 
 def test_bad_data_is_refused(tmp_path: Path) -> None:

@@ -24,6 +24,9 @@ from vitedge.formats.artifact import Artifact
 from vitedge.formats.result import Environment, Result, Row, Stopped, now
 from vitedge.formats.samples import Rules, first_blocks
 from vitedge.runtimes.base import OpenOptions
+from vitedge.runtimes.session import Session, open_session
+
+RESUMING, ANEW = "go on with an earlier measurement", "measure anew: leave --resume out, and add --overwrite"
 
 
 def bench(
@@ -47,7 +50,7 @@ def bench(
         images: pictures to preprocess and feed; None takes the artifacts' golden ones and their mirror images.
         replay: the clip of scenario ``camera``, in place of pictures at a rate.
         progress: called with (task, done, total).
-        resume: a partial result, whose measurement goes on.
+        resume: an earlier result of the same question: a partial one's measurement goes on, a whole one is the answer.
         keep: called now and then with the partial result, to save it.
         root: of ``/proc`` and ``/sys``, where the sensors are.
 
@@ -62,11 +65,15 @@ def bench(
         if tool not in TOOLS:
             raise UsageError(f"measure as '{tool}' does", f"the tools are {', '.join(TOOLS)}", "name one of them")
     artifacts = config.of_batches(artifacts)
-    rules = config.rules(artifacts, "golden" if images is None else images.source.name, replay)
+    rules = config.rules(artifacts, images, replay)
     sweep = [replace(options, threads=threads) for threads in config.threads] or [options]
     openings = [(artifact, how) for artifact in artifacts for how in sweep]
     environment = Environment.here(root)
-    rows = _rows_before(resume, rules, environment, [artifact.digest for artifact, _ in openings])
+    if resume is not None:
+        _refuse_other_question(resume, config, rules, environment, [artifact.digest for artifact, _ in openings])
+        if not resume.partial:
+            return _answered(resume, openings)
+    rows = _rows_before(resume, len(openings))
     on_gpu = any((how.device or artifact.manifest.target.device).startswith("cuda") for artifact, how in openings)
     with contextlib.ExitStack() as stack:
         nvml = open_nvml() if on_gpu else None
@@ -87,7 +94,7 @@ def bench(
             )
             if len(config.threads) > 1:
                 _refuse_other_threads(opened[-1], how.threads)
-            _refuse_other_session(opened[-1], rows[number])
+            _refuse_other_session(opened[-1].session, rows[number])
         progress("open", len(openings), len(openings))
         overheads = {each.shape: each.overhead(stack) for each in opened}
         run = Run(
@@ -145,42 +152,69 @@ def _refuse_other_threads(opened: OpenArtifact, threads: int | None) -> None:
         )
 
 
-def _refuse_other_session(opened: OpenArtifact, earlier: Row | None) -> None:
-    """An interrupted run goes on with the same runtime, device, threads and options.
+def _answered(whole: Result, openings: Sequence[tuple[Artifact, OpenOptions]]) -> Result:
+    """A whole result, where the sessions here are those that it was measured in.
+
+    Raises:
+        UsageError: a session here is opened otherwise.
+    """
+    for (artifact, how), row in zip(openings, whole.rows, strict=True):
+        with open_session(artifact, how) as session:
+            _refuse_other_session(session, row)
+    return whole
+
+
+def _refuse_other_session(session: Session, earlier: Row | None) -> None:
+    """A measurement goes on with the same runtime, device, threads and options.
 
     Raises:
         UsageError: this session was opened otherwise.
     """
-    if earlier is not None and dict(earlier.session) != dict(opened.session.info):
-        other = [key for key, value in opened.session.info.items() if earlier.session.get(key) != value]
+    if earlier is not None and dict(earlier.session) != dict(session.info):
+        other = [key for key, value in session.info.items() if earlier.session.get(key) != value]
         raise UsageError(
-            "go on with an interrupted measurement",
+            RESUMING,
             f"its session had another {', '.join(other) or 'set of options'}",
-            "open it as it was, or measure anew: leave --resume out, and add --overwrite",
+            f"open it as it was, or {ANEW}",
         )
 
 
-def _rows_before(resume: Result | None, rules: Rules, environment: Environment, digests: list[str]) -> list[Row | None]:
-    """The interrupted run's rows, in order, without the round that it was interrupted in.
+def _refuse_other_question(
+    earlier: Result, config: BenchConfig, rules: Rules, environment: Environment, digests: list[str]
+) -> None:
+    """An earlier result answers the question that is asked here, or the beginning of it does.
 
     Raises:
-        UsageError: the result is whole, or it was measured on something else, elsewhere or under other rules.
+        UsageError: it was measured on something else, elsewhere or under other rules, or it lacks what was asked for.
     """
-    if resume is None:
-        return [None] * len(digests)
-    action, hint = "go on with an interrupted measurement", "measure anew: leave --resume out, and add --overwrite"
-    if not resume.partial:
-        raise UsageError(action, "the result is whole; nothing was interrupted", hint)
-    if [row.subject.digest for row in resume.rows] != digests:
-        raise UsageError(action, "it was about other artifacts, or about the same in another order", hint)
-    if resume.environment != environment:
-        raise UsageError(action, "it was measured in another environment (machine, versions, power source)", hint)
-    measured = [row.latency for row in resume.rows if row.latency is not None]
+    measured = [row.latency for row in earlier.rows if row.latency is not None]
+    if len(measured) < len(earlier.rows) or not measured:
+        raise UsageError(RESUMING, "it isn't a measurement of latency", "name another file: --out FILE")
+    if [row.subject.digest for row in earlier.rows] != digests:
+        raise UsageError(RESUMING, "it was about other artifacts, or about the same in another order", ANEW)
+    if earlier.environment != environment:
+        raise UsageError(RESUMING, "it was measured in another environment (machine, versions, power source)", ANEW)
     if any(latency.rules != rules for latency in measured):
         old = measured[0].rules
         other = [name for name in rules.__struct_fields__ if getattr(old, name) != getattr(rules, name)]
-        raise UsageError(action, f"it was measured under other rules: {', '.join(other)}", hint)
-    return _whole_rounds(resume.rows)
+        raise UsageError(RESUMING, f"it was measured under other rules: {', '.join(other)}", ANEW)
+    lacking = [] if earlier.partial else _lacking(earlier, config)
+    if lacking:
+        raise UsageError(RESUMING, f"it is whole, and has no {', no '.join(lacking)}", ANEW)
+
+
+def _lacking(whole: Result, config: BenchConfig) -> list[str]:
+    """What was asked for beside latency, and isn't in every row."""
+    profile = config.profile and any(row.profile is None for row in whole.rows)
+    tools = [
+        tool for tool in config.like if any(tool not in [run.tool for run in row.protocol_runs] for row in whole.rows)
+    ]
+    return [*(["profile"] if profile else []), *(f"measurement like {tool}" for tool in tools)]
+
+
+def _rows_before(resume: Result | None, count: int) -> list[Row | None]:
+    """The interrupted run's rows, in order, without the round that it was interrupted in."""
+    return [None] * count if resume is None else _whole_rounds(resume.rows)
 
 
 def _whole_rounds(rows: Sequence[Row]) -> list[Row | None]:

@@ -14,6 +14,7 @@ from vitedge.benchmarking.arrivals import Arrivals, Replay
 from vitedge.benchmarking.interleaving import Run
 from vitedge.benchmarking.load import OVERHEAD_SAMPLES, Workload
 from vitedge.benchmarking.memory import memory_alone
+from vitedge.benchmarking.options import PICTURES
 from vitedge.benchmarking.profile import REPEATS, profile_of
 from vitedge.benchmarking.protocols import run_protocol
 from vitedge.data.images import ImageSet, open_picture
@@ -31,7 +32,6 @@ from vitedge.verification.golden import golden_check
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-PICTURES = 24
 MAX_EXPECTED = 64  # frames that are run for reference beforehand: a clip has thousands
 MIN_ALLOWED_DEVIATION = 1e-4  # of the largest logit, between two runs of one session on one input
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta
 
+from vitedge.core.files import sha256
 from vitedge.core.options import Flag
 from vitedge.core.schema import Record
-from vitedge.errors import UsageError
+from vitedge.errors import ImageError, UsageError
 from vitedge.formats.samples import Rules, Scenario
 
 if TYPE_CHECKING:
     from vitedge.benchmarking.arrivals import Replay
+    from vitedge.data.images import ImageSet
     from vitedge.formats.artifact import Artifact
 
+PICTURES = 24  # so many are fed, in turn
 TOOLS = ("trtexec10", "trtexec11", "benchmark-app", "loadgen", "loadgen-offline", "ultralytics")
 LOAD, STOP, SWEEPS, BESIDE = "Load", "When to stop", "What to vary", "Further measurements"
 DEMO_SECONDS = 3.0  # of the demo's measurement of each artifact
@@ -46,6 +50,17 @@ def parse_counts(option: str) -> Callable[[str], tuple[int, ...]]:
         return tuple(int(number) for number in numbers)
 
     return parse
+
+
+def fed_digest(images: ImageSet) -> str:
+    """Hex SHA-256 of the files that a measurement feeds first; one that can't be read counts as such."""
+
+    def digest(index: int) -> str:
+        with contextlib.suppress(ImageError):
+            return images.digest(index)
+        return "unreadable"
+
+    return sha256(" ".join(digest(index) for index in images.order(0)[:PICTURES]).encode())
 
 
 class BenchConfig(Record):
@@ -130,8 +145,15 @@ class BenchConfig(Record):
     ] = False
     memory_alone: bool = True  # of several artifacts, in a process of each one's own; costs a second or more each
 
-    def rules(self, artifacts: Sequence[Artifact], pictures: str, replay: Replay | None = None) -> Rules:
+    def rules(
+        self, artifacts: Sequence[Artifact], images: ImageSet | None = None, replay: Replay | None = None
+    ) -> Rules:
         """One set of rules for all: the longest that any of the targets demands.
+
+        Args:
+            artifacts: to be measured.
+            images: pictures to feed; None: the golden ones, or the replay's.
+            replay: a clip that gives pictures and arrivals.
 
         Raises:
             UsageError: options that contradict each other.
@@ -160,7 +182,8 @@ class BenchConfig(Record):
             block_s=min(1.0, max(0.01, duration_s / BLOCKS)),
             settle=2,
             seed=self.seed,
-            pictures=pictures if replay is None else replay.name,
+            pictures=replay.name if replay is not None else "golden" if images is None else images.source.name,
+            pictures_digest=None if images is None or replay is not None else fed_digest(images),
             rate_hz=rate_hz,
             replay=None if replay is None else replay.name,
         )

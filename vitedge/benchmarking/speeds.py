@@ -12,6 +12,7 @@ from vitedge.core.paths import cache_folder
 from vitedge.core.percentiles import percentile
 from vitedge.core.progress import Progress, silent
 from vitedge.core.schema import Record, decode_json, encode_json
+from vitedge.device.clocks import power_mode
 from vitedge.errors import InputError
 from vitedge.runtimes.choice import hardware_description
 
@@ -58,7 +59,7 @@ def speeds(
     from vitedge.benchmarking.bench import bench
     from vitedge.benchmarking.options import BenchConfig
 
-    cache_file = cache_folder() / "tuning" / f"{key(artifacts, action)}.json"
+    cache_file = cache_folder() / "tuning" / f"{key(artifacts, duration_s, action)}.json"
     if not anew:
         with contextlib.suppress(OSError, InputError):
             cached = decode_json(cache_file.read_bytes(), Speeds, action=action, file=cache_file.name).speeds
@@ -76,11 +77,17 @@ def speeds(
     return tuple(measured)
 
 
-def key(artifacts: Sequence[Artifact], action: str) -> str:
-    """Of all that decides on speed: graphs, options, threads, the runtime's version, the processor and its ISA."""
-    identity = []
+def key(artifacts: Sequence[Artifact], duration_s: float | None, action: str) -> str:
+    """Of what was asked, and of all that decides on it.
+
+    Graphs, options, threads, the runtime's version, the processor, its ISA and its power mode decide on speed, golden
+    logits and tolerance on what is wrong, and the duration and the targets' rules on how well it's measured.
+    """
+    identity = [str(duration_s), str(power_mode())]
     for artifact in artifacts:
         target = artifact.manifest.target
+        golden = [digest for name, digest in artifact.manifest.files.items() if name.startswith("golden/")]
+        identity += [*golden, *(repr(record) for record in (artifact.manifest.golden, target.bench))]
         identity += [target.runtime, runtimes.require(target.runtime, action), target.device, str(target.threads)]
         identity += [hardware_description(target), *artifact.graph_files.values()]
         identity += [f"{name}={value}" for name, value in sorted(artifact.manifest.runtime_options.items())]

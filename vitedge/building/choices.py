@@ -106,7 +106,8 @@ def autotune(
     _refuse_choice(candidates, action)
     if out is not None:
         refuse_existing(out, ARTIFACT, overwrite=overwrite, action=action)
-    earlier = read_choice(carrier) if carrier is not None and data is None and not overwrite else None
+    recorded = carrier is not None and data is None and duration_s is None and not overwrite
+    earlier = read_choice(carrier) if carrier is not None and recorded else None
     if carrier is not None and earlier is not None:
         timed = [replace(each, artifact=str(carrier.path / each.artifact)) for each in earlier.measured]
     else:

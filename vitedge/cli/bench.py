@@ -60,22 +60,10 @@ def bench(
 
     options = OpenOptions(device=device, build=not no_build)
     before = resumable(out, wanted=resume, action="measure latency")
-    with result_to(
-        out, json, overwrite=overwrite or before is not None, action="measure latency", resumes=True
-    ) as deliver:
-        if before is not None and not before.partial:
-            result = before
-        else:
-            with bars(quiet=quiet) as progress:
-                result = api.bench(
-                    artifact,
-                    config,
-                    options,
-                    data=data,
-                    progress=progress,
-                    resume=before,
-                    keep=keeper(out),
-                )
+    overwrite = overwrite or before is not None
+    with result_to(out, json, overwrite=overwrite, action="measure latency", resumes=True) as deliver:
+        with bars(quiet=quiet) as progress:
+            result = api.bench(artifact, config, options, data=data, progress=progress, resume=before, keep=keeper(out))
         deliver(result)
     if strict:
         refuse_invalid(result)

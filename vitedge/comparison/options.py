@@ -13,6 +13,7 @@ from vitedge.core.schema import Record
 
 if TYPE_CHECKING:
     from vitedge.benchmarking.arrivals import Replay
+    from vitedge.data.images import ImageSet
     from vitedge.formats.artifact import Artifact
     from vitedge.formats.samples import Rules
 
@@ -38,9 +39,11 @@ class PairedConfig(BenchConfig):
     memory_alone: bool = False  # memory isn't compared
     rounds: int = ROUNDS
 
-    def rules(self, artifacts: Sequence[Artifact], pictures: str, replay: Replay | None = None) -> Rules:
+    def rules(
+        self, artifacts: Sequence[Artifact], images: ImageSet | None = None, replay: Replay | None = None
+    ) -> Rules:
         """As :meth:`BenchConfig.rules`, in ``rounds`` rounds of blocks."""
-        rules = super().rules(artifacts, pictures, replay)
+        rules = super().rules(artifacts, images, replay)
         return replace(
             rules,
             block_s=min(1.0, max(0.005, rules.min_duration_s / self.rounds)),

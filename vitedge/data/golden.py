@@ -11,6 +11,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+VIEWS = 4  # of each picture: as it is, mirrored left to right, top to bottom, and both
 #: (height, width, mode) of each picture: both orientations, odd sizes, grey and alpha among them.
 SHAPES = ((96, 128, "RGB"), (128, 96, "RGB"), (61, 61, "RGB"), (80, 47, "L"), (64, 150, "RGBA"), (224, 224, "RGB"))
 
@@ -21,6 +22,20 @@ def golden_pictures() -> dict[str, bytes]:
         f"golden/{number}-{mode.lower()}-{width}x{height}.png": _png(_scene(number, height, width), mode)
         for number, (height, width, mode) in enumerate(SHAPES)
     }
+
+
+def golden_views(inputs: NDArray[np.uint8], count: int = VIEWS) -> NDArray[np.uint8]:
+    """The golden inputs, then their mirror images: more evidence for the bytes that an artifact carries.
+
+    Args:
+        inputs: uint8 [n, h, w, 3].
+        count: 1 to :data:`VIEWS`.
+
+    Returns:
+        uint8 [count * n, h, w, 3].
+    """
+    views = (inputs, inputs[:, :, ::-1], inputs[:, ::-1], inputs[:, ::-1, ::-1])
+    return np.concatenate(views[:count])
 
 
 def _scene(number: int, height: int, width: int) -> NDArray[np.uint8]:

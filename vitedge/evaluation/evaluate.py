@@ -154,7 +154,9 @@ class _Answered:
             UsageError: it's of other artifacts, images, versions or another machine.
         """
         if earlier.data is None:
-            return 0
+            raise UsageError(
+                f"{action}, going on from an earlier result", "it isn't an evaluation", "name another file: --out FILE"
+            )
         start = len(earlier.data.names) + len(earlier.data.skipped)
         unreadable = set(earlier.data.skipped)
         names = [record.name for record in self._images.records[:start]]

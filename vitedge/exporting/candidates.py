@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from vitedge import runtimes
 from vitedge.core.deviation import deviation
 from vitedge.core.progress import Progress
-from vitedge.data.golden import golden_pictures
+from vitedge.data.golden import golden_pictures, golden_views
 from vitedge.data.images import open_picture
 from vitedge.errors import ArtifactError, InvalidResultError, UsageError
 from vitedge.exporting import hold_out
@@ -52,7 +52,7 @@ class ExportInputs:
     graph: onnx.ModelProto  # canonical, float32
     golden_files: dict[str, bytes]  # the golden pictures by file name
     golden_inputs: NDArray[np.uint8]  # [n, h, w, 3]
-    golden_reference: NDArray[np.float32]  # [n, classes]: the float graph's logits
+    golden_reference: NDArray[np.float32]  # [views * n, classes]: the float graph's logits of every view
     statistics: Statistics | None = None
     calibration: Calibration | None = None
     hold_out: HoldOut | None = None  # None: nothing is quantized
@@ -107,7 +107,7 @@ class Evaluated:
     candidate: Candidate
     lowered: Lowered
     manifest: Manifest
-    golden_logits: NDArray[np.float32]  # [n, classes]
+    golden_logits: NDArray[np.float32]  # [views * n, classes]
     within_budget: bool | None  # None: there is no budget, or the candidate is float
 
     @property
@@ -167,7 +167,7 @@ def load_inputs(plan: Plan, progress: Progress) -> ExportInputs:
     graph, record = load(plan.model.onnx_path), plan.model.record
     files = golden_pictures()
     frames = np.stack([record.preprocessing.apply(open_picture(data, name)) for name, data in files.items()])
-    reference = run_graph(graph, frames)
+    reference = run_graph(graph, golden_views(frames))
     _require_finite(plan, reference, "the float32 model's logits")
     inputs = ExportInputs(plan, graph, files, frames, reference)
     if plan.recipe is None or plan.images is None:
@@ -222,11 +222,11 @@ def evaluate_candidate(
     fidelity = None
     progress("evaluate", 0, 1)
     with opened(manifest, lowered, plan.action) as runnable:
-        logits = runnable.run(inputs.golden_inputs)
+        logits = runnable.run(golden_views(inputs.golden_inputs))
         _require_finite(plan, logits, "the lowered graph's logits")
         if runnable.session is not None:
             _require_planned_precision(plan, manifest, runnable.session)
-            _require_same_arithmetic(plan, lowered, logits, inputs.golden_inputs)
+            _require_same_arithmetic(plan, lowered, logits[: len(inputs.golden_inputs)], inputs.golden_inputs)
         if candidate.precision in QUANTIZED and inputs.hold_out is not None:
             fidelity = inputs.hold_out.evaluate(runnable)
     progress("evaluate", 1, 1)

@@ -25,6 +25,7 @@ from vitedge.exporting.plan import Plan
 from vitedge.exporting.runnable import opened
 from vitedge.exporting.select import evaluate_candidates
 from vitedge.exporting.sensitivity import PROFILED
+from vitedge.exporting.tolerance import with_tolerance
 from vitedge.formats.artifact import (
     CANDIDATES,
     GOLDEN_INPUTS,
@@ -60,6 +61,7 @@ def export(plan: Plan, progress: Progress = silent) -> Artifact:
     with resource_errors(plan.action):
         inputs = load_inputs(plan, progress)
         evaluated, failures = evaluate_candidates(inputs, progress)
+        evaluated = [with_tolerance(inputs, each) if each.acceptable else each for each in evaluated]
         measured: Mapping[Candidate, Speed] = {}
         if plan.autotune:
             measured = _measure(inputs, [each for each in evaluated if each.acceptable], progress)

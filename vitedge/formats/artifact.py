@@ -62,12 +62,23 @@ class Calibration(Record):
     skipped: tuple[str, ...] = ()  # unreadable images that were replaced by the next of the order
 
 
-class Golden(Record):
-    """The self-test: generated (or the user's) pictures, what preprocessing made of them, and the logits."""
+class Tolerance(Record):
+    """How far the golden logits may be from those of the export: :func:`vitedge.core.deviation.relative_rms`."""
+
+    allowed: float
+    measured: dict[str, float]  # deviation of each sound run at export, by what distinguished it; empty: none possible
+
+
+class Golden(Record, omit_defaults=True):
+    """The self-test: generated pictures, what preprocessing made of them, and the logits.
+
+    The logits are those of :func:`vitedge.data.golden.golden_views`; version 0.1.0 recorded the first view's alone.
+    """
 
     pictures: tuple[str, ...]  # PNG files of the artifact, in the order of the arrays' first axis
     executed_by: str  # what produced golden/logits.npy: "onnxruntime 1.31.1", or an interpreter's name
     deviation: float  # of golden/logits.npy from the float32 reference: largest |difference| / largest |logit|
+    tolerance: Tolerance | None = None  # None: version 0.1.0 exported it
 
 
 class CandidateResult(Record):
@@ -101,8 +112,8 @@ class Step(Record):
 class Manifest(Record):
     """``manifest.json``."""
 
-    SCHEMA_VERSION: ClassVar[int] = 1
-    schema_version: int = 1
+    SCHEMA_VERSION: ClassVar[int] = 2  # 2: the tolerance of the golden logits
+    schema_version: int = 2
     vitedge_version: str = __version__
     name: str
     target: Target
@@ -189,7 +200,7 @@ class Artifact:
         return sum((self.path / name).stat().st_size for name in self.graph_files)
 
     def array(self, name: str) -> NDArray[Any]:
-        """One of the golden arrays: inputs uint8 [n, h, w, 3]; logits and reference float32 [n, classes].
+        """One of the golden arrays: inputs uint8 [n, h, w, 3]; logits and reference float32 [views * n, classes].
 
         Raises:
             ArtifactError: not an array file.

@@ -31,6 +31,7 @@ class Rules(Record):
     settle: Count  # untimed inferences at the start of every block
     seed: int  # of the order within each round of blocks
     pictures: str  # what was fed: "golden", or the name of a data set
+    pictures_digest: str | None = None  # of the files of a data set that are fed
     rate_hz: PositiveReal | None = None  # arrivals a second of scenario ``camera``, on average
     replay: str | None = None  # the recorded clip whose arrival times are replayed, and its digest
 

@@ -82,7 +82,8 @@ def calibrate(
 
     order, wanted = images.order(settings.seed), settings.num_samples
     first = [_digest(images, index) for index in order[:wanted]]
-    key = sha256("\0".join([model.record.files["model.onnx"], sha256(encode_json(settings)), *first]).encode())
+    asked = [sha256(encode_json(each)) for each in (model.record.preprocessing, settings)]
+    key = sha256("\0".join([model.record.files["model.onnx"], *asked, *first]).encode())
     embedded.refuse_display(set(first), action)
     folder = cache_folder() / "statistics" / key[:32]
     walk = _load_walk(folder, images, order)

@@ -80,7 +80,7 @@ class _Index(Record):
 class Statistics:
     """Observations of one model over one set of images, by :attr:`vitedge.quantization.views.View.key`."""
 
-    key: str  # of model, images and the recipe's Observe section
+    key: str  # of model, preprocessing, images and the recipe's Observe section
     samples: int  # images seen
     observed: Mapping[str, Observed]
 

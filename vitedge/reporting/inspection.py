@@ -15,7 +15,7 @@ from vitedge.core.isolation import ChildError, run_isolated
 from vitedge.core.schema import Record
 from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ModelError, NotInstalledError, UsageError
-from vitedge.formats.artifact import MANIFEST, Artifact, LayerPlan, Manifest
+from vitedge.formats.artifact import MANIFEST, Artifact, Golden, LayerPlan, Manifest
 from vitedge.formats.budget import Budget
 from vitedge.formats.fidelity import Fidelity
 from vitedge.formats.model_folder import MODEL_JSON, ClassLabel, Model, Origin
@@ -129,8 +129,7 @@ def _artifact(artifact: Artifact, limit: int | None) -> Inspection:
         facts["calibrated on"] = f"{calibration.count} images of {calibration.source}{skipped}"
         facts["calibration digest"] = calibration.digest
     facts |= {
-        "golden": f"{len(manifest.golden.pictures)} pictures, run by {manifest.golden.executed_by}; "
-        f"largest deviation from float32 {manifest.golden.deviation:.1e} of the largest logit",
+        "golden": _golden(manifest.golden),
         "runtime options": _words(manifest.runtime_options),
         "built with": _words(manifest.built_with),
         **_fidelity(manifest.fidelity),
@@ -266,6 +265,15 @@ def layers(plan: Sequence[LayerPlan], *, each: bool = False) -> Section:
     ]
     columns = ("layer", ">count", "!precision", ">MACs", "reason")
     return Section(title="Precision planned", columns=columns, rows=tuple(cells))
+
+
+def _golden(golden: Golden) -> str:
+    """The self-test in words."""
+    text = (
+        f"{len(golden.pictures)} pictures, run by {golden.executed_by}; largest deviation from float32 "
+        f"{golden.deviation:.1e} of the largest logit"
+    )
+    return text if golden.tolerance is None else f"{text}; {golden.tolerance.allowed:.2g} (RMS) allowed from these"
 
 
 def _origin(origin: Origin) -> dict[str, str]:

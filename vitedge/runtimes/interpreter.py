@@ -14,7 +14,7 @@ from onnx import TensorProto, numpy_helper, shape_inference
 
 from vitedge.errors import ModelError, NotInstalledError
 from vitedge.graph.builder import GraphBuilder
-from vitedge.graph.surgery import array, batch_size, to_bytes
+from vitedge.graph.surgery import array, batch_size, copy, to_bytes
 from vitedge.runtimes.onnxruntime import detect
 
 _HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -75,6 +75,22 @@ def run_graph(model: onnx.ModelProto, images: NDArray[np.uint8], *, optimized: b
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError("interpret a graph with ONNX Runtime", reason, "report this graph") from error
     return np.concatenate(logits).astype(np.float32)
+
+
+def nudged(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
+    """A copy whose float32 constants are moved by about a unit in the last place, as sums in another order are.
+
+    Args:
+        model: a graph of standard operators.
+        seed: of the normal distribution that the moves are drawn from.
+    """
+    moved, rng = copy(widened(model)), np.random.default_rng(seed)
+    for tensor in moved.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            values = array(tensor)
+            factors = 1 + np.finfo(np.float32).eps * rng.standard_normal(values.shape)
+            tensor.CopyFrom(numpy_helper.from_array((values * factors).astype(np.float32), tensor.name))
+    return moved
 
 
 def widened(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -193,11 +193,13 @@ class TrainingData:
     hold_out: Pixels | Files
     preprocessing: Preprocessing
     digests: tuple[str, ...]  # hex SHA-256 of each training picture's file
+    hold_out_digests: tuple[str, ...]  # likewise
 
     @property
     def fingerprint(self) -> str:
-        """Hex SHA-256 of which pictures are in which part."""
-        listing = "\n".join((*self.training.names, *self.digests, "", *self.hold_out.names))
+        """Hex SHA-256 of which pictures, of which classes and contents, are in which part."""
+        parts = ((self.training.names, self.digests), (self.hold_out.names, self.hold_out_digests))
+        listing = "\n\n".join("\n".join((*names, *digests)) for names, digests in parts)
         return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()
 
 

@@ -122,7 +122,8 @@ def _trainer(
     else:
         theirs = start.preprocessing
         contract = replace(geometry, rescale=theirs.rescale, mean=theirs.mean, std=theirs.std)
-    dataset = TrainingData(train_set, held_set, contract, tuple(digests[index] for index in train_set.indices))
+    of_each = (tuple(digests[index] for index in each.indices) for each in (train_set, held_set))
+    dataset = TrainingData(train_set, held_set, contract, *of_each)
     if start.needs_heads and options.new_head == "fitted" and not resume:
         start = with_fitted_heads(start, options, dataset, group, action)
     outputs = None if teacher is None else _teacher_outputs(teacher, options, dataset, run, group, action)
