@@ -407,7 +407,7 @@ def compare(
 
     from vitedge.comparison import compare as comparison
     from vitedge.comparison.options import PairedConfig
-    from vitedge.formats.result import Stopped
+    from vitedge.formats.result import Stopped, with_partial_rows
 
     opened = [_opened(artifact) for artifact in (baseline, *candidates)]
     keep = keep or (lambda _: None)
@@ -417,7 +417,7 @@ def compare(
         keep(stop.result)
         raise
     if data is not None:
-        keep(replace(result, partial=True))
+        keep(with_partial_rows(replace(result, partial=True)))
         evaluated = evaluate(opened, data, options, limit=limit, progress=progress)
         pairs = zip(result.rows, evaluated.rows, strict=True)
         rows = tuple(replace(row, accuracy=other.accuracy) for row, other in pairs)

@@ -12,7 +12,8 @@ from tests.formats.test_result import latency, samples
 from vitedge.benchmarking.validity import assess, passed_audit, was_throttled, was_unstable
 from vitedge.formats.result import Audit, Check, Latency, Reading, Row, Subject
 
-STEADY = latency(samples([1000 + n % 7 for n in range(600)], block=30))
+AUDITED = Audit(checked=9, differing=0, max_deviation=0.0, allowed_deviation=1e-4)
+STEADY = replace(latency(samples([1000 + n % 7 for n in range(600)], block=30)), audit=AUDITED)
 
 
 def seen(*readings: Reading, until: float = 1.0, **more: object) -> Latency:
@@ -109,7 +110,7 @@ def pairs(varied: list[int], repeated: list[int]) -> Latency:
 @pytest.mark.parametrize(
     ("measured", "expected"),
     [
-        (STEADY, None),
+        (replace(STEADY, audit=None), None),
         (audit(), True),
         (audit(differing=1), False),
         (pairs([1000] * 8, [950] * 8), True),
@@ -144,3 +145,22 @@ def test_rows_are_judged_by_all_of_it(tmp_path: Path) -> None:
     verdict = assess(replace(row, checks=(undecided, wrong), latency=audit(differing=2)))
     assert not verdict.valid and not verdict.correct and verdict.audited is False
     assert verdict.reasons == ("golden logits: off by 3", "2 of 100 audited outputs differ from the reference run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "lacking"),
+    [
+        ({}, ""),
+        ({"samples": samples([1000] * 37, block=3)}, "37 inferences in 13 blocks (50 in 5 are needed)"),
+        ({"samples": samples([1000] * 400, block=100)}, "400 inferences in 4 blocks (50 in 5 are needed)"),
+        ({"rules": replace(STEADY.rules, percentile=99.9)}, "600 inferences support no p99.9"),
+        ({"warmup": replace(STEADY.warmup, stable=False)}, "the warm-up didn't settle"),
+        ({"audit": None}, "its outputs weren't audited"),
+        ({"audit": replace(AUDITED, checked=0)}, "its outputs weren't audited"),
+    ],
+)
+def test_too_little_is_not_enough_to_say(changes: dict[str, object], lacking: str, tmp_path: Path) -> None:
+    row = Row(subject=Subject.of(null_artifact(tmp_path / "a")), latency=replace(STEADY, **changes))
+    verdict = assess(row)
+    assert verdict.enough is (not lacking) and verdict.valid is (not lacking)
+    assert verdict.reasons == ((f"not enough to say: {lacking}",) if lacking else ())

@@ -13,7 +13,7 @@ from vitedge.comparison.compare import Comparison, compare, pairs
 from vitedge.comparison.options import Tolerance
 from vitedge.errors import UsageError
 from vitedge.formats.budget import Budget
-from vitedge.formats.result import Accuracy, Check, Result, Row
+from vitedge.formats.result import Accuracy, Check, Result, Row, with_partial_rows
 from vitedge.formats.samples import Audit
 
 ON = results.data(400)
@@ -108,7 +108,8 @@ def test_what_was_not_measured_is_said() -> None:
 
 
 def two_runs(**changes: object) -> tuple[tuple[Result, Row], tuple[Result, Row]]:
-    before, after = results.demo(), replace(results.demo(), created="2026-02-01T00:00:00+00:00", **changes)
+    before = results.demo()
+    after = with_partial_rows(replace(results.demo(), created="2026-02-01T00:00:00+00:00", **changes))
     return (before, before.rows[0]), (after, after.rows[0])
 
 

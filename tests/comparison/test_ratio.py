@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from tests.comparison.disturbances import KINDS, costs
 from tests.reporting import results
 from vitedge.comparison import ratio as module
-from vitedge.comparison.ratio import SAME, Ratio, interleaved, ratio
+from vitedge.comparison.ratio import SAME, Ratio, drifts, interleaved, interval, ratio
 from vitedge.formats.samples import Block, Latency, Samples
 
 MS = 1_000_000
@@ -36,6 +38,20 @@ def turns(
     samples = Samples(start_ns=tuple(starts), latency_ns=tuple(latencies), blocks=tuple(blocks))
     rules = replace(results.RULES, scenario=scenario)
     return replace(results.latency(1.0), rules=rules, samples=samples, overhead=None)
+
+
+def interleaved_samples(times: Sequence[NDArray[np.float64]]) -> list[Samples]:
+    """Of several artifacts that took turns, each [rounds, inferences] in milliseconds."""
+    now, columns = 0, [([], [], []) for _ in times]  # starts, latencies, blocks
+    for turn in range(len(times[0])):
+        for (starts, latencies, blocks), each in zip(columns, times, strict=True):
+            begin = now
+            for value in (each[turn] * MS).astype(int).tolist():
+                starts.append(now)
+                latencies.append(value)
+                now += value
+            blocks.append(Block(start_ns=begin, end_ns=now, samples=each.shape[1]))
+    return [Samples(start_ns=tuple(a), latency_ns=tuple(b), blocks=tuple(c)) for a, b, c in columns]
 
 
 def both(
@@ -135,3 +151,42 @@ def test_two_runs_are_compared_as_two_samples() -> None:
 def test_too_few_rounds_give_no_ratio() -> None:
     assert ratio(*both(np.random.default_rng(0), 1.0, rounds=module.FEWEST_ROUNDS - 1)) is None
     assert ratio(*both(np.random.default_rng(0), 1.0, rounds=module.FEWEST_ROUNDS)) is not None
+
+
+@pytest.mark.parametrize("statistic", ["fastest", "median"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_intervals_cover_what_they_say(kind: str, statistic: str) -> None:
+    """95 % of the intervals hold the true ratio, whatever disturbs the machine; four standard errors of 1,500 runs."""
+    draw, hits, runs = np.random.default_rng(11), 0, 1500
+    for _ in range(runs):
+        blocks = costs(draw, kind, 60, 1.05)
+        each = np.median(blocks, axis=2) if statistic == "median" else blocks.min(axis=2)
+        value, half = interval([np.log(each[:, 1] / each[:, 0])], [1.0])
+        hits += abs(value - np.log(1.05)) <= half
+    assert 0.92 <= hits / runs <= 0.98
+
+
+def test_a_drift_of_its_own_is_told_from_a_shared_one() -> None:
+    draw = np.random.default_rng(2)
+
+    def run(first: float, second: float) -> list[float]:
+        """By how much each rises from the first round to the last."""
+        rounds = np.arange(60)[:, None] / 60
+        noise = np.exp(np.abs(draw.normal(0, 0.03, (2, 60, 12))))
+        a, b = 3.0 * (1 + first * rounds) * noise[0], 4.0 * (1 + second * rounds) * noise[1]
+        return drifts([turns(a, b), turns(b, a, second=True)])
+
+    steady, rising, slightly = 0.0, 0.6, 0.05
+    assert run(steady, steady) == [1.0, 1.0]
+    assert run(rising, rising) == [1.0, 1.0]
+    assert run(steady, slightly) == [1.0, 1.0]
+    first, second = run(steady, rising)
+    assert first == 1.0 and second == pytest.approx(1.5 / 1.1, rel=0.05)
+    first, second = run(rising, steady)
+    assert second == 1.0 and first == pytest.approx(1.5 / 1.1, rel=0.05)
+
+
+def test_noise_is_no_drift() -> None:
+    draw = np.random.default_rng(4)
+    pairs_ = [both(draw, 1.0, noise=0.4, busy=0.5, rounds=20) for _ in range(200)]
+    assert sum(drifts(list(pair)) != [1.0, 1.0] for pair in pairs_) <= 4

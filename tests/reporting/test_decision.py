@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from tests.comparison.disturbances import KINDS, costs
+from tests.comparison.test_ratio import interleaved_samples
 from tests.reporting import results
+from vitedge.core.percentiles import samples_needed
 from vitedge.formats.budget import Budget
 from vitedge.formats.result import Audit, Check, Result, Row
 from vitedge.reporting.decision import Decision, decide
@@ -97,8 +102,9 @@ def test_where_nothing_is_valid_the_choice_is_provisional() -> None:
     hot = [replace(row, latency=results.latency(ms, throttled=True)) for row, ms in ((FP32, 3.0), (INT8, 1.5))]
     decision = only(*hot)
     assert decision.provisional and decision.ranking == ()
-    assert decision.headline == "Provisionally openvino int8: no run here is valid"
-    assert any(caveat.startswith("Measure again") for caveat in decision.caveats)
+    assert decision.headline == "Probably openvino int8: measure longer to be sure"
+    assert any(caveat.startswith("Not certain: throttled") for caveat in decision.caveats)
+    assert any("--duration 20s" in caveat for caveat in decision.caveats)
 
 
 def test_wrong_outputs_are_never_chosen() -> None:
@@ -149,8 +155,84 @@ def test_nothing_at_all() -> None:
 
 
 def test_an_interrupted_run_is_said() -> None:
-    decision = only(FP32, INT8, partial=True)
-    assert any("interrupted" in caveat for caveat in decision.caveats)
+    decision = only(FP32, replace(INT8, partial=True), partial=True)
+    assert decision.headline == "Deploy openvino fp32"
+    assert any(
+        caveat == "openvino int8 was faster, but its measurement was interrupted." for caveat in decision.caveats
+    )
+
+
+def together(kind: str, seed: int, *medians: float, rounds: int = 60, noise: float = 0.02) -> list[Row]:
+    """Rows that were interleaved on a simulated machine: "a", the fastest of which is ``medians[0]`` times 3 ms, …"""
+    draw = np.random.default_rng(seed)
+    shared = costs(draw, kind, rounds, 1.0)[:, 0]
+    times = [factor * shared * np.exp(draw.exponential(noise, shared.shape)) / 1e6 for factor in medians]
+    return [
+        replace(
+            row(f"target-{name}", "int8", 1.0),
+            latency=replace(results.latency(1.0), samples=samples, overhead=None, readings=()),
+        )
+        for name, samples in zip("abc", interleaved_samples(times), strict=False)
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_all_rows_share_does_not_keep_a_choice_from_being_firm(kind: str) -> None:
+    """Wrong firm choices stay under 5 %, and most choices are firm."""
+    decisions = [only(*together(kind, seed, 1.0, 1.1)) for seed in range(40)]
+    assert sum(decision.headline == "Deploy target-b int8" for decision in decisions) <= 2
+    assert sum(decision.headline == "Deploy target-a int8" for decision in decisions) >= 36
+
+
+def test_a_machine_whose_speed_changed_is_said_beside_a_firm_choice() -> None:
+    decision = only(*together("shared drift", 1, 1.0, 1.3))
+    assert decision.headline == "Deploy target-a int8" and not decision.provisional
+    assert any("read the ratios" in caveat for caveat in decision.caveats)
+
+
+def test_too_close_to_call_says_how_to_settle_it() -> None:
+    rows = together("quiet", 3, 1.0, 1.01, rounds=12, noise=1.0)
+    decision = only(replace(rows[0], subject=replace(rows[0].subject, bytes=9_000_000)), rows[1])
+    assert decision.provisional and decision.headline.endswith("measure longer to be sure")
+    assert any("rounds tell no more than" in doubt.reason for doubt in decision.unsure)
+    assert any(caveat.startswith("To settle it, measure them together for longer") for caveat in decision.caveats)
+
+
+def test_a_row_that_drifts_alone_is_not_ranked() -> None:
+    steady, other = together("quiet", 0, 1.0, 1.4)
+    assert other.latency is not None and steady.latency is not None
+    hot = tuple(int(value * (1 + 0.5 * n / 600)) for n, value in enumerate(steady.latency.samples.latency_ns))
+    drifting = replace(steady, latency=replace(steady.latency, samples=replace(steady.latency.samples, latency_ns=hot)))
+    decision = only(drifting, other)
+    assert decision.headline == "Deploy target-b int8"
+    assert any("against the others' during the run" in why for _, why in decision.excluded)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    inferences=st.integers(1, 300),
+    blocks=st.integers(1, 30),
+    interrupted=st.booleans(),
+    settled=st.booleans(),
+    audited=st.sampled_from([None, 0, 5]),
+    percentile=st.sampled_from([50.0, 95.0, 99.0, 99.9]),
+)
+def test_too_little_data_is_never_a_firm_headline(
+    inferences: int, blocks: int, interrupted: bool, settled: bool, audited: int | None, percentile: float
+) -> None:
+    each = max(1, inferences // blocks)
+    timed = results.latency(1.0, rules=replace(results.RULES, percentile=percentile))
+    assert timed.audit is not None
+    timed = replace(
+        timed,
+        samples=results.samples(1.0, blocks=blocks, each=each),
+        warmup=replace(timed.warmup, stable=settled),
+        audit=None if audited is None else replace(timed.audit, checked=audited),
+    )
+    (decision,) = decide(lines([replace(results.demo(), rows=(replace(INT8, latency=timed, partial=interrupted),))]))
+    enough = blocks * each >= max(50, samples_needed(percentile)) and blocks >= 5
+    if interrupted or not settled or not audited or not enough:
+        assert decision.ranking == () and not decision.headline.startswith("Deploy")
 
 
 @settings(deadline=None, max_examples=40)

@@ -21,7 +21,7 @@ from vitedge.device.nvml import open_nvml
 from vitedge.device.telemetry import Telemetry
 from vitedge.errors import ResourceError, UsageError
 from vitedge.formats.artifact import Artifact
-from vitedge.formats.result import Environment, Result, Row, Stopped, now
+from vitedge.formats.result import Environment, Result, Row, Stopped, now, with_partial_rows
 from vitedge.formats.samples import Rules, first_blocks
 from vitedge.runtimes.base import OpenOptions
 from vitedge.runtimes.session import Session, open_session
@@ -109,7 +109,9 @@ def bench(
 
         def result(*, partial: bool) -> Result:
             measured = tuple(each.row(run, overheads[each.shape]) for each in opened)
-            return Result(created=created, environment=environment, rows=measured, partial=partial, resumed=resumed)
+            return with_partial_rows(
+                Result(created=created, environment=environment, rows=measured, partial=partial, resumed=resumed)
+            )
 
         try:
             run.measure(progress, None if keep is None else lambda: _keep(keep, result(partial=True)))
@@ -229,6 +231,7 @@ def _whole_rounds(rows: Sequence[Row]) -> list[Row | None]:
     return [
         structs.replace(
             row,
+            partial=False,
             latency=structs.replace(
                 latency,
                 samples=first_blocks(latency.samples, rounds),

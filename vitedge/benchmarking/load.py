@@ -10,7 +10,6 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 OVERHEAD_SAMPLES = 32  # inferences of the null runtime in one block
 STAGE_SAMPLES = 8  # pictures preprocessed, and batches postprocessed, before and after one block's inferences
-STEADY = 1.05  # largest ratio between the medians of three successive warm-up windows that counts as stable
+STEADY = 1.05  # largest ratio between the fastest of three successive warm-up windows that counts as stable
 WARMUP_WINDOWS = 8  # of the minimum warm-up time
 WARMUP_LIMIT = 5  # an unstable warm-up ends after so many times the minimum
 
@@ -109,9 +108,9 @@ class Workload:
     # --- running
 
     def warm_up(self, rules: Rules) -> None:
-        """Run untimed for at least ``rules.warmup_s``, until the rolling median is stable; five times that at most."""
+        """Run untimed for at least ``rules.warmup_s``, until three windows' fastest agree; five times that at most."""
         clock, frames = time.perf_counter_ns, itertools.cycle(self.frames)
-        begin, count, medians = clock(), 0, deque[float](maxlen=3)
+        begin, count, fastest = clock(), 0, deque[int](maxlen=3)
         minimum_ns = rules.warmup_s * 1e9
         stable = False
         while count < self.max_block_samples and clock() < begin + minimum_ns * (1 if stable else WARMUP_LIMIT):
@@ -122,8 +121,8 @@ class Workload:
                 self.system.run_timed(next(frames))
                 window.append(clock() - start)
             count += len(window)
-            medians.append(median(window))
-            stable = len(medians) == 3 and max(medians) <= STEADY * min(medians)
+            fastest.append(min(window))  # a neighbour moves medians; clocks and caches that warm up move both
+            stable = len(fastest) == 3 and max(fastest) <= STEADY * min(fastest)
         self.warmup = Warmup(samples=count, duration_ns=clock() - begin, stable=stable)
 
     def run_block(self, rules: Rules) -> None:

@@ -21,6 +21,7 @@ MEDIAN_ROSE = 1.10  # last fifth's median latency over the first fifth's, above 
 BLOCKS_SPREAD = 0.10  # interquartile range of the blocks' medians over their median, above which it was unstable
 REPEATS_FASTER = 1.10  # changing inputs over one repeated input, above which answers are remembered …
 PAIRS_AGREE = 0.85  # … when so many of the pairs say so, each by the fastest of its samples
+UNSTABLE = "unstable: "  # what reasons begin with that are noise, and may be shared by all that was interleaved
 FEWEST_BLOCKS, FEWEST_SAMPLES = 5, 50  # below which nothing is said about stability
 
 
@@ -30,6 +31,7 @@ class Verdict:
 
     throttled: bool | None  # None: no sensor could tell
     unstable: bool | None  # None: too few samples to tell
+    enough: bool | None  # samples, blocks, a warm-up that settled, an audit; None: no latency was measured
     audited: bool | None  # outputs and caching; None: not audited
     correct: bool  # no check failed
     reasons: tuple[str, ...]
@@ -38,21 +40,45 @@ class Verdict:
     @property
     def valid(self) -> bool:
         """Whether the row may be ranked: nothing is known against it."""
-        return not self.throttled and not self.unstable and self.audited is not False and self.correct
+        return self.right and self.enough is not False and not self.throttled and not self.unstable
+
+    @property
+    def right(self) -> bool:
+        """Whether its outputs are right, as far as they were looked at."""
+        return self.audited is not False and self.correct
 
 
 def assess(row: Row) -> Verdict:
     """Everything that stands against one row."""
     reasons: list[str] = [f"{check.name}: {check.detail}" for check in row.checks if check.ok is False]
     correct = not reasons
-    throttled = unstable = audited = capped = None
+    throttled = unstable = enough = audited = capped = None
     if row.latency is not None:
         (throttled, why), (unstable, how), (audited, what) = (
             rule(row.latency) for rule in (was_throttled, was_unstable, passed_audit)
         )
+        lacking = what_lacks(row.latency)
+        enough = not lacking
         reasons += [reason for reason in (why, how, what) if reason]
+        reasons += [f"not enough to say: {', '.join(lacking)}"] if lacking else []
         capped = was_power_capped(row.latency)
-    return Verdict(throttled, unstable, audited, correct, tuple(reasons), capped)
+    return Verdict(throttled, unstable, enough, audited, correct, tuple(reasons), capped)
+
+
+def what_lacks(latency: Latency) -> list[str]:
+    """What is missing before anything may be said of a measurement, as phrases; empty: nothing."""
+    samples, percent = latency.samples, latency.rules.percentile
+    blocks = sum(block.samples > 0 for block in samples.blocks)
+    lacking = []
+    if len(samples) < FEWEST_SAMPLES or blocks < FEWEST_BLOCKS:
+        lacking.append(f"{len(samples)} inferences in {blocks} blocks ({FEWEST_SAMPLES} in {FEWEST_BLOCKS} are needed)")
+    elif samples.percentile_ns(percent) is None:
+        lacking.append(f"{len(samples)} inferences support no p{percent:g}")
+    if not latency.warmup.stable:
+        lacking.append("the warm-up didn't settle")
+    if latency.audit is None or not latency.audit.checked:
+        lacking.append("its outputs weren't audited")
+    return lacking
 
 
 def was_throttled(latency: Latency) -> tuple[bool | None, str]:
@@ -131,10 +157,10 @@ def was_unstable(latency: Latency) -> tuple[bool | None, str]:
         return None, ""
     first, last = median_of(samples.latency_ns[:fifth]), median_of(samples.latency_ns[-fifth:])
     if last > MEDIAN_ROSE * first:
-        return True, f"unstable: the median rose by {last / first - 1:.0%} during the run"
+        return True, f"{UNSTABLE}the median rose by {last / first - 1:.0%} during the run"
     spread = (percentile(medians, 75) - percentile(medians, 25)) / median_of(medians)
     if spread > BLOCKS_SPREAD:
-        return True, f"unstable: half of the blocks' medians lie {spread:.0%} apart"
+        return True, f"{UNSTABLE}half of the blocks' medians lie {spread:.0%} apart"
     return False, ""
 
 

@@ -72,7 +72,7 @@ def compare(
     Raises:
         UsageError: measured on different machines or under different rules, or nothing that both have.
     """
-    (before, old), (after, new) = baseline, candidate
+    (_, old), (_, new) = baseline, candidate
     action = f"compare {name(new)} with {name(old)}"
     budget = new.subject.budget
     given = tolerance or Tolerance()
@@ -102,7 +102,7 @@ def compare(
         raise UsageError(action, reason, "compare the artifacts themselves")
     _check_budget(new, failures, cautions)
     _check_rows(old, new, failures, cautions)
-    if before.partial or after.partial:
+    if old.partial or new.partial:
         cautions.append("a run was interrupted")
     return Comparison(
         baseline=name(old),

@@ -1,24 +1,28 @@
 """How many times as long does one artifact take as another? An estimate with an interval, from interleaved blocks.
 
-Noise only ever adds time, and another process's lasts for milliseconds: of each block the fastest inference counts, and
-blocks of one round are compared with each other. The round is the unit. Its logarithm of the ratio is estimated by the
-20 % trimmed mean, which a few disturbed rounds don't move; the interval is the symmetric bootstrap-t that Wilcox
-recommends for it (*Introduction to Robust Estimation and Hypothesis Testing*), with the standard error of Tukey and
-McLaughlin (1963) from the Winsorised variance.
+Noise only ever adds time, and another process's lasts for milliseconds: of each block the fastest inference counts (or
+its median), and blocks of one round are compared with each other, so that what slows both down cancels. The round is
+the unit. Its logarithm of the ratio is estimated by the 20 % trimmed mean, which a few disturbed rounds don't move.
+
+Neighbouring rounds resemble each other: another process stays for a while, a clock wanders. An interval that takes them
+for independent is too narrow then. This one estimates the long-run variance of the Winsorised rounds (Tukey and
+McLaughlin 1963) from their slowest few cosines and takes Student's t with as many degrees of freedom (equal-weighted
+cosines: Müller 2007; Lazarus, Lewis, Stock and Watson 2018). ``benchmarks/interval_coverage.py`` shows what it covers.
 
 Two openings of one and the same artifact differ: memory lies elsewhere. :data:`SAME` is more than that is worth.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from vitedge.core.percentiles import median_of
-from vitedge.core.randomness import generator
 from vitedge.core.schema import Record
 from vitedge.formats.result import Latency, Samples
 
@@ -27,8 +31,9 @@ if TYPE_CHECKING:
 
 FEWEST_ROUNDS = 10  # below which no interval is given
 TRIMMED = 0.2  # of the rounds, at either end
-RESAMPLES = 1999
 CONFIDENCE = 0.95
+FEWEST_COSINES = 3
+MOVED = 0.10  # between the first third of the rounds and the last: a ratio that changes so much isn't one number
 SAME = 0.01  # ratios within 1 ± this are no difference: two openings of one artifact differ by about as much
 
 
@@ -64,7 +69,7 @@ def ratio(
     rounds = min(len(group) for group in groups)
     if rounds < FEWEST_ROUNDS:
         return None
-    value, half = _estimate(groups, signs)
+    value, half = interval(groups, signs)
     low, middle, high = (float(np.exp(value + shift)) for shift in (-half, 0.0, half))
     return Ratio(value=middle, low=low, high=high, rounds=rounds)
 
@@ -78,6 +83,38 @@ def interleaved(first: Samples, second: Samples) -> bool:
     return all(earlier.end_ns <= later.start_ns for earlier, later in pairwise(blocks))
 
 
+def drifts(latencies: Sequence[Latency]) -> list[float]:
+    """How many times as long each artifact took at the end of an interleaved run, measured against the others.
+
+    Of the last third of the rounds over the first third, as far as it's its own: what all share is taken off (their
+    median; of two, the smaller move). 1.0 for less than :data:`MOVED` and for what noise explains.
+
+    Args:
+        latencies: of one run, interleaved.
+    """
+    costs = [_costs(each.samples, each.rules.scenario, "median") for each in latencies]
+    rounds = min((len(each) for each in costs), default=0)
+    third = rounds // 3
+    if len(costs) < 2 or rounds < FEWEST_ROUNDS or not all(all(each[:rounds]) for each in costs):
+        return [1.0] * len(costs)
+    logs = np.log([each[:rounds] for each in costs])  # [artifact, round]
+    moves = np.array([_move(series, third) for series in logs])
+    shared = np.median(moves) if len(moves) > 2 else moves[np.argmin(np.abs(moves))]
+    factors = []
+    for number, series in enumerate(logs):
+        gap = series - np.median(np.delete(logs, number, axis=0), axis=0)
+        noise = 1.86 * np.median(np.abs(np.diff(gap))) / math.sqrt(third)  # standard error of the gap's move
+        own = moves[number] - shared
+        certain = abs(own) > math.log1p(MOVED) and abs(_move(gap, third)) > 4 * noise
+        factors.append(float(np.exp(own)) if certain else 1.0)
+    return factors
+
+
+def _move(series: NDArray[np.float64], third: int) -> float:
+    """From the first third of the rounds to the last, by their medians."""
+    return float(np.median(series[-third:]) - np.median(series[:third]))
+
+
 def _costs(samples: Samples, scenario: str, statistic: str) -> list[float]:
     """What an inference of each block took, nanoseconds; 0 for an empty block."""
     if scenario == "offline":  # inferences overlap: what counts is how many were done
@@ -86,29 +123,41 @@ def _costs(samples: Samples, scenario: str, statistic: str) -> list[float]:
     return [float(reduce(block)) if block else 0.0 for block in samples.block_latencies()]
 
 
-def _estimate(groups: Sequence[NDArray[np.float64]], signs: Sequence[float]) -> tuple[float, float]:
-    """(sum of signed trimmed means, half of its interval's width) of independent groups [n]."""
-    random = generator(0)
-    means = [_trimmed(group) for group in groups]
-    value = sum(sign * float(mean) for sign, (mean, _) in zip(signs, means, strict=True))
-    error = _combined([error for _, error in means])
-    resampled = [_trimmed(group[random.integers(0, len(group), (RESAMPLES, len(group)))]) for group in groups]
-    shifts = [mean - centre for (mean, _), (centre, _) in zip(resampled, means, strict=True)]
-    shift = sum(sign * each for sign, each in zip(signs, shifts, strict=True))
-    errors = np.maximum(_combined([error for _, error in resampled]), 1e-12)
-    return value, float(np.quantile(np.abs(shift) / errors, CONFIDENCE) * error)
+def interval(groups: Sequence[NDArray[np.float64]], signs: Sequence[float]) -> tuple[float, float]:
+    """(sum of signed trimmed means, half of its interval's width) of independent groups [n], in order of time."""
+    means, variances, freedoms = zip(*(_trimmed(group) for group in groups), strict=True)
+    value = sum(sign * mean for sign, mean in zip(signs, means, strict=True))
+    variance = sum(variances)
+    if not variance:
+        return value, 0.0
+    terms = sum(each**2 / freedom for each, freedom in zip(variances, freedoms, strict=True))
+    freedom = variance**2 / terms  # Welch and Satterthwaite's
+    return value, student(freedom) * math.sqrt(variance)
 
 
-def _trimmed(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Trimmed mean over the last axis, and its standard error: of [..., n], both [...]."""
-    ordered = np.sort(values, axis=-1)
-    count = ordered.shape[-1]
+def _trimmed(values: NDArray[np.float64]) -> tuple[float, float, int]:
+    """(trimmed mean, its variance, degrees of freedom of that) of [n] in order of time."""
+    count = len(values)
     cut = int(TRIMMED * count)
-    kept = ordered[..., cut : count - cut]
-    winsorised = np.clip(ordered, kept[..., :1], kept[..., -1:])
-    error = winsorised.std(axis=-1, ddof=1) / ((1 - 2 * TRIMMED) * np.sqrt(count))
-    return kept.mean(axis=-1), error
+    kept = np.sort(values)[cut : count - cut]
+    winsorised = np.clip(values, kept[0], kept[-1])
+    influence = (winsorised - winsorised.mean()) / (1 - 2 * TRIMMED)
+    cosines = max(FEWEST_COSINES, round(math.sqrt(count) / 2))
+    angles = np.pi * np.arange(1, cosines + 1)[:, None] * (np.arange(count) + 0.5) / count
+    projections = math.sqrt(2 / count) * np.cos(angles) @ influence
+    return float(kept.mean()), float(np.mean(projections**2)) / count, cosines
 
 
-def _combined(errors: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    return np.asarray(np.sqrt(sum(np.square(error) for error in errors)))
+def student(freedom: float) -> float:
+    """Student's two-sided 95 % quantile with 3 or more degrees of freedom, to 0.2 %.
+
+    The expansion of Cornish and Fisher, Abramowitz and Stegun 26.7.5.
+    """
+    z, n = NormalDist().inv_cdf((1 + CONFIDENCE) / 2), freedom
+    return (
+        z
+        + (z**3 + z) / (4 * n)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
+        + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * n**4)
+    )

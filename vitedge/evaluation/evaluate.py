@@ -32,6 +32,7 @@ from vitedge.formats.result import (
     Stopped,
     Subject,
     now,
+    with_partial_rows,
 )
 from vitedge.runtimes.base import OpenOptions
 from vitedge.runtimes.executed import executed_fractions
@@ -192,16 +193,18 @@ class _Answered:
     def result(self, *, partial: bool) -> Result:
         """Everything that has been answered."""
         rows = [
-            replace(row, accuracy=joined(chunks, self._reference))
+            replace(row, accuracy=joined(chunks, self._reference), partial=False)
             for row, chunks in zip(self._rows, self._chunks, strict=True)
         ]
-        return Result(
-            created=self._created,
-            environment=self._environment,
-            rows=tuple(rows),
-            data=self._data(),
-            partial=partial,
-            resumed=self._resumed,
+        return with_partial_rows(
+            Result(
+                created=self._created,
+                environment=self._environment,
+                rows=tuple(rows),
+                data=self._data(),
+                partial=partial,
+                resumed=self._resumed,
+            )
         )
 
     def _data(self) -> DataSet:

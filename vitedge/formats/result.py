@@ -169,6 +169,7 @@ class Row(Record):
     parser_checks: tuple[ParserCheck, ...] = field(default=(), name="referees")
     profile: Profile | None = None
     protocol_runs: tuple[ProtocolRun, ...] = field(default=(), name="dialects")  # measured as other tools measure it
+    partial: bool = False  # its measurement was interrupted
 
 
 class Environment(Record):
@@ -226,7 +227,7 @@ class Result(Record):
     environment: Environment = field(name="circumstances")
     rows: tuple[Row, ...]
     data: DataSet | None = None
-    partial: bool = False  # interrupted: what had been measured by then
+    partial: bool = False  # a run was interrupted: what had been measured by then
     resumed: tuple[str, ...] = ()  # when an interrupted measurement went on; UTC, ISO 8601
 
     def __post_init__(self) -> None:
@@ -299,7 +300,16 @@ def _joined(old: Row, new: Row) -> Row:
         parser_checks=new.parser_checks or old.parser_checks,
         profile=new.profile or old.profile,
         protocol_runs=new.protocol_runs or old.protocol_runs,
+        partial=old.partial or new.partial,
     )
+
+
+def with_partial_rows(result: Result) -> Result:
+    """Every measured row of an interrupted run marked, unless the rows say themselves which were interrupted."""
+    if not result.partial or any(row.partial for row in result.rows):
+        return result
+    rows = (replace(row, partial=row.latency is not None or row.accuracy is not None) for row in result.rows)
+    return replace(result, rows=tuple(rows))
 
 
 # --- the file --------------------------------------------------------------------------------------------------------
@@ -319,7 +329,7 @@ def decode_result(data: bytes, file: str) -> Result:
     Raises:
         ArtifactError: not a result, or written by a newer version.
     """
-    return decode_json(data, Result, action=f"read the result {file}", file=file)
+    return with_partial_rows(decode_json(data, Result, action=f"read the result {file}", file=file))
 
 
 def read_result(path: str | Path) -> Result:

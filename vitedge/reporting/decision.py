@@ -1,20 +1,38 @@
-"""Which artifact to deploy, and why: the fastest that meets its target's budgets, among rows that may be compared.
+"""Which artifact to deploy, why, and how sure that is: the fastest that meets its target's budgets.
 
-Rows may be compared when they were measured on one machine under one set of rules. Rows with a verdict against them are
-shown and never ranked. Where nothing valid was measured, a provisional choice says so.
+Rows may be compared when they were measured on one machine under one set of rules. How fast one is and which is faster
+are two claims. Milliseconds are worth as much as the machine was steady. Which is faster rests on the ratio of
+interleaved rounds and its interval, which what slows all of them down doesn't touch; what one row does alone
+(throttling, a drift of its own), wrong outputs and too little data count against that row in both.
+
+A choice is firm when the intervals leave no other that is faster by more than :data:`TOLERATED`, and when the whole
+interval of its top-1 drop is within the budget. Otherwise the headline says what is missing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
-from vitedge.comparison.ratio import interleaved, ratio
+from vitedge.benchmarking.validity import UNSTABLE
+from vitedge.comparison.ratio import Ratio, drifts, interleaved, ratio
 from vitedge.formats.result import Environment, Rules
 from vitedge.reporting.rows import UNKNOWN, Line, milliseconds, points
 
 #: Costs per image within this factor of the fastest are a tie, which accuracy and size decide.
 TIE = 1.03
+#: What a firm choice may take, at most and with 95 % confidence, of the time of any other.
+TOLERATED = 1.05
+LONGER = 4  # times as long a measurement is advised where this one didn't do
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """What keeps a choice from being firm, and what would settle it."""
+
+    reason: str
+    of_accuracy: bool = False
 
 
 @dataclass(frozen=True)
@@ -25,12 +43,13 @@ class Decision:
     rules: Rules | None  # None: no latency was measured
     lines: tuple[Line, ...]
     choice: Line | None  # None: nothing meets its budget, or nothing was measured
-    headline: str
+    headline: str  # what to do, in plain words
     reasons: tuple[str, ...]  # for the choice
     caveats: tuple[str, ...]  # what a reader has to know before acting on it
     ranking: tuple[Line, ...]  # what may be ranked, the fastest first
     excluded: tuple[tuple[Line, str], ...]  # the others, and why
-    provisional: bool = False  # nothing valid was measured; this is the best of what there is
+    provisional: bool = False  # the choice isn't firm
+    unsure: tuple[Doubt, ...] = ()  # why not
     apart: str = ""  # why these rows aren't ranked with those of the first decision
 
 
@@ -100,33 +119,57 @@ _RULES = {
 
 def _decide(rules: Rules | None, lines: list[Line]) -> Decision:
     timed = rules is not None
-    objections = {line.letter: _objections(line, timed) for line in lines}
+    objections = _objections(lines, timed)
     measured = [line for line in lines if (line.cost_ms if timed else line.top1) is not None]
     ranking = _ranked([line for line in measured if not objections[line.letter]], timed)
-    provisional = not ranking and any(_meets_budget(line) for line in measured)
-    contest = _ranked([line for line in measured if _meets_budget(line)], timed) if provisional else ranking
+    contest = ranking or _ranked([line for line in measured if line.verdict.right and not _over_budget(line)], timed)
     choice = _best_of_tie(contest, timed) if contest else None
+    unsure = _unsure(choice, contest, objections[choice.letter], timed) if choice else ()
     return Decision(
         machine=lines[0].machine,
         rules=rules,
         lines=tuple(lines),
         choice=choice,
-        headline=_headline(choice, measured, timed, provisional),
+        headline=_headline(choice, measured, timed, unsure),
         reasons=_reasons(choice, contest, measured, timed) if choice else (),
-        caveats=_caveats(choice, lines, objections, timed, provisional),
+        caveats=(*_said(unsure, rules), *_caveats(choice, lines, objections, timed)),
         ranking=tuple(ranking),
         excluded=tuple((line, "; ".join(objections[line.letter])) for line in lines if objections[line.letter]),
-        provisional=provisional,
+        provisional=bool(unsure),
+        unsure=unsure,
     )
 
 
-def _objections(line: Line, timed: bool) -> list[str]:
-    """Why a row can't be ranked; empty when it can."""
+def _objections(lines: Sequence[Line], timed: bool) -> dict[str, list[str]]:
+    """By letter, why a row can't be ranked; empty when it can."""
+    latencies = [line.row.latency for line in lines if line.row.latency is not None]
+    paired = len(latencies) > 1 and all(
+        interleaved(first.samples, second.samples) for first, second in combinations(latencies, 2)
+    )
+    own = drifts(latencies) if paired else [1.0] * len(latencies)
+    moved = dict(zip([line.letter for line in lines if line.row.latency is not None], own, strict=True))
+    return {line.letter: _against(line, timed, paired, moved.get(line.letter, 1.0)) for line in lines}
+
+
+def _against(line: Line, timed: bool, paired: bool, moved: float) -> list[str]:
+    """Why one row can't be ranked.
+
+    Args:
+        line: the row.
+        timed: whether latency is ranked.
+        paired: whether its rounds can be held against the others': then what all share doesn't count.
+        moved: how many times as long it took at the end of the run, measured against the others.
+    """
     if timed and line.cost_ms is None:
         return [line.row.note or "its latency wasn't measured"]
     if not timed and line.top1 is None:
         return [line.row.note or "neither latency nor accuracy was measured"]
-    objections = [] if line.verdict.valid else list(line.verdict.reasons)
+    verdict = line.verdict
+    objections = [reason for reason in verdict.reasons if not (paired and reason.startswith(UNSTABLE))]
+    if moved != 1.0:
+        objections.append(f"its time changed by {moved - 1:+.0%} against the others' during the run".replace("%", " %"))
+    if line.row.partial:
+        objections.append("its measurement was interrupted")
     return objections + _over_budget(line)
 
 
@@ -150,11 +193,6 @@ def drop(line: Line) -> str:
     return f"{points(line.top1_drop_pp)} pp (95 % interval {points(low)} to {points(high)})"
 
 
-def _meets_budget(line: Line) -> bool:
-    """Whether it may be chosen provisionally: correct, and nothing but noise against it."""
-    return line.verdict.correct and line.verdict.audited is not False and not _over_budget(line)
-
-
 def _cost(line: Line, timed: bool) -> float:
     """Smaller is better; only called for rows that were measured."""
     return (line.cost_ms or 0.0) if timed else -(line.top1 or 0.0)
@@ -173,19 +211,65 @@ def _tied(ranking: Sequence[Line], timed: bool) -> list[Line]:
 def _best_of_tie(ranking: Sequence[Line], timed: bool) -> Line:
     """Among the fastest: one that isn't significantly less accurate, then the smallest."""
 
-    def order(line: Line) -> tuple[bool, int, float]:
-        worse = line.drop_interval is not None and line.drop_interval.low > 0
-        return worse, line.row.subject.bytes, _cost(line, timed)
-
-    return min(_tied(ranking, timed), key=order)
+    return min(_tied(ranking, timed), key=lambda line: (*_preference(line), _cost(line, timed)))
 
 
-def _headline(choice: Line | None, measured: list[Line], timed: bool, provisional: bool) -> str:
+def _preference(line: Line) -> tuple[bool, int]:
+    """Smaller is better, among rows that are equally fast: whether it's significantly less accurate; bytes."""
+    return line.drop_interval is not None and line.drop_interval.low > 0, line.row.subject.bytes
+
+
+def _unsure(choice: Line, contest: Sequence[Line], objections: Sequence[str], timed: bool) -> tuple[Doubt, ...]:
+    doubts = [Doubt(reason) for reason in objections]
+    if timed:
+        doubts += [Doubt(doubt) for line in contest if line is not choice and (doubt := _doubt(choice, line))]
+    budget = choice.row.subject.budget.max_top1_drop_pp
+    if choice.drop_interval is not None and choice.drop_interval.high > budget:
+        reason = f"{choice.images:,} images can't rule out a top-1 drop over the budget of {budget:g} pp: the interval"
+        doubts.append(Doubt(f"{reason} reaches {points(choice.drop_interval.high)} pp", of_accuracy=True))
+    return tuple(doubts)
+
+
+def _doubt(choice: Line, other: Line) -> str:
+    """Why another row may be the better choice, for all that was measured; empty: it isn't."""
+    between = _ratio(choice, other)
+    if between is None:
+        return f"too few rounds to hold {other.label} against it"
+    if between.low > 1.0 or (between.low >= 1 / TOLERATED and _preference(choice) < _preference(other)):
+        return ""
+    return (
+        f"{other.label} takes {between.value:.2f} times as long, and {between.rounds} rounds tell no more than "
+        f"{between.low:.2f} to {between.high:.2f} (95 % interval)"
+    )
+
+
+def _ratio(choice: Line, other: Line) -> Ratio | None:
+    """Time of ``other`` over the choice's, for one image."""
+    if choice.row.latency is None or other.row.latency is None:
+        return None
+    return ratio(choice.row.latency, other.row.latency, statistic="median")
+
+
+def _said(unsure: Sequence[Doubt], rules: Rules | None) -> list[str]:
+    """The doubts as sentences, and the command that settles them."""
+    sentences = [f"Not certain: {doubt.reason}." for doubt in unsure]
+    if rules is not None and any(not doubt.of_accuracy for doubt in unsure):
+        longer = max(LONGER * rules.min_duration_s, LONGER)
+        sentences.append(f"To settle it, measure them together for longer: vitedge bench … --duration {longer:g}s.")
+    if any(doubt.of_accuracy for doubt in unsure):
+        sentences.append("To settle it, evaluate on more images: vitedge eval … --data FOLDER.")
+    return sentences
+
+
+def _headline(choice: Line | None, measured: list[Line], timed: bool, unsure: Sequence[Doubt]) -> str:
     if choice is None:
         return "Nothing meets its budget" if measured else "Nothing was measured here"
-    if provisional:
-        return f"Provisionally {choice.label}: no run here is valid"
-    return f"Deploy {choice.label}" if timed else f"Most accurate: {choice.label}"
+    if not timed:
+        return f"Most accurate: {choice.label}"
+    if not unsure:
+        return f"Deploy {choice.label}"
+    of_accuracy = all(doubt.of_accuracy for doubt in unsure)
+    return f"Probably {choice.label}: {'evaluate on more images' if of_accuracy else 'measure longer'} to be sure"
 
 
 def _reasons(choice: Line, contest: Sequence[Line], measured: Sequence[Line], timed: bool) -> tuple[str, ...]:
@@ -262,22 +346,23 @@ def _accuracy(choice: Line) -> str:
 
 
 def _caveats(
-    choice: Line | None, lines: Sequence[Line], objections: dict[str, list[str]], timed: bool, provisional: bool
+    choice: Line | None, lines: Sequence[Line], objections: dict[str, list[str]], timed: bool
 ) -> tuple[str, ...]:
     caveats = []
     if choice is not None:
         budget = choice.row.subject.budget
-        if choice.drop_interval is not None and choice.drop_interval.high > budget.max_top1_drop_pp:
-            caveats.append(
-                f"{choice.images:,} images can't rule out a top-1 drop over the budget of "
-                f"{budget.max_top1_drop_pp:g} pp: the interval reaches {points(choice.drop_interval.high)} pp."
-            )
         if timed and budget.latency_p95_ms is None:
             caveats.append("No latency budget is set for this target; the choice is the fastest within the accuracy's.")
         if timed and choice.verdict.throttled is None:
             caveats.append("No sensor here tells whether the processor throttled.")
-        if provisional:
-            caveats.append(f"Measure again before relying on it: {'; '.join(choice.verdict.reasons)}.")
+        if (
+            timed
+            and choice.verdict.unstable
+            and choice.letter not in [line.letter for line in lines if objections[line.letter]]
+        ):
+            caveats.append(
+                "This machine's speed changed during the run: read the ratios, which hold, and not the milliseconds."
+            )
         caveats.extend(
             f"{line.label} was faster, but {'; '.join(objections[line.letter])}."
             for line in lines
@@ -291,6 +376,6 @@ def _caveats(
     if len(images) > 1:
         names = " and ".join(f"{len(data.names):,} of {data.source}" for data in images.values())
         caveats.append(f"Accuracies here are from different images, and can't be compared: {names}.")
-    if any(line.result.partial for line in lines):
+    if any(line.result.partial for line in lines) and not any(line.row.partial for line in lines):
         caveats.append("A run was interrupted: its rows hold what had been measured by then.")
     return tuple(caveats)

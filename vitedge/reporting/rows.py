@@ -152,13 +152,10 @@ class Line:
         notes = [self.row.note] if self.row.note else []
         notes += [f"{check.tool}: {check.detail}" for check in self.row.parser_checks]
         notes += self.verdict.reasons
-        if self.result.partial:
+        if self.row.partial:
             notes.append("partial: the run was interrupted")
         latency = self.row.latency
         if latency is not None:
-            notes += [] if latency.warmup.stable else ["the warm-up ended before the latency was stable"]
-            if self.p95_ms is None:
-                notes.append(f"{len(latency.samples)} samples: too few for p95")
             if latency.resumed_ns:
                 notes.append(f"interrupted and resumed {len(latency.resumed_ns)} times; the time between is left out")
             if latency.samples.missed:
