@@ -40,7 +40,8 @@ def test_a_slower_candidate_exits_with_7_and_a_faster_one_with_0(one: Artifact, 
     assert vitedge("compare", one.path, double.path, *FAST, "--max-slowdown", 10_000).code == 0
     done = vitedge("compare", double.path, one.path, *FAST, "--data", data)
     assert done.code == 0, done.err
-    assert "faster" in done.out and "within the tolerance" in done.out and "Top-1 on the same images" in done.out
+    for text in ("faster", "not enough data", "can't be ruled out", "Top-1 on the same images"):
+        assert text in done.out
 
 
 def test_lost_accuracy_exits_with_7(one: Artifact, data: Path, tmp_path: Path) -> None:

@@ -2,23 +2,26 @@
 
 A comparison fails on what is shown, not on what can't be ruled out: a slow-down when the whole interval of the ratio
 lies beyond the tolerance; accuracy by the difference on the very same images, as everywhere against a target's budget.
-What can't be ruled out is a caution.
+What isn't shown either way is undecided, with how much more data would tell.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from msgspec import field
 
 from vitedge.benchmarking.validity import assess
 from vitedge.comparison.options import SLOWDOWN_PCT, Tolerance
-from vitedge.comparison.ratio import SAME, Ratio, interleaved, ratio
+from vitedge.comparison.ratio import FEWEST_ROUNDS, SAME, Ratio, interleaved, ratio
 from vitedge.core.schema import Record
 from vitedge.errors import UsageError
 from vitedge.evaluation.statistics import Paired
 from vitedge.evaluation.statistics import compare as paired
 from vitedge.formats.result import Result, Row
+
+MOST_ROUNDS = 10_000  # no more are advised
 
 
 class Difference(Record):
@@ -46,7 +49,17 @@ class Comparison(Record):
     median_ratio: Ratio | None = field(name="typical")  # … and by each block's median, noise included
     accuracy: Difference | None
     failures: tuple[str, ...]  # why the candidate isn't allowed
+    undecided: tuple[str, ...]  # what isn't shown either way, and how much more data would tell
     cautions: tuple[str, ...]  # what to know before relying on it
+
+    @property
+    def outcome(self) -> str:
+        """Against the tolerance: "worse", "not enough data", "better" or "within tolerance"."""
+        if self.failures:
+            return "worse"
+        if self.undecided:
+            return "not enough data"
+        return "better" if self.verdict == "faster" else "within tolerance"
 
     @property
     def verdict(self) -> str:
@@ -81,18 +94,19 @@ def compare(
         max_top1_drop_pp=budget.max_top1_drop_pp if given.max_top1_drop_pp is None else given.max_top1_drop_pp,
     )
     failures: list[str] = []
+    undecided: list[str] = []
     cautions: list[str] = []
     best_case, by_median = _ratios(baseline, candidate, action)
     one_run = best_case is not None and _interleaved(old, new)
     if best_case is not None:
-        _check_latency(best_case, limits, failures, cautions)
+        _check_latency(best_case, limits, failures, undecided)
         if not one_run:
             cautions.append("measured in two runs: what changed between them isn't in the interval")
     elif old.latency is not None and new.latency is not None:
-        cautions.append("too few rounds for a ratio; measure longer")
+        undecided.append(f"too few rounds for a ratio; {FEWEST_ROUNDS} would do")
     difference = _accuracies(baseline, candidate)
     if difference is not None:
-        _check_accuracy(difference, limits, failures, cautions)
+        _check_accuracy(difference, limits, failures, undecided)
     elif old.accuracy is None or new.accuracy is None:
         cautions.append("accuracy wasn't measured")
     else:
@@ -115,6 +129,7 @@ def compare(
         median_ratio=by_median,
         accuracy=difference,
         failures=tuple(failures),
+        undecided=tuple(undecided),
         cautions=tuple(cautions),
     )
 
@@ -171,14 +186,25 @@ def _interleaved(old: Row, new: Row) -> bool:
     return old.latency is not None and new.latency is not None and interleaved(old.latency.samples, new.latency.samples)
 
 
-def _check_latency(measured: Ratio, limits: Tolerance, failures: list[str], cautions: list[str]) -> None:
+def _check_latency(measured: Ratio, limits: Tolerance, failures: list[str], undecided: list[str]) -> None:
     allowed = 1 + (limits.max_slowdown_pct or 0.0) / 100
     highest = allowed * (1 + SAME) if limits.max_slowdown_pct == 0 else allowed
     statement = f"the candidate takes {with_interval(measured)} times as long"
     if measured.low > highest:
         failures.append(f"{statement}; {allowed:g} is allowed")
     elif measured.high > highest:
-        cautions.append(f"{statement}: a slow-down beyond {allowed:g} can't be ruled out")
+        undecided.append(
+            f"{statement}: whether that is beyond {allowed:g} isn't shown; {_rounds_that_would_do(measured, highest)}"
+        )
+
+
+def _rounds_that_would_do(measured: Ratio, highest: float) -> str:
+    """The interval narrows with the square root of the rounds."""
+    half, gap = math.log(measured.high / measured.low) / 2, abs(math.log(highest / measured.value))
+    needed = measured.rounds * (half / gap) ** 2 if gap else math.inf
+    if needed > MOST_ROUNDS:
+        return f"it lies too close for {MOST_ROUNDS:,} rounds to show"
+    return f"about {10 * math.ceil(needed / 10):,} rounds would show it: --rounds {10 * math.ceil(needed / 10)}"
 
 
 def with_interval(measured: Ratio) -> str:
@@ -219,7 +245,7 @@ def _accuracies(baseline: tuple[Result, Row], candidate: tuple[Result, Row]) -> 
     )
 
 
-def _check_accuracy(measured: Difference, limits: Tolerance, failures: list[str], cautions: list[str]) -> None:
+def _check_accuracy(measured: Difference, limits: Tolerance, failures: list[str], undecided: list[str]) -> None:
     allowed = limits.max_top1_drop_pp or 0.0
     interval = f"{measured.low_pp:.2f} to {measured.high_pp:.2f} pp on {measured.images:,} images"
     if measured.top1_drop_pp > allowed:
@@ -227,7 +253,7 @@ def _check_accuracy(measured: Difference, limits: Tolerance, failures: list[str]
             f"the top-1 drop is {measured.top1_drop_pp:.2f} pp (95 % interval {interval}); {allowed:g} pp is allowed"
         )
     elif measured.high_pp > allowed:
-        cautions.append(f"a top-1 drop over {allowed:g} pp can't be ruled out: the interval is {interval}")
+        undecided.append(f"a top-1 drop over {allowed:g} pp can't be ruled out: the interval is {interval}")
 
 
 def _check_rows(old: Row, new: Row, failures: list[str], cautions: list[str]) -> None:

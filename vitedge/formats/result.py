@@ -98,6 +98,10 @@ class DataSet(Record):
             raise ValueError("names and labels differ in length")
 
 
+#: The check that stands for all that need the runtime, where it can't run.
+NOT_EXECUTED = "versions, golden logits, executed precision, options"
+
+
 class Check(Record):
     """One thing that was looked at."""
 

@@ -22,7 +22,7 @@ class Rules(Record):
     """How a latency was measured; rows under different rules aren't ranked against each other."""
 
     scenario: Scenario
-    warmup_s: Annotated[float, Meta(ge=0)]  # at least; it goes on until the rolling median is stable
+    warmup_s: Annotated[float, Meta(ge=0)]  # at least; it goes on until the latency is stable
     min_duration_s: Annotated[float, Meta(ge=0)]
     min_samples: Count
     percentile: Annotated[float, Meta(ge=1e-9, lt=100)]  # the claimed one: measuring goes on until it's supported
@@ -114,7 +114,7 @@ class Warmup(Record):
 
     samples: Count
     duration_ns: Count
-    stable: bool  # the rolling median stopped moving before time was up
+    stable: bool  # the windows' fastest stopped moving before time was up
 
 
 class Audit(Record):

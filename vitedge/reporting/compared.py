@@ -77,14 +77,16 @@ def _accuracy(comparisons: Sequence[Comparison]) -> RenderableType | None:
 
 
 def _verdicts(comparisons: Sequence[Comparison]) -> RenderableType:
-    verdicts = [
-        (mark(ok), each.candidate, text(sentence, style))
-        for each in comparisons
-        for ok, style, sentences in (
-            (False, BAD, each.failures),
-            (None, UNSURE, each.cautions),
-            (True, GOOD, () if each.failures else ("within the tolerance",)),
-        )
-        for sentence in sentences
-    ]
+    marks = {
+        "worse": (False, BAD),
+        "not enough data": (None, UNSURE),
+        "better": (True, GOOD),
+        "within tolerance": (True, GOOD),
+    }
+    verdicts = []
+    for each in comparisons:
+        ok, style = marks[each.outcome]
+        verdicts.append((mark(ok), each.candidate, text(each.outcome, style)))
+        for shade, sentences in ((BAD, each.failures), (UNSURE, (*each.undecided, *each.cautions))):
+            verdicts += [(text(""), "", text(sentence, shade)) for sentence in sentences]
     return table(["", "candidate", "verdict"], verdicts)

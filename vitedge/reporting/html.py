@@ -146,6 +146,9 @@ def _title(lines: Sequence[Line]) -> str:
     return ", ".join(dict.fromkeys(names)) or "nothing"
 
 
+_FRONT = "The dashed line is the Pareto front: nothing is both faster and more accurate. "
+
+
 def _pictures(lines: Sequence[Line]) -> list[tuple[str, str, Markup]]:
     """(title, what to see, SVG) of every picture that the data allows."""
     pictures: list[tuple[str, str, str | None]] = []
@@ -155,8 +158,8 @@ def _pictures(lines: Sequence[Line]) -> list[tuple[str, str, Markup]]:
         pictures += [
             (
                 f"Accuracy against latency{where}",
-                "Up and left is better. The dashed line is the Pareto front: nothing is both faster and more accurate. "
-                "Bars are 95 % intervals; hollow marks aren't ranked.",
+                f"Up and left is better. {_FRONT if len(plots.front(group)) > 1 else ''}"
+                "Bars are 95 % intervals; hollow marks aren't valid.",
                 plots.tradeoff(group, f"Accuracy against latency{where}"),
             ),
             (

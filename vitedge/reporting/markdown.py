@@ -90,7 +90,7 @@ def _cells(line: Line, decision: Decision) -> list[str]:
         _with_interval(percent(line.top1), line.top1_interval, scale=100, digits=1),
         _with_interval(points(line.top1_drop_pp), line.drop_interval, scale=1, digits=2),
         percent(line.paired.agreement if line.paired else None),
-        {True: "✓", False: "✗", None: rows.UNKNOWN}[line.verified],
+        {True: "✓ ", False: "✗ ", None: ""}[line.verified] + line.verification,
     ]
 
 

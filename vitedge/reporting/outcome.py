@@ -119,7 +119,7 @@ def refuse_worse(comparisons: Sequence[Comparison], *, strict: bool) -> None:
     from vitedge.errors import InvalidResultError
 
     for each in comparisons:
-        against = each.failures + (each.cautions if strict else ())
+        against = each.failures + (each.undecided + each.cautions if strict else ())
         if against:
             raise InvalidResultError(
                 f"compare {each.candidate} with {each.baseline}",

@@ -16,7 +16,17 @@ from vitedge.core.intervals import Interval, wilson
 from vitedge.errors import ArtifactError, UsageError
 from vitedge.evaluation.evaluate import reference_row
 from vitedge.evaluation.statistics import Paired, calibration_error, compare, top_k
-from vitedge.formats.result import RESULT_JSON, Environment, Result, Row, Rules, combine, decode_result, read_result
+from vitedge.formats.result import (
+    NOT_EXECUTED,
+    RESULT_JSON,
+    Environment,
+    Result,
+    Row,
+    Rules,
+    combine,
+    decode_result,
+    read_result,
+)
 
 UNKNOWN = "–"
 
@@ -142,9 +152,24 @@ class Line:
 
     @property
     def verified(self) -> bool | None:
-        """Whether every check that could be decided passed; None when there was none."""
+        """Whether every check that could be decided passed; None when there was none, or the runtime couldn't run."""
         decided = [check.ok for check in self.row.checks if check.ok is not None]
-        return all(decided) if decided else None
+        if not all(decided):
+            return False
+        return True if decided and not self._not_executed else None
+
+    @property
+    def _not_executed(self) -> bool:
+        return any(check.name == NOT_EXECUTED for check in self.row.checks)
+
+    @property
+    def verification(self) -> str:
+        """``7 of 7 checks``, or what wasn't executed here: ``3 of 4 checks; not executed here``."""
+        checks = self.row.checks
+        if not checks:
+            return UNKNOWN
+        passed = f"{sum(check.ok is True for check in checks)} of {len(checks)} checks"
+        return f"{passed}; not executed here" if self._not_executed else passed
 
     @property
     def notes(self) -> list[str]:

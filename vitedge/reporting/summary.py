@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vitedge.comparison.ratio import ratio
 from vitedge.reporting import rows, terminal
 from vitedge.reporting.decision import decide
 from vitedge.reporting.gallery import Shown
@@ -78,11 +79,12 @@ def _table(lines: Sequence[Line]) -> RenderableType:
 
 
 def _speedup(line: Line, lines: Sequence[Line]) -> str:
-    """How many times as fast as the float32 row of the same target, by the median."""
+    """How many times as fast as the float32 row of the same target, by the interleaved rounds' medians."""
     for other in lines:
         same = other.row.subject.target == line.row.subject.target and other.row.subject.precision == "fp32"
-        if same and other.p50_ms and line.p50_ms:
-            return f"{other.p50_ms / line.p50_ms:.2f}"
+        if same and other.row.latency is not None and line.row.latency is not None:
+            between = ratio(line.row.latency, other.row.latency, statistic="median")
+            return rows.UNKNOWN if between is None else f"{between.value:.2f}"
     return rows.UNKNOWN
 
 
@@ -96,11 +98,9 @@ def _int8(line: Line) -> str:
 
 
 def _verified(line: Line) -> Text:
-    checks = line.row.checks
-    if not checks:
+    if not line.row.checks:
         return mark(None)
-    passed, failed = (sum(check.ok is wanted for check in checks) for wanted in (True, False))
-    return text(f"{passed} of {len(checks)}", BAD if failed else GOOD)
+    return text(line.verification.replace(" checks", ""), {True: GOOD, False: BAD, None: ""}[line.verified])
 
 
 def _notes(lines: Sequence[Line]) -> RenderableType | None:

@@ -12,7 +12,7 @@ from vitedge.data.images import open_picture
 from vitedge.errors import ImageError
 from vitedge.formats.artifact import GOLDEN_INPUTS, Artifact
 from vitedge.formats.model_folder import contract_metadata
-from vitedge.formats.result import Check
+from vitedge.formats.result import NOT_EXECUTED, Check
 from vitedge.runtimes import here
 from vitedge.runtimes.base import OpenOptions
 from vitedge.runtimes.executed import UNKNOWN, executed_fractions, unmet_layers
@@ -42,9 +42,8 @@ def verify(artifact: Artifact, options: OpenOptions | None = None) -> list[Check
     runtime = manifest.target.runtime
     why_not_here = here.why_not_here(manifest.target)
     if why_not_here:
-        remaining = "versions, golden logits, executed precision, options"
         todo = f"{why_not_here}; run on the device: vitedge verify {artifact.path.name}"
-        checks += [check_contract(artifact, _copies(artifact)), Check(name=remaining, ok=None, detail=todo)]
+        checks += [check_contract(artifact, _copies(artifact)), Check(name=NOT_EXECUTED, ok=None, detail=todo)]
         return checks
     runtimes.require(runtime, f"verify the artifact {artifact.path}")
     checks += [check_versions(artifact, str(runtimes.installed(runtime))), check_contract(artifact, _copies(artifact))]
