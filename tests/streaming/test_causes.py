@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import md5
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,13 @@ import pytest
 import vitedge
 from tests.benchmarking.nulls import null_artifact
 from tests.streaming.levels import Ran, run, session
-from tests.streaming.publisher import jpeg
+from tests.streaming.publisher import ENCODER, Publisher, encodes, jpeg
 from tests.streaming.test_engine import video
 from vitedge.errors import InputError, StreamError, UsageError
 from vitedge.runtimes.session import Session
+from vitedge.streaming.address import Credentials
 from vitedge.streaming.causes import same_server
+from vitedge.streaming.rtsp import _authorization, redirect_of
 from vitedge.streaming.run import refuse_failed
 from vitedge.streaming.uri import LONGEST_URL, parse_source
 
@@ -215,6 +218,7 @@ def test_a_redirect_to_another_server_does_not_get_the_password(opened: Session)
         ("http://cam:8080/a", "https://cam:443/b", True),
         ("https://cam/a", "http://cam/a", False),
         ("http://cam/a", "http://cam:81/a", False),
+        ("rtsp://cam/a", "rtsp://cam:554/b", True),
         ("http://cam/a", "https://cam:8443/a", False),
         ("http://cam/a", "http://cam.example/a", False),
     ],
@@ -240,6 +244,64 @@ class UdpAlone(socketserver.StreamRequestHandler):
             elif request.startswith("DESCRIBE"):
                 head, body = f"{head}Content-Type: application/sdp\r\n", self.SDP
             self.wfile.write(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+
+
+class Redirecting(socketserver.StreamRequestHandler):
+    """An RTSP server that sends its viewers elsewhere, once they have said who they are where it asks for that."""
+
+    server: Redirector
+
+    def handle(self) -> None:
+        while request := b"".join(iter(self.rfile.readline, b"\r\n")).decode():
+            lines = request.splitlines()
+            self.server.requests.append(request)
+            head = "401 Unauthorized\r\nWWW-Authenticate: " + self.server.challenge
+            if request.startswith("OPTIONS"):
+                head = "200 OK"
+            elif not self.server.challenge or any(line.startswith("Authorization") for line in lines):
+                head = f"302 Found\r\nLocation: {self.server.location}"
+            number = next(line for line in lines if line.lower().startswith("cseq"))
+            self.wfile.write(f"RTSP/1.0 {head}\r\n{number}\r\n\r\n".encode())
+
+
+class Redirector(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+
+    def __init__(self, host: str, challenge: str) -> None:
+        self.challenge, self.location = challenge, ""
+        self.requests: list[str] = []
+        super().__init__((host, 0), Redirecting)
+
+
+@pytest.mark.parametrize("challenge", ["", 'Basic realm="cam"', 'Digest realm="cam", nonce="0123456789abcdef"'])
+def test_a_redirect_of_rtsp_does_not_carry_the_password_elsewhere(challenge: str, opened: Session) -> None:
+    camera, elsewhere = Redirector("127.0.0.1", challenge), Redirector("127.0.0.2", 'Basic realm="other"')
+    with serving(camera), serving(elsewhere):
+        camera.location = f"rtsp://127.0.0.2:{elsewhere.server_address[1]}/live?key=x"
+        error = refused(opened, f"rtsp://me:hush@127.0.0.1:{camera.server_address[1]}/live")
+        assert "it redirects to rtsp://127.0.0.2" in error and "key" not in error
+        assert camera.requests and not elsewhere.requests
+        camera.location = f"rtsp://127.0.0.1:{camera.server_address[1]}/live"
+        assert "again and again" in refused(opened, camera.location.replace("//", "//me:hush@"))
+
+
+@pytest.mark.skipif(not encodes(), reason=f"this PyAV has no {ENCODER}, which this camera encodes with")
+def test_a_camera_that_does_not_redirect_is_asked_once_more_and_read(opened: Session) -> None:
+    with Publisher("rtsp", password="hush") as camera:
+        url = f"rtsp://127.0.0.1:{camera.port}/main"
+        assert redirect_of(url, Credentials("camera", "hush"), 5) is None
+        assert several(run(opened, url.replace("//", "//camera:hush@"), until=several))
+
+
+def test_digest_answers_as_the_rfc_shows() -> None:
+    """RFC 2069's scheme, which cameras use: without a quality of protection."""
+    challenge = 'Digest realm="testrealm@host.com", nonce="dcd98b7102dd2f0e8b11d0f600bfb0c093"'
+    url = "rtsp://cam/live"
+    header = _authorization(challenge, url, Credentials("Mufasa", "Circle Of Life"))
+    secret = md5(b"Mufasa:testrealm@host.com:Circle Of Life").hexdigest()
+    request = md5(f"DESCRIBE:{url}".encode()).hexdigest()
+    expected = md5(f"{secret}:dcd98b7102dd2f0e8b11d0f600bfb0c093:{request}".encode()).hexdigest()
+    assert f'response="{expected}"' in header and f'uri="{url}"' in header
 
 
 def test_a_camera_that_sends_over_udp_alone_is_told_apart(opened: Session) -> None:

@@ -74,8 +74,12 @@ def read_whole(path: Path, *, follow_links: bool) -> bytes:
 
 
 @contextlib.contextmanager
-def resource_errors(action: str) -> Iterator[None]:
+def resource_errors(action: str, place: Path | None = None) -> Iterator[None]:
     """Turn what a file system answers into words.
+
+    Args:
+        action: for the error text.
+        place: the folder that is written, named where the system's answer names no file.
 
     Raises:
         ResourceError: a full disk, a read-only folder, a file-size limit, missing memory.
@@ -84,13 +88,14 @@ def resource_errors(action: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        place = f" ({error.filename})" if error.filename else ""
+        named = error.filename or place
+        where = f" ({os.fsdecode(named) if isinstance(named, bytes) else named})" if named else ""
         if error.errno in _NAME_ERRNOS:
-            raise UsageError(action, f"{error.strerror}{place}; nothing was changed", "name another path") from error
+            raise UsageError(action, f"{error.strerror}{where}; nothing was changed", "name another path") from error
         if error.errno not in _RESOURCE_ERRNOS:
             raise
         raise ResourceError(
-            action, f"{error.strerror}{place}; nothing was changed", "free space or permit writing there, then repeat"
+            action, f"{error.strerror}{where}; nothing was changed", "free space or permit writing there, then repeat"
         ) from error
     except MemoryError as error:
         raise ResourceError(
@@ -236,7 +241,7 @@ def new_folder(out: Path, kind: FolderKind, *, overwrite: bool, action: str) -> 
     """
     out = Path.cwd() / out
     refuse_existing(out, kind, overwrite=overwrite, action=action)
-    with locked(out, action), resource_errors(action):
+    with locked(out, action), resource_errors(action, out.parent):
         _sweep(out)
         building = Path(tempfile.mkdtemp(prefix=f".{out.name}.building-", dir=out.parent))
         try:
@@ -300,7 +305,7 @@ def write_atomic(path: Path, data: bytes | Iterable[bytes | memoryview], action:
     Raises:
         ResourceError: disk, permission.
     """
-    with resource_errors(action):
+    with resource_errors(action, path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep_files(path)
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

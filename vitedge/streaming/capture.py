@@ -158,8 +158,8 @@ class Capture:
     # --- what the engine does
 
     def take(self) -> Taken | None:
-        """The oldest frame that waits."""
-        if self._reader is None:
+        """The oldest frame that waits, once :meth:`poll` has noticed the connection that it came over."""
+        if self._reader is None or self.state != "connected":
             return None
         taken = self._memory.take()
         if taken is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
 
+PORTS = {"http": 80, "https": 443, "rtsp": 554, "rtsps": 322}
 _HEAD = 4096  # bytes of an answer that are looked at
 _PAGES = (b"<!doctype html", b"<html")
 
@@ -107,4 +108,5 @@ def same_server(url: str, location: str) -> bool:
     here, there = urlsplit(url), urlsplit(location)
     if (here.scheme, here.hostname) == ("http", there.hostname) and there.scheme == "https":
         return there.port in (None, 443)
-    return (here.scheme, here.hostname, here.port) == (there.scheme, there.hostname, there.port)
+    ports = (here.port or PORTS.get(here.scheme), there.port or PORTS.get(there.scheme))
+    return (here.scheme, here.hostname) == (there.scheme, there.hostname) and ports[0] == ports[1]

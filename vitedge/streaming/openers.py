@@ -17,6 +17,7 @@ from vitedge.streaming.address import Credentials, redact, split_url
 from vitedge.streaming.causes import ask, cause_in_answer, cause_in_file, same_server
 from vitedge.streaming.gaps import GapDetector
 from vitedge.streaming.pattern import parse_pattern, show
+from vitedge.streaming.rtsp import redirect_of
 from vitedge.streaming.task import Task
 
 if TYPE_CHECKING:
@@ -191,8 +192,8 @@ def _decoded(
     import av
 
     av.logging.set_level(None)
-    open_it = _open_http if url.startswith(("http://", "https://")) else _open
-    container = open_it(url, task, format, options)
+    openers = {"http": _open_http, "https": _open_http, "rtsp": _open_rtsp, "rtsps": _open_rtsp}
+    container = openers.get(url.partition("://")[0], _open)(url, task, format, options)
     with container:
         if not container.streams.video:
             raise Failure("it has no video")
@@ -245,13 +246,35 @@ def _open_http(url: str, task: Task, format: str | None, options: dict[str, str]
             answer = ask(bare, ASK_S) if task.user is not None and error.errno == errno.EIO else None
             if answer is None or not answer.location:
                 raise Failure(_failure_text(error, f"no answer within {task.connect_s:g} s")) from None
-            if not same_server(bare, answer.location):
-                elsewhere = redact(answer.location.partition("?")[0])
-                raise Failure(f"it redirects to {elsewhere}, which doesn't get the password") from None
+            _refuse_elsewhere(bare, answer.location)
             bare = answer.location
         except (OSError, ValueError) as error:
             raise Failure(getattr(error, "strerror", None) or type(error).__name__) from None
     raise Failure("it redirects again and again")
+
+
+def _open_rtsp(url: str, task: Task, format: str | None, options: dict[str, str]) -> av.container.InputContainer:
+    """Open an address of RTSP. With a password a redirect is followed within its server alone.
+
+    Raises:
+        Failure: it can't be opened.
+    """
+    if task.user is None:
+        return _open(url, task, format, options)
+    bare, credentials = split_url(url, "open it").url, Credentials(task.user, task.password or "")
+    for _ in range(MOST_REDIRECTS):
+        location = redirect_of(bare, credentials, min(ASK_S, task.connect_s / 4))
+        if location is None:
+            return _open(_with_credentials(bare, task), task, format, options)
+        _refuse_elsewhere(bare, location)
+        bare = split_url(location, "open it").url
+    raise Failure("it redirects again and again")
+
+
+def _refuse_elsewhere(url: str, location: str) -> None:
+    if not same_server(url, location):
+        elsewhere = redact(location.partition("?")[0])
+        raise Failure(f"it redirects to {elsewhere}, which doesn't get the password")
 
 
 def _with_credentials(url: str, task: Task) -> str:

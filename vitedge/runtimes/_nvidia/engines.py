@@ -15,6 +15,7 @@ from typing import ClassVar, NamedTuple
 from msgspec.structs import replace
 
 from vitedge._version import __version__
+from vitedge.core.cache import optional_writes
 from vitedge.core.files import FolderKind, new_folder, sha256, write_atomic
 from vitedge.core.paths import cache_folder
 from vitedge.core.progress import Progress, silent
@@ -154,7 +155,8 @@ def build_into(
         wanted.package, wanted.version, graph, options, earlier_timings, action=action, progress=progress
     )
     if built.timing_cache:
-        write_atomic(timings, built.timing_cache, action)
+        with optional_writes():
+            write_atomic(timings, built.timing_cache, action)
     metadata = add(folder, name, built.plan, replace(wanted, seconds=round(built.seconds, 3)), action)
     return ObtainedEngine(built.plan, metadata, folder, built=True)
 

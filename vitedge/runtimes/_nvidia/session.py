@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitedge.core.cache import optional_writes
 from vitedge.core.files import sha256, write_atomic
 from vitedge.core.progress import lines
 from vitedge.device.hardware import gpus
-from vitedge.errors import ArtifactError, ResourceError, UsageError, VitedgeError, nearest
+from vitedge.errors import ArtifactError, ResourceError, UsageError, nearest
 from vitedge.formats.artifact import Artifact
 from vitedge.formats.target import Option
 from vitedge.runtimes._nvidia import engine, engines, layers, metadata
@@ -238,7 +239,7 @@ class TensorRTBackend:
         finally:
             for slot in slots:
                 slot.close()
-        with contextlib.suppress(VitedgeError):  # a cache that can't be written costs a measurement the next time
+        with optional_writes():
             write_atomic(note, json.dumps({"way": chosen.mode.description, "us": taken}).encode(), self._action)
         return chosen.mode, taken
 
@@ -318,7 +319,7 @@ class TensorRTBackend:
             self._slots.pop().close()
         self._pending.clear()
         if self._runtime_cache is not None and not self._cache_file.exists():
-            with contextlib.suppress(VitedgeError):  # kernels are compiled anew the next time
+            with optional_writes():
                 write_atomic(self._cache_file, bytes(self._runtime_cache.serialize()), self._action)
         self._runtime_cache = self._config = self._engine = self._runtime = None
 
