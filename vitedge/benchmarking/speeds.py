@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from vitedge import runtimes
-from vitedge.core.files import sha256, write_atomic
+from vitedge.core.files import optional_cache, sha256, write_atomic
 from vitedge.core.paths import cache_folder
 from vitedge.core.percentiles import percentile
 from vitedge.core.progress import Progress, silent
@@ -54,7 +54,7 @@ def speeds(
         progress: called with (task, done, total).
 
     Raises:
-        as :func:`vitedge.benchmarking.bench.bench`; ResourceError: the cache can't be written.
+        as :func:`vitedge.benchmarking.bench.bench`.
     """
     from vitedge.benchmarking.bench import bench
     from vitedge.benchmarking.options import BenchConfig
@@ -73,7 +73,8 @@ def speeds(
         wrong = "; ".join(check.detail for check in row.checks if check.ok is False)
         p50, p95 = (percentile(times, percent) / 1e6 for percent in (50, 95))
         measured.append(Speed(p50_ms=p50, p95_ms=p95, wrong=wrong))
-    write_atomic(cache_file, encode_json(Speeds(speeds=tuple(measured))), action)
+    with optional_cache():
+        write_atomic(cache_file, encode_json(Speeds(speeds=tuple(measured))), action)
     return tuple(measured)
 
 

@@ -26,6 +26,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from vitedge.core.schema import readable
 from vitedge.data import picture_memory
 from vitedge.data.shards import read_shards, shard_files
 from vitedge.errors import ImageError, InputError, UsageError
@@ -111,7 +112,7 @@ class ImageSet:
             samples, classes = read_shards(shards, SUFFIXES, action)
             if not samples:
                 raise UsageError(action, f"{path} holds no JPEG, PNG, WEBP or BMP files", LAYOUT)
-            records = tuple(ImageRecord(_readable(sample.name), sample.label) for sample in samples)
+            records = tuple(ImageRecord(readable(sample.name), sample.label) for sample in samples)
             places = tuple(f"{sample.offset}:{sample.size}:{sample.shard}" for sample in samples)
             return cls(path, classes, records, places, sharded=True)
         if not os.path.exists(path):  # noqa: PTH110 - Path.exists raises for names that are too long
@@ -124,7 +125,7 @@ class ImageSet:
             members = [(path.name, str(path))]
         else:
             members = [(name, name) for name in _archive_names(path, action)]
-        members = sorted((_readable(name), member) for name, member in members)
+        members = sorted((readable(name), member) for name, member in members)
         if not members:
             raise UsageError(action, f"{path} holds no JPEG, PNG, WEBP or BMP files", LAYOUT)
         parts = [PurePosixPath(name).parts for name, _ in members]
@@ -230,11 +231,6 @@ def _wanted(name: str) -> bool:
     return path.suffix.lower() in SUFFIXES and not any(
         part.startswith(".") or part == "__MACOSX" for part in path.parts
     )
-
-
-def _readable(name: str) -> str:
-    """A file name as text that can be written: bytes that aren't UTF-8 as ``\\xNN``."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _archive_names(path: Path, action: str) -> list[str]:

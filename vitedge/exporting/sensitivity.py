@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from msgspec.structs import replace
 
-from vitedge.core.files import sha256, write_atomic
+from vitedge.core.files import optional_cache, sha256, write_atomic
 from vitedge.core.paths import cache_folder
 from vitedge.core.progress import Progress
 from vitedge.core.schema import Record, decode_json, encode_json
@@ -90,7 +90,8 @@ def _divergence(inputs: ExportInputs, evaluated: Evaluated, lowered: Lowered) ->
     with contextlib.suppress(OSError, InputError):
         return decode_json(path.read_bytes(), _Divergence, action=action, file=path.name).divergence
     divergence = hold_out.evaluate(interpreted(lowered.interpretable), PICTURES).divergence
-    write_atomic(path, encode_json(_Divergence(divergence=divergence)), action)
+    with optional_cache():
+        write_atomic(path, encode_json(_Divergence(divergence=divergence)), action)
     return divergence
 
 

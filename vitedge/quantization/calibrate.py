@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from vitedge.core.files import sha256, write_atomic
+from vitedge.core.files import optional_cache, sha256, write_atomic
 from vitedge.core.paths import cache_folder
 from vitedge.core.progress import Progress, silent
 from vitedge.core.schema import Record, decode_json, encode_json
@@ -75,7 +75,6 @@ def calibrate(
         ImageError: too few can be read.
         UsageError: one of them is for display alone.
         ModelError, InvalidResultError, NotInstalledError: as :func:`vitedge.quantization.observe.observe`.
-        ResourceError: the cache can't be written.
     """
     from vitedge.quantization.observe import Observer
     from vitedge.quantization.statistics import Statistics
@@ -96,9 +95,10 @@ def calibrate(
         if observer.samples < settings.num_samples:
             raise _too_few(images, steps, settings.num_samples, action)
         walk, statistics = _Walk(steps=tuple(steps)), observer.statistics(key)
-        statistics.save(folder)
-        write_atomic(folder / WALK, encode_json(walk), action)
-        (folder / PARTIAL).unlink(missing_ok=True)
+        with optional_cache():
+            statistics.save(folder)
+            write_atomic(folder / WALK, encode_json(walk), action)
+            (folder / PARTIAL).unlink(missing_ok=True)
     digests = sorted(step.digest for step in walk.steps if step.readable)
     return statistics, Calibration(
         source=images.source.name,
@@ -220,5 +220,6 @@ def _save_partial(observer: Observer, folder: Path, steps: list[_Step], action: 
     from vitedge.quantization.statistics import safetensors_pieces, sha256_of
 
     pieces = safetensors_pieces(observer.state())
-    write_atomic(folder / PARTIAL, pieces, action)
-    write_atomic(folder / WALK, encode_json(_Walk(steps=tuple(steps), partial=sha256_of(pieces))), action)
+    with optional_cache():
+        write_atomic(folder / PARTIAL, pieces, action)
+        write_atomic(folder / WALK, encode_json(_Walk(steps=tuple(steps), partial=sha256_of(pieces))), action)

@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple
 from msgspec.structs import replace
 
 from vitedge._version import __version__
-from vitedge.core.files import FolderKind, new_folder, sha256, write_atomic
+from vitedge.core.files import FolderKind, new_folder, optional_cache, require_writable, sha256, write_atomic
 from vitedge.core.paths import cache_folder
 from vitedge.core.progress import Progress, silent
 from vitedge.core.schema import Record, decode_json, encode_json
@@ -148,13 +148,15 @@ def build_into(
     """
     if wanted.package not in AHEAD_OF_TIME:
         refuse_little_memory(len(graph), options, action)
+    require_writable(folder, action)
     timings = timing_cache(wanted)
     earlier_timings = next((path.read_bytes() for path in (timings, seed) if path.is_file()), b"")
     built = engine.build_isolated(
         wanted.package, wanted.version, graph, options, earlier_timings, action=action, progress=progress
     )
     if built.timing_cache:
-        write_atomic(timings, built.timing_cache, action)
+        with optional_cache():
+            write_atomic(timings, built.timing_cache, action)
     metadata = add(folder, name, built.plan, replace(wanted, seconds=round(built.seconds, 3)), action)
     return ObtainedEngine(built.plan, metadata, folder, built=True)
 
