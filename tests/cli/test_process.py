@@ -141,7 +141,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(public: Pat
 def test_an_output_needs_a_name(name: str, small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     _, reason, _ = fails(2, "export", small_model, "-t", "onnxruntime", "-p", "fp32", "--overwrite", "--out", name)
-    assert reason == f"{name} names no folder of its own"
+    assert reason == f"{name} names nothing new"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -42,11 +42,11 @@ def _lacking(error: Exception) -> VitedgeError:
 def _run(arguments: list[str] | None, raised: list[Interrupted]) -> int:
     """The exit code of a command; its error is printed."""
     try:
+        check_process(ACTION)
         from vitedge.api import resource_errors
         from vitedge.cli.application import needed
 
         with resource_errors(ACTION, unchanged=False), delivered_output():
-            check_process(ACTION)
             needed(sys.argv[1:] if arguments is None else arguments)(arguments, prog_name="vitedge")
         return 0
     except SystemExit as end:
