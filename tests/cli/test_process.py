@@ -86,7 +86,7 @@ def test_as_many_descriptors_as_are_asked_for_suffice(artifact: Path, picture: P
     assert shell(script, "classify", artifact, picture).returncode == 0
     bench = shell(script, "bench", artifact, "--duration", "0.2", "--warmup", "0.1", "--out", tmp_path / "r.json")
     assert bench.returncode == 0, bench.stderr
-    streams = shell(script, "stream", artifact, "test://", "a=test://", "--duration", "0.5", "--headless")
+    streams = shell(script, "stream", artifact, "test://", "a=test://", "--duration", "3", "--headless")
     assert streams.returncode == 0 and "Traceback" not in streams.stderr, streams.stderr
 
 

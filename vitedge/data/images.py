@@ -28,6 +28,7 @@ from PIL import Image, UnidentifiedImageError
 
 from vitedge.core.schema import readable
 from vitedge.data import picture_memory
+from vitedge.data.file_kinds import HEAD_BYTES, READABLE, kind_of_file
 from vitedge.data.shards import read_shards, shard_files
 from vitedge.errors import ImageError, InputError, UsageError
 
@@ -62,7 +63,9 @@ def open_picture(data: bytes, name: str) -> Image.Image:
     except picture_memory.UnfitPictureError as error:
         raise ImageError(action, str(error), "replace it by a smaller one") from error
     except UnidentifiedImageError as error:
-        raise ImageError(action, "it's not a JPEG, PNG, WEBP or BMP picture", hint) from error
+        kind, step = kind_of_file(data[:HEAD_BYTES])
+        reason = f"it's {kind}; {READABLE}" if kind else "it's not a JPEG, PNG, WEBP or BMP picture"
+        raise ImageError(action, reason, step or hint) from error
     except Exception as error:  # Pillow's decoders raise many kinds for broken files
         raise ImageError(action, f"{type(error).__name__}: {error}", hint) from error
 
@@ -245,6 +248,10 @@ def _archive_names(path: Path, action: str) -> list[str]:
         raise
     except Exception as error:  # broken archives raise many kinds
         raise ImageError(action, f"{path}: {type(error).__name__}: {error}", "make the archive again") from error
+    with path.open("rb") as stream:
+        kind, step = kind_of_file(stream.read(HEAD_BYTES))
+    if kind:
+        raise UsageError(action, f"{path} is {kind}; {READABLE}, in folders and in .zip and .tar archives", step)
     raise UsageError(action, f"{path} is neither a folder nor a .zip or .tar archive", LAYOUT)
 
 
