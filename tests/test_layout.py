@@ -185,7 +185,7 @@ def test_no_package_shadows_a_function() -> None:
 
 #: What the command line may import of the product beside itself: calls, options, what renders, and what signals do.
 DOORS = re.compile(
-    r"vitedge\.(api|errors|_version|core\.(progress|stopping)|reporting(\.\w+)*|\w+\.(options|settings))"
+    r"vitedge\.(api|errors|_version|core\.(process|progress|stopping)|reporting(\.\w+)*|\w+\.(options|settings))"
 )
 
 

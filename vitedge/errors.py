@@ -38,8 +38,16 @@ _IPV6 = re.compile(r"\[[0-9A-Fa-f:.%]*\]")
 
 
 def printable(text: object) -> str:
-    """``str(text)`` with control characters, escape sequences and direction marks written out as ``\\xNN``."""
-    return _UNPRINTABLE.sub(lambda match: f"\\x{ord(match.group()):02x}", str(text))
+    """``str(text)`` with control characters, escape sequences and direction marks written out as ``\\xNN``.
+
+    So are the bytes of a file name that aren't UTF-8, which Python keeps as lone surrogates.
+    """
+    return _UNPRINTABLE.sub(_written_out, str(text))
+
+
+def _written_out(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    return f"\\x{code - 0xDC00 if 0xDC80 <= code <= 0xDCFF else code:02x}"
 
 
 def without_passwords(text: str) -> str:

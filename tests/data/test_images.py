@@ -234,7 +234,7 @@ def test_names_that_are_not_utf8_can_be_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format_", ["GIF", "TIFF", "PPM", "ICO", "TGA"])
 def test_other_formats_are_refused_whatever_the_name(format_: str) -> None:
-    with pytest.raises(ImageError, match="it's not a JPEG, PNG, WEBP or BMP picture") as refused:
+    with pytest.raises(ImageError, match="JPEG, PNG, WEBP") as refused:
         open_picture(encoded(format_, (16, 16)), "picture.jpg")
     assert refused.value.exit_code == 3 and refused.value.action == "read the picture picture.jpg"
 
@@ -452,3 +452,37 @@ def test_a_picture_that_the_directory_of_a_zip_renames_does_not_vanish(renamed: 
     archive.write_bytes(data[:at] + name + data[at + len(name) :])
     with pytest.raises(ImageError, match="File name in directory"):
         ImageSet.open(archive)
+
+
+@pytest.mark.parametrize(
+    ("format", "mode", "said"),
+    [("GIF", "P", "a GIF picture"), ("TIFF", "F", "a TIFF picture"), ("JPEG2000", "RGB", "a JPEG 2000 picture")],
+)
+def test_a_picture_of_another_format_is_called_by_its_format(format: str, mode: str, said: str, tmp_path: Path) -> None:
+    """As a file of its own, and under the name of a format that's read."""
+    stream = io.BytesIO()
+    Image.new(mode, (8, 8)).save(stream, format=format)
+    for name, error in (("picture.dat", UsageError), ("picture.jpg", ImageError)):
+        (tmp_path / name).write_bytes(stream.getvalue())
+        with pytest.raises(error) as refused:
+            ImageSet.open(tmp_path / name).read(0)
+        assert said in refused.value.reason and "JPEG, PNG, WEBP and BMP pictures are read" in refused.value.reason
+        assert refused.value.hint == "save it as JPEG, PNG, WEBP or BMP"
+
+
+@pytest.mark.parametrize(
+    ("content", "said", "step"),
+    [
+        (b"", "empty", "copy it again"),
+        (b"\n<!DOCTYPE html><title>login</title>", "a web page", "download the file itself"),
+        (b"\0\0\0\x20ftypisom", "a video", "vitedge stream"),
+        (b"\0\0\0\x20ftypheic", "a HEIC picture", "save it as JPEG"),
+        (b"Rar!\x1a\x07", "a RAR archive", "unpack it"),
+    ],
+)
+def test_what_is_no_picture_is_called_what_it_is(content: bytes, said: str, step: str, tmp_path: Path) -> None:
+    for name, error in (("file.dat", UsageError), ("file.png", ImageError)):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(error) as refused:
+            ImageSet.open(tmp_path / name).read(0)
+        assert said in refused.value.reason and step in refused.value.hint

@@ -13,7 +13,8 @@ from msgspec.structs import replace
 
 from vitedge.benchmarking.speeds import Speed, speeds
 from vitedge.building.engines import builder_of, builds
-from vitedge.core.files import new_folder, refuse_existing
+from vitedge.core.files import new_folder, refuse_existing, require_writable
+from vitedge.core.paths import cache_folder
 from vitedge.core.progress import Progress, silent
 from vitedge.errors import InvalidResultError, UsageError
 from vitedge.formats.artifact import ARTIFACT, Artifact
@@ -111,6 +112,8 @@ def autotune(
     if carrier is not None and earlier is not None:
         timed = [replace(each, artifact=str(carrier.path / each.artifact)) for each in earlier.measured]
     else:
+        if carrier is not None:
+            require_writable(cache_folder(), action)
         timed = _measure(candidates, carrier, data, duration_s, anew=overwrite, action=action, progress=progress)
         if carrier is not None:
             places = [".", *folders(carrier)]

@@ -9,28 +9,44 @@ import os
 import sys
 from typing import NoReturn
 
+from vitedge.core.process import check_process, delivered_output, open_standard_streams
 from vitedge.core.stopping import end_with, stop_on_signals
 from vitedge.errors import Interrupted, ResourceError, VitedgeError, signal_of
+
+ACTION = "run this command"
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with the code that :mod:`vitedge.errors` gives."""
-    with stop_on_signals() as raised:
-        try:
-            code = _run(arguments, raised)
-        except Interrupted as stop:  # it came when all had been done but saying so
-            code = _fail(stop)
-        end_with(code)
+    try:
+        open_standard_streams()
+        with stop_on_signals() as raised:
+            try:
+                code = _run(arguments, raised)
+            except Interrupted as stop:  # it came when all had been done but saying so
+                code = _fail(stop)
+            end_with(code)
+    except (ResourceError, OSError, RuntimeError) as error:  # not even what a signal needs can be had
+        code = _fail(error if isinstance(error, ResourceError) else _lacking(error))
     sys.exit(code)
+
+
+def _lacking(error: Exception) -> VitedgeError:
+    try:
+        check_process(ACTION)
+    except VitedgeError as lack:
+        return lack
+    return _bug(error)
 
 
 def _run(arguments: list[str] | None, raised: list[Interrupted]) -> int:
     """The exit code of a command; its error is printed."""
     try:
+        check_process(ACTION)
         from vitedge.api import resource_errors
         from vitedge.cli.application import needed
 
-        with resource_errors("run this command"):
+        with resource_errors(ACTION, unchanged=False), delivered_output():
             needed(sys.argv[1:] if arguments is None else arguments)(arguments, prog_name="vitedge")
         return 0
     except SystemExit as end:
@@ -66,7 +82,7 @@ def _after_stop(error: Exception, stop: Interrupted) -> Interrupted:
 
 def _bug(error: Exception) -> VitedgeError:
     return VitedgeError(
-        "run this command",
+        ACTION,
         f"a bug in vitedge: {type(error).__name__}: {error}",
         "repeat with: vitedge --debug …, and report what it prints",
     )

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from vitedge.errors import ResourceError, UsageError
+from vitedge.errors import InputError, ResourceError, UsageError
 
 _RESOURCE_ERRNOS = {
     errno.ENOSPC,
@@ -31,10 +31,27 @@ _RESOURCE_ERRNOS = {
     errno.EPERM,
     errno.ENOMEM,
     errno.EIO,
+    errno.EBUSY,
+}
+_NAME_ERRNOS = {
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENOTEMPTY,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EINVAL,
+}
+_NO_THREADS = ("no more threads or processes can be started", "end other processes of this user, or raise the limit")
+#: Limits of the process or the machine: the file that happened to meet them isn't to blame.
+_LIMITS = {
+    errno.EMFILE: ("this process has as many files open as it may", "raise the limit: ulimit -n 1024"),
+    errno.ENFILE: ("the machine has as many files open as it may", "end other processes, or raise fs.file-max"),
+    errno.EAGAIN: _NO_THREADS,
 }
 MAX_READ_BYTES = 256 << 20
 FRESH_S = 10.0  # a temporary file younger than this may be one that its writer hasn't locked yet
-_NAME_ERRNOS = {errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 
 
 def sha256(data: bytes) -> str:
@@ -74,33 +91,43 @@ def read_whole(path: Path, *, follow_links: bool) -> bytes:
 
 
 @contextlib.contextmanager
-def resource_errors(action: str, place: Path | None = None) -> Iterator[None]:
-    """Turn what a file system answers into words.
+def resource_errors(action: str, place: Path | None = None, *, unchanged: bool = True) -> Iterator[None]:
+    """Turn what a system answers into words.
 
     Args:
         action: for the error text.
         place: the folder that is written, named where the system's answer names no file.
+        unchanged: whether a failure leaves everything as it was, which the words then say.
 
     Raises:
-        ResourceError: a full disk, a read-only folder, a file-size limit, missing memory.
+        ResourceError: a full disk, a read-only folder, a file-size limit, missing memory, descriptors or threads.
         UsageError: a name that can't be one: too long, or below a file.
     """
+    promise = "; nothing was changed" if unchanged else ""
     try:
         yield
+    except InputError as error:
+        if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in _LIMITS:
+            raise
+        raise ResourceError(error.action, *_LIMITS[error.__cause__.errno]) from error
+    except RuntimeError as error:
+        if str(error) != "can't start new thread":  # CPython has no class for it
+            raise
+        raise ResourceError(action, *_NO_THREADS) from error
     except OSError as error:
+        if error.errno in _LIMITS:
+            raise ResourceError(action, *_LIMITS[error.errno]) from error
         named = error.filename or place
         where = f" ({os.fsdecode(named) if isinstance(named, bytes) else named})" if named else ""
         if error.errno in _NAME_ERRNOS:
-            raise UsageError(action, f"{error.strerror}{where}; nothing was changed", "name another path") from error
+            raise UsageError(action, f"{error.strerror}{where}{promise}", "name another path") from error
         if error.errno not in _RESOURCE_ERRNOS:
             raise
         raise ResourceError(
-            action, f"{error.strerror}{where}; nothing was changed", "free space or permit writing there, then repeat"
+            action, f"{error.strerror}{where}{promise}", "free space or permit writing there, then repeat"
         ) from error
     except MemoryError as error:
-        raise ResourceError(
-            action, "memory ran out; nothing was changed", "use a smaller batch or fewer samples"
-        ) from error
+        raise ResourceError(action, f"memory ran out{promise}", "use a smaller batch or fewer samples") from error
 
 
 def disk_is_full(error: OSError) -> bool:
@@ -157,12 +184,16 @@ SVG = FileKind("an SVG picture", lambda content: b"<svg" in content[:1000])
 
 
 def refuse_existing(out: Path, kind: FolderKind | FileKind, *, overwrite: bool, action: str) -> None:
-    """Refuse an output that exists, before any work is done. Only what is of the same kind is overwritten.
+    """Refuse before any work what can't be written, or exists: only what is of the same kind is overwritten.
 
     Raises:
         UsageError: ``out`` exists and ``overwrite`` is false, or it's anything but an empty folder or file, or one of
-            that kind.
+            that kind; or it's no name for something new.
+        ResourceError: nothing can be written beside it.
     """
+    if out.name in ("", ".."):
+        raise UsageError(action, f"{out} names nothing new", "name the file or folder that is to be written")
+    require_writable(out.parent, action)
     if not os.path.lexists(out):
         return
     hint = "name another --out"
@@ -181,6 +212,18 @@ def _replaceable(out: Path, kind: FolderKind | FileKind, action: str) -> bool:
         if isinstance(kind, FolderKind):
             return not any(out.iterdir()) or all((out / name).exists() for name in kind.files)
         return out.is_file() and (out.stat().st_size == 0 or kind.matches(out.read_bytes()))
+
+
+def require_writable(folder: Path, action: str) -> None:
+    """Refuse before long work what couldn't be written after it; ``folder`` need not exist yet.
+
+    Raises:
+        ResourceError, UsageError: as :func:`resource_errors`.
+    """
+    with resource_errors(action):
+        existing = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+        with tempfile.TemporaryFile(dir=existing) as file:
+            file.write(b"\0")
 
 
 def _sync(path: Path) -> None:
@@ -239,7 +282,8 @@ def new_folder(out: Path, kind: FolderKind, *, overwrite: bool, action: str) -> 
         UsageError: ``out`` exists and may not be replaced.
         ResourceError: disk, permission, lock.
     """
-    out = Path.cwd() / out
+    with resource_errors(action):
+        out = Path.cwd() / out
     refuse_existing(out, kind, overwrite=overwrite, action=action)
     with locked(out, action), resource_errors(action, out.parent):
         _sweep(out)

@@ -6,7 +6,10 @@ In a wheel they lie inside the package; in a checkout (and an editable install) 
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -28,16 +31,48 @@ def shipped_file(name: str) -> Path:
     return inside if inside.is_file() else _PACKAGE.parent / name
 
 
+def _home() -> Path:
+    """The user's home; of one that has none, a folder that nobody can make, so that nothing is found or kept there."""
+    try:
+        return Path.home()
+    except RuntimeError:  # no $HOME, and no entry in /etc/passwd
+        return Path("/dev/null")
+
+
 def user_folder(kind: Kind) -> Path:
     """The user's own folder of this kind; it need not exist."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "vitedge" / kind
+    return Path(os.environ.get("XDG_CONFIG_HOME") or _home() / ".config") / "vitedge" / kind
 
 
 def cache_folder() -> Path:
     """Where everything derived lies (statistics, engines, compiled blobs): ``$VITEDGE_CACHE`` or the XDG cache."""
     if own := os.environ.get("VITEDGE_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitedge"
+    return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache") / "vitedge"
+
+
+@contextlib.contextmanager
+def utf8_path(path: Path) -> Iterator[Path]:
+    """``path`` for libraries that take no names but UTF-8: as it is, or by way of a link that lasts as long as this."""
+    if _is_utf8(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="vitedge-") as folder:
+        link = Path(folder) / "link"
+        if _is_utf8(Path(path.name)):  # what lies beside it is found too
+            link.symlink_to(path.parent.absolute())
+            yield link / path.name
+        else:
+            link.symlink_to(path.absolute())
+            yield link
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # bytes that Python keeps as lone surrogates
+        return False
+    return True
 
 
 def names(kind: Kind) -> dict[str, Path]:

@@ -134,9 +134,26 @@ def load_toml(path: Path, kind: type[T], action: str) -> T:
         raise UsageError(action, f"{path}: {reason}", hint) from error
 
 
+def readable(name: str) -> str:
+    """A file name as text that can be written: bytes that aren't UTF-8 as ``\\xNN``."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def encode_json(value: Any) -> bytes:
-    """Deterministic, indented UTF-8 JSON with a final newline."""
-    return msgspec.json.format(msgspec.json.encode(value, order="deterministic"), indent=2) + b"\n"
+    """Deterministic, indented UTF-8 JSON with a final newline; file names in another encoding are made readable."""
+    try:
+        data = msgspec.json.encode(value, order="deterministic")
+    except UnicodeEncodeError:
+        data = msgspec.json.encode(_readable(msgspec.to_builtins(value)), order="deterministic")
+    return msgspec.json.format(data, indent=2) + b"\n"
+
+
+def _readable(value: Any) -> Any:
+    if isinstance(value, str):
+        return readable(value)
+    if isinstance(value, dict):
+        return {_readable(key): _readable(inner) for key, inner in value.items()}
+    return [_readable(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def seal(text: bytes) -> bytes:

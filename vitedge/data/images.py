@@ -26,7 +26,9 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from vitedge.core.schema import readable
 from vitedge.data import picture_memory
+from vitedge.data.file_kinds import HEAD_BYTES, READABLE, kind_of_file
 from vitedge.data.shards import read_shards, shard_files
 from vitedge.errors import ImageError, InputError, UsageError
 
@@ -61,7 +63,9 @@ def open_picture(data: bytes, name: str) -> Image.Image:
     except picture_memory.UnfitPictureError as error:
         raise ImageError(action, str(error), "replace it by a smaller one") from error
     except UnidentifiedImageError as error:
-        raise ImageError(action, "it's not a JPEG, PNG, WEBP or BMP picture", hint) from error
+        kind, step = kind_of_file(data[:HEAD_BYTES])
+        reason = f"it's {kind}; {READABLE}" if kind else "it's not a JPEG, PNG, WEBP or BMP picture"
+        raise ImageError(action, reason, step or hint) from error
     except Exception as error:  # Pillow's decoders raise many kinds for broken files
         raise ImageError(action, f"{type(error).__name__}: {error}", hint) from error
 
@@ -111,7 +115,7 @@ class ImageSet:
             samples, classes = read_shards(shards, SUFFIXES, action)
             if not samples:
                 raise UsageError(action, f"{path} holds no JPEG, PNG, WEBP or BMP files", LAYOUT)
-            records = tuple(ImageRecord(_readable(sample.name), sample.label) for sample in samples)
+            records = tuple(ImageRecord(readable(sample.name), sample.label) for sample in samples)
             places = tuple(f"{sample.offset}:{sample.size}:{sample.shard}" for sample in samples)
             return cls(path, classes, records, places, sharded=True)
         if not os.path.exists(path):  # noqa: PTH110 - Path.exists raises for names that are too long
@@ -124,7 +128,7 @@ class ImageSet:
             members = [(path.name, str(path))]
         else:
             members = [(name, name) for name in _archive_names(path, action)]
-        members = sorted((_readable(name), member) for name, member in members)
+        members = sorted((readable(name), member) for name, member in members)
         if not members:
             raise UsageError(action, f"{path} holds no JPEG, PNG, WEBP or BMP files", LAYOUT)
         parts = [PurePosixPath(name).parts for name, _ in members]
@@ -232,11 +236,6 @@ def _wanted(name: str) -> bool:
     )
 
 
-def _readable(name: str) -> str:
-    """A file name as text that can be written: bytes that aren't UTF-8 as ``\\xNN``."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 def _archive_names(path: Path, action: str) -> list[str]:
     try:
         if zipfile.is_zipfile(path):
@@ -249,6 +248,10 @@ def _archive_names(path: Path, action: str) -> list[str]:
         raise
     except Exception as error:  # broken archives raise many kinds
         raise ImageError(action, f"{path}: {type(error).__name__}: {error}", "make the archive again") from error
+    with path.open("rb") as stream:
+        kind, step = kind_of_file(stream.read(HEAD_BYTES))
+    if kind:
+        raise UsageError(action, f"{path} is {kind}; {READABLE}, in folders and in .zip and .tar archives", step)
     raise UsageError(action, f"{path} is neither a folder nor a .zip or .tar archive", LAYOUT)
 
 

@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import msgspec
 from msgspec.structs import replace
 
 from vitedge.core.environment import for_children
@@ -270,7 +269,7 @@ class Capture:
         )
         assert self._reader.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died already, which poll() notices
-            self._reader.stdin.write(msgspec.json.encode(task) + b"\n")
+            self._reader.stdin.write(task.encode())
             self._reader.stdin.flush()
         self._started = time.monotonic()
 

@@ -8,10 +8,12 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitedge.core.environment import for_children
+from vitedge.core.paths import utf8_path
 from vitedge.errors import InputError
 from vitedge.streaming.address import Credentials, redact, split_url
 from vitedge.streaming.causes import ask, cause_in_answer, cause_in_file, same_server
@@ -287,7 +289,8 @@ def _av_open(url: str, task: Task, format: str | None, options: dict[str, str]) 
 
     hardware = None if task.hardware is None else HWAccel(task.hardware, allow_software_fallback=False)
     timeout = None if not task.live or patient(task) else (task.connect_s, task.stall_s)
-    return av.open(url, "r", format=format, options=options, timeout=timeout, hwaccel=hardware)
+    with utf8_path(Path(url)) if task.kind == "videos" and not url.startswith("file:") else nullcontext(url) as name:
+        return av.open(str(name), "r", format=format, options=options, timeout=timeout, hwaccel=hardware)
 
 
 def _frames(container: av.container.InputContainer, stream: Any, task: Task) -> Iterator[Captured]:

@@ -17,8 +17,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from vitedge.core.files import disk_is_full
 from vitedge.errors import VitedgeError
 from vitedge.formats.clip import ClipHeader, ClipWriter
@@ -46,7 +44,7 @@ def serve() -> None:
         signal.signal(number, signal.SIG_IGN)  # a stop is the engine's to understand; the end of input is ours
     line = sys.stdin.buffer.readline()
     threading.Thread(target=_leave_with_engine, daemon=True).start()
-    task = msgspec.json.decode(line, type=Task)
+    task = Task.decode(line)
     memory = Shared(task.memory, task.preprocessing.size)
     try:
         Reader(task, memory).run()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from vitedge.core.schema import Record
 from vitedge.data.preprocessing import Preprocessing
@@ -42,6 +45,15 @@ class Task(Record):
     memory: int  # file descriptors
     filled: int
     emptied: int
+
+    def encode(self) -> bytes:
+        """One line; file names in any encoding survive, which msgspec's own JSON doesn't take."""
+        return json.dumps(msgspec.to_builtins(self)).encode() + b"\n"
+
+    @classmethod
+    def decode(cls, line: bytes) -> Task:
+        """What :meth:`encode` made a line of."""
+        return msgspec.convert(json.loads(line), cls)
 
     @classmethod
     def of(

@@ -29,6 +29,7 @@ from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 from vitedge.core.environment import secret
+from vitedge.core.schema import readable
 from vitedge.data.images import SUFFIXES as PICTURE_SUFFIXES
 from vitedge.errors import StreamError, UsageError, nearest
 from vitedge.streaming.address import ESCAPES, IN_PATH, Credentials, shown, split_url
@@ -121,7 +122,7 @@ def parse_sources(texts: Sequence[str], credentials: str | None = None) -> list[
             number += 1
             name = f"{source.name}-{number}"
         names.add(name)
-        sources[index] = replace(source, name=name)
+        sources[index] = replace(source, name=readable(name))
     return sources
 
 

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from vitedge._version import __version__
 from vitedge.core.cache import optional_writes
-from vitedge.core.files import FolderKind, new_folder, sha256, write_atomic
+from vitedge.core.files import FolderKind, new_folder, require_writable, sha256, write_atomic
 from vitedge.core.paths import cache_folder
 from vitedge.core.progress import Progress, silent
 from vitedge.core.schema import Record, decode_json, encode_json
@@ -149,6 +149,7 @@ def build_into(
     """
     if wanted.package not in AHEAD_OF_TIME:
         refuse_little_memory(len(graph), options, action)
+    require_writable(folder, action)
     timings = timing_cache(wanted)
     earlier_timings = next((path.read_bytes() for path in (timings, seed) if path.is_file()), b"")
     built = engine.build_isolated(

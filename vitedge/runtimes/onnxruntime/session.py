@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitedge.core.paths import utf8_path
 from vitedge.device.hardware import processor
 from vitedge.errors import ArtifactError, ResourceError, UsageError, VitedgeError, nearest
 from vitedge.formats.artifact import COPY_AGAIN, Artifact
@@ -244,7 +245,8 @@ def _create(package: Any, artifact: Artifact, settings: Any, action: str, provid
         providers.configure(settings, provider)
         how = providers.arguments(provider)
     try:
-        return package.InferenceSession(str(artifact.graph_path), settings, **how)
+        with utf8_path(artifact.graph_path) as path:
+            return package.InferenceSession(str(path), settings, **how)
     except Exception as error:  # onnxruntime's exceptions have no common base of their own
         raise _explained(error, action, provider) from error
 
@@ -255,6 +257,10 @@ def _explained(error: Exception, action: str, provider: Provider | None = None) 
     reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", first.strip())
     if isinstance(error, MemoryError) or re.search(r"bad.?alloc|[Ff]ailed to allocate memory", str(error)):
         return ResourceError(action, f"memory ran out: {reason}", "use a smaller batch, or free memory")
+    if "pthread" in str(error).lower():
+        return ResourceError(
+            action, f"no more threads can be started: {reason}", "end other processes, or use: --threads 1"
+        )
     version = detect.installed()
     if "fallback to CPU EP has been explicitly disabled" in str(error):
         return ArtifactError(

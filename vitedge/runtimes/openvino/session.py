@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitedge.core.paths import utf8_path
 from vitedge.errors import ArtifactError, UsageError, nearest
 from vitedge.formats.artifact import COPY_AGAIN, Artifact
 from vitedge.formats.target import Option
@@ -61,7 +62,8 @@ def open_backend(artifact: Artifact, options: OpenOptions) -> OpenVINOBackend:
         wanted["INFERENCE_NUM_THREADS"] = threads
     _expect_known(device, wanted, action)
     try:
-        model = core().read_model(artifact.graph_path)
+        with utf8_path(artifact.graph_path) as path:
+            model = core().read_model(path)
         compiled = _compiled(model, device, wanted, action)
         image, logits = compiled.input(), compiled.output()  # raises unless there is one of each
     except RuntimeError as error:
