@@ -486,3 +486,18 @@ def test_what_is_no_picture_is_called_what_it_is(content: bytes, said: str, step
         with pytest.raises(error) as refused:
             ImageSet.open(tmp_path / name).read(0)
         assert said in refused.value.reason and step in refused.value.hint
+
+
+def test_pictures_that_a_damaged_directory_swallows_are_missed(tmp_path: Path) -> None:
+    """An entry whose comment is said to be long hides those that follow it."""
+    archive = as_zip(tmp_path / "data.zip", content())
+    data = bytearray(archive.read_bytes())
+    entries = [at for at in range(len(data)) if data[at : at + 4] == b"PK\x01\x02"]
+    end = data.rindex(b"PK\x05\x06")
+    hidden = end - entries[-1]
+    data[entries[-2] + 32 : entries[-2] + 34] = hidden.to_bytes(2, "little")
+    archive.write_bytes(data)
+    with pytest.raises(ImageError, match="doesn't hold as many files as its end says"):
+        ImageSet.open(archive)
+    archive.write_bytes(as_zip(tmp_path / "sound.zip", content()).read_bytes() + b"trailing")
+    assert len(ImageSet.open(archive)) == len(content())

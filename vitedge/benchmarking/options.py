@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 from msgspec import Meta
 
@@ -13,7 +13,7 @@ from vitedge.core.files import sha256
 from vitedge.core.options import Flag
 from vitedge.core.schema import Record
 from vitedge.errors import ImageError, UsageError
-from vitedge.formats.samples import Rules, Scenario
+from vitedge.formats.samples import Rules, Scenario, Tool
 
 if TYPE_CHECKING:
     from vitedge.benchmarking.arrivals import Replay
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vitedge.formats.artifact import Artifact
 
 PICTURES = 24  # so many are fed, in turn
-TOOLS = ("trtexec10", "trtexec11", "benchmark-app", "loadgen", "loadgen-offline", "ultralytics")
+TOOLS = get_args(Tool)
 LOAD, STOP, SWEEPS, BESIDE = "Load", "When to stop", "What to vary", "Further measurements"
 DEMO_SECONDS = 3.0  # of the demo's measurement of each artifact
 BLOCKS = 20  # at least so many blocks within the minimum duration, and none longer than a second

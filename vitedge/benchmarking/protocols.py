@@ -13,11 +13,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, pstdev
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from vitedge.benchmarking.scenarios import System, quiet
 from vitedge.core.percentiles import early_stopping, percentile
-from vitedge.formats.samples import Block, Latency, ProtocolRun, Samples
+from vitedge.formats.samples import Block, Latency, ProtocolRun, Samples, Tool
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,7 +94,7 @@ def run_protocol(
         else:
             samples = _synchronous(system, feed, wanted_s, least)
     return ProtocolRun(
-        tool=tool,
+        tool=cast(Tool, tool),
         samples=samples,
         first_ns=first_ns,
         min_duration_s=wanted_s,

@@ -180,7 +180,7 @@ def passed_audit(latency: Latency) -> tuple[bool | None, str]:
         (min(varied) - overhead, min(repeated))
         for varied, repeated in zip(audit.varied_ns, audit.repeated_ns, strict=True)
     ]
-    faster = [varied / repeated for varied, repeated in pairs if varied > REPEATS_FASTER * repeated]
+    faster = [varied / max(1, repeated) for varied, repeated in pairs if varied > REPEATS_FASTER * repeated]
     if faster and len(faster) >= PAIRS_AGREE * len(pairs):
         return False, f"a repeated input is answered in 1/{median(faster):.2g} of the time of changing ones"
     return True, ""

@@ -37,6 +37,7 @@ T = TypeVar("T")
 #: the processor to flush subnormals.
 PositiveReal = Annotated[float, msgspec.Meta(ge=1e-9)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
+PositiveCount = Annotated[int, msgspec.Meta(ge=1)]
 
 _UNKNOWN = re.compile(r"unknown field `(?P<key>[^`]*)`")
 _MISSING = re.compile(r"missing required field `(?P<key>[^`]*)`")

@@ -259,14 +259,27 @@ def _zip_names(archive: zipfile.ZipFile) -> Iterator[str]:
     """The pictures' names. A name that isn't a picture's is held against the member's own header first.
 
     Raises:
-        zipfile.BadZipFile: the directory tells another name than the member.
+        zipfile.BadZipFile: the directory tells another name than the member, or has fewer members than its end says.
     """
+    if _members_at_end(archive) not in (None, len(archive.infolist()) & 0xFFFF):
+        raise zipfile.BadZipFile("the directory is damaged: it doesn't hold as many files as its end says")
     for info in archive.infolist():
         if not info.is_dir() and _wanted(info.filename):
             yield info.filename  # its header is read with its content
         else:
             with contextlib.suppress(RuntimeError):  # encrypted, or compressed in a way that's unknown: nobody reads it
                 archive.open(info).close()
+
+
+def _members_at_end(archive: zipfile.ZipFile) -> int | None:
+    """How many members the end of the directory tells, modulo 65,536; None where ZIP64 or trailing bytes hide it."""
+    stream = archive.fp
+    if stream is None:
+        return None
+    end = stream.seek(-22 - len(archive.comment), os.SEEK_END)
+    record = stream.read(22) if end >= 0 else b""
+    members = int.from_bytes(record[10:12], "little")
+    return members if record.startswith(b"PK\x05\x06") and members != 0xFFFF else None
 
 
 def _archive_read(images: ImageSet, member: str) -> bytes:

@@ -23,7 +23,7 @@ from vitedge.core.percentiles import METHOD as METHOD
 from vitedge.core.percentiles import percentile as percentile
 from vitedge.core.percentiles import samples_needed as samples_needed
 from vitedge.core.schema import Count as Count
-from vitedge.core.schema import Record, decode_json, encode_json, seal
+from vitedge.core.schema import PositiveCount, Record, decode_json, encode_json, seal
 from vitedge.device import hardware
 from vitedge.device.clocks import power_mode
 from vitedge.device.reading import Reading as Reading
@@ -56,6 +56,10 @@ class Calibrated(Record):
     count: tuple[Count, ...]
     correct: tuple[Count, ...]
     confidence_sum: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.count) == len(self.correct) == len(self.confidence_sum):
+            raise ValueError("the columns of a reliability diagram differ in length")
 
 
 class Divergence(Record):
@@ -96,6 +100,8 @@ class DataSet(Record):
     def __post_init__(self) -> None:
         if len(self.names) != len(self.label):
             raise ValueError("names and labels differ in length")
+        if self.label and max(self.label) >= len(self.classes):
+            raise ValueError("a label isn't among the classes")
 
 
 #: The check that stands for all that need the runtime, where it can't run.
@@ -128,7 +134,7 @@ class Subject(Record):
     runtime: str
     precision: str  # asked for
     variant: str = field(name="form")
-    batch: Count
+    batch: PositiveCount
     bytes: Count  # graph and weights
     input_size: tuple[int, int]  # height, width
     budget: Budget
@@ -238,6 +244,8 @@ class Result(Record):
         for row in self.rows:
             if row.accuracy and (self.data is None or len(row.accuracy.predicted) > len(self.data.label)):
                 raise ValueError("an accuracy has more images than the data set")
+            if row.accuracy and self.data and max(row.accuracy.predicted, default=0) >= len(self.data.classes):
+                raise ValueError("a predicted class isn't among the data set's")
 
 
 class Stopped(Interrupted):

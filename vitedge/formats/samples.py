@@ -15,7 +15,9 @@ from vitedge.core.schema import Count, PositiveReal, Record
 from vitedge.device.reading import Reading
 
 Scenario = Literal["single", "offline", "camera"]
-Column = tuple[int, ...]
+#: Words of ``--like``.
+Tool = Literal["trtexec10", "trtexec11", "benchmark-app", "loadgen", "loadgen-offline", "ultralytics"]
+Column = tuple[Count, ...]
 
 
 class Rules(Record):
@@ -130,6 +132,8 @@ class Audit(Record):
     def __post_init__(self) -> None:
         if len(self.varied_ns) != len(self.repeated_ns):
             raise ValueError("the columns of changing and of repeated inputs differ in number")
+        if not all((*self.varied_ns, *self.repeated_ns)):
+            raise ValueError("a column of changing or of repeated inputs is empty")
 
 
 class Memory(Record):
@@ -151,6 +155,10 @@ class Layer(Record):
     type: str  # "fp32", "int8", …; "" where the runtime doesn't tell
     ns: Column  # one entry a profiled inference
 
+    def __post_init__(self) -> None:
+        if not self.ns:
+            raise ValueError("a layer was never profiled")
+
 
 class Profile(Record):
     """Where the time goes, node by node in the order of execution. Profiling costs time: compare proportions alone."""
@@ -161,7 +169,7 @@ class Profile(Record):
 class ProtocolRun(Record):
     """The same artifact, measured as another tool measures: the samples that its fields are computed from."""
 
-    tool: str  # a word of ``--like``
+    tool: Tool
     samples: Samples
     first_ns: Count  # the inference before the timed run
     min_duration_s: float  # that was kept to …
