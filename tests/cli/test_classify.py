@@ -37,6 +37,7 @@ def test_broken_pictures(artifact: Artifact, tmp_path: Path) -> None:
     (tmp_path / "good.png").write_bytes(coloured(1))
     (tmp_path / "bad.png").write_bytes(b"no picture")
     done = vitedge("classify", artifact.path, tmp_path)
-    assert (done.code == 0 and "isn't a JPEG" in done.out) or "not a JPEG" in done.out
+    assert done.code == 3 and "1 can't be read: bad.png" in done.err
+    assert NAMES[1] in done.out and "bad.png" in done.out
     assert "bad.png" in fails(3, "classify", artifact.path, tmp_path / "bad.png")[0]
     assert "doesn't exist" in fails(2, "classify", artifact.path, tmp_path / "none.png")[1]

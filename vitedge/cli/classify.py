@@ -21,7 +21,7 @@ def classify(
     json: Json = None,
     quiet: Quiet = False,
 ) -> None:
-    """Classify pictures with an artifact, in its runtime on this machine.
+    """Classify pictures with an artifact, in its runtime on this machine; exit with 3 when some can't be read.
 
     **Examples**
 
@@ -32,9 +32,11 @@ def classify(
     from vitedge import api
     from vitedge.core.progress import bars
     from vitedge.reporting import measured, terminal
+    from vitedge.reporting.outcome import refuse_unreadable
     from vitedge.runtimes.options import OpenOptions
 
     options = OpenOptions(device=device, threads=threads, build=not no_build)
     with bars(quiet=quiet) as progress:
         answers = api.classify(artifact, picture, options, top_k=top_k, progress=progress)
     terminal.emit(answers, json, measured.show_classified)
+    refuse_unreadable(answers)

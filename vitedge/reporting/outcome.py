@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vitedge.comparison.compare import Comparison
+    from vitedge.evaluation.classify import Classified
     from vitedge.formats.result import Result
 
 
@@ -108,6 +109,24 @@ def refuse_invalid(result: Result) -> None:
             raise InvalidResultError(
                 f"measure {row.subject.name} strictly", "; ".join(verdict.reasons), "measure again on a quiet machine"
             )
+
+
+def refuse_unreadable(classified: Sequence[Classified]) -> None:
+    """Turn pictures that couldn't be read into an error, after the others were shown.
+
+    Raises:
+        ImageError: which.
+    """
+    from vitedge.errors import ImageError
+
+    unreadable = [entry.picture for entry in classified if entry.problem]
+    if unreadable:
+        names = ", ".join(unreadable[:3]) + (", …" if len(unreadable) > 3 else "")
+        raise ImageError(
+            f"classify {len(classified):,} pictures",
+            f"{len(unreadable):,} can't be read: {names}",
+            "replace or remove them; the others were classified",
+        )
 
 
 def refuse_worse(comparisons: Sequence[Comparison], *, strict: bool) -> None:
