@@ -72,12 +72,11 @@ def _pip_takes(command: list[str], python: Path, cwd: Path) -> str:
     return _run(*pip, *arguments, "--dry-run", *CONSTRAINTS, cwd=cwd).stdout
 
 
-def test_a_wheel_names_the_wheel_for_what_is_missing(demo: tuple[Path, Path, str], wheel: Path, tmp_path: Path) -> None:
-    binaries, out, _ = demo
-    artifact = out / "artifacts" / "onnxruntime-int8"
-    command = _recommended(binaries / "vitedge", "stream", artifact, "test://", "--headless", cwd=tmp_path)
-    assert command[-2:] == ["install", f"{wheel}[stream]"]
-    assert "uvicorn" in _pip_takes(command, binaries / "python", tmp_path).split("Would install")[1]
+def test_a_wheel_names_the_wheel_for_what_is_missing(wheel: Path, tmp_path: Path) -> None:
+    binaries = _environment(tmp_path / "venv", wheel, "nvml")
+    command = _recommended(binaries / "vitedge", "demo", cwd=tmp_path)
+    assert command[-2:] == ["install", f"{wheel}[demo]"]
+    assert "matplotlib" in _pip_takes(command, binaries / "python", tmp_path).split("Would install")[1]
 
 
 def test_an_editable_checkout_names_the_checkout(tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ class OnnxRuntimeBackend:
             slot.images[...] = images
             for _ in range(repeats + 1):  # the first one allocates
                 slot.run(session)
-            events = json.loads(Path(session.end_profiling()).read_text())
+            events = _profile(Path(session.end_profiling()))
         rounds: list[list[dict[str, Any]]] = [[]]
         for event in events:
             if event.get("cat") == "Node" and event["name"].endswith(_TIMED):
@@ -237,6 +237,20 @@ class _Slot:
             session.run_with_iobinding(self._binding)
         except Exception as error:  # onnxruntime's exceptions have no common base of their own
             raise _explained(error, "run an inference") from error
+
+
+def _profile(path: Path) -> Any:
+    """The events that ONNX Runtime wrote.
+
+    Raises:
+        ResourceError: it couldn't write all of them, which it doesn't say itself.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        reason = "ONNX Runtime's profile of one inference is cut off"
+        hint = "free space in the folder for temporary files, or raise the limit: ulimit -f"
+        raise ResourceError("see what was executed", reason, hint) from error
 
 
 def _create(package: Any, artifact: Artifact, settings: Any, action: str, provider: Provider | None = None) -> Any:
