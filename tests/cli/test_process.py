@@ -114,7 +114,7 @@ def test_nobody_at_home(public: Path) -> None:
     script = f'unset HOME VITEDGE_CACHE XDG_CONFIG_HOME XDG_CACHE_HOME; {NOBODY} "$@"'
     done = shell(script, "export", public / "model", *options, "--out", public / "out" / "a")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("VITEDGE_CACHE names another cache folder") == 1
+    assert done.stderr.count("$VITEDGE_CACHE") == 1
     assert (public / "out" / "a" / "manifest.json").is_file()
     assert shell(script, "targets").returncode == 0
 
@@ -124,7 +124,7 @@ def test_a_cache_that_cannot_be_written_stops_no_export(public: Path) -> None:
     options = ("--target", "onnxruntime", "--precision", "int8", "--data", public / "data", "--num-samples", 8)
     script, out = f'export VITEDGE_CACHE={public}/read-only; {NOBODY} "$@"', public / "out" / "a"
     done = shell(script, "export", public / "model", *options, "--with-candidates", "--out", out)
-    assert done.returncode == 0 and done.stderr.count("not kept for the next time: Permission denied") == 1, done.stderr
+    assert done.returncode == 0 and done.stderr.count("$VITEDGE_CACHE") == 1, done.stderr
     # What is nothing but an entry of the cache is refused before it's measured.
     _, reason, _ = refused(shell(script, "build", out, "--duration", "60"), 5)
     assert reason.startswith(f"Permission denied ({public}/read-only")
