@@ -170,14 +170,19 @@ def test_benchmark_app_keeps_all_requests_busy(clock: Clock) -> None:
 
 
 def test_offline_asks_for_everything_at_once(clock: Clock) -> None:
-    found = run_protocol("loadgen-offline", Fake(clock, lambda call: 10 * MS), fed(), slots=4, duration_s=1.0)
-    assert len(found.samples) == protocols.OFFLINE_SAMPLES
+    found = run_protocol("loadgen-offline", Fake(clock, lambda call: 100 * MS), fed(), slots=4)
+    assert len(found.samples) == protocols.OFFLINE_SAMPLES and not found.shortened
     assert set(found.samples.start_ns) == {0}
     assert list(found.samples.latency_ns) == sorted(found.samples.latency_ns)
     assert found.samples.latency_ns[-1] == pytest.approx(found.samples.blocks[0].end_ns, abs=100)
     eight = np.repeat(frames(), 8, axis=1)
-    batches = run_protocol("loadgen-offline", Fake(clock, lambda call: 10 * MS), list(eight), slots=4, duration_s=1.0)
+    batches = run_protocol("loadgen-offline", Fake(clock, lambda call: 800 * MS), list(eight), slots=4)
     assert len(batches.samples) == protocols.OFFLINE_SAMPLES / 8  # samples are pictures
+
+
+def test_a_shorter_offline_run_has_a_shorter_queue(clock: Clock) -> None:
+    slow = run_protocol("loadgen-offline", Fake(clock, lambda call: 1000 * MS), fed(), slots=1, duration_s=60.0)
+    assert slow.shortened and len(slow.samples) == -(-protocols.OFFLINE_SAMPLES // 10)
 
 
 def test_offline_asks_for_as_much_as_lasts_long_enough(clock: Clock) -> None:

@@ -13,7 +13,7 @@ from vitedge.benchmarking.arrivals import Replay
 from vitedge.benchmarking.interleaving import Run
 from vitedge.benchmarking.opened import OpenArtifact, pictures_of
 from vitedge.benchmarking.options import BenchConfig
-from vitedge.benchmarking.protocols import TOOLS
+from vitedge.benchmarking.protocols import TOOLS, seconds
 from vitedge.core.progress import Progress, silent
 from vitedge.data.images import ImageSet
 from vitedge.device import hardware
@@ -134,8 +134,9 @@ def _measure_apart(opened: Sequence[OpenArtifact], config: BenchConfig, progress
             progress("profile", number, len(opened))
             each.take_profile()
     protocol_runs = [(each, tool) for tool in config.like for each in opened]
+    total_s = sum(seconds(tool, config.duration_s) for _, tool in protocol_runs)
     for number, (each, tool) in enumerate(protocol_runs):
-        progress(tool, number, len(protocol_runs))
+        progress(f"as {tool} measures it, {total_s:.0f} s in all", number, len(protocol_runs))
         each.run_protocol(tool, config.duration_s)
 
 

@@ -74,10 +74,11 @@ def run_protocol(
         system: what answers.
         frames: fed one after the other, each uint8 [batch, h, w, 3].
         slots: inferences that may be in flight.
-        duration_s: instead of the tool's own where that is longer; the result is then marked as shortened.
+        duration_s: instead of the tool's own where that is longer; the result is then marked as shortened, and the
+            queue of LoadGen's Offline holds fewer samples in the same proportion.
     """
     protocol, feed, clock = TOOLS[tool], itertools.cycle(frames), time.perf_counter_ns
-    wanted_s = protocol.min_duration_s if duration_s is None else min(duration_s, protocol.min_duration_s)
+    wanted_s = seconds(tool, duration_s)
     start = clock()
     system.run_timed(next(feed))
     first_ns = clock() - start
@@ -87,6 +88,7 @@ def run_protocol(
     least = len(frames) if protocol.min_samples == 0 else protocol.min_samples
     with quiet():
         if protocol.issue == "at once":
+            least = math.ceil(least * wanted_s / protocol.min_duration_s)  # queued work can't end when time is up
             count = _expected(system, feed, slots, wanted_s, -(-least // frames[0].shape[0]))
             samples = _in_flight(system, feed, slots, 0.0, count, at_once=True)
         elif protocol.issue == "async" and slots > 1:
@@ -100,6 +102,12 @@ def run_protocol(
         min_duration_s=wanted_s,
         shortened=wanted_s < protocol.min_duration_s,
     )
+
+
+def seconds(tool: str, duration_s: float | None) -> float:
+    """How long a tool's timed run of one artifact lasts, at least."""
+    longest = TOOLS[tool].min_duration_s
+    return longest if duration_s is None else min(duration_s, longest)
 
 
 def _expected(

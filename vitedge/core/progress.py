@@ -1,11 +1,14 @@
-"""Progress on stderr: a bar where a person looks at a terminal, nothing where nobody does."""
+"""Progress on stderr: a bar where a person looks at a terminal, a line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+
+EVERY_S = 10.0  # a line through a pipe
 
 #: Called with the task's name, how much is done, and how much there is.
 Progress = Callable[[str, int, int], None]
@@ -33,9 +36,13 @@ def lines() -> Progress:
 
 @contextlib.contextmanager
 def bars(*, quiet: bool = False) -> Iterator[Progress]:
-    """Yield a callable that draws one bar a task on stderr; silent with ``quiet``, or when stderr isn't a terminal."""
-    if quiet or not sys.stderr.isatty():
+    """Yield a callable that shows progress on stderr: one bar a task; through a pipe, a line every ten seconds."""
+    if quiet:
         yield silent
+        return
+    if not sys.stderr.isatty():
+        with _spoken() as spoken:
+            yield spoken
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -59,3 +66,26 @@ def bars(*, quiet: bool = False) -> Iterator[Progress]:
             display.update(tasks[task], completed=done, total=total)  # type: ignore[arg-type]
 
         yield show
+
+
+@contextlib.contextmanager
+def _spoken() -> Iterator[Progress]:
+    """A thread says where the work is, also within a step that tells nothing for long."""
+    started, over, latest = time.monotonic(), threading.Event(), list[str]()
+
+    def show(task: str, done: int, total: int) -> None:
+        latest[:] = [f"{task}: {done:,} of {total:,}"]
+
+    def speak() -> None:
+        while not over.wait(EVERY_S):
+            for text in latest:
+                with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+                    sys.stderr.write(f"{text}, {time.monotonic() - started:.0f} s\n")
+
+    thread = threading.Thread(target=speak, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield show
+    finally:
+        over.set()
+        thread.join()
