@@ -278,7 +278,8 @@ def test_what_is_recorded_is_what_the_session_got_and_replays(opened: Session, t
     clip = Clip(tmp_path / "a.mp4.clip")
     assert len(clip) == 30 and clip.presentations_s == tuple(record.presentation_s for record in ran.records)
     assert [int(frame[4, 4].mean() - 20) // 40 for frame in clip] == [level(number) for number in range(30)]
-    replay = open_replay(clip.path)
+    replay = open_replay(tmp_path)  # as --record named it
+    assert replay.name == open_replay(clip.path).name
     assert replay.prepared and len(replay.pictures) == 30 and list(replay.times_ns) == sorted(replay.times_ns)
     artifact = null_artifact(tmp_path / "null")
     wish = BenchConfig(scenario="camera", duration_s=0.2, warmup_s=0.05, percentile=50, replay=str(clip.path))
@@ -303,6 +304,15 @@ def test_no_more_of_a_clip_is_kept_in_memory_than_is_allowed(tmp_path: Path, mon
     monkeypatch.setattr(replay_module, "MOST_BYTES", 8 * 8 * 3 * 3)
     replay = open_replay(tmp_path / "a.clip")
     assert len(replay.pictures) == 3 and "first 3 of 5 frames" in replay.name
+
+
+def test_a_folder_of_several_clips_or_none_names_what_to_type(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no clip"):
+        open_replay(tmp_path)
+    for name in ("door.clip", "yard.clip"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UsageError, match=r"2 clips: door\.clip, yard\.clip(?s:.*)--replay .*door\.clip"):
+        open_replay(tmp_path)
 
 
 def test_descriptors_and_threads_come_back(opened: Session) -> None:

@@ -77,7 +77,8 @@ class BenchConfig(Record):
     replay: Annotated[
         str | None,
         Flag(
-            "Clip that `vitedge stream --record` kept: its pictures and arrival times make scenario camera.",
+            "Clip, or folder of one, that `vitedge stream --record` kept: its pictures and arrival times make scenario "
+            "camera.",
             unit="path",
             group=LOAD,
         ),

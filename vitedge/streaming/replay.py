@@ -9,7 +9,7 @@ from pathlib import Path
 from vitedge.benchmarking.arrivals import Replay
 from vitedge.errors import UsageError
 from vitedge.formats.artifact import Artifact
-from vitedge.formats.clip import Clip
+from vitedge.formats.clip import SUFFIX, Clip
 
 MOST_FRAMES, MOST_BYTES = 2000, 300_000_000  # they're held in memory: 300 MB at 224 pixels
 MOST_REORDERED_NS = 10_000_000_000
@@ -19,14 +19,16 @@ def open_replay(path: Path, artifacts: Sequence[Artifact] = ()) -> Replay:
     """The clip's frames and their arrival times; of a long one, the first :data:`MOST_FRAMES` or :data:`MOST_BYTES`.
 
     Args:
-        path: the clip.
+        path: the clip, or the folder that ``--record`` named, where it holds one.
         artifacts: what is to classify the frames; each must take their size.
 
     Raises:
         ArtifactError: not a clip, or a damaged one.
-        UsageError: fewer than two frames, of another size, or recorded over a restart of the machine.
+        UsageError: a folder of no clip or of several; fewer than two frames, of another size, or recorded over a
+            restart of the machine.
     """
     action = f"replay {path}"
+    path = _clip_in(path, action) if path.is_dir() else path
     clip = Clip(path)
     height, width = clip.header.size
     for artifact in artifacts:
@@ -45,3 +47,13 @@ def open_replay(path: Path, artifacts: Sequence[Artifact] = ()) -> Replay:
     part = "" if count == len(clip) else f", first {count} of {len(clip)} frames"
     part += ", its end is missing" if clip.truncated else ""
     return Replay(f"{path.name} ({clip.digest()[:12]}{part})", times, clip[:count], prepared=True)
+
+
+def _clip_in(folder: Path, action: str) -> Path:
+    clips = sorted(folder.glob(f"*{SUFFIX}"))
+    if not clips:
+        raise UsageError(action, "the folder holds no clip", f"record one: vitedge stream ART SOURCE --record {folder}")
+    if len(clips) > 1:
+        names = ", ".join(clip.name for clip in clips)
+        raise UsageError(action, f"the folder holds {len(clips)} clips: {names}", f"name one: --replay {clips[0]}")
+    return clips[0]
