@@ -73,7 +73,7 @@ def _damaged(lab: Path) -> Path:
 
 FAULTS = (
     Fault("nothing"),
-    Fault("4 file descriptors", 'ulimit -n 4; exec "$@"'),
+    Fault("6 file descriptors", 'ulimit -n 6; exec "$@"'),
     Fault("24 file descriptors", 'ulimit -n 24; exec "$@"'),
     Fault("64 file descriptors", 'ulimit -n 64; exec "$@"'),
     Fault("no further thread or process", f'{NOBODY} prlimit --nproc=1 "$@"'),

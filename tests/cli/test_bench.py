@@ -48,7 +48,7 @@ def test_options_reach_the_rules(artifact: Artifact) -> None:
 def test_percentile_that_the_sample_does_not_support_is_not_printed(artifact: Artifact, tmp_path: Path) -> None:
     slow = null_artifact(tmp_path / "a", latency_ms=5.0)
     done = vitedge("bench", slow.path, "--duration", 0, "--warmup", 0.01, "--percentile", 50, "--iterations", 20)
-    assert done.code == 0 and "too few for p95" in done.out
+    assert done.code == 0 and "p95" not in done.out
 
 
 def test_refusals(artifact: Artifact, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from tests.cli import fault_matrix
 from tests.cli.fault_matrix import FAULTS, PAGE, VERBS, Cell, Fault
 
-QUICK = ("4 file descriptors", "working directory deleted", "stdout closed")
+QUICK = ("6 file descriptors", "working directory deleted", "stdout closed")
 
 
 @pytest.fixture(scope="module")

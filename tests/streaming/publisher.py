@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -151,14 +151,19 @@ class Faulty:
 # --- protocols
 
 
+def message(file: Iterable[bytes]) -> str:
+    """The next request up to its empty line; "" at the end of the connection, which reads as empty lines for ever."""
+    return b"".join(itertools.takewhile(bytes.strip, file)).decode()
+
+
 class Mjpeg(socketserver.StreamRequestHandler):
     """``multipart/x-mixed-replace``, as cameras speak it."""
 
     def handle(self) -> None:
         behaviour: Behaviour = self.server.behaviour  # type: ignore[attr-defined]
-        head = b"".join(iter(self.rfile.readline, b"\r\n"))
-        expected = base64.b64encode(f"{behaviour.user}:{behaviour.password}".encode())
-        if behaviour.password and b"Basic " + expected not in head:
+        head = message(self.rfile)
+        expected = base64.b64encode(f"{behaviour.user}:{behaviour.password}".encode()).decode()
+        if behaviour.password and f"Basic {expected}" not in head:
             self.wfile.write(b"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=camera\r\n"
                              b"Content-Length: 0\r\nConnection: close\r\n\r\n")  # fmt: skip
             return
@@ -232,7 +237,7 @@ class Rtsp(socketserver.StreamRequestHandler):
 
     def _answer(self) -> bool:
         behaviour: Behaviour = self.server.behaviour  # type: ignore[attr-defined]
-        request = b"".join(iter(self.rfile.readline, b"\r\n")).decode()
+        request = message(self.rfile)
         if not request:
             return False
         method = request.split()[0]

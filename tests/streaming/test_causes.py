@@ -17,7 +17,7 @@ import pytest
 import vitedge
 from tests.benchmarking.nulls import null_artifact
 from tests.streaming.levels import Ran, run, session
-from tests.streaming.publisher import ENCODER, Publisher, encodes, jpeg
+from tests.streaming.publisher import ENCODER, Publisher, encodes, jpeg, message
 from tests.streaming.test_engine import video
 from vitedge.errors import InputError, StreamError, UsageError
 from vitedge.runtimes.session import Session
@@ -236,7 +236,7 @@ class UdpAlone(socketserver.StreamRequestHandler):
     SDP = "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nt=0 0\r\nm=video 0 RTP/AVP 26\r\na=control:track1\r\n"
 
     def handle(self) -> None:
-        while request := b"".join(iter(self.rfile.readline, b"\r\n")).decode():
+        while request := message(self.rfile):
             number = next(line for line in request.splitlines() if line.lower().startswith("cseq"))
             head, body = f"RTSP/1.0 200 OK\r\n{number}\r\n", ""
             if request.startswith("SETUP"):
@@ -252,7 +252,7 @@ class Redirecting(socketserver.StreamRequestHandler):
     server: Redirector
 
     def handle(self) -> None:
-        while request := b"".join(iter(self.rfile.readline, b"\r\n")).decode():
+        while request := message(self.rfile):
             lines = request.splitlines()
             self.server.requests.append(request)
             head = "401 Unauthorized\r\nWWW-Authenticate: " + self.server.challenge

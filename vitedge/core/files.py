@@ -220,7 +220,7 @@ def require_writable(folder: Path, action: str) -> None:
     Raises:
         ResourceError, UsageError: as :func:`resource_errors`.
     """
-    with resource_errors(action):
+    with resource_errors(action, folder):
         existing = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
         with tempfile.TemporaryFile(dir=existing) as file:
             file.write(b"\0")
@@ -245,7 +245,7 @@ def locked(out: Path, action: str) -> Iterator[None]:
         ResourceError: another process is writing there.
     """
     lock = out.parent / f".{out.name}.lock"
-    with resource_errors(action):
+    with resource_errors(action, out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
