@@ -156,8 +156,8 @@ def test_too_few_rounds_give_no_ratio() -> None:
 @pytest.mark.parametrize("statistic", ["fastest", "median"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_intervals_cover_what_they_say(kind: str, statistic: str) -> None:
-    """95 % of the intervals hold the true ratio, whatever disturbs the machine; four standard errors of 1,500 runs."""
-    draw, hits, runs = np.random.default_rng(11), 0, 1500
+    """95 % of the intervals hold the true ratio, whatever disturbs the machine; four standard errors of 800 runs."""
+    draw, hits, runs = np.random.default_rng(11), 0, 800
     for _ in range(runs):
         blocks = costs(draw, kind, 60, 1.05)
         each = np.median(blocks, axis=2) if statistic == "median" else blocks.min(axis=2)

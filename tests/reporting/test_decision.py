@@ -179,9 +179,9 @@ def together(kind: str, seed: int, *medians: float, rounds: int = 60, noise: flo
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_all_rows_share_does_not_keep_a_choice_from_being_firm(kind: str) -> None:
     """Wrong firm choices stay under 5 %, and most choices are firm."""
-    decisions = [only(*together(kind, seed, 1.0, 1.1)) for seed in range(40)]
-    assert sum(decision.headline == "Deploy target-b int8" for decision in decisions) <= 2
-    assert sum(decision.headline == "Deploy target-a int8" for decision in decisions) >= 36
+    decisions = [only(*together(kind, seed, 1.0, 1.1)) for seed in range(20)]
+    assert sum(decision.headline == "Deploy target-b int8" for decision in decisions) <= 1
+    assert sum(decision.headline == "Deploy target-a int8" for decision in decisions) >= 18
 
 
 def test_a_machine_whose_speed_changed_is_said_beside_a_firm_choice() -> None:
