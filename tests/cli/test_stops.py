@@ -31,6 +31,7 @@ pytest.importorskip("openvino")
 pytest.importorskip("torch")
 
 SAID = "said"  # the hint of the last stop
+ADDED = "added.txt"  # the options that the command was run again with
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 LIMIT_S = 120
 #: What a stop has nothing to do with.
@@ -234,12 +235,16 @@ def at_random(verb: Verb, inputs: Inputs, folder: Path, after_s: float, number: 
 
 
 def advice(folder: Path, verb: Verb) -> list[object]:
-    """What the last message said to add."""
-    said = folder / SAID
+    """What the last message said to add; "run the command again" means the command as it was."""
+    said, added = folder / SAID, folder / ADDED
     hint = said.read_text() if said.exists() else ""
+    options = added.read_text().split() if added.exists() else []
     if "--resume" in hint:
-        return ["--resume"]
-    return ["--overwrite"] if "--overwrite" in hint and (folder / verb.out).exists() else []
+        options = ["--resume"]
+    elif "--overwrite" in hint and (folder / verb.out).exists():
+        options = ["--overwrite"]
+    added.write_text(" ".join(options))
+    return list(options)
 
 
 def ended_well(verb: Verb, folder: Path, printed: str) -> None:
@@ -248,7 +253,7 @@ def ended_well(verb: Verb, folder: Path, printed: str) -> None:
 
 
 def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} - {"cache", SAID}
+    return {path.name for path in folder.iterdir()} - {"cache", SAID, ADDED}
 
 
 def stopped_twice(name: str, inputs: Inputs, folder: Path, draw: random.Random, length_s: float) -> int:
