@@ -27,8 +27,11 @@ import difflib
 import re
 import signal
 from collections.abc import Iterable
+from typing import TypeVar
 
 from vitedge.installation import install_command
+
+E = TypeVar("E", bound=BaseException)
 
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -160,6 +163,13 @@ class Interrupted(_Explained, KeyboardInterrupt):
 def signal_of(stop: KeyboardInterrupt) -> signal.Signals:
     """Which signal raised it; Python's own is SIGINT's."""
     return signal.Signals(stop.exit_code - 128) if isinstance(stop, Interrupted) else signal.SIGINT
+
+
+def behind(error: BaseException | None, kind: type[E]) -> E | None:
+    """The first error of a kind among an error, its cause, that one's cause and so on."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:

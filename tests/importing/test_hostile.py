@@ -13,6 +13,7 @@ import pytest
 from tests.graph.vits import tiny
 from tests.importing.references import write_folder
 from tests.importing.test_import import EXPORTS, NORMALISATION, pictures, timm_folder
+from tests.mutants import mutate
 from vitedge.core.isolation import ChildError, run_isolated
 from vitedge.errors import ModelError, VitedgeError
 from vitedge.formats.architecture import Rope
@@ -25,30 +26,6 @@ __all__ = ["pictures"]  # a fixture
 
 MUTATED = ("dynamo-20", "legacy-17-dynamic", "hybrid-17", "windows-23", "folded-20")
 CRASHED = "the child crashed, which import_model reports as a ModelError"
-
-
-def mutated(data: bytes, seed: int, *, head: int | None = None) -> bytes:
-    """Bits flipped, bytes cut, doubled, overwritten or inserted, mostly among the first ``head`` bytes."""
-    chance = random.Random(seed)
-    for _ in range(chance.choice([1, 1, 2, 8])):
-        end = len(data) if head is None or chance.random() < 0.2 else min(head, len(data))
-        first = chance.randrange(max(1, end))
-        last = min(len(data), first + chance.choice([1, 1, 4, 64]))
-        piece = data[first:last]
-        kind = chance.randrange(5)
-        if kind == 0:
-            piece = bytes(byte ^ (1 << chance.randrange(8)) for byte in piece)
-        elif kind == 1:
-            piece = b""
-        elif kind == 2:
-            piece = piece * 2
-        elif kind == 3:
-            piece = bytes(chance.choice([0, 1, 127, 128, 255]) for _ in piece)
-        elif chance.random() < 0.2:
-            piece, last = b"", len(data)
-        data = data[:first] + piece + data[last:]
-    return data
-
 
 SMALL_HF = {
     "architectures": ["Dinov2WithRegistersForImageClassification"],
@@ -97,7 +74,7 @@ def import_mutated(folder: Path, source: Path, file: str, seed: int, images: Pat
     shutil.copytree(source, target)
     whole = (target / file).read_bytes()
     header = 8 + int.from_bytes(whole[:8], "little") if file == "model.safetensors" else None
-    (target / file).write_bytes(mutated(whole, seed, head=header))
+    (target / file).write_bytes(mutate(whole, random.Random(seed), head=header))
     with np.errstate(all="ignore"):  # of weights that became huge; what comes out is judged
         try:
             imported = import_checkpoint("published", target, {}, images, "test")
@@ -202,7 +179,7 @@ def mutated_graphs(seeds: range, folder: Path, images: Path) -> list[str]:
     sources = [(EXPORTS / f"{name}.onnx").read_bytes() for name in MUTATED]
     paths = [folder / f"{seed}.onnx" for seed in seeds]
     for seed, path in zip(seeds, paths, strict=True):
-        path.write_bytes(mutated(sources[seed % len(sources)], seed))
+        path.write_bytes(mutate(sources[seed % len(sources)], random.Random(seed)))
     return outcomes_of(paths, images)
 
 

@@ -21,7 +21,6 @@ MEDIAN_ROSE = 1.10  # last fifth's median latency over the first fifth's, above 
 BLOCKS_SPREAD = 0.10  # interquartile range of the blocks' medians over their median, above which it was unstable
 REPEATS_FASTER = 1.10  # changing inputs over one repeated input, above which answers are remembered …
 PAIRS_AGREE = 0.85  # … when so many of the pairs say so, each by the fastest of its samples
-UNSTABLE = "unstable: "  # what reasons begin with that are noise, and may be shared by all that was interleaved
 FEWEST_BLOCKS, FEWEST_SAMPLES = 5, 50  # below which nothing is said about stability
 
 
@@ -36,6 +35,7 @@ class Verdict:
     correct: bool  # no check failed
     reasons: tuple[str, ...]
     power_capped: bool | None = None  # the GPU kept to its power limit; nothing against the row
+    noise: str = ""  # the one of ``reasons`` that may be shared by all that was interleaved
 
     @property
     def valid(self) -> bool:
@@ -53,16 +53,17 @@ def assess(row: Row) -> Verdict:
     reasons: list[str] = [f"{check.name}: {check.detail}" for check in row.checks if check.ok is False]
     correct = not reasons
     throttled = unstable = enough = audited = capped = None
+    noise = ""
     if row.latency is not None:
-        (throttled, why), (unstable, how), (audited, what) = (
+        (throttled, why), (unstable, noise), (audited, what) = (
             rule(row.latency) for rule in (was_throttled, was_unstable, passed_audit)
         )
         lacking = what_lacks(row.latency)
         enough = not lacking
-        reasons += [reason for reason in (why, how, what) if reason]
+        reasons += [reason for reason in (why, noise, what) if reason]
         reasons += [f"not enough to say: {', '.join(lacking)}"] if lacking else []
         capped = was_power_capped(row.latency)
-    return Verdict(throttled, unstable, enough, audited, correct, tuple(reasons), capped)
+    return Verdict(throttled, unstable, enough, audited, correct, tuple(reasons), capped, noise)
 
 
 def what_lacks(latency: Latency) -> list[str]:
@@ -157,10 +158,10 @@ def was_unstable(latency: Latency) -> tuple[bool | None, str]:
         return None, ""
     first, last = median_of(samples.latency_ns[:fifth]), median_of(samples.latency_ns[-fifth:])
     if last > MEDIAN_ROSE * first:
-        return True, f"{UNSTABLE}the median rose by {last / first - 1:.0%} during the run"
+        return True, f"unstable: the median rose by {last / first - 1:.0%} during the run"
     spread = (percentile(medians, 75) - percentile(medians, 25)) / median_of(medians)
     if spread > BLOCKS_SPREAD:
-        return True, f"{UNSTABLE}half of the blocks' medians lie {spread:.0%} apart"
+        return True, f"unstable: half of the blocks' medians lie {spread:.0%} apart"
     return False, ""
 
 

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from vitedge.core.process import check_process, delivered_output, open_standard_streams
 from vitedge.core.stopping import end_with, stop_on_signals
-from vitedge.errors import Interrupted, ResourceError, VitedgeError, signal_of
+from vitedge.errors import Interrupted, ResourceError, VitedgeError, behind, signal_of
 
 ACTION = "run this command"
 
@@ -50,7 +50,7 @@ def _run(arguments: list[str] | None, raised: list[Interrupted]) -> int:
             needed(sys.argv[1:] if arguments is None else arguments)(arguments, prog_name="vitedge")
         return 0
     except SystemExit as end:
-        stop = _stop_behind(end)
+        stop = behind(end, Interrupted)  # typer made an exit of it
         return _fail(stop) if stop is not None else _code(end)
     except Interrupted as stop:
         return _fail(stop)
@@ -64,16 +64,9 @@ def _code(end: SystemExit) -> int:
     return end.code if isinstance(end.code, int) else int(end.code is not None)
 
 
-def _stop_behind(error: BaseException | None) -> Interrupted | None:
-    """The stop that typer made an exit of."""
-    while error is not None and not isinstance(error, Interrupted):
-        error = error.__cause__ or error.__context__
-    return error
-
-
 def _after_stop(error: Exception, stop: Interrupted) -> Interrupted:
     """After a stop, errors are its consequences: foreign code that was cut off. A full disk is worth saying."""
-    cause = _stop_behind(error) or stop
+    cause = behind(error, Interrupted) or stop
     if not isinstance(error, ResourceError):
         return cause
     reason = f"received {signal_of(stop).name}; then: {error.action}: {error.reason}"

@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
-from vitedge.errors import ResourceError, UsageError
+from vitedge.errors import ResourceError, UsageError, behind
 
 OPEN_FILES = 64  # what a verb with one source, its child processes and its runtime has open at most, rounded up
 OPEN_FILES_USUAL = 1024
@@ -115,7 +115,7 @@ def delivered_output() -> Iterator[None]:
         finally:
             sys.stdout.flush()
     except (OSError, SystemExit) as error:
-        if _broken_pipe(error):
+        if behind(error, BrokenPipeError):  # typer makes an exit of it
             raise _undelivered("its reader has ended", "read it to its end, or write it to a file") from error
         if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
             raise _undelivered(f"{error.strerror}", "free space there, or write to another place") from error
@@ -128,10 +128,3 @@ def _undelivered(reason: str, hint: str) -> ResourceError:
     os.dup2(sink, 1)
     os.close(sink)
     return ResourceError(_OUTPUT, reason, hint)
-
-
-def _broken_pipe(error: BaseException | None) -> bool:
-    """Whether a pipe that nobody reads is behind an error; typer makes an exit of it."""
-    while error is not None and not isinstance(error, BrokenPipeError):
-        error = error.__cause__ or error.__context__
-    return error is not None

@@ -21,15 +21,21 @@ _PICTURES = (
     (b"%PDF", "a PDF"),
 )
 _ARCHIVES = ((b"7z\xbc\xaf", "a 7z archive"), (b"Rar!", "a RAR archive"), (b"\x28\xb5\x2f\xfd", "a Zstandard archive"))
+_BLANKS = b"\xef\xbb\xbf \t\r\n"  # the mark of UTF-8 among them
 _BRANDS = {b"heic": "a HEIC picture", b"heix": "a HEIC picture", b"mif1": "a HEIF picture", b"avif": "an AVIF picture"}
+
+
+def is_web_page(head: bytes) -> bool:
+    """Whether a file or an answer that begins so is HTML."""
+    return head.lstrip(_BLANKS).lower().startswith((b"<!doctype html", b"<html"))
 
 
 def kind_of_file(head: bytes) -> tuple[str, str]:
     """(what a file is, what to do), by its first bytes; both are empty where they don't tell."""
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    text = head.lstrip(_BLANKS).lower()
     if not head:
         return "empty", "copy it again"
-    if text.startswith((b"<!doctype html", b"<html")):
+    if is_web_page(head):
         return "a web page", "download the file itself: a login page or an error page was saved in its place"
     if text.startswith((b"<svg", b"<?xml")) and b"<svg" in text:
         return "an SVG drawing", PICTURE_HINT

@@ -45,9 +45,8 @@ from vitedge.formats.samples import Warmup as Warmup
 from vitedge.formats.target import QUANTIZED, Option
 
 RESULT_JSON = "result.json"
-SCHEMA_VERSION = (
-    3  # 2: profile, dialects, GPU readings, what was resumed; 3: record_digest, pictures_digest, partial rows
-)
+#: 2: profile, dialects, GPU readings, device memory, what was resumed; 3: record_digest, pictures_digest, partial rows.
+SCHEMA_VERSION = 3
 
 
 class Calibrated(Record):

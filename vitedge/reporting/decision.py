@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from vitedge.benchmarking.validity import UNSTABLE
 from vitedge.comparison.ratio import Ratio, drifts, interleaved, ratio
 from vitedge.formats.result import Environment, Rules
 from vitedge.reporting.rows import UNKNOWN, Line, milliseconds, points
@@ -48,9 +47,13 @@ class Decision:
     caveats: tuple[str, ...]  # what a reader has to know before acting on it
     ranking: tuple[Line, ...]  # what may be ranked, the fastest first
     excluded: tuple[tuple[Line, str], ...]  # the others, and why
-    provisional: bool = False  # the choice isn't firm
-    unsure: tuple[Doubt, ...] = ()  # why not
+    unsure: tuple[Doubt, ...] = ()  # what keeps the choice from being firm
     apart: str = ""  # why these rows aren't ranked with those of the first decision
+
+    @property
+    def provisional(self) -> bool:
+        """Whether the choice isn't firm."""
+        return bool(self.unsure)
 
 
 def decide(lines: Sequence[Line]) -> list[Decision]:
@@ -135,7 +138,6 @@ def _decide(rules: Rules | None, lines: list[Line]) -> Decision:
         caveats=(*_said(unsure, rules), *_caveats(choice, lines, objections, timed)),
         ranking=tuple(ranking),
         excluded=tuple((line, "; ".join(objections[line.letter])) for line in lines if objections[line.letter]),
-        provisional=bool(unsure),
         unsure=unsure,
     )
 
@@ -164,8 +166,7 @@ def _against(line: Line, timed: bool, paired: bool, moved: float) -> list[str]:
         return [line.row.note or "its latency wasn't measured"]
     if not timed and line.top1 is None:
         return [line.row.note or "neither latency nor accuracy was measured"]
-    verdict = line.verdict
-    objections = [reason for reason in verdict.reasons if not (paired and reason.startswith(UNSTABLE))]
+    objections = [reason for reason in line.verdict.reasons if not (paired and reason == line.verdict.noise)]
     if moved != 1.0:
         objections.append(f"its time changed by {moved - 1:+.0%} against the others' during the run".replace("%", " %"))
     if line.row.partial:
@@ -324,16 +325,10 @@ def _speed(choice: Line, measured: Sequence[Line]) -> str:
 
 def _interval(choice: Line, slower: Line) -> str:
     """How sure the factor between two rows is, where they were interleaved."""
-    ours, theirs = choice.row.latency, slower.row.latency
-    same_batch = choice.row.subject.batch == slower.row.subject.batch
-    if ours is None or theirs is None or not same_batch or not interleaved(ours.samples, theirs.samples):
+    ours, theirs, between = choice.row.latency, slower.row.latency, _ratio(choice, slower)
+    if between is None or ours is None or theirs is None or not interleaved(ours.samples, theirs.samples):
         return ""
-    measured = ratio(ours, theirs, statistic="median")
-    return (
-        ""
-        if measured is None
-        else f" (95 % interval {measured.low:.2f} to {measured.high:.2f}, in {measured.rounds} rounds)"
-    )
+    return f" (95 % interval {between.low:.2f} to {between.high:.2f}, in {between.rounds} rounds)"
 
 
 def _accuracy(choice: Line) -> str:
@@ -355,11 +350,7 @@ def _caveats(
             caveats.append("No latency budget is set for this target; the choice is the fastest within the accuracy's.")
         if timed and choice.verdict.throttled is None:
             caveats.append("No sensor here tells whether the processor throttled.")
-        if (
-            timed
-            and choice.verdict.unstable
-            and choice.letter not in [line.letter for line in lines if objections[line.letter]]
-        ):
+        if timed and choice.verdict.unstable and not objections[choice.letter]:
             caveats.append(
                 "This machine's speed changed during the run: read the ratios, which hold, and not the milliseconds."
             )

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
 
+from vitedge.data.file_kinds import is_web_page
+
 PORTS = {"http": 80, "https": 443, "rtsp": 554, "rtsps": 322}
 _HEAD = 4096  # bytes of an answer that are looked at
-_PAGES = (b"<!doctype html", b"<html")
 
 
 class Answer(NamedTuple):
@@ -62,7 +63,7 @@ def cause_in_answer(answer: Answer | None) -> str | None:
     """Why an answer is no video, if that can be told."""
     if answer is None:
         return None
-    if answer.content_type == "text/html" or answer.head.lstrip()[:20].lower().startswith(_PAGES):
+    if answer.content_type == "text/html" or is_web_page(answer.head):
         return "it answers with a web page, not with a video: a login page, or another path is the camera's"
     if answer.status == 200 and not answer.head:
         return "it answers with nothing"
@@ -76,7 +77,7 @@ def cause_in_file(path: Path) -> str | None:
             head = file.read(64)
             if not head:
                 return "the file is empty"
-            if head.lstrip()[:20].lower().startswith(_PAGES):
+            if is_web_page(head):
                 return "it's a web page (HTML) that was saved as a video"
             if head[4:8] == b"ftyp" and b"moov" not in _boxes(path):
                 return "it's an MP4 file without its index (moov): it was cut off, or is still being written"
