@@ -39,7 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     found = {}
     for kind in KINDS:
-        for rounds in (20, 60, 200):
+        for rounds in (20, 30, 60, 200):
             for statistic in ("fastest", "median"):
                 coverage, half = covered(kind, rounds, statistic, options.runs)
                 print(f"{kind:32} {rounds:4} rounds  {statistic:8} {100 * coverage:5.1f} %  ± {half:.2f} %", flush=True)

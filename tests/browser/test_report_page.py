@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from tests.browser.chromium import Tab, tab
 from tests.reporting import results
+from tests.reporting.kinds import kinds
 from tests.reporting.test_html import hostile, long_run
 from vitedge.formats.result import decode_result
 from vitedge.reporting import html
@@ -30,7 +31,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     large = replace(results.demo(), rows=(replace(results.demo().rows[0], latency=slow),))
     made = {
         "plain": html.render([results.demo()]),
-        "machines": html.render([results.demo(), replace(results.demo(), environment=results.PI)]),
+        **{name: html.render(of_kind) for name, of_kind in kinds().items()},
         "hostile": html.render([hostile()]),
         "large": html.render([large]),
         "long": html.render([long_run()]),
@@ -40,8 +41,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / f"{name}.html" for name in made}
 
 
-@pytest.mark.parametrize("name", ["plain", "machines", "hostile", "long"])
-@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+@pytest.mark.parametrize("name", ["plain", "hostile", "long", *kinds()])
+@pytest.mark.parametrize(("width", "dark"), [(1200, False), (1200, True), (400, False), (400, True)])
 def test_it_renders_quietly_and_alone(browser: Tab, pages: dict[str, Path], name: str, width: int, dark: bool) -> None:
     browser.events.clear()
     browser.open(pages[name], width=width, dark=dark)
@@ -49,9 +50,10 @@ def test_it_renders_quietly_and_alone(browser: Tab, pages: dict[str, Path], name
     assert [url for url in browser.requested if not url.startswith(("data:", pages[name].as_uri()))] == []
     assert browser.evaluate("document.documentElement.scrollWidth") <= width, "it scrolls sideways"
     cut = "[...document.querySelectorAll('.scroll:has(.stack)')].some((frame) => frame.scrollWidth > frame.clientWidth)"
-    if name != "hostile":  # its names have no end, and a name stays on one line
-        assert not browser.evaluate(cut), "a column of the first table is out of sight"
-    assert browser.evaluate("document.querySelectorAll('svg').length") >= 4
+    assert not browser.evaluate(cut), "a column of the first table is out of sight"
+    first = "document.querySelector('main table, .headline').getBoundingClientRect().bottom"
+    assert browser.evaluate(first) < 800, "what to do isn't on the first screen"
+    assert browser.evaluate("document.querySelectorAll('svg').length") >= 3
     smallest = (
         "Math.min(...[...document.querySelectorAll('svg text')].map((text) => text.getBoundingClientRect().height))"
     )

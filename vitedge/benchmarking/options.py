@@ -24,7 +24,7 @@ PICTURES = 24  # so many are fed, in turn
 TOOLS = get_args(Tool)
 LOAD, STOP, SWEEPS, BESIDE = "Load", "When to stop", "What to vary", "Further measurements"
 DEMO_SECONDS = 3.0  # of the demo's measurement of each artifact
-BLOCKS = 20  # at least so many blocks within the minimum duration, and none longer than a second
+BLOCKS = 30  # at least so many blocks within the minimum duration, none longer than a second or shorter than 10 ms
 
 
 def parse_time(text: str) -> float:

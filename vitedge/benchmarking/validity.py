@@ -158,10 +158,10 @@ def was_unstable(latency: Latency) -> tuple[bool | None, str]:
         return None, ""
     first, last = median_of(samples.latency_ns[:fifth]), median_of(samples.latency_ns[-fifth:])
     if last > MEDIAN_ROSE * first:
-        return True, f"unstable: the median rose by {last / first - 1:.0%} during the run"
+        return True, f"unstable: the median rose by {100 * (last / first - 1):.0f} % during the run"
     spread = (percentile(medians, 75) - percentile(medians, 25)) / median_of(medians)
     if spread > BLOCKS_SPREAD:
-        return True, f"unstable: half of the blocks' medians lie {spread:.0%} apart"
+        return True, f"unstable: half of the blocks' medians lie {100 * spread:.0f} % apart"
     return False, ""
 
 

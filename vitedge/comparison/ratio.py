@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 FEWEST_ROUNDS = 10  # below which no interval is given
 TRIMMED = 0.2  # of the rounds, at either end
 CONFIDENCE = 0.95
-FEWEST_COSINES = 3
+COSINES = ((40, 2), (60, 3))  # of fewer rounds than this: so many; fewer cosines see slower disturbances
 MOVED = 0.10  # between the first third of the rounds and the last: a ratio that changes so much isn't one number
 SAME = 0.01  # ratios within 1 ± this are no difference: two openings of one artifact differ by about as much
 
@@ -142,14 +142,14 @@ def _trimmed(values: NDArray[np.float64]) -> tuple[float, float, int]:
     kept = np.sort(values)[cut : count - cut]
     winsorised = np.clip(values, kept[0], kept[-1])
     influence = (winsorised - winsorised.mean()) / (1 - 2 * TRIMMED)
-    cosines = max(FEWEST_COSINES, round(math.sqrt(count) / 2))
+    cosines = next((few for rounds, few in COSINES if count < rounds), round(math.sqrt(count) / 2))
     angles = np.pi * np.arange(1, cosines + 1)[:, None] * (np.arange(count) + 0.5) / count
     projections = math.sqrt(2 / count) * np.cos(angles) @ influence
     return float(kept.mean()), float(np.mean(projections**2)) / count, cosines
 
 
 def student(freedom: float) -> float:
-    """Student's two-sided 95 % quantile with 3 or more degrees of freedom, to 0.2 %.
+    """Student's two-sided 95 % quantile with 2 or more degrees of freedom, to 0.8 %.
 
     The expansion of Cornish and Fisher, Abramowitz and Stegun 26.7.5.
     """

@@ -125,15 +125,21 @@ def _decide(rules: Rules | None, lines: list[Line]) -> Decision:
     objections = _objections(lines, timed)
     measured = [line for line in lines if (line.cost_ms if timed else line.top1) is not None]
     ranking = _ranked([line for line in measured if not objections[line.letter]], timed)
-    contest = ranking or _ranked([line for line in measured if line.verdict.right and not _over_budget(line)], timed)
+    tried = [line for line in lines if line.row.latency and len(line.row.latency.samples)] if timed else measured
+    possible = [line for line in tried if line.verdict.right and not _over_budget(line)]
+    contest = ranking or _ranked([line for line in possible if not _too_little(line)], timed)
     choice = _best_of_tie(contest, timed) if contest else None
-    unsure = _unsure(choice, contest, objections[choice.letter], timed) if choice else ()
+    unsure: tuple[Doubt, ...] = ()
+    if choice is not None:
+        unsure = _unsure(choice, contest, objections[choice.letter], timed)
+    elif possible:
+        unsure = (Doubt("too little was measured to choose by"),)
     return Decision(
         machine=lines[0].machine,
         rules=rules,
         lines=tuple(lines),
         choice=choice,
-        headline=_headline(choice, measured, timed, unsure),
+        headline=_headline(choice, possible, measured, timed, unsure),
         reasons=_reasons(choice, contest, measured, timed) if choice else (),
         caveats=(*_said(unsure, rules), *_caveats(choice, lines, objections, timed)),
         ranking=tuple(ranking),
@@ -162,7 +168,7 @@ def _against(line: Line, timed: bool, paired: bool, moved: float) -> list[str]:
         paired: whether its rounds can be held against the others': then what all share doesn't count.
         moved: how many times as long it took at the end of the run, measured against the others.
     """
-    if timed and line.cost_ms is None:
+    if timed and line.row.latency is None:
         return [line.row.note or "its latency wasn't measured"]
     if not timed and line.top1 is None:
         return [line.row.note or "neither latency nor accuracy was measured"]
@@ -172,6 +178,11 @@ def _against(line: Line, timed: bool, paired: bool, moved: float) -> list[str]:
     if line.row.partial:
         objections.append("its measurement was interrupted")
     return objections + _over_budget(line)
+
+
+def _too_little(line: Line) -> bool:
+    """Whether a row's latency can't be chosen by at all, not even provisionally."""
+    return line.verdict.enough is False or line.row.partial
 
 
 def _over_budget(line: Line) -> list[str]:
@@ -262,8 +273,12 @@ def _said(unsure: Sequence[Doubt], rules: Rules | None) -> list[str]:
     return sentences
 
 
-def _headline(choice: Line | None, measured: list[Line], timed: bool, unsure: Sequence[Doubt]) -> str:
+def _headline(
+    choice: Line | None, possible: list[Line], measured: list[Line], timed: bool, unsure: Sequence[Doubt]
+) -> str:
     if choice is None:
+        if possible:
+            return "Not enough was measured to choose: measure longer"
         return "Nothing meets its budget" if measured else "Nothing was measured here"
     if not timed:
         return f"Most accurate: {choice.label}"
@@ -278,13 +293,14 @@ def _reasons(choice: Line, contest: Sequence[Line], measured: Sequence[Line], ti
     if timed:
         reasons.append(_speed(choice, measured))
     tied = [line.label for line in _tied(contest, timed) if line is not choice]
-    if tied:
-        reasons.append(f"As fast as {' and '.join(tied)} within {TIE - 1:.0%}; chosen for accuracy and size.")
-    if len(contest) > 1 and not tied and timed:
+    if tied and timed:
+        within = f"{TIE - 1:.0%}".replace("%", " %")
+        reasons.append(f"As fast as {' and '.join(tied)} within {within}; chosen for accuracy and size.")
+    elif tied:
+        reasons.append(f"As accurate as {' and '.join(tied)}; chosen for its size.")
+    elif len(contest) > 1 and timed:
         second = next(line for line in contest if line is not choice)
-        reasons.append(
-            f"The next, {second.label}, takes {_cost(second, timed) / _cost(choice, timed):.2f} times as long."
-        )
+        reasons.append(f"The next, {second.label}, takes {_times(choice, second)} times as long.")
     reasons.append(_accuracy(choice))
     largest = _float_of(choice, measured)
     if largest is not None and largest.row.subject.bytes:
@@ -319,16 +335,29 @@ def _speed(choice: Line, measured: Sequence[Line]) -> str:
         text += f", p95 {milliseconds(choice.p95_ms)} ms"
     slower = _float_of(choice, measured)
     if slower is not None and slower.cost_ms and choice.cost_ms:
-        text += f": {slower.cost_ms / choice.cost_ms:.2f} times as fast as {slower.label}{_interval(choice, slower)}"
+        text += f": {_times(choice, slower)} times as fast as {slower.label}{_interval(choice, slower)}"
     return f"{text}."
+
+
+def _times(choice: Line, other: Line) -> str:
+    """How many times as long another row takes: by the rounds where they were interleaved, else by the medians."""
+    between = _interleaved_ratio(choice, other)
+    value = (other.cost_ms or 0.0) / (choice.cost_ms or 1.0) if between is None else between.value
+    return f"{value:.2f}"
 
 
 def _interval(choice: Line, slower: Line) -> str:
     """How sure the factor between two rows is, where they were interleaved."""
-    ours, theirs, between = choice.row.latency, slower.row.latency, _ratio(choice, slower)
-    if between is None or ours is None or theirs is None or not interleaved(ours.samples, theirs.samples):
+    between = _interleaved_ratio(choice, slower)
+    if between is None:
         return ""
     return f" (95 % interval {between.low:.2f} to {between.high:.2f}, in {between.rounds} rounds)"
+
+
+def _interleaved_ratio(choice: Line, other: Line) -> Ratio | None:
+    ours, theirs = choice.row.latency, other.row.latency
+    paired = ours is not None and theirs is not None and interleaved(ours.samples, theirs.samples)
+    return _ratio(choice, other) if paired else None
 
 
 def _accuracy(choice: Line) -> str:

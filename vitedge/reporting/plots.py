@@ -143,21 +143,24 @@ def picture(title: str, *, height: float = 3.4, width: float = 5.2, panels: int 
 
 
 def letters(axes: Axes, places: Sequence[tuple[Line, float, float]]) -> None:
-    """A letter beside each (x, y), moved up or down where two would lie on each other; call it when all is drawn."""
+    """A letter beside each (x, y), where it covers no other point and no other letter; call it when all is drawn."""
     axes.figure.draw_without_rendering()  # type: ignore[union-attr]  # the layout decides where data lie
+    points = [tuple(axes.transData.transform((x, y))) for _, x, y in places]
     placed: list[tuple[float, float]] = []
-    for line, x, y in sorted(places, key=lambda place: -place[2]):
-        across, up = axes.transData.transform((x, y))
-        height = up
-        while any(abs(across - other) < _APART and abs(height - level) < _APART for other, level in placed):
-            height -= 1.0
-        placed.append((across, height))
-        offset = (7, (height - up) * 72 / axes.figure.dpi)
+    for (line, x, y), (across, up) in sorted(zip(places, points, strict=True), key=lambda item: -item[1][1]):
+        for dx, dy in _AROUND:
+            place = across + dx, up + dy
+            if all(math.dist(place, other) >= _APART for other in placed) and all(
+                math.dist(place, point) >= _CLEAR for point in points
+            ):
+                break
+        placed.append(place)
         axes.annotate(
             line.letter,
             (x, y),
-            xytext=offset,
+            xytext=(dx * 72 / axes.figure.dpi, dy * 72 / axes.figure.dpi),
             textcoords="offset points",
+            ha="center",
             va="center",
             color=colour(line),
             fontweight="bold",
@@ -165,7 +168,13 @@ def letters(axes: Axes, places: Sequence[tuple[Line, float, float]]) -> None:
         )
 
 
-_APART = 16.0  # pixels between letters
+_APART, _CLEAR = 16.0, 13.0  # pixels between the middles of two letters, and of a letter and a point
+#: Where a letter may stand, pixels from its point: beside it, then around it, then farther away.
+_AROUND = [
+    (distance * math.cos(math.radians(angle)), distance * math.sin(math.radians(angle)))
+    for distance in (16.0, 22.0, 30.0, 40.0)
+    for angle in (0, 45, -45, 180, 135, -135, 90, -90)
+]
 
 
 # --- accuracy against latency ----------------------------------------------------------------------------------------
