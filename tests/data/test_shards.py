@@ -60,19 +60,19 @@ def test_shards_are_read_as_class_folders(tmp_path: Path, source: str) -> None:
     folder = shards(tmp_path / "shards", list(labels))
     images = ImageSet.open(folder / source)
     assert images.classes == ("bird", "cat", "dog")
-    assert content(images) == list(zip(labels, range(5), strict=True))
+    assert content(images) == [("bird", 3), ("cat", 1), ("cat", 4), ("dog", 0), ("dog", 2)]
     assert [record.name for record in images.records][:3] == [
-        "s-000.tar/0000.png", "s-000.tar/0001.png", "s-001.tar/0002.png"
+        "s-001.tar/0003.png", "s-000.tar/0001.png", "s-002.tar/0004.png"
     ]  # fmt: skip
-    assert images.labels(images.classes, action="read").tolist() == [2, 1, 2, 0, 1]
+    assert images.labels(images.classes, action="read").tolist() == [0, 1, 1, 2, 2]
     again = pickle.loads(pickle.dumps(images.subset([3, 0])))
-    assert content(again) == [("bird", 3), ("dog", 0)]
+    assert content(again) == [("dog", 0), ("bird", 3)]
     assert images.digest(0) != images.digest(2)
 
 
 def test_one_shard_alone(tmp_path: Path) -> None:
     folder = shards(tmp_path / "shards", ["b", "a"])
-    assert content(ImageSet.open(folder / "s-000.tar")) == [("b", 0), ("a", 1)]
+    assert content(ImageSet.open(folder / "s-000.tar")) == [("a", 1), ("b", 0)]
 
 
 @pytest.mark.parametrize("named", [False, True])
@@ -84,7 +84,8 @@ def test_numbers_are_ids(tmp_path: Path, named: bool) -> None:
         (folder / "classes.txt").write_text("\n".join(names))
     images = ImageSet.open(folder)
     assert images.classes == tuple(names)  # not sorted as text, where 10 comes before 2
-    assert images.labels(images.classes, action="read").tolist() == numbers
+    labels = images.labels(images.classes, action="read").tolist()
+    assert {shade: label for label, (_, shade) in zip(labels, content(images), strict=True)} == dict(enumerate(numbers))
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_mutated_shards_are_refused_or_read(tmp_path_factory: pytest.TempPathFac
         content[data.draw(st.integers(0, 4096))] = data.draw(st.integers(0, 255))
     path.write_bytes(content[: data.draw(st.sampled_from([len(content), 3000, 700]))])
     try:
-        samples, classes = read_shards([path], (".png",), "read")
+        samples, classes = read_shards([path], "read")
     except InputError:
         return
     assert {sample.label for sample in samples} <= set(classes)

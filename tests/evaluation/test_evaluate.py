@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.benchmarking.nulls import NAMES, TARGET, coloured, labelled, null_artifact, rewritten
+from tests.data.test_shards import write_tar
 from vitedge.data.images import ImageSet
 from vitedge.errors import ImageError, InvalidResultError, UsageError
 from vitedge.evaluation.evaluate import evaluate, reference_row
@@ -134,6 +136,23 @@ def test_folders_are_matched_by_name_not_by_order(artifact: Artifact, data: Path
     backwards = rewritten(artifact, tmp_path / "b", classes=class_table([name.upper() for name in names], names))
     result = evaluate([backwards], ImageSet.open(data))
     assert result.data is not None and result.data.label[0] == 5 and result.data.classes[5] == "ANT"
+
+
+def test_a_limit_takes_the_same_pictures_from_an_archive_and_from_shards(
+    artifact: Artifact, data: Path, tmp_path: Path
+) -> None:
+    archive = shutil.make_archive(str(tmp_path / "data"), "zip", data.parent, data.name)
+    (tmp_path / "shards").mkdir()
+    for start in range(0, 60, 25):
+        files = sorted(data.glob("*/*.png"))[start : start + 25]
+        members = {path.relative_to(data).as_posix(): path.read_bytes() for path in files}
+        members |= {f"{name[:-4]}.cls": name.partition("/")[0].encode() for name in list(members)}
+        write_tar(tmp_path / "shards" / f"{start}.tar", members)
+    results = [evaluate([artifact], ImageSet.open(each), limit=23) for each in (data, archive, tmp_path / "shards")]
+    assert all(each.data and each.rows[0].accuracy for each in results)
+    plain, *packed = [(each.data.digest, each.data.label, each.rows[0].accuracy.predicted) for each in results]
+    assert len(plain[1]) == 23 and len(set(plain[1])) == 6
+    assert packed == [plain, plain]
 
 
 def test_outputs_that_are_not_finite_are_refused(

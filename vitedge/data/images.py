@@ -18,9 +18,9 @@ import tarfile
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -29,11 +29,11 @@ from PIL import Image, UnidentifiedImageError
 from vitedge.core.schema import readable
 from vitedge.data import picture_memory
 from vitedge.data.file_kinds import HEAD_BYTES, READABLE, kind_of_file
+from vitedge.data.picture_names import SUFFIXES, class_folders, is_hidden, is_picture, keys
 from vitedge.data.shards import read_shards, shard_files
 from vitedge.errors import ImageError, InputError, UsageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MAX_FILE_BYTES = 256 << 20
 MAX_ARCHIVE_BYTES = 1 << 30  # of a compressed .tar, which has to be kept in memory
 _COMPRESSED = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open))
@@ -82,15 +82,21 @@ def read_picture(path: Path) -> Image.Image:
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One picture: ``name`` is its path inside the data set, ``folder`` its class folder (None when unlabelled)."""
+    """One picture of a data set.
+
+    ``name`` is where it lies, for people: its path inside the folder or archive, after a shard's name. Order and draws
+    go by ``key``, its path below what all pictures share, which begins with its class: the same in a folder, an archive
+    and shards of the same files.
+    """
 
     name: str
-    folder: str | None
+    folder: str | None  # its class folder; None when unlabelled
+    key: str
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """The pictures of a folder or an archive, in the order of their names.
+    """The pictures of a folder, an archive or shards, in the order of their keys.
 
     Picklable, so that worker processes can read from it; archives are opened anew in each process.
     """
@@ -112,12 +118,7 @@ class ImageSet:
         """
         path = Path(source)
         if shards := shard_files(path):
-            samples, classes = read_shards(shards, SUFFIXES, action)
-            if not samples:
-                raise UsageError(action, f"{path} holds no JPEG, PNG, WEBP or BMP files", LAYOUT)
-            records = tuple(ImageRecord(readable(sample.name), sample.label) for sample in samples)
-            places = tuple(f"{sample.offset}:{sample.size}:{sample.shard}" for sample in samples)
-            return cls(path, classes, records, places, sharded=True)
+            return cls._of_shards(path, shards, action)
         if not os.path.exists(path):  # noqa: PTH110 - Path.exists raises for names that are too long
             raise UsageError(action, f"{path} doesn't exist", LAYOUT)
         if not path.is_dir() and not path.is_file():
@@ -128,18 +129,42 @@ class ImageSet:
             members = [(path.name, str(path))]
         else:
             members = [(name, name) for name in _archive_names(path, action)]
-        members = sorted((readable(name), member) for name, member in members)
-        if not members:
-            raise UsageError(action, f"{path} holds no JPEG, PNG, WEBP or BMP files", LAYOUT)
-        parts = [PurePosixPath(name).parts for name, _ in members]
-        depth = 0  # folders that everything has in common ("train/") aren't classes
-        while all(len(part) > depth + 2 for part in parts) and len({part[depth] for part in parts}) == 1:
-            depth += 1
-        labelled = all(len(part) >= depth + 2 for part in parts)
-        folders = [part[depth] if labelled else None for part in parts]
-        records = tuple(ImageRecord(name, folder) for (name, _), folder in zip(members, folders, strict=True))
+        members = list(dict.fromkeys(members))  # an archive may hold a file twice: the last is the one that unpacks
+        names = [readable(name) for name, _ in members]
+        folders = class_folders(names)
+        records = map(ImageRecord, names, folders, keys(names))
         classes = tuple(sorted({folder for folder in folders if folder is not None}))
-        return cls(path, classes, records, tuple(member for _, member in members))
+        return cls._ordered(path, classes, zip(records, (member for _, member in members), strict=True), action)
+
+    @classmethod
+    def _of_shards(cls, source: Path, shards: Sequence[Path], action: str) -> ImageSet:
+        samples, classes = read_shards(shards, action)
+        labels, members = [each.label for each in samples], [readable(each.member) for each in samples]
+        names = [f"{readable(each.shard.name)}/{member}" for each, member in zip(samples, members, strict=True)]
+        places = [f"{each.offset}:{each.size}:{each.shard}" for each in samples]
+        records = map(ImageRecord, names, labels, keys(members, labels))
+        return cls._ordered(source, classes, zip(records, places, strict=True), action, sharded=True)
+
+    @classmethod
+    def _ordered(
+        cls,
+        source: Path,
+        classes: tuple[str, ...],
+        pictures: Iterable[tuple[ImageRecord, str]],
+        action: str,
+        *,
+        sharded: bool = False,
+    ) -> ImageSet:
+        """The set of pictures, of which where each lies is given, too, in the order of their keys.
+
+        Raises:
+            UsageError: there are none.
+        """
+        ordered = sorted(pictures, key=lambda each: (each[0].key, each[0].name))
+        if not ordered:
+            raise UsageError(action, f"{source} holds no JPEG, PNG, WEBP or BMP files", LAYOUT)
+        records, members = zip(*ordered, strict=True)
+        return cls(source, classes, records, members, sharded=sharded)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -190,12 +215,11 @@ class ImageSet:
         return hashlib.sha256(self.read_bytes(index)).hexdigest()
 
     def order(self, seed: int) -> list[int]:
-        """A seeded permutation of all indices, the same on every machine and NumPy version."""
-        keys = [
-            hashlib.sha256(f"{seed}\0{record.name}".encode(errors="surrogateescape")).digest()
-            for record in self.records
+        """A seeded permutation of all indices, by the keys: the same on every machine, in a folder and in shards."""
+        drawn = [
+            hashlib.sha256(f"{seed}\0{record.key}".encode(errors="surrogateescape")).digest() for record in self.records
         ]
-        return sorted(range(len(self)), key=lambda index: keys[index])
+        return sorted(range(len(self)), key=lambda index: drawn[index])
 
     def labels(self, folders: Sequence[str | None], *, action: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Class ids of all records, int64 [len(self)], by a model's table of class folders (index is the id).
@@ -225,15 +249,8 @@ def _walk(folder: Path, action: str) -> Iterator[Path]:
             raise UsageError(action, f"{error.filename} can't be read: {error.strerror}", hint) from error
 
     for place, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (path for path in (Path(place, name) for name in names if _wanted(name)) if path.is_file())
-
-
-def _wanted(name: str) -> bool:
-    path = PurePosixPath(name)
-    return path.suffix.lower() in SUFFIXES and not any(
-        part.startswith(".") or part == "__MACOSX" for part in path.parts
-    )
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        yield from (path for path in (Path(place, name) for name in names if is_picture(name)) if path.is_file())
 
 
 def _archive_names(path: Path, action: str) -> list[str]:
@@ -264,7 +281,7 @@ def _zip_names(archive: zipfile.ZipFile) -> Iterator[str]:
     if _members_at_end(archive) not in (None, len(archive.infolist()) & 0xFFFF):
         raise zipfile.BadZipFile("the directory is damaged: it doesn't hold as many files as its end says")
     for info in archive.infolist():
-        if not info.is_dir() and _wanted(info.filename):
+        if not info.is_dir() and is_picture(info.filename):
             yield info.filename  # its header is read with its content
         else:
             with contextlib.suppress(RuntimeError):  # encrypted, or compressed in a way that's unknown: nobody reads it
@@ -390,5 +407,5 @@ def _tar_members(tar: tarfile.TarFile, compressed: bool) -> Iterator[tarfile.Tar
             raise ImageError(
                 "read a compressed .tar", f"it unpacks to more than {MAX_ARCHIVE_BYTES >> 30} GiB", "unpack it first"
             )
-        if info.isreg() and not info.issparse() and _wanted(info.name):
+        if info.isreg() and not info.issparse() and is_picture(info.name):
             yield info

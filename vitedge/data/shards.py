@@ -15,9 +15,10 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from vitedge.data.picture_names import is_picture
 from vitedge.errors import ImageError, UsageError
 
 CLASSES = "classes.txt"
@@ -32,8 +33,8 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 class Sample:
     """One picture of a shard."""
 
-    name: str  # "train-0001.tar/0042.jpg"
     shard: Path
+    member: str  # "0042.jpg"
     offset: int  # of its bytes in the shard
     size: int
     label: str
@@ -53,32 +54,30 @@ def shard_files(source: Path) -> list[Path]:
     return [source] if source.suffix.lower() == ".tar" and _holds_labels(source) else []
 
 
-def read_shards(shards: Sequence[Path], suffixes: Sequence[str], action: str) -> tuple[list[Sample], tuple[str, ...]]:
-    """All samples, in the order of their names, and the classes in the order of their ids.
+def read_shards(shards: Sequence[Path], action: str) -> tuple[list[Sample], tuple[str, ...]]:
+    """All samples, and the classes in the order of their ids.
 
     Args:
         shards: the archives.
-        suffixes: of the files that are pictures.
         action: for error texts.
 
     Raises:
         UsageError: a shard is missing.
         ImageError: a shard that can't be read, or a picture without a class.
     """
-    samples = []
+    samples: list[Sample] = []
     for shard in shards:
         try:
-            samples += list(_samples(shard, tuple(suffixes), action))
+            samples += _samples(shard, action)
         except FileNotFoundError as error:
             raise UsageError(action, f"the shard {shard} doesn't exist", "correct the range, or copy it") from error
         except (tarfile.TarError, OSError, EOFError, ValueError, RecursionError) as error:
             raise ImageError(action, f"{shard}: {type(error).__name__}: {error}", "make the shard again") from error
-    names, labels = _named(sorted(samples, key=lambda sample: sample.name), shards[0].parent / CLASSES, action)
-    return names, labels
+    return _named(samples, shards[0].parent / CLASSES, action)
 
 
 def _named(samples: list[Sample], table: Path, action: str) -> tuple[list[Sample], tuple[str, ...]]:
-    """Numbers become ids (named by ``table`` where there is one); names are sorted."""
+    """Numbers become ids, named by ``table`` where there is one; names are sorted."""
     labels = {sample.label for sample in samples}
     if not all(label.isdecimal() for label in labels):
         return samples, tuple(sorted(labels))
@@ -98,12 +97,10 @@ def _named(samples: list[Sample], table: Path, action: str) -> tuple[list[Sample
             "different classes",
             f"number them 0, 1, 2, …, or name every class in {CLASSES}",
         )
-    return [
-        Sample(sample.name, sample.shard, sample.offset, sample.size, names[int(sample.label)]) for sample in samples
-    ], names
+    return [replace(sample, label=names[int(sample.label)]) for sample in samples], names
 
 
-def _samples(shard: Path, suffixes: tuple[str, ...], action: str) -> Iterator[Sample]:
+def _samples(shard: Path, action: str) -> Iterator[Sample]:
     pictures: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, str] = {}
     with tarfile.open(shard, "r:") as tar:
@@ -111,7 +108,7 @@ def _samples(shard: Path, suffixes: tuple[str, ...], action: str) -> Iterator[Sa
             key, extension = _parts(info.name)
             if not info.isreg() or info.issparse():
                 continue
-            if f".{extension.rsplit('.', 1)[-1]}" in suffixes:
+            if is_picture(info.name):
                 if key in pictures:
                     raise ImageError(action, f"{shard.name} holds two pictures named '{key}'", "rename one")
                 pictures[key] = info
@@ -124,7 +121,7 @@ def _samples(shard: Path, suffixes: tuple[str, ...], action: str) -> Iterator[Sa
     for key, info in pictures.items():
         if key not in labels:
             raise ImageError(action, f"{info.name} in {shard.name} has no class", LABELS)
-        yield Sample(f"{shard.name}/{info.name}", shard, info.offset_data, info.size, labels[key])
+        yield Sample(shard, info.name, info.offset_data, info.size, labels[key])
 
 
 def _label(text: str, extension: str) -> str | None:

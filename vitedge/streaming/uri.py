@@ -30,7 +30,7 @@ from urllib.parse import unquote, urlsplit
 
 from vitedge.core.environment import secret
 from vitedge.core.schema import readable
-from vitedge.data.images import SUFFIXES as PICTURE_SUFFIXES
+from vitedge.data.picture_names import SUFFIXES as PICTURE_SUFFIXES
 from vitedge.errors import StreamError, UsageError, nearest
 from vitedge.streaming.address import ESCAPES, IN_PATH, Credentials, shown, split_url
 
