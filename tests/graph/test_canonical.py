@@ -206,11 +206,6 @@ def test_another_input_is_refused(raw: onnx.ModelProto, text: str) -> None:
         interface.describe(raw, CONTRACT, "test")
 
 
-def test_probabilities_are_recognised() -> None:
-    assert interface.ends_in_probabilities(classifier("nchw", TensorProto.FLOAT, nodes="Softmax"), "scores")
-    assert not interface.ends_in_probabilities(classifier("nchw", TensorProto.FLOAT), "scores")
-
-
 def test_operators_of_a_newer_opset_are_listed() -> None:
     model = classifier("nchw", TensorProto.FLOAT)
     model.graph.node[1].CopyFrom(helper.make_node("GlobalAveragePool", ["x"], ["pooled"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -133,7 +133,37 @@ def _logits(model: onnx.ModelProto, action: str) -> str:
     return name
 
 
-def ends_in_probabilities(model: onnx.ModelProto, output: str) -> bool:
-    """Whether the output is written by a Softmax or Sigmoid, so that it holds no logits."""
-    node = surgery.producers(model).get(output)
-    return node is not None and node.op_type in ("Softmax", "LogSoftmax", "Sigmoid")
+def before(model: onnx.ModelProto, output: str, limit: int = 32) -> list[str]:
+    """Tensors that an output is computed from, the nearest first, by ``limit`` nodes at most; no constants."""
+    producers, names = surgery.producers(model), [output]
+    for name in names:
+        node = producers.get(name)
+        names += [each for each in (node.input if node else ()) if each in producers and each not in names]
+        if len(names) > limit:
+            break
+    return names[1:]
+
+
+def ending_at(
+    model: onnx.ModelProto, source: Source, tensor: str, classes: int, *, flat: bool
+) -> tuple[onnx.ModelProto, Source]:
+    """The model whose one output is a tensor inside it as rows [N, classes].
+
+    Args:
+        model: unchanged.
+        source: what it takes and gives.
+        tensor: any.
+        classes: length of a row.
+        flat: whether the tensor has rank 2 already.
+    """
+    new = surgery.copy(model)
+    if not flat:
+        names = {name for node in new.graph.node for name in (node.name, *node.output)}
+        rows = "rows" if "rows" not in names else f"{max(names)}.rows"
+        shape = folding.set_constant(new, f"{rows}.shape", np.asarray([-1, classes], np.int64))
+        new.graph.node.append(helper.make_node("Reshape", [tensor, shape], [rows], rows))
+        tensor = rows
+    del new.graph.output[:]
+    new.graph.output.append(helper.make_tensor_value_info(tensor, TensorProto.FLOAT, [None, classes]))
+    folding.prune(new)
+    return new, replace(source, output=tensor)

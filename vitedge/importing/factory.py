@@ -75,9 +75,12 @@ def _export(
     factory: Factory, options: dict[str, Any], images: str | Path | ImageSet | None, path: Path, action: str
 ) -> tuple[dict[str, Any], Logits, dict[str, Any]]:
     """Write the module to ``path``; returns the contract's fields, its logits, and details. In a child process."""
+    from vitedge.graph.task import require_one_class
     from vitedge.training import factory as torch_modules
 
     module = torch_modules.build(factory, action)
+    problem = getattr(getattr(module, "config", None), "problem_type", None)  # of transformers' models
+    require_one_class({"problem_type": problem}, "the module's config", options.get("activation"), action)
     fields = {**torch_modules.declared_preprocessing(module), **options}
     require_preprocessing(fields, "a torch module", action)
     contract = contract_of(fields, action)

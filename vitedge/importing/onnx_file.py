@@ -19,6 +19,7 @@ from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ModelError, UsageError
 from vitedge.formats.model_folder import MODEL_ONNX
 from vitedge.importing.contract import contract_of
+from vitedge.importing.probabilities import activated, random_pictures, rows_of, without_activation
 from vitedge.importing.proof import TOLERANCE, Frames, Imported, Logits, frames_of, parity_of, runner
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ def import_onnx(
         UsageError: the preprocessing isn't complete.
         ModelError: a graph that can't be read, run or classified with.
     """
+    from vitedge.graph.task import require_one_class_beside
+
+    require_one_class_beside(path.parent, options.get("activation"), action)
     memory_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
     limits: dict[str, Any] = {"timeout_s": TIMEOUT_S, "memory_mb": memory_mb}
     try:
@@ -104,17 +108,18 @@ def convert(
     frames = frames_of(images, contract, action)
     prepared, report = canonical.prepare(raw, action)
     source = interface.describe(prepared, contract, action)
-    if interface.ends_in_probabilities(prepared, source.output) and contract.activation != "none":
-        reason = f"its output '{source.output}' holds probabilities, not logits; softmax would be applied twice"
-        raise ModelError(action, reason, "add --activation none, or export without the last layer")
     widened = "half precision widened" in report.rewrites
-    original = runner(prepared if widened else raw, action, source.output)
-    expected = original(source_input(frames, contract, source.layout, source.dtype))
-    if expected.ndim != 2 or expected.shape[1] < 1:
-        reason = f"its output '{source.output}' is {list(expected.shape)}; logits [N, classes] are expected"
-        raise ModelError(action, reason, "export the classifier, head included")
-    if not np.isfinite(expected).all():
-        raise ModelError(action, "its logits are NaN or infinite", "check the source's weights and preprocessing")
+    pictures = np.concatenate([frames, random_pictures(contract.size)])
+    inputs = source_input(pictures, contract, source.layout, source.dtype)
+    outputs = runner(prepared if widened else raw, action, source.output)(inputs)
+    rows = _rows(outputs, len(pictures), source.output, action)
+    ending = without_activation(prepared, source.output, inputs, rows, options.get("activation"), action)
+    if ending is not None:
+        report.rewrites[f"{ending.kind} at the end cut off"] = 1
+        prepared, source = interface.ending_at(prepared, source, ending.tensor, rows.shape[1], flat=ending.flat)
+    elif outputs.ndim != 2:
+        prepared, source = interface.ending_at(prepared, source, source.output, rows.shape[1], flat=False)
+    expected = (rows if ending is None else ending.values)[: len(frames)]
 
     def check(candidate: onnx.ModelProto) -> float:
         try:
@@ -127,8 +132,11 @@ def convert(
         raise ModelError(action, "with an image input the graph gives other logits", "report this graph")
     model, report = canonical.canonicalise(model, report, contract, check)
     name = f"the source{', widened to float32,' if widened else ''} in ONNX Runtime"
-    name, expected_logits = reference or (name, expected)
-    parity = parity_of(name, runner(model, action)(frames), expected_logits, action)
+    logits = runner(model, action)(frames)
+    if ending is not None and reference is not None:  # it gives what the ending made of the logits
+        logits = activated(logits, ending.kind)
+    name, expected = reference or (f"{name}, before its {ending.kind}" if ending else name, expected)
+    parity = parity_of(name, logits, expected, action)
     return Imported(
         kind="onnx",
         name=path.stem,
@@ -139,6 +147,21 @@ def convert(
         details={**report.details(), "onnx_sha256": sha256_file(path)},
         architecture=report.architecture,
     )
+
+
+def _rows(outputs: NDArray[np.float32], count: int, name: str, action: str) -> NDArray[np.float32]:
+    """Outputs as finite rows [count, classes].
+
+    Raises:
+        ModelError: they aren't.
+    """
+    rows = rows_of(outputs, count)
+    if rows is None:
+        reason = f"its output '{name}' is {list(outputs.shape)}; logits [N, classes] are expected"
+        raise ModelError(action, reason, "export the classifier, head included")
+    if not np.isfinite(rows).all():
+        raise ModelError(action, "its logits are NaN or infinite", "check the source's weights and preprocessing")
+    return rows
 
 
 def source_input(frames: Frames, contract: Preprocessing, layout: str, dtype: str) -> NDArray[Any]:

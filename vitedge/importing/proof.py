@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,8 +56,15 @@ def frames_of(images: str | Path | ImageSet | None, contract: Preprocessing, act
     return np.stack([contract.apply(pictures.read(index)) for index in range(len(pictures))])
 
 
-def runner(model: onnx.ModelProto, action: str, output: str = "logits") -> Callable[[NDArray[Any]], Logits]:
+def outputs_of(
+    model: onnx.ModelProto, action: str, names: Sequence[str]
+) -> Callable[[NDArray[Any]], list[NDArray[Any]]]:
     """A function that runs a graph on [N, …] in ONNX Runtime, in as many pieces as its batch wants.
+
+    Args:
+        model: any graph with one input.
+        action: for error texts.
+        names: the tensors to return, outputs of the graph or not; those of pieces are joined along their first axis.
 
     Raises:
         NotInstalledError: no onnxruntime.
@@ -67,8 +74,13 @@ def runner(model: onnx.ModelProto, action: str, output: str = "logits") -> Calla
         import onnxruntime  # type: ignore[import-untyped]  # it ships no types
     except ImportError as error:
         raise NotInstalledError.for_extra(action, "onnxruntime", "host") from error
+    from onnx import ValueInfoProto
+
     from vitedge.graph import surgery
 
+    if more := [name for name in names if name not in {value.name for value in model.graph.output}]:
+        model = surgery.copy(model)
+        model.graph.output.extend(ValueInfoProto(name=name) for name in more)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     hint = "export the model again; check the file with onnx.checker"
@@ -77,18 +89,29 @@ def runner(model: onnx.ModelProto, action: str, output: str = "logits") -> Calla
     except Exception as error:  # the runtime's own kinds
         raise ModelError(action, f"ONNX Runtime refuses the graph: {_first_line(error)}", hint) from error
 
-    def run(pictures: NDArray[Any]) -> Logits:
+    def run(pictures: NDArray[Any]) -> list[NDArray[Any]]:
         value = session.get_inputs()[0]
         piece = value.shape[0] if value.shape and isinstance(value.shape[0], int) else len(pictures)
         try:
             padded = np.concatenate([pictures, np.repeat(pictures[:1], -len(pictures) % piece, axis=0)])
-            parts = [padded[i : i + piece] for i in range(0, len(padded), piece)]
-            logits = np.concatenate([session.run([output], {value.name: part})[0] for part in parts])
+            parts = [session.run(names, {value.name: padded[i : i + piece]}) for i in range(0, len(padded), piece)]
+            return [
+                np.concatenate(list(map(np.atleast_1d, each)))[: len(pictures)] for each in zip(*parts, strict=True)
+            ]
         except Exception as error:  # the runtime's own kinds
             raise ModelError(action, f"ONNX Runtime can't run the graph: {_first_line(error)}", hint) from error
-        return logits[: len(pictures)].astype(np.float32)
 
     return run
+
+
+def runner(model: onnx.ModelProto, action: str, output: str = "logits") -> Callable[[NDArray[Any]], Logits]:
+    """A function that runs a graph on [N, …] and returns one output as float32 (:func:`outputs_of`).
+
+    Raises:
+        NotInstalledError, ModelError: as :func:`outputs_of`.
+    """
+    run = outputs_of(model, action, [output])
+    return lambda pictures: run(pictures)[0].astype(np.float32)
 
 
 def _first_line(error: Exception) -> str:
