@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from msgspec.structs import replace
+from onnx import TensorProto, helper
 
 from tests.reporting import results
 from vitedge.core.schema import encode_json
@@ -101,6 +103,15 @@ def test_an_onnx_file(small_model: Path) -> None:
     )
     assert ("LayerNormalization", "5") in sections["Operators"].rows
     assert found.facts["linear layers"] == "10" and found.record["opsets"] == {"ai.onnx": 20}
+    assert "quantized" not in found.facts
+
+
+def test_a_quantized_onnx_file(tmp_path: Path) -> None:
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    node = helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"])
+    graph = helper.make_graph([node], "graph", [value], [value])
+    onnx.save(helper.make_model(graph, producer_name="onnx.quantize"), tmp_path / "x.onnx")
+    assert "by ONNX Runtime: DynamicQuantizeLinear ×1" in inspect(tmp_path / "x.onnx").facts["quantized"]
 
 
 def test_a_file_that_is_no_onnx_is_refused(tmp_path: Path) -> None:

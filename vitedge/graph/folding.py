@@ -6,6 +6,7 @@ and counts its finds.
 
 from __future__ import annotations
 
+import heapq
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -98,6 +99,32 @@ def _reads(graph: onnx.GraphProto) -> Iterator[str]:
         yield from node.input
         for inner in _subgraphs(node):
             yield from _reads(inner)
+
+
+def sort(model: onnx.ModelProto) -> None:
+    """Bring nodes that read what later ones write, as converters leave them, into an order, in place.
+
+    Where there is none (a cycle) nothing is changed.
+    """
+    nodes = list(model.graph.node)
+    writers = {output: position for position, node in enumerate(nodes) for output in node.output if output}
+    readers: dict[int, list[int]] = {}
+    missing = []  # of each node: writers that don't stand before it yet
+    for position, node in enumerate(nodes):
+        inner = (name for graph in _subgraphs(node) for name in _reads(graph))
+        before = {writers[name] for name in (*node.input, *inner) if name in writers}
+        missing.append(len(before))
+        for writer in before:
+            readers.setdefault(writer, []).append(position)
+    ready, order = [position for position, count in enumerate(missing) if count == 0], []
+    while ready:
+        order.append(heapq.heappop(ready))
+        for reader in readers.get(order[-1], []):
+            missing[reader] -= 1
+            if missing[reader] == 0:
+                heapq.heappush(ready, reader)
+    if len(order) == len(nodes) and order != sorted(order):
+        write_nodes(model, (nodes[position] for position in order))
 
 
 def splice(model: onnx.ModelProto, replacements: Mapping[str, Sequence[onnx.NodeProto]]) -> None:

@@ -101,9 +101,10 @@ def convert(
     reference: tuple[str, Logits] | None = None,
 ) -> Imported:
     """Canonicalise a foreign graph. Runs in a child process."""
-    from vitedge.graph import canonical, interface, surgery
+    from vitedge.graph import canonical, interface, quantized, surgery
 
     raw = surgery.load(path)
+    quantized.refuse_quantized(raw, action)
     contract = contract_of(completed(raw, options, action), action)
     frames = frames_of(images, contract, action)
     prepared, report = canonical.prepare(raw, action)

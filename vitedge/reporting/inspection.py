@@ -382,6 +382,7 @@ def _onnx(path: Path, limit: int | None) -> Inspection:
         "parameters": f"{record['parameters']:,}",
         "size": f"{path.stat().st_size / 1e6:.2f} MB",
         "linear layers": str(record["linear_layers"]),
+        **({"quantized": record["quantized"]} if record["quantized"] else {}),
         **{f"metadata {name}": value for name, value in record["metadata"].items()},
         "digest": sha256_file(path),
     }
@@ -402,6 +403,7 @@ def _read_onnx(path: str) -> dict[str, Any]:
     import onnx
 
     from vitedge.graph.preflight import type_name
+    from vitedge.graph.quantized import quantized_form
     from vitedge.graph.surgery import get_metadata, linear_layers, load, tensors
 
     model = load(path)
@@ -423,5 +425,6 @@ def _read_onnx(path: str) -> dict[str, Any]:
         "types": dict(Counter(type_name(constant.data_type) for constant in constants)),
         "parameters": sum(math.prod(constant.dims) for constant in constants),
         "linear_layers": len(linear_layers(model)),
+        "quantized": str(quantized_form(model) or ""),
         "metadata": get_metadata(model),
     }
