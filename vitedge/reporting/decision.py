@@ -381,7 +381,8 @@ def _caveats(
             caveats.append("No sensor here tells whether the processor throttled.")
         if timed and choice.verdict.unstable and not objections[choice.letter]:
             caveats.append(
-                "This machine's speed changed during the run: read the ratios, which hold, and not the milliseconds."
+                f"This machine's speed changed during the run ({choice.verdict.noise.removeprefix('unstable: ')}): "
+                "read the ratios, which hold, and not the milliseconds."
             )
         caveats.extend(
             f"{line.label} was faster, but {'; '.join(objections[line.letter])}."
