@@ -67,7 +67,9 @@ def test_camera_goes_through_the_whole_picture(artifact: Artifact, rate: float) 
     (latency,) = measured(artifact, config=config)
     samples = latency.samples
     assert samples.arrivals == len(samples) + samples.missed > 0
-    assert all(block.arrivals == max(1, int(rate * latency.rules.block_s)) for block in samples.blocks)
+    assert all(
+        block.arrivals > 0 and abs(block.arrivals - rate * latency.rules.block_s) <= 1 for block in samples.blocks
+    )
     assert len(samples.preprocess_ns) == len(samples.postprocess_ns) == len(samples)
     for total, *parts in zip(
         samples.latency_ns, samples.preprocess_ns, samples.compute_ns, samples.postprocess_ns, strict=True
