@@ -78,7 +78,7 @@ def test_a_stopped_bench_leaves_a_partial_result(tmp_path: Path, number: signal.
     arguments = ("bench", slow.path, "--duration", "2", "--iterations", "1000000", "--warmup", "0.05", "--out", out)
     returned, printed, err = stopped_while_measuring(tmp_path, number, 1.0, *arguments)  # after some blocks
     assert returned == code, err
-    assert "Traceback" not in err and err.splitlines()[0] == "error: measure latency"
+    assert "Traceback" not in err and "error: measure latency" in err.splitlines()
     assert f"received {number.name}" in err and "partial" in printed
     result = read_result(out)
     latency = result.rows[0].latency
