@@ -85,6 +85,28 @@ def import_model(
     )
 
 
+def label(model: Model | str | Path, labels: str | Path | Sequence[str]) -> Model:
+    """Name the classes of a model folder, in place.
+
+    Graph, weights and preprocessing stay; the model's digest is another. Artifacts that were exported before keep the
+    names that they have: export again.
+
+    Args:
+        model: a model folder.
+        labels: class names in the order of the logits: a list, or what ``import_model`` takes as ``labels``.
+
+    Raises:
+        UsageError: no model folder, or no such labels.
+        ModelError: labels that can't be read, whose number isn't that of the classes, or that are empty or there twice.
+        ResourceError: the folder can't be written.
+    """
+    from vitedge.formats.model_folder import Model
+    from vitedge.importing import labels as class_names
+
+    opened = model if isinstance(model, Model) else class_names.open_to_label(model)
+    return class_names.label(opened, labels)
+
+
 def export(
     model: Model | str | Path,
     target: Target | str | Path,

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 from tests.cli.command import fails, vitedge
 from vitedge.core.paths import shipped_folder
+from vitedge.importing.entry import import_model
 from vitedge.installation import install_command, upgrade_hint
 
 
@@ -166,9 +168,14 @@ def test_calibration_images_are_the_users_to_name(small_model: Path, tmp_path: P
     assert "--data" in hint
 
 
-def test_display_pictures_never_calibrate(small_model: Path, tmp_path: Path) -> None:
-    _, reason, _ = fails(2, *export_arguments(small_model, tmp_path / "a", "--data", "display"))
-    assert "embedded for display alone" in reason
+def test_the_embedded_model_s_test_pictures_are_for_display_alone(small_model: Path, tmp_path: Path) -> None:
+    """The refusal speaks of the embedded model, and names the pictures; other models take them as any others."""
+    model = import_model("embedded", tmp_path / "model").path
+    _, reason, hint = fails(2, *export_arguments(model, tmp_path / "a", "--data", "display"))
+    assert "test pictures of the embedded model" in reason and re.search(r"\w+/\w+\.png.* and \d+ more", reason)
+    assert "leave out --data" in hint
+    done = vitedge(*export_arguments(small_model, tmp_path / "b", "--data", "display", "--num-samples", 8))
+    assert done.code == 0, done.err
 
 
 def test_too_few_images_for_the_recipe(small_model: Path, small_data: Path, tmp_path: Path) -> None:

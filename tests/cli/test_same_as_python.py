@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,15 @@ def test_a_planned_export(small_model: Path, small_data: Path, tmp_path: Path) -
         small_model, "onnxruntime", "int8", tmp_path / "a", data=small_data, num_samples=9, min_agreement=90
     )
     assert rows == as_json([vitedge.summary(plan)])
+
+
+def test_label(small_model: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(small_model, tmp_path / "model")
+    (tmp_path / "names.txt").write_text("one\ntwo\nthree\nfour\nfive\n")
+    rows = printed("label", model, "--labels", tmp_path / "names.txt")
+    named = vitedge.label(shutil.copytree(small_model, model, dirs_exist_ok=True), tmp_path / "names.txt")
+    assert rows == as_json([vitedge.summary(named)])
+    assert [each.name for each in named.record.classes] == ["one", "two", "three", "four", "five"]
 
 
 def test_build(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:

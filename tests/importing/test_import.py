@@ -344,10 +344,6 @@ def test_tables_of_id_folder_and_name(tmp_path: Path) -> None:
     assert names == ["tench, Tinca tinca", "goldfish, Carassius auratus"]
 
 
-def test_two_classes_of_one_name_have_no_folder() -> None:
-    assert [label.folder for label in read_labels(["crane", "bird", "crane"], 3, "test")] == [None, "bird", None]
-
-
 def test_command_line_spellings() -> None:
     options = ImportOptions(size=parse_size("224"), mean=(0.5, 0.5, 0.5), resize="pad")
     assert options.preprocessing == {"size": (224, 224), "mean": (0.5, 0.5, 0.5), "resize": "pad"}

@@ -17,6 +17,7 @@ VERBS = (
     "doctor",
     "train",
     "import",
+    "label",
     "export",
     "build",
     "verify",

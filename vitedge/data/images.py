@@ -230,6 +230,10 @@ class ImageSet:
         if not self.classes:
             raise UsageError(action, f"{self.source} has no class folders", LAYOUT)
         ids = {folder: index for index, folder in enumerate(folders) if folder is not None}
+        if not ids:
+            reason = f"the model's classes have no names, so none of them is known to be a folder of {self.source}"
+            hint = f"run: vitedge label MODEL --labels {self.source}, then export again"
+            raise UsageError(action, reason, hint)
         unknown = [folder for folder in self.classes if folder not in ids]
         if unknown:
             raise UsageError(

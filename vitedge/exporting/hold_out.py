@@ -118,7 +118,8 @@ def load_hold_out(
         _refuse_overlap(own, used, action)
     if not pictures:
         raise UsageError(action, f"no picture of {images.source} can be read", "name others: --held-out DIR")
-    embedded.refuse_display({picture.digest for picture in pictures}, action)
+    names = {picture.digest: images.records[picture.number].name for picture in pictures}
+    embedded.refuse_display(names, model.record.origin.kind, action)
     frames = np.stack([picture.frame for picture in pictures])
     indices = [picture.number for picture in pictures]
     return HoldOut(

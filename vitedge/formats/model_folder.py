@@ -7,7 +7,8 @@ Whatever trained or published the ViT, from here on nothing needs torch. A model
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ from msgspec import field
 from msgspec.structs import replace
 
 from vitedge._version import __version__
-from vitedge.core.files import FolderKind, new_folder, read_whole, sha256, sha256_file
+from vitedge.core.files import FolderKind, locked, new_folder, read_whole, sha256, sha256_file, write_atomic
 from vitedge.core.schema import Record, decode_json, encode_json, seal
 from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ModelError, UsageError
@@ -42,6 +43,21 @@ def class_table(names: Sequence[str], folders: Sequence[str | None] | None = Non
         ClassLabel(id=index, folder=folder, name=name)
         for index, (name, folder) in enumerate(zip(names, folders, strict=True))
     )
+
+
+#: What gives a model its class names, and its artifacts.
+GIVE_NAMES = "run: vitedge label MODEL --labels FOLDER|FILE, then export again"
+
+
+def numbered_classes(count: int) -> tuple[ClassLabel, ...]:
+    """The table of a model whose classes nobody named."""
+    return class_table([f"class {index}" for index in range(count)], [None] * count)
+
+
+def nameless(names: Iterable[str]) -> bool:
+    """Whether names of classes are the numbers of :func:`numbered_classes`."""
+    listed = list(names)
+    return bool(listed) and all(re.fullmatch(r"class \d+", name) for name in listed)
 
 
 def contract_metadata(preprocessing: Preprocessing, classes: Sequence[ClassLabel]) -> dict[str, str]:
@@ -195,3 +211,16 @@ def write_model(
             (folder / name).write_bytes(data)
         (folder / MODEL_JSON).write_bytes(seal(encode_json(record)))
     return Model.open(out)
+
+
+def replace_record(model: Model, record: ModelRecord, action: str) -> Model:
+    """Replace ``model.json`` of a model folder, atomically and sealed anew; its other files stay.
+
+    Raises:
+        ResourceError: disk, permission, or another process is writing there.
+    """
+    record = replace(record, files=model.record.files, schema_version=ModelRecord.SCHEMA_VERSION)
+    folder = model.path.resolve()
+    with locked(folder, action):
+        write_atomic(folder / MODEL_JSON, seal(encode_json(record)), action)
+    return Model.open(model.path)

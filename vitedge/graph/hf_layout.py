@@ -77,7 +77,7 @@ class _Config(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_huggingface(
-    path: Path, given: Mapping[str, Any] | None = None, *, patch_size: int | None = None
+    path: Path, given: Mapping[str, Any] | None = None, *, patch_size: int | None = None, named: bool = False
 ) -> Checkpoint:
     """A folder in transformers' published layout, or the weights file in it.
 
@@ -85,6 +85,7 @@ def read_huggingface(
         path: the folder or the file.
         given: fields of the preprocessing that override the published ones.
         patch_size: side in pixels, where another one is wanted.
+        named: the caller names the classes; the source's names aren't read.
 
     Raises:
         UsageError: no such file, or preprocessing that isn't one.
@@ -113,7 +114,7 @@ def read_huggingface(
         config=config,
         arrays=arrays,
         preprocessing=contract_from(fields, given, PREPROCESSOR, action),
-        classes=_classes(published, config.num_classes, action),
+        classes=None if named else _classes(published, config.num_classes, action),
         licence=readme_licence(folder),
         details={"architecture": name, **done},
     )

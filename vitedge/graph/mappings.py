@@ -39,7 +39,9 @@ class _Head(msgspec.Struct, frozen=True):
     architectures: Any = None  # transformers
 
 
-def read_published(path: Path, given: Mapping[str, Any] | None = None, *, patch_size: int | None = None) -> Checkpoint:
+def read_published(
+    path: Path, given: Mapping[str, Any] | None = None, *, patch_size: int | None = None, named: bool = False
+) -> Checkpoint:
     """A folder with ``config.json`` beside ``model.safetensors``, or the weights file in it: timm's or transformers'.
 
     Args:
@@ -47,6 +49,7 @@ def read_published(path: Path, given: Mapping[str, Any] | None = None, *, patch_
         given: fields of :class:`~vitedge.data.preprocessing.Preprocessing` that override the published ones; with
             another ``size`` position embeddings are resized.
         patch_size: side in pixels; the patch projection is resized.
+        named: the caller names the classes; the source's names aren't read.
 
     Raises:
         UsageError: no such file, or preprocessing that isn't one.
@@ -60,7 +63,7 @@ def read_published(path: Path, given: Mapping[str, Any] | None = None, *, patch_
         raise ModelError(action, f"{CONFIG_JSON} names no architecture", hint)
     require_one_class_beside(folder, given.get("activation"), action)
     read = read_timm if head.architecture is not None else read_huggingface
-    checkpoint = read(path, given, patch_size=patch_size)
+    checkpoint = read(path, given, patch_size=patch_size, named=named)
     require_several_classes(checkpoint.config.num_classes, "its classification head", action)
     return checkpoint
 

@@ -30,7 +30,9 @@ from vitedge.graph.checkpoint import (
 )
 
 
-def read_timm(path: Path, given: Mapping[str, Any] | None = None, *, patch_size: int | None = None) -> Checkpoint:
+def read_timm(
+    path: Path, given: Mapping[str, Any] | None = None, *, patch_size: int | None = None, named: bool = False
+) -> Checkpoint:
     """A folder in timm's published layout, or the weights file in it.
 
     Plain families: ViT, DeiT, distilled DeiT, DeiT-III, CLIP-style pre-norm, registers, average pooling, DINOv2, DINOv3
@@ -65,7 +67,7 @@ def read_timm(path: Path, given: Mapping[str, Any] | None = None, *, patch_size:
         config=config,
         arrays=arrays,
         preprocessing=contract_from(_preprocessing(published, size, action), given, CONFIG_JSON, action),
-        classes=_classes(published, config.num_classes, action),
+        classes=None if named else _classes(published, config.num_classes, action),
         licence=published.pretrained.license or readme_licence(folder),
         details={key: value for key, value in details.items() if value},
     )

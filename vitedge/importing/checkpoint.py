@@ -20,15 +20,24 @@ if TYPE_CHECKING:
 
 
 def import_checkpoint(
-    kind: str, path: Path, options: dict[str, Any], images: str | Path | ImageSet | None, action: str
+    kind: str,
+    path: Path,
+    options: dict[str, Any],
+    images: str | Path | ImageSet | None,
+    action: str,
+    *,
+    named: bool = False,
 ) -> Imported:
-    """Author the graph of a published checkpoint; it's compared with a float64 forward pass in numpy."""
+    """Author the graph of a published checkpoint; it's compared with a float64 forward pass in numpy.
+
+    ``named``: the classes are named by the caller, so that what the checkpoint calls them isn't read.
+    """
     from vitedge.graph import author, mappings, reference, surgery
 
     patch_size = options.pop("patch_size", None)
     checkpoint: Checkpoint
     if kind == "published":
-        checkpoint = mappings.read_published(path, options, patch_size=patch_size)
+        checkpoint = mappings.read_published(path, options, patch_size=patch_size, named=named)
     else:
         checkpoint = mappings.read_own(path)
     contract = contract_of({**msgspec.structs.asdict(checkpoint.preprocessing), **options}, action)

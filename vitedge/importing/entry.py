@@ -14,17 +14,17 @@ from vitedge.errors import InvalidResultError, ModelError, UsageError
 from vitedge.formats.model_folder import (
     MODEL_FOLDER,
     MODEL_JSON,
-    ClassLabel,
     Model,
     ModelRecord,
     Origin,
-    class_table,
+    nameless,
+    numbered_classes,
     write_model,
 )
 from vitedge.importing.checkpoint import import_checkpoint
 from vitedge.importing.factory import import_factory
 from vitedge.importing.hub import PREFIX, Fetched, fetch
-from vitedge.importing.labels import read_labels, recognise_imagenet
+from vitedge.importing.labels import read_labels, recognise_imagenet, refuse_empty, trained_folders
 from vitedge.importing.onnx_file import graph_summary, import_onnx
 from vitedge.importing.proof import TOLERANCE, Imported
 from vitedge.training.factory import PICKLED, Factory
@@ -54,7 +54,7 @@ def import_model(
             :class:`~vitedge.training.factory.Factory` of a torch module.
         out: the model folder to write.
         labels: class names in the order of the logits, as :func:`~vitedge.importing.labels.read_labels` takes them.
-            Without it the source's own, else numbers.
+            Without it the source's own, else numbers (``vitedge label`` names them later).
         preprocessing: fields of :class:`~vitedge.data.preprocessing.Preprocessing` that override or complete the
             source's. An ONNX file with float input needs at least ``mean`` and ``std``, and ``size`` where its input
             has none. Another ``size`` of a published checkpoint resizes its position embedding; ``patch_size`` beside
@@ -85,7 +85,7 @@ def import_model(
         if kind == "onnx":
             imported = import_onnx(path, options, images, action)
         else:
-            imported = import_checkpoint(kind, path, options, images, action)
+            imported = import_checkpoint(kind, path, options, images, action, named=labels is not None)
     count, parity = imported.num_classes, imported.parity
     if not parity.relative <= TOLERANCE:
         raise InvalidResultError(
@@ -94,12 +94,15 @@ def import_model(
             "report it with the source's architecture; nothing was written",
         )
     if labels is not None:
-        classes: tuple[ClassLabel, ...] | None = read_labels(labels, count, action)
+        folders = trained_folders(imported.classes, imported.training)
+        classes = read_labels(labels, count, action, folders=folders)
     else:
-        classes = recognise_imagenet(imported.classes, count, str(imported.details.get("tag", "")))
+        own = recognise_imagenet(imported.classes, count, str(imported.details.get("tag", "")))
+        classes = own or numbered_classes(count)
+        refuse_empty([label.name for label in classes], "the source", action)
     record = ModelRecord(
         name=imported.name if fetched is None else fetched.repo.rpartition("/")[2],
-        classes=classes or class_table([f"class {index}" for index in range(count)], [None] * count),
+        classes=classes,
         preprocessing=imported.preprocessing,
         origin=_origin(imported, fetched),
         licence=licence or imported.licence,
@@ -125,6 +128,7 @@ def summary(model: Model) -> dict[str, Any]:
         "name": record.name,
         "origin": record.origin.kind,
         "classes": len(record.classes),
+        "class_names": _class_names(model),
         "input_size": "×".join(map(str, record.preprocessing.size)),
         "licence": record.licence,
     }
@@ -138,6 +142,14 @@ def summary(model: Model) -> dict[str, Any]:
     if parity is not None:
         row |= {"compared_with": parity.reference, "pictures": parity.images, "relative_difference": parity.relative}
     return row
+
+
+def _class_names(model: Model) -> str:
+    """The first of them, or what gives them."""
+    names = [label.name for label in model.record.classes]
+    if nameless(names):
+        return f"none; to give them, run: vitedge label {model.path} --labels FOLDER|FILE"
+    return f"{', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
 
 
 def recognise_source(source: str | Path, action: str) -> tuple[str, Path]:

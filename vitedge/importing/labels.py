@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from vitedge.data.images import ImageSet
 from vitedge.errors import ModelError, UsageError
-from vitedge.formats.model_folder import ClassLabel, class_table
+from vitedge.formats.artifact import MANIFEST
+from vitedge.formats.model_folder import ClassLabel, Model, class_table, replace_record
 
 IMAGENET_1K = "imagenet-1k"
 
 _FIX = (
-    'give a text file with a name (or folder, tab, name) a line, JSON (a list of names, {"0": name, …} or a list of '
-    f"{{id, folder, name}}), a folder of class folders, or {IMAGENET_1K}"
+    'give a text file with a name (or "0 name", or folder, tab, name) a line, JSON (a list of names, {"0": name, …}, a '
+    "list of {id, folder, name}, or a config.json with id2label), a folder of class folders, or "
+    f"{IMAGENET_1K}"
 )
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz")
+_NUMBERED = re.compile(r"(\d+)[\s:,;]\s*(\S.*)")  # "0 cat", "0: cat", "0<tab>cat"
 
 
 class _Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A class in a JSON table."""
+    """A class in a table; a source without folders leaves them to :func:`_with_folders`."""
 
     id: int
     name: str
@@ -29,33 +37,92 @@ class _Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def imagenet_1k() -> tuple[ClassLabel, ...]:
     """ImageNet-1k's classes in the usual order: the folder is the WordNet id, the name WordNet's words for it."""
-    return _from_lines((Path(__file__).parent / "imagenet_1k.txt").read_text(encoding="utf-8"))
+    lines = (Path(__file__).parent / "imagenet_1k.txt").read_text(encoding="utf-8").splitlines()
+    folders, names = zip(*(line.split("\t") for line in lines), strict=True)
+    return class_table(names, folders)
 
 
-def read_labels(labels: str | Path | Sequence[str], count: int, action: str) -> tuple[ClassLabel, ...]:
+def read_labels(
+    labels: str | Path | Sequence[str], count: int, action: str, *, folders: Sequence[str | None] = ()
+) -> tuple[ClassLabel, ...]:
     """The class table of a model with ``count`` classes.
 
     Args:
         labels: a list of names in the order of the logits; ``"imagenet-1k"``; or a path: a text file with a name a line
-            (or folder, tab, name), a JSON list of names, a JSON object from id to name, a JSON list of
-            ``{"id", "folder", "name"}`` in any order, or a folder of class folders, sorted.
+            ("0 name" in any order, or folder, tab, name), a JSON list of names, a JSON object from id to name, one that
+            holds such an object as ``id2label``, a JSON list of ``{"id", "folder", "name"}`` in any order, or a folder
+            of class folders, sorted.
         count: the model's classes.
         action: for error texts.
+        folders: what class folders are called in data sets, where the labels name no folders; None, or nothing: as the
+            classes.
 
     Raises:
         UsageError: no such file.
-        ModelError: unreadable, or another number of classes than the model has.
+        ModelError: unreadable, another number of classes than the model has, or names that are empty or there twice.
     """
     if not isinstance(labels, str | Path):
-        table, where = _named(list(labels)), "the list"
+        rows, where = _in_order(labels), "the list"
     elif str(labels) == IMAGENET_1K:
-        table, where = imagenet_1k(), IMAGENET_1K
+        rows, where = [_Row(label.id, label.name, label.folder) for label in imagenet_1k()], IMAGENET_1K
     else:
-        table, where = _from_path(Path(labels), action), Path(labels).name
-    if len(table) != count:
-        reason = f"{where} has {len(table)} class names; the model has {count} classes"
+        rows, where = _from_path(Path(labels), action), Path(labels).name
+    if len(rows) != count:
+        reason = f"{where} has {len(rows)} class names; the model has {count} classes"
         raise ModelError(action, reason, "give one name a class, in the order of the logits")
-    return table
+    rows = sorted(rows, key=lambda row: row.id)
+    if [row.id for row in rows] != list(range(count)):
+        raise ModelError(action, f"the ids in {where} aren't 0, 1, 2, …, {count - 1}", _FIX)
+    refuse_empty([row.name for row in rows], where, action)
+    return _with_folders(rows, folders, where, action)
+
+
+def refuse_empty(names: Sequence[str], where: str, action: str) -> None:
+    """Refuse names without a letter.
+
+    Raises:
+        ModelError: the id of the first one.
+    """
+    if empty := [index for index, name in enumerate(names) if not name.strip()]:
+        reason = f"{where} gives class {empty[0]} an empty name"
+        raise ModelError(action, reason, "name every class: --labels FOLDER|FILE")
+
+
+def label(model: Model, labels: str | Path | Sequence[str]) -> Model:
+    """Name the classes of a model folder, in place; graph, weights and preprocessing stay.
+
+    Class folders that the model was trained on keep their names, unless the labels name folders.
+
+    Args:
+        model: opened; it isn't changed, the folder is.
+        labels: as :func:`read_labels` takes them.
+
+    Raises:
+        UsageError, ModelError: as :func:`read_labels`.
+        ResourceError: ``model.json`` can't be written.
+    """
+    record, action = model.record, f"label the model {model.path}"
+    folders = trained_folders(record.classes, record.training)
+    classes = read_labels(labels, len(record.classes), action, folders=folders)
+    return replace_record(model, msgspec.structs.replace(record, classes=classes), action)
+
+
+def trained_folders(classes: Sequence[ClassLabel] | None, training: Mapping[str, Any] | None) -> list[str | None]:
+    """The class folders that a model was trained on; none where that isn't known."""
+    return [] if training is None else [each.folder for each in classes or ()]
+
+
+def open_to_label(path: str | Path) -> Model:
+    """A model folder whose classes are to be named.
+
+    Raises:
+        UsageError: an artifact, which never changes.
+        UsageError, ModelError: as :meth:`~vitedge.formats.model_folder.Model.open`.
+    """
+    if (Path(path) / MANIFEST).is_file():
+        reason = "it's an artifact, which never changes; its class names are those of its model"
+        raise UsageError(f"label the model {path}", reason, "label the model folder, then export again")
+    return Model.open(path)
 
 
 def recognise_imagenet(classes: tuple[ClassLabel, ...] | None, count: int, tag: str) -> tuple[ClassLabel, ...] | None:
@@ -84,39 +151,87 @@ def _first(name: str) -> str:
     return name.split(",")[0].strip().replace("_", " ").lower()
 
 
-def _named(names: Sequence[str]) -> tuple[ClassLabel, ...]:
-    """Names are folders too, where they are unique."""
-    return class_table(names, [name if names.count(name) == 1 else None for name in names])
+def _with_folders(
+    rows: Sequence[_Row], folders: Sequence[str | None], where: str, action: str
+) -> tuple[ClassLabel, ...]:
+    """The table with a class folder for every class: the rows' own, else ``folders``, else the names.
+
+    Raises:
+        ModelError: a name, or a folder, that is there twice.
+    """
+    names = [row.name for row in rows]
+    if any(row.folder is not None for row in rows):
+        own = [row.folder or row.name for row in rows]
+        _refuse_twice(own, where, "class folders", action)
+        return class_table(names, own)
+    table = class_table(names, [folder or name for folder, name in zip_longest(folders, names)])
+    imagenet = recognise_imagenet(table, len(rows), "")
+    if imagenet is not None and imagenet != table:  # its names, two of which are there twice
+        return imagenet
+    _refuse_twice(names, where, "class names", action)
+    return table
 
 
-def _from_lines(text: str) -> tuple[ClassLabel, ...]:
-    rows = [line.strip().split("\t") for line in text.strip().splitlines()]
-    if all(len(row) == 2 for row in rows):
-        return class_table([name for _, name in rows], [folder for folder, _ in rows])
-    return _named(["\t".join(row) for row in rows])
+def _refuse_twice(names: Sequence[str], where: str, what: str, action: str) -> None:
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        ids = [index for index, name in enumerate(names) if name == twice[0]]
+        reason = f"{where} has {what} twice: '{twice[0]}' for classes {' and '.join(map(str, ids[:2]))}"
+        raise ModelError(action, reason, "give every class a name of its own, or a table of folder, tab, name")
 
 
-def _from_path(path: Path, action: str) -> tuple[ClassLabel, ...]:
-    if path.is_dir():
-        folders = list(ImageSet.open(path, action=action).classes)
+def _in_order(names: Iterable[str]) -> list[_Row]:
+    return [_Row(index, name) for index, name in enumerate(names)]
+
+
+def _from_path(path: Path, action: str) -> list[_Row]:
+    if path.is_dir() or path.suffix.lower() in _ARCHIVES:
+        folders = ImageSet.open(path, action=action).classes
+        if not folders:
+            raise UsageError(action, f"{path} has no class folders", _FIX)
         by_folder = {label.folder: label.name for label in imagenet_1k()}
-        return class_table([by_folder.get(folder, folder) for folder in folders], folders)
+        return [_Row(index, by_folder.get(folder, folder), folder) for index, folder in enumerate(folders)]
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() != ".json":
-            return _from_lines(text)
-        data = msgspec.json.decode(text, type=list[str | _Row] | dict[int, str])
+            return _from_lines(text.splitlines(), path.name, action)
+        return _from_json(msgspec.json.decode(text), path.name, action)
     except FileNotFoundError as error:
         raise UsageError(action, f"the labels {path} don't exist", _FIX) from error
     except (OSError, UnicodeDecodeError, msgspec.MsgspecError, RecursionError) as error:
         raise ModelError(action, f"the labels {path.name} can't be read: {error}", _FIX) from error
-    if isinstance(data, dict):
-        data = [_Row(id=index, name=name) for index, name in data.items()]
-    if all(isinstance(item, str) for item in data):
-        return _named([item for item in data if isinstance(item, str)])
-    rows = sorted((item for item in data if isinstance(item, _Row)), key=lambda row: row.id)
-    if [row.id for row in rows] != list(range(len(data))):
-        raise ModelError(action, f"the ids in {path.name} aren't 0, 1, 2, …, {len(data) - 1}", _FIX)
-    names = [row.name for row in rows]
-    unique = [row.folder or (row.name if names.count(row.name) == 1 else None) for row in rows]
-    return class_table(names, unique)
+
+
+def _from_lines(lines: list[str], where: str, action: str) -> list[_Row]:
+    """Names in order, numbered names in any order, or folder, tab, name."""
+    while lines and not lines[-1].strip():
+        lines = lines[:-1]
+    lines = [line.strip() for line in lines]
+    numbered = [_NUMBERED.fullmatch(line) for line in lines]
+    rows = [_Row(int(match[1]), match[2].strip()) for match in numbered if match is not None]
+    if lines and len(rows) == len(lines):
+        ids = sorted(row.id for row in rows)
+        if ids == list(range(len(ids))):
+            return rows
+        if ids == list(range(1, len(ids) + 1)):
+            raise ModelError(action, f"{where} numbers the classes from 1", "number them from 0, as the logits are")
+    parts = [line.split("\t") for line in lines]
+    if all(len(part) == 2 for part in parts):
+        return [_Row(index, name, folder) for index, (folder, name) in enumerate(parts)]
+    return _in_order(lines)
+
+
+def _from_json(data: Any, where: str, action: str) -> list[_Row]:
+    """What :func:`read_labels` says of JSON.
+
+    Raises:
+        msgspec.MsgspecError: something else.
+        ModelError: a configuration that names no classes.
+    """
+    if isinstance(data, Mapping) and {"id2label", "architectures", "model_type"} & data.keys():
+        data = data.get("id2label") or {}
+        if all(name == f"LABEL_{index}" for index, name in data.items()):
+            raise ModelError(action, f"the id2label of {where} names no classes", _FIX)
+    table = msgspec.convert(data, list[str | _Row] | dict[int, str], str_keys=True)
+    if isinstance(table, dict):
+        return [_Row(index, name) for index, name in table.items()]
+    return [_Row(index, row) if isinstance(row, str) else row for index, row in enumerate(table)]

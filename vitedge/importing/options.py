@@ -65,7 +65,8 @@ class ImportOptions(Record):
     labels: Annotated[
         str | tuple[str, ...] | None,
         Flag(
-            "Class names: a text file (one a line), JSON, a folder of class folders, or imagenet-1k.",
+            "Class names: a folder of class folders (sorted), a text file (one a line, or 0 name), JSON (a list, names "
+            "by id, or a config.json with id2label), or imagenet-1k.",
             default="the source's own",
             group=MODEL,
         ),

@@ -18,7 +18,7 @@ from vitedge.errors import ModelError, NotInstalledError, UsageError
 from vitedge.formats.artifact import MANIFEST, Artifact, Golden, LayerPlan, Manifest
 from vitedge.formats.budget import Budget
 from vitedge.formats.fidelity import Fidelity
-from vitedge.formats.model_folder import MODEL_JSON, ClassLabel, Model, Origin
+from vitedge.formats.model_folder import GIVE_NAMES, MODEL_JSON, ClassLabel, Model, Origin, nameless
 from vitedge.formats.result import RESULT_JSON, read_result
 from vitedge.reporting import rows
 from vitedge.runtimes.choice import folders, open_artifact, read_choice
@@ -293,6 +293,8 @@ def _input(contract: Preprocessing) -> str:
 
 
 def _class_count(classes: Sequence[ClassLabel]) -> str:
+    if nameless(label.name for label in classes):
+        return f"{len(classes)}, without names; {GIVE_NAMES}"
     return f"{len(classes)}: {', '.join(label.name for label in classes[:5])}{', …' if len(classes) > 5 else ''}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vitedge.formats.model_folder import GIVE_NAMES, nameless
 from vitedge.reporting import latency_details, rows, terminal
 from vitedge.reporting.rows import Line, milliseconds, percent, points, rate
 from vitedge.reporting.terminal import BAD, GOOD, UNSURE, mark, megabytes, table, text
@@ -215,7 +216,8 @@ def show_checks(checks: Sequence[Check]) -> None:
 
 
 def show_classified(classified: Sequence[Classified]) -> None:
-    """One row a picture."""
+    """One row a picture; and where the classes have no names, what gives them."""
+    labels = [answer.label for entry in classified for answer in entry.answers]
     terminal.show(
         table(
             ["picture", "label", ">%", "then"],
@@ -228,5 +230,6 @@ def show_classified(classified: Sequence[Classified]) -> None:
                 )
                 for entry in classified
             ],
-        )
+        ),
+        text(f"The classes have no names; {GIVE_NAMES}", UNSURE) if nameless(labels) else None,
     )

@@ -16,6 +16,7 @@ from vitedge.core.intervals import Interval, wilson
 from vitedge.errors import ArtifactError, UsageError
 from vitedge.evaluation.evaluate import reference_row
 from vitedge.evaluation.statistics import Paired, calibration_error, compare, top_k
+from vitedge.formats.model_folder import GIVE_NAMES, nameless
 from vitedge.formats.result import (
     NOT_EXECUTED,
     RESULT_JSON,
@@ -177,6 +178,8 @@ class Line:
         notes = [self.row.note] if self.row.note else []
         notes += [f"{check.tool}: {check.detail}" for check in self.row.parser_checks]
         notes += self.verdict.reasons
+        if self.row.accuracy is not None and self.result.data is not None and nameless(self.result.data.classes):
+            notes.append(f"the classes have no names; {GIVE_NAMES}")
         if self.row.partial:
             notes.append("partial: the run was interrupted")
         latency = self.row.latency

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from vitedge.core.stopping import postponed
+from vitedge.formats.model_folder import GIVE_NAMES, nameless
 from vitedge.runtimes.base import OpenOptions
 from vitedge.runtimes.session import open_session
 from vitedge.streaming.engine import Engine
@@ -22,6 +23,8 @@ def run(settings: StreamSettings) -> None:
     """
     options = OpenOptions(device=settings.device, threads=settings.threads)
     with open_session(open_artifact(settings), options) as session, running(session, settings) as engine:
+        if nameless(label.name for label in session.classes) and not settings.quiet:
+            sys.stderr.write(f"the classes have no names; {GIVE_NAMES}\n")
         engine.sinks.append(terminal_sink(settings, engine.stop))
         try:
             with postponed(engine.stop) as signals:

@@ -5,7 +5,7 @@ name           taken from                             may be used for
 =============  =====================================  ===================================================
 calibration    CIFAR-10 ``train``, seen in training   observing the embedded model
 held-out       CIFAR-10 ``train``, held out           choosing between candidates, budgets
-display        CIFAR-10 ``test``                      showing figures; selection and calibration refuse it
+display        CIFAR-10 ``test``                      showing figures; its selection and calibration refuse it
 =============  =====================================  ===================================================
 
 The weights lie in this folder (float16; their float32 upcast *is* the model), the pictures in ``calibration/``.
@@ -13,6 +13,7 @@ The weights lie in this folder (float16; their float32 upcast *is* the model), t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Literal, get_args
@@ -39,22 +40,23 @@ def _display_digests() -> frozenset[str]:
     return frozenset(images.digest(index) for index in range(len(images)))
 
 
-def refuse_display(digests: frozenset[str] | set[str], action: str) -> None:
-    """Refuse to choose or calibrate by pictures that are for display alone.
+def refuse_display(pictures: Mapping[str, str], origin: str, action: str) -> None:
+    """Refuse to choose or calibrate the embedded model by its test pictures, which are for display alone.
 
     Args:
-        digests: hex SHA-256 of the encoded pictures that are to be used.
+        pictures: those that are to be used: the name of each by the hex SHA-256 of its file.
+        origin: the kind of the model's origin; any other model's owner knows what its test pictures are.
         action: for the error text.
 
     Raises:
-        UsageError: one of them is among the embedded display pictures.
+        UsageError: some of them are among the embedded display pictures.
     """
-    overlap = len(digests & _display_digests())
-    if overlap:
+    shown = [name for digest, name in pictures.items() if digest in _display_digests()] if origin == "embedded" else []
+    if shown:
+        names = f"{', '.join(shown[:3])}{f' and {len(shown) - 3} more' if len(shown) > 3 else ''}"
+        reason = f"these are test pictures of the embedded model (CIFAR-10's), embedded for display alone: {names}"
         raise UsageError(
-            action,
-            f"{overlap} of these pictures come from the CIFAR-10 test set and are embedded for display alone",
-            "use pictures from a training split",
+            action, reason, "use pictures of its training split, or leave out --data and --held-out: it has its own"
         )
 
 
