@@ -170,7 +170,7 @@ def changed(**changes: Any) -> Callable[[dict[str, NDArray[Any]]], dict[str, NDA
         ("vit_tiny_patch8_32", {}, {"model_args": {"act_layer": "silu"}}, "'silu' isn't GELU"),
         ("vit_tiny_patch8_32", {}, {"model_args": {"img_size": 36}}, "aren't made of whole patches of 8×8"),
         ("vit_tiny_patch8_32", {}, {"label_names": ["a", "b"]}, "label_names has 2 names; the head has 7"),
-        ("vit_tiny_patch8_32", {}, {"pretrained_cfg": {"input_size": [3, 32, 32]}}, "mean"),
+        ("vit_tiny_patch8_32", {}, {"pretrained_cfg": {"input_size": [3, 32, 32], "mean": 0.5}}, "mean"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(

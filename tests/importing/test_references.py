@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from tests.importing.references import (
     PHOTOS,
     SAMPLES,
     positions,
+    write_files,
     write_folder,
 )
 from vitedge.data.golden import golden_pictures
 from vitedge.data.preprocessing import Preprocessing
-from vitedge.graph import hf_layout, mappings, timm_layout
+from vitedge.graph import hf_processor, mappings, timm_layout
 from vitedge.graph.author import author_vit
 from vitedge.importing.entry import import_model
 
@@ -44,10 +46,11 @@ def contract_of(kind: str, published: dict[str, Any]) -> Preprocessing:
             },
             timm_layout._Published,
         )
-        fields = timm_layout._preprocessing(source, tuple(published["input_size"][1:]), "test")
+        fields, _ = timm_layout._preprocessing(source, tuple(published["input_size"][1:]), {}, "test")
     else:
-        processor = msgspec.convert({**published, "do_normalize": False}, hf_layout._Processor)
-        fields = hf_layout._fields(processor, "test")
+        with tempfile.TemporaryDirectory() as folder:
+            write_files(Path(folder), {hf_processor.PREPROCESSOR: {**published, "do_normalize": False}})
+            fields, _ = hf_processor.read_preprocessing(Path(folder), "vit", (224, 224), {}, "test")
     return msgspec.convert(fields, Preprocessing)
 
 

@@ -104,10 +104,26 @@ def contract_from(published: Mapping[str, Any], given: Mapping[str, Any], file: 
         msgspec.convert({"size": (1, 1), **given}, Preprocessing)
     except (msgspec.MsgspecError, ValueError) as error:
         raise UsageError(action, f"the preprocessing is wrong: {error}", "run: vitedge import --help") from error
+    hint = "give that value yourself; run: vitedge import --help"
     try:
         return msgspec.convert({**published, **given}, Preprocessing)
     except (msgspec.MsgspecError, ValueError) as error:
-        raise ModelError(action, f"the preprocessing in {file} can't be kept: {error}", "correct it") from error
+        raise ModelError(action, f"the preprocessing in {file} can't be kept: {error}", hint) from error
+
+
+def taken_defaults(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """For ``origin.details``: which fields come from a library's defaults, and whose, less what the caller gave."""
+    taken = {name: value for name, value in defaults.items() if name not in given}
+    return {"preprocessing_defaults": taken} if taken.keys() - {"from"} else {}
+
+
+def flags(fields: Mapping[str, Any]) -> list[str]:
+    """Fields as a command line spells them, ``--crop-fraction 0.9``; without a value where it's None."""
+    texts = []
+    for name, value in fields.items():
+        text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        texts.append(f"--{name.replace('_', '-')}" + ("" if value is None else f" {text}"))
+    return texts
 
 
 def grid_of(positions: int, prefix: int, likely: list[tuple[int, int]]) -> tuple[tuple[int, int], bool] | None:

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
-from vitedge.errors import ModelError, UsageError
+from vitedge.errors import ModelError
 from vitedge.formats.architecture import PatchStem, ViTConfig
 from vitedge.formats.model_folder import ClassLabel, class_table
 from vitedge.graph.author import checked_parameters, expected_parameters
@@ -29,10 +29,10 @@ from vitedge.graph.checkpoint import (
     read_json,
     readme_licence,
     resized,
+    taken_defaults,
     weights_of,
 )
-
-PREPROCESSOR = "preprocessor_config.json"
+from vitedge.graph.hf_processor import PREPROCESSOR, read_preprocessing
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def read_huggingface(
         named: the caller names the classes; the source's names aren't read.
 
     Raises:
-        UsageError: no such file, or preprocessing that isn't one.
+        UsageError: no such file, or preprocessing that isn't one or isn't said.
         ModelError: malformed files, another architecture, or tensors that don't fit.
     """
     folder, given = path if path.is_dir() else path.parent, given or {}
@@ -102,7 +102,7 @@ def read_huggingface(
     source = weights_of(path, action)
     config = _architecture(published, family, source, action)
     config, arrays = _gathered(config, family, source, action)
-    fields = _preprocessing(folder / PREPROCESSOR, config, given, action)
+    fields, defaults = read_preprocessing(folder, family.prefix, config.image_size, given, action)
     size = image_size_of(given.get("size", fields["size"]), action, PREPROCESSOR)
     if size != config.image_size and "size" not in given and not family.dino:
         reason = f"{PREPROCESSOR} makes {size[0]}×{size[1]} pixels and {CONFIG_JSON} says {published.image_size}"
@@ -116,7 +116,7 @@ def read_huggingface(
         preprocessing=contract_from(fields, given, PREPROCESSOR, action),
         classes=None if named else _classes(published, config.num_classes, action),
         licence=readme_licence(folder),
-        details={"architecture": name, **done},
+        details={"architecture": name, **done, **taken_defaults(defaults, given)},
     )
 
 
@@ -243,93 +243,6 @@ def _theirs(ours: str, family: _Family, swiglu: bool) -> tuple[str, ...]:
     if swiglu and inside.startswith("mlp."):
         return (f"{block}.mlp.{'weights_in' if inside == 'mlp.fc1' else 'weights_out'}.{kind}",)
     return (f"{block}.{inside if family.dino else _VIT_BLOCK[inside]}.{kind}",)
-
-
-class _Processor(msgspec.Struct, frozen=True, kw_only=True):
-    """What is read of ``preprocessor_config.json``."""
-
-    image_processor_type: str | None = None
-    feature_extractor_type: str | None = None  # until 2022
-    do_resize: bool = True
-    size: int | dict[str, int | None] | None = None
-    resample: int = 3
-    do_center_crop: bool | None = None
-    crop_size: int | dict[str, int] | None = None
-    do_rescale: bool = True
-    rescale_factor: float = 1 / 255
-    do_normalize: bool = True
-    image_mean: tuple[float, float, float] | None = None
-    image_std: tuple[float, float, float] | None = None
-
-
-_RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers
-_CROPPING = {"ViT": False, "DeiT": True, "Bit": True, "CLIP": True}
-
-
-def _preprocessing(path: Path, config: ViTConfig, given: Mapping[str, Any], action: str) -> dict[str, Any]:
-    """The image processor as fields of the contract: resize to a size or a shortest edge, then a centre crop."""
-    if not path.is_file():
-        if missing := [f"--{name}" for name in ("mean", "std") if name not in given]:
-            reason = f"{PREPROCESSOR} is missing, which says how its pictures are prepared; so is {', '.join(missing)}"
-            raise UsageError(action, reason, "give what the model was trained with, say --mean 0.485,0.456,0.406")
-        return {"size": config.image_size}
-    return _fields(read_json(path, _Processor, action), action)
-
-
-def _fields(source: _Processor, action: str) -> dict[str, Any]:
-    hint = "give the preprocessing yourself: --resize, --crop-fraction"
-    processor = source.image_processor_type or source.feature_extractor_type or ""
-    kind = processor.replace("Fast", "").removesuffix("ImageProcessor").removesuffix("FeatureExtractor")
-    if kind not in _CROPPING:
-        raise ModelError(action, f"the image processor '{processor[:60]}' isn't known here", hint)
-    if not source.do_resize or source.size is None or source.resample not in range(len(_RESAMPLE)):
-        raise ModelError(action, f"{PREPROCESSOR} doesn't say to which size and how pictures are resized", hint)
-    square = kind in ("ViT", "DeiT")
-    size: Mapping[str, int | None] = source.size if isinstance(source.size, dict) else {}
-    if isinstance(source.size, int):
-        size = {"height": source.size, "width": source.size} if square else {"shortest_edge": source.size}
-    edge, height, width = (size.get(key) for key in ("shortest_edge", "height", "width"))
-    if (edge is None) == (height is None or width is None) or size.get("longest_edge") is not None:
-        raise ModelError(action, f"the size {dict(size)} isn't height and width, or shortest_edge", hint)
-    resized_to = (height, width) if height is not None and width is not None else (edge or 0, edge or 0)
-    cropped = _CROPPING[kind] if source.do_center_crop is None else source.do_center_crop
-    cropped_to: tuple[int, int] = resized_to
-    if cropped and source.crop_size is not None:
-        crop = (
-            source.crop_size
-            if isinstance(source.crop_size, dict)
-            else {"height": source.crop_size, "width": source.crop_size}
-        )
-        cropped_to = image_size_of([crop.get("height"), crop.get("width")], action, PREPROCESSOR)
-    elif edge is not None or cropped:
-        raise ModelError(action, f"{PREPROCESSOR} makes pictures of no fixed size", hint)
-    cropped_to, resized_to = (
-        image_size_of(cropped_to, action, PREPROCESSOR),
-        image_size_of(resized_to, action, PREPROCESSOR),
-    )
-    if (
-        cropped_to[0] > resized_to[0]
-        or cropped_to[0] * resized_to[1] != cropped_to[1] * resized_to[0]
-        or (edge and cropped_to[0] != cropped_to[1])
-    ):
-        raise ModelError(
-            action,
-            f"a crop of {cropped_to[0]}×{cropped_to[1]} from {resized_to[0]}×{resized_to[1]} isn't offered",
-            hint,
-        )
-    if source.do_normalize and (source.image_mean is None or source.image_std is None):
-        raise ModelError(action, f"{PREPROCESSOR} has no image_mean or image_std", "give --mean and --std")
-    return {
-        "size": cropped_to,
-        "resize": "shortest" if edge is not None else "squash",
-        "interpolation": _RESAMPLE[source.resample],
-        "crop_fraction": cropped_to[0] / resized_to[0],
-        "crop_rounding": "round",
-        "crop_offset": "floor",
-        "rescale": source.rescale_factor if source.do_rescale else 1.0,
-        "mean": source.image_mean if source.do_normalize else (0.0, 0.0, 0.0),
-        "std": source.image_std if source.do_normalize else (1.0, 1.0, 1.0),
-    }
 
 
 def _classes(published: _Config, count: int, action: str) -> tuple[ClassLabel, ...] | None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from vitedge.errors import ModelError
+from vitedge.errors import ModelError, UsageError
 from vitedge.formats.architecture import PatchStem, Rope, ViTConfig
 from vitedge.formats.model_folder import ClassLabel, class_table
 from vitedge.graph.author import checked_parameters
@@ -26,6 +26,7 @@ from vitedge.graph.checkpoint import (
     readme_licence,
     resized,
     shape_of,
+    taken_defaults,
     weights_of,
 )
 
@@ -42,6 +43,7 @@ def read_timm(
         path: the folder or the file.
         given: fields of the preprocessing that override the published ones.
         patch_size: side in pixels, where another one is wanted.
+        labelled: the caller names the classes; what the file calls them isn't read.
 
     Raises:
         UsageError: no such file, or preprocessing that isn't one.
@@ -58,30 +60,31 @@ def read_timm(
     if "patch_embed.proj.bias" not in arrays and config.pre_norm:  # CLIP's patch convolution has none
         arrays["patch_embed.proj.bias"] = np.zeros(config.embed_dim, np.float32)
     checked_parameters(config, arrays)
-    size = image_size_of(given.get("size", _image_size(published, action)), action)
+    size = image_size_of(given.get("size", _data_size(published, action)), action)
     config, arrays, done = resized(config, arrays, size, action, patch_size=patch_size)
+    fields, defaults = _preprocessing(published, size, given, action)
     details = {"architecture": published.architecture, "tag": published.pretrained.tag, **done}
     return Checkpoint(
         kind="timm",
         name=published.architecture,
         config=config,
         arrays=arrays,
-        preprocessing=contract_from(_preprocessing(published, size, action), given, CONFIG_JSON, action),
+        preprocessing=contract_from(fields, given, CONFIG_JSON, action),
         classes=None if named else _classes(published, config.num_classes, action),
         licence=published.pretrained.license or readme_licence(folder),
-        details={key: value for key, value in details.items() if value},
+        details={key: value for key, value in details.items() if value} | taken_defaults(defaults, given),
     )
 
 
 class _Pretrained(msgspec.Struct, frozen=True, kw_only=True):
-    """What is read of timm's ``pretrained_cfg``; its other keys don't touch inference."""
+    """What is read of timm's ``pretrained_cfg``; its other keys don't touch inference. timm fills the first six."""
 
-    input_size: tuple[int, int, int]  # (channels, height, width)
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    crop_pct: float = 0.875  # timm's own defaults, for the three keys that it leaves out
-    crop_mode: str = "center"
-    interpolation: str = "bicubic"
+    input_size: tuple[int, int, int] | None = None  # (channels, height, width)
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    crop_pct: float | None = None
+    crop_mode: str | None = None
+    interpolation: str | None = None
     num_classes: int | None = None
     license: str | None = None
     tag: str | None = None
@@ -104,7 +107,7 @@ class _Published(msgspec.Struct, frozen=True, kw_only=True):
 def _read_config(path: Path, action: str) -> _Published:
     raw = read_json(path, dict[str, Any], action)
     try:
-        return msgspec.convert({**raw, "pretrained": raw.get("pretrained_cfg", raw)}, _Published)
+        return msgspec.convert({**raw, "pretrained": raw.get("pretrained_cfg") or raw}, _Published)
     except (msgspec.MsgspecError, ValueError) as error:
         raise ModelError(action, f"{CONFIG_JSON} isn't timm's: {error}", "download it again") from error
 
@@ -213,7 +216,7 @@ def _architecture(published: _Published, words: list[str], arrays: Arrays, actio
     learned = "pos_embed" in arrays and not rotary
     if learned:  # for another grid than the image size tells it's resized, as timm does when it loads
         positions = shape_of(arrays, "pos_embed", 3, action)[1]
-        published_size = published.pretrained.input_size[1:]
+        published_size = (published.pretrained.input_size or _DEFAULTS["input_size"])[1:]
         fitting = grid_of(positions, prefix, [grid, (published_size[0] // patch, published_size[1] // patch)])
         if fitting is None:
             reason = (
@@ -269,7 +272,17 @@ def _num_classes(published: _Published, arrays: Arrays, action: str) -> int:
 
 
 def _image_size(published: _Published, action: str) -> tuple[int, int]:
-    return image_size_of(published.model_args.get("img_size", published.pretrained.input_size[1:]), action)
+    """What the weights are for."""
+    given = published.model_args.get("img_size")
+    return image_size_of(given or (published.pretrained.input_size or _DEFAULTS["input_size"])[1:], action)
+
+
+def _data_size(published: _Published, action: str) -> tuple[int, int]:
+    """What pictures are prepared to: the weights' size, but for models that take others and resize as they run."""
+    args, input_size = published.model_args, published.pretrained.input_size
+    if input_size and (args.get("dynamic_img_size") or args.get("strict_img_size") is False):
+        return image_size_of(input_size[1:], action)
+    return _image_size(published, action)
 
 
 def _pool(published: _Published, words: list[str], arrays: Arrays, action: str) -> Literal["token", "avg"]:
@@ -301,27 +314,47 @@ def _heads(published: _Published, words: list[str], arrays: Arrays, embed_dim: i
     return heads
 
 
-def _preprocessing(published: _Published, size: tuple[int, int], action: str) -> dict[str, Any]:
-    """``timm.data.transforms_factory.transforms_imagenet_eval`` as fields of the contract."""
-    source = published.pretrained
-    resize = {"center": "shortest", "squash": "squash", "border": "pad"}.get(source.crop_mode)
-    if resize is None or (resize == "pad" and source.crop_pct != 1.0):
-        reason = f"crop_mode '{source.crop_mode}' with crop_pct {source.crop_pct} isn't offered"
-        raise ModelError(action, reason, "give the preprocessing yourself: --resize, --crop-fraction")
-    if "img_size" not in published.model_args and source.input_size[0] != 3:
-        raise ModelError(action, f"input_size {list(source.input_size)} isn't RGB", f"correct {CONFIG_JSON}")
+#: ``timm.data.resolve_data_config``'s own, for keys that are missing, null or empty.
+_DEFAULTS: dict[str, Any] = {
+    "input_size": (3, 224, 224),
+    "interpolation": "bicubic",
+    "crop_pct": 0.875,
+    "crop_mode": "center",
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+}
+_NAMES = {"input_size": "size", "crop_pct": "crop_fraction", "crop_mode": "resize"}  # of the contract
+
+
+def _preprocessing(
+    published: _Published, size: tuple[int, int], given: Mapping[str, Any], action: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``timm.data.transforms_factory.transforms_imagenet_eval`` as fields of the contract, and timm's defaults in it.
+
+    Raises:
+        ModelError: channels that aren't RGB.
+        UsageError: a crop that the contract can't express, and the caller says no other.
+    """
+    source = {key: getattr(published.pretrained, key) or value for key, value in _DEFAULTS.items()}
+    resize = {"squash": "squash", "border": "pad"}.get(source["crop_mode"], "shortest")  # timm centres any other
+    if resize == "pad" and source["crop_pct"] != 1.0 and not {"resize", "crop_fraction"} & given.keys():
+        reason = f"crop_mode 'border' with crop_pct {source['crop_pct']} isn't offered; missing: --crop-fraction"
+        raise UsageError(action, reason, "give --crop-fraction 1 to keep the whole picture")
+    if "img_size" not in published.model_args and source["input_size"][0] != 3:
+        raise ModelError(action, f"input_size {list(source['input_size'])} isn't RGB", f"correct {CONFIG_JSON}")
     fields: dict[str, Any] = {
         "size": size,
         "resize": resize,
-        "interpolation": source.interpolation,
-        "crop_fraction": source.crop_pct,
+        "interpolation": source["interpolation"],
+        "crop_fraction": source["crop_pct"],
         "crop_rounding": "floor",
-        "mean": source.mean,
-        "std": source.std,
+        "mean": source["mean"],
+        "std": source["std"],
     }
     if resize == "pad":
-        fields["fill"] = tuple(round(255 * value) for value in source.mean)
-    return fields
+        fields["fill"] = tuple(round(255 * value) for value in source["mean"])
+    taken = [_NAMES.get(key, key) for key in _DEFAULTS if not getattr(published.pretrained, key)]
+    return fields, {"from": "timm", **{name: fields[name] for name in taken}} if taken else {}
 
 
 def _classes(published: _Published, count: int, action: str) -> tuple[ClassLabel, ...] | None:

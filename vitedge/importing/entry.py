@@ -138,6 +138,8 @@ def summary(model: Model) -> dict[str, Any]:
     for detail in ("revision", "position_embedding", "patch_projection"):
         if detail in record.origin.details:
             row[detail] = record.origin.details[detail]
+    if "preprocessing_defaults" in record.origin.details:
+        row["preprocessing_defaults"] = _said(record.origin.details["preprocessing_defaults"])
     row |= graph_summary(record.origin.details)
     if parity is not None:
         row |= {"compared_with": parity.reference, "pictures": parity.images, "relative_difference": parity.relative}
@@ -150,6 +152,18 @@ def _class_names(model: Model) -> str:
     if nameless(names):
         return f"none; to give them, run: vitedge label {model.path} --labels FOLDER|FILE"
     return f"{', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
+
+
+def _said(defaults: Mapping[str, Any]) -> str:
+    """What the source left open, for people: ``interpolation bilinear, mean 0.5,0.5,0.5 (timm)``."""
+    texts = [f"{name.replace('_', ' ')} {_spelled(value)}" for name, value in defaults.items() if name != "from"]
+    return f"{', '.join(texts)} ({defaults['from']})"
+
+
+def _spelled(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(map(_spelled, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def recognise_source(source: str | Path, action: str) -> tuple[str, Path]:

@@ -16,7 +16,7 @@ from vitedge.errors import ModelError, NotInstalledError, ResourceError, UsageEr
 
 PREFIX = "hub:"
 NEEDED = ("config.json", "model.safetensors")
-HELPFUL = ("preprocessor_config.json", "README.md")  # preprocessing and licence, where they are published
+HELPFUL = ("preprocessor_config.json", "processor_config.json", "README.md")  # preprocessing, licence: where published
 
 _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
