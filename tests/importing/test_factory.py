@@ -202,12 +202,25 @@ def test_preprocessing_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_module_of_timm_tells_its_preprocessing() -> None:
-    declared = torch_modules.declared_preprocessing(folded())
+    declared, defaults = torch_modules.declared_preprocessing(folded(), {}, "test")
+    assert defaults == {}
     assert declared == {
         "size": (32, 48), "mean": MEAN, "std": STD, "crop_fraction": 0.9, "interpolation": "bicubic",
         "resize": "squash", "crop_rounding": "floor",
     }  # fmt: skip
-    assert torch_modules.declared_preprocessing(rows()) == {}
+    assert torch_modules.declared_preprocessing(rows(), {}, "test") == ({}, {})
+
+
+def test_a_module_of_timm_is_prepared_as_timm_does() -> None:
+    module = folded()
+    module.pretrained_cfg = {"mean": MEAN, "std": STD, "crop_mode": "border", "crop_pct": 1.0}
+    declared, defaults = torch_modules.declared_preprocessing(module, {}, "test")
+    assert declared["resize"] == "pad" and declared["fill"] == tuple(round(255 * value) for value in MEAN)
+    assert defaults == {"from": "timm", "size": (224, 224), "interpolation": "bicubic"}
+    module.pretrained_cfg["crop_pct"] = 0.9
+    with pytest.raises(UsageError, match="missing: --crop-fraction"):
+        torch_modules.declared_preprocessing(module, {}, "test")
+    assert torch_modules.declared_preprocessing(module, {"crop_fraction": 1.0}, "test")[0]["resize"] == "pad"
 
 
 class Harm:

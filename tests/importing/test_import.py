@@ -217,8 +217,9 @@ def test_an_onnx_file_needs_its_preprocessing(tmp_path: Path, pictures: Path) ->
     source, out = EXPORTS / "dynamo-20.onnx", tmp_path / "model"
     with pytest.raises(UsageError, match="--mean, --std is missing"):
         import_model(source, out, images=pictures)
-    with pytest.raises(ModelError, match=r"expected .*\[N, 3, 64, 64\].*received float \[1, 3, 32, 48\]"):
+    with pytest.raises(ModelError, match=r"expected .*\[N, 3, 64, 64\].*received float \[1, 3, 32, 48\]") as refusal:
         import_model(source, out, images=pictures, preprocessing={**NORMALISATION, "size": (64, 64)})
+    assert refusal.value.hint == "give its own size: --size 32x48"
     with pytest.raises(UsageError, match="the preprocessing is wrong"):
         import_model(source, out, images=pictures, preprocessing={**NORMALISATION, "resize": "stretch"})
     assert not out.exists()

@@ -53,7 +53,10 @@ def describe(model: onnx.ModelProto, preprocessing: Preprocessing, action: str) 
         name = helper.tensor_dtype_to_string(value.type.tensor_type.elem_type).removeprefix("TensorProto.").lower()
         received = f"{name} {shape}"
         expected = f"float32 or uint8 [N, 3, {height}, {width}] or [N, {height}, {width}, 3]"
-        raise ModelError(action, f"input '{value.name}': expected {expected}, received {received}", "give its size")
+        sides = shape[1:3] if shape[-1:] == [3] else shape[2:]
+        fixed = kind is not None and len(shape) == 4 and 3 in (shape[1], shape[3]) and None not in sides
+        hint = f"give its own size: --size {sides[0]}x{sides[1]}" if fixed else FIX
+        raise ModelError(action, f"input '{value.name}': expected {expected}, received {received}", hint)
     output = _logits(model, action)
     layout: Literal["nchw", "nhwc"] = "nchw" if fits[0] == "nchw" else "nhwc"
     if len(fits) == 2 and _first_channels(model, layouts["nchw"]) != 3 == _first_channels(model, layouts["nhwc"]):

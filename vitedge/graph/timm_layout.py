@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from vitedge.errors import ModelError, UsageError
+from vitedge.errors import ModelError
 from vitedge.formats.architecture import PatchStem, Rope, ViTConfig
 from vitedge.formats.model_folder import ClassLabel, class_table
 from vitedge.graph.author import checked_parameters
@@ -29,6 +29,7 @@ from vitedge.graph.checkpoint import (
     taken_defaults,
     weights_of,
 )
+from vitedge.graph.timm_transform import DEFAULTS, evaluation_transform
 
 
 def read_timm(
@@ -43,7 +44,7 @@ def read_timm(
         path: the folder or the file.
         given: fields of the preprocessing that override the published ones.
         patch_size: side in pixels, where another one is wanted.
-        labelled: the caller names the classes; what the file calls them isn't read.
+        named: the caller names the classes; the source's names aren't read.
 
     Raises:
         UsageError: no such file, or preprocessing that isn't one.
@@ -216,7 +217,7 @@ def _architecture(published: _Published, words: list[str], arrays: Arrays, actio
     learned = "pos_embed" in arrays and not rotary
     if learned:  # for another grid than the image size tells it's resized, as timm does when it loads
         positions = shape_of(arrays, "pos_embed", 3, action)[1]
-        published_size = (published.pretrained.input_size or _DEFAULTS["input_size"])[1:]
+        published_size = (published.pretrained.input_size or DEFAULTS["input_size"])[1:]
         fitting = grid_of(positions, prefix, [grid, (published_size[0] // patch, published_size[1] // patch)])
         if fitting is None:
             reason = (
@@ -274,7 +275,7 @@ def _num_classes(published: _Published, arrays: Arrays, action: str) -> int:
 def _image_size(published: _Published, action: str) -> tuple[int, int]:
     """What the weights are for."""
     given = published.model_args.get("img_size")
-    return image_size_of(given or (published.pretrained.input_size or _DEFAULTS["input_size"])[1:], action)
+    return image_size_of(given or (published.pretrained.input_size or DEFAULTS["input_size"])[1:], action)
 
 
 def _data_size(published: _Published, action: str) -> tuple[int, int]:
@@ -314,47 +315,14 @@ def _heads(published: _Published, words: list[str], arrays: Arrays, embed_dim: i
     return heads
 
 
-#: ``timm.data.resolve_data_config``'s own, for keys that are missing, null or empty.
-_DEFAULTS: dict[str, Any] = {
-    "input_size": (3, 224, 224),
-    "interpolation": "bicubic",
-    "crop_pct": 0.875,
-    "crop_mode": "center",
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
-}
-_NAMES = {"input_size": "size", "crop_pct": "crop_fraction", "crop_mode": "resize"}  # of the contract
-
-
 def _preprocessing(
     published: _Published, size: tuple[int, int], given: Mapping[str, Any], action: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """``timm.data.transforms_factory.transforms_imagenet_eval`` as fields of the contract, and timm's defaults in it.
-
-    Raises:
-        ModelError: channels that aren't RGB.
-        UsageError: a crop that the contract can't express, and the caller says no other.
-    """
-    source = {key: getattr(published.pretrained, key) or value for key, value in _DEFAULTS.items()}
-    resize = {"squash": "squash", "border": "pad"}.get(source["crop_mode"], "shortest")  # timm centres any other
-    if resize == "pad" and source["crop_pct"] != 1.0 and not {"resize", "crop_fraction"} & given.keys():
-        reason = f"crop_mode 'border' with crop_pct {source['crop_pct']} isn't offered; missing: --crop-fraction"
-        raise UsageError(action, reason, "give --crop-fraction 1 to keep the whole picture")
-    if "img_size" not in published.model_args and source["input_size"][0] != 3:
-        raise ModelError(action, f"input_size {list(source['input_size'])} isn't RGB", f"correct {CONFIG_JSON}")
-    fields: dict[str, Any] = {
-        "size": size,
-        "resize": resize,
-        "interpolation": source["interpolation"],
-        "crop_fraction": source["crop_pct"],
-        "crop_rounding": "floor",
-        "mean": source["mean"],
-        "std": source["std"],
-    }
-    if resize == "pad":
-        fields["fill"] = tuple(round(255 * value) for value in source["mean"])
-    taken = [_NAMES.get(key, key) for key in _DEFAULTS if not getattr(published.pretrained, key)]
-    return fields, {"from": "timm", **{name: fields[name] for name in taken}} if taken else {}
+    """The contract's fields, and those of them that timm's defaults fill."""
+    channels = (published.pretrained.input_size or DEFAULTS["input_size"])[0]
+    if "img_size" not in published.model_args and channels != 3:
+        raise ModelError(action, f"input_size has {channels} channels, not RGB", f"correct {CONFIG_JSON}")
+    return evaluation_transform(msgspec.structs.asdict(published.pretrained), size, given, action)
 
 
 def _classes(published: _Published, count: int, action: str) -> tuple[ClassLabel, ...] | None:

@@ -83,7 +83,7 @@ def import_model(
         else:
             kind, path = recognise_source(source, action)
         if kind == "onnx":
-            imported = import_onnx(path, options, images, action)
+            imported = import_onnx(path, options, images, action, named=labels is not None)
         else:
             imported = import_checkpoint(kind, path, options, images, action, named=labels is not None)
     count, parity = imported.num_classes, imported.parity
@@ -135,7 +135,7 @@ def summary(model: Model) -> dict[str, Any]:
     if record.architecture is not None:
         row |= {"blocks": record.architecture.depth, "channels": record.architecture.embed_dim}
         row |= {"million_macs": round(record.architecture.macs() / 1e6, 1)}
-    for detail in ("revision", "position_embedding", "patch_projection"):
+    for detail in ("revision", "position_embedding", "patch_projection", "class_names_from"):
         if detail in record.origin.details:
             row[detail] = record.origin.details[detail]
     if "preprocessing_defaults" in record.origin.details:

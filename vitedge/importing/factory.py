@@ -14,6 +14,7 @@ from vitedge.core.files import sha256_file
 from vitedge.core.isolation import ChildError, run_isolated
 from vitedge.data.images import ImageSet
 from vitedge.errors import ModelError, UsageError
+from vitedge.graph.checkpoint import taken_defaults
 from vitedge.importing.contract import contract_of
 from vitedge.importing.onnx_file import import_onnx, require_preprocessing, source_input
 from vitedge.importing.proof import Imported, Logits, frames_of
@@ -81,9 +82,11 @@ def _export(
     module = torch_modules.build(factory, action)
     problem = getattr(getattr(module, "config", None), "problem_type", None)  # of transformers' models
     require_one_class({"problem_type": problem}, "the module's config", options.get("activation"), action)
-    fields = {**torch_modules.declared_preprocessing(module), **options}
+    declared, defaults = torch_modules.declared_preprocessing(module, options, action)
+    fields = {**declared, **options}
     require_preprocessing(fields, "a torch module", action)
     contract = contract_of(fields, action)
     pixels = source_input(frames_of(images, contract, action), contract, "nchw", "float32")
     logits = torch_modules.logits(module, pixels, action)
-    return fields, logits, torch_modules.export(module, contract, path, action)
+    details = torch_modules.export(module, contract, path, action)
+    return fields, logits, {**details, **taken_defaults(defaults, options)}

@@ -17,8 +17,11 @@ from vitedge.core.isolation import ChildError, run_isolated
 from vitedge.data.images import ImageSet
 from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ModelError, UsageError
-from vitedge.formats.model_folder import MODEL_ONNX
+from vitedge.formats.model_folder import MODEL_ONNX, ClassLabel
+from vitedge.graph.checkpoint import flags
 from vitedge.importing.contract import contract_of
+from vitedge.importing.declared import Declared, read_declared
+from vitedge.importing.labels import read_labels
 from vitedge.importing.probabilities import activated, random_pictures, rows_of, without_activation
 from vitedge.importing.proof import TOLERANCE, Frames, Imported, Logits, frames_of, parity_of, runner
 
@@ -35,6 +38,8 @@ def import_onnx(
     images: str | Path | ImageSet | None,
     action: str,
     reference: tuple[str, Logits] | None = None,
+    *,
+    named: bool = False,
 ) -> Imported:
     """Bring a foreign graph to the canonical form; it's compared with the graph as it came, in ONNX Runtime.
 
@@ -44,6 +49,7 @@ def import_onnx(
         images: pictures to compare on; without them the embedded ones.
         action: for error texts.
         reference: what to compare with instead: its name, and its logits [N, classes] for these pictures.
+        named: the caller names the classes; those of the file and beside it aren't read.
 
     Raises:
         UsageError: the preprocessing isn't complete.
@@ -55,14 +61,14 @@ def import_onnx(
     memory_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
     limits: dict[str, Any] = {"timeout_s": TIMEOUT_S, "memory_mb": memory_mb}
     try:
-        return run_isolated(convert, path, options, images, action, reference, **limits)
+        return run_isolated(convert, path, options, images, action, reference, named, **limits)
     except ChildError as error:
         hint = "export the model again; check the file with onnx.checker"
         raise ModelError(action, f"the graph could not be read or run: {error}", hint) from error
 
 
-def completed(model: onnx.ModelProto, options: dict[str, Any], action: str) -> dict[str, Any]:
-    """Preprocessing options completed from the input of an ONNX file."""
+def completed(model: onnx.ModelProto, declared: Declared, options: Mapping[str, Any], action: str) -> dict[str, Any]:
+    """Preprocessing options completed from what is declared with an ONNX file, and from its input."""
     from onnx import TensorProto
 
     from vitedge.graph import surgery
@@ -71,26 +77,33 @@ def completed(model: onnx.ModelProto, options: dict[str, Any], action: str) -> d
     value = next((value for value in model.graph.input if value.name not in weights), None)
     if value is None:
         raise ModelError(action, "its graph has no input", "export the model again")
-    shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-    if "size" not in options and len(shape) == 4:
-        sides = shape[2:] if shape[1] == 3 else shape[1:3]
-        if all(side > 0 for side in sides):
-            options = {**options, "size": tuple(sides)}
+    fields = declared.fields(model)
     if value.type.tensor_type.elem_type == TensorProto.UINT8:  # normalised inside, if at all
-        options = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "rescale": 1.0, **options}
-    require_preprocessing(options, "an ONNX file", action)
-    return options
+        fields |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "rescale": 1.0}
+    fields |= options
+    require_preprocessing(fields, "an ONNX file", action, declared.hint)
+    return fields
 
 
-def require_preprocessing(options: Mapping[str, Any], source: str, action: str) -> None:
+def require_preprocessing(options: Mapping[str, Any], source: str, action: str, likely: str = "") -> None:
     """Refuse preprocessing without what can't be guessed of a source of this kind.
+
+    Args:
+        options: what is known.
+        source: what kind of source it is, in words.
+        action: for error texts.
+        likely: what sources like it are usually used with.
 
     Raises:
         UsageError: the options that are missing.
     """
-    if missing := [f"--{name}" for name in ("size", "mean", "std") if name not in options]:
-        reason = f"{source} doesn't say how its pictures are prepared; {', '.join(missing)} is missing"
-        raise UsageError(action, reason, "give what the model was trained with, say --mean 0.485,0.456,0.406")
+    examples = {"size": (224,), "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    missing = {name: example for name, example in examples.items() if name not in options}
+    if missing:
+        names = ", ".join(flags(dict.fromkeys(missing)))
+        reason = f"{source} doesn't say how its pictures are prepared; {names} is missing"
+        hint = f"give what the model was trained with, say {' '.join(flags(missing))}"
+        raise UsageError(action, reason, f"{hint} ({likely})" if likely else hint)
 
 
 def convert(
@@ -99,13 +112,15 @@ def convert(
     images: str | Path | ImageSet | None,
     action: str,
     reference: tuple[str, Logits] | None = None,
+    named: bool = False,
 ) -> Imported:
     """Canonicalise a foreign graph. Runs in a child process."""
-    from vitedge.graph import canonical, interface, quantized, surgery
+    from vitedge.graph import canonical, class_maps, interface, quantized, surgery
 
-    raw = surgery.load(path)
+    raw, names = class_maps.without_class_maps(surgery.load(path))
     quantized.refuse_quantized(raw, action)
-    contract = contract_of(completed(raw, options, action), action)
+    declared = read_declared(path, raw, names, action, named=named)
+    contract = contract_of(completed(raw, declared, options, action), action)
     frames = frames_of(images, contract, action)
     prepared, report = canonical.prepare(raw, action)
     source = interface.describe(prepared, contract, action)
@@ -145,7 +160,9 @@ def convert(
         files={MODEL_ONNX: surgery.to_bytes(model)},
         preprocessing=contract,
         parity=parity,
-        details={**report.details(), "onnx_sha256": sha256_file(path)},
+        details={**report.details(), **declared.details(options), "onnx_sha256": sha256_file(path)},
+        classes=_classes(declared, expected.shape[1], action),
+        licence=declared.licence,
         architecture=report.architecture,
     )
 
@@ -163,6 +180,16 @@ def _rows(outputs: NDArray[np.float32], count: int, name: str, action: str) -> N
     if not np.isfinite(rows).all():
         raise ModelError(action, "its logits are NaN or infinite", "check the source's weights and preprocessing")
     return rows
+
+
+def _classes(declared: Declared, count: int, action: str) -> tuple[ClassLabel, ...] | None:
+    if not declared.names:
+        return None
+    try:
+        return read_labels(declared.names, count, action)
+    except ModelError as error:
+        reason = f"{declared.names_from}: {error.reason}"
+        raise ModelError(action, reason, "name the classes yourself: --labels FOLDER|FILE") from error
 
 
 def source_input(frames: Frames, contract: Preprocessing, layout: str, dtype: str) -> NDArray[Any]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ModelError, NotInstalledError, UsageError, nearest
+from vitedge.graph.timm_transform import DEFAULTS, evaluation_transform
 
 if TYPE_CHECKING:
     import torch
@@ -91,19 +92,22 @@ def build(factory: Factory, action: str) -> torch.nn.Module:
     return module.eval().requires_grad_(False)
 
 
-def declared_preprocessing(module: torch.nn.Module) -> dict[str, Any]:
-    """The preprocessing that a timm module declares (``pretrained_cfg``), as fields of the contract; else nothing."""
+def declared_preprocessing(
+    module: torch.nn.Module, given: Mapping[str, Any], action: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The preprocessing that a timm module declares (``pretrained_cfg``), as fields of the contract; else nothing.
+
+    Returns:
+        The fields, and those of them that come from timm's defaults.
+
+    Raises:
+        UsageError: a crop that the contract can't express, and the caller, in ``given``, says no other.
+    """
     config = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)
-    if not isinstance(config, Mapping):
-        return {}
-    fields = {"mean": "mean", "std": "std", "interpolation": "interpolation", "crop_pct": "crop_fraction"}
-    declared: dict[str, Any] = {ours: config[name] for name, ours in fields.items() if config.get(name) is not None}
-    if len(config.get("input_size") or ()) == 3:
-        declared["size"] = tuple(config["input_size"][1:])
-    resize = {"center": "shortest", "squash": "squash"}.get(config.get("crop_mode") or "center")
-    if not declared:
-        return {}
-    return {**declared, **({"resize": resize} if resize else {}), "crop_rounding": "floor"}
+    if not isinstance(config, Mapping) or not config.get("mean"):
+        return {}, {}
+    size = tuple(config.get("input_size") or DEFAULTS["input_size"])[1:]
+    return evaluation_transform(config, (size[0], size[1]), given, action)
 
 
 def logits(module: torch.nn.Module, pixels: NDArray[np.float32], action: str) -> NDArray[np.float32]:
