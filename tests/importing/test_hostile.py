@@ -15,7 +15,7 @@ from tests.importing.references import write_folder
 from tests.importing.test_import import EXPORTS, NORMALISATION, pictures, timm_folder
 from tests.mutants import mutate
 from vitedge.core.isolation import ChildError, run_isolated
-from vitedge.errors import ModelError, VitedgeError
+from vitedge.errors import ModelError, UsageError, VitedgeError
 from vitedge.formats.architecture import Rope
 from vitedge.graph import mappings, surgery
 from vitedge.importing.checkpoint import import_checkpoint
@@ -67,7 +67,7 @@ def layouts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def import_mutated(folder: Path, source: Path, file: str, seed: int, images: Path) -> None:
-    """Import a folder with one file mutated: finite logits, or a refusal with exit code 3."""
+    """Import a folder with one file mutated: finite logits, a refusal, or a question for what the file doesn't say."""
     if not (source / file).is_file():
         file = "config.json"
     target = folder / str(seed)
@@ -83,7 +83,8 @@ def import_mutated(folder: Path, source: Path, file: str, seed: int, images: Pat
         else:
             outcome = None
             assert np.isfinite(imported.parity.relative)
-    assert outcome in (None, (ModelError, 3, True))
+    asked = (UsageError, 2, True) if file.endswith(".json") else None
+    assert outcome in (None, (ModelError, 3, True), asked)
     shutil.rmtree(target)
 
 

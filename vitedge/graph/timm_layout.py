@@ -108,7 +108,7 @@ class _Published(msgspec.Struct, frozen=True, kw_only=True):
 def _read_config(path: Path, action: str) -> _Published:
     raw = read_json(path, dict[str, Any], action)
     try:
-        return msgspec.convert({**raw, "pretrained": raw.get("pretrained_cfg") or raw}, _Published)
+        return msgspec.convert({**raw, "pretrained": raw.get("pretrained_cfg", raw)}, _Published)
     except (msgspec.MsgspecError, ValueError) as error:
         raise ModelError(action, f"{CONFIG_JSON} isn't timm's: {error}", "download it again") from error
 
