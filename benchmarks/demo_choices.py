@@ -45,7 +45,9 @@ def main() -> int:
     for number in range(arguments.runs):
         runs.append(found := run())
         print(
-            f"{number + 1:>3} {found['choice']} {'firm' if found['firm'] else 'not firm'}: {found['headline']}",
+            f"{number + 1:>3} {found['seconds']:.0f} s: {found['headline']}",
+            *found["doubts"],
+            sep="; ",
             flush=True,
         )
     for process in neighbours:
@@ -87,6 +89,7 @@ def run() -> dict[str, Any]:
         "choice": "" if chosen is None else f"{chosen.row.subject.target} {chosen.row.subject.precision}",
         "firm": chosen is not None and not decision.provisional,
         "headline": decision.headline,
+        "doubts": [doubt.reason for doubt in decision.unsure],
         "measured_s": None if decision.rules is None else decision.rules.min_duration_s,
         "seconds": round(seconds, 1),
     }
