@@ -27,6 +27,7 @@ NOBODY = (
 VERBS = {
     "train": "{lab}/data --model vit_nano_patch4_32 --epochs 1 --out {out}/model",
     "import": "{lab}/source.onnx --out {out}/model",
+    "label": "{lab}/named --labels {lab}/data",
     "export": "{lab}/model -t onnxruntime -p int8 --data {lab}/data --num-samples 8 --out {out}/artifact",
     "verify": "{lab}/artifact",
     "bench": "{lab}/artifact --duration 0.2 --warmup 0.1 --out {out}/result.json",
@@ -109,6 +110,7 @@ def make_lab(folder: Path, model: Path, data: Path) -> Path:
     lab = folder / "lab"
     lab.mkdir()
     shutil.copytree(model, lab / "model")
+    shutil.copytree(model, lab / "named")
     shutil.copy(model / "model.onnx", lab / "source.onnx")
     shutil.copytree(data, lab / "data")
     export = ("export", lab / "model", "-t", "onnxruntime", "--out")
@@ -122,6 +124,8 @@ def make_lab(folder: Path, model: Path, data: Path) -> Path:
         assert done.code == 0, done.err
     for path in (folder, *lab.rglob("*"), lab):
         path.chmod(0o755 if path.is_dir() else 0o644)
+    for place in (lab, lab / "named"):
+        place.chmod(0o777)  # what is labelled is written in place, beside a lock
     return lab
 
 

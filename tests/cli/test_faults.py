@@ -172,7 +172,7 @@ def test_the_embedded_model_s_test_pictures_are_for_display_alone(small_model: P
     """The refusal speaks of the embedded model, and names the pictures; other models take them as any others."""
     model = import_model("embedded", tmp_path / "model").path
     _, reason, hint = fails(2, *export_arguments(model, tmp_path / "a", "--data", "display"))
-    assert "test pictures of the embedded model" in reason and re.search(r"\w+/\w+\.png.* and \d+ more", reason)
+    assert "test pictures of the embedded model" in reason and re.search(r": \w+/\w+\.\w+, .* and \d+ more$", reason)
     assert "leave out --data" in hint
     done = vitedge(*export_arguments(small_model, tmp_path / "b", "--data", "display", "--num-samples", 8))
     assert done.code == 0, done.err

@@ -17,6 +17,7 @@ from tests.graph.vits import MEAN, STD, random_images, tiny
 from tests.importing.test_import import timm_folder
 from vitedge.errors import ModelError
 from vitedge.formats.model_folder import MODEL_ONNX
+from vitedge.graph import mappings
 from vitedge.importing import proof
 from vitedge.importing.entry import import_model, summary
 from vitedge.importing.onnx_file import convert
@@ -271,6 +272,12 @@ def test_checkpoints_and_graphs_that_say_what_they_answer(settings: dict[str, An
     with pytest.raises(ModelError, match=text):
         import_model(tmp_path / "graph", tmp_path / "model", preprocessing={"mean": MEAN, "std": STD})
     assert not (tmp_path / "model").exists()
+
+
+def test_any_head_is_good_enough_to_start_training_from(tmp_path: Path) -> None:
+    config = tiny(embed_dim=192, image_size=(32, 32), depth=1, num_classes=1)
+    folder = timm_folder(tmp_path / "timm", config, problem_type="regression", label_names=["a", "b"])
+    assert mappings.read_published(folder, named=True).config.num_classes == 1
 
 
 def test_timm_s_own_record_of_its_loss(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from vitedge.formats.model_folder import MODEL_WEIGHTS, check_digests, read_mode
 from vitedge.graph.author import checked_parameters
 from vitedge.graph.checkpoint import CONFIG_JSON, Arrays, Checkpoint, read_json, read_safetensors
 from vitedge.graph.hf_layout import read_huggingface
-from vitedge.graph.task import require_one_class_beside, require_several_classes
 from vitedge.graph.timm_layout import read_timm
 
 __all__ = [
@@ -55,17 +54,14 @@ def read_published(
         UsageError: no such file, or preprocessing that isn't one.
         ModelError: malformed files, another architecture, tensors that don't fit, or something that can't be derived.
     """
-    folder, given = path if path.is_dir() else path.parent, given or {}
+    folder = path if path.is_dir() else path.parent
     action = f"import the checkpoint {path}"
     head = read_json(folder / CONFIG_JSON, _Head, action)
     if head.architecture is None and head.architectures is None:
         hint = "name a folder of timm or transformers, or export the model to ONNX and import that"
         raise ModelError(action, f"{CONFIG_JSON} names no architecture", hint)
-    require_one_class_beside(folder, given.get("activation"), action)
     read = read_timm if head.architecture is not None else read_huggingface
-    checkpoint = read(path, given, patch_size=patch_size, named=named)
-    require_several_classes(checkpoint.config.num_classes, "its classification head", action)
-    return checkpoint
+    return read(path, given, patch_size=patch_size, named=named)
 
 
 def read_own(path: Path) -> Checkpoint:

@@ -32,14 +32,16 @@ def import_checkpoint(
 
     ``named``: the classes are named by the caller, so that what the checkpoint calls them isn't read.
     """
-    from vitedge.graph import author, mappings, reference, surgery
+    from vitedge.graph import author, mappings, reference, surgery, task
 
     patch_size = options.pop("patch_size", None)
     checkpoint: Checkpoint
     if kind == "published":
+        task.require_one_class_beside(path if path.is_dir() else path.parent, options.get("activation"), action)
         checkpoint = mappings.read_published(path, options, patch_size=patch_size, named=named)
     else:
         checkpoint = mappings.read_own(path)
+    task.require_several_classes(checkpoint.config.num_classes, "its classification head", action)
     contract = contract_of({**msgspec.structs.asdict(checkpoint.preprocessing), **options}, action)
     if contract.size != checkpoint.config.image_size or patch_size not in (None, checkpoint.config.stem.stride):
         reason = f"its weights are for images of {checkpoint.config.image_size}; size {contract.size} was given"
