@@ -22,6 +22,7 @@ from vitedge.core.deviation import deviation
 from vitedge.data.preprocessing import Preprocessing
 from vitedge.graph import canonical, interface, surgery
 from vitedge.graph.canonical import TOLERANCE, Report
+from vitedge.importing.onnx_file import convert
 
 torch = pytest.importorskip("torch", reason="the graphs are exported by torch")
 if "dynamo" not in inspect.signature(torch.onnx.export).parameters:
@@ -167,6 +168,19 @@ def test_newer_opsets_with_older_operators(opset: int) -> None:
     model = interface.with_image_input(prepared, interface.describe(prepared, contract, "test"), contract, 5)
     model, report = canonical.canonicalise(model, report, contract, checker(logits))
     assert deviation(run(model, IMAGES), logits) <= 1e-5 and report.rejected == {}
+
+
+@pytest.mark.parametrize("opset", [14, 17])
+@pytest.mark.parametrize("ending", [torch.nn.Softmax(1), torch.nn.LogSoftmax(1)])
+def test_a_softmax_behind_a_plain_vit_is_cut_off(ending: torch.nn.Module, opset: int, tmp_path: Path) -> None:
+    """What is left is recognised as a plain ViT."""
+    _, logits, _ = exported("packed", (opset, "batch", "nchw", "float", False, False))
+    module = torch.nn.Sequential(network("packed"), ending).eval()
+    pixels = networks.Export(module).pictures(IMAGES)
+    (tmp_path / "a.onnx").write_bytes(networks.older_export(module, pixels, opset, "batch"))
+    imported = convert(tmp_path / "a.onnx", {"mean": MEAN, "std": STD, "size": networks.SIZE}, None, "test")
+    assert imported.architecture is not None and imported.parity.relative <= 1e-5
+    assert deviation(run(onnx.load_model_from_string(imported.files["model.onnx"]), IMAGES), logits) <= 1e-5
 
 
 @pytest.mark.slow
