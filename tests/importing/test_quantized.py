@@ -22,7 +22,7 @@ from vitedge.errors import ModelError
 from vitedge.formats.model_folder import MODEL_ONNX
 from vitedge.graph import folding, surgery
 from vitedge.graph.quantized import quantized_form, refuse_quantized
-from vitedge.importing.onnx_file import convert
+from vitedge.importing.onnx_file import convert, graph_summary
 
 EXPORTS = Path(__file__).resolve().parent.parent / "graph" / "exports"
 OPTIONS = {"mean": MEAN, "std": STD, "size": (32, 48)}
@@ -160,6 +160,7 @@ def test_half_precision_imports(name: str, keep_io_types: bool, tmp_path: Path) 
     imported = convert(tmp_path / "half.onnx", OPTIONS, None, "import")
     assert imported.parity.relative <= 1e-4
     assert imported.parity.reference == "the source, widened to float32, in ONNX Runtime"
+    assert 0 < graph_summary(imported.details)["half_precision_difference"] <= 2e-2, "against the source as it came"
     model = onnx.load_model_from_string(imported.files[MODEL_ONNX])
     assert {tensor.data_type for tensor in surgery.tensors(model)} <= {TensorProto.FLOAT, TensorProto.INT64}
     logits = np.load(EXPORTS / "logits.npz")[name]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 STEP_PICTURES = 2  # for the check after each rewrite; the result is compared on all
 TIMEOUT_S = 900.0
+HALF_PRECISION = "half_precision_difference"  # of the source from itself in float32, over the largest output
 
 
 def import_onnx(
@@ -129,6 +130,7 @@ def convert(
     inputs = source_input(pictures, contract, source.layout, source.dtype)
     outputs = runner(prepared if widened else raw, action, source.output)(inputs)
     rows = _rows(outputs, len(pictures), source.output, action)
+    half = _half_precision(raw, source.output, inputs, rows, action) if widened else {}
     ending = without_activation(prepared, source.output, inputs, rows, options.get("activation"), action)
     if ending is not None:
         report.rewrites[f"{ending.kind} at the end cut off"] = 1
@@ -160,7 +162,7 @@ def convert(
         files={MODEL_ONNX: surgery.to_bytes(model)},
         preprocessing=contract,
         parity=parity,
-        details={**report.details(), **declared.details(options), "onnx_sha256": sha256_file(path)},
+        details={**report.details(), **half, **declared.details(options), "onnx_sha256": sha256_file(path)},
         classes=_classes(declared, expected.shape[1], action),
         licence=declared.licence,
         architecture=report.architecture,
@@ -180,6 +182,25 @@ def _rows(outputs: NDArray[np.float32], count: int, name: str, action: str) -> N
     if not np.isfinite(rows).all():
         raise ModelError(action, "its logits are NaN or infinite", "check the source's weights and preprocessing")
     return rows
+
+
+def _half_precision(
+    raw: onnx.ModelProto, output: str, inputs: NDArray[Any], rows: NDArray[np.float32], action: str
+) -> dict[str, float]:
+    """How far the source as it came is from the widened graph's rows [N, classes]; empty where it can't be run here."""
+    from onnx import TensorProto
+
+    from vitedge.graph import surgery
+
+    weights = surgery.initializers(raw)
+    kinds = [value.type.tensor_type.elem_type for value in raw.graph.input if value.name not in weights]
+    try:
+        outputs = runner(raw, action, output)(inputs.astype(np.float16) if TensorProto.FLOAT16 in kinds else inputs)
+    except ModelError:  # bfloat16, which ONNX Runtime doesn't run everywhere
+        return {}
+    found = rows_of(outputs, len(inputs))
+    difference = math.inf if found is None else deviation(found, rows)
+    return {HALF_PRECISION: difference} if math.isfinite(difference) else {}
 
 
 def _classes(declared: Declared, count: int, action: str) -> tuple[ClassLabel, ...] | None:
@@ -212,6 +233,5 @@ def graph_summary(details: Mapping[str, Any]) -> dict[str, Any]:
             summary[name] = ", ".join(key if count == 1 else f"{key} ×{count}" for key, count in sorted(counts.items()))
     if details.get("rejected_rewrites"):
         summary["rewrites_taken_back"] = ", ".join(sorted(details["rejected_rewrites"]))
-    if "fixed_batch" in details:
-        summary["fixed_batch"] = details["fixed_batch"]
+    summary |= {name: details[name] for name in (HALF_PRECISION, "fixed_batch") if name in details}
     return summary
