@@ -113,7 +113,8 @@ def test_a_checkpoint_from_the_hub(hub: Hub, tmp_path: Path, pictures: Path, mon
     assert record.origin.details["revision"] == COMMIT and record.origin.kind == "timm"
     assert seen and all(task == "download" and 0 <= done <= total for task, done, total in seen)
     assert any("/resolve/v1/config.json" in request for request in hub.requests)
-    assert any(f"/resolve/{COMMIT}/model.safetensors" in request for request in hub.requests)
+    for file in ("model.safetensors", "preprocessor_config.json", "processor_config.json"):
+        assert any(f"/resolve/{COMMIT}/{file}" in request for request in hub.requests)
 
     hub.requests.clear()  # a second time nothing is downloaded
     import_model(f"hub:org/tiny@{COMMIT}", tmp_path / "again", images=pictures)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tests.graph.vits import random_arrays, tiny
+from tests.importing.references import FAMILIES, write_folder
 from vitedge.errors import ModelError, UsageError
 from vitedge.formats.architecture import ConvStem
 from vitedge.formats.model_folder import MODEL_ONNX, Model, write_model
@@ -139,6 +140,20 @@ def test_the_embedded_model_and_a_published_checkpoint_are_starting_points(tmp_p
     np.testing.assert_array_equal(
         start.model(tuned(tmp_path)).state_dict()["norm.weight"], random_arrays(config)["norm.weight"]
     )
+
+
+def test_a_checkpoint_without_preprocessing_needs_only_its_values(tmp_path: Path) -> None:
+    """Training fits pictures by its own options; mean and std are the checkpoint's, and the advice gives them."""
+    family = json.loads(FAMILIES.read_text())["families"]["ViTForImageClassification"]
+    source = write_folder(tmp_path / "checkpoint-500", family)
+    processor = source / "preprocessor_config.json"
+    published = processor.read_text()
+    processor.unlink()
+    with pytest.raises(UsageError, match=r"missing: --mean, --std\n.*put the preprocessor_config\.json"):
+        starting_point(tuned(source), ("one", "two"), "train")
+    processor.write_text(json.dumps({**json.loads(published), "do_resize": False}))
+    start = starting_point(tuned(source), ("one", "two"), "train")
+    assert start.preprocessing is not None and start.preprocessing.mean == (0.5, 0.5, 0.5)
 
 
 def test_wishes_that_contradict_each_other_are_refused(trained: Path, tmp_path: Path) -> None:

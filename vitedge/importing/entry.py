@@ -57,8 +57,8 @@ def import_model(
             Without it the source's own, else numbers (``vitedge label`` names them later).
         preprocessing: fields of :class:`~vitedge.data.preprocessing.Preprocessing` that override or complete the
             source's. An ONNX file with float input needs at least ``mean`` and ``std``, and ``size`` where its input
-            has none. Another ``size`` of a published checkpoint resizes its position embedding; ``patch_size`` beside
-            these fields its patch projection.
+            has none, unless its metadata says them. Another ``size`` of a published checkpoint resizes its position
+            embedding; ``patch_size`` beside these fields its patch projection.
         licence: of the model, where the source doesn't say.
         images: pictures to compare on; without them the embedded ones.
         overwrite: permit replacing an existing model folder.

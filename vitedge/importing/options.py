@@ -46,8 +46,8 @@ class ImportOptions(Record):
     """What to read beside the source. None leaves to the source what it says itself.
 
     An ONNX file with float input, or a torch module, needs at least ``mean`` and ``std``, and ``size`` where its input
-    has none. Another ``size`` of a published checkpoint resizes its position embedding, ``patch_size`` its patch
-    projection.
+    has none, unless its metadata says them. Another ``size`` of a published checkpoint resizes its position embedding,
+    ``patch_size`` its patch projection.
     """
 
     factory: Annotated[

@@ -130,14 +130,28 @@ def _from_model(options: TrainOptions, classes: Sequence[str], action: str) -> S
     )
 
 
+_FITTED = {
+    "resize": "squash",
+    "interpolation": "bicubic",
+    "crop_fraction": 1.0,
+}  # training fits pictures by its options
+
+
 def _read(source: str, action: str) -> Checkpoint:
     from vitedge.graph import mappings
+    from vitedge.graph.hf_processor import PREPROCESSOR
 
     path = embedded.FOLDER if source == "embedded" else Path(source)
     if not path.exists():
         raise UsageError(action, f"{path} doesn't exist", "name a model folder, a published checkpoint, or: embedded")
     if not (path / MODEL_JSON).is_file():
-        return mappings.read_published(path)
+        try:
+            return mappings.read_published(path, _FITTED)
+        except UsageError as error:
+            if PREPROCESSOR not in error.reason:
+                raise
+            hint = f"put the {PREPROCESSOR} of the model that it was fine-tuned from into the folder"
+            raise UsageError(action, f"can't start from {source}: {error.reason}", hint) from error
     try:
         return mappings.read_own(path)
     except ModelError as error:
