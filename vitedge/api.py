@@ -52,9 +52,9 @@ def import_model(
     """Bring a published ViT, a torch module, an ONNX file or the embedded model into a model folder.
 
     Args:
-        source: a folder or file in timm's or transformers' layout, ``"hub:<org>/<name>[@revision]"``, an ONNX file, a
-            folder of ``vitedge train``, ``"embedded"``, or a :class:`vitedge.Factory` of a torch module; None: what
-            the option ``factory`` names.
+        source: a folder or file in timm's or transformers' layout, a checkpoint of training (``.pth``, ``.ckpt``, …),
+            ``"hub:<org>/<name>[@revision]"``, an ONNX file, a folder of ``vitedge train``, ``"embedded"``, or a
+            :class:`vitedge.Factory` of a torch module; None: what the option ``factory`` names.
         out: the model folder to write.
         options: what completes the source's own account of itself.
         progress: called with (task, done, total) while files are fetched.
@@ -72,12 +72,13 @@ def import_model(
     if not isinstance(source, Factory):
         weights = None if chosen.weights is None else Path(chosen.weights)
         path = None if source is None else str(source)
-        source = chosen_source(path, chosen.factory, weights, allow_pickle=chosen.allow_pickle)
+        source = chosen_source(path, chosen.factory, weights)
     return entry.import_model(
         source,
         out,
         labels=chosen.labels,
         preprocessing=chosen.preprocessing,
+        choice=chosen.choice,
         licence=chosen.licence,
         images=chosen.images,
         overwrite=chosen.overwrite,

@@ -44,7 +44,7 @@ def contract_of(kind: str, published: dict[str, Any]) -> Preprocessing:
                 "architecture": "x",
                 "pretrained": {**published, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
             },
-            timm_layout._Published,
+            timm_layout.Published,
         )
         fields, _ = timm_layout._preprocessing(source, tuple(published["input_size"][1:]), {}, "test")
     else:

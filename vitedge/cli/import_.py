@@ -18,8 +18,8 @@ def import_(
     source: Annotated[
         str | None,
         typer.Argument(
-            help="A timm or Hugging Face folder, `hub:<org>/<name>[@revision]`, an ONNX file, "
-            "a folder of `vitedge train`, or `embedded`."
+            help="A timm or Hugging Face folder, a checkpoint (.pth, .pt, .ckpt, .bin, .safetensors), "
+            "`hub:<org>/<name>[@revision]`, an ONNX file, a folder of `vitedge train`, or `embedded`."
         ),
     ] = None,
     *,
@@ -33,6 +33,8 @@ def import_(
     `vitedge import vit_tiny_patch16_224/ --out model/`
 
     `vitedge import hub:timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k --out model/`
+
+    `vitedge import model_best.pth.tar --arch vit_tiny_patch16_224 --num-classes 5 --labels names.txt --out model/`
 
     `vitedge import classifier.onnx --labels names.txt --size 224 --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5 --out model/`
 

@@ -171,19 +171,6 @@ def image_size_of(value: object, action: str, file: str = CONFIG_JSON) -> tuple[
     return size[0], size[1]
 
 
-def weights_of(path: Path, action: str) -> Arrays:
-    """The tensors of a folder's ``model.safetensors``, or of the file itself."""
-    weights = path / MODEL_WEIGHTS if path.is_dir() else path
-    if not weights.is_file() and (weights.parent / "pytorch_model.bin").is_file():
-        hint = f"download {MODEL_WEIGHTS}, which most publishers put beside it"
-        raise ModelError(action, f"{MODEL_WEIGHTS} is missing, and pickled weights aren't opened", hint)
-    if not weights.is_file() and (weights.parent / f"{MODEL_WEIGHTS}.index.json").is_file():
-        raise ModelError(
-            action, "its weights lie in several files", "vitedge is for compact models: choose a smaller one"
-        )
-    return read_safetensors(weights)
-
-
 def read_json(path: Path, kind: type[T], action: str) -> T:
     """A published JSON file into ``kind``, which ignores keys that it doesn't know.
 

@@ -30,9 +30,9 @@ from vitedge.graph.checkpoint import (
     readme_licence,
     resized,
     taken_defaults,
-    weights_of,
 )
 from vitedge.graph.hf_processor import PREPROCESSOR, read_preprocessing
+from vitedge.graph.state_dicts import Choice, weights_in
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,12 @@ class _Config(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_huggingface(
-    path: Path, given: Mapping[str, Any] | None = None, *, patch_size: int | None = None, named: bool = False
+    path: Path,
+    given: Mapping[str, Any] | None = None,
+    *,
+    patch_size: int | None = None,
+    named: bool = False,
+    choice: Choice = Choice(),  # noqa: B008 - it's frozen
 ) -> Checkpoint:
     """A folder in transformers' published layout, or the weights file in it.
 
@@ -86,6 +91,7 @@ def read_huggingface(
         given: fields of the preprocessing that override the published ones.
         patch_size: side in pixels, where another one is wanted.
         named: the caller names the classes; the source's names aren't read.
+        choice: which of the file's state dicts.
 
     Raises:
         UsageError: no such file, or preprocessing that isn't one or isn't said.
@@ -99,7 +105,8 @@ def read_huggingface(
     if family is None:
         reason = f"architecture '{name[:80]}' isn't known here; these are: {', '.join(FAMILIES)}"
         raise ModelError(action, reason, TO_ONNX)
-    source = weights_of(path, action)
+    weights = weights_in(path, (f"{family.prefix}.embeddings.cls_token",), choice, action)
+    source = weights.arrays
     config = _architecture(published, family, source, action)
     config, arrays = _gathered(config, family, source, action)
     fields, defaults = read_preprocessing(folder, family.prefix, config.image_size, given, action)
@@ -116,7 +123,7 @@ def read_huggingface(
         preprocessing=contract_from(fields, given, PREPROCESSOR, action),
         classes=None if named else _classes(published, config.num_classes, action),
         licence=readme_licence(folder),
-        details={"architecture": name, **done, **taken_defaults(defaults, given)},
+        details={"architecture": name, **weights.details, **done, **taken_defaults(defaults, given)},
     )
 
 

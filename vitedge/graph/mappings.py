@@ -7,7 +7,7 @@ architecture's name, and where neither says it the checkpoint is refused rather 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from vitedge.formats.model_folder import MODEL_WEIGHTS, check_digests, read_mode
 from vitedge.graph.author import checked_parameters
 from vitedge.graph.checkpoint import CONFIG_JSON, Arrays, Checkpoint, read_json, read_safetensors
 from vitedge.graph.hf_layout import read_huggingface
+from vitedge.graph.state_dicts import Choice
 from vitedge.graph.timm_layout import read_timm
+from vitedge.graph.timm_run import read_trained
 
 __all__ = [
     "Arrays",
@@ -28,6 +30,7 @@ __all__ = [
     "read_published",
     "read_safetensors",
     "read_timm",
+    "read_trained",
 ]
 
 
@@ -39,9 +42,16 @@ class _Head(msgspec.Struct, frozen=True):
 
 
 def read_published(
-    path: Path, given: Mapping[str, Any] | None = None, *, patch_size: int | None = None, named: bool = False
+    path: Path,
+    given: Mapping[str, Any] | None = None,
+    *,
+    patch_size: int | None = None,
+    named: bool = False,
+    choice: Choice = Choice(),  # noqa: B008 - it's frozen
 ) -> Checkpoint:
-    """A folder with ``config.json`` beside ``model.safetensors``, or the weights file in it: timm's or transformers'.
+    """A folder with ``config.json`` beside its weights, or the weights file in it: timm's or transformers'.
+
+    A file of weights without ``config.json`` beside it, or with an architecture named, is read as training leaves it.
 
     Args:
         path: the folder or the file.
@@ -49,6 +59,7 @@ def read_published(
             another ``size`` position embeddings are resized.
         patch_size: side in pixels; the patch projection is resized.
         named: the caller names the classes; the source's names aren't read.
+        choice: the architecture, and which of the file's state dicts.
 
     Raises:
         UsageError: no such file, or preprocessing that isn't one.
@@ -56,12 +67,23 @@ def read_published(
     """
     folder = path if path.is_dir() else path.parent
     action = f"import the checkpoint {path}"
+    trained = choice.arch is not None or not (folder / CONFIG_JSON).is_file()
+    read = read_trained if trained else _reader(folder, action)
+    checkpoint = read(path, given, patch_size=patch_size, named=named, choice=choice)
+    count = checkpoint.config.num_classes
+    if choice.num_classes not in (None, count):
+        reason = f"its head has {count} classes; --num-classes says {choice.num_classes}"
+        raise ModelError(action, reason, "leave out --num-classes, or name the checkpoint that was fine-tuned")
+    return checkpoint
+
+
+def _reader(folder: Path, action: str) -> Callable[..., Checkpoint]:
+    """Of the layout that ``config.json`` tells."""
     head = read_json(folder / CONFIG_JSON, _Head, action)
     if head.architecture is None and head.architectures is None:
         hint = "name a folder of timm or transformers, or export the model to ONNX and import that"
         raise ModelError(action, f"{CONFIG_JSON} names no architecture", hint)
-    read = read_timm if head.architecture is not None else read_huggingface
-    return read(path, given, patch_size=patch_size, named=named)
+    return read_timm if head.architecture is not None else read_huggingface
 
 
 def read_own(path: Path) -> Checkpoint:

@@ -27,13 +27,20 @@ from vitedge.graph.checkpoint import (
     resized,
     shape_of,
     taken_defaults,
-    weights_of,
 )
+from vitedge.graph.state_dicts import Choice, Weights, weights_in
 from vitedge.graph.timm_transform import DEFAULTS, evaluation_transform
+
+ANCHORS = ("patch_embed.proj.weight",)  # a tensor that every ViT of timm has
 
 
 def read_timm(
-    path: Path, given: Mapping[str, Any] | None = None, *, patch_size: int | None = None, named: bool = False
+    path: Path,
+    given: Mapping[str, Any] | None = None,
+    *,
+    patch_size: int | None = None,
+    named: bool = False,
+    choice: Choice = Choice(),  # noqa: B008 - it's frozen
 ) -> Checkpoint:
     """A folder in timm's published layout, or the weights file in it.
 
@@ -45,18 +52,34 @@ def read_timm(
         given: fields of the preprocessing that override the published ones.
         patch_size: side in pixels, where another one is wanted.
         named: the caller names the classes; the source's names aren't read.
+        choice: which of the file's state dicts.
 
     Raises:
         UsageError: no such file, or preprocessing that isn't one.
         ModelError: malformed files, another architecture, tensors that don't fit, or something that can't be derived.
     """
-    folder, given = path if path.is_dir() else path.parent, given or {}
+    folder = path if path.is_dir() else path.parent
     action = f"import the timm checkpoint {path}"
     published = _read_config(folder / CONFIG_JSON, action)
-    arrays = weights_of(path, action)
+    weights = weights_in(path, ANCHORS, choice, action)
+    licence = published.pretrained.license or readme_licence(folder)
+    return checkpoint_of(published, weights, given or {}, action, patch_size=patch_size, named=named, licence=licence)
+
+
+def checkpoint_of(
+    published: Published,
+    weights: Weights,
+    given: Mapping[str, Any],
+    action: str,
+    *,
+    patch_size: int | None = None,
+    named: bool = False,
+    licence: str | None = None,
+    file: str = CONFIG_JSON,
+) -> Checkpoint:
+    """What timm says of a model and the tensors under its names, put together; as :func:`read_timm`."""
     words = _words(published, action)
-    if "rope" in words or "dinov3" in words:
-        arrays = _unified(arrays, action)
+    arrays = unified(weights.arrays, words, action)
     config = _architecture(published, words, arrays, action)
     if "patch_embed.proj.bias" not in arrays and config.pre_norm:  # CLIP's patch convolution has none
         arrays["patch_embed.proj.bias"] = np.zeros(config.embed_dim, np.float32)
@@ -64,20 +87,20 @@ def read_timm(
     size = image_size_of(given.get("size", _data_size(published, action)), action)
     config, arrays, done = resized(config, arrays, size, action, patch_size=patch_size)
     fields, defaults = _preprocessing(published, size, given, action)
-    details = {"architecture": published.architecture, "tag": published.pretrained.tag, **done}
+    details = {"architecture": published.architecture, "tag": published.pretrained.tag, **weights.details, **done}
     return Checkpoint(
         kind="timm",
         name=published.architecture,
         config=config,
         arrays=arrays,
-        preprocessing=contract_from(fields, given, CONFIG_JSON, action),
+        preprocessing=contract_from(fields, given, file, action),
         classes=None if named else _classes(published, config.num_classes, action),
-        licence=published.pretrained.license or readme_licence(folder),
+        licence=licence,
         details={key: value for key, value in details.items() if value} | taken_defaults(defaults, given),
     )
 
 
-class _Pretrained(msgspec.Struct, frozen=True, kw_only=True):
+class Pretrained(msgspec.Struct, frozen=True, kw_only=True):
     """What is read of timm's ``pretrained_cfg``; its other keys don't touch inference. timm fills the first six."""
 
     input_size: tuple[int, int, int] | None = None  # (channels, height, width)
@@ -93,11 +116,11 @@ class _Pretrained(msgspec.Struct, frozen=True, kw_only=True):
     label_descriptions: list[str] | dict[str, str] | None = None
 
 
-class _Published(msgspec.Struct, frozen=True, kw_only=True):
+class Published(msgspec.Struct, frozen=True, kw_only=True):
     """What is read of ``config.json``. Older files are one flat dictionary; ``pretrained`` is then the whole."""
 
     architecture: str
-    pretrained: _Pretrained
+    pretrained: Pretrained
     num_classes: int | None = None
     global_pool: str | None = None
     model_args: dict[str, Any] = {}
@@ -105,10 +128,10 @@ class _Published(msgspec.Struct, frozen=True, kw_only=True):
     label_descriptions: list[str] | dict[str, str] | None = None
 
 
-def _read_config(path: Path, action: str) -> _Published:
+def _read_config(path: Path, action: str) -> Published:
     raw = read_json(path, dict[str, Any], action)
     try:
-        return msgspec.convert({**raw, "pretrained": raw.get("pretrained_cfg", raw)}, _Published)
+        return msgspec.convert({**raw, "pretrained": raw.get("pretrained_cfg", raw)}, Published)
     except (msgspec.MsgspecError, ValueError) as error:
         raise ModelError(action, f"{CONFIG_JSON} isn't timm's: {error}", "download it again") from error
 
@@ -134,7 +157,7 @@ _KNOWN_ARGS = re.compile(
 _ACTIVATIONS: dict[str, Literal["gelu", "gelu_tanh"]] = {"None": "gelu", "gelu": "gelu", "gelu_tanh": "gelu_tanh"}
 
 
-def _words(published: _Published, action: str) -> list[str]:
+def _words(published: Published, action: str) -> list[str]:
     """The words of a plain ViT's name; what isn't one is refused."""
     name, args = published.architecture, published.model_args
     words = name.split("_")
@@ -149,8 +172,19 @@ def _words(published: _Published, action: str) -> list[str]:
     return words
 
 
-def _unified(arrays: Arrays, action: str) -> Arrays:
-    """timm's second ViT (``Eva``: DINOv3, RoPE-ViT) under the names of its first; the key has no bias there."""
+def unified(arrays: Arrays, words: list[str], action: str) -> Arrays:
+    """timm's second ViT (``Eva``: DINOv3, RoPE-ViT) under the names of its first; the key has no bias there.
+
+    Args:
+        arrays: under timm's names.
+        words: of the architecture's name.
+        action: for error texts.
+
+    Raises:
+        ModelError: parts of one layer that don't fit each other.
+    """
+    if "rope" not in words and "dinov3" not in words:
+        return dict(arrays)
     unified: Arrays = {}
     for name, values in arrays.items():
         block, _, part = name.rpartition(".attn.")
@@ -180,7 +214,7 @@ def _unified(arrays: Arrays, action: str) -> Arrays:
     return unified
 
 
-def _rope(published: _Published, words: list[str], action: str) -> Rope | None:
+def _rope(published: Published, words: list[str], action: str) -> Rope | None:
     """The rotary embedding, which has no tensors (but for ``mixed``) and is told by the architecture's name."""
     args = published.model_args
     try:
@@ -199,7 +233,7 @@ def _rope(published: _Published, words: list[str], action: str) -> Rope | None:
     return None
 
 
-def _architecture(published: _Published, words: list[str], arrays: Arrays, action: str) -> ViTConfig:
+def _architecture(published: Published, words: list[str], arrays: Arrays, action: str) -> ViTConfig:
     kernel = shape_of(arrays, "patch_embed.proj.weight", 4, action)
     if kernel[1] != 3:
         hint = "one-channel and other models aren't offered"
@@ -260,7 +294,7 @@ def _architecture(published: _Published, words: list[str], arrays: Arrays, actio
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
-def _num_classes(published: _Published, arrays: Arrays, action: str) -> int:
+def _num_classes(published: Published, arrays: Arrays, action: str) -> int:
     if "head.weight" not in arrays:
         hint = "use a checkpoint that was fine-tuned for classification"
         raise ModelError(action, "it has no classification head (tensor 'head.weight' is missing)", hint)
@@ -272,13 +306,13 @@ def _num_classes(published: _Published, arrays: Arrays, action: str) -> int:
     return rows
 
 
-def _image_size(published: _Published, action: str) -> tuple[int, int]:
+def _image_size(published: Published, action: str) -> tuple[int, int]:
     """What the weights are for."""
     given = published.model_args.get("img_size")
     return image_size_of(given or (published.pretrained.input_size or DEFAULTS["input_size"])[1:], action)
 
 
-def _data_size(published: _Published, action: str) -> tuple[int, int]:
+def _data_size(published: Published, action: str) -> tuple[int, int]:
     """What pictures are prepared to: the weights' size, but for models that take others and resize as they run."""
     args, input_size = published.model_args, published.pretrained.input_size
     if input_size and (args.get("dynamic_img_size") or args.get("strict_img_size") is False):
@@ -286,7 +320,7 @@ def _data_size(published: _Published, action: str) -> tuple[int, int]:
     return _image_size(published, action)
 
 
-def _pool(published: _Published, words: list[str], arrays: Arrays, action: str) -> Literal["token", "avg"]:
+def _pool(published: Published, words: list[str], arrays: Arrays, action: str) -> Literal["token", "avg"]:
     pool = published.global_pool or published.model_args.get("global_pool")
     if pool is None and "dinov3" in words:
         hint = f'add "global_pool": "token" or "avg" to {CONFIG_JSON}'
@@ -299,7 +333,7 @@ def _pool(published: _Published, words: list[str], arrays: Arrays, action: str) 
     return "avg" if pool == "avg" else "token"
 
 
-def _heads(published: _Published, words: list[str], arrays: Arrays, embed_dim: int, action: str) -> int:
+def _heads(published: Published, words: list[str], arrays: Arrays, embed_dim: int, action: str) -> int:
     name, heads = published.architecture, published.model_args.get("num_heads")
     if heads is None and "blocks.0.attn.q_norm.weight" in arrays:
         heads = embed_dim // max(1, shape_of(arrays, "blocks.0.attn.q_norm.weight", 1, action)[0])
@@ -316,7 +350,7 @@ def _heads(published: _Published, words: list[str], arrays: Arrays, embed_dim: i
 
 
 def _preprocessing(
-    published: _Published, size: tuple[int, int], given: Mapping[str, Any], action: str
+    published: Published, size: tuple[int, int], given: Mapping[str, Any], action: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The contract's fields, and those of them that timm's defaults fill."""
     channels = (published.pretrained.input_size or DEFAULTS["input_size"])[0]
@@ -325,7 +359,7 @@ def _preprocessing(
     return evaluation_transform(msgspec.structs.asdict(published.pretrained), size, given, action)
 
 
-def _classes(published: _Published, count: int, action: str) -> tuple[ClassLabel, ...] | None:
+def _classes(published: Published, count: int, action: str) -> tuple[ClassLabel, ...] | None:
     """timm's ``label_names`` are keys (WordNet ids for ImageNet); ``label_descriptions`` say what they mean."""
     names = published.label_names or published.pretrained.label_names
     if not names:

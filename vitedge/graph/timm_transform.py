@@ -16,7 +16,7 @@ DEFAULTS: dict[str, Any] = {
     "mean": (0.485, 0.456, 0.406),
     "std": (0.229, 0.224, 0.225),
 }
-_FIELDS = {"input_size": "size", "crop_pct": "crop_fraction", "crop_mode": "resize"}  # of the contract
+FIELDS = {"input_size": "size", "crop_pct": "crop_fraction", "crop_mode": "resize"}  # of the contract
 
 
 def evaluation_transform(
@@ -53,5 +53,5 @@ def evaluation_transform(
     }
     if resize == "pad":
         fields["fill"] = tuple(round(255 * value) for value in source["mean"])
-    taken = [_FIELDS.get(key, key) for key in missing]
+    taken = [FIELDS.get(key, key) for key in missing]
     return fields, {"from": "timm", **{name: fields[name] for name in taken}} if taken else {}

@@ -17,6 +17,7 @@ from vitedge.importing.proof import Imported, frames_of, parity_of, runner
 
 if TYPE_CHECKING:
     from vitedge.graph.mappings import Checkpoint
+    from vitedge.graph.state_dicts import Choice
 
 
 def import_checkpoint(
@@ -27,18 +28,20 @@ def import_checkpoint(
     action: str,
     *,
     named: bool = False,
+    choice: Choice | None = None,
 ) -> Imported:
     """Author the graph of a published checkpoint; it's compared with a float64 forward pass in numpy.
 
     ``named``: the classes are named by the caller, so that what the checkpoint calls them isn't read.
     """
-    from vitedge.graph import author, mappings, reference, surgery, task
+    from vitedge.graph import author, mappings, reference, state_dicts, surgery, task
 
     patch_size = options.pop("patch_size", None)
     checkpoint: Checkpoint
     if kind == "published":
         task.require_one_class_beside(path if path.is_dir() else path.parent, options.get("activation"), action)
-        checkpoint = mappings.read_published(path, options, patch_size=patch_size, named=named)
+        choice = choice or state_dicts.Choice()
+        checkpoint = mappings.read_published(path, options, patch_size=patch_size, named=named, choice=choice)
     else:
         checkpoint = mappings.read_own(path)
     task.require_several_classes(checkpoint.config.num_classes, "its classification head", action)
@@ -63,7 +66,6 @@ def import_checkpoint(
     files, record = {MODEL_ONNX: surgery.to_bytes(graph)}, checkpoint.record
     if record is not None:
         files[MODEL_WEIGHTS] = (path / MODEL_WEIGHTS).read_bytes()
-    weights = path / MODEL_WEIGHTS if path.is_dir() else path
     return Imported(
         kind=checkpoint.kind if record is None else record.origin.kind if kind != "embedded" else kind,
         name=checkpoint.name,
@@ -71,7 +73,7 @@ def import_checkpoint(
         files=files,
         preprocessing=contract,
         parity=parity,
-        details={**checkpoint.details, "weights_sha256": sha256_file(weights)},
+        details={**checkpoint.details, "weights_sha256": sha256_file(state_dicts.weights_file(path, action))},
         classes=checkpoint.classes,
         licence=checkpoint.licence,
         architecture=checkpoint.config,

@@ -10,7 +10,7 @@ from vitedge.core.files import refuse_existing
 from vitedge.core.progress import Progress, silent
 from vitedge.data import embedded
 from vitedge.data.images import ImageSet
-from vitedge.errors import InvalidResultError, ModelError, UsageError
+from vitedge.errors import InvalidResultError, UsageError
 from vitedge.formats.model_folder import (
     MODEL_FOLDER,
     MODEL_JSON,
@@ -21,17 +21,18 @@ from vitedge.formats.model_folder import (
     numbered_classes,
     write_model,
 )
+from vitedge.graph.state_dicts import SUFFIXES, Choice
 from vitedge.importing.checkpoint import import_checkpoint
 from vitedge.importing.factory import import_factory
 from vitedge.importing.hub import PREFIX, Fetched, fetch
 from vitedge.importing.labels import read_labels, recognise_imagenet, refuse_empty, trained_folders
 from vitedge.importing.onnx_file import graph_summary, import_onnx
 from vitedge.importing.proof import TOLERANCE, Imported
-from vitedge.training.factory import PICKLED, Factory
+from vitedge.training.factory import Factory
 
 LAYOUTS = (
-    "a timm or Hugging Face folder (config.json, model.safetensors), hub:<org>/<name>, an ONNX file, "
-    "a folder of `vitedge train`, or: embedded"
+    "a timm or Hugging Face folder (config.json, model.safetensors), a checkpoint (.pth, .ckpt, .safetensors), "
+    "hub:<org>/<name>, an ONNX file, a folder of `vitedge train`, or: embedded"
 )
 
 
@@ -41,6 +42,7 @@ def import_model(
     *,
     labels: str | Path | Sequence[str] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
+    choice: Choice = Choice(),  # noqa: B008 - it's frozen
     licence: str | None = None,
     images: str | Path | ImageSet | None = None,
     overwrite: bool = False,
@@ -50,6 +52,7 @@ def import_model(
 
     Args:
         source: a folder in timm's or transformers' published layout or its ``model.safetensors``,
+            a checkpoint of training (``.pth``, ``.pt``, ``.ckpt``, ``.bin``, ``.safetensors``),
             ``"hub:<org>/<name>[@revision]"``, an ONNX file, a folder that ``vitedge train`` wrote, ``"embedded"``, or a
             :class:`~vitedge.training.factory.Factory` of a torch module.
         out: the model folder to write.
@@ -59,6 +62,7 @@ def import_model(
             source's. An ONNX file with float input needs at least ``mean`` and ``std``, and ``size`` where its input
             has none, unless its metadata says them. Another ``size`` of a published checkpoint resizes its position
             embedding; ``patch_size`` beside these fields its patch projection.
+        choice: the architecture of a checkpoint, and which of its state dicts.
         licence: of the model, where the source doesn't say.
         images: pictures to compare on; without them the embedded ones.
         overwrite: permit replacing an existing model folder.
@@ -75,17 +79,20 @@ def import_model(
     options = dict(preprocessing or {})
     fetched: Fetched | None = None
     if isinstance(source, Factory):
-        imported = import_factory(source, options, images, action)
+        _refuse_unused(choice, ("arch", "num_classes"), "a factory's module", action)
+        imported = import_factory(source, options, images, action, choice)
     else:
         if str(source).startswith(PREFIX):
             fetched = fetch(str(source), action, progress)
             kind, path = "published", fetched.folder
         else:
             kind, path = recognise_source(source, action)
+        if kind != "published":
+            _refuse_unused(choice, tuple(_CHOICES), "this source", action)
         if kind == "onnx":
             imported = import_onnx(path, options, images, action, named=labels is not None)
         else:
-            imported = import_checkpoint(kind, path, options, images, action, named=labels is not None)
+            imported = import_checkpoint(kind, path, options, images, action, named=labels is not None, choice=choice)
     count, parity = imported.num_classes, imported.parity
     if not parity.relative <= TOLERANCE:
         raise InvalidResultError(
@@ -113,6 +120,17 @@ def import_model(
     return write_model(out, record, imported.files, overwrite=overwrite, action=action)
 
 
+_CHOICES = {"arch": "--arch", "num_classes": "--num-classes", "use_ema": "--use-ema", "key": "--weights-key"}
+
+
+def _refuse_unused(choice: Choice, fields: Sequence[str], source: str, action: str) -> None:
+    """Refuse what chooses among checkpoints where it would be passed over."""
+    if given := [_CHOICES[name] for name in fields if getattr(choice, name)]:
+        verb = "belong" if len(given) > 1 else "belongs"
+        reason = f"{' and '.join(given)} {verb} to a checkpoint of training, not to {source}"
+        raise UsageError(action, reason, f"leave out {' and '.join(given)}")
+
+
 def _origin(imported: Imported, fetched: Fetched | None) -> Origin:
     source, details = imported.name, imported.details
     if fetched is not None:
@@ -135,7 +153,7 @@ def summary(model: Model) -> dict[str, Any]:
     if record.architecture is not None:
         row |= {"blocks": record.architecture.depth, "channels": record.architecture.embed_dim}
         row |= {"million_macs": round(record.architecture.macs() / 1e6, 1)}
-    for detail in ("revision", "position_embedding", "patch_projection", "class_names_from"):
+    for detail in ("revision", "weights", "position_embedding", "patch_projection", "class_names_from"):
         if detail in record.origin.details:
             row[detail] = record.origin.details[detail]
     if "preprocessing_defaults" in record.origin.details:
@@ -181,13 +199,10 @@ def recognise_source(source: str | Path, action: str) -> tuple[str, Path]:
             return "published", path
         if len(graphs) == 1:
             return "onnx", graphs[0]
+        if not graphs and any(file.suffix.lower() in SUFFIXES for file in path.iterdir()):
+            return "published", path
         raise UsageError(action, f"it holds {len(graphs)} ONNX files and no known checkpoint", f"name {LAYOUTS}")
     suffix = path.suffix.lower()
-    if suffix in (".onnx", ".safetensors"):
+    if suffix == ".onnx" or suffix in SUFFIXES:
         return ("onnx" if suffix == ".onnx" else "published"), path
-    if suffix in PICKLED:
-        hint = (
-            "save the weights as safetensors, or load them into your own code with --factory, --weights, --allow-pickle"
-        )
-        raise ModelError(action, "pickled checkpoints can run code and aren't opened", hint)
     raise UsageError(action, f"files ending in '{suffix}' aren't supported", f"name {LAYOUTS}")

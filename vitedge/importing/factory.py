@@ -15,6 +15,7 @@ from vitedge.core.isolation import ChildError, run_isolated
 from vitedge.data.images import ImageSet
 from vitedge.errors import ModelError, UsageError
 from vitedge.graph.checkpoint import taken_defaults
+from vitedge.graph.state_dicts import Choice
 from vitedge.importing.contract import contract_of
 from vitedge.importing.onnx_file import import_onnx, require_preprocessing, source_input
 from vitedge.importing.proof import Imported, Logits, frames_of
@@ -23,30 +24,27 @@ from vitedge.training.factory import Factory
 TIMEOUT_S = 3600.0
 
 
-def chosen_source(
-    source: str | None, factory: str | None, weights: Path | None, *, allow_pickle: bool
-) -> str | Factory:
+def chosen_source(source: str | None, factory: str | None, weights: Path | None) -> str | Factory:
     """What a command line asks to import: a source, or a factory with what belongs to it.
 
     Raises:
         UsageError: neither or both, or weights without a factory.
     """
-    if factory is None and source is not None and weights is None and not allow_pickle:
+    if factory is None and source is not None and weights is None:
         return source
     action = f"import {factory or source or 'a model'}"
     if factory is None and source is not None:
-        raise UsageError(
-            action, "--weights and --allow-pickle belong to --factory", "name the factory, or leave them out"
-        )
+        hint = f"name the factory; or import the weights alone: vitedge import {weights} --arch NAME"
+        raise UsageError(action, "--weights belong to --factory", hint)
     if factory is None:
         raise UsageError(action, "there is neither a source nor a factory", "run: vitedge import --help")
     if source is not None:
         raise UsageError(action, f"a source was given too: {source}", "give one of them")
-    return Factory(factory, weights, allow_pickle)
+    return Factory(factory, weights)
 
 
 def import_factory(
-    factory: Factory, options: dict[str, Any], images: str | Path | ImageSet | None, action: str
+    factory: Factory, options: dict[str, Any], images: str | Path | ImageSet | None, action: str, choice: Choice
 ) -> Imported:
     """Export a factory's module and bring it to the canonical form; it's compared with the module itself, in torch."""
     factory.check(action)
@@ -54,7 +52,7 @@ def import_factory(
         path = Path(folder) / "module.onnx"
         try:
             contract, logits, details = run_isolated(
-                _export, factory, options, images, path, action, timeout_s=TIMEOUT_S
+                _export, factory, options, images, path, action, choice, timeout_s=TIMEOUT_S
             )
         except ChildError as error:
             hint = "try the function in Python: build the module, call it, torch.onnx.export it"
@@ -73,13 +71,18 @@ def import_factory(
 
 
 def _export(
-    factory: Factory, options: dict[str, Any], images: str | Path | ImageSet | None, path: Path, action: str
+    factory: Factory,
+    options: dict[str, Any],
+    images: str | Path | ImageSet | None,
+    path: Path,
+    action: str,
+    choice: Choice,
 ) -> tuple[dict[str, Any], Logits, dict[str, Any]]:
     """Write the module to ``path``; returns the contract's fields, its logits, and details. In a child process."""
     from vitedge.graph.task import require_one_class
     from vitedge.training import factory as torch_modules
 
-    module = torch_modules.build(factory, action)
+    module, loaded = torch_modules.build(factory, action, choice)
     problem = getattr(getattr(module, "config", None), "problem_type", None)  # of transformers' models
     require_one_class({"problem_type": problem}, "the module's config", options.get("activation"), action)
     declared, defaults = torch_modules.declared_preprocessing(module, options, action)
@@ -89,4 +92,4 @@ def _export(
     pixels = source_input(frames_of(images, contract, action), contract, "nchw", "float32")
     logits = torch_modules.logits(module, pixels, action)
     details = torch_modules.export(module, contract, path, action)
-    return fields, logits, {**details, **taken_defaults(defaults, options)}
+    return fields, logits, {**details, **loaded, **taken_defaults(defaults, options)}

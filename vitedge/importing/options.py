@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import msgspec
 from msgspec import Meta
@@ -13,7 +13,16 @@ from vitedge.core.options import Flag
 from vitedge.core.schema import Record
 from vitedge.errors import UsageError
 
-MODULE, MODEL, PICTURES, VALUES = "Torch module", "Model", "Preprocessing: pictures", "Preprocessing: values"
+if TYPE_CHECKING:
+    from vitedge.graph.state_dicts import Choice
+
+MODULE, CHECKPOINT, MODEL, PICTURES, VALUES = (
+    "Torch module",
+    "Checkpoint",
+    "Model",
+    "Preprocessing: pictures",
+    "Preprocessing: values",
+)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -56,12 +65,32 @@ class ImportOptions(Record):
             "Function that returns a torch module, instead of a source.", unit="package.module:function", group=MODULE
         ),
     ] = None
-    weights: Annotated[
-        str | None, Flag("State dict to load into the factory's module: safetensors.", unit="path", group=MODULE)
-    ] = None
+    weights: Annotated[str | None, Flag("State dict to load into the factory's module.", unit="path", group=MODULE)] = (
+        None
+    )
     allow_pickle: Annotated[
-        bool, Flag("Permit pickled --weights (.pt); only their tensors are read.", group=MODULE)
+        bool, Flag("Not needed any more: of pickled --weights (.pt) only the tensors are read.", group=MODULE)
     ] = False
+    arch: Annotated[
+        str | None,
+        Flag("timm's name of the architecture.", unit="name", default="as the checkpoint says", group=CHECKPOINT),
+    ] = None
+    num_classes: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Flag("Number of classes that the checkpoint's head must have.", default="any", group=CHECKPOINT),
+    ] = None
+    use_ema: Annotated[
+        bool, Flag("Take the averaged weights (EMA) of a checkpoint that has both.", group=CHECKPOINT)
+    ] = False
+    weights_key: Annotated[
+        str | None,
+        Flag(
+            "State dict to take of several in a checkpoint, or in --weights: state_dict_ema.",
+            unit="key",
+            default="the usual one",
+            group=CHECKPOINT,
+        ),
+    ] = None
     labels: Annotated[
         str | tuple[str, ...] | None,
         Flag(
@@ -82,6 +111,7 @@ class ImportOptions(Record):
         Flag(
             "Input size of the model in pixels, HEIGHT or HEIGHTxWIDTH; another size than a published checkpoint's "
             "resizes its position embedding.",
+            ("--size", "--img-size"),
             unit="pixels",
             default="the source's own",
             parse=parse_size,
@@ -158,9 +188,33 @@ class ImportOptions(Record):
     ] = None
 
     @property
+    def choice(self) -> Choice:
+        """What was given of :class:`~vitedge.graph.state_dicts.Choice`.
+
+        Raises:
+            UsageError: two ways to choose one state dict.
+        """
+        from vitedge.graph.state_dicts import Choice
+
+        if self.weights_key is not None and self.use_ema:
+            raise UsageError("import a model", "--weights-key and --use-ema both choose", "give one of them")
+        return Choice(self.arch, self.num_classes, self.weights_key, self.use_ema)
+
+    @property
     def preprocessing(self) -> dict[str, Any]:
         """What was given of :class:`~vitedge.data.preprocessing.Preprocessing`, and ``patch_size``."""
-        others = {"factory", "weights", "allow_pickle", "labels", "licence", "images", "overwrite"}
+        others = {
+            "factory",
+            "weights",
+            "allow_pickle",
+            "labels",
+            "licence",
+            "images",
+            "overwrite",
+            "arch",
+            "num_classes",
+        }
+        others |= {"use_ema", "weights_key"}
         fields = msgspec.structs.asdict(self)
         return {name: value for name, value in fields.items() if name not in others and value is not None}
 
@@ -171,6 +225,10 @@ class ImportFields(TypedDict, total=False):
     factory: str | None
     weights: str | Path | None
     allow_pickle: bool
+    arch: str | None
+    num_classes: int | None
+    use_ema: bool
+    weights_key: str | None
     labels: str | Path | Sequence[str] | None
     licence: str | None
     images: str | Path | None

@@ -18,13 +18,11 @@ from numpy.typing import NDArray
 
 from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ModelError, NotInstalledError, UsageError, nearest
+from vitedge.graph.state_dicts import SUFFIXES, Choice, read_weights
 from vitedge.graph.timm_transform import DEFAULTS, evaluation_transform
 
 if TYPE_CHECKING:
     import torch
-
-PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".tar")
-_PREFIXES = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel, torch.compile, Lightning
 
 
 @dataclass(frozen=True)
@@ -34,20 +32,17 @@ class Factory:
     Args:
         name: ``package.module:function``. The function takes no arguments and returns a ``torch.nn.Module`` from
             float32 pictures [N, 3, H, W], normalised, to logits [N, classes].
-        weights: a state dict to load into it, as safetensors or, where ``allow_pickle`` says so, pickled by torch.
-        allow_pickle: permit a pickled file; torch reads it with ``weights_only``, which runs no code.
+        weights: a state dict to load into it, as safetensors or of ``torch.save``, of which the tensors alone are read.
     """
 
     name: str
     weights: Path | None = None
-    allow_pickle: bool = False
 
     def check(self, action: str) -> None:
         """Refuse what can be refused without running anything.
 
         Raises:
             UsageError: no ``package.module:function``, or no such file of weights.
-            ModelError: a pickled file without permission.
         """
         module, colon, function = self.name.partition(":")
         if not colon or not all(part.isidentifier() for part in [*module.split("."), *function.split(".")]):
@@ -58,15 +53,12 @@ class Factory:
         if not self.weights.is_file():
             raise UsageError(action, f"there are no weights {self.weights}", "check the name")
         suffix = self.weights.suffix.lower()
-        if suffix != ".safetensors" and suffix not in PICKLED:
+        if suffix not in SUFFIXES:
             raise UsageError(action, f"weights ending in '{suffix}' aren't supported", "give a .safetensors file")
-        if suffix in PICKLED and not self.allow_pickle:
-            reason = f"{self.weights.name} is a pickled file, which isn't opened without permission"
-            raise ModelError(action, reason, "save the weights as safetensors, or add --allow-pickle (weights only)")
 
 
-def build(factory: Factory, action: str) -> torch.nn.Module:
-    """Call the factory and load the weights: a module for inference, float32, on the CPU.
+def build(factory: Factory, action: str, choice: Choice = Choice()) -> tuple[torch.nn.Module, dict[str, str]]:  # noqa: B008
+    """Call the factory and load the weights: a module for inference, float32, on the CPU; and which were loaded.
 
     Raises:
         UsageError: the module or the function doesn't exist.
@@ -87,9 +79,10 @@ def build(factory: Factory, action: str) -> torch.nn.Module:
         kind = type(module).__name__
         raise ModelError(action, f"{factory.name} returned {kind}, not a torch.nn.Module", "return the module itself")
     module = module.float().cpu()
+    loaded: dict[str, str] = {}
     if factory.weights is not None:
-        _load(module, read_weights(factory.weights, action), factory.weights.name, action)
-    return module.eval().requires_grad_(False)
+        loaded = _load(module, factory.weights, choice, action)
+    return module.eval().requires_grad_(False), loaded
 
 
 def declared_preprocessing(
@@ -178,32 +171,6 @@ def export(module: torch.nn.Module, preprocessing: Preprocessing, path: Path, ac
     raise ModelError(action, f"torch {torch.__version__} can't export it: {failures[-1]}", hint)
 
 
-def read_weights(path: Path, action: str) -> dict[str, torch.Tensor]:
-    """The tensors of a state dict by name; a pickled file is read with ``weights_only``.
-
-    Raises:
-        ModelError: unreadable, more than tensors in it, or several state dicts.
-    """
-    import torch
-
-    try:
-        if path.suffix.lower() == ".safetensors":
-            from safetensors.torch import load
-
-            return load(path.read_bytes())
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors', zip's and the unpickler's own kinds
-        hint = "save it again: torch.save(module.state_dict(), path), or better as safetensors"
-        raise ModelError(action, f"{path.name} can't be read as weights alone: {_first_line(error)}", hint) from error
-    if _is_state_dict(loaded):
-        return dict(loaded)
-    inside = {str(key): value for key, value in loaded.items() if _is_state_dict(value)} if _is_mapping(loaded) else {}
-    if len(inside) == 1:
-        return dict(next(iter(inside.values())))
-    reason = f"{path.name} holds {len(inside)} state dicts {sorted(inside)}" if inside else f"{path.name} holds none"
-    raise ModelError(action, reason, "save the one that you want: torch.save(module.state_dict(), path)")
-
-
 def _function(name: str, action: str) -> Any:
     """The object behind ``package.module:function``, looked up in the current folder first."""
     path, _, attribute = name.partition(":")
@@ -234,13 +201,13 @@ def _function(name: str, action: str) -> Any:
     return target
 
 
-def _load(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], file: str, action: str) -> None:
-    """Every parameter and buffer of the module, no more and no less, from ``weights``."""
-    expected = module.state_dict()
-    for prefix in _PREFIXES:
-        if not set(weights) & set(expected) and all(name.startswith(prefix) for name in weights):
-            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-    hint = "give the weights of this very module"
+def _load(module: torch.nn.Module, path: Path, choice: Choice, action: str) -> dict[str, str]:
+    """Every parameter and buffer of the module, no more and no less, from a file; returns which of its state dicts."""
+    import torch
+
+    expected, file = module.state_dict(), path.name
+    read = read_weights(path, expected, choice, action)
+    weights, hint = read.arrays, "give the weights of this very module"
     for name, tensor in expected.items():
         if name not in weights:
             more = sum(other not in weights for other in expected) - 1
@@ -253,7 +220,8 @@ def _load(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], file: st
         others = f", and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         reason = f"{file} has '{unknown[0]}' {list(weights[unknown[0]].shape)}{others}, which the module doesn't"
         raise ModelError(action, reason, hint)
-    module.load_state_dict(dict(weights))
+    module.load_state_dict({name: torch.from_numpy(np.array(values)) for name, values in weights.items()})
+    return read.details
 
 
 def _tensor(output: Any) -> Any:
@@ -277,17 +245,6 @@ def _only_logits(module: torch.nn.Module) -> torch.nn.Module:
             return _tensor(self.module(pixels))
 
     return Logits().eval()
-
-
-def _is_mapping(value: Any) -> bool:
-    return isinstance(value, Mapping)
-
-
-def _is_state_dict(value: Any) -> bool:
-    import torch
-
-    named = _is_mapping(value) and bool(value)
-    return named and all(isinstance(key, str) and isinstance(entry, torch.Tensor) for key, entry in value.items())
 
 
 def _described(error: BaseException) -> str:

@@ -25,6 +25,8 @@ FAMILIES, LOGITS, FRAMES = FOLDER / "families.json", FOLDER / "logits.npz", FOLD
 VARIANTS, PIXELS = FOLDER / "preprocessing.json", FOLDER / "preprocessing.npz"  # of make_preprocessing.py
 #: (rows, columns) of the 32×32 photographs that make each picture of photographs.
 MOSAICS = ((1, 1), (3, 4), (15, 11), (8, 19), (7, 7))
+#: What timm's CheckpointSaver leaves, and timm's logits with its weights; ``make_checkpoint.py`` writes them.
+CHECKPOINT, CHECKPOINT_LOGITS = FOLDER / "model_best.pth.tar", FOLDER / "model_best.npz"
 PHOTOS = 3  # of the photographs, for logits; sampled pixels are there of all
 SAMPLES = 24  # pixels of every prepared photograph: too few to be one
 GOLDEN_SAMPLES = 400  # of every generated picture

@@ -238,57 +238,6 @@ def frame_sources() -> Iterator[tuple[str, str, Any, Callable[[Image.Image], Fra
             )
 
 
-def check_names() -> None:
-    """Every plain ViT that timm knows: what we derive from its name and tensors, against the module (no weights)."""
-    import msgspec
-    import timm
-
-    from vitedge.graph import timm_layout
-    from vitedge.graph.author import expected_parameters
-
-    kinds = {"axial": "RotaryEmbeddingCat", "centred": "RotaryEmbeddingDinoV3", "mixed": "RotaryEmbeddingMixed"}
-    right, others = 0, []
-    for name in timm.list_models(["vit_*", "deit*", "flexivit*", "test_vit*"]):
-        if not all(map(timm_layout._WORDS.fullmatch, name.split("_"))):
-            others.append(name)
-            continue
-        with torch.device("meta"):
-            module = timm.create_model(name, num_classes=CLASSES)
-        keys = ("input_size", "mean", "std", "crop_pct", "interpolation")
-        pretrained = {key: module.pretrained_cfg[key] for key in keys}
-        fields = {"architecture": name, "global_pool": module.global_pool, "pretrained": pretrained}
-        published = msgspec.convert(fields, timm_layout._Published)
-        arrays = {key: np.broadcast_to(np.float32(0), tuple(value.shape)) for key, value in module.state_dict().items()}
-        words, rope = timm_layout._words(published, name), getattr(module, "rope", None)
-        arrays = timm_layout._unified(arrays, name) if rope is not None else arrays
-        config = timm_layout._architecture(published, words, arrays, name)
-        block = module.blocks[0]
-        theirs: tuple[Any, ...] = (
-            block.attn.num_heads, block.norm1.eps, module.patch_embed.grid_size, module.global_pool,
-            type(block.norm1).__name__, type(block).__name__ in ("Block", "EvaBlock"),
-        )  # fmt: skip
-        ours: tuple[Any, ...] = (
-            config.num_heads, config.layer_norm_eps, config.grid, config.pool, "LayerNorm", True
-        )  # fmt: skip
-        if rope is not None and config.rope is not None:
-            theirs += (type(rope).__name__, rope.grid_indexing, getattr(rope, "rotate_half", False))
-            ours += (
-                kinds[config.rope.kind], {"row": "ij", "column": "xy"}[config.rope.first_axis],
-                config.rope.pairs == "halves",
-            )  # fmt: skip
-            if config.rope.kind != "mixed":
-                theirs += (rope.temperature, getattr(rope, "ref_feat_shape", None))
-                ours += (config.rope.temperature, config.rope.reference_grid)
-        expected = dict(expected_parameters(config))
-        if config.pre_norm:
-            del expected["patch_embed.proj.bias"]
-        assert ours == theirs, (name, ours, theirs)
-        assert expected == {key: value.shape for key, value in arrays.items()}, name
-        assert (rope is None) == (config.rope is None), name
-        right += 1
-    print(f"{right} names derived as timm builds them; {len(others)} refused: {', '.join(others)}")
-
-
 def main(folder: str) -> None:
     assert PIL.__version__.startswith("12."), "make the references with Pillow 12"
     torch.set_num_threads(1)
@@ -325,7 +274,6 @@ def main(folder: str) -> None:
             families[title], logits[title] = family, answer
             print(f"{title:45} logits up to {np.abs(answer).max():.2f}")
     np.savez_compressed(LOGITS, **logits)
-    check_names()
     content = {"families": families, "frames": published}
     FAMILIES.write_text(json.dumps(content, separators=(",", ":")).replace('},"', '},\n"') + "\n")
     del declared
