@@ -103,7 +103,8 @@ def test_it_reads_what_torch_writes(new: bool, protocol: int, tmp_path: Path) ->
         "counter": collections.Counter("aab"), "ordered": collections.OrderedDict(a=1),
         "date": datetime.datetime(2026, 1, 1),
         "dtype": torch.float32, "device": torch.device("cpu"), "size": base.shape, "set": {1, 2}, "bytes": b"xx",
-        "optimizer": torch.optim.AdamW([base]).state_dict(), "default": collections.defaultdict(list, a=[1]),
+        "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 0.001}]},
+        "default": collections.defaultdict(list, a=[1]),
     }  # fmt: skip
     path = tmp_path / "any.name"
     content = {"state_dict": tensors, **others}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import threading
 import time
@@ -142,10 +143,17 @@ def test_refusals(hub: Hub, tmp_path: Path, source: str, kind: type[VitedgeError
     assert refusal.value.exit_code == exit_code and not (tmp_path / "model").exists()
 
 
-def test_a_repository_without_safetensors(hub: Hub, tmp_path: Path) -> None:
-    del hub.files["model.safetensors"]
-    with pytest.raises(ModelError, match=r"org/tiny publishes no model\.safetensors"):
+def test_a_repository_without_safetensors(hub: Hub, tmp_path: Path, pictures: Path) -> None:
+    import safetensors.numpy
+
+    tensors = safetensors.numpy.load(hub.files.pop("model.safetensors"))
+    with pytest.raises(ModelError, match=r"org/tiny publishes no model\.safetensors and no pytorch_model\.bin"):
         import_model("hub:org/tiny", tmp_path / "model")
+    torch = pytest.importorskip("torch", reason="torch writes the older file")
+    buffer = io.BytesIO()
+    torch.save({name: torch.from_numpy(values) for name, values in tensors.items()}, buffer)
+    hub.files["pytorch_model.bin"] = buffer.getvalue()
+    assert import_model("hub:org/tiny", tmp_path / "model", images=pictures).record.name == "tiny"
 
 
 @pytest.mark.parametrize("offline", [False, True])

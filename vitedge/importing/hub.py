@@ -13,9 +13,11 @@ from typing import Any
 
 from vitedge.core.progress import Progress, silent
 from vitedge.errors import ModelError, NotInstalledError, ResourceError, UsageError
+from vitedge.formats.model_folder import MODEL_WEIGHTS
+from vitedge.graph.state_dicts import PICKLED_WEIGHTS
 
 PREFIX = "hub:"
-NEEDED = ("config.json", "model.safetensors")
+CONFIG, WEIGHTS, OLDER_WEIGHTS = "config.json", MODEL_WEIGHTS, PICKLED_WEIGHTS  # the older where there are no others
 HELPFUL = ("preprocessor_config.json", "processor_config.json", "README.md")  # preprocessing, licence: where published
 
 _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
@@ -40,7 +42,7 @@ def fetch(source: str, action: str, progress: Progress = silent) -> Fetched:
 
     Raises:
         UsageError: no such repository or revision.
-        ModelError: it publishes no config.json or model.safetensors.
+        ModelError: it publishes no config.json, or no weights.
         ResourceError: the hub can't be reached and the cache doesn't have it, or it isn't public.
         NotInstalledError: no huggingface_hub.
     """
@@ -76,10 +78,11 @@ def fetch(source: str, action: str, progress: Progress = silent) -> Fetched:
             hint = "check the network and HF_HUB_OFFLINE, or download the repository elsewhere and name its folder"
             raise ResourceError(action, f"the hub can't be reached, and {file} isn't in the cache", hint) from error
         except errors.EntryNotFoundError as error:
-            if file in HELPFUL:
+            if file in (*HELPFUL, WEIGHTS):
                 return None
             hint = "export the model to ONNX, or load it in your own code with --factory"
-            raise ModelError(action, f"{repo} publishes no {file}", hint) from error
+            names = f"{WEIGHTS} and no {OLDER_WEIGHTS}" if file == OLDER_WEIGHTS else file
+            raise ModelError(action, f"{repo} publishes no {names}", hint) from error
         except errors.HFValidationError as error:
             raise UsageError(action, f"'{repo}' isn't a repository's name", "write hub:<org>/<name>") from error
         except Exception as error:  # the network's own kinds, which differ between its versions
@@ -87,11 +90,13 @@ def fetch(source: str, action: str, progress: Progress = silent) -> Fetched:
             hint = "try again, or download the repository elsewhere and name its folder"
             raise ResourceError(action, f"the download of {file} failed: {first}", hint) from error
 
-    config = download(NEEDED[0], revision)
+    config = download(CONFIG, revision)
     assert config is not None
     commit = config.parent.name  # .../snapshots/<commit>/config.json
-    for file in (*HELPFUL, *NEEDED[1:]):
+    for file in HELPFUL:
         download(file, commit)
+    if download(WEIGHTS, commit) is None:
+        download(OLDER_WEIGHTS, commit)
     return Fetched(config.parent, repo, commit)
 
 
