@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -105,21 +105,33 @@ def measure(
 def document(rows: Sequence[dict[str, Any]], where: str) -> None:
     """Write the table: one line a number, a column of KL and one of the drop for each model and target."""
     columns = list(dict.fromkeys((row["model"], row["target"]) for row in rows))
-    titles = [f"{model}, {TARGETS[target]}: {what}" for model, target in columns for what in ("mean KL", "drop, pp")]
+    titles = [f"{model}, {TARGETS[target]}: {what}" for model, target in columns for what in ("KL", "drop")]
     table = [f"| pictures | {' | '.join(titles)} |", "| --- " * (1 + len(titles)) + "|"]
     for count in sorted({row["count"] for row in rows}):
-        cells = [str(count)]
-        for column in columns:
-            found = [row for row in rows if (row["model"], row["target"]) == column and row["count"] == count]
-            divergences, drops = [row["divergence"] for row in found], [row["lost_pts"] for row in found]
-            cells.append(f"{mean(divergences):.2g} ({min(divergences):.2g} … {max(divergences):.2g})")
-            cells.append(f"{points(mean(drops))} ({points(min(drops))} … {points(max(drops))})")
-        table.append(f"| {' | '.join(cells)} |")
+        cells = [
+            cell(
+                [row[key] for row in rows if (row["model"], row["target"]) == column and row["count"] == count],
+                show,
+            )
+            for column in columns
+            for key, show in (("divergence", millionths), ("lost_pts", points))
+        ]
+        table.append(f"| {count} | {' | '.join(cells)} |")
     seeds = 1 + max(row["seed"] for row in rows)
-    legend = f"Each cell: the mean of {seeds} draws of the pictures, and the least and the largest."
+    legend = f"Each cell: the mean of up to {seeds} draws of the pictures, and the least and the largest. "
+    legend += "KL is the mean in millionths, the drop is of top-1 in pp."
     before, rest = DOCUMENT.read_text().split(START)
     text = "\n".join([START, f"{where}. {legend}", "", *table, END])
     DOCUMENT.write_text(before + text + rest.split(END, 1)[1])
+
+
+def millionths(divergence: float) -> str:
+    return f"{1e6 * divergence:.0f}"
+
+
+def cell(figures: Sequence[float], show: Callable[[float], str]) -> str:
+    """Their mean and ends; empty where there are none."""
+    return f"{show(mean(figures))} ({show(min(figures))} … {show(max(figures))})" if figures else ""
 
 
 if __name__ == "__main__":

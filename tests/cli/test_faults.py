@@ -174,14 +174,18 @@ def test_the_embedded_model_s_test_pictures_are_for_display_alone(small_model: P
     _, reason, hint = fails(2, *export_arguments(model, tmp_path / "a", "--data", "display"))
     assert "test pictures of the embedded model" in reason and re.search(r": \w+/\w+\.\w+, .* and \d+ more$", reason)
     assert "leave out --data" in hint
+    _, reason, _ = fails(2, *export_arguments(model, tmp_path / "a", "--held-out", "display", "--dry-run"))
+    assert "embedded for display alone" in reason
     done = vitedge(*export_arguments(small_model, tmp_path / "b", "--data", "display", "--num-samples", 8))
     assert done.code == 0, done.err
 
 
-def test_too_few_images_for_the_recipe(small_model: Path, small_data: Path, tmp_path: Path) -> None:
-    _, reason, hint = fails(2, *export_arguments(small_model, tmp_path / "a", "--data", small_data))
-    assert "observes 256 images; pictures has 40" in reason
-    assert hint.endswith("--num-samples 40")
+def test_too_few_images_for_any_recipe(small_model: Path, small_data: Path, tmp_path: Path) -> None:
+    _, reason, hint = fails(2, *export_arguments(small_model, tmp_path / "a", "--data", small_data / "ant"))
+    assert reason.endswith(
+        "/ant has 8 pictures; the recipe observes at least 16 and holds 4 others out to measure the loss on"
+    )
+    assert hint == "add pictures, or observe fewer all the same: --num-samples 4"
 
 
 # --- damaged files ---------------------------------------------------------------------------------------------------
@@ -256,18 +260,19 @@ def test_unreadable_calibration_images_are_replaced_and_named(
 ) -> None:
     data = tmp_path / "data"
     shutil.copytree(small_data, data)
-    for name in ("ant/0.png", "bee/3.png", "cat/5.png"):
-        (data / name).write_bytes(b"\x89PNG\r\n\x1a\n but no picture")
+    broken = {"ant/0.png", "bee/3.png", "cat/5.png", "cat/6.png", "cat/7.png", "dog/1.png"}
+    for name in broken:
+        (data / name).write_bytes((data / name).read_bytes()[:200])
     out = tmp_path / "a"
-    done = vitedge(*export_arguments(small_model, out, "--data", data, "--num-samples", 37))
+    done = vitedge(*export_arguments(small_model, out, "--data", data, "--num-samples", 30))
     assert done.code == 0, done.err
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["calibration"]["count"] == 37
-    assert set(manifest["calibration"]["skipped"]) <= {"ant/0.png", "bee/3.png", "cat/5.png"}
-    assert manifest["calibration"]["skipped"]
-    _, reason, hint = fails(3, *export_arguments(small_model, tmp_path / "b", "--data", data, "--num-samples", 38))
-    assert "has 37 readable images of the 38 asked for" in reason and "ant/0.png" in reason
-    assert hint.endswith("--num-samples 37")
+    assert manifest["calibration"]["count"] == 30
+    assert manifest["calibration"]["skipped"] and set(manifest["calibration"]["skipped"]) <= broken
+    assert manifest["fidelity"]["pictures"] == 4
+    _, reason, hint = fails(3, *export_arguments(small_model, tmp_path / "b", "--data", data, "--num-samples", 36))
+    assert "has 34 readable images of the 36 asked for" in reason and "ant/0.png" in reason
+    assert hint == "replace them, or remove them and ask for fewer: --num-samples"
 
 
 def test_eval_stops_above_one_percent_of_unreadable_images(small_model: Path, small_data: Path, tmp_path: Path) -> None:

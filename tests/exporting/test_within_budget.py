@@ -38,7 +38,7 @@ def test_every_quantized_artifact_says_what_it_lost(small_model: Path, pictures:
     assert len(found.flips) <= round((1 - found.agreement) * 136)
     few = vitedge.export(small_model, "onnxruntime", "int8", tmp_path / "b", data=pictures, num_samples=190)
     assert few.manifest.fidelity is not None
-    assert (few.manifest.fidelity.split, few.manifest.fidelity.pictures) == ("calibration", 190)
+    assert (few.manifest.fidelity.split, few.manifest.fidelity.pictures) == ("held-out", 10)
     plain = vitedge.export(small_model, "onnxruntime", "fp32", tmp_path / "c")
     assert plain.manifest.fidelity is None
 
@@ -115,9 +115,13 @@ def test_budgets_that_cannot_be_shown_are_refused(
     assert "40 hold-out pictures can't show" in refused(
         data=pictures, num_samples=64, max_drop=1.0, held_out=small_data
     )
-    assert "calibration leaves too few" in refused(data=pictures, num_samples=190, min_agreement=50.0)
-    assert "were calibrated on" in refused(data=pictures, num_samples=64, held_out=pictures, min_agreement=50.0)
-    assert "for display alone" in refused(data=pictures, num_samples=64, held_out="display", min_agreement=50.0)
+    assert "10 hold-out pictures can't show a top-1 agreement of 90 %" in refused(
+        data=pictures, num_samples=190, min_agreement=90.0
+    )
+    assert "hold-out pictures of pictures0 are calibrated on" in refused(
+        data=pictures, num_samples=64, held_out=pictures, min_agreement=50.0
+    )
+    assert "aren't among the model's: airplane" in refused(data=pictures, num_samples=64, held_out="display")
     with pytest.raises(UsageError, match="nothing is quantized"):
         vitedge.export(small_model, "onnxruntime", "fp32", tmp_path / "a", max_drop=1.0)
 

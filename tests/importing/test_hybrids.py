@@ -39,9 +39,12 @@ def test_a_hybrid_can_be_quantized(name: str, target: str, tmp_path: Path, pictu
     model = import_model(EXPORTS / f"{name}.onnx", tmp_path / "model", images=pictures, preprocessing=contract)
     row = summary(model)
     assert row["graph"] == "kept as it came" and LEFT[name] in row["operators_left_alone"]
-    artifact = vitedge.export(
-        model, target=target, precision="int8", data=pictures, num_samples=len(IMAGES), out=tmp_path / "artifact"
-    )
+    others = tmp_path / "others"
+    others.mkdir()
+    for number, image in enumerate(IMAGES):
+        Image.fromarray(image[::-1]).save(others / f"{number}.png")
+    options = {"data": pictures, "num_samples": len(IMAGES), "held_out": others}
+    artifact = vitedge.export(model, target, "int8", tmp_path / "artifact", **options)
     assert artifact.manifest.precision_obtained["int8"] > 0.1
     expected = np.load(EXPORTS / "logits.npz")[name]
     with vitedge.open(artifact, threads=1) as session:

@@ -70,6 +70,17 @@ def open_picture(data: bytes, name: str) -> Image.Image:
         raise ImageError(action, f"{type(error).__name__}: {error}", hint) from error
 
 
+def _has_header(data: bytes) -> bool:
+    """Whether an encoded picture begins as one; what follows may still be broken."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Image.open(io.BytesIO(data), formats=FORMATS)
+            return True
+    except Exception:  # as above
+        return False
+
+
 def read_picture(path: Path) -> Image.Image:
     """Read and decode one picture file; errors as :func:`open_picture`."""
     try:
@@ -213,6 +224,16 @@ class ImageSet:
     def digest(self, index: int) -> str:
         """Hex SHA-256 of the encoded file."""
         return hashlib.sha256(self.read_bytes(index)).hexdigest()
+
+    def count_different(self) -> int:
+        """How many pictures have different contents and a header that can be read; all files are read, none decoded."""
+        digests = set()
+        for index in range(len(self)):
+            with contextlib.suppress(ImageError):
+                data = self.read_bytes(index)
+                if _has_header(data):
+                    digests.add(hashlib.sha256(data).digest())
+        return len(digests)
 
     def order(self, seed: int) -> list[int]:
         """A seeded permutation of all indices, by the keys: the same on every machine, in a folder and in shards."""

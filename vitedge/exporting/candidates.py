@@ -20,8 +20,7 @@ from vitedge.core.deviation import deviation
 from vitedge.core.progress import Progress
 from vitedge.data.golden import golden_pictures, golden_views
 from vitedge.data.images import open_picture
-from vitedge.errors import ArtifactError, InvalidResultError, UsageError
-from vitedge.exporting import hold_out
+from vitedge.errors import ArtifactError, InvalidResultError
 from vitedge.exporting.groups import Group, grouped
 from vitedge.exporting.hold_out import HoldOut, load_hold_out
 from vitedge.exporting.plan import Plan
@@ -172,7 +171,7 @@ def load_inputs(plan: Plan, progress: Progress) -> ExportInputs:
     inputs = ExportInputs(plan, graph, files, frames, reference)
     if plan.recipe is None or plan.images is None:
         return inputs
-    settings = plan.recipe.observe
+    settings = replace(plan.recipe.observe, num_samples=plan.observed)
     statistics, calibration = calibrate(plan.model, graph, plan.images, settings, action=plan.action, progress=progress)
     pictures = load_hold_out(
         plan.model,
@@ -181,17 +180,10 @@ def load_inputs(plan: Plan, progress: Progress) -> ExportInputs:
         calibration,
         plan.held_out,
         seed=settings.seed,
-        most=hold_out.MOST if plan.budget.limits_accuracy else hold_out.usual(record.preprocessing.size),
+        most=plan.most_held_out,
         action=plan.action,
         progress=progress,
     )
-    if plan.budget.limits_accuracy and pictures.split == "calibration":
-        raise UsageError(
-            plan.action,
-            "a budget is measured on pictures that calibration doesn't see, and calibration leaves too few of "
-            f"{plan.images.source.name}",
-            "name hold-out pictures: --held-out DIR",
-        )
     plan.budget.require_pictures(
         len(pictures), labelled=pictures.labels is not None, source=pictures.source, action=plan.action
     )

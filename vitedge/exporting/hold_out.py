@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from vitedge.exporting.runnable import Runnable
 from vitedge.formats.artifact import Calibration
 from vitedge.formats.fidelity import Fidelity
 from vitedge.formats.model_folder import Model
+from vitedge.quantization.calibrate import digests_of
 
 if TYPE_CHECKING:
     import onnx
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 #: Hold-out pictures: at most, and of 224 × 224 pixels where no budget asks for more.
 MOST, USUAL = 2048, 256
-#: With fewer hold-out pictures than this, those that were calibrated on say more.
-LEAST = 64
 #: Pictures per inference of the float graph.
 BATCH = 64
 
@@ -37,7 +36,6 @@ class HoldOut:
     """Pictures and the float graph's logits of them."""
 
     source: str  # name of the data set
-    split: Literal["held-out", "calibration"]  # calibration: there were too few others, which flatters
     names: tuple[str, ...]
     frames: NDArray[np.uint8]  # [n, h, w, 3]
     reference: NDArray[np.float32]  # [n, classes]: the float graph's logits
@@ -63,7 +61,7 @@ class HoldOut:
             classes=self.classes,
             labels=None if self.labels is None else self.labels[:count],
             source=self.source,
-            split=self.split,
+            split="held-out",
             executed_by=runnable.executed_by,
         )
 
@@ -87,15 +85,15 @@ def load_hold_out(
 ) -> HoldOut:
     """Read the hold-out pictures and run the float graph on them.
 
-    They are the user's; else, for the embedded model, the embedded ones; else those that calibration didn't use. With
-    fewer than :data:`LEAST` of these the calibration pictures take their place, and the record says so.
+    They are the user's, or the embedded model's, or those of the calibration images' set that weren't observed: by the
+    same seeded order, after the observed ones. None equals an observed one.
 
     Args:
         model: the model folder.
         graph: its float graph.
         calibrated: where the calibration images came from.
         calibration: which of them were used.
-        held_out: the user's own.
+        held_out: another set to take them from.
         seed: of the order.
         most: pictures at most.
         action: for error texts.
@@ -104,33 +102,50 @@ def load_hold_out(
     Raises:
         UsageError: a hold-out picture is for display alone or was calibrated on; none can be read.
     """
-    own = held_out
-    if own is None and model.record.origin.kind == "embedded":
-        own = embedded.pictures("held-out")
-    images = calibrated if own is None else own
+    images = calibrated if held_out is None else held_out
     used = set(calibration.image_digests)
     pictures = list(_read(model, images, seed, most, lambda digest: digest[:16] not in used))
-    split: Literal["held-out", "calibration"] = "held-out"
-    if own is None and len(pictures) < LEAST:
-        split = "calibration"
-        pictures = list(_read(model, images, seed, most, lambda digest: digest[:16] in used))
-    elif own is not None and len(pictures) < min(len(own), most):
-        _refuse_overlap(own, used, action)
+    if held_out is not None and len(pictures) < min(len(held_out), most):
+        _refuse_overlap(digests_of(held_out, range(len(held_out))), used, held_out, action)
     if not pictures:
-        raise UsageError(action, f"no picture of {images.source} can be read", "name others: --held-out DIR")
+        reason = "none of its others can be read and differs from those" if held_out is None else "none can be read"
+        where = f"{calibration.count} pictures of {images.source} were observed, and " if held_out is None else ""
+        raise UsageError(action, f"{where}{reason}", "name hold-out pictures: --held-out DIR")
     names = {picture.digest: images.records[picture.number].name for picture in pictures}
     embedded.refuse_display(names, model.record.origin.kind, action)
     frames = np.stack([picture.frame for picture in pictures])
     indices = [picture.number for picture in pictures]
+    labels = class_ids(model, images, required=held_out is not None and bool(images.classes), action=action)
     return HoldOut(
         source=images.source.name,
-        split=split,
         names=tuple(images.records[index].name for index in indices),
         frames=frames,
         reference=_float_logits(graph, frames, progress),
-        labels=_labels(model, images, indices, required=held_out is not None and bool(images.classes), action=action),
+        labels=None if labels is None else labels[indices],
         classes=tuple(entry.name for entry in model.record.classes),
     )
+
+
+def refuse_unfit(
+    model: Model, images: ImageSet, indices: Sequence[int], calibrated: Sequence[str], action: str
+) -> None:
+    """Check hold-out pictures by their contents.
+
+    Args:
+        model: the model folder.
+        images: their set.
+        indices: those that would be used.
+        calibrated: hex SHA-256 of what will be observed.
+        action: for error texts.
+
+    Raises:
+        UsageError: one is for display alone, or there are no others for those that were calibrated on.
+    """
+    digests = digests_of(images, indices)
+    names = dict(zip(digests, (images.records[index].name for index in indices), strict=True))
+    embedded.refuse_display(names, model.record.origin.kind, action)
+    if len(indices) == len(images):
+        _refuse_overlap(digests, {digest[:16] for digest in calibrated}, images, action)
 
 
 class _Picture(NamedTuple):
@@ -156,16 +171,13 @@ def _read(model: Model, images: ImageSet, seed: int, most: int, wanted: Callable
                 count += 1
 
 
-def _refuse_overlap(images: ImageSet, calibrated: set[str], action: str) -> None:
-    """Raises: UsageError: some of the pictures were calibrated on."""
-    overlap = 0
-    for index in range(len(images)):
-        with contextlib.suppress(ImageError):
-            overlap += images.digest(index)[:16] in calibrated
+def _refuse_overlap(digests: Sequence[str], calibrated: set[str], images: ImageSet, action: str) -> None:
+    """Raises: UsageError: some of the pictures of these digests were calibrated on."""
+    overlap = sum(digest[:16] in calibrated for digest in digests if digest)
     if overlap:
         raise UsageError(
             action,
-            f"{overlap} of the {len(images)} hold-out pictures of {images.source.name} were calibrated on",
+            f"{overlap} of the {len(images)} hold-out pictures of {images.source.name} are calibrated on",
             "name pictures that calibration doesn't see: --held-out DIR",
         )
 
@@ -182,19 +194,15 @@ def _float_logits(graph: onnx.ModelProto, frames: NDArray[np.uint8], progress: P
     return np.concatenate(batches)
 
 
-def _labels(
-    model: Model, images: ImageSet, indices: Sequence[int], *, required: bool, action: str
-) -> NDArray[np.int64] | None:
-    """True class ids, int64 [n]; None where the folders aren't the model's classes.
+def class_ids(model: Model, images: ImageSet, *, required: bool, action: str) -> NDArray[np.int64] | None:
+    """True class ids of all pictures, int64 [n]; None where the folders aren't the model's classes.
 
     Raises:
         UsageError: they have to be, and aren't.
     """
-    folders = [entry.folder for entry in model.record.classes]
     try:
-        labels = images.labels(folders, action=action)
+        return images.labels([entry.folder for entry in model.record.classes], action=action)
     except UsageError:
         if required:
             raise
         return None
-    return np.asarray(labels[list(indices)])

@@ -36,7 +36,9 @@ class ExportOptions(Record):
     ] = None
     num_samples: Annotated[
         Annotated[int, Meta(ge=1)] | None,
-        Flag("Number of calibration images.", default="the recipe's", group=CALIBRATION),
+        Flag(
+            "Number of calibration images.", default="the recipe's, or four fifths of a small --data", group=CALIBRATION
+        ),
     ] = None
     max_drop: Annotated[
         Annotated[float, Meta(ge=0)] | None,

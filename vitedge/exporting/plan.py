@@ -15,12 +15,15 @@ from vitedge.core.files import SVG, refuse_existing
 from vitedge.data import embedded
 from vitedge.data.images import ImageSet
 from vitedge.errors import NotInstalledError, UsageError
+from vitedge.exporting import hold_out
+from vitedge.exporting.division import observed_count, require_samples
 from vitedge.exporting.options import ExportOptions
 from vitedge.formats.artifact import ARTIFACT
 from vitedge.formats.budget import Budget
 from vitedge.formats.model_folder import Model
 from vitedge.formats.recipe import Recipe, load_recipe
 from vitedge.formats.target import QUANTIZED, Candidate, Target, load_target
+from vitedge.quantization.calibrate import digests_of
 from vitedge.runtimes.here import runs_here, why_not_here
 
 AUTO = "auto"
@@ -38,7 +41,8 @@ class Plan:
     out: Path
     recipe: Recipe | None = None  # None: nothing is calibrated
     images: ImageSet | None = field(default=None, repr=False)
-    held_out: ImageSet | None = field(default=None, repr=False)  # None: the embedded ones, or what calibration leaves
+    observed: int = 0  # calibration images
+    held_out: ImageSet | None = field(default=None, repr=False)  # None: those of ``images`` that calibration leaves
     budget: Budget = field(default_factory=lambda: Budget.of_export(None, None))
     autotune: bool = False  # measure all candidates that hold the budget, and take the fastest
     with_candidates: bool = False  # include the others that hold the budget
@@ -54,6 +58,11 @@ class Plan:
     def picture(self) -> Path:
         """Where the picture of an export that explains itself goes: beside the artifact."""
         return self.out.with_name(f"{self.out.name}.selection.svg")
+
+    @property
+    def most_held_out(self) -> int:
+        """Hold-out pictures at most: a budget needs many."""
+        return hold_out.MOST if self.budget.limits_accuracy else hold_out.usual(self.model.record.preprocessing.size)
 
     @property
     def quantized(self) -> bool:
@@ -148,18 +157,46 @@ def _with_pictures(plan: Plan, options: ExportOptions) -> Plan:
         UsageError: an unknown recipe, or too few pictures.
     """
     recipe = options.recipe if isinstance(options.recipe, Recipe) else load_recipe(options.recipe)
-    if options.num_samples is not None:
-        recipe = replace(recipe, observe=replace(recipe.observe, num_samples=options.num_samples))
-    images = _calibration_images(plan, options.data)
-    wanted = recipe.observe.num_samples
-    if len(images) < wanted:
-        raise UsageError(
-            plan.action,
-            f"recipe '{recipe.name}' observes {wanted} images; {images.source.name} has {len(images)}",
-            f"name a larger --data folder, or add: --num-samples {len(images)}",
-        )
-    held_out = None if options.held_out is None else embedded.open_images(options.held_out, action=plan.action)
-    return changed(plan, recipe=recipe, images=images, held_out=held_out)
+    images, held_out = _calibration_images(plan, options.data), _own_hold_out(plan, options.held_out)
+    source: dict[str, Any] = {
+        "data": "the embedded set" if options.data is None else f"--data {options.data}",
+        "held_out_elsewhere": held_out is not None,
+        "action": plan.action,
+    }
+    if options.num_samples is None:
+        observed = observed_count(images, recipe.observe.num_samples, **source)
+    else:
+        observed = options.num_samples
+        require_samples(images, observed, **source)
+        recipe = replace(recipe, observe=replace(recipe.observe, num_samples=observed))
+    plan = changed(plan, recipe=recipe, images=images, observed=observed, held_out=held_out)
+    _check_hold_out(plan, named=options.held_out is not None)
+    return plan
+
+
+def _own_hold_out(plan: Plan, named: str | None) -> ImageSet | None:
+    """The hold-out pictures that don't come from the calibration images' set."""
+    if named is not None:
+        return embedded.open_images(named, action=plan.action)
+    return embedded.pictures("held-out") if plan.model.record.origin.kind == "embedded" else None
+
+
+def _check_hold_out(plan: Plan, *, named: bool) -> None:
+    """Check what can be known of the hold-out pictures before work, those that the user named by their contents.
+
+    Raises:
+        UsageError: too few for the budget, without labels that it needs, calibrated on, or for display alone.
+    """
+    assert plan.images is not None and plan.recipe is not None
+    images, seed, most = plan.held_out or plan.images, plan.recipe.observe.seed, plan.most_held_out
+    if named:
+        calibrated = digests_of(plan.images, plan.images.order(seed)[: plan.observed])
+        hold_out.refuse_unfit(plan.model, images, images.order(seed)[:most], calibrated, plan.action)
+    count = len(images) if plan.held_out is not None else len(images) - plan.observed
+    labels = hold_out.class_ids(plan.model, images, required=named and bool(images.classes), action=plan.action)
+    plan.budget.require_pictures(
+        min(count, most), labelled=labels is not None, source=images.source.name, action=plan.action
+    )
 
 
 def _auto_candidates(target: Target, *, all_wanted: bool) -> tuple[Candidate, ...]:
@@ -206,7 +243,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "batch": plan.batch,
         "recipe": None if recipe is None else recipe.name,
         "calibration": None if recipe is None or plan.images is None else str(plan.images.source),
-        "images": None if recipe is None else recipe.observe.num_samples,
+        "images": None if recipe is None else plan.observed,
         "budget": str(plan.budget) or None,
         "carries_candidates": plan.with_candidates,
         "runs_here": runs_here(plan.target),

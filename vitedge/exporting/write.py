@@ -6,7 +6,7 @@ Nothing is written before everything has been checked, and nothing that was aske
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ from msgspec.structs import replace
 
 from vitedge.benchmarking.speeds import Speed, speeds
 from vitedge.core.files import resource_errors
+from vitedge.core.intervals import wilson
 from vitedge.core.progress import Progress, silent
 from vitedge.device.hardware import processor
 from vitedge.errors import InvalidResultError
 from vitedge.exporting.candidates import Evaluated, ExportInputs, load_inputs
+from vitedge.exporting.division import COST_OF_FEWER
 from vitedge.exporting.explain import Explained
 from vitedge.exporting.explain import explain as explained
 from vitedge.exporting.plan import Plan
@@ -33,6 +35,7 @@ from vitedge.formats.artifact import (
     GOLDEN_REFERENCE,
     Artifact,
     CandidateResult,
+    Manifest,
     artifact_files,
     npy,
     write_artifact,
@@ -42,6 +45,9 @@ from vitedge.formats.target import QUANTIZED, Candidate
 from vitedge.runtimes.base import BUDGET, NO_GAIN, PRICE, OpenOptions
 from vitedge.runtimes.here import runs_here
 from vitedge.runtimes.session import open_session
+
+#: With fewer hold-out pictures than this, an export says what they can't show.
+FEW = 64
 
 
 def export(plan: Plan, progress: Progress = silent) -> Artifact:
@@ -181,8 +187,24 @@ def summary(artifact: Artifact) -> dict[str, Any]:
         "left_in_float": [layer.name for layer in manifest.layers if layer.reason in (BUDGET, NO_GAIN, PRICE)],
         "calibration_images": manifest.calibration.count if manifest.calibration else None,
         "skipped_images": list(manifest.calibration.skipped) if manifest.calibration else [],
+        "notes": list(_notes(manifest)),
         "digest": artifact.digest,
     }
+
+
+def _notes(manifest: Manifest) -> Iterator[str]:
+    """What the number of pictures leaves open."""
+    recipe, calibration, fidelity = manifest.recipe, manifest.calibration, manifest.fidelity
+    if recipe and calibration and calibration.count < recipe.observe.num_samples:
+        yield (
+            f"{calibration.count} images of {calibration.source} were observed, where the recipe asks for "
+            f"{recipe.observe.num_samples}: {COST_OF_FEWER}"
+        )
+    if fidelity and fidelity.pictures < FEW:
+        yield (
+            f"{fidelity.pictures} hold-out pictures can't show a top-1 agreement above "
+            f"{100 * wilson(fidelity.pictures, fidelity.pictures).low:.0f} % with 95 % confidence"
+        )
 
 
 def _pictures(fidelity: Fidelity | None) -> str | None:

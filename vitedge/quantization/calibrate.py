@@ -7,7 +7,7 @@ that order. Statistics lie in the cache folder under model, images and the recip
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -81,7 +81,7 @@ def calibrate(
     from vitedge.quantization.statistics import Statistics
 
     order, wanted = images.order(settings.seed), settings.num_samples
-    first = [_digest(images, index) for index in order[:wanted]]
+    first = digests_of(images, order[:wanted])
     asked = [sha256(encode_json(each)) for each in (model.record.preprocessing, settings)]
     key = sha256("\0".join([model.record.files["model.onnx"], *asked, *first]).encode())
     names = dict(zip(first, (images.records[index].name for index in order), strict=False))
@@ -175,8 +175,13 @@ def _too_few(images: ImageSet, steps: list[_Step], wanted: int, action: str) -> 
         action,
         f"{images.source} has {readable} readable images of the {wanted} asked for; "
         f"{len(broken)} can't be read: {', '.join(broken[:5])}",
-        f"replace them, or add: --num-samples {readable}",
+        "replace them, or remove them and ask for fewer: --num-samples",
     )
+
+
+def digests_of(images: ImageSet, indices: Sequence[int]) -> list[str]:
+    """Hex SHA-256 of the encoded files; empty for one that can't be read."""
+    return [_digest(images, index) for index in indices]
 
 
 def _digest(images: ImageSet, index: int) -> str:
@@ -196,8 +201,7 @@ def _load_walk(folder: Path, images: ImageSet, order: list[int]) -> _Walk | None
     indices = order[: len(walk.steps)]
     if len(indices) < len(walk.steps):
         return None
-    same = all(_digest(images, index) == step.digest for index, step in zip(indices, walk.steps, strict=True))
-    return walk if same else None
+    return walk if digests_of(images, indices) == [step.digest for step in walk.steps] else None
 
 
 def _resume(observer: Observer, folder: Path, walk: _Walk | None) -> list[_Step]:

@@ -126,7 +126,9 @@ def _artifact(artifact: Artifact, limit: int | None) -> Inspection:
         facts["recipe"] = f"{recipe.name}: {recipe.summary}"
     if calibration is not None:
         skipped = f", {len(calibration.skipped)} unreadable skipped" if calibration.skipped else ""
-        facts["calibrated on"] = f"{calibration.count} images of {calibration.source}{skipped}"
+        fewer = recipe is not None and calibration.count < recipe.observe.num_samples
+        asked = f" (the recipe asks for {recipe.observe.num_samples})" if recipe is not None and fewer else ""
+        facts["calibrated on"] = f"{calibration.count} images of {calibration.source}{asked}{skipped}"
         facts["calibration digest"] = calibration.digest
     facts |= {
         "golden": _golden(manifest.golden),

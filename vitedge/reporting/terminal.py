@@ -229,6 +229,7 @@ def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
             if row["left_in_float"]
         ),
         _skipped(rows),
+        *(text(note, UNSURE) for note in dict.fromkeys(note for row in rows for note in row["notes"])),
     )
 
 
