@@ -201,7 +201,11 @@ class Capture:
         if reader_state == shared.ENDED:
             if self._memory.waiting():
                 return None
-            return _Notice("finished") if self._memory.finite else self._loss("the stream ended")
+            return (
+                _Notice("finished", self._memory.reason or None)
+                if self._memory.finite
+                else self._loss("the stream ended")
+            )
         if reader_state == shared.FAILED or code is not None:
             if self._memory.waiting() and not self.source.live:
                 return None

@@ -10,35 +10,22 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from vitedge.core.environment import for_children
 from vitedge.core.paths import utf8_path
 from vitedge.errors import InputError
 from vitedge.streaming.address import Credentials, redact, split_url
 from vitedge.streaming.causes import ask, cause_in_answer, cause_in_file, same_server
-from vitedge.streaming.gaps import GapDetector
+from vitedge.streaming.container import FilmIndex, NoFilm, choose_stream
+from vitedge.streaming.frames import Captured, Frames
 from vitedge.streaming.pattern import parse_pattern, show
 from vitedge.streaming.rtsp import redirect_of
 from vitedge.streaming.task import Task
 
 if TYPE_CHECKING:
     import av.container
-    import av.video
-    import numpy as np
-    from numpy.typing import NDArray
 
-#: Formats whose frames carry no times worth believing: they get those of their arrival.
-TIMELESS = ("mpjpeg", "mjpeg", "image2pipe", "yuv4mpegpipe", "jpeg_pipe")
-#: Codecs whose every frame stands alone: damage doesn't reach the next one.
-INTRA_ONLY = ("mjpeg", "rawvideo", "png", "wrapped_avframe", "prores", "dnxhd", "ffv1", "huffyuv", "dvvideo")
-#: Formats whose packets FFmpeg hands over only when the next one begins, so the last one before a silence comes stale.
-HELD_BACK = ("rtsp", "rtp", "sdp", "mpegts", "h264", "hevc")
-#: Decoders don't notice that whole frames are missing, and go on from the wrong picture. On a live source an interval
-#: of two and a half usual ones, and at least this long, counts as such a loss.
-LOSS_S = 0.1
-#: After damage frames count as corrupt until the next key frame; so long at most, for cameras that send none.
-MOST_DAMAGED_S = 10.0
 MOST_REDIRECTS = 5  # of an address with a password
 ASK_S = 2.0  # to learn why an address can't be opened
 #: FFmpeg follows whatever a playlist or a container names; a file may name nothing but files.
@@ -55,22 +42,13 @@ class Failure(Exception):
     """Why a source can't be opened, or went no further; its text is for people and holds no credentials."""
 
 
-class Captured(NamedTuple):
-    """One frame as it came. ``content`` is None when it's broken.
+def captured(task: Task, opened: Opened, cut: Callable[[str], None]) -> Generator[Captured, None, None]:
+    """Every frame of one connection.
 
-    ``stale``: it was held back over a silence, so it doesn't say what is there now.
-    """
-
-    content: av.video.VideoFrame | NDArray[np.uint8] | None
-    presentation_s: float | None
-    monotonic_ns: int
-    wall_ns: int
-    truth: str | None = None
-    stale: bool = False
-
-
-def captured(task: Task, opened: Opened) -> Generator[Captured, None, None]:
-    """Every frame of one connection; ``opened`` is called once it stands.
+    Args:
+        task: of the reader.
+        opened: called once it stands.
+        cut: called with what is missing when a film ends early.
 
     Raises:
         Failure: it can't be opened, or goes no further.
@@ -88,7 +66,10 @@ def captured(task: Task, opened: Opened) -> Generator[Captured, None, None]:
             for url in task.urls:
                 if task.kind == "videos":
                     url = f"file:{url}"  # else what precedes a colon in its name is taken for a protocol
-                yield from _decoded(url, task, opened, **_how(task, url))
+                missing = yield from _decoded(url, task, opened, **_how(task, url))
+                if missing is not None:
+                    name = f"{Path(url).name}: " if len(task.urls) > 1 else ""
+                    cut(f"{name}{missing}")
         if task.live or passes == 0:
             return
         passes -= passes > 0
@@ -99,7 +80,9 @@ def _pattern(task: Task, opened: Opened) -> Iterator[Captured]:
     opened("test", not pattern.live)
     for shown in show(pattern):
         content = None if shown.corrupt else shown.picture
-        yield Captured(content, shown.presentation_s, time.monotonic_ns(), time.time_ns(), shown.truth)
+        yield Captured(
+            content, shown.presentation_s, time.monotonic_ns(), time.time_ns(), truth=shown.truth, rule="pts"
+        )
 
 
 def _pictures(task: Task, opened: Opened) -> Iterator[Captured]:
@@ -117,7 +100,10 @@ def _pictures(task: Task, opened: Opened) -> Iterator[Captured]:
             content = np.asarray(to_rgb(read_picture(Path(path)), task.preprocessing))
         except InputError:
             content = None
-        yield Captured(content, None if rate is None else number / rate, now, wall)
+        if rate is None:
+            yield Captured(content, None, now, wall)
+        else:
+            yield Captured(content, number / rate, now, wall, rule="rate")
 
 
 def _csi(task: Task, opened: Opened) -> Iterator[Captured]:
@@ -189,21 +175,36 @@ def patient(task: Task) -> bool:
 
 def _decoded(
     url: str, task: Task, opened: Opened, *, format: str | None, options: dict[str, str]
-) -> Iterator[Captured]:
-    """Decode everything; a frame's time is that of its last packet's arrival."""
+) -> Generator[Captured, None, str | None]:
+    """Decode everything; a frame's time is that of its packet's arrival.
+
+    Returns:
+        What is missing of a film that ended early; None: nothing that is known of.
+    """
     import av
 
     av.logging.set_level(None)
     openers = {"http": _open_http, "https": _open_http, "rtsp": _open_rtsp, "rtsps": _open_rtsp}
     container = openers.get(url.partition("://")[0], _open)(url, task, format, options)
     with container:
-        if not container.streams.video:
-            raise Failure("it has no video")
-        stream = container.streams.video[0]
+        try:
+            stream = choose_stream(container, task.stream)
+        except NoFilm as error:
+            raise Failure(str(error)) from None
         stream.thread_type = "SLICE" if task.live else "AUTO"  # whole frames in parallel would come late
         ends = container.format.name == "hls" and container.duration is not None
         opened(stream.codec_context.name, ends or not task.live)
-        yield from _frames(container, stream, task)
+        index, frames = FilmIndex.of(container, stream), Frames(container, stream, live=task.live, gap_s=task.gap_s)
+        try:
+            yield from frames
+        except av.error.PermissionError:  # what PyAV says of hardware that it can't use
+            raise Failure(f"hardware decoding by {task.hardware} isn't possible here") from None
+        if frames.error is not None:
+            text = _failure_text(frames.error, f"silent for {task.stall_s:g} s")
+            if task.live or not frames.packets:
+                raise Failure(text)
+            return f"the film can't be read to its end: {text}"
+        return None if task.live else index.shortfall(frames.packets, frames.times)
 
 
 def _open(url: str, task: Task, format: str | None, options: dict[str, str]) -> av.container.InputContainer:
@@ -291,81 +292,6 @@ def _av_open(url: str, task: Task, format: str | None, options: dict[str, str]) 
     timeout = None if not task.live or patient(task) else (task.connect_s, task.stall_s)
     with utf8_path(Path(url)) if task.kind == "videos" and not url.startswith("file:") else nullcontext(url) as name:
         return av.open(str(name), "r", format=format, options=options, timeout=timeout, hwaccel=hardware)
-
-
-def _frames(container: av.container.InputContainer, stream: Any, task: Task) -> Iterator[Captured]:
-    import av.error
-
-    timeless = container.format.name in TIMELESS
-    held_back = task.live and container.format.name in HELD_BACK
-    damage = _Damage(intra=stream.codec_context.name in INTRA_ONLY, watch_times=task.live and not timeless)
-    arrival_gaps, last_arrival_ns = GapDetector(task.gap_s), time.monotonic_ns()
-    arrivals: dict[int, tuple[int, int]] = {}  # pts -> clocks
-    begin: int | None = None
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets)
-        except StopIteration:
-            return
-        except av.error.FFmpegError as error:
-            raise Failure(_failure_text(error, f"silent for {task.stall_s:g} s")) from None
-        clocks = time.monotonic_ns(), time.time_ns()
-        stale = held_back and arrival_gaps.observe((clocks[0] - last_arrival_ns) / 1e9)
-        last_arrival_ns = clocks[0]
-        if packet.pts is not None:
-            arrivals[packet.pts] = clocks
-            if len(arrivals) > 512:
-                del arrivals[next(iter(arrivals))]
-        try:
-            frames = packet.decode()
-        except av.error.FFmpegError as error:
-            if isinstance(error, av.error.PermissionError):  # what PyAV says of hardware that it can't use
-                raise Failure(f"hardware decoding by {task.hardware} isn't possible here") from None
-            damage.begin(clocks[0] / 1e9)
-            yield Captured(None, None, *clocks)
-            continue
-        for frame in frames:
-            monotonic, wall = arrivals.pop(frame.pts, clocks) if frame.pts is not None else clocks
-            begin = monotonic if begin is None else begin
-            at_s = (monotonic - begin) / 1e9 if timeless else frame.time
-            if damage.spoils(frame, at_s, monotonic / 1e9):
-                yield Captured(None, at_s, monotonic, wall)
-            else:
-                yield Captured(frame, at_s, monotonic, wall, stale=stale)
-
-
-class _Damage:
-    """Damage in a stream: a broken frame, and those predicted from it until the next key frame.
-
-    Args:
-        intra: no frame is predicted from others, so damage doesn't spread.
-        watch_times: whether a jump of the presentation time counts: whole frames are missing, unseen by the decoder.
-    """
-
-    def __init__(self, *, intra: bool, watch_times: bool) -> None:
-        self._intra, self._watch_times = intra, watch_times and not intra
-        self._times = GapDetector(LOSS_S)
-        self._last_s: float | None = None
-        self._since_s: float | None = None  # None: the picture is whole
-
-    def begin(self, now_s: float) -> None:
-        """Something broke."""
-        self._since_s = None if self._intra else now_s
-
-    def spoils(self, frame: Any, at_s: float | None, now_s: float) -> bool:
-        """Whether a decoded frame, shown at ``at_s`` and received at ``now_s``, is broken or predicted from such."""
-        missing = False
-        if self._watch_times and at_s is not None and self._last_s is not None:
-            missing = self._times.observe(at_s - self._last_s)
-        self._last_s = at_s
-        if frame.is_corrupt or (missing and not frame.key_frame):
-            self.begin(now_s)
-            return True
-        if self._since_s is not None and not frame.key_frame and now_s - self._since_s < MOST_DAMAGED_S:
-            return True
-        self._since_s = None
-        return False
 
 
 def _failure_text(error: Any, silence: str) -> str:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 COLUMNS = (
     "source", "sequence", "connection", "presentation_s", "time", "monotonic_ns", "age_ms", "dropped", "gap", "width",
     "height", "label", "probability", "raw_label", "raw_probability", "smoothed_label", "smoothed_probability", "truth",
+    "presentation_rule",
 )  # fmt: skip
 
 
@@ -162,7 +163,7 @@ def describe_event(event: Event) -> str:
         "exit": f"no longer {event.label}, after {event.duration_s or 0:.1f} s: {event.text}",
         "connected": f"connected, {event.text}",
         "lost": f"lost: {event.text}; next attempt in {event.duration_s or 0:.1f} s",
-        "ended": "ended",
+        "ended": "ended" if event.text is None else f"ended: {event.text}",
         "failed": f"failed: {event.text}",
         "size": f"the picture is {event.text} now",
         "gap": f"gap: {event.text}",
@@ -180,6 +181,7 @@ def summary_lines(status: Status) -> list[str]:
             f" + {counts.dropped} dropped + {counts.corrupt} corrupt{'' if counts.complete else '  (NOT ALL COUNTED)'};"
             f" connections {source.connections}, gaps {source.gaps}"
             + (f"; age p50 {source.age.p50_ms:.1f} ms, p99 {source.age.p99_ms:.1f} ms" if source.age else "")
+            + (f"; {source.reason}" if source.state == "ended" and source.reason else "")
         )
     lines += [_loss(sink) for sink in status.sinks if sink.dropped]
     return [printable(line) for line in lines]

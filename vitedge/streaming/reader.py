@@ -22,8 +22,9 @@ from vitedge.errors import VitedgeError
 from vitedge.formats.clip import ClipHeader, ClipWriter
 from vitedge.streaming import shared
 from vitedge.streaming.address import redact
+from vitedge.streaming.frames import Captured
 from vitedge.streaming.gaps import GapDetector
-from vitedge.streaming.openers import Captured, Failure, captured
+from vitedge.streaming.openers import Failure, captured
 from vitedge.streaming.shared import Shared
 from vitedge.streaming.task import Task
 from vitedge.streaming.view import Crop, Turn, picture
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+
+    from vitedge.data.preprocessing import Preprocessing
 
 RECORD_RETRY_S = 1.0  # between attempts to begin a recording
 
@@ -47,8 +50,9 @@ def serve() -> None:
     task = Task.decode(line)
     memory = Shared(task.memory, task.preprocessing.size)
     try:
-        Reader(task, memory).run()
-        memory.report(shared.ENDED)
+        reader = Reader(task, memory)
+        reader.run()
+        memory.report(shared.ENDED, reader.missing)
     except Failure as failure:
         memory.report(shared.FAILED, redact(failure, task.secrets))
     except VitedgeError as error:
@@ -73,11 +77,12 @@ class Reader:
         self._task, self._memory = task, memory
         self._turn = Turn(*task.turn)
         self._crop = None if task.crop is None else Crop(*task.crop)
-        self._prepare = Preparer(task, self._turn, self._crop)
+        self._prepare = Preparer(task.preprocessing, self._turn, self._crop)
         self._recording = None if task.record is None else Recording(task, Path(task.record), memory)
         self._last_s: float | None = None
         self._gap_detector = GapDetector(task.gap_s)
         self._shown = (0, 0)
+        self.missing = ""  # of a film that ended early
 
     def run(self) -> None:
         """Until the source ends, fails, or the engine asks to stop.
@@ -88,7 +93,7 @@ class Reader:
         task, memory = self._task, self._memory
         memory.report(shared.CONNECTING)
         memory.active(time.monotonic_ns())
-        frames = captured(task, lambda codec, finite: self._opened(codec, finite))
+        frames = captured(task, self._opened, self._cut)
         whole, gap = 0, False
         for number, frame in enumerate(frames):
             memory.active(time.monotonic_ns())
@@ -96,7 +101,7 @@ class Reader:
             if frame.content is None:
                 memory.count(corrupt=1)
             else:
-                gap |= self._jumped(frame.presentation_s) or frame.stale
+                gap |= self._jumped(frame) or frame.stale
                 if frame.stale:
                     memory.count(dropped=1)
                 elif whole % task.every:
@@ -114,6 +119,9 @@ class Reader:
         self._memory.describe(codec, finite=finite)
         self._memory.report(shared.STREAMING)
         os.eventfd_write(self._task.filled, 1)
+
+    def _cut(self, missing: str) -> None:
+        self.missing = self.missing or missing
 
     def _publish(self, number: int, frame: Captured, gap: bool) -> None:
         memory, content = self._memory, frame.content
@@ -136,6 +144,7 @@ class Reader:
             wall_ns=frame.wall_ns,
             gap=gap,
             shown=shown,
+            rule=frame.rule,
             truth=frame.truth,
             picture=self._prepare.picture(content, wanted) if wanted else None,
             newest_only=self._task.newest_only,
@@ -154,13 +163,14 @@ class Reader:
             memory.active(time.monotonic_ns())
         return buffer
 
-    def _jumped(self, presentation_s: float | None) -> bool:
+    def _jumped(self, frame: Captured) -> bool:
         """Whether time went back, or on by more than a usual interval."""
-        last, self._last_s = self._last_s, presentation_s
-        if presentation_s is None or last is None or not self._gap_detector.observe(presentation_s - last):
+        last, self._last_s = self._last_s, frame.presentation_s
+        if frame.presentation_s is None or last is None:
             return False
-        self._memory.count(gaps=1)
-        return True
+        jumped = frame.jumped or self._gap_detector.observe(frame.presentation_s - last)
+        self._memory.count(gaps=jumped)
+        return jumped
 
 
 class Recording:
@@ -203,11 +213,12 @@ class Recording:
 
 
 class Preparer:
-    """From a decoded frame to the model's input, by the contract; one scaler for each rotation that was seen."""
+    """From a decoded frame to the model's input, by the contract; one scaler for each orientation that was seen."""
 
-    def __init__(self, task: Task, turn: Turn, crop: Crop | None) -> None:
-        self._contract, self._turn, self._crop = task.preprocessing, turn, crop
-        self._scalers: dict[int, Callable[[Any], NDArray[np.uint8]]] = {}
+    def __init__(self, contract: Preprocessing, turn: Turn, crop: Crop | None) -> None:
+        self._contract, self._turn, self._crop = contract, turn, crop
+        self._scalers: dict[Turn, Callable[[Any], NDArray[np.uint8]]] = {}
+        self._rotator: Callable[[Any, int], Any] | None = None
 
     def __call__(self, content: Any, out: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], tuple[int, int]]:
         """Fill ``out``, uint8 [h, w, 3]; also the (width, height) of the picture as shown."""
@@ -224,18 +235,29 @@ class Preparer:
             return out, shown
         from vitedge.streaming.scale import scaler
 
-        shown = self._turn.after(content.rotation).size(content.width, content.height)
+        frame, turn = self._upright(content)
+        shown = turn.size(frame.width, frame.height)
         if self._crop is not None:
             self._box(*shown)
-        if content.rotation not in self._scalers:
-            self._scalers[content.rotation] = scaler(self._contract, self._crop, self._turn, content.rotation)
-        out[...] = self._scalers[content.rotation](content)
+        if turn not in self._scalers:
+            self._scalers[turn] = scaler(self._contract, self._crop, turn)
+        out[...] = self._scalers[turn](frame)
         return out, shown
 
     def picture(self, content: Any, wanted: int) -> NDArray[np.uint8]:
         """What people are shown: see :func:`vitedge.streaming.view.picture`."""
-        turn = self._turn if not hasattr(content, "rotation") else self._turn.after(content.rotation)
-        return picture(content, wanted, shared.MAX_PICTURE_PIXELS, turn, self._crop)
+        frame, turn = self._upright(content) if hasattr(content, "side_data") else (content, self._turn)
+        return picture(frame, wanted, shared.MAX_PICTURE_PIXELS, turn, self._crop)
+
+    def _upright(self, frame: Any) -> tuple[Any, Turn]:
+        """The frame, turned if it's to be shown at an odd angle, and the turn that is still to be done."""
+        from vitedge.streaming.orientation import Rotator, orientation
+
+        asked = orientation(frame)
+        if asked.degrees:
+            self._rotator = self._rotator or Rotator()
+            frame = self._rotator(frame, asked.degrees)
+        return frame, self._turn.after(asked.turn)
 
     def _box(self, width: int, height: int) -> tuple[int, int, int, int]:
         assert self._crop is not None

@@ -13,6 +13,7 @@ from msgspec import field
 
 from vitedge.core.percentiles import percentile
 from vitedge.core.schema import Record
+from vitedge.streaming.times import Rule
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,6 +50,7 @@ class FrameRecord(Record, tag_field="type", tag="frame"):
     raw: tuple[Score, ...]  # this frame alone, best first, ``top_k`` of them
     smoothed: tuple[Score, ...]
     truth: str | None = None  # what a ``test://`` source shows
+    presentation_rule: Rule | None = None  # what gave the presentation time
 
 
 class Event(Record, tag_field="type", tag="event"):

@@ -45,6 +45,8 @@ def check(settings: StreamSettings) -> list[Source]:
             "a CSI camera is read by GStreamer, which isn't installed",
             "on Debian: apt install gstreamer1.0-tools",
         )
+    if settings.stream is not None and not kinds - {"pictures", "test", "csi"}:
+        raise UsageError(ACTION, "no source here has several streams", "leave --stream out")
     if settings.hwaccel is not None:
         check_hardware(settings.hwaccel)
     addresses(settings)
@@ -119,6 +121,8 @@ def refuse_failed(status: Status, *, stopped: bool) -> None:
             raise kind(action, f"all {source.counts.captured} frames are damaged", f"{hint}, or try another")
         no_frame = source.counts.captured == 0 and not stopped
         if source.state == "failed" or no_frame:
+            if not source.live:
+                raise InputError(action, source.reason or "it holds no frame", "try another file, or convert it")
             raise StreamError(action, source.reason or "it gave no frame", "check the address, and that it's on")
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from fractions import Fraction
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 from PIL import Image
@@ -21,6 +21,7 @@ from vitedge.streaming.view import FLIPS, Crop, Turn
 
 if TYPE_CHECKING:
     import av
+    import av.filter
     from numpy.typing import NDArray
 
     from vitedge.data.preprocessing import Preprocessing
@@ -56,17 +57,14 @@ def in_one_step(contract: Preprocessing) -> bool:
     return contract.interpolation in KERNELS and not points and contract.alpha == "drop"
 
 
-def scaler(
-    preprocessing: Preprocessing, crop: Crop | None = None, flip: Turn = FLIPS["none"], rotation: int = 0
-) -> Convert:
+def scaler(preprocessing: Preprocessing, crop: Crop | None = None, turn: Turn = FLIPS["none"]) -> Convert:
     """A function from frames to the model's input. It isn't for several threads at once.
 
     Args:
         preprocessing: the contract.
         crop: what of the picture, as shown, is looked at. Of a subsampled frame its edges move outwards to whole
             samples of colour: by one pixel at most in 4:2:0 and 4:2:2.
-        flip: the turn that the user wants, after the rotation.
-        rotation: degrees counter-clockwise by which the frame is shown turned (``frame.rotation``).
+        turn: how the frame is shown turned and mirrored.
 
     Returns:
         A function that takes a frame of any size, pixel format, matrix and range, and gives uint8 RGB
@@ -83,7 +81,6 @@ def scaler(
     except ModuleNotFoundError as error:
         raise NotInstalledError.for_extra("scale frames of a stream", "av", "stream") from error
 
-    turn = flip.after(rotation)
     plans: dict[tuple[object, ...], Convert] = {}
 
     def scale(frame: av.VideoFrame) -> NDArray[np.uint8]:
@@ -131,24 +128,28 @@ def _plan(contract: Preprocessing, frame: av.VideoFrame, turn: Turn, crop: Crop 
     return convert
 
 
-def _converter(frame: av.VideoFrame, box: tuple[int, int, int, int], size: tuple[int, int], kernel: Kernel) -> Convert:
-    """A filter graph for frames like this one: its region (left, top, right, bottom) as RGB of (width, height)."""
+def graph_for(frame: av.VideoFrame) -> tuple[av.filter.Graph, list[Any]]:
+    """A filter graph of one thread, and its first node: the buffer for frames like this one."""
     import av.filter
 
-    left, top, right, bottom = box
     graph = av.filter.Graph()
     if hasattr(graph, "threads"):  # since PyAV 18; with 17 its threads are there, and idle
         graph.threads = 1
-    nodes = [
-        graph.add(
-            "buffer",
-            video_size=f"{frame.width}x{frame.height}",
-            pix_fmt=frame.format.name,
-            time_base=str(frame.time_base or Fraction(1, 1000)),
-            colorspace=str(int(frame.colorspace)),
-            range=str(int(frame.color_range)),
-        )
-    ]
+    buffer = graph.add(
+        "buffer",
+        video_size=f"{frame.width}x{frame.height}",
+        pix_fmt=frame.format.name,
+        time_base=str(frame.time_base or Fraction(1, 1000)),
+        colorspace=str(int(frame.colorspace)),
+        range=str(int(frame.color_range)),
+    )
+    return graph, [buffer]
+
+
+def _converter(frame: av.VideoFrame, box: tuple[int, int, int, int], size: tuple[int, int], kernel: Kernel) -> Convert:
+    """A filter graph for frames like this one: its region (left, top, right, bottom) as RGB of (width, height)."""
+    left, top, right, bottom = box
+    graph, nodes = graph_for(frame)
     if box != (0, 0, frame.width, frame.height):
         nodes.append(graph.add("crop", f"{right - left}:{bottom - top}:{left}:{top}:exact=1"))
     # One thread: several cost more than they gain at this size, and the cores have other work.

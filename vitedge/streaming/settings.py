@@ -54,6 +54,15 @@ class StreamSettings(Record, rename="kebab"):
             group=FRAMES,
         ),
     ] = "none"
+    stream: Annotated[
+        Annotated[int, Meta(ge=0, le=9999)] | None,
+        Flag(
+            "Video stream to read, by its number among all streams, as ffprobe shows it.",
+            unit="number",
+            default="as players choose",
+            group=FRAMES,
+        ),
+    ] = None
     input_loop: Annotated[
         Annotated[int, Meta(ge=-1)],
         Flag("Further passes over a file; -1 repeats it forever.", unit="passes", group=FRAMES),
@@ -229,6 +238,7 @@ class StreamFields(TypedDict, total=False):
     every: int
     crop: str | None
     flip: str
+    stream: int | None
     input_loop: int
     input_width: int | None
     input_height: int | None

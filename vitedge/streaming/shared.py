@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from vitedge.streaming.times import RULES, Rule
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -36,7 +38,7 @@ _REASON, _CODEC, _RECORD_ERROR, _TRUTH = range(4)  # texts; of the last, one a b
 _PICTURE_WIDTH, _STOP = 16, 17  # these two are the engine's
 _WORDS = 32
 # Words of a buffer.
-_B_STATE, _B_ORDER, _B_SEQUENCE, _B_PTS, _B_MONOTONIC, _B_WALL, _B_GAP, _B_W, _B_H, _B_PW, _B_PH = range(11)
+_B_STATE, _B_ORDER, _B_SEQUENCE, _B_PTS, _B_MONOTONIC, _B_WALL, _B_GAP, _B_W, _B_H, _B_PW, _B_PH, _B_RULE = range(12)
 _B_WORDS = 16
 
 
@@ -68,6 +70,7 @@ class Taken(NamedTuple):
     dropped: int  # frames of this connection dropped before this one
     width: int
     height: int
+    rule: Rule | None  # what gave the presentation time
     truth: str | None
     image: NDArray[np.uint8]  # [h, w, 3]
     picture: NDArray[np.uint8] | None  # [H, W, 3]
@@ -136,7 +139,7 @@ class Shared:
         self._write_text(_RECORD_ERROR, text)
 
     def report(self, state: int, text: str = "") -> None:
-        """Say what the reader is doing and, of a failure, why."""
+        """Say what the reader is doing and, of a failure or an early end, why."""
         self._write_text(_REASON, text)
         self._words[_STATE] = state
 
@@ -181,6 +184,7 @@ class Shared:
         wall_ns: int,
         gap: bool,
         shown: tuple[int, int],
+        rule: Rule | None,
         truth: str | None,
         picture: NDArray[np.uint8] | None,
         newest_only: bool,
@@ -190,6 +194,7 @@ class Shared:
         buffer[_B_SEQUENCE], buffer[_B_MONOTONIC], buffer[_B_WALL] = sequence, monotonic_ns, wall_ns
         buffer[_B_PTS] = NO_TIME if presentation_s is None else round(presentation_s * 1e9)
         buffer[_B_GAP], buffer[_B_W], buffer[_B_H] = gap, *shown
+        buffer[_B_RULE] = 0 if rule is None else RULES.index(rule) + 1
         buffer[_B_PH], buffer[_B_PW] = (0, 0) if picture is None else picture.shape[:2]
         if picture is not None:
             self._array(self._pictures[index], picture.shape)[...] = picture
@@ -232,7 +237,7 @@ class Shared:
 
     @property
     def reason(self) -> str:
-        """Why it failed."""
+        """Why it failed, or ended early."""
         return self._read_text(_REASON)
 
     @property
@@ -283,6 +288,7 @@ class Shared:
             dropped,
             buffer[_B_W],
             buffer[_B_H],
+            RULES[buffer[_B_RULE] - 1] if buffer[_B_RULE] else None,
             self._read_text(_TRUTH + index) or None,
             self.image(index).copy(),
             picture,

@@ -82,6 +82,7 @@ class SourceState:
             raw=self._scores(probabilities.astype(np.float64)),
             smoothed=self._scores(self._smoothed),
             truth=taken.truth,
+            presentation_rule=taken.rule,
         )
         return record, events
 

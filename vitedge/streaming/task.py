@@ -39,6 +39,7 @@ class Task(Record):
     gap_s: float
     connect_s: float
     stall_s: float
+    stream: int | None  # of a container, as it counts them
     hardware: str | None
     camera: dict[str, str]  # width, height, rate, codec, where the settings name them
     record: str | None  # the clip's path
@@ -91,6 +92,7 @@ class Task(Record):
             gap_s=settings.gap,
             connect_s=settings.connect_timeout,
             stall_s=settings.stall_timeout,
+            stream=settings.stream,
             hardware=settings.hwaccel,
             camera=settings.camera,
             record=record,

@@ -19,9 +19,10 @@ class Turn(NamedTuple):
     quarters: int
     mirrored: bool
 
-    def after(self, degrees: int) -> Turn:
-        """This turn after the one that a stream's metadata asks for (degrees counter-clockwise)."""
-        return Turn((self.quarters + round(degrees / 90)) % 4, self.mirrored)
+    def after(self, first: Turn) -> Turn:
+        """This turn after another one."""
+        quarters = -self.quarters if first.mirrored else self.quarters  # a mirror before reverses what follows
+        return Turn((first.quarters + quarters) % 4, self.mirrored != first.mirrored)
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) afterwards."""

@@ -1,0 +1,89 @@
+"""What a container says of its video: which of its streams the film is, and how much of it there should be."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import av.container
+    import av.video
+
+    from vitedge.streaming.times import PresentationTimes
+
+#: Formats that say how long they are at their beginning, of all streams together.
+STATE_DURATION = ("matroska,webm", "flv", "live_flv", "asf", "nut", "ogg")
+INTERVALS = 2.5  # usual ones, by which a film may end before its stated end
+
+
+class NoFilm(Exception):
+    """Why no video stream can be taken; its text is for people."""
+
+
+def choose_stream(container: av.container.InputContainer, index: int | None = None) -> av.video.VideoStream:
+    """The video stream that players choose, or the one that is named; never a picture that is attached to others.
+
+    Args:
+        container: open.
+        index: the stream's number in the file, as ffprobe counts; None: FFmpeg's choice.
+
+    Raises:
+        NoFilm: there's none, or another has this number.
+    """
+    from av.stream import Disposition
+
+    streams = [stream for stream in container.streams.video if stream.codec_context is not None]
+    films = [stream for stream in streams if not stream.disposition & Disposition.attached_pic]
+    if index is not None:
+        named = [stream for stream in films if stream.index == index]
+        if not named:
+            offered = ", ".join(_described(stream) for stream in films) or "none"
+            raise NoFilm(f"stream {index} is no video; its video streams are: {offered}")
+        return named[0]
+    if not films:
+        other = "a cover picture" if streams else "sound" if container.streams.audio else None
+        raise NoFilm(f"it has only {other}, no video" if other else "it has no video")
+    best = container.streams.best("video")
+    if best in films:
+        return best
+    return max(films, key=lambda film: (bool(film.disposition & Disposition.default), film.width * film.height))
+
+
+def _described(stream: Any) -> str:
+    return f"{stream.index} ({stream.codec_context.name}, {stream.width}×{stream.height})"
+
+
+class FilmIndex(NamedTuple):
+    """How much video a container promises: packets or an end, where it says so."""
+
+    packets: int | None
+    end_s: float | None
+
+    @classmethod
+    def of(cls, container: av.container.InputContainer, stream: av.video.VideoStream) -> FilmIndex:
+        """What the container said when it was opened."""
+        name = container.format.name
+        if name.startswith("mov,"):  # its index without what an edit list leaves out
+            return cls(len(stream.index_entries) or None, None)
+        if name == "avi":  # its count includes empty packets, which repeat a picture
+            return cls(None, float(stream.frames * stream.time_base) if stream.frames and stream.time_base else None)
+        own = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d*)?)", stream.metadata.get("DURATION", "").strip())
+        if name in STATE_DURATION and own:
+            return cls(None, int(own[1]) * 3600 + int(own[2]) * 60 + float(own[3]))
+        alone = len(container.streams) == 1  # else the sound may be what lasts so long
+        if name in STATE_DURATION and alone and container.duration:
+            return cls(None, ((container.start_time or 0) + container.duration) / 1e6)
+        return cls(None, None)
+
+    def shortfall(self, packets: int, times: PresentationTimes) -> str | None:
+        """What is missing, for a person, when a film ended; None: nothing that is known of.
+
+        Args:
+            packets: that came.
+            times: of its frames.
+        """
+        if self.packets is not None and packets < self.packets:
+            return f"the film ends before its index: {packets:,} of {self.packets:,} frames are there"
+        if self.end_s is not None and times.end_s + INTERVALS * times.interval_s < self.end_s:
+            return f"the film ends before its index: at {times.end_s:.2f} s of {self.end_s:.2f} s"
+        return None
