@@ -43,17 +43,23 @@ def test_words_for_a_person(artifact: Path) -> None:
 
 def test_files_csv_and_events(artifact: Path, tmp_path: Path) -> None:
     table, events = tmp_path / "r.csv", tmp_path / "e.jsonl"
-    done = vitedge("stream", artifact, QUICK, "--headless", "-q", "--csv", table, "--events", events, "--every", 4)
+    outputs = ("--csv", table, "--events", events, "--snapshot-on", "enter", tmp_path / "shots")
+    done = vitedge("stream", artifact, QUICK, "--headless", "-q", *outputs, "--every", 4)
     assert done.code == 0 and done.err == ""
     assert [line.split(",")[1] for line in table.read_text().splitlines()] == ["sequence", "0", "4", "8"]
     assert [json.loads(line)["kind"] for line in events.read_text().splitlines()][:2] == ["connected", "enter"]
+    assert len(list((tmp_path / "shots").iterdir())) == 3
 
 
 def test_settings_from_a_file(artifact: Path, tmp_path: Path) -> None:
     file = tmp_path / "stream.toml"
-    file.write_text(f'artifact = "{artifact}"\nsource = ["{QUICK}"]\nheadless = true\njson = "-"\npolicy = "every:5"\n')
+    file.write_text(
+        f'artifact = "{artifact}"\nsource = ["{QUICK}"]\nheadless = true\njson = "-"\npolicy = "every:5"\n'
+        f'snapshot-on = ["enter", "{tmp_path / "shots"}"]\nsnapshot-count = 2\n'
+    )
     done = vitedge("stream", "--settings", file)
     assert done.code == 0 and [json.loads(line)["sequence"] for line in done.out.splitlines()] == [0, 5, 10]
+    assert len(list((tmp_path / "shots").iterdir())) == 2
     file.write_text("polcy = 'latest'\n")
     assert "policy" in fails(2, "stream", artifact, QUICK, "--settings", file)[1]
 
@@ -67,6 +73,9 @@ def test_settings_from_a_file(artifact: Path, tmp_path: Path) -> None:
         (2, (QUICK, "--flip", "left"), "flip"),
         (2, (QUICK, "--hwaccel", "abacus"), "offers"),
         (2, (QUICK, "--credentials", "env:VITEDGE_NOT_SET"), "isn't set"),
+        (2, (QUICK, "--mqtt-discovery"), "add --mqtt"),
+        (2, (QUICK, "--mqtt-publish", "labels"), "add --mqtt"),
+        (2, (QUICK, "--snapshot-on", "entr", "shots"), "nearest is 'enter'"),
         (4, ("none.mp4",), "no such file"),
         (2, (QUICK, "--json", "/nowhere/r.jsonl"), "/nowhere/r.jsonl"),
         (2, (QUICK, "--csv", "/"), os.strerror(errno.EISDIR)),

@@ -119,6 +119,19 @@ def jpeg(value: int, width: int = SIZE[0], height: int = SIZE[1]) -> bytes:
     return file.getvalue()
 
 
+def film(path: str) -> None:
+    """A file of ten seconds."""
+    import av
+    import numpy as np
+
+    with av.open(path, "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for number in range(250):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 96, 3), grey(number), np.uint8))))
+        container.mux(stream.encode(None))
+
+
 class Faulty:
     """One connection's frames at its rate, with its fault."""
 

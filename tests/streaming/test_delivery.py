@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarking.nulls import null_artifact
 from tests.streaming.broker import Broker
 from tests.streaming.items import event, picture, record, status, until
 from vitedge.errors import UsageError
-from vitedge.streaming import webhook
+from vitedge.streaming import mqtt, webhook
 from vitedge.streaming.delivery import delivering
 from vitedge.streaming.mqtt import MqttSink
 from vitedge.streaming.settings import StreamSettings
@@ -36,12 +32,12 @@ SECRET = "s3cret-w0rd"
 class Receiver(ThreadingHTTPServer):
     """Answers POSTs with the codes of a script, then with 200; 0 hangs up, and -1 keeps silent."""
 
-    def __init__(self, *script: int) -> None:
+    def __init__(self, *script: int, port: int = 0) -> None:
         self.script = list(script)
         self.bodies: list[dict[str, object]] = []
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
-        super().__init__(("127.0.0.1", 0), _Answer)
+        super().__init__(("127.0.0.1", port), _Answer)
         self.daemon_threads = True
         self._running = threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True)
         self._running.start()
@@ -165,12 +161,12 @@ def broker() -> Iterator[Broker]:
 
 
 def test_records_and_events_have_topics_of_their_own(broker: Broker) -> None:
-    sink = MqttSink(f"mqtt://me:{SECRET}@127.0.0.1:{broker.port}/plant/line%201")
+    sink = MqttSink(f"mqtt://me:{SECRET}@127.0.0.1:{broker.port}/plant/line%201", "records")
     until(lambda: any(message.topic.endswith("/online") for message in broker.published))
     sink.put(record(7, "host:554/main"), None)
     sink.put(event(7, "enter", "host:554/main"), None)
     sink.put(event(8, "exit", "host:554/main"), None)
-    sink.put(status(), None)  # not its kind
+    sink.put(status(), None)  # not delivered, and not counted
     until(lambda: sink.written == 3)
     sink.close(5)
     messages = {message.topic: message for message in broker.published}
@@ -178,7 +174,7 @@ def test_records_and_events_have_topics_of_their_own(broker: Broker) -> None:
     assert json.loads(messages[f"{base}/host:554-main/frame"].payload)["sequence"] == 7
     assert messages[f"{base}/host:554-main/event"].qos == 1
     labels = [message.payload for message in broker.published if message.topic.endswith("/label")]
-    assert labels == [b"cat", b""] and messages[f"{base}/host:554-main/label"].retained
+    assert labels[-1] == b"" and messages[f"{base}/host:554-main/label"].retained
     online = [message.payload for message in broker.published if message.topic == f"{base}/online"]
     assert online == [b"1", b"0"]
     assert sink.dropped == 0
@@ -187,7 +183,7 @@ def test_records_and_events_have_topics_of_their_own(broker: Broker) -> None:
 
 
 def test_while_the_broker_is_away_events_wait_and_records_are_dropped(broker: Broker) -> None:
-    sink = MqttSink(f"mqtt://127.0.0.1:{broker.port}")
+    sink = MqttSink(f"mqtt://127.0.0.1:{broker.port}", "records")
     sink.put(event(0), None)
     until(lambda: sink.written == 1)
     broker.close()
@@ -204,6 +200,25 @@ def test_while_the_broker_is_away_events_wait_and_records_are_dropped(broker: Br
     again.close()
     events = [json.loads(message.payload)["sequence"] for message in again.published if "/event" in message.topic]
     assert events == [1] and again.published[0].topic == "vitedge/online"
+
+
+def test_an_event_on_its_way_waits_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the broker is away: the time that it has for taking a message begins when it's back."""
+    pytest.importorskip("paho.mqtt", reason="MQTT needs the extra 'stream'")
+    monkeypatch.setattr(mqtt, "PATIENCE_S", 4.0)
+    silent = Broker(acknowledges=False)
+    sink = MqttSink(f"mqtt://127.0.0.1:{silent.port}/x", sources=("door",))
+    sink.put(event(0), None)
+    until(lambda: any(message.topic == "x/door/event" for message in silent.published))
+    silent.close()
+    until(lambda: not sink._client.is_connected())
+    time.sleep(mqtt.PATIENCE_S + 0.2)
+    again = Broker(silent.port)
+    until(lambda: sink.written == 1)
+    sink.close(5)
+    again.close()
+    assert sink.dropped == 0 and [message.payload for message in again.published if message.topic == "x/door/label"][-1]
+    assert [message.topic for message in again.published].count("x/door/event") == 1
 
 
 def test_a_broker_that_refuses_is_named_without_the_password() -> None:
@@ -236,61 +251,6 @@ def test_what_is_no_broker_is_refused(url: str) -> None:
     pytest.importorskip("paho.mqtt", reason="MQTT needs the extra 'stream'")
     with pytest.raises(UsageError):
         MqttSink(url)
-
-
-@pytest.fixture
-def mosquitto(tmp_path: Path) -> Iterator[int]:
-    """The port of a real broker."""
-    program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
-    if program is None:
-        pytest.skip("the broker mosquitto isn't installed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
-    (tmp_path / "mosquitto.conf").write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\n")
-    with (tmp_path / "mosquitto.log").open("wb") as log:
-        broker = subprocess.Popen([program, "-c", str(tmp_path / "mosquitto.conf")], stdout=log, stderr=log)
-    until(lambda: _listens(port))
-    yield port
-    broker.terminate()
-    broker.wait(20)
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as attempt:
-        return attempt.connect_ex(("127.0.0.1", port)) == 0
-
-
-def retained(port: int) -> dict[str, bytes]:
-    """What the broker keeps for those who come later, once it has sent ``t/online``."""
-    from paho.mqtt import client as paho
-    from paho.mqtt.enums import CallbackAPIVersion
-
-    messages: dict[str, bytes] = {}
-    client = paho.Client(CallbackAPIVersion.VERSION2)
-    client.on_message = lambda _client, _data, message: messages.update({message.topic: message.payload})
-    client.on_connect = lambda *_: client.subscribe([("t/#", 1), ("end", 1)]) and None
-    client.on_subscribe = lambda *_: client.publish("end", b"1", 1) and None  # comes after what was retained
-    client.connect("127.0.0.1", port)
-    client.loop_start()
-    until(lambda: "end" in messages)
-    client.disconnect()
-    client.loop_stop()
-    return {topic: payload for topic, payload in messages.items() if topic != "end"}
-
-
-def test_a_label_does_not_outlive_its_stream(mosquitto: int, tmp_path: Path) -> None:
-    pytest.importorskip("paho.mqtt", reason="MQTT needs the extra 'stream'")
-    artifact, events = null_artifact(tmp_path / "null").path, tmp_path / "events.jsonl"
-    command = [sys.executable, "-m", "vitedge", "stream", str(artifact), "cam=test://", "--headless", "--quiet"]
-    command += ["--mqtt", f"mqtt://127.0.0.1:{mosquitto}/t", "--events", str(events), "--json", "/dev/null"]
-    with subprocess.Popen(command) as stream:
-        until(lambda: retained(mosquitto).get("t/cam/label"))
-        stream.terminate()
-    assert stream.returncode == 0
-    assert retained(mosquitto) == {"t/online": b"0"}
-    last = json.loads(events.read_text().splitlines()[-1])
-    assert (last["kind"], last["text"]) == ("exit", "the stream was stopped")
 
 
 # --- video

@@ -159,6 +159,8 @@ def _type(kind: Any, flag: Flag) -> Any:
     """What typer makes of a field's type: several values are a list, and what is parsed is a text first."""
     if flag.parse is not None:
         return str | None
+    if get_origin(kind) is tuple and Ellipsis not in get_args(kind):
+        return kind | None  # so many values, each time
     if get_origin(kind) is tuple:
         return list[get_args(kind)[0]] | None  # type: ignore[misc]
     plain = kind in (bool, int, float, str) or get_origin(kind) is Literal

@@ -1,4 +1,4 @@
-"""The sinks that leave the process: page, metrics, video, webhook, MQTT."""
+"""The sinks that leave the process: page, metrics, video, snapshots, webhook, MQTT."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from vitedge.streaming.mqtt import MqttSink
 from vitedge.streaming.page.sink import PageSink, parse_address, read_token
 from vitedge.streaming.settings import StreamSettings
+from vitedge.streaming.snapshots import SnapshotSink
 from vitedge.streaming.systemd import systemd_sinks
 from vitedge.streaming.video import VideoSink
 from vitedge.streaming.webhook import WebhookSink
@@ -46,7 +47,13 @@ def delivering(settings: StreamSettings, sources: tuple[str, ...]) -> list[Sink]
         if settings.webhook is not None:
             sinks.append(WebhookSink(settings.webhook))
         if settings.mqtt is not None:
-            sinks.append(MqttSink(settings.mqtt))
+            sinks.append(
+                MqttSink(settings.mqtt, settings.mqtt_publish, announce=settings.mqtt_discovery, sources=sources)
+            )
+        if settings.snapshot_on is not None:
+            event, folder = settings.snapshot_on
+            age_s = settings.snapshot_days * 86_400
+            sinks.append(SnapshotSink(event, folder, most=settings.snapshot_count, age_s=age_s))
         if settings.video is not None:
             sinks.append(VideoSink(settings.video, sources))
         if page is not None or metrics is not None:

@@ -168,6 +168,8 @@ class Engine:
         for item in last:
             for sink in self.sinks:
                 sink.put(item, None)
+        for sink in self.sinks:
+            sink.end()
         deadline = time.monotonic() + DRAIN_S
         for sink in self.sinks:
             sink.close(max(0.1, deadline - time.monotonic()))

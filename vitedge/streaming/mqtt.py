@@ -1,27 +1,35 @@
-"""Records and events to an MQTT broker. Records are dropped while it's away; events wait, and reach it later.
+"""Labels, events and records to an MQTT broker. Records are dropped while it's away; events wait, and reach it later.
 
-========================  ===  ========  ==============================================
-topic                     QoS  retained  payload
-========================  ===  ========  ==============================================
-``TOPIC/online``            1  yes       ``1`` while the stream runs, else ``0``
-``TOPIC/SOURCE/frame``      0  no        a record, as in the JSON Lines
-``TOPIC/SOURCE/event``      1  no        an event
-``TOPIC/SOURCE/label``      1  yes       the label that holds; empty: unknown
-========================  ===  ========  ==============================================
+============================  ===  ========  ==============================================
+topic                         QoS  retained  payload
+============================  ===  ========  ==============================================
+``TOPIC/online``                1  yes       ``1`` while the stream runs, else ``0``
+``TOPIC/SOURCE/label``          1  yes       the label that holds; empty: unknown
+``TOPIC/SOURCE/probability``    1  yes       its probability, 0 to 1; empty: unknown
+``TOPIC/SOURCE/event``          1  no        an event
+``TOPIC/SOURCE/frame``          0  no        a record, as in the JSON Lines
+============================  ===  ========  ==============================================
+
+Label and probability are a state, not a queue: with every connection they're told anew, so that neither a broker that
+forgot them nor a stream that was killed before leaves something else there.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
+import socket
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import msgspec
 
 from vitedge.errors import NotInstalledError, UsageError
 from vitedge.streaming.address import from_environment, split_url
-from vitedge.streaming.records import Event, FrameRecord, Item
+from vitedge.streaming.home_assistant import discovery
+from vitedge.streaming.records import Event, FrameRecord, Item, Status
 from vitedge.streaming.sink import QueuedSink
 
 if TYPE_CHECKING:
@@ -29,8 +37,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PATIENCE_S = 10.0  # for a message to leave, or to be acknowledged
+ENDING_S, LAST_PATIENCE_S = 2.0, 0.5  # for all messages at the end, and for each of them after that
+FOLLOW_S = 10.0  # between two changes of the probability of a label that holds
 WAITING = 2000
 KEEP_ALIVE_S = 30
+
+#: What is published besides what the one before it publishes: the state, events, a record of every frame.
+Level = Literal["labels", "events", "records"]
+
+
+class Held(NamedTuple):
+    """The state of a source."""
+
+    label: str = ""
+    probability: str = ""
 
 
 class MqttSink(QueuedSink):
@@ -38,13 +58,18 @@ class MqttSink(QueuedSink):
 
     Args:
         url: the address, or ``env:NAME`` for a variable that holds it. Only scheme and host are ever shown.
+        level: how much is published.
+        announce: publish what makes Home Assistant show the sources.
+        sources: the sources' names.
 
     Raises:
-        UsageError: it isn't such an address.
+        UsageError: it isn't such an address, or two sources would share their topics.
         NotInstalledError: paho-mqtt is missing.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(
+        self, url: str, level: Level = "events", *, announce: bool = False, sources: tuple[str, ...] = ()
+    ) -> None:
         action = "publish to the MQTT broker"
         address = split_url(from_environment(url, action), action)
         text, user = address.url, address.credentials
@@ -58,11 +83,18 @@ class MqttSink(QueuedSink):
         if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or wildcards:
             raise UsageError(action, "this isn't an address of MQTT", "write mqtt://HOST/TOPIC, or env:NAME")
         self._topic = self._topic or "vitedge"
+        self._sources = {topic_level(source): source for source in sources}
+        if len(self._sources) < len(sources):
+            raise UsageError(action, f"two of {', '.join(sources)} would share a topic", "name them: NAME=SOURCE")
         try:
             from paho.mqtt import client as paho
             from paho.mqtt.enums import CallbackAPIVersion
         except ImportError as error:
             raise NotInstalledError.for_extra(action, "paho-mqtt", "stream") from error
+        self._level, self._announce = level, announce
+        self._wanted = dict.fromkeys(self._sources, Held())  # what the broker should keep, by the source's level
+        self._told: dict[str, Held] = {}  # what it was told since it's connected
+        self._follow_at, self._last_moment = 0.0, math.inf  # monotonic
         self._client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv311)
         if user is not None:
             self._client.username_pw_set(user.user, user.password)
@@ -76,53 +108,115 @@ class MqttSink(QueuedSink):
         self._client.on_connect_fail = self._failed
         self._client.connect_async(parts.hostname, port or (8883 if parts.scheme == "mqtts" else 1883), KEEP_ALIVE_S)
         self._client.loop_start()
-        super().__init__(f"mqtt {parts.scheme}://{parts.hostname}", (FrameRecord, Event), WAITING)
+        kinds = (Event, Status, FrameRecord) if level == "records" else (Event, Status)
+        super().__init__(f"mqtt {parts.scheme}://{parts.hostname}", kinds, WAITING)
 
     def put(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
-        """See the base. A record that can't leave now is worth nothing later."""
-        if isinstance(item, FrameRecord) and not self._client.is_connected():
+        """See the base. A record that can't leave now is worth nothing later; a status says what is to be told anew."""
+        if isinstance(item, FrameRecord) and self._level == "records" and not self._takes_records():
             self.dropped += 1
             return
+        if isinstance(item, Event):
+            if item.kind in ("enter", "exit"):
+                entered = item.kind == "enter"
+                self._wanted[topic_level(item.source)] = _held(item.label, item.probability) if entered else Held()
+            elif self._level == "labels":
+                return
+        if isinstance(item, Status):
+            self._follow(item)
+            if self._items or self._wanted == self._told or not self._client.is_connected():
+                return
         super().put(item, None)
+
+    def _takes_records(self) -> bool:
+        return self._client.is_connected() and len(self._items) < WAITING // 2  # the other half is for events
+
+    def _follow(self, status: Status) -> None:
+        """Let the probabilities of the labels that hold follow, now and then."""
+        if time.monotonic() < self._follow_at:
+            return
+        self._follow_at = time.monotonic() + FOLLOW_S
+        for source in status.sources:
+            if self._wanted.get(topic_level(source.name), Held()).label:
+                self._wanted[topic_level(source.name)] = _held(source.label, source.probability)
+
+    def handle(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
+        """See the base. Statuses aren't delivered, and don't count."""
+        self.write(item, picture)
+        self.written += not isinstance(item, Status)
 
     def write(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
         """See the base. One message at a time: paho's own queue has no bound for a broker that doesn't read."""
-        assert isinstance(item, (FrameRecord, Event))
         if isinstance(item, FrameRecord):
             if not self._client.is_connected():
                 raise ConnectionError("the broker is away")
             self._publish(f"{topic_level(item.source)}/frame", msgspec.json.encode(item), 0)
             return
+        if isinstance(item, Event):
+            self._await_broker()
+            if self._level != "labels":
+                self._publish(f"{topic_level(item.source)}/event", msgspec.json.encode(item), 1)
+            self._tell()
+            return
+        with contextlib.suppress(ConnectionError, TimeoutError):  # the next status tries again
+            self._tell()
+
+    def _await_broker(self) -> None:
         while not self._client.is_connected():
             with self._changed:
                 if self._closing:
                     raise ConnectionError("the broker is away")
                 self._changed.wait(0.2)
-        self._publish(f"{topic_level(item.source)}/event", msgspec.json.encode(item), 1)
-        if item.kind in ("enter", "exit"):
-            label = (item.label or "").encode() if item.kind == "enter" else b""
-            self._publish(f"{topic_level(item.source)}/label", label, 1, retain=True)
+
+    def _tell(self) -> None:
+        """Have the broker keep the state of every source."""
+        for source, held in self._wanted.copy().items():
+            told = self._told
+            if told.get(source) != held:
+                for name in Held._fields:
+                    if source not in told or getattr(told[source], name) != getattr(held, name):
+                        self._publish(f"{source}/{name}", getattr(held, name).encode(), 1, retain=True)
+                told[source] = held
+
+    def end(self) -> None:
+        """See the base."""
+        self._last_moment = min(self._last_moment, time.monotonic() + ENDING_S)
+        super().end()
 
     def finish(self) -> None:
-        """See the base."""
-        if self._client.is_connected():
-            self._publish("online", b"0", 1, retain=True, patience_s=1.0)
-        self._client.disconnect()
-        self._client.loop_stop()
+        """See the base. A broker that doesn't take the last word gets no goodbye either: it then publishes the will."""
+        try:
+            if self._client.is_connected():
+                self._tell()
+                self._publish("online", b"0", 1, retain=True)
+        except (ConnectionError, TimeoutError):
+            with contextlib.suppress(OSError, AttributeError):
+                self._client.socket().shutdown(socket.SHUT_RDWR)  # type: ignore[union-attr]
+            raise
+        finally:
+            self._client.disconnect()
+            self._client.loop_stop()
 
     def describe(self, error: Exception) -> str:
         """See the base."""
         return str(error) if isinstance(error, (ConnectionError, TimeoutError)) else type(error).__name__
 
-    def _publish(
-        self, topic: str, payload: bytes, qos: int, *, retain: bool = False, patience_s: float = PATIENCE_S
-    ) -> None:
+    def _publish(self, topic: str, payload: bytes, qos: int, *, retain: bool = False) -> None:
+        from paho.mqtt.enums import MQTTErrorCode
+
         message = self._client.publish(f"{self._topic}/{topic}", payload, qos, retain)
-        deadline = time.monotonic() + patience_s
+        if qos and message.rc == MQTTErrorCode.MQTT_ERR_NO_CONN:  # paho keeps it, and sends it when it's connected
+            message.rc = MQTTErrorCode.MQTT_ERR_SUCCESS
+        if message.rc:
+            raise ConnectionError("the broker went away")
+        begin = time.monotonic()
         while not message.is_published():
-            if qos == 0 and not self._client.is_connected():
-                raise ConnectionError("the broker went away")
-            if time.monotonic() > deadline:
+            if not self._client.is_connected():
+                if qos == 0:
+                    raise ConnectionError("the broker went away")
+                if not self._closing:
+                    begin = time.monotonic()
+            if time.monotonic() > min(begin + PATIENCE_S, max(self._last_moment, begin + LAST_PATIENCE_S)):
                 raise TimeoutError("the broker doesn't take messages")
             message.wait_for_publish(0.2)
 
@@ -133,6 +227,10 @@ class MqttSink(QueuedSink):
             self.error = f"the broker refuses: {reason}"
             return
         self.error = None
+        self._told = {}
+        for level, source in self._sources.items() if self._announce else ():
+            for topic, sensor in discovery(self._topic, level, source):
+                client.publish(topic, msgspec.json.encode(sensor), 1, True)
         client.publish(f"{self._topic}/online", b"1", 1, True)
 
     def _disconnected(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
@@ -146,3 +244,7 @@ class MqttSink(QueuedSink):
 def topic_level(source: str) -> str:
     """A source's name as one level of a topic: without the characters that mean something there."""
     return re.sub(r"[/+#\x00]", "-", source)
+
+
+def _held(label: str | None, probability: float | None) -> Held:
+    return Held() if label is None else Held(label, f"{probability or 0:.2f}")

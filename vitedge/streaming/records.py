@@ -191,6 +191,10 @@ class Sink(Protocol):
         """
         ...
 
+    def end(self) -> None:
+        """Take nothing more, and deliver what's left soon. It doesn't wait, so that all sinks end at the same time."""
+        ...
+
     def close(self, timeout_s: float) -> None:
         """Deliver what's left within ``timeout_s`` seconds and release everything; the rest counts as dropped."""
         ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 from msgspec import Meta
 
@@ -137,10 +137,36 @@ class StreamSettings(Record, rename="kebab"):
         str | None, Flag("Write events as JSON Lines to a file, or to stdout with -.", unit="path", group=OUTPUT)
     ] = None
     video: Annotated[str | None, Flag("Write a video with the labels drawn in.", unit="path", group=OUTPUT)] = None
+    snapshot_on: Annotated[
+        tuple[str, str] | None,
+        Flag(
+            "Keep a JPEG with the label whenever an event happens (enter, exit, lost, …), in a folder.",
+            unit="event> <folder",
+            group=OUTPUT,
+        ),
+    ] = None
+    snapshot_count: Annotated[
+        Annotated[int, Meta(ge=1)],
+        Flag("Number of snapshots that are kept; the oldest ones are removed.", unit="pictures", group=OUTPUT),
+    ] = 1000
+    snapshot_days: Annotated[
+        Annotated[float, Meta(ge=0.01, le=36_500)],
+        Flag("Time for which snapshots are kept.", unit="days", group=OUTPUT),
+    ] = 30.0
     webhook: Annotated[str | None, Flag("Send events as JSON by HTTP POST.", unit="url", group=OUTPUT)] = None
     mqtt: Annotated[
-        str | None, Flag("Publish records and events to mqtt://HOST:PORT/TOPIC.", unit="url", group=OUTPUT)
+        str | None, Flag("Publish labels and events to mqtt://HOST:PORT/TOPIC.", unit="url", group=OUTPUT)
     ] = None
+    mqtt_publish: Annotated[
+        Literal["labels", "events", "records"],
+        Flag(
+            "What is published by MQTT: labels with their probabilities; events, too; or a record of every frame, too.",
+            group=OUTPUT,
+        ),
+    ] = "events"
+    mqtt_discovery: Annotated[
+        bool, Flag("Announce each source to Home Assistant, by MQTT discovery.", group=OUTPUT)
+    ] = False
     metrics: Annotated[
         str | None, Flag("Serve Prometheus metrics and the health check at HOST:PORT.", unit="host:port", group=OUTPUT)
     ] = None
@@ -174,10 +200,13 @@ class StreamSettings(Record, rename="kebab"):
         Raises:
             UsageError: it does.
         """
+        from vitedge.streaming.snapshots import parse_event
         from vitedge.streaming.view import parse_crop, parse_flip
 
         parse_policy(self.policy)
         parse_flip(self.flip)
+        if self.snapshot_on is not None:
+            parse_event(self.snapshot_on[0])
         if self.crop is not None:
             parse_crop(self.crop)
         if self.exit_threshold is not None and self.exit_threshold > self.threshold:
@@ -188,6 +217,8 @@ class StreamSettings(Record, rename="kebab"):
             )
         if self.backoff_min > self.backoff_max:
             raise UsageError(ACTION, "--backoff-min is above --backoff-max", "correct one of them")
+        if self.mqtt is None and (self.mqtt_discovery or self.mqtt_publish != "events"):
+            raise UsageError(ACTION, "nothing is published by MQTT", "add --mqtt mqtt://HOST/TOPIC")
         if (self.input_width is None) != (self.input_height is None):
             raise UsageError(ACTION, "a picture's size needs both numbers", "give --input-width and --input-height")
         if len([target for target in (self.json, self.csv, self.events) if target == "-"]) > 1:
@@ -261,8 +292,13 @@ class StreamFields(TypedDict, total=False):
     csv: str | Path | None
     events: str | Path | None
     video: str | Path | None
+    snapshot_on: tuple[str, str] | None
+    snapshot_count: int
+    snapshot_days: float
     webhook: str | None
     mqtt: str | None
+    mqtt_publish: Literal["labels", "events", "records"]
+    mqtt_discovery: bool
     metrics: str | None
     record: str | Path | None
     headless: bool

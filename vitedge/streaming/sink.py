@@ -77,12 +77,16 @@ class QueuedSink:
             self._items.append((item, self.wanted(picture)))
             self._changed.notify()
 
-    def close(self, timeout_s: float) -> None:
-        """See :class:`vitedge.streaming.records.Sink`. A write that hangs is left to the end of the process."""
-        deadline = time.monotonic() + timeout_s
+    def end(self) -> None:
+        """See :class:`vitedge.streaming.records.Sink`."""
         with self._changed:
             self._closing = True
             self._changed.notify()
+
+    def close(self, timeout_s: float) -> None:
+        """See :class:`vitedge.streaming.records.Sink`. A write that hangs is left to the end of the process."""
+        deadline = time.monotonic() + timeout_s
+        self.end()
         self._thread.join(max(0.0, deadline - time.monotonic()))
         with self._changed:
             self.dropped += len(self._items) + (not self._ended and self._thread.is_alive())

@@ -12,7 +12,7 @@ import numpy as np
 from vitedge.core.files import append_whole, resource_errors, suppress_full_disk
 from vitedge.errors import NotInstalledError, UsageError
 from vitedge.streaming.mqtt import topic_level
-from vitedge.streaming.records import FrameRecord, Item
+from vitedge.streaming.records import Event, FrameRecord, Item
 from vitedge.streaming.sink import QueuedSink
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ def _nearly(size: tuple[int, int], other: tuple[int, int]) -> bool:
     return abs(size[0] - other[0]) <= 1 and abs(size[1] - other[1]) <= 1
 
 
-def annotate(image: Image.Image, record: FrameRecord) -> None:
+def annotate(image: Image.Image, record: FrameRecord | Event) -> None:
     """Draw the label and its probability into the lower left corner, in place."""
     from PIL import ImageDraw, ImageFont
 

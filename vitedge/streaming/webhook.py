@@ -63,8 +63,8 @@ class WebhookSink(QueuedSink):
         super().__init__(f"webhook {parts.scheme}://{parts.hostname}", (Event,), WAITING)
 
     def write(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
-        """See the base. It returns when the event was taken; it raises when it's refused, or at the end."""
-        body, pause, earlier_error = msgspec.json.encode(item), FIRST_PAUSE_S, self.error
+        """See the base. It returns when the event was taken; it raises when it's refused, or fails at the end."""
+        body, pause, earlier_error, ending = msgspec.json.encode(item), FIRST_PAUSE_S, self.error, self._closing
         while True:
             try:
                 self._post(body)
@@ -73,8 +73,9 @@ class WebhookSink(QueuedSink):
             except (OSError, http.client.HTTPException) as error:
                 self._hang_up()
                 self.error = self.describe(error)
-                if not self._pause(pause * random.uniform(0.7, 1.3)):
+                if ending:
                     raise
+                ending = not self._pause(pause * random.uniform(0.7, 1.3))
                 pause = min(LONGEST_PAUSE_S, 2 * pause)
             else:
                 self.error = earlier_error  # what was overcome is no failure
@@ -110,7 +111,7 @@ class WebhookSink(QueuedSink):
             raise Refused(f"answered {answer.status}")
 
     def _pause(self, seconds: float) -> bool:
-        """Wait; False: the stream is ending, and this was the last attempt."""
+        """Wait; False: the stream is ending, and the next attempt is the last."""
         deadline = time.monotonic() + seconds
         with self._changed:
             while not self._closing and (remaining := deadline - time.monotonic()) > 0:
