@@ -233,10 +233,14 @@ RENAMED = {name.replace("attn.qkv", "attention.qkv"): values for name, values in
             {"vit.embeddings.patch_embeddings.projection.weight": torch.ones(8, 3, 4, 4)}, VIT,
             "transformers' names.*config.json",
         ),
+        (
+            {"0.weight": torch.ones(8, 3)}, VIT,
+            r"expected 'patch_embed.proj.weight' .* and \d+ more; the file has '0.weight' \[8, 3\].*--factory",
+        ),
         ({"epoch": 3}, VIT, "holds no state dict"),
         ([tensors(ARRAYS)], VIT, "holds no state dict"),
     ],
-    ids=range(17),
+    ids=range(18),
 )  # fmt: skip
 def test_what_does_not_fit_is_shown(content: object, choice: Choice, words: str, tmp_path: Path) -> None:
     with pytest.raises(VitedgeError, match=words.replace(".*", r"[\s\S]*")) as refusal:

@@ -176,27 +176,48 @@ def _misfits(architecture: Architecture, arrays: Arrays, action: str) -> list[st
         for name, shape in expected.items()
         if name in arrays and arrays[name].shape != shape
     ]
-    missing = [name for name in expected if name not in arrays]
-    unknown = [name for name in arrays if name not in expected]
-    if not missing and not unknown:
-        return shapes
-    pairs = sorted((_nearest(name, expected[name], unknown, arrays) for name in missing[:20]), reverse=True)
-    extra = [f"'{name}' {list(arrays[name].shape)} has no place" for name in unknown]
-    return [*shapes, *(words for _, words in pairs), *([] if missing else extra)]
+    missing = {name: shape for name, shape in expected.items() if name not in arrays}
+    unknown = {name: arrays[name].shape for name in arrays if name not in expected}
+    if not missing:
+        return [*shapes, *(f"{_named(name, shape)} has no place" for name, shape in unknown.items())]
+    pairs = sorted((_nearest(name, missing, unknown) for name in list(missing)[:40]), reverse=True)
+    found: dict[str, str] = {}  # the file's name: the expected one
+    for likeness, name, other in pairs:
+        if likeness >= _NEAR and other not in found:
+            found[other] = name
+    near = [
+        f"expected {_named(name, missing[name])}, the file has {_named(other, unknown[other])}"
+        for other, name in found.items()
+    ]
+    absent = {name: shape for name, shape in missing.items() if name not in found.values()}
+    rest = {name: shape for name, shape in unknown.items() if name not in found}
+    return [*shapes, *near, *([f"expected {_listed(absent)}; the file has {_listed(rest)}"] if absent else [])]
 
 
-def _nearest(name: str, shape: tuple[int, ...], unknown: list[str], arrays: Arrays) -> tuple[float, str]:
-    """How near the file comes to an expected tensor (0 to 1), and both in words."""
-    words = f"expected '{name}' {list(shape)}"
-    if not unknown:
-        return 0.0, f"{words}, the file has none"
+_NEAR = 0.75  # of 1: an equal shape counts a half, the names' likeness the other
+
+
+def _nearest(
+    name: str, missing: Mapping[str, tuple[int, ...]], unknown: Mapping[str, tuple[int, ...]]
+) -> tuple[float, str, str]:
+    """How near the file comes to an expected tensor, from 0 to 1; the tensor's name, and the file's."""
 
     def likeness(other: str) -> float:
-        same = arrays[other].shape == shape
+        same = unknown[other] == missing[name]
         return (difflib.SequenceMatcher(None, name, other).ratio() + same) / 2
 
-    best = max(unknown[:200], key=likeness)
-    return likeness(best), f"{words}, the file has '{best}' {list(arrays[best].shape)}"
+    best = max(list(unknown)[:200], key=likeness, default="")
+    return (likeness(best) if best else 0.0), name, best
+
+
+def _named(name: str, shape: tuple[int, ...]) -> str:
+    return f"'{name}' {list(shape)}"
+
+
+def _listed(tensors: Mapping[str, tuple[int, ...]]) -> str:
+    """The first three, and how many more there are."""
+    first = ", ".join(_named(name, shape) for name, shape in list(tensors.items())[:3])
+    return (first or "no others") + (f" and {len(tensors) - 3} more" if len(tensors) > 3 else "")
 
 
 def _refuse_misfit(architecture: Architecture, arrays: Arrays, action: str) -> None:
