@@ -74,7 +74,8 @@ def test_nothing_is_reserved_beside_a_hold_out_set(planned: Callable[..., Plan],
             19,
             {},
             "19 pictures; the recipe observes at least 16 and holds 4 others out to measure the loss on",
-            "add pictures, or observe fewer all the same: --num-samples 15",
+            "add pictures, or observe fewer all the same: --num-samples 15, "
+            "or name other hold-out pictures: --held-out DIR",
         ),
         (
             1,

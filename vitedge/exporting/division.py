@@ -12,6 +12,8 @@ COST_OF_FEWER = "with 16 the mean KL was up to 1.8 times that with 256, with 64 
 #: Held out of ``--data`` where it's small: one in so many, and so many at least.
 ONE_IN, LEAST_HELD_OUT = 5, 4
 
+OTHERS = "name other hold-out pictures: --held-out DIR"
+
 
 def observed_count(images: ImageSet, wanted: int, *, data: str, held_out_elsewhere: bool, action: str) -> int:
     """How many calibration pictures a recipe observes of those that there are.
@@ -33,11 +35,10 @@ def observed_count(images: ImageSet, wanted: int, *, data: str, held_out_elsewhe
         return observed
     more = "" if held_out_elsewhere else f" and holds {LEAST_HELD_OUT} others out to measure the loss on"
     fewer = usable - (0 if held_out_elsewhere else LEAST_HELD_OUT)
-    raise UsageError(
-        action,
-        f"{_counted(images, usable, data)}; the recipe observes at least {least}{more}",
-        "add pictures" + (f", or observe fewer all the same: --num-samples {fewer}" if fewer > 0 else ""),
-    )
+    steps = ["add pictures"] + [f"observe fewer all the same: --num-samples {fewer}"] * (fewer > 0)
+    steps += [OTHERS] * (usable >= least)
+    reason = f"{_counted(images, usable, data)}; the recipe observes at least {least}{more}"
+    raise UsageError(action, reason, ", or ".join(steps))
 
 
 def require_samples(images: ImageSet, count: int, *, data: str, held_out_elsewhere: bool, action: str) -> None:
@@ -54,7 +55,7 @@ def require_samples(images: ImageSet, count: int, *, data: str, held_out_elsewhe
     if held_out_elsewhere or count > usable:
         why = "asks for more"
     else:
-        steps.append("name other hold-out pictures: --held-out DIR")
+        steps.append(OTHERS)
         why = f"leaves {usable - count} to measure the loss on, where {LEAST_HELD_OUT} are needed"
     raise UsageError(action, f"{_counted(images, usable, data)}; --num-samples {count} {why}", ", or ".join(steps))
 
