@@ -25,6 +25,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.streaming.challenges import Gate
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 RATE, HOLD, LEVELS, SIZE = 25, 5, 6, (96, 64)
 FRAMES = 150
@@ -58,6 +60,8 @@ class Behaviour(NamedTuple):
     port: int = 0  # mpegts-client: where to connect to
     user: str = "camera"
     password: str = ""
+    scheme: str = "basic"  # how it asks for them: see tests.streaming.challenges
+    transport: str = "tcp"  # rtsp: how it sends packets; "udp" or "tcp"
     frames: int = FRAMES  # until the end of a connection
     rate: float = RATE  # frames a second; 0: as fast as they're taken
     bits_s: int = 0  # mpegts: stuffed with null packets to so many bits a second; 0: as it comes
@@ -175,10 +179,10 @@ class Mjpeg(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         behaviour: Behaviour = self.server.behaviour  # type: ignore[attr-defined]
         head = message(self.rfile)
-        expected = base64.b64encode(f"{behaviour.user}:{behaviour.password}".encode()).decode()
-        if behaviour.password and f"Basic {expected}" not in head:
-            self.wfile.write(b"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=camera\r\n"
-                             b"Content-Length: 0\r\nConnection: close\r\n\r\n")  # fmt: skip
+        gate = Gate(behaviour.scheme, behaviour.user, behaviour.password)
+        if not gate.admits(head):
+            self.wfile.write(b"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: %b\r\n"
+                             b"Content-Length: 0\r\nConnection: close\r\n\r\n" % gate.challenge.encode())  # fmt: skip
             return
         self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=frame\r\n\r\n")
         faulty = Faulty(behaviour)
@@ -241,7 +245,9 @@ def _damaged(packet: Any) -> Any:
 
 
 class Rtsp(socketserver.StreamRequestHandler):
-    """Just as much of RFC 2326 as a player over TCP needs, and RFC 6184's packets."""
+    """Just as much of RFC 2326 as a player needs, and RFC 6184's packets."""
+
+    _datagrams: socket.socket | None = None
 
     def handle(self) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -256,9 +262,9 @@ class Rtsp(socketserver.StreamRequestHandler):
         method = request.split()[0]
         number = re.search(r"(?im)^cseq:\s*(\d+)", request)
         assert number
-        expected = base64.b64encode(f"{behaviour.user}:{behaviour.password}".encode()).decode()
-        if behaviour.password and f"Basic {expected}" not in request:
-            self._say("401 Unauthorized", number[1], 'WWW-Authenticate: Basic realm="camera"')
+        gate = Gate(behaviour.scheme, behaviour.user, behaviour.password)
+        if not gate.admits(request):
+            self._say("401 Unauthorized", number[1], f"WWW-Authenticate: {gate.challenge}")
         elif method == "OPTIONS":
             self._say("200 OK", number[1], "Public: OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN")
         elif method == "DESCRIBE":
@@ -270,6 +276,17 @@ class Rtsp(socketserver.StreamRequestHandler):
                 "a=control:track\r\n"
             )
             self._say("200 OK", number[1], "Content-Type: application/sdp", body=sdp)
+        elif method == "SETUP" and ("RTP/AVP/TCP" in request) != (behaviour.transport == "tcp"):
+            self._say("461 Unsupported Transport", number[1])
+        elif method == "SETUP" and behaviour.transport == "udp":
+            ports = re.search(r"client_port=(\d+)-(\d+)", request)
+            assert ports
+            self._datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self._datagrams.bind(("127.0.0.1", 0))
+            self._datagrams.connect(("127.0.0.1", int(ports[1])))
+            port = self._datagrams.getsockname()[1]
+            transport = f"Transport: RTP/AVP;unicast;{ports[0]};server_port={port}-{port + 1}"
+            self._say("200 OK", number[1], "Session: 1", transport)
         elif method == "SETUP":
             self._say("200 OK", number[1], "Session: 1", "Transport: RTP/AVP/TCP;unicast;interleaved=0-1")
         elif method == "PLAY":
@@ -297,7 +314,10 @@ class Rtsp(socketserver.StreamRequestHandler):
                     head = struct.pack(">BBHII", 0x80, 96 | marker << 7, next(sequence) & 0xFFFF,
                                        90000 + number * 90000 // RATE & 0xFFFFFFFF, 1)  # fmt: skip
                     data = head + payload
-                    self.wfile.write(b"$\0" + struct.pack(">H", len(data)) + data)
+                    if self._datagrams is not None:
+                        self._datagrams.send(data)
+                    else:
+                        self.wfile.write(b"$\0" + struct.pack(">H", len(data)) + data)
 
 
 def _fragments(unit: bytes, *, last: bool, most: int = 1200) -> Iterator[tuple[bool, bytes]]:

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import http.server
+import os
 import shutil
 import socketserver
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from hashlib import md5
 from pathlib import Path
 
 import pytest
 
 import vitedge
 from tests.benchmarking.nulls import null_artifact
+from tests.streaming.connection import connect
 from tests.streaming.levels import Ran, run, session
-from tests.streaming.publisher import ENCODER, Publisher, encodes, jpeg, message
+from tests.streaming.publisher import ENCODER, Publisher, encodes, jpeg, level, message
 from tests.streaming.test_engine import video
 from vitedge.errors import InputError, StreamError, UsageError
 from vitedge.runtimes.session import Session
 from vitedge.streaming.address import Credentials
-from vitedge.streaming.causes import same_server
-from vitedge.streaming.rtsp import _authorization, redirect_of
+from vitedge.streaming.causes import Failure, same_server
+from vitedge.streaming.rtsp import redirect_of
 from vitedge.streaming.run import refuse_failed
-from vitedge.streaming.uri import LONGEST_URL, parse_source
+from vitedge.streaming.uri import (
+    LONGEST_RTSP_PASSWORD,
+    LONGEST_RTSP_PATH,
+    LONGEST_URL,
+    parse_source,
+    parse_sources,
+)
 
 
 @pytest.fixture
@@ -74,13 +81,42 @@ def test_a_film_whose_every_frame_is_damaged_is_refused(tmp_path: Path) -> None:
         list(vitedge.stream(null_artifact(tmp_path / "null"), str(tmp_path / "zeros.mp4")))
 
 
-@pytest.mark.parametrize("name", ["10:30:05.mp4", "gate:1.mp4", "http:cam.mp4"])
-def test_a_colon_in_the_name_of_a_file(
-    name: str, opened: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copy(video(tmp_path / "a.mp4", 5), tmp_path / name)
-    monkeypatch.chdir(tmp_path)
-    assert len(run(opened, name).records) == 5
+NAMES = (
+    "10:30:05.mp4",
+    "gate:1.mp4",
+    "http:cam.mp4",
+    "rtsp:film.mp4",
+    "concat:a.mp4",
+    "file:a.mp4",
+    "subfile,,start,0,end,9,,:a.mp4",
+    "-rf.mp4",
+    "--out=a.mp4",
+    "two words\tand a tab.mp4",
+    "日本 ünïcode 🎥.mp4",
+    "100%.mp4",
+    "%03d.mp4",
+    "a%2Fb.mp4",
+    "[1]*?.mp4",
+    "a=b.mp4",
+    "test:.mp4",
+    "#1&$(touch x);`.mp4",
+    os.fsdecode(b"latin-\xff.mp4"),
+)
+
+
+def test_files_of_any_name_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = video(tmp_path / "a.mp4", 5)
+    folder = tmp_path / "any"
+    folder.mkdir()
+    for name in NAMES:
+        shutil.copy(whole, folder / name)
+    monkeypatch.chdir(folder)
+    for name in NAMES:
+        source = parse_source(name)
+        assert (source.kind, source.targets, source.live) == ("videos", (name,), False)
+        assert connect(name).levels == [level(number) for number in range(5)]
+    assert len(connect("*.mp4", 1000).levels) == 5 * len(NAMES)
+    assert {entry.name for entry in folder.iterdir()} == set(NAMES)
 
 
 # --- HTTP
@@ -177,14 +213,31 @@ def test_what_answers_with_something_else_is_named(path: str, cause: str, site: 
     assert cause in refused(opened, f"http://{site.address}{path}")
 
 
-def test_an_address_that_ffmpeg_would_cut_off_is_refused(site: Site, opened: Session) -> None:
-    path = "/s?token="
+def test_an_address_that_ffmpeg_would_cut_off_is_refused(site: Site) -> None:
+    path = "/onvif/s?token="
     longest = f"http://{site.address}{path}".ljust(LONGEST_URL, "A")
-    ran = run(opened, longest, until=several)
-    assert several(ran) and site.requests[0][0] == longest[len(f"http://{site.address}") :]
+    assert len(connect(longest).levels) == 12 and site.requests[0][0] == longest[len(f"http://{site.address}") :]
     with pytest.raises(UsageError, match="cut off") as error:
         parse_source(longest + "A")
     assert "AAAA" not in str(error.value)
+
+
+def test_of_rtsp_ffmpeg_cuts_off_paths_and_passwords_sooner() -> None:
+    path = "/onvif?token=".ljust(LONGEST_RTSP_PATH, "A")
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), UdpAlone)
+    server.daemon_threads = True
+    server.requests = []  # type: ignore[attr-defined]
+    with serving(server), pytest.raises(Failure, match="RTP over TCP"):
+        connect(f"rtsp://127.0.0.1:{server.server_address[1]}{path}")
+    asked = [request.split()[1] for request in server.requests]  # type: ignore[attr-defined]
+    assert asked and all(path in url for url in asked)
+    with pytest.raises(UsageError, match=f"{LONGEST_RTSP_PATH + 1:,} characters"):
+        parse_source(f"rtsp://cam{path}A")
+    secret = "ä".ljust(LONGEST_RTSP_PASSWORD - 9, "P")  # six characters in an address
+    assert parse_sources([f"rtsp://you:{secret}@cam/"])
+    with pytest.raises(UsageError, match="user name and password have 128 characters") as error:
+        parse_sources([f"rtsp://you:{secret}P@cam/"])
+    assert "PPP" not in str(error.value)
 
 
 def test_a_redirect_within_a_server_is_followed_with_the_password(opened: Session) -> None:
@@ -201,13 +254,29 @@ def test_a_redirect_to_another_server_does_not_get_the_password(opened: Session)
     site.redirects = {"/a": f"http://{elsewhere.address}/main?key=x"}
     with serving(site), serving(elsewhere):
         error = refused(opened, f"http://me:hush@{site.address}/a")
-        assert f"it redirects to http://{elsewhere.address}/main, which doesn't get the password" in error
+        assert (
+            f"it leads to another host, http://{elsewhere.address}/main: " in error and "--allow-other-hosts" in error
+        )
         assert not elsewhere.requests and "hush" not in error
         site.redirects = {"/a": "/a"}
         assert "again and again" in refused(opened, f"http://me:hush@{site.address}/a")
-        # Without a password there's nothing to keep.
-        elsewhere.password, site.redirects = "", {"/a": f"http://{elsewhere.address}/main"}
-        assert several(run(opened, f"http://{site.address}/a", until=several))
+        site.redirects = {"/a": f"http://{elsewhere.address}/main"}
+        assert "another host" in refused(opened, f"http://{site.address}/a")  # without a password, too
+        assert not elsewhere.requests
+        error = refused(opened, f"http://me:hush@{site.address}/a", allow_other_hosts=True)
+        assert f"{elsewhere.address.partition(':')[0]}, which wants a password" in error
+        elsewhere.password = ""
+        ran = run(opened, f"http://me:hush@{site.address}/a", until=several, allow_other_hosts=True)
+        assert several(ran) and all(not authorization for _, authorization in elsewhere.requests)
+
+
+@pytest.mark.parametrize(
+    "location", ["file:///etc/passwd", "rtsp://127.0.0.1/", "http:///a", "data:,x", "concat:/etc/passwd"]
+)
+def test_a_redirect_to_another_protocol_is_refused(location: str, site: Site) -> None:
+    site.redirects = {"/a": location}
+    with pytest.raises(Failure, match="isn't an address of http"):
+        connect(f"http://{site.address}/a", allow_other_hosts=True)
 
 
 @pytest.mark.parametrize(
@@ -237,6 +306,7 @@ class UdpAlone(socketserver.StreamRequestHandler):
 
     def handle(self) -> None:
         while request := message(self.rfile):
+            self.server.requests.append(request)  # type: ignore[attr-defined]
             number = next(line for line in request.splitlines() if line.lower().startswith("cseq"))
             head, body = f"RTSP/1.0 200 OK\r\n{number}\r\n", ""
             if request.startswith("SETUP"):
@@ -279,8 +349,9 @@ def test_a_redirect_of_rtsp_does_not_carry_the_password_elsewhere(challenge: str
     with serving(camera), serving(elsewhere):
         camera.location = f"rtsp://127.0.0.2:{elsewhere.server_address[1]}/live?key=x"
         error = refused(opened, f"rtsp://me:hush@127.0.0.1:{camera.server_address[1]}/live")
-        assert "it redirects to rtsp://127.0.0.2" in error and "key" not in error
+        assert "it leads to another host, rtsp://127.0.0.2" in error and "key" not in error
         assert camera.requests and not elsewhere.requests
+        assert "another host" in refused(opened, f"rtsp://127.0.0.1:{camera.server_address[1]}/live") or challenge
         camera.location = f"rtsp://127.0.0.1:{camera.server_address[1]}/live"
         assert "again and again" in refused(opened, camera.location.replace("//", "//me:hush@"))
 
@@ -293,19 +364,10 @@ def test_a_camera_that_does_not_redirect_is_asked_once_more_and_read(opened: Ses
         assert several(run(opened, url.replace("//", "//camera:hush@"), until=several))
 
 
-def test_digest_answers_as_the_rfc_shows() -> None:
-    """RFC 2069's scheme, which cameras use: without a quality of protection."""
-    challenge = 'Digest realm="testrealm@host.com", nonce="dcd98b7102dd2f0e8b11d0f600bfb0c093"'
-    url = "rtsp://cam/live"
-    header = _authorization(challenge, url, Credentials("Mufasa", "Circle Of Life"))
-    secret = md5(b"Mufasa:testrealm@host.com:Circle Of Life").hexdigest()
-    request = md5(f"DESCRIBE:{url}".encode()).hexdigest()
-    expected = md5(f"{secret}:dcd98b7102dd2f0e8b11d0f600bfb0c093:{request}".encode()).hexdigest()
-    assert f'response="{expected}"' in header and f'uri="{url}"' in header
-
-
 def test_a_camera_that_sends_over_udp_alone_is_told_apart(opened: Session) -> None:
     server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), UdpAlone)
     server.daemon_threads = True
+    server.requests = []  # type: ignore[attr-defined]
     with serving(server):
-        assert "RTP over TCP" in refused(opened, f"rtsp://127.0.0.1:{server.server_address[1]}/live")
+        error = refused(opened, f"rtsp://127.0.0.1:{server.server_address[1]}/live")
+    assert "RTP over TCP" in error and "--rtsp-transport udp" in error

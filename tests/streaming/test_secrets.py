@@ -95,10 +95,13 @@ def test_secrets_reach_no_output_and_no_child(tmp_path: Path) -> None:
             "TOKEN": token,
             "BROKER": f"mqtt://me:{MARK}@127.0.0.1:1/t",
             "HOOK": f"http://me:{MARK}@127.0.0.1:1/{MARK}",
+            "MQTT_PASSWORD": MARK,  # nobody told vitedge of these two
+            "https_proxy": f"http://me:{MARK}@127.0.0.1:1",
         }
         names = ("--json", "--events", "--csv")
         files = [word for name, path in zip(names, outputs, strict=True) for word in (name, str(path))]
-        arguments = ["stream", str(artifact), source, "--page", "127.0.0.1:0", *files]
+        away = f"away=rtsp://me:{MARK}@127.0.0.1:1/live"
+        arguments = ["stream", str(artifact), source, away, "--page", "127.0.0.1:0", *files]
         arguments += ["--credentials", "env:CAMERA", "--token", "env:TOKEN", "--mqtt", "env:BROKER"]
         arguments += ["--webhook", "env:HOOK"]
         command = [sys.executable, "-m", "vitedge", *arguments]
@@ -116,6 +119,7 @@ def test_secrets_reach_no_output_and_no_child(tmp_path: Path) -> None:
             until(lambda: b'"connections":1' in urllib.request.urlopen(request["status.json"], timeout=20).read())
             texts = [urllib.request.urlopen(each, timeout=20).read().decode() for each in request.values()]
             children = descendants(process.pid)
+            texts.append(Path(f"/proc/{process.pid}/cmdline").read_text(errors="replace"))
             for child in children:
                 texts += [Path(f"/proc/{child}/{name}").read_text(errors="replace") for name in ("cmdline", "environ")]
             process.terminate()

@@ -222,8 +222,9 @@ class Capture:
             return f"the reader didn't start within {START_S:g} s"
         if reader_state == shared.CONNECTING and quiet > self._settings.connect_timeout + GRACE_S and not listens:
             return f"no answer within {self._settings.connect_timeout:g} s"
-        if reader_state == shared.STREAMING and quiet > self._settings.stall_timeout + GRACE_S:
-            return f"silent for {self._settings.stall_timeout:g} s"
+        silence_s = self._settings.silence_s(self.source.kind)
+        if reader_state == shared.STREAMING and quiet > silence_s + GRACE_S:
+            return f"silent for {silence_s:g} s"
         return None
 
     def _loss(self, reason: str, grace_s: float = GRACE_S) -> _Notice:

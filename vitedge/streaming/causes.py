@@ -1,73 +1,36 @@
-"""Why FFmpeg can't open a file or an address, where it says the same of everything. In the reader's process alone."""
+"""Why a file or an address can't be opened, where FFmpeg says the same of everything. In the reader's process alone."""
 
 from __future__ import annotations
 
-import http.client
-import ssl
 import struct
 from pathlib import Path
-from typing import NamedTuple
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 from vitedge.data.file_kinds import is_web_page
+from vitedge.streaming.address import redact
 
 PORTS = {"http": 80, "https": 443, "rtsp": 554, "rtsps": 322}
-_HEAD = 4096  # bytes of an answer that are looked at
+UNAUTHORIZED = "it wants a name and a password, or others than these (401)"
 
 
-class Answer(NamedTuple):
-    """What a web server answers."""
-
-    status: int
-    content_type: str  # in lower case, without parameters
-    location: str  # of a redirect, absolute
-    head: bytes  # its first bytes
-
-    @property
-    def holds_pictures(self) -> bool:
-        """Whether it's JPEG pictures, in whatever wrapping."""
-        return self.content_type in ("multipart/x-mixed-replace", "image/jpeg") and b"\xff\xd8\xff" in self.head
+class Failure(Exception):
+    """Why a source can't be opened, or went no further; its text is for people and holds no credentials."""
 
 
-def ask(url: str, timeout_s: float) -> Answer | None:
-    """GET an address without following redirects; None: it can't be reached.
+class Unavailable(Failure):
+    """It can't be reached, or not now: another attempt may succeed."""
+
+
+def cause_in_answer(content_type: str, head: bytes) -> str | None:
+    """Why an answer of HTTP is no video, if that can be told.
 
     Args:
-        url: http or https, without credentials: they're never sent.
-        timeout_s: for each step.
+        content_type: in lower case, without parameters.
+        head: the answer's first bytes; none: it has none.
     """
-    parts = urlsplit(url)
-    connection: http.client.HTTPConnection
-    if parts.scheme == "https":
-        # Nothing is sent that must be kept, and FFmpeg, which is asked to read it, doesn't verify certificates either.
-        context = ssl._create_unverified_context()
-        connection = http.client.HTTPSConnection(parts.hostname or "", parts.port, timeout=timeout_s, context=context)
-    else:
-        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_s)
-    try:
-        connection.request("GET", (parts.path or "/") + (f"?{parts.query}" if parts.query else ""))
-        answer = connection.getresponse()
-        kind = answer.getheader("Content-Type", "").partition(";")[0].strip().lower()
-        location = answer.getheader("Location") or ""
-        head = answer.read1(_HEAD)
-        while len(head) < _HEAD and b"\xff\xd8\xff" not in head and (piece := answer.read1(_HEAD - len(head))):
-            head += piece
-        return Answer(answer.status, kind, location and urljoin(url, location), head)
-    except (OSError, ValueError, http.client.HTTPException):
-        return None
-    finally:
-        connection.close()
-
-
-def cause_in_answer(answer: Answer | None) -> str | None:
-    """Why an answer is no video, if that can be told."""
-    if answer is None:
-        return None
-    if answer.content_type == "text/html" or is_web_page(answer.head):
+    if content_type == "text/html" or is_web_page(head):
         return "it answers with a web page, not with a video: a login page, or another path is the camera's"
-    if answer.status == 200 and not answer.head:
-        return "it answers with nothing"
-    return None
+    return None if head else "it answers with nothing"
 
 
 def cause_in_file(path: Path) -> str | None:
@@ -111,3 +74,25 @@ def same_server(url: str, location: str) -> bool:
         return there.port in (None, 443)
     ports = (here.port or PORTS.get(here.scheme), there.port or PORTS.get(there.scheme))
     return (here.scheme, here.hostname) == (there.scheme, there.hostname) and ports[0] == ports[1]
+
+
+def refuse_elsewhere(url: str, location: str, *, other_hosts: bool) -> None:
+    """Follow a redirect, or an address in a playlist, only to the same host and protocol.
+
+    Args:
+        url: what was asked.
+        location: where it leads.
+        other_hosts: whether other hosts are allowed, too.
+
+    Raises:
+        Failure: it leads elsewhere.
+    """
+    here, there = urlsplit(url), urlsplit(location)
+    if not there.hostname or there.scheme.removesuffix("s") != here.scheme.removesuffix("s"):
+        raise Failure(f"it leads to {_elsewhere(location)}, which isn't an address of {here.scheme}")
+    if there.hostname != here.hostname and not other_hosts:
+        raise Failure(f"it leads to another host, {_elsewhere(location)}: name that one, or use --allow-other-hosts")
+
+
+def _elsewhere(location: str) -> str:
+    return redact(location.partition("?")[0])

@@ -1,9 +1,10 @@
-"""What ``vitedge stream`` does around the engine: signals, the frame counts, the exit code."""
+"""What ``vitedge stream`` does around the engine: its arguments, signals, the frame counts, the exit code."""
 
 from __future__ import annotations
 
 import sys
 
+from vitedge.core.arguments import hide_passwords
 from vitedge.core.stopping import postponed
 from vitedge.formats.model_folder import GIVE_NAMES, nameless
 from vitedge.runtimes.base import OpenOptions
@@ -21,6 +22,7 @@ def run(settings: StreamSettings) -> None:
         VitedgeError: as :func:`vitedge.streaming.run.running` and :func:`vitedge.streaming.run.refuse_failed`.
         KeyboardInterrupt: a signal came before the sources were opened.
     """
+    hide_passwords()
     options = OpenOptions(device=settings.device, threads=settings.threads)
     with open_session(open_artifact(settings), options) as session, running(session, settings) as engine:
         if nameless(label.name for label in session.classes) and not settings.quiet:

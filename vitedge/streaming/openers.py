@@ -8,38 +8,35 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitedge.core.environment import for_children
-from vitedge.core.paths import utf8_path
 from vitedge.errors import InputError
-from vitedge.streaming.address import Credentials, redact, split_url
-from vitedge.streaming.causes import ask, cause_in_answer, cause_in_file, same_server
+from vitedge.streaming.address import split_url
+from vitedge.streaming.causes import UNAUTHORIZED, Failure, Unavailable, cause_in_file, refuse_elsewhere, same_server
 from vitedge.streaming.container import FilmIndex, NoFilm, choose_stream
 from vitedge.streaming.frames import Captured, Frames
+from vitedge.streaming.http_client import MOST_REDIRECTS
+from vitedge.streaming.http_source import Opener as HttpOpener
 from vitedge.streaming.pattern import parse_pattern, show
+from vitedge.streaming.polling import poll
 from vitedge.streaming.rtsp import redirect_of
 from vitedge.streaming.task import Task
 
 if TYPE_CHECKING:
     import av.container
 
-MOST_REDIRECTS = 5  # of an address with a password
-ASK_S = 2.0  # to learn why an address can't be opened
+ASK_S = 2.0  # to learn where an address redirects to
 #: FFmpeg follows whatever a playlist or a container names; a file may name nothing but files.
 PROTOCOLS = {
     "videos": "file,crypto,data",
-    "http": "http,https,httpproxy,tcp,tls,crypto,data",
+    "http": "http,https",
     "rtsp": "rtsp,rtsps,rtp,srtp,udp,tcp,tls,http,https,crypto",
 }
 
 Opened = Callable[[str, bool], None]  # (codec, whether there's an end by nature)
-
-
-class Failure(Exception):
-    """Why a source can't be opened, or went no further; its text is for people and holds no credentials."""
 
 
 def captured(task: Task, opened: Opened, cut: Callable[[str], None]) -> Generator[Captured, None, None]:
@@ -62,6 +59,8 @@ def captured(task: Task, opened: Opened, cut: Callable[[str], None]) -> Generato
             yield from _pictures(task, opened)
         elif task.kind == "csi":
             yield from _csi(task, opened)
+        elif task.kind == "polled":
+            yield from _polled(task, opened)
         else:
             for url in task.urls:
                 if task.kind == "videos":
@@ -104,6 +103,25 @@ def _pictures(task: Task, opened: Opened) -> Iterator[Captured]:
             yield Captured(content, None, now, wall)
         else:
             yield Captured(content, number / rate, now, wall, rule="rate")
+
+
+def _polled(task: Task, opened: Opened) -> Iterator[Captured]:
+    """Pictures that are asked for one by one. A broken one is a corrupt frame; times are those of arrival."""
+    import av
+
+    codec, begin = av.CodecContext.create("mjpeg", "r"), 0
+    with closing(poll(task)) as pictures:
+        for data in pictures:
+            monotonic, wall = time.monotonic_ns(), time.time_ns()
+            if not begin:
+                begin = monotonic
+                opened("mjpeg", False)
+            try:
+                frames = codec.decode(av.Packet(data))
+            except av.error.FFmpegError:
+                frames = []
+            sound = len(frames) == 1 and not frames[0].is_corrupt
+            yield Captured(frames[0] if sound else None, (monotonic - begin) / 1e9, monotonic, wall, rule="arrival")
 
 
 def _csi(task: Task, opened: Opened) -> Iterator[Captured]:
@@ -164,7 +182,7 @@ def _how(task: Task, url: str) -> dict[str, Any]:
     if family in PROTOCOLS:
         options["protocol_whitelist"] = PROTOCOLS[family]
     if family == "rtsp":
-        options["rtsp_transport"] = "tcp"
+        options["rtsp_transport"] = task.transport
     return {"format": None, "options": options}
 
 
@@ -184,9 +202,13 @@ def _decoded(
     import av
 
     av.logging.set_level(None)
-    openers = {"http": _open_http, "https": _open_http, "rtsp": _open_rtsp, "rtsps": _open_rtsp}
-    container = openers.get(url.partition("://")[0], _open)(url, task, format, options)
-    with container:
+    openers: dict[str, Callable[..., AbstractContextManager[av.container.InputContainer]]] = {
+        "http": _open_http,
+        "https": _open_http,
+        "rtsp": _open_rtsp,
+        "rtsps": _open_rtsp,
+    }
+    with openers.get(url.partition("://")[0], _open)(url, task, format, options) as container:
         try:
             stream = choose_stream(container, task.stream)
         except NoFilm as error:
@@ -199,6 +221,10 @@ def _decoded(
             yield from frames
         except av.error.PermissionError:  # what PyAV says of hardware that it can't use
             raise Failure(f"hardware decoding by {task.hardware} isn't possible here") from None
+        except Unavailable as error:
+            if task.live or not frames.packets:
+                raise
+            return f"the film can't be read to its end: {error}"
         if frames.error is not None:
             text = _failure_text(frames.error, f"silent for {task.stall_s:g} s")
             if task.live or not frames.packets:
@@ -207,8 +233,10 @@ def _decoded(
         return None if task.live else index.shortfall(frames.packets, frames.times)
 
 
-def _open(url: str, task: Task, format: str | None, options: dict[str, str]) -> av.container.InputContainer:
-    """Open whatever FFmpeg opens.
+def _open(
+    url: str, task: Task, format: str | None, options: dict[str, str], io_open: HttpOpener | None = None
+) -> av.container.InputContainer:
+    """Open whatever FFmpeg opens, by ``io_open`` where it's given.
 
     Raises:
         Failure: it can't.
@@ -216,92 +244,72 @@ def _open(url: str, task: Task, format: str | None, options: dict[str, str]) -> 
     import av.error
 
     try:
-        return _av_open(url, task, format, options)
+        return _av_open(url, task, format, options, io_open)
     except av.error.FFmpegError as error:
         cause = cause_in_file(Path(url.removeprefix("file:"))) if task.kind == "videos" else None
-        raise Failure(cause or _failure_text(error, f"no answer within {task.connect_s:g} s")) from None
+        raise Failure(cause or _failure_text(error, f"no answer within {task.connect_s:g} s", task.transport)) from None
     except (OSError, ValueError) as error:
         raise Failure(getattr(error, "strerror", None) or type(error).__name__) from None
 
 
-def _open_http(url: str, task: Task, format: str | None, options: dict[str, str]) -> av.container.InputContainer:
-    """Open an address of HTTP. With a password a redirect is followed within its server alone.
-
-    JPEG pictures that FFmpeg doesn't find its way among, because no boundary precedes the first, are read as such.
+@contextmanager
+def _open_http(
+    url: str, task: Task, format: str | None, options: dict[str, str]
+) -> Iterator[av.container.InputContainer]:
+    """Open an address of HTTP, all bytes of which come over our own client.
 
     Raises:
         Failure: it can't be opened.
     """
-    import av.error
-
-    bare = split_url(url, "open it").url
-    if task.user is not None:
-        options = options | {"max_redirects": "0"}
-    for _ in range(MOST_REDIRECTS):
-        try:
-            return _av_open(_with_credentials(bare, task), task, format, options)
-        except av.error.InvalidDataError as error:
-            answer = ask(bare, ASK_S)
-            if answer is None or not answer.holds_pictures or format == "mjpeg":
-                raise Failure(cause_in_answer(answer) or str(error.strerror)) from None
-            format, options = "mjpeg", options | {"analyzeduration": "1"}
-        except av.error.FFmpegError as error:
-            answer = ask(bare, ASK_S) if task.user is not None and error.errno == errno.EIO else None
-            if answer is None or not answer.location:
-                raise Failure(_failure_text(error, f"no answer within {task.connect_s:g} s")) from None
-            _refuse_elsewhere(bare, answer.location)
-            bare = answer.location
-        except (OSError, ValueError) as error:
-            raise Failure(getattr(error, "strerror", None) or type(error).__name__) from None
-    raise Failure("it redirects again and again")
+    with HttpOpener(task, split_url(url, "open it").url) as opener:
+        format = format or opener.format
+        if format == "mjpeg":
+            options = options | {"analyzeduration": "1"}
+        if format == "hls":
+            options = options | {"http_persistent": "0", "http_multiple": "0"}
+        with _open(opener.url, task, format, options, opener) as container:
+            yield container
 
 
 def _open_rtsp(url: str, task: Task, format: str | None, options: dict[str, str]) -> av.container.InputContainer:
-    """Open an address of RTSP. With a password a redirect is followed within its server alone.
+    """Open an address of RTSP; a redirect is followed as one of HTTP is.
 
     Raises:
         Failure: it can't be opened.
     """
-    if task.user is None:
-        return _open(url, task, format, options)
-    bare, credentials = split_url(url, "open it").url, Credentials(task.user, task.password or "")
+    named = bare = split_url(url, "open it").url
     for _ in range(MOST_REDIRECTS):
+        credentials = task.credentials if same_server(named, bare) else None
         location = redirect_of(bare, credentials, min(ASK_S, task.connect_s / 4))
         if location is None:
-            return _open(_with_credentials(bare, task), task, format, options)
-        _refuse_elsewhere(bare, location)
+            return _open(credentials.in_url(bare) if credentials else bare, task, format, options)
+        refuse_elsewhere(bare, location, other_hosts=task.other_hosts)
         bare = split_url(location, "open it").url
     raise Failure("it redirects again and again")
 
 
-def _refuse_elsewhere(url: str, location: str) -> None:
-    if not same_server(url, location):
-        elsewhere = redact(location.partition("?")[0])
-        raise Failure(f"it redirects to {elsewhere}, which doesn't get the password")
-
-
-def _with_credentials(url: str, task: Task) -> str:
-    return url if task.user is None else Credentials(task.user, task.password or "").in_url(url)
-
-
-def _av_open(url: str, task: Task, format: str | None, options: dict[str, str]) -> av.container.InputContainer:
+def _av_open(
+    url: str, task: Task, format: str | None, options: dict[str, str], io_open: HttpOpener | None
+) -> av.container.InputContainer:
     import av
     from av.codec.hwaccel import HWAccel
 
     hardware = None if task.hardware is None else HWAccel(task.hardware, allow_software_fallback=False)
     timeout = None if not task.live or patient(task) else (task.connect_s, task.stall_s)
-    with utf8_path(Path(url)) if task.kind == "videos" and not url.startswith("file:") else nullcontext(url) as name:
-        return av.open(str(name), "r", format=format, options=options, timeout=timeout, hwaccel=hardware)
+    return av.open(url, "r", format=format, options=options, timeout=timeout, hwaccel=hardware, io_open=io_open)
 
 
-def _failure_text(error: Any, silence: str) -> str:
+def _failure_text(error: Any, silence: str, transport: str = "tcp") -> str:
     """What went wrong. PyAV's own text names the URL with its password, so it's left out."""
     import av.error
 
     if isinstance(error, av.error.ExitError):
         return silence
     if error.errno == errno.EPROTONOSUPPORT:  # RTSP's answer 461
-        return "it doesn't send RTP over TCP, as vitedge reads RTSP: permit that (interleaved) in its settings"
+        other = "udp" if transport == "tcp" else "tcp"
+        return (
+            f"it doesn't send RTP over {transport.upper()}: try --rtsp-transport {other}, or permit it in its settings"
+        )
     if isinstance(error, av.error.HTTPUnauthorizedError):
-        return "it wants a name and a password, or others than these (401)"
+        return UNAUTHORIZED
     return str(getattr(error, "strerror", None) or type(error).__name__)

@@ -22,9 +22,10 @@ from vitedge.errors import VitedgeError
 from vitedge.formats.clip import ClipHeader, ClipWriter
 from vitedge.streaming import shared
 from vitedge.streaming.address import redact
+from vitedge.streaming.causes import Failure
 from vitedge.streaming.frames import Captured
 from vitedge.streaming.gaps import GapDetector
-from vitedge.streaming.openers import Failure, captured
+from vitedge.streaming.openers import captured
 from vitedge.streaming.shared import Shared
 from vitedge.streaming.task import Task
 from vitedge.streaming.view import Crop, Turn, picture

@@ -37,7 +37,7 @@ def check(settings: StreamSettings) -> list[Source]:
     """
     sources = parse_sources(settings.source, settings.credentials)
     kinds = {source.kind for source in sources}
-    if kinds & {"camera", "network", "videos", "csi"}:
+    if kinds - {"pictures", "test"}:
         _require_av()
     if "csi" in kinds and shutil.which("gst-launch-1.0") is None:
         raise NotInstalledError(

@@ -15,6 +15,7 @@ from vitedge.errors import UsageError, nearest
 
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
+Transport = Literal["tcp", "udp"]
 Side = Annotated[int, Meta(ge=1, le=16384)]
 PAGE = "127.0.0.1:8042"
 ACTION = "classify a stream"
@@ -84,6 +85,21 @@ class StreamSettings(Record, rename="kebab"):
         str | None,
         Flag("A file, or env:NAME, with user:password or lines as in .netrc.", unit="path", group=CONNECTION),
     ] = None
+    allow_other_hosts: Annotated[
+        bool,
+        Flag("Follow redirects and playlists to other hosts, too; they don't get the password.", group=CONNECTION),
+    ] = False
+    rtsp_transport: Annotated[
+        Transport, Flag("How RTSP cameras send their packets: tcp or udp.", unit="transport", group=CONNECTION)
+    ] = "tcp"
+    poll: Annotated[
+        Annotated[float, Meta(ge=0.001, le=100)],
+        Flag(
+            "How often the picture of an http+snapshot:// source is asked for.",
+            unit="pictures per second",
+            group=CONNECTION,
+        ),
+    ] = 1.0
     connect_timeout: Annotated[
         Annotated[float, Meta(ge=0.1, le=3600)],
         Flag("Longest time to wait for a connection.", unit="seconds", group=CONNECTION),
@@ -228,6 +244,10 @@ class StreamSettings(Record, rename="kebab"):
         """Whether a source's newest frame replaces one that still waits."""
         return live if self.policy is None else self.policy == "latest"
 
+    def silence_s(self, kind: str) -> float:
+        """Seconds without a frame after which a source of this kind counts as lost."""
+        return self.stall_timeout + (1 / self.poll if kind == "polled" else 0)
+
     @property
     def one_of(self) -> int:
         """Of so many frames one is classified."""
@@ -277,6 +297,9 @@ class StreamFields(TypedDict, total=False):
     input_codec: str | None
     hwaccel: str | None
     credentials: str | Path | None
+    allow_other_hosts: bool
+    rtsp_transport: Transport
+    poll: float
     connect_timeout: float
     stall_timeout: float
     backoff_min: float

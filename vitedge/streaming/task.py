@@ -12,7 +12,7 @@ from vitedge.core.schema import Record
 from vitedge.data.preprocessing import Preprocessing
 from vitedge.formats.clip import SUFFIX
 from vitedge.streaming.address import Credentials
-from vitedge.streaming.settings import StreamSettings
+from vitedge.streaming.settings import StreamSettings, Transport
 from vitedge.streaming.uri import Kind, Source
 from vitedge.streaming.view import parse_crop, parse_flip
 
@@ -41,6 +41,9 @@ class Task(Record):
     stall_s: float
     stream: int | None  # of a container, as it counts them
     hardware: str | None
+    transport: Transport  # of RTSP
+    poll_hz: float  # snapshots a second
+    other_hosts: bool  # whether redirects and playlists may lead to other hosts
     camera: dict[str, str]  # width, height, rate, codec, where the settings name them
     record: str | None  # the clip's path
     memory: int  # file descriptors
@@ -91,9 +94,12 @@ class Task(Record):
             loops=settings.input_loop,
             gap_s=settings.gap,
             connect_s=settings.connect_timeout,
-            stall_s=settings.stall_timeout,
+            stall_s=settings.silence_s(source.kind),
             stream=settings.stream,
             hardware=settings.hwaccel,
+            transport=settings.rtsp_transport,
+            poll_hz=settings.poll,
+            other_hosts=settings.allow_other_hosts,
             camera=settings.camera,
             record=record,
             memory=memory,
@@ -105,13 +111,17 @@ class Task(Record):
         return f"Task({self.name!r})"
 
     @property
+    def credentials(self) -> Credentials | None:
+        """User name and password; None: none."""
+        return None if self.user is None else Credentials(self.user, self.password or "")
+
+    @property
     def secrets(self) -> tuple[str, ...]:
         """What must not be in any text."""
-        return () if self.password is None else Credentials(self.user or "", self.password).secrets
+        return () if self.credentials is None else self.credentials.secrets
 
     @property
     def urls(self) -> tuple[str, ...]:
         """The targets, with user and password where they have them."""
-        if self.user is None:
-            return self.targets
-        return tuple(Credentials(self.user, self.password or "").in_url(target) for target in self.targets)
+        credentials = self.credentials
+        return self.targets if credentials is None else tuple(map(credentials.in_url, self.targets))

@@ -3,8 +3,9 @@
 =================================  =======================================================================
 ``0``, ``/dev/video0``             a V4L2 camera; also ``/dev/v4l/by-id/…`` and ``v4l2:///dev/video0``
 ``csi://0``                        a CSI camera through the system's GStreamer
-``rtsp://``, ``rtsps://``          a network camera, over TCP
+``rtsp://``, ``rtsps://``          a network camera, over TCP or UDP
 ``http://``, ``https://``          MJPEG or HLS (live), or a video file (by its suffix)
+``http+snapshot://``               a JPEG picture that is asked for at a rate; also ``https+snapshot://``
 ``rtp:// udp:// tcp:// srt://``    whatever FFmpeg reads there, live
 ``clip.mp4``                       a video file
 ``folder/``                        its pictures, in the order of their names
@@ -34,12 +35,15 @@ from vitedge.data.picture_names import SUFFIXES as PICTURE_SUFFIXES
 from vitedge.errors import StreamError, UsageError, nearest
 from vitedge.streaming.address import ESCAPES, IN_PATH, Credentials, shown, split_url
 
-Kind = Literal["camera", "csi", "network", "videos", "pictures", "test"]
+Kind = Literal["camera", "csi", "network", "polled", "videos", "pictures", "test"]
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".flv", ".ts", ".m2ts", ".mpg", ".mpeg", ".wmv")
-NETWORK = ("rtsp", "rtsps", "http", "https", "rtp", "udp", "tcp", "srt", "rtmp")
-LONGEST_URL = 3500  # FFmpeg's buffers hold 4,096, credentials and headers included
-SCHEMES = (*NETWORK, "v4l2", "csi", "file", "test")
+RTSP = ("rtsp", "rtsps")
+NETWORK = (*RTSP, "http", "https", "rtp", "udp", "tcp", "srt", "rtmp")
+LONGEST_URL = 4096  # FFmpeg's buffers
+LONGEST_RTSP_PATH, LONGEST_RTSP_PASSWORD = 2047, 127  # FFmpeg cuts off what is longer; the latter with user name
+SNAPSHOT = "+snapshot"
+SCHEMES = (*NETWORK, f"http{SNAPSHOT}", f"https{SNAPSHOT}", "v4l2", "csi", "file", "test")
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
 _NAMED = re.compile(r"(?P<name>[A-Za-z0-9_-]{1,64})=(?P<uri>.+)", re.DOTALL)
 
@@ -89,7 +93,7 @@ def parse_source(text: str, credentials: Credentials | None = None) -> Source:
 
         live = parse_pattern(rest).live
         return Source("test", text, "test", live, (rest,))
-    if scheme in NETWORK:
+    if scheme.removesuffix(SNAPSHOT) in (("http", "https") if scheme.endswith(SNAPSHOT) else NETWORK):
         return _network(scheme, rest, credentials)
     raise _misspelt(text, f"no source begins with {scheme}://{nearest(scheme, SCHEMES)}", "see: vitedge stream --help")
 
@@ -102,7 +106,7 @@ def parse_sources(texts: Sequence[str], credentials: str | None = None) -> list[
         credentials: the option ``--credentials``: a file, or ``env:NAME``.
 
     Raises:
-        UsageError: none, or one that isn't in the table; credentials that can't be read.
+        UsageError: none, or one that isn't in the table; credentials that can't be read, or are too long.
         StreamError: a file or folder that isn't there.
     """
     if not texts:
@@ -111,9 +115,10 @@ def parse_sources(texts: Sequence[str], credentials: str | None = None) -> list[
     sources: list[Source] = []
     for text in texts:
         source = parse_source(text)
-        if source.kind == "network" and source.credentials is None:
+        if source.kind in ("network", "polled") and source.credentials is None:
             host = urlsplit(source.targets[0]).hostname or ""
             source = replace(source, credentials=by_host.get(host, by_host.get("")))
+        _refuse_long_password(source)
         sources.append(source)
     names: set[str] = set()
     for index, source in enumerate(sources):
@@ -124,6 +129,18 @@ def parse_sources(texts: Sequence[str], credentials: str | None = None) -> list[
         names.add(name)
         sources[index] = replace(source, name=readable(name))
     return sources
+
+
+def _refuse_long_password(source: Source) -> None:
+    if source.credentials is None or source.uri.partition("://")[0] not in RTSP:
+        return
+    length = len(source.credentials.in_url("rtsp://")) - len("rtsp://@")
+    if length > LONGEST_RTSP_PASSWORD:
+        raise UsageError(
+            f"classify the stream {source.uri}",
+            f"user name and password have {length} characters in its address, of which FFmpeg would cut off the end",
+            f"use a password with which they have at most {LONGEST_RTSP_PASSWORD}",
+        )
 
 
 def read_credentials(where: str) -> Mapping[str, Credentials]:
@@ -214,14 +231,20 @@ def _network(scheme: str, rest: str, credentials: Credentials | None) -> Source:
         raise _misspelt(f"{scheme}://{host}", "the host or port isn't one", "write scheme://host:port/path") from None
     if not named:
         host = f"0.0.0.0{host}"  # jetson-inference writes rtp://@:1234 for a port of this machine
+    polled = scheme.endswith(SNAPSHOT)
     live = scheme not in ("http", "https") or Path(parts.path).suffix.lower() not in VIDEO_SUFFIXES
     public = IN_PATH.sub(r"\1…", parts.path)
     uri = f"{scheme}://{host}{public}" + (f"?{_without_values(parts.query)}" if parts.query else "")
-    target = f"{scheme}://{host}{path}"
-    if len(target) > LONGEST_URL:
-        reason = f"its address has {len(target):,} characters, of which FFmpeg would cut off the end"
-        raise UsageError(f"classify the stream {scheme}://{host}/…", reason, f"use one of at most {LONGEST_URL:,}")
-    return Source(f"{host}{public}".rstrip("/"), uri, "network", live, (target,), own or credentials)
+    target = f"{scheme.removesuffix(SNAPSHOT)}://{host}{path}"
+    for part, length, longest in (
+        ("address", len(target), LONGEST_URL),
+        ("path", len(path) if scheme in RTSP else 0, LONGEST_RTSP_PATH),
+    ):
+        if length > longest:
+            reason = f"its {part} has {length:,} characters, of which FFmpeg would cut off the end"
+            raise UsageError(f"classify the stream {scheme}://{host}/…", reason, f"use one of at most {longest:,}")
+    kind: Kind = "polled" if polled else "network"
+    return Source(f"{host}{public}".rstrip("/"), uri, kind, live, (target,), own or credentials)
 
 
 def _without_values(query: str) -> str:
