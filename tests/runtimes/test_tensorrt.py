@@ -1,4 +1,4 @@
-"""Typed graphs for TensorRT: what they compute, what they look like, and what our table of 10.3 refuses."""
+"""Typed graphs for TensorRT: what they compute, what they look like, and what our tables refuse."""
 
 from __future__ import annotations
 
@@ -412,7 +412,63 @@ def test_a_target_older_than_the_table() -> None:
     assert found == ["runtime_min 8.6: vitedge knows TensorRT from 10.3 on"]
 
 
-def test_both_packages_are_held_against_one_table() -> None:
+#: Graphs by the oldest TensorRT that takes them, and what older ones say.
+SINCE = {
+    "RMSNormalization": (
+        "10.15",
+        model(node("RMSNormalization", "x", "w"), constants={"w": np.ones(4, np.float32)}, opset=23, ir=11),
+        [
+            "opset 23: TensorRT 10.3 reads 9 to 20",
+            "IR version 11: TensorRT 10.3 reads up to 9",
+            "operator RMSNormalization (first in node 'n') isn't among those of TensorRT 10.3",
+        ],
+    ),
+    "Attention": (
+        "10.15",
+        model(node("Attention", "x", "x", "x"), shape=(1, 2, 4, 4), opset=23, ir=10),
+        [
+            "opset 23: TensorRT 10.3 reads 9 to 20",
+            "IR version 10: TensorRT 10.3 reads up to 9",
+            "operator Attention (first in node 'n') isn't among those of TensorRT 10.3",
+        ],
+    ),
+    "Pad with axes": (
+        "10.15",
+        REFUSED["Pad with axes"][0],
+        ["node 'n' (Pad): the input 'axes' came with TensorRT 10.4"],
+    ),
+    "opset 25": (
+        "11",
+        model(node("Relu", "x"), opset=25, ir=13),
+        ["opset 25: TensorRT 10.15 reads 9 to 24", "IR version 13: TensorRT 10.15 reads up to 12"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SINCE)
+def test_each_graph_is_held_against_the_oldest_version_of_its_target(name: str) -> None:
+    since, graph, refused = SINCE[name]
+    before = {"10.15": "10.13", "11": "10.16"}[since]
+    assert check(graph, runtime_min=before) == refused
+    for version in {"10.15": ("10.15", "10.16", "11"), "11": ("11", "11.4")}[since]:
+        assert check(graph, runtime_min=version) == []
+
+
+def test_an_attention_that_the_importer_doesnt_take() -> None:
+    graph = model(node("Attention", "x", "x", "x", softcap=2.0), shape=(1, 2, 4, 4), opset=23)
+    assert check(graph, runtime_min="10.16") == [
+        "node 'n' (Attention): TensorRT takes queries, keys and values with four dimensions, without a cache or a cap"
+    ]
+
+
+@pytest.mark.parametrize("version", ["10.3", "10.13", "10.16", "11"])
+@pytest.mark.parametrize("precision", [precision for precision, _ in NEAR])
+def test_one_graph_serves_every_version(precision: str, version: str) -> None:
+    lowered, _ = lower(precision, tiny())
+    assert check(lowered.files[lowered.graph], "jetson-thor", runtime_min=version) == []
+
+
+def test_tensorrt_rtx_is_held_against_the_oldest_table() -> None:
     graph = to_bytes(model(node("Relu", "x"), ir=13))
     found = runtimes.part("tensorrt_rtx", "preflight").check(graph, load_target("tensorrt-rtx"))
     assert found == ["IR version 13: TensorRT 10.3 reads up to 9"]

@@ -1,10 +1,18 @@
-"""What TensorRT 10.3 takes: its ONNX parser's operators and types, and the rules of its explicit quantization.
+"""What TensorRT takes: its ONNX parser's operators and types by version, and the rules of its explicit quantization.
 
-10.3 is the oldest TensorRT that vitedge serves (JetPack 6) and everything newer takes the same graphs, so every graph
-for either package is held against this one table. It stands on NVIDIA's published operator matrix of ONNX-TensorRT:
-10.0's says opset 9 to 20 (whose IR version is 9), 10.6's gives operators and types, and the changelog between them
-takes away what came after 10.3 (BlackmanWindow, HammingWindow, HannWindow and Pad's ``axes`` in 10.4, STFT in 10.5).
-Left out on purpose: control flow, recurrent layers, random numbers and plugins, which no vision transformer needs.
+A graph is held against the newest table that the target's ``runtime_min`` reaches; what a version takes, newer ones do,
+too. The tables stand on NVIDIA's published operator matrix of ONNX-TensorRT (docs/operators.md there):
+
+- 10.3 (JetPack 6): 10.0's matrix says opset 9 to 20 (whose IR version is 9), 10.6's gives operators and types, and the
+  changelog between them takes away what came after 10.3 (BlackmanWindow, HammingWindow, HannWindow and Pad's ``axes``
+  in 10.4, STFT in 10.5).
+- 10.15 (10.16 is JetPack 7.2's): its matrix says opset 9 to 24, so IR version 12, and gives the operators. What 10.16
+  added isn't published there.
+- 11: NVIDIA's opset guide (https://docs.nvidia.com/deeplearning/tensorrt/latest/reference/onnx-opset-guide.html) says
+  opset 9 to 25 and onnx 1.20, so IR version 13. Its operators are those of 10.15; the few added since are left out.
+
+Left out on purpose: control flow, recurrent layers, random numbers, windows, 4-bit floats and plugins, which no vision
+transformer needs.
 
 TensorRT-RTX accepts more than this (RMSNormalization-23, IR version 13), so it can't stand in for the table.
 """
@@ -12,11 +20,12 @@ TensorRT-RTX accepts more than this (RMSNormalization-23, IR version 13), so it 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import onnx
 
-from vitedge.core.versions import older
+from vitedge.core.versions import as_of, older
 from vitedge.errors import ModelError
 from vitedge.formats.target import Target
 from vitedge.graph.preflight import Limits, Types, findings, read, type_name
@@ -78,20 +87,47 @@ TENSORRT_10_3 = Limits(
     static=True,
 )
 
+#: What came since, or took more types.
+_LATER: dict[Types, str] = {_FLOATS: "Attention RMSNormalization RotaryEmbedding", _NUMBERS: "Pow"}
+
+TENSORRT_10_15 = replace(
+    TENSORRT_10_3,
+    reader="TensorRT 10.15",
+    opsets=(9, 24),
+    ir_version=12,
+    operators={
+        **(TENSORRT_10_3.operators or {}),
+        **{name: types for types, names in _LATER.items() for name in names.split()},
+    },
+    first_output_only=(*TENSORRT_10_3.first_output_only, "Attention"),
+)
+
+TENSORRT_11 = replace(TENSORRT_10_15, reader="TensorRT 11", opsets=(9, 25), ir_version=13)
+
+TABLES = {"10.3": TENSORRT_10_3, "10.15": TENSORRT_10_15, "11": TENSORRT_11}
+
+#: Attributes of Attention that its importer doesn't take.
+_ATTENTION = {"q_num_heads", "kv_num_heads", "softcap", "qk_matmul_output_mode"}
+
 #: Compute capability from which on a type exists.
 _FIRST_SM = {"float8e4m3fn": (8, 9), "bfloat16": (8, 0)}
 
 
 def check(graph: bytes, target: Target) -> list[str]:
-    """What TensorRT 10.3, or the target's GPU, can't take of an ONNX file, in words; empty when they take it all."""
+    """What the target's oldest TensorRT or its GPU can't take of an ONNX file, in words; empty when they take it all.
+
+    TensorRT-RTX, whose versions count otherwise, is held to TensorRT 10.3's table.
+    """
     if older(target.runtime_min, "10.3") and target.runtime == "tensorrt":
         return [f"runtime_min {target.runtime_min}: vitedge knows TensorRT from 10.3 on"]
     model = read(graph)
     if isinstance(model, str):
         return [model]
     try:
-        problems = findings(model, TENSORRT_10_3)
-        return problems or [*_attributes(model), *_quantization(model), *_hardware(model, target)]
+        oldest = target.runtime_min if target.runtime == "tensorrt" else "10.3"
+        limits = as_of(TABLES, oldest, TENSORRT_10_3)
+        problems = findings(model, limits)
+        return problems or [*_attributes(model, limits), *_quantization(model), *_hardware(model, target)]
     except ModelError as error:  # a tensor whose data doesn't fit its shape
         return [error.reason]
 
@@ -100,12 +136,12 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
 
 
-def _attributes(model: onnx.ModelProto) -> Iterator[str]:
+def _attributes(model: onnx.ModelProto, limits: Limits) -> Iterator[str]:
     """Attributes and inputs of an operator that the parser hasn't."""
     for node in model.graph.node:
         where = f"node '{node.name}' ({node.op_type})"
         values = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
-        if node.op_type == "Pad" and len(node.input) > 3 and node.input[3]:
+        if node.op_type == "Pad" and len(node.input) > 3 and node.input[3] and limits is TENSORRT_10_3:
             yield f"{where}: the input 'axes' came with TensorRT 10.4"
         if node.op_type == "Resize" and (values.get("antialias") or values.get("mode", b"nearest") == b"cubic"):
             yield f"{where}: TensorRT resizes by nearest or linear, without antialias"
@@ -113,6 +149,8 @@ def _attributes(model: onnx.ModelProto) -> Iterator[str]:
             yield f"{where}: TensorRT pools without dilation"
         if node.op_type == "BatchNormalization" and values.get("training_mode"):
             yield f"{where}: TensorRT has no training mode"
+        if node.op_type == "Attention" and (any(node.input[4:]) or values.keys() & _ATTENTION):
+            yield f"{where}: TensorRT takes queries, keys and values with four dimensions, without a cache or a cap"
         if node.op_type == "ScatterND" and values.get("reduction", b"none") != b"none":
             yield f"{where}: TensorRT scatters without reduction"
 
