@@ -140,8 +140,53 @@ def test_every_extra_is_known() -> None:
 
 
 def test_on_a_jetson_tensorrt_is_not_a_wheel() -> None:
-    (found,) = (extra for extra in doctor.extras(on_jetson=True) if extra.name == "tensorrt")
-    assert "pip" not in found.install and "JetPack" in found.install
+    found = {extra.name: extra.install for extra in doctor.extras(on_jetson=True, served=(12,))}
+    assert "pip" not in found["tensorrt-cu12"] and "JetPack" in found["tensorrt-cu12"]
+    assert found["tensorrt-cu13"] == "not here: CUDA 13 takes driver 580 or newer"
+    assert "pip" in found["tensorrt-rtx"]
+
+
+@pytest.mark.parametrize(
+    ("driver", "served", "said"),
+    [
+        ("580.65.06", (13, 12), "13 and 12, by driver 580.65.06: vitedge[tensorrt-cu13]"),
+        ("550.1", (12,), "12, by driver 550.1: vitedge[tensorrt-cu12]"),
+        ("470.82", (), "driver 470.82 is older than TensorRT takes"),
+    ],
+)
+def test_which_of_the_extras_the_driver_takes(
+    driver: str,
+    served: tuple[int, ...],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    gpu = hardware.Gpu(name="NVIDIA RTX A2000", compute_capability="8.6", memory_mb=6138, driver=driver)
+    monkeypatch.setattr(hardware, "gpus", lambda root=hardware.ROOT: [gpu])
+    monkeypatch.setattr(doctor, "runtime_state", lambda name, targets: next(s for s in RUNTIMES if s.name == name))
+    found = doctor.examine(machines.intel_n100(tmp_path))
+    assert found.cuda == served
+    refused = {extra.name for extra in found.extras if extra.install.startswith("not here")}
+    assert refused == {name for name, major in doctor.CUDA_OF.items() if major not in served}
+    terminal.show_doctor(found)
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("version", "complete"), [("12.9.10", "tensorrt-cu12"), ("13.5.0", "tensorrt-cu13")])
+def test_bindings_of_another_cuda_are_missing(
+    version: str, complete: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("tensorrt", "cuda"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    (tmp_path / "cuda_bindings-1.dist-info").mkdir()
+    metadata = f"Metadata-Version: 2.1\nName: cuda-bindings\nVersion: {version}\n"
+    (tmp_path / "cuda_bindings-1.dist-info/METADATA").write_text(metadata)
+    monkeypatch.syspath_prepend(tmp_path)
+    missing = {extra.name: extra.missing for extra in doctor.extras()}
+    other = ({"tensorrt-cu12", "tensorrt-cu13"} - {complete}).pop()
+    assert missing[complete] == () and missing[other] == (f"cuda-bindings {doctor.CUDA_OF[other]}",)
 
 
 def test_the_cache_is_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

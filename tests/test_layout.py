@@ -36,7 +36,7 @@ IMPORTS = {
     "evaluation": "core data formats runtimes",
     "benchmarking": "core device data formats runtimes verification",
     "exporting": "core device data formats graph quantization runtimes evaluation benchmarking",
-    "building": "core data formats runtimes evaluation benchmarking",
+    "building": "core device data formats runtimes evaluation benchmarking",
     "comparison": "core data formats evaluation benchmarking",
     "streaming": "core device data formats runtimes benchmarking",
     "doctor": "core device formats runtimes",

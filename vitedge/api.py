@@ -281,6 +281,39 @@ def build(
     ]
 
 
+def plan_build(
+    artifacts: Artifact | str | Path | Sequence[Artifact | str | Path],
+    *,
+    sms: Sequence[str] = (),
+    options: Mapping[str, Option] | None = None,
+) -> list[dict[str, Any]]:
+    """Describe what :func:`build` would build, the memory that it takes, and what the same took before.
+
+    Args:
+        artifacts: of TensorRT or TensorRT-RTX; those inside them, too.
+        sms: compute capabilities, as for :func:`build`.
+        options: build options over the manifest's.
+
+    Returns:
+        One row for each engine: see :func:`vitedge.building.engines.plan`.
+
+    Raises:
+        UsageError, ResourceError, NotInstalledError: as :func:`build`, before it builds.
+    """
+    from vitedge.building import engines
+    from vitedge.formats.artifact import Artifact
+    from vitedge.runtimes.choice import candidates_of
+
+    several = [artifacts] if isinstance(artifacts, (str, Path, Artifact)) else artifacts
+    opened = [artifact if isinstance(artifact, Artifact) else Artifact.open(artifact) for artifact in several]
+    return [
+        row
+        for artifact in opened
+        for candidate in candidates_of(artifact)
+        for row in engines.plan(candidate, sms=sms, options=options)
+    ]
+
+
 def explain_engines(
     artifacts: Sequence[Artifact | str | Path],
     options: OpenOptions | None = None,
@@ -676,6 +709,18 @@ def inspect(path: str | Path, *, everything: bool = False) -> Inspection:
     from vitedge.reporting import inspection
 
     return inspection.inspect(path, everything=everything)
+
+
+def commands(artifact: Artifact | str | Path) -> list[dict[str, str]]:
+    """Give command lines of NVIDIA's own tools that build, time and compare an artifact's graph for TensorRT.
+
+    Raises:
+        UsageError: the artifact isn't for TensorRT.
+        ArtifactError: it's damaged.
+    """
+    from vitedge.building import engines
+
+    return engines.commands(_opened(artifact))
 
 
 def examine() -> Machine:

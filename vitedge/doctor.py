@@ -6,6 +6,7 @@ one that crashes when it's imported is named instead of taking the doctor down.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -20,8 +21,8 @@ from vitedge._version import __version__
 from vitedge.core import paths
 from vitedge.core.isolation import ChildError, run_isolated
 from vitedge.core.schema import Record
-from vitedge.core.versions import older
-from vitedge.device import hardware
+from vitedge.core.versions import older, release
+from vitedge.device import cuda, hardware
 from vitedge.device.clocks import Clocks, clocks, power_mode
 from vitedge.errors import VitedgeError, printable
 from vitedge.formats.target import Target, load_target
@@ -36,7 +37,9 @@ EXTRAS = {
         ("nncf", "openvino", "onnx", "onnxruntime", "safetensors"),
         "let NNCF's quantization compete on OpenVINO (export --autotune)",
     ),
-    "tensorrt": (("tensorrt", "cuda"), "build and run TensorRT engines on an NVIDIA GPU"),
+    "tensorrt-cu13": (("tensorrt", "cuda"), "build and run TensorRT engines on an NVIDIA GPU, driver 580 or newer"),
+    "tensorrt-cu12": (("tensorrt", "cuda"), "the same with CUDA 12, driver 535 or newer"),
+    "tensorrt": (("tensorrt", "cuda"), "the same as tensorrt-cu12"),
     "tensorrt-rtx": (("tensorrt_rtx",), "build engines for RTX GPUs, and check TensorRT's graphs without a GPU"),
     "nvml": (("pynvml",), "an NVIDIA GPU's clocks, power and memory while measuring"),
     "report": (("jinja2", "matplotlib"), "reports as one HTML file"),
@@ -51,8 +54,8 @@ EXTRAS = {
         "everything that `vitedge demo` shows",
     ),
 }
-#: Extras that aren't installed with pip on a Jetson.
-FROM_JETPACK = ("tensorrt",)
+#: CUDA's major version of an extra: of the bindings that it brings, and that the driver has to serve.
+CUDA_OF = {"tensorrt-cu13": 13, "tensorrt-cu12": 12, "tensorrt": 12}
 
 
 class RuntimeState(Record):
@@ -107,6 +110,7 @@ class Machine(Record):
     power_mode: str | None = None  # of a Jetson
     clocks: Clocks | None = None  # of a board
     gpus: tuple[hardware.Gpu, ...]
+    cuda: tuple[int, ...] | None = None  # major versions that the driver serves; None: unknown
     cameras: tuple[hardware.Camera, ...]
     runtimes: tuple[RuntimeState, ...]
     extras: tuple[ExtraState, ...]
@@ -124,6 +128,7 @@ def examine(root: Path = hardware.ROOT) -> Machine:
     targets, broken = readable_targets()
     with ThreadPoolExecutor() as pool:  # each waits for a child process
         states = list(pool.map(lambda name: runtime_state(name, targets), runtimes.names()))
+    served = cuda.served(gpus, board)
     fits = [fit(target, processor, gpus, states) for target in targets]
     return Machine(
         python=platform.python_version(),
@@ -133,9 +138,10 @@ def examine(root: Path = hardware.ROOT) -> Machine:
         power_mode=power_mode(root),
         clocks=clocks(root) if board.l4t is not None else None,
         gpus=tuple(gpus),
+        cuda=served,
         cameras=tuple(hardware.cameras(root)),
         runtimes=tuple(states),
-        extras=tuple(extras(on_jetson=board.l4t is not None)),
+        extras=tuple(extras(on_jetson=board.l4t is not None, served=served)),
         cache=cache(),
         targets=tuple(sorted([*fits, *broken], key=lambda state: state.name)),
     )
@@ -171,7 +177,7 @@ def _ask_runtime(name: str, devices: list[str]) -> tuple[str, str | None, dict[s
     facts = runtimes.part(name, "detect")
     version = facts.installed()
     if version is None:
-        return facts.EXTRA, None, {}, {}
+        return runtimes.extra(name), None, {}, {}
     return facts.EXTRA, str(version), facts.describe(), {device: bool(facts.runs_here(device)) for device in devices}
 
 
@@ -221,16 +227,39 @@ def _missing_runtime(target: Target, state: RuntimeState) -> list[str]:
     return []
 
 
-def extras(*, on_jetson: bool = False) -> list[ExtraState]:
-    """Each extra, and what of it is missing; nothing is imported."""
-    states = []
-    for name, (packages, adds) in EXTRAS.items():
-        install = install_command(name)
-        if on_jetson and name in FROM_JETPACK:
-            install = "JetPack brings it: python3 -m venv --system-site-packages"
-        missing = tuple(package for package in packages if not _present(package))
-        states.append(ExtraState(name=name, adds=adds, missing=missing, install=install))
-    return states
+def extras(*, on_jetson: bool = False, served: Sequence[int] | None = None) -> list[ExtraState]:
+    """Each extra, and what of it is missing; nothing is imported.
+
+    Args:
+        on_jetson: JetPack brings TensorRT.
+        served: CUDA's major versions that the driver serves; None: unknown.
+    """
+    return [
+        ExtraState(name=name, adds=adds, missing=_missing(name, packages), install=_install(name, on_jetson, served))
+        for name, (packages, adds) in EXTRAS.items()
+    ]
+
+
+def _install(name: str, on_jetson: bool, served: Sequence[int] | None) -> str:
+    """The command that adds an extra, or what keeps it from serving here."""
+    major = CUDA_OF.get(name)
+    if major is not None and served is not None and major not in served:
+        return f"not here: CUDA {major} takes driver {cuda.OLDEST_DRIVER[major]} or newer"
+    if major is not None and on_jetson:
+        return "JetPack brings it: python3 -m venv --system-site-packages"
+    return install_command(name)
+
+
+def _missing(name: str, packages: Sequence[str]) -> tuple[str, ...]:
+    missing = [package for package in packages if not _present(package)]
+    if (major := CUDA_OF.get(name)) is not None and "cuda" not in missing:
+        try:
+            installed = release(importlib.metadata.version("cuda-bindings"))
+        except importlib.metadata.PackageNotFoundError:
+            installed = ()
+        if installed[:1] != (major,):
+            missing.append(f"cuda-bindings {major}")
+    return tuple(missing)
 
 
 def _present(package: str) -> bool:

@@ -101,6 +101,25 @@ def test_the_tables(monkeypatch: pytest.MonkeyPatch, artifact: Artifact, tmp_pat
     assert told["engines"]["int8/"]["fused"] == 1 and len(told["compared"]) == 1
 
 
+@pytest.mark.skipif(not RTX, reason='pip install "vitedge[tensorrt-rtx]" builds without a GPU')
+def test_a_dry_run(artifact: Artifact) -> None:
+    vitedge("build", artifact.path, "--sm", "8.9")
+    options = ("--sm", "8.9", "--sm", "12.0", "--dry-run")
+    there, missing = json.loads(vitedge("build", artifact.path, *options, "--json", "-").out)
+    assert (there["sm"], there["builds"]) == ("8.9", False)
+    assert (missing["sm"], missing["builds"], missing["because"]) == ("12.0", True, "")
+    assert [one["sm"] for one in missing["earlier"]] == ["8.9"] and missing["memory_mb"] > 0
+    done = vitedge("build", artifact.path, *options)
+    assert "to be built" in done.out and "for SM 8.9 with tensorrt_rtx" in done.out and "there: " in done.out
+    again = json.loads(vitedge("build", artifact.path, *options, "--json", "-").out)
+    assert [row["builds"] for row in again] == [False, True]
+
+
+def test_a_dry_run_where_nothing_is_built(small_model: Path, tmp_path: Path) -> None:
+    made = package.export(small_model, "onnxruntime", "fp32", tmp_path / "artifact")
+    assert "there is no engine to build" in fails(2, "build", made.path, "--dry-run")[1]
+
+
 def test_a_rebuilt_engine_says_why(capsys: pytest.CaptureFixture[str]) -> None:
     row = {
         "artifact": "a",

@@ -1,4 +1,4 @@
-"""Trees of /proc, /sys, /dev and /etc as they lie on four machines."""
+"""Trees of /proc, /sys, /dev and /etc as they lie on several machines."""
 
 from __future__ import annotations
 
@@ -109,6 +109,41 @@ def jetson_orin_nano(root: Path) -> Path:
                 scaling_min_freq="729600",
                 scaling_max_freq="1344000",
             ),
+        },
+    )
+
+
+def jetson_agx_orin(root: Path) -> Path:
+    """With JetPack 7.2.1, of which only the runtime's half is installed."""
+    return write(
+        jetson_orin_nano(root),
+        {
+            "proc/device-tree/model": "NVIDIA Jetson AGX Orin Developer Kit\0",
+            "proc/device-tree/compatible": "nvidia,p3737-0000+p3701-0005\0nvidia,p3701-0005\0nvidia,tegra234\0",
+            "proc/sys/kernel/osrelease": "6.8.12-tegra\n",
+            "etc/os-release": 'PRETTY_NAME="Ubuntu 24.04.3 LTS"\n',
+            "etc/nv_tegra_release": "# R39 (release), REVISION: 2.1, GCID: 45000000, BOARD: generic, EABI: aarch64\n",
+            "var/lib/dpkg/status": "Package: nvidia-jetpack\nStatus: deinstall ok config-files\nVersion: 6.2+b77\n\n"
+            "Package: nvidia-jetpack-runtime\nStatus: install ok installed\nVersion: 7.2.1-b35\n\n",
+        },
+    )
+
+
+def jetson_thor(root: Path) -> Path:
+    """As published by a user of JetPack 7.0, without JetPack's own package."""
+    return write(
+        root,
+        {
+            "proc/cpuinfo": "\n".join(_ARM_CPU.format(number=n, features="asimd", part="0xd83") for n in range(14)),
+            "proc/meminfo": _memory(128700000, 120000000),
+            "proc/device-tree/model": "NVIDIA Jetson AGX Thor Developer Kit\0",
+            "proc/device-tree/compatible": "nvidia,p4071-0000+p3834-0008\0nvidia,p3834-0008\0nvidia,tegra264\0",
+            "proc/sys/kernel/osrelease": "6.8.12-tegra\n",
+            "proc/self/status": "Cpus_allowed_list:\t0-13\n",
+            "etc/os-release": 'PRETTY_NAME="Ubuntu 24.04.3 LTS"\n',
+            "etc/nv_tegra_release": "# R38 (release), REVISION: 2.0, GCID: 41844464, BOARD: generic, EABI: aarch64\n",
+            "var/lib/dpkg/status": "Package: bash\nStatus: install ok installed\nVersion: 5.2\n\n",
+            **_cores([str(number) for number in range(14)]),
         },
     )
 

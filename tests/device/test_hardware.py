@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.device import machines
-from vitedge.device import clocks, hardware
+from vitedge.device import clocks, cuda, hardware
 
 
 def test_raspberry_pi_5(tmp_path: Path) -> None:
@@ -78,12 +79,60 @@ def test_clocks_that_cant_be_read(tmp_path: Path) -> None:
     assert clocks.clocks(tmp_path).gpu == clocks.Clock(now_mhz=None, least_mhz=None, most_mhz=1575)
 
 
-def test_jetpack_from_l4t_where_its_package_is_not_installed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("machine", "l4t", "jetpack", "sm", "served"),
+    [
+        (machines.jetson_orin_nano, "36.4.3", "6.2", "8.7", (12,)),
+        (machines.jetson_thor, "38.2.0", "7.0", "11.0", (13, 12)),
+        (machines.jetson_agx_orin, "39.2.1", "7.2.1", "8.7", (13, 12)),
+    ],
+)
+def test_jetson_linux_36_38_and_39(
+    machine: Callable[[Path], Path], l4t: str, jetpack: str, sm: str, served: tuple[int, ...], tmp_path: Path
+) -> None:
+    root = machine(tmp_path)
+    board, gpus = hardware.board(root), hardware.gpus(root)
+    assert (board.l4t, board.jetpack) == (l4t, jetpack)
+    assert [gpu.compute_capability for gpu in gpus] == [sm]
+    assert cuda.served(gpus, board) == served
+
+
+@pytest.mark.parametrize(
+    ("release", "l4t", "jetpack"),
+    [
+        ("R36 (release), REVISION: 4.3", "36.4.3", "6.2"),
+        ("R36 (release), REVISION: 4.7", "36.4.7", "6"),  # not in the list
+        ("R36 (release), REVISION: 5.0", "36.5.0", "6.2.2"),
+        ("R38 (release), REVISION: 4.0", "38.4.0", "7.1"),
+        ("R39 (release), REVISION: 2.0", "39.2.0", "7.2"),
+        ("R39 (release), REVISION: 9.0", "39.9.0", "7"),
+        ("R99 (release), REVISION: 1.0", "99.1.0", None),
+    ],
+)
+def test_jetpack_from_l4t_where_its_package_is_not_installed(
+    release: str, l4t: str, jetpack: str | None, tmp_path: Path
+) -> None:
     root = machines.jetson_orin_nano(tmp_path)
     (root / "var/lib/dpkg/status").unlink()
-    assert hardware.board(root).jetpack == "6"
-    (root / "etc/nv_tegra_release").write_text("# R99 (release), REVISION: 1.0, GCID: 1\n")
-    assert (hardware.board(root).l4t, hardware.board(root).jetpack) == ("99.1.0", None)
+    (root / "etc/nv_tegra_release").write_text(f"# {release}, GCID: 1\n")
+    assert (hardware.board(root).l4t, hardware.board(root).jetpack) == (l4t, jetpack)
+
+
+@pytest.mark.parametrize(
+    ("driver", "served"),
+    [
+        ("580.65.06", (13, 12)),
+        ("595.1", (13, 12)),
+        ("579.99", (12,)),
+        ("535.54", (12,)),
+        ("525.6", ()),
+        (None, None),
+    ],
+)
+def test_which_cuda_a_driver_serves(driver: str | None, served: tuple[int, ...] | None, tmp_path: Path) -> None:
+    gpu = hardware.Gpu(name="RTX", compute_capability="8.9", memory_mb=None, driver=driver)
+    assert cuda.served([gpu], hardware.board(tmp_path)) == served
+    assert cuda.served([], hardware.board(tmp_path)) is None
 
 
 def test_intel_n100(tmp_path: Path) -> None:

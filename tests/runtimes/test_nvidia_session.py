@@ -103,6 +103,50 @@ def test_on_a_jetson_tensorrt_comes_with_jetpack(monkeypatch: pytest.MonkeyPatch
     assert "pip" not in refused.value.hint
 
 
+@pytest.mark.parametrize(
+    ("driver", "extra"), [("580.65", "tensorrt-cu13"), ("550.1", "tensorrt-cu12"), ("470.1", "tensorrt")]
+)
+def test_the_extra_is_the_one_of_the_driver(driver: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = hardware.Gpu(name="RTX", compute_capability="8.6", memory_mb=None, driver=driver)
+    monkeypatch.setattr(hardware, "gpus", lambda: [gpu])
+    monkeypatch.setattr(engine, "installed", lambda package: None)
+    with pytest.raises(NotInstalledError) as refused:
+        runtimes.require("tensorrt", "open it")
+    assert refused.value.hint == f"run: {install_command(extra)}"
+
+
+def test_an_arm_server_has_wheels_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = runtimes.part("tensorrt", "detect")
+    monkeypatch.setattr(engine, "installed", lambda package: None)
+    monkeypatch.setattr(facts.platform, "machine", lambda: "aarch64")
+    with pytest.raises(NotInstalledError, match='install tensorrt-cu13 "cuda-bindings>=13"'):
+        runtimes.require("tensorrt", "open it")
+
+
+@pytest.mark.parametrize(
+    ("package", "driver", "said"),
+    [
+        ("tensorrt", "550.1", f"this driver serves CUDA 12; run: {install_command('tensorrt-cu12')}"),
+        (
+            "tensorrt",
+            "470.1",
+            "update the driver: CUDA 13 takes driver 580 or newer, CUDA 12 takes driver 535",
+        ),
+        ("tensorrt_rtx", "550.1", "update the driver: CUDA 13 takes driver 580 or newer"),
+    ],
+)
+def test_a_driver_that_is_too_old(
+    package: str, driver: str, said: str, cuda: CudaStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = hardware.Gpu(name="RTX", compute_capability="8.6", memory_mb=None, driver=driver)
+    monkeypatch.setattr(hardware, "gpus", lambda: [gpu])
+    error = cuda.cudaError_t.cudaErrorInsufficientDriver
+    monkeypatch.setattr(cuda, "cudaDriverGetVersion", lambda: (error, 0), raising=False)
+    with pytest.raises(ResourceError, match="cudaDriverGetVersion: cudaErrorInsufficientDriver") as refused:
+        Cuda("open it", package).version("cudaDriverGetVersion")
+    assert refused.value.hint.startswith(said)
+
+
 @pytest.mark.skipif(runtimes.installed("tensorrt_rtx") is None, reason="TensorRT-RTX isn't installed")
 def test_the_python_api_has_what_sessions_use() -> None:
     trt = engine.load("tensorrt_rtx", "open it")
@@ -515,6 +559,63 @@ def test_engines_travel_beside_the_artifact(tmp_path: Path, cuda: CudaStandIn, m
     file.write_bytes(b"another engine")
     with pytest.raises(ArtifactError, match="isn't what was written"):
         open_session(made, OpenOptions(build=False))
+
+
+def another_gpu(cuda: CudaStandIn, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """As if what follows ran on another device."""
+    cuda.gpu.name, cuda.gpu.minor = b"Other", 9
+    monkeypatch.setenv("VITEDGE_CACHE", str(folder))
+
+
+def test_one_folder_serves_several_devices(tmp_path: Path, cuda: CudaStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, out = artifact(tmp_path), tmp_path / "artifact.engines"
+    build_engines(made, out=out)
+    another_gpu(cuda, monkeypatch, tmp_path / "another device")
+    build_engines(made, out=out, overwrite=True)
+    assert [one.gpu for one in engines.index(out).engines] == ["Stand-in", "Other"]
+    assert len(list(out.glob("*.cache"))) == 2, "each GPU's own timings travel"
+    cuda.gpu.name, cuda.gpu.minor = b"Stand-in", 7
+    monkeypatch.setenv("VITEDGE_CACHE", str(tmp_path / "third device"))
+    open_session(made, OpenOptions(build=False)).close()
+    open_session(made, OpenOptions(options={"tf32": True})).close()
+    assert build.graphs[-1][-1] == b"timings"
+    found = vitedge.inspect(out)
+    assert found.kind == "engines"
+    assert [row[:2] for row in found.sections[0].rows] == [("8.7", "Stand-in"), ("8.9", "Other")]
+    damaged = next(out / one.file for one in engines.index(out).engines if one.gpu == "Other")
+    damaged.write_bytes(b"another engine")
+    assert "isn't what was written" in vitedge.inspect(out).sections[0].rows[1][-1]
+    build_engines(made, out=out, overwrite=True)
+    assert [one.gpu for one in engines.index(out).engines] == ["Stand-in"], "a damaged engine isn't carried on"
+
+
+def test_engines_of_another_graph_go_with_overwrite(
+    tmp_path: Path, cuda: CudaStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, out = artifact(tmp_path), tmp_path / "artifact.engines"
+    build_engines(made, out=out)
+    (file,) = (path for path in out.iterdir() if path.name == engines.INDEX)
+    graph = json.loads(file.read_bytes())["engines"][0]["graph"]
+    file.write_text(file.read_text().replace(graph, "f" * 64))
+    another_gpu(cuda, monkeypatch, tmp_path / "another device")
+    build_engines(made, out=out, overwrite=True)
+    assert [one.gpu for one in engines.index(out).engines] == ["Other"]
+
+
+def test_a_dry_run_builds_nothing(tmp_path: Path, cuda: CudaStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = artifact(tmp_path)
+    (row,) = vitedge.plan_build(made.path)
+    assert (row["builds"], row["because"], row["earlier"], build.graphs) == (True, "", [], [])
+    assert row["memory_mb"] == engines.BASE_MB + made.manifest.runtime_options["workspace_mb"]
+    build_engines(made, out=tmp_path / "artifact.engines")
+    (row,) = vitedge.plan_build(made.path)
+    assert not row["builds"] and row["folder"] == str(tmp_path / "artifact.engines")
+    another_gpu(cuda, monkeypatch, tmp_path / "another device")
+    (row,) = vitedge.plan_build(made.path, options={"workspace_mb": 64})
+    assert row["builds"] and "GPU Stand-in, here Other" in row["because"]
+    assert row["memory_mb"] == engines.BASE_MB + 64
+    assert row["earlier"] == [{"runtime": "tensorrt 10.3.0", "gpu": "Stand-in", "sm": "8.7", "seconds": 12.5}]
+    assert len(build.graphs) == 1
 
 
 @given(st.data())

@@ -15,6 +15,7 @@ import numpy as np
 from vitedge import runtimes
 from vitedge.core.files import refuse_existing
 from vitedge.core.progress import Progress, silent
+from vitedge.device.hardware import memory
 from vitedge.errors import UsageError
 from vitedge.formats.artifact import GOLDEN_INPUTS, Artifact
 from vitedge.formats.target import Option
@@ -88,6 +89,57 @@ def build(
         }
         for engine in engines
     ]
+
+
+def plan(
+    artifact: Artifact, *, sms: Sequence[str] = (), options: Mapping[str, Option] | None = None
+) -> list[dict[str, Any]]:
+    """What :func:`build` would do with the same arguments, in one row for each engine; nothing is built.
+
+    Returns:
+        ``builds`` (there is no engine that fits), ``because``, ``folder``, ``memory_mb`` that building takes, about,
+        ``available_mb`` of this machine's, and ``earlier``: builds of the same graph and what they took in seconds.
+
+    Raises:
+        UsageError, ResourceError, NotInstalledError: as :func:`build`, before it builds.
+    """
+    module = builder_of(artifact, f"plan the engines of {artifact.path}")
+    available_mb = memory().available_mb
+    return [
+        {
+            "artifact": str(artifact.path),
+            "runtime": f"{each.metadata.package} {each.metadata.version}",
+            "gpu": each.metadata.gpu,
+            "sm": each.metadata.sm,
+            "builds": each.builds,
+            "because": each.because,
+            "folder": str(each.folder),
+            "memory_mb": each.memory_mb,
+            "available_mb": available_mb,
+            "earlier": [
+                {"runtime": f"{one.package} {one.version}", "gpu": one.gpu, "sm": one.sm, "seconds": one.seconds}
+                for one in each.earlier
+            ],
+        }
+        for each in module.plan(artifact, sms, options or {})
+    ]
+
+
+def commands(artifact: Artifact) -> list[dict[str, str]]:
+    """Command lines of the runtime's own tools for the same graph: what each does (``purpose``), and the ``command``.
+
+    Raises:
+        UsageError: vitedge knows none for this runtime.
+    """
+    runtime = artifact.manifest.target.runtime
+    if not runtimes.has(runtime, "commands"):
+        raise UsageError(
+            f"write command lines for {artifact.path}",
+            f"there are none for {runtime}: trtexec and Polygraphy build for TensorRT",
+            "see docs/without-vitedge.md for a program that runs its graph",
+        )
+    rows = runtimes.part(runtime, "commands").commands(artifact)
+    return [{"purpose": purpose, "command": command} for purpose, command in rows]
 
 
 def explain(

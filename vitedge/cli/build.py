@@ -48,6 +48,13 @@ def build(
     workspace_mb: Annotated[
         int | None, typer.Option("--workspace-mb", min=1, help="Largest workspace of a layer, in MiB.")
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Say what would be built, in how much memory, and what it took before; build nothing.",
+        ),
+    ] = False,
     overwrite: Overwrite = False,
     json: Json = None,
     quiet: Quiet = False,
@@ -56,7 +63,8 @@ def build(
 
     They go to this device's cache, where opening the artifact finds them. TensorRT builds for the GPU that is here;
     TensorRT-RTX builds ahead of time for those that the target names, without a GPU. A folder written with --out
-    travels beside the artifact: as ARTIFACT.engines it's found on opening.
+    travels beside the artifact: as ARTIFACT.engines it's found on opening. With --overwrite, engines for other GPUs
+    that lie there stay, so that one folder serves several devices.
 
     An artifact that was exported --with-candidates is measured here, its candidates interleaved, whatever its
     runtime. The fastest within the budget is what opening the artifact opens from then on, on this machine with this
@@ -65,6 +73,8 @@ def build(
     **Examples**
 
     `vitedge build artifact/`
+
+    `vitedge build artifact/ --dry-run`
 
     `vitedge build artifact/ --sm 8.9 --sm 12.0 --out artifact.engines`
 
@@ -79,6 +89,9 @@ def build(
 
     given = {"optimization_level": optimization_level, "workspace_mb": workspace_mb}
     options = {name: value for name, value in given.items() if value is not None}
+    if dry_run:
+        terminal.emit(api.plan_build(artifact, sms=sm or (), options=options), json, built.show_planned)
+        return
     with bars(quiet=quiet) as progress:
         if autotune or not explain:
             rows = api.build(

@@ -11,9 +11,17 @@ from vitedge.cli.options import Json
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A model folder, an artifact, a result, or an ONNX file.")],
+    path: Annotated[
+        Path, typer.Argument(help="A model folder, an artifact, a result, a folder of engines, or an ONNX file.")
+    ],
     everything: Annotated[
         bool, typer.Option("--all", "-a", help="Show every layer, class and file, however many.")
+    ] = False,
+    commands: Annotated[
+        bool,
+        typer.Option(
+            "--commands", help="Print trtexec and Polygraphy command lines for the graph of an artifact for TensorRT."
+        ),
     ] = False,
     json: Json = None,
 ) -> None:
@@ -26,8 +34,13 @@ def inspect(
     `vitedge inspect artifact/`
 
     `vitedge inspect classifier.onnx --json -`
+
+    `vitedge inspect artifact/ --commands`
     """
     from vitedge import api
     from vitedge.reporting import terminal
 
+    if commands:
+        terminal.emit(api.commands(path), json, terminal.show_commands)
+        return
     terminal.emit(api.inspect(path, everything=everything), json, terminal.show_inspection)

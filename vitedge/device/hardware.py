@@ -62,7 +62,15 @@ _TEGRA = {
     "nvidia,tegra264": ("Thor, integrated", "11.0"),
 }
 
-_JETPACK_OF_L4T = {"32": "4", "34": "5", "35": "5", "36": "6", "38": "7"}
+#: JetPack by NVIDIA's release of Jetson Linux, and by its major number for releases that aren't listed; docs/jetson.md
+#: names the pages.
+_JETPACK_OF_L4T = {
+    **{"36.3": "6.0", "36.4": "6.1", "36.4.3": "6.2", "36.4.4": "6.2.1", "36.5": "6.2.2", "36.5.2": "6.2.3"},
+    **{"38.2": "7.0", "38.2.1": "7.0", "38.4": "7.1", "39.2": "7.2", "39.2.1": "7.2.1"},
+    **{"32": "4", "34": "5", "35": "5", "36": "6", "38": "7", "39": "7"},
+}
+#: The package that brings all of JetPack, and its halves, which are installed alone as well.
+_JETPACK_PACKAGE = re.compile(r"Package: nvidia-jetpack(-runtime|-dev)?\n")
 
 
 class Processor(Record):
@@ -265,7 +273,7 @@ def board(root: Path = ROOT) -> Board:
         os=release[1] if release else None,
         kernel=read_text(root / "proc/sys/kernel/osrelease"),
         l4t=f"{l4t[1]}.{l4t[2]}" if l4t else None,
-        jetpack=_jetpack(root, l4t[1]) if l4t else None,
+        jetpack=_jetpack(root, f"{l4t[1]}.{l4t[2]}") if l4t else None,
     )
 
 
@@ -276,13 +284,14 @@ def _desktop_model(root: Path) -> str | None:
     return " ".join(kept) or None
 
 
-def _jetpack(root: Path, l4t_major: str) -> str | None:
-    """The installed ``nvidia-jetpack`` package's version, or what follows from L4T's major number."""
+def _jetpack(root: Path, l4t: str) -> str | None:
+    """The version of JetPack's package where it's installed, or what follows from the release of Jetson Linux."""
     for stanza in (read_text(root / "var/lib/dpkg/status") or "").split("\n\n"):
-        if stanza.startswith("Package: nvidia-jetpack\n"):
+        if _JETPACK_PACKAGE.match(stanza) and (_field(stanza, "Status") or "installed").endswith(" installed"):
             version = _field(stanza, "Version")
-            return version.split("+")[0] if version else None
-    return _JETPACK_OF_L4T.get(l4t_major)
+            return version.split("+")[0].split("-")[0] if version else None
+    release = l4t.removesuffix(".0")
+    return _JETPACK_OF_L4T.get(release) or _JETPACK_OF_L4T.get(release.split(".")[0])
 
 
 # --- GPU and cameras -------------------------------------------------------------------------------------------------

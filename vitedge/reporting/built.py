@@ -23,7 +23,7 @@ def show_built(rows: Sequence[Mapping[str, Any]]) -> None:
                     row["sm"],
                     row["gpu"] or "any",
                     megabytes(row["bytes"]),
-                    f"{row['seconds']:.1f}" if row["built"] else text("cached", QUIET),
+                    _seconds(row),
                     row["folder"],
                 )
                 for row in rows
@@ -31,6 +31,44 @@ def show_built(rows: Sequence[Mapping[str, Any]]) -> None:
         ),
         *(text(f"SM {row['sm']}: {row['because']}", UNSURE) for row in rows if row["because"]),
     )
+
+
+def _seconds(row: Mapping[str, Any]) -> object:
+    """What building took, also where it was done before."""
+    took = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
+    return took if row["built"] else text(f"cached {took}".strip(), QUIET)
+
+
+def show_planned(rows: Sequence[Mapping[str, Any]]) -> None:
+    """One row an engine: whether it would be built, in how much memory, and what the same took before."""
+    show(
+        table(
+            ["artifact", "!built with", "!SM", "GPU", "what", ">MiB, about", "builds of the same graph"],
+            [
+                (
+                    row["artifact"],
+                    row["runtime"],
+                    row["sm"],
+                    row["gpu"] or "any",
+                    "to be built" if row["builds"] else text(f"there: {row['folder']}", QUIET),
+                    f"{row['memory_mb']:,}" if row["builds"] else "",
+                    "; ".join(_earlier(one) for one in row["earlier"][:3]) or text("none known", QUIET),
+                )
+                for row in rows
+            ],
+        ),
+        *(text(f"SM {row['sm']}: {row['because']}", UNSURE) for row in rows if row["because"]),
+        *(
+            text(f"SM {row['sm']}: {row['available_mb']:,} MiB are available", UNSURE)
+            for row in rows
+            if row["builds"] and row["available_mb"] is not None and row["available_mb"] < row["memory_mb"]
+        ),
+    )
+
+
+def _earlier(one: Mapping[str, Any]) -> str:
+    gpu = f"{one['gpu']}, " if one["gpu"] else ""
+    return f"{one['seconds']:.1f} s for {gpu}SM {one['sm']} with {one['runtime']}"
 
 
 def show_build(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -12,7 +12,7 @@ from msgspec import to_builtins
 
 from vitedge.core.files import sha256_file
 from vitedge.core.isolation import ChildError, run_isolated
-from vitedge.core.schema import Record
+from vitedge.core.schema import Record, decode_json
 from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ModelError, NotInstalledError, UsageError
 from vitedge.formats.artifact import MANIFEST, Artifact, Golden, LayerPlan, Manifest
@@ -21,6 +21,7 @@ from vitedge.formats.fidelity import Fidelity
 from vitedge.formats.model_folder import GIVE_NAMES, MODEL_JSON, ClassLabel, Model, Origin, nameless
 from vitedge.formats.result import RESULT_JSON, read_result
 from vitedge.reporting import rows
+from vitedge.runtimes._nvidia.engines import INDEX, Engines
 from vitedge.runtimes.choice import folders, open_artifact, read_choice
 
 MOST_ROWS = 24  # of a table, unless everything is asked for
@@ -38,7 +39,7 @@ class Section(Record):
 class Inspection(Record):
     """What was found; ``record`` is the file's own content, for programs."""
 
-    kind: str  # "model", "artifact", "result", "onnx"
+    kind: str  # "model", "artifact", "result", "engines", "onnx"
     path: str
     facts: dict[str, str]
     sections: tuple[Section, ...]
@@ -49,7 +50,7 @@ def inspect(path: str | Path, *, everything: bool = False) -> Inspection:
     """Say what lies at ``path``; the digests of models and artifacts are checked on the way.
 
     Args:
-        path: a model folder, an artifact, a result file or its folder, or an ONNX file.
+        path: a model folder, an artifact, a result file or its folder, a folder of engines, or an ONNX file.
         everything: show every layer, class and file, however many.
 
     Raises:
@@ -65,10 +66,14 @@ def inspect(path: str | Path, *, everything: bool = False) -> Inspection:
         return _model(Model.open(path), limit)
     if (path / RESULT_JSON).is_file() or (path.is_file() and path.suffix == ".json"):
         return _result(path)
+    if (path / INDEX).is_file():
+        return _engines(path)
     if path.is_file() and path.suffix == ".onnx":
         return _onnx(path, limit)
     reason = (
-        "it's neither a model, an artifact, a result nor an ONNX file" if path.exists() else "there is no such path"
+        "it's neither a model, an artifact, a result, a folder of engines nor an ONNX file"
+        if path.exists()
+        else "there is no such path"
     )
     raise UsageError(f"inspect {path}", reason, "name a folder of import or export, a result.json, or a .onnx file")
 
@@ -332,6 +337,37 @@ def _words(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(_words(inner) for inner in value) or "none"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+# --- engines ---------------------------------------------------------------------------------------------------------
+
+
+def _engines(path: Path) -> Inspection:
+    """Which GPUs a folder of engines serves, how large they are, and what building each took."""
+    record = decode_json((path / INDEX).read_bytes(), Engines, action=f"inspect {path}", file=str(path / INDEX))
+    cells = []
+    for engine in record.engines:
+        file = path / Path(engine.file).name
+        sound = file.is_file() and sha256_file(file) == engine.engine
+        cells.append(
+            (
+                engine.sm,
+                engine.gpu or "any",
+                f"{engine.package} {engine.version}",
+                engine.jetpack or rows.UNKNOWN,
+                f"{file.stat().st_size / 1e6:.2f}" if file.is_file() else rows.UNKNOWN,
+                rows.UNKNOWN if engine.seconds is None else f"{engine.seconds:.1f}",
+                engine.file if sound else f"{engine.file}: it isn't what was written",
+            )
+        )
+    facts = {
+        "kind": f"engines of {record.artifact}",
+        "timing caches": ", ".join(sorted(file.name for file in path.glob("*.cache"))) or "none",
+        "written by": f"vitedge {record.vitedge_version}",
+    }
+    columns = ("!SM", "GPU", "!built with", "JetPack", ">MB", ">seconds", "file")
+    section = Section(title="Engines", columns=columns, rows=tuple(cells))
+    return Inspection(kind="engines", path=str(path), facts=facts, sections=(section,), record=to_builtins(record))
 
 
 # --- results ---------------------------------------------------------------------------------------------------------

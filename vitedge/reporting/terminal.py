@@ -452,11 +452,20 @@ def _machine_facts(machine: Machine) -> list[tuple[str, object]]:
         ("memory", _memory(machine) if memory.total_mb is not None else None),
         *(("NVIDIA GPU", words(_stated(gpu))) for gpu in machine.gpus),
         *(("camera", _camera(camera)) for camera in machine.cameras),
+        *([("CUDA", _cuda(machine))] if machine.cuda is not None else []),
         *([] if machine.gpus else [("NVIDIA GPU", "none found")]),
         *([] if machine.cameras else [("cameras", "none found")]),
         ("Python", f"{machine.python}, vitedge {machine.vitedge_version}"),
         ("cache", f"{cache.path}: {cache.mb:g} MB in {cache.files} files{free}"),
     ]
+
+
+def _cuda(machine: Machine) -> str:
+    """Which CUDA the driver serves, and which extra brings TensorRT for it."""
+    by = f"Jetson Linux {machine.board.l4t}" if machine.board.l4t else f"driver {machine.gpus[0].driver}"
+    if not machine.cuda:
+        return f"{by} is older than TensorRT takes"
+    return f"{' and '.join(map(str, machine.cuda))}, by {by}: vitedge[tensorrt-cu{machine.cuda[0]}]"
 
 
 def _cores(machine: Machine) -> str | None:
@@ -509,6 +518,12 @@ def _runtime_words(state: RuntimeState) -> Text:
 
 
 # --- inspect ---------------------------------------------------------------------------------------------------------
+
+
+def show_commands(rows: Sequence[Mapping[str, str]]) -> None:
+    """Lines that a shell takes as they are."""
+    for row in rows:
+        sys.stdout.write(f"# {row['purpose']}\n{row['command']}\n")
 
 
 def show_inspection(inspection: Inspection) -> None:

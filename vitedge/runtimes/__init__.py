@@ -2,16 +2,18 @@
 
 A runtime is found by its folder's name, and only the module that is asked for is imported:
 
-- ``detect``: ``NAME`` (as users call it), ``EXTRA`` (what to install, by its name on the index; ``not_from_pip()`` says
-  how where pip doesn't serve), ``installed() -> version or None``, ``runs_here(device) -> bool`` (sessions can be
-  opened on this machine), ``describe() -> dict`` for the doctor; where they apply, ``package(variant) -> name or ""``
-  (another package makes some of the kernel variants), ``missing_provider(target) -> why`` (of execution providers),
-  ``WRITES_ITS_FILES`` (its own package writes the files that it opens) and ``ON_GPU`` (it computes on GPUs alone);
+- ``detect``: ``NAME`` (as users call it), ``EXTRA`` (what to install, by its name on the index; ``extra()`` names
+  another where the machine decides, ``not_from_pip()`` says how where no extra serves), ``installed() -> version or
+  None``, ``runs_here(device) -> bool`` (sessions can be opened on this machine), ``describe() -> dict`` for the doctor;
+  where they apply, ``package(variant) -> name or ""`` (another package makes some of the kernel variants),
+  ``missing_provider(target) -> why`` (of execution providers), ``WRITES_ITS_FILES`` (its own package writes the files
+  that it opens) and ``ON_GPU`` (it computes on GPUs alone);
 - ``lowering``: ``VARIANTS``, and ``lower(request) -> Lowered``, the graph as this runtime runs it fast;
 - ``preflight``: ``check(graph, target) -> list of findings`` against the oldest version that the target allows;
 - ``session``: ``open_backend(artifact, options) -> Backend`` and ``read_contract(artifact) -> dict or None``, the
   preprocessing contract's copy inside the graph file;
-- ``build``, of runtimes that make engines of their graphs, and ``parser_check``, where another package can parse them.
+- ``build``, of runtimes that make engines of their graphs, ``parser_check``, where another package can parse them, and
+  ``commands``, where their maker's own tools build and time the same graph.
 """
 
 from __future__ import annotations
@@ -64,10 +66,16 @@ def require(runtime: str, action: str) -> str:
     facts = part(runtime, "detect")
     version = facts.installed()
     if version is None:
-        missing = NotInstalledError.for_extra(action, runtime.replace("_", "-"), facts.EXTRA)
+        missing = NotInstalledError.for_extra(action, runtime.replace("_", "-"), extra(runtime))
         otherwise = facts.not_from_pip() if hasattr(facts, "not_from_pip") else None
         raise NotInstalledError(missing.action, missing.reason, otherwise) if otherwise else missing
     return str(version)
+
+
+def extra(runtime: str) -> str:
+    """The extra that brings a runtime on this machine; "" for the null runtime."""
+    facts = part(runtime, "detect")
+    return str(facts.extra() if hasattr(facts, "extra") else facts.EXTRA)
 
 
 def require_writer(runtime: str, action: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from vitedge.core.files import sha256
@@ -13,7 +13,9 @@ from vitedge.formats.artifact import Artifact
 from vitedge.formats.target import Option
 from vitedge.runtimes._nvidia import engine, engines, metadata, session
 from vitedge.runtimes._nvidia.driver import Cuda
-from vitedge.runtimes._nvidia.engines import ObtainedEngine
+from vitedge.runtimes._nvidia.engine import BuildOptions
+from vitedge.runtimes._nvidia.engines import ObtainedEngine, Outlook
+from vitedge.runtimes._nvidia.metadata import EngineMetadata
 
 
 def build(
@@ -21,7 +23,7 @@ def build(
     version: str,
     artifact: Artifact,
     sms: Sequence[str],
-    options: dict[str, Option],
+    options: Mapping[str, Option],
     progress: Progress,
 ) -> list[ObtainedEngine]:
     """The engines of one artifact, in the cache: taken from there where they fit, else built.
@@ -40,6 +42,31 @@ def build(
         ArtifactError: the graph is refused, or the builder crashed.
     """
     action = f"build the engines of {artifact.path}"
+    return [
+        engines.obtain(artifact, wanted, settings, progress=progress, action=action)
+        for wanted, settings in _wanted(package, version, artifact, sms, options, action)
+    ]
+
+
+def plan(
+    package: str, version: str, artifact: Artifact, sms: Sequence[str], options: Mapping[str, Option]
+) -> list[Outlook]:
+    """What :func:`build` would do with the same arguments; nothing is built.
+
+    Raises:
+        UsageError, ResourceError: as :func:`build`, before it builds.
+    """
+    action = f"plan the engines of {artifact.path}"
+    return [
+        engines.outlook(artifact, wanted, settings)
+        for wanted, settings in _wanted(package, version, artifact, sms, options, action)
+    ]
+
+
+def _wanted(
+    package: str, version: str, artifact: Artifact, sms: Sequence[str], options: Mapping[str, Option], action: str
+) -> list[tuple[EngineMetadata, BuildOptions]]:
+    """The metadata and build options of each engine that is asked for."""
     wanted = session.build_options({**artifact.manifest.runtime_options, **options}, action)
     graph = sha256(artifact.graph_path.read_bytes())
     if package in engines.AHEAD_OF_TIME:
@@ -57,18 +84,9 @@ def build(
                 f"no NVIDIA GPU answers here, and {engine.NAMES[package]} builds for the one that it finds",
                 f"copy the artifact to the device and run there: vitedge build {artifact.path.name}",
             )
-        this_gpu = metadata.here(package, version, graph, wanted, Cuda(action, engine.EXTRAS[package]))
+        this_gpu = metadata.here(package, version, graph, wanted, Cuda(action, package))
         session.refuse_missing_types(artifact, this_gpu.sm, action)
-        return [engines.obtain(artifact, this_gpu, wanted, progress=progress, action=action)]
+        return [(this_gpu, wanted)]
     for sm in sms:
         session.refuse_missing_types(artifact, sm, action)
-    return [
-        engines.obtain(
-            artifact,
-            metadata.for_building(package, version, graph, wanted, sm),
-            replace(wanted, sm=sm),
-            progress=progress,
-            action=action,
-        )
-        for sm in sms
-    ]
+    return [(metadata.for_building(package, version, graph, wanted, sm), replace(wanted, sm=sm)) for sm in sms]

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from vitedge.device import cuda, hardware
 from vitedge.errors import NotInstalledError, ResourceError
+from vitedge.installation import install_command
+from vitedge.runtimes._nvidia import engine
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,24 +30,29 @@ class GpuFacts(NamedTuple):
 class Cuda:
     """``cuda("cudaMalloc", 64)``: the CUDA runtime's functions, whose error codes become exceptions.
 
+    Args:
+        action: for error texts.
+        package: "tensorrt" or "tensorrt_rtx", for whose sake it's called.
+
     Raises:
         NotInstalledError: cuda-bindings isn't here.
     """
 
-    def __init__(self, action: str, extra: str) -> None:
+    def __init__(self, action: str, package: str) -> None:
         try:
             self.names: Any = importlib.import_module("cuda.bindings.runtime")
         except ImportError as error:
-            raise NotInstalledError.for_extra(action, "cuda-bindings", extra) from error
-        self._action = action
+            raise NotInstalledError.for_extra(action, "cuda-bindings", engine.extra(package)) from error
+        self._action, self._package = action, package
 
     def __call__(self, function: str, *arguments: Any) -> Any:
         code, *values = getattr(self.names, function)(*arguments)
         if code != self.names.cudaError_t.cudaSuccess:
-            hint = {
-                "cudaErrorMemoryAllocation": "lower the batch or the option 'contexts', or free GPU memory",
-                "cudaErrorInsufficientDriver": "update the driver, or install the cuda-bindings of its CUDA version",
-            }.get(code.name, "check the driver: nvidia-smi, or on a Jetson: tegrastats")
+            hint = "check the driver: nvidia-smi, or on a Jetson: tegrastats"
+            if code.name == "cudaErrorMemoryAllocation":
+                hint = "lower the batch or the option 'contexts', or free GPU memory"
+            elif code.name == "cudaErrorInsufficientDriver":
+                hint = newer_driver(self._package)
             raise ResourceError(self._action, f"{function}: {code.name}", hint)
         return values[0] if values else None
 
@@ -62,6 +70,14 @@ class Cuda:
         """``cudaDriverGetVersion`` and ``cudaRuntimeGetVersion`` as "12.6"."""
         number = int(self(function))
         return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def newer_driver(package: str) -> str:
+    """What to do where the driver is older than the CUDA runtime that ``cuda-bindings`` brings."""
+    oldest = ", ".join(f"CUDA {major} takes driver {driver} or newer" for major, driver in cuda.OLDEST_DRIVER.items())
+    if package == "tensorrt" and cuda.served(hardware.gpus(), hardware.board()) == (12,):
+        return f"this driver serves CUDA 12; run: {install_command('tensorrt-cu12')}"
+    return f"update the driver: {oldest}"
 
 
 class Resources:

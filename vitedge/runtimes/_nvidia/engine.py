@@ -6,6 +6,7 @@ it knows, GPU or none.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -18,6 +19,7 @@ from typing import Any
 
 from vitedge.core import isolation
 from vitedge.core.progress import Progress, silent
+from vitedge.device import cuda, hardware
 from vitedge.errors import ArtifactError, NotInstalledError, ResourceError, UsageError
 
 EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
@@ -50,10 +52,16 @@ def installed(package: str) -> str | None:
     """Version of the installed package, or None; it's imported only where it has no record of its version."""
     if importlib.util.find_spec(package) is None:
         return None
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return str(importlib.import_module(package).__version__)
+    for name in (package, f"{package}-cu13", f"{package}-cu12"):  # wheels of one CUDA may come without the first
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return str(importlib.import_module(package).__version__)
+
+
+def extra(package: str) -> str:
+    """The extra that brings a package; TensorRT's is the one of the newest CUDA that this machine's driver serves."""
+    served = cuda.served(hardware.gpus(), hardware.board()) if package == "tensorrt" else None
+    return f"{EXTRAS[package]}-cu{served[0]}" if served else EXTRAS[package]
 
 
 def load(package: str, action: str) -> Any:
@@ -65,7 +73,7 @@ def load(package: str, action: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        missing = NotInstalledError.for_extra(action, package, EXTRAS[package])
+        missing = NotInstalledError.for_extra(action, package, extra(package))
         if importlib.util.find_spec(package) is not None:
             missing = NotInstalledError(action, f"'{package}' can't be imported: {error}", "install it anew")
         raise missing from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -29,7 +29,7 @@ from vitedge.runtimes._nvidia.metadata import EngineMetadata, description, diffe
 
 INDEX = "engines.json"
 ENGINES = FolderKind("a folder of engines", (INDEX,))
-TIMINGS = "timings.cache"  # in an export folder: what TensorRT measured, so that the next version builds faster there
+TIMINGS = "timings.cache"  # in an export folder of 0.1.0: what TensorRT measured there, under one name for all GPUs
 #: TensorRT-RTX is the same software wherever it builds; TensorRT has to be where the engine will run.
 AHEAD_OF_TIME = ("tensorrt_rtx",)
 #: Building takes more memory than running: the libraries and CUDA's own, and several copies of the weights.
@@ -54,6 +54,17 @@ class ObtainedEngine(NamedTuple):
     folder: Path
     built: bool  # just now
     rebuilt_because: str = ""  # what stood against the one that was there
+
+
+class Outlook(NamedTuple):
+    """What building would do for one engine."""
+
+    metadata: EngineMetadata  # of the engine that is there, or else of the one that would be built
+    folder: Path  # where it lies, or would lie
+    builds: bool  # there is none that fits
+    because: str  # what stands against the one that is there
+    memory_mb: int  # that building takes, about
+    earlier: tuple[EngineMetadata, ...]  # of the same graph, built anywhere, the likest first
 
 
 def cache_of(graph: str, name: str) -> Path:
@@ -114,22 +125,48 @@ def obtain(
     """
     graph = artifact.graph_path.read_bytes()
     cache = cache_of(wanted.graph, artifact.manifest.name)
-    against: list[str] = []
-    for folder in (beside(artifact.path), cache):
-        obtained = look_for(folder, wanted)
-        if isinstance(obtained, ObtainedEngine):
-            return obtained
-        against = against or obtained
-    because = f"the engine that is there was built for something else: {'; '.join(against)}" if against else ""
+    found = _look_everywhere(artifact, wanted)
+    if isinstance(found, ObtainedEngine):
+        return found
+    because = found
     if not may_build:
         raise ArtifactError(
             action,
             because or f"there is no engine of it for {description(wanted)}, and building one wasn't permitted",
             f"run: vitedge build {artifact.path}",
         )
-    seed = beside(artifact.path) / TIMINGS
+    carried = beside(artifact.path)
+    seed = next((path for name in (timing_cache(wanted).name, TIMINGS) if (path := carried / name).is_file()), None)
     obtained = build_into(cache, artifact.manifest.name, graph, wanted, options, seed, progress=progress, action=action)
     return obtained._replace(rebuilt_because=because)
+
+
+def _look_everywhere(artifact: Artifact, wanted: EngineMetadata) -> ObtainedEngine | str:
+    """The engine that fits, or a sentence on what stands against the nearest one; empty where there is none."""
+    against: list[str] = []
+    for folder in (beside(artifact.path), cache_of(wanted.graph, artifact.manifest.name)):
+        found = look_for(folder, wanted)
+        if isinstance(found, ObtainedEngine):
+            return found
+        against = against or found
+    return f"the engine that is there was built for something else: {'; '.join(against)}" if against else ""
+
+
+def outlook(artifact: Artifact, wanted: EngineMetadata, options: BuildOptions) -> Outlook:
+    """What :func:`obtain` would do; nothing is built."""
+    cache = cache_of(wanted.graph, artifact.manifest.name)
+    found = _look_everywhere(artifact, wanted)
+    there = isinstance(found, ObtainedEngine)
+    listed = [*index(beside(artifact.path)).engines, *index(cache).engines]
+    earlier = {one.engine: one for one in listed if one.graph == wanted.graph and one.seconds is not None}
+    return Outlook(
+        metadata=found.metadata if isinstance(found, ObtainedEngine) else wanted,
+        folder=found.folder if isinstance(found, ObtainedEngine) else cache,
+        builds=not there,
+        because="" if isinstance(found, ObtainedEngine) else found,
+        memory_mb=needed_mb(artifact.graph_path.stat().st_size, options),
+        earlier=tuple(sorted(earlier.values(), key=lambda one: len(differences(one, wanted)))),
+    )
 
 
 def build_into(
@@ -138,7 +175,7 @@ def build_into(
     graph: bytes,
     wanted: EngineMetadata,
     options: BuildOptions,
-    seed: Path,
+    seed: Path | None,
     *,
     progress: Progress = silent,
     action: str,
@@ -151,7 +188,7 @@ def build_into(
         refuse_little_memory(len(graph), options, action)
     require_writable(folder, action)
     timings = timing_cache(wanted)
-    earlier_timings = next((path.read_bytes() for path in (timings, seed) if path.is_file()), b"")
+    earlier_timings = next((path.read_bytes() for path in (timings, seed) if path and path.is_file()), b"")
     built = engine.build_isolated(
         wanted.package, wanted.version, graph, options, earlier_timings, action=action, progress=progress
     )
@@ -187,16 +224,42 @@ def export_engines(
 ) -> Path:
     """Write engines as a folder that travels beside the artifact, under the name that :func:`beside` gives or another.
 
+    What lies there already for other GPUs, of the same graph, stays: so one folder comes to serve several devices.
+
     Raises:
         UsageError: it exists.
         ResourceError: disk, permission.
     """
+    name = artifact.manifest.name
     with new_folder(out, ENGINES, overwrite=overwrite, action=action) as folder:
+        for metadata, plan in _others(out, obtained):
+            add(folder, name, plan, metadata, action)
+            _carry_timings(out / timing_cache(metadata).name, folder, action)
         for each in obtained:
-            add(folder, artifact.manifest.name, each.plan, each.metadata, action)
-            if (timings := timing_cache(each.metadata)).is_file():
-                write_atomic(folder / TIMINGS, timings.read_bytes(), action)
+            add(folder, name, each.plan, each.metadata, action)
+            _carry_timings(timing_cache(each.metadata), folder, action)
     return out
+
+
+def _others(folder: Path, obtained: Sequence[ObtainedEngine]) -> Iterator[tuple[EngineMetadata, bytes]]:
+    """Sound engines of a folder that are of the same graph, and that none of ``obtained`` replaces."""
+    graphs, replaced = ({key(each.metadata) for each in obtained} for key in (lambda one: one.graph, identity))
+    for metadata in index(folder).engines:
+        path = folder / Path(metadata.file).name
+        if metadata.graph in graphs and identity(metadata) not in replaced and path.is_file():
+            plan = path.read_bytes()
+            if sha256(plan) == metadata.engine:
+                yield metadata, plan
+
+
+def _carry_timings(timings: Path, folder: Path, action: str) -> None:
+    if timings.is_file():
+        write_atomic(folder / timings.name, timings.read_bytes(), action)
+
+
+def needed_mb(graph_bytes: int, options: BuildOptions) -> int:
+    """MiB that building takes, about."""
+    return BASE_MB + COPIES * (graph_bytes >> 20) + (options.workspace_mb or 0)
 
 
 def refuse_little_memory(graph_bytes: int, options: BuildOptions, action: str, root: Path = hardware.ROOT) -> None:
@@ -208,7 +271,7 @@ def refuse_little_memory(graph_bytes: int, options: BuildOptions, action: str, r
     if hardware.board(root).l4t is None:
         return
     memory = hardware.memory(root)
-    needed = BASE_MB + COPIES * (graph_bytes >> 20) + (options.workspace_mb or 0)
+    needed = needed_mb(graph_bytes, options)
     if memory.available_mb is None or memory.available_mb + (memory.swap_mb or 0) >= needed:
         return
     raise ResourceError(

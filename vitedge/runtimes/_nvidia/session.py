@@ -69,7 +69,7 @@ def open_backend(package: str, version: str, artifact: Artifact, options: OpenOp
             f"no NVIDIA GPU answers here, and {engine.NAMES[package]} runs on nothing else",
             "copy the artifact to the device and open it there; its engine is built on first opening",
         )
-    cuda = Cuda(action, engine.EXTRAS[package])
+    cuda = Cuda(action, package)
     gpu = cuda.gpu()
     refuse_missing_types(artifact, gpu.sm, action)
     this_gpu = metadata.here(package, version, sha256(artifact.graph_path.read_bytes()), build, cuda)

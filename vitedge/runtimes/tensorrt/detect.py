@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 from vitedge.device.hardware import board, gpus
+from vitedge.installation import pip
 from vitedge.runtimes._nvidia import engine
 
 PACKAGE = "tensorrt"
@@ -18,11 +20,18 @@ def installed() -> str | None:
     return engine.installed(PACKAGE)
 
 
+def extra() -> str:
+    """``tensorrt-cu13`` or ``tensorrt-cu12``, by this machine's driver; ``tensorrt`` where that's unknown."""
+    return engine.extra(PACKAGE)
+
+
 def not_from_pip() -> str | None:
-    """On a Jetson TensorRT comes with JetPack and is no wheel: how to get at it; None elsewhere."""
-    if board().l4t is None:
-        return None
-    return "run: sudo apt install nvidia-jetpack && python3 -m venv --system-site-packages .venv"
+    """How to get TensorRT where the extra brings none: JetPack has it, and an ARM server its own wheels."""
+    if board().l4t is not None:
+        return "run: sudo apt install nvidia-jetpack && python3 -m venv --system-site-packages .venv"
+    if platform.machine() == "aarch64":
+        return f'run: {pip()} install tensorrt-cu13 "cuda-bindings>=13"'
+    return None
 
 
 def runs_here(device: str) -> bool:

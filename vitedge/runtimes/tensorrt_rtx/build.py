@@ -8,7 +8,7 @@ from vitedge.core.progress import Progress
 from vitedge.formats.artifact import Artifact
 from vitedge.formats.target import Option
 from vitedge.runtimes._nvidia import building, engines, explain, layers
-from vitedge.runtimes._nvidia.engines import ObtainedEngine
+from vitedge.runtimes._nvidia.engines import ObtainedEngine, Outlook
 from vitedge.runtimes.tensorrt_rtx.detect import PACKAGE, installed
 
 parse_layers, explain_layers, compare = layers.parse, explain.explain, explain.compare
@@ -19,4 +19,9 @@ def build(
     artifact: Artifact, sms: Sequence[str], options: Mapping[str, Option], progress: Progress
 ) -> list[ObtainedEngine]:
     """The engines of one artifact, in the cache."""
-    return building.build(PACKAGE, installed() or "", artifact, sms, dict(options), progress)
+    return building.build(PACKAGE, installed() or "", artifact, sms, options, progress)
+
+
+def plan(artifact: Artifact, sms: Sequence[str], options: Mapping[str, Option]) -> list[Outlook]:
+    """What :func:`build` would do with the same arguments."""
+    return building.plan(PACKAGE, installed() or "", artifact, sms, options)
