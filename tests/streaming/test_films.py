@@ -126,7 +126,7 @@ def decoded(path: Path) -> tuple[list[Any], Frames, str | None]:
         stream.thread_type = "AUTO"
         index, reading = FilmIndex.of(container, stream), Frames(container, stream, live=False, gap_s=0.5)
         found = list(reading)
-        return found, reading, index.shortfall(reading.packets, reading.times)
+        return found, reading, index.shortfall(reading)
 
 
 def cut(data: bytes) -> bytes:
@@ -194,6 +194,39 @@ def test_a_film_that_ends_before_its_index_says_so(plain: Path, tmp_path: Path, 
     whole = run(opened, str(plain))
     assert whole.final is not None and [event.text for event in whole.events("ended")] == [None]
     assert "ends before" not in summary_lines(whole.final)[0]
+
+
+def test_a_last_picture_that_stays_is_no_early_end(tmp_path: Path) -> None:
+    """A recording of a screen on which nothing moves any more."""
+    path = tmp_path / "screen.mkv"
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=s=96x64:r=25:d=0.4", "-c:v", "mjpeg", "-pix_fmt", "yuvj420p",
+           "-bsf:v", r"setts=duration=if(eq(N\,9)\,5000\,DURATION)", path)  # fmt: skip
+    with av.open(str(path)) as container:
+        assert container.duration > 5_000_000
+    found, _, missing = decoded(path)
+    assert len(found) == 10 and missing is None
+
+
+class Cutting(socketserver.StreamRequestHandler):
+    """A server that hangs up in the middle of a file."""
+
+    def handle(self) -> None:
+        while self.rfile.readline().strip():
+            pass
+        data: bytes = self.server.data  # type: ignore[attr-defined]
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: video/mp4\r\nContent-Length: %d\r\n\r\n" % len(data))
+        self.wfile.write(data[: len(data) * 6 // 10])
+
+
+def test_a_film_of_which_no_more_can_be_read_keeps_what_came(plain: Path, opened: Session) -> None:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Cutting) as server:
+        server.data = plain.read_bytes()  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        ran = run(opened, f"http://127.0.0.1:{server.server_address[1]}/film.mp4")
+        server.shutdown()
+    (ended,) = ran.events("ended")
+    assert ended.text is not None and ended.text.startswith("the film "), ended.text
+    assert 25 <= ran.counts.captured < 50 and ran.counts.complete
 
 
 def test_a_film_of_which_nothing_can_be_decoded_is_refused(plain: Path, tmp_path: Path) -> None:

@@ -83,6 +83,21 @@ def test_a_transport_streams_stamps_begin_anew_after_26_hours(corrected: str, tm
     assert {frame.rule for frame in found} == {"pts"} and not any(frame.jumped for frame in found)
 
 
+@needs_ffmpeg
+def test_times_rise_over_stamps_that_repeat_and_over_two_streams_in_one_file(tmp_path: Path) -> None:
+    good = film(tmp_path / "good.mkv", "-pix_fmt", "yuvj420p", codec="mjpeg")
+    repeats = rewrapped(good, tmp_path / "repeats.mkv", "-bsf:v", r"setts=ts=if(between(N\,5\,8)\,200\,PTS)")
+    found = frames(repeats)
+    times = [frame.presentation_s for frame in found]
+    assert len(times) == 25 and rise(times) and times[9:] == [pytest.approx(number / 25) for number in range(9, 25)]
+    assert [number for number, frame in enumerate(found) if frame.rule == "rate"] == [6, 7, 8]
+    one = film(tmp_path / "one.ts", "-bf", "2")
+    (tmp_path / "two.ts").write_bytes(one.read_bytes() * 2)
+    found = frames(tmp_path / "two.ts")
+    assert len(found) == 50 and rise([frame.presentation_s for frame in found])
+    assert sum(frame.jumped for frame in found) == 1
+
+
 # --- stamps as they come
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 if TYPE_CHECKING:
     import av.container
     import av.video
 
-    from vitedge.streaming.times import PresentationTimes
+    from vitedge.streaming.frames import Frames
 
 #: Formats that say how long they are at their beginning, of all streams together.
-STATE_DURATION = ("matroska,webm", "flv", "live_flv", "asf", "nut", "ogg")
+STATE_DURATION = ("matroska,webm", "flv", "asf", "nut", "ogg")
+MATROSKA = "matroska,webm"
+SEGMENT = 0x18538067  # the element of Matroska that holds all but the header (RFC 9559, 5.1)
 INTERVALS = 2.5  # usual ones, by which a film may end before its stated end
 
 
@@ -67,23 +70,49 @@ class FilmIndex(NamedTuple):
             return cls(len(stream.index_entries) or None, None)
         if name == "avi":  # its count includes empty packets, which repeat a picture
             return cls(None, float(stream.frames * stream.time_base) if stream.frames and stream.time_base else None)
+        if name == MATROSKA and not _is_cut(Path(container.name.removeprefix("file:"))):
+            return cls(None, None)  # its last picture may stay for long
         own = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d*)?)", stream.metadata.get("DURATION", "").strip())
-        if name in STATE_DURATION and own:
+        if name == MATROSKA and own:
             return cls(None, int(own[1]) * 3600 + int(own[2]) * 60 + float(own[3]))
         alone = len(container.streams) == 1  # else the sound may be what lasts so long
         if name in STATE_DURATION and alone and container.duration:
-            return cls(None, ((container.start_time or 0) + container.duration) / 1e6)
+            return cls(None, container.duration / 1e6)
         return cls(None, None)
 
-    def shortfall(self, packets: int, times: PresentationTimes) -> str | None:
-        """What is missing, for a person, when a film ended; None: nothing that is known of.
-
-        Args:
-            packets: that came.
-            times: of its frames.
-        """
-        if self.packets is not None and packets < self.packets:
-            return f"the film ends before its index: {packets:,} of {self.packets:,} frames are there"
-        if self.end_s is not None and times.end_s + INTERVALS * times.interval_s < self.end_s:
-            return f"the film ends before its index: at {times.end_s:.2f} s of {self.end_s:.2f} s"
+    def shortfall(self, frames: Frames) -> str | None:
+        """What is missing, for a person, when a film ended; None: nothing that is known of."""
+        if self.packets is not None and frames.packets < self.packets:
+            return f"the film ends before its index: {frames.packets:,} of {self.packets:,} frames are there"
+        if self.end_s is not None and frames.end_s + INTERVALS * frames.times.interval_s < self.end_s:
+            return f"the film ends before its index: at {frames.end_s:.2f} s of {self.end_s:.2f} s"
         return None
+
+
+def _is_cut(path: Path) -> bool:
+    """Whether a Matroska file is shorter than it says; not if it isn't there, or doesn't say."""
+    try:
+        with path.open("rb") as file:
+            while (kind := _number(file, marked=True)) is not None:
+                size = _number(file, marked=False)
+                if size is None:
+                    return False
+                if kind == SEGMENT:
+                    return file.tell() + size > path.stat().st_size
+                file.seek(size, 1)
+    except OSError:
+        pass
+    return False
+
+
+def _number(file: BinaryIO, *, marked: bool) -> int | None:
+    """An EBML number of 1 to 8 bytes (RFC 8794, 4), of an identifier with its marker; None: unknown, or none."""
+    first = file.read(1)
+    length = 9 - first[0].bit_length() if first else 9
+    rest = file.read(length - 1) if length < 9 else b""
+    if length == 9 or len(rest) < length - 1:
+        return None
+    value = int.from_bytes(first + rest, "big")
+    bits = 7 * length
+    unmarked = value & ((1 << bits) - 1)
+    return value if marked else None if unmarked == (1 << bits) - 1 else unmarked

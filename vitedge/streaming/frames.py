@@ -59,6 +59,7 @@ class Frames:
 
     Attributes:
         packets: that came.
+        end_s: until when, by their stamps, the pictures of those that came are shown.
         times: of the frames.
         error: what reading ended with, before the end; None: it came to the end, or goes on.
     """
@@ -67,7 +68,7 @@ class Frames:
         self, container: av.container.InputContainer, stream: av.video.VideoStream, *, live: bool, gap_s: float
     ) -> None:
         name = container.format.name
-        self.packets = 0
+        self.packets, self.end_s = 0, 0.0
         self.error: av.error.FFmpegError | None = None
         self.times = PresentationTimes(name, stream.time_base or Fraction(1, 1000), stream.average_rate)
         self._container, self._stream = container, stream
@@ -102,8 +103,10 @@ class Frames:
             clocks = _now()
             stale = self._held_back and self._arrival_gaps.observe((clocks.monotonic_ns - last_ns) / 1e9)
             last_ns = clocks.monotonic_ns
-            if packet.size:  # an empty one repeats the picture before
+            if packet.size or packet.dts is not None or packet.pts is not None:  # PyAV's own last one has nothing
                 self.packets += 1
+                self.end_s = max(self.end_s, _end_s(packet, self.times))
+            if packet.size:  # an empty one repeats the picture before
                 self.times.sent(packet.dts)
                 yield from self._captured(self._decoder.decode(packet, clocks), stale=stale)
         yield from self._captured(self._decoder.finish(_now()))
@@ -130,6 +133,16 @@ class Frames:
         if self._begin_ns is None:
             self._begin_ns = clocks.monotonic_ns
         return Presented((clocks.monotonic_ns - self._begin_ns) / 1e9, "arrival")
+
+
+def _end_s(packet: Any, times: PresentationTimes) -> float:
+    """Until when a packet's picture is shown, seconds; 0: its stamps don't say."""
+    start = packet.dts if times.sorts or packet.pts is None else packet.pts
+    if start is None:
+        return 0.0
+    tick_s = float(packet.time_base)
+    lasts_s = packet.duration * tick_s if packet.duration else times.interval_s
+    return float(start * tick_s + lasts_s)
 
 
 def _now() -> Clocks:

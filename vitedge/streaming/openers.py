@@ -230,7 +230,7 @@ def _decoded(
             if task.live or not frames.packets:
                 raise Failure(text)
             return f"the film can't be read to its end: {text}"
-        return None if task.live else index.shortfall(frames.packets, frames.times)
+        return None if task.live else index.shortfall(frames)
 
 
 def _open(

@@ -43,11 +43,14 @@ class PresentationTimes:
         format: FFmpeg's name of the container format.
         time_base: seconds of one tick.
         rate: frames a second, as the container says; None: unknown.
+
+    Attributes:
+        sorts: whether the format stores the order of decoding alone.
     """
 
     def __init__(self, format: str, time_base: Fraction, rate: Fraction | None) -> None:
         self._tick_s = float(time_base)
-        self._sorts = format in DECODING_ORDER
+        self.sorts = format in DECODING_ORDER
         self._wrap = 1 << WRAP_BITS[format] if format in WRAP_BITS else None
         self._intervals = [] if rate is None else [float(1 / rate)]  # the last ones, seconds
         self._jumps = GapDetector(JUMP_S)
@@ -63,14 +66,9 @@ class PresentationTimes:
         """The usual interval between frames."""
         return median(self._intervals) if self._intervals else 1 / USUAL_RATE
 
-    @property
-    def end_s(self) -> float:
-        """When the last frame has been shown; 0 before the first."""
-        return 0.0 if self._last is None else self._last.at_s + self.interval_s
-
     def sent(self, dts: int | None) -> None:
         """A packet went to the decoder with this decoding stamp, ticks."""
-        if self._sorts and dts is not None:
+        if self.sorts and dts is not None:
             heapq.heappush(self._waiting, dts)
             if len(self._waiting) > MOST_WAITING:
                 heapq.heappop(self._waiting)
@@ -82,8 +80,8 @@ class PresentationTimes:
 
     def of(self, pts: int | None) -> Presented:
         """The time of the next frame that is shown, by its presentation stamp, ticks, as the container has it."""
-        rule: Rule = "dts" if self._sorts else "pts"
-        ticks = (heapq.heappop(self._waiting) if self._waiting else None) if self._sorts else pts
+        rule: Rule = "dts" if self.sorts else "pts"
+        ticks = (heapq.heappop(self._waiting) if self._waiting else None) if self.sorts else pts
         presented = self._after(ticks, rule)
         self._last = presented
         return presented
