@@ -34,7 +34,9 @@ def orientation(frame: av.video.VideoFrame) -> Orientation:
 def _display_matrix(frame: Any) -> bytes | None:
     """The display matrix; None where PyAV can't read it, because it doesn't know what lies beside it."""
     try:
-        return next((bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), UPRIGHT)
+        return bytes(frame.side_data["DISPLAYMATRIX"])
+    except KeyError:
+        return UPRIGHT
     except ValueError:
         return None
 
