@@ -112,6 +112,7 @@ def test_a_missing_stamp_is_the_frame_before_and_the_rate() -> None:
                                         (0.12, "pts", False)]  # fmt: skip
     assert [at for at, *_ in shown(None, None, None, rate=50)] == [0, 0.02, 0.04]
     assert [at for at, *_ in shown(0, 10, 20, None, rate=None)] == [0, 0.1, 0.2, 0.3]
+    assert [at for at, *_ in shown(None, None, rate=0)] == [0, 0.04], "no rate at all"
 
 
 def test_a_repeated_or_early_stamp_lies_before_the_next_good_one() -> None:

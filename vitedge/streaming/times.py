@@ -20,6 +20,7 @@ DECODING_ORDER = ("avi",)
 WRAP_BITS = {"mpegts": 33, "mpeg": 33, "hls": 33, "flv": 32, "live_flv": 32}
 USUAL_RATE = 25  # what FFmpeg takes where nothing says a rate
 JUMP_S = 0.1  # a step back by less isn't a jump, only a bad stamp
+LEAST_S = 1e-9  # between two times: they are told in nanoseconds
 MOST_HALVINGS = 4  # stamps in a row that are taken for slips; what follows is a stream without usable stamps
 MOST_WAITING = 512  # decoding stamps whose frames haven't come
 
@@ -52,7 +53,8 @@ class PresentationTimes:
         self._tick_s = float(time_base)
         self.sorts = format in DECODING_ORDER
         self._wrap = 1 << WRAP_BITS[format] if format in WRAP_BITS else None
-        self._intervals = [] if rate is None else [float(1 / rate)]  # the last ones, seconds
+        # The last intervals, seconds. PyAV 19 has 0/0 for a rate that's unknown.
+        self._intervals = [rate.denominator / rate.numerator] if rate is not None and rate.numerator > 0 else []
         self._jumps = GapDetector(JUMP_S)
         self._waiting: list[int] = []  # a heap of decoding stamps
         self._last: Presented | None = None
@@ -92,7 +94,7 @@ class PresentationTimes:
             return Presented(0.0 if last is None else last.at_s + self.interval_s, "rate")
         stamp_s = self._unwrapped(ticks) * self._tick_s
         at_s = stamp_s + self._offset_s
-        if last is None or at_s > last.at_s:
+        if last is None or at_s - last.at_s > max(self._tick_s / 2, LEAST_S):
             if last is not None and last.rule == rule and not self._jumps.observe(at_s - last.at_s):
                 self._intervals = [*self._intervals[-14:], at_s - last.at_s]
             self._behind_s, self._slips = None, 0
