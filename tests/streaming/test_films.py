@@ -24,6 +24,7 @@ from vitedge.streaming import capture
 from vitedge.streaming.container import FilmIndex, NoFilm, choose_stream
 from vitedge.streaming.frames import Frames
 from vitedge.streaming.outputs import describe_event, summary_lines
+from vitedge.streaming.records import FrameRecord
 from vitedge.streaming.run import check, refuse_failed
 from vitedge.streaming.settings import StreamSettings
 
@@ -146,20 +147,28 @@ def noisy(data: bytes) -> bytes:
     return bytes(broken)
 
 
+@pytest.fixture(scope="module")
+def wholes(plain: Path) -> dict[str, Path]:
+    """The same film in several containers, and others in codecs of their own."""
+    folder, options = plain.parent, {"mp4": ("-movflags", "+faststart")}
+    containers = {kind: rewrapped(plain, folder / f"whole.{kind}", *options.get(kind, ())) for kind in CONTAINERS}
+    fast = ("-g", "20", "-deadline", "realtime", "-cpu-used", "8")
+    return containers | {
+        "mpeg4.avi": film(folder / "whole.mpeg4.avi", "-g", "20", "-bf", "2", codec="mpeg4", size="320x240", seconds=2),
+        "webm": film(folder / "whole.webm", *fast, codec="libvpx", size="320x240", seconds=2),
+    }
+
+
+CONTAINERS = ("mp4", "mkv", "avi", "ts", "h264")
+
+
 @pytest.mark.parametrize("damage", [cut, zeroed, noisy])
-@pytest.mark.parametrize("kind", ["mp4", "mkv", "avi", "ts", "h264", "mpeg4.avi", "webm"])
+@pytest.mark.parametrize("kind", [*CONTAINERS, "mpeg4.avi", "webm"])
 def test_a_damaged_film_gives_every_frame_that_ffmpeg_decodes(
-    kind: str, damage: Any, plain: Path, tmp_path: Path
+    kind: str, damage: Any, wholes: dict[str, Path], tmp_path: Path
 ) -> None:
-    whole = tmp_path / f"whole.{kind}"
-    if kind == "webm":
-        film(whole, "-g", "20", codec="libvpx", size="320x240", seconds=2)
-    elif kind == "mpeg4.avi":
-        film(whole, "-g", "20", "-bf", "2", codec="mpeg4", size="320x240", seconds=2)
-    else:
-        rewrapped(plain, whole, *(("-movflags", "+faststart") if kind == "mp4" else ()))
     path = tmp_path / f"damaged.{kind}"
-    path.write_bytes(damage(whole.read_bytes()))
+    path.write_bytes(damage(wholes[kind].read_bytes()))
     found, reading, missing = decoded(path)
     pictures = [frame for frame in found if frame.presentation_s is not None]
     assert len(pictures) == count(path)
@@ -250,9 +259,8 @@ def test_a_film_without_a_frame_is_refused_as_a_file(plain: Path, tmp_path: Path
 # --- times, live
 
 
-def test_a_camera_whose_stamps_wrap_has_no_gap(plain: Path, tmp_path: Path, opened: Session) -> None:
-    path = rewrapped(plain, tmp_path / "wraps.ts", "-output_ts_offset", f"{(1 << 33) / 90000 - 2}")
-    data = path.read_bytes()
+def streamed(opened: Session, data: bytes) -> list[FrameRecord]:
+    """The records of a camera's first connection, which sends so much."""
 
     class Camera(socketserver.BaseRequestHandler):
         def handle(self) -> None:
@@ -263,11 +271,28 @@ def test_a_camera_whose_stamps_wrap_has_no_gap(plain: Path, tmp_path: Path, open
         address = f"tcp://127.0.0.1:{server.server_address[1]}"
         ran = run(opened, address, policy="every", until=lambda ran: bool(ran.events("lost")))
         server.shutdown()
-    first = [record for record in ran.records if record.connection == 0]
-    times = [record.presentation_s or 0 for record in first]
-    assert len(times) >= 45 and [record.gap for record in first] == [True] + [False] * (len(first) - 1)
+    assert ran.counts.complete
+    return [record for record in ran.records if record.connection == 0]
+
+
+def test_a_camera_whose_stamps_wrap_has_no_gap(plain: Path, tmp_path: Path, opened: Session) -> None:
+    path = rewrapped(plain, tmp_path / "wraps.ts", "-output_ts_offset", f"{(1 << 33) / 90000 - 2}")
+    records = streamed(opened, path.read_bytes())
+    times = [record.presentation_s or 0 for record in records]
+    assert len(times) >= 45 and [record.gap for record in records] == [True] + [False] * (len(records) - 1)
     assert [later - earlier for earlier, later in pairwise(times)] == [pytest.approx(0.04, abs=1e-3)] * (len(times) - 1)
-    assert {record.presentation_rule for record in first} == {"pts"}
+    assert {record.presentation_rule for record in records} == {"pts"}
+
+
+def test_a_camera_that_begins_anew_has_a_gap_and_times_that_rise(tmp_path: Path, opened: Session) -> None:
+    """It goes on in the middle of a group of pictures, so the first good frame comes later than the jump."""
+    data = film(tmp_path / "camera.ts", "-g", "10", "-bf", "0", seconds=2).read_bytes()
+    start = len(data) * 3 // 10 // 188 * 188
+    records = streamed(opened, data + data[start:])
+    times = [record.presentation_s or 0 for record in records]
+    assert len(times) > 50 and all(later > earlier for earlier, later in pairwise(times))
+    assert [number for number, record in enumerate(records) if record.gap][:2] == [0, 50]
+    assert sum(record.gap for record in records) == 2
 
 
 def test_the_systems_clock_may_jump(opened: Session, monkeypatch: pytest.MonkeyPatch) -> None:

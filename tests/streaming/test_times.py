@@ -123,7 +123,7 @@ def test_a_repeated_or_early_stamp_lies_before_the_next_good_one() -> None:
 def test_a_stream_that_begins_anew_goes_on() -> None:
     found = shown(500, 504, 508, 0, 4, 8, 12)
     assert [at for at, *_ in found] == [5, 5.04, 5.08, 5.1, 5.14, 5.18, 5.22]
-    assert [jumped for *_, jumped in found] == [False] * 4 + [True, False, False]
+    assert [jumped for *_, jumped in found] == [False] * 3 + [True, False, False, False]
     assert {rule for _, rule, _ in found[4:]} == {"pts"}
 
 

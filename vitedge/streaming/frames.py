@@ -35,7 +35,7 @@ class Captured(NamedTuple):
     """One frame as it came. ``content`` is None when it's broken.
 
     ``stale``: it was held back over a silence, so it doesn't say what is there now. ``rule`` says where
-    ``presentation_s`` is from; ``jumped``: the stamps began anew with this frame.
+    ``presentation_s`` is from; ``jumped``: its stamp lies far behind the one before.
     """
 
     content: av.video.VideoFrame | NDArray[np.uint8] | None

@@ -100,7 +100,8 @@ class Reader:
             memory.active(time.monotonic_ns())
             memory.count(captured=1)
             if frame.content is None:
-                memory.count(corrupt=1)
+                memory.count(corrupt=1, gaps=frame.jumped)
+                gap |= frame.jumped
             else:
                 gap |= self._jumped(frame) or frame.stale
                 if frame.stale:

@@ -26,7 +26,7 @@ MOST_WAITING = 512  # decoding stamps whose frames haven't come
 
 
 class Presented(NamedTuple):
-    """When a frame is shown, seconds, and what said so; ``jumped``: its stamps began anew."""
+    """When a frame is shown, seconds, and what said so; ``jumped``: its stamp lies far behind the one before."""
 
     at_s: float
     rule: Rule
@@ -102,13 +102,13 @@ class PresentationTimes:
         behind_s, self._behind_s = self._behind_s, stamp_s
         if behind_s is not None and stamp_s > behind_s:  # the second of a stream that began anew
             resumed_s = last.at_s + self.interval_s
-            jumped = last.at_s - at_s > (self._jumps.longest_s or JUMP_S)
             self._offset_s += resumed_s - at_s
             self._behind_s, self._slips = None, 0
-            return Presented(resumed_s, rule, jumped)
+            return Presented(resumed_s, rule)
         self._slips += 1
+        jumped = self._slips == 1 and last.at_s - at_s > (self._jumps.longest_s or JUMP_S)
         part = 2.0**-self._slips if self._slips <= MOST_HALVINGS else 1.0
-        return Presented(last.at_s + part * self.interval_s, "rate")
+        return Presented(last.at_s + part * self.interval_s, "rate", jumped)
 
     def _unwrapped(self, ticks: int) -> int:
         """Ticks, as near to the last ones as their bits leave open."""
