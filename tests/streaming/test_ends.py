@@ -90,19 +90,19 @@ def test_every_label_that_entered_leaves(
 
 
 def test_a_sink_that_hangs_takes_no_time_from_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others deliver while the engine waits for the first one, which uses up all of the time."""
+    """The others say their last words while the engine waits for the first one, which uses up all of the time."""
     monkeypatch.setattr(engine, "DRAIN_S", 1.0)
-    kept = Kept()
-    slow = kept.write
+    kept, finished = Kept(), []
 
-    def write(item: Item, picture: Any) -> None:
-        if item.kind == "exit":  # type: ignore[union-attr]
-            time.sleep(0.4)
-        slow(item, picture)
+    def finish() -> None:
+        time.sleep(0.4)
+        finished.append(True)
 
-    monkeypatch.setattr(kept, "write", write)
-    by_stop(tmp_path, [Hangs(), kept], monkeypatch)
-    assert kept.events[-1].kind == "exit" and kept.dropped == 0
+    monkeypatch.setattr(kept, "finish", finish)
+    hanging = Hangs()
+    by_stop(tmp_path, [hanging, kept], monkeypatch)
+    assert finished and kept.events[-1].kind == "exit" and kept.dropped == 0
+    assert hanging.written == 0 and hanging.dropped == len(kept.events)
 
 
 def test_an_event_that_waits_for_the_webhook_is_tried_once_more_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

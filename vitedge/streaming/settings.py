@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict, get_args, get_type_hints
 
 from msgspec import Meta
 
@@ -216,7 +216,6 @@ class StreamSettings(Record, rename="kebab"):
         Raises:
             UsageError: it does.
         """
-        from vitedge.streaming.snapshots import parse_event
         from vitedge.streaming.view import parse_crop, parse_flip
 
         parse_policy(self.policy)
@@ -280,6 +279,20 @@ def parse_policy(text: str | None) -> int:
         f"there's no such policy{nearest(str(text), ('latest', 'every'))}",
         "use latest, every or every:N",
     )
+
+
+def parse_event(text: str) -> None:
+    """Refuse what is no kind of event.
+
+    Raises:
+        UsageError: it isn't one of :class:`vitedge.streaming.records.Event`.
+    """
+    from vitedge.streaming.records import Event
+
+    kinds = get_args(get_type_hints(Event)["kind"])
+    if text not in kinds:
+        reason = f"there's no such event{nearest(text, kinds)}"
+        raise UsageError(f"keep a snapshot on '{text}'", reason, f"use {', '.join(kinds)}")
 
 
 class StreamFields(TypedDict, total=False):

@@ -6,12 +6,12 @@ import io
 import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING
 
 from vitedge.core.files import write_atomic
-from vitedge.errors import UsageError, nearest
 from vitedge.streaming.outputs import writing
 from vitedge.streaming.records import Event, FrameRecord, Item, Status
+from vitedge.streaming.settings import parse_event
 from vitedge.streaming.sink import QueuedSink
 from vitedge.streaming.source_state import iso
 from vitedge.streaming.video import WIDTH, annotate
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-EVENTS = get_args(get_type_hints(Event)["kind"])
 WAITING = 16  # pictures are large
 EXPIRY_S = 60.0  # between two looks for pictures that are too old
 QUALITY = 85
@@ -96,17 +95,6 @@ class SnapshotSink(QueuedSink):
         for number, path in enumerate(pictures):
             if number < len(pictures) - self._most or path.name < oldest:
                 path.unlink(missing_ok=True)
-
-
-def parse_event(text: Any) -> None:
-    """Refuse what is no kind of event.
-
-    Raises:
-        UsageError: it isn't one of :data:`EVENTS`.
-    """
-    if text not in EVENTS:
-        reason = f"there's no such event{nearest(str(text), EVENTS)}"
-        raise UsageError(f"keep a snapshot on '{text}'", reason, f"use {', '.join(EVENTS)}")
 
 
 def _file_time(text: str) -> str:
