@@ -1,18 +1,18 @@
-"""A month of bad luck in half an hour: faults of every kind at random against a stream of four sources and six sinks.
+"""Half an hour of faults of every kind, at random, against a stream of five sources and six sinks.
 
 ::
 
     python benchmarks/stream_month.py --minutes 30 --out benchmarks/results/stream_month.json
     python benchmarks/stream_month.py --minutes 1 --seed 7
 
-A film that repeats, MJPEG over HTTP, RTSP and MPEG-TS go through one engine to JSON Lines, a table and snapshots on a
-small disk, events in a file, a webhook and a real MQTT broker. Meanwhile, drawn from a seeded generator: cameras die,
-hang, hang up, stall, send damaged frames or another size; readers are killed and stopped; the broker and the webhook's
-receiver die or hang, and return; the disk fills and is emptied; files are rotated by truncation; the wall clock jumps
-by up to a day, back or forward, in every process of the stream.
+A film that repeats, MJPEG over HTTP, RTSP, MPEG-TS and a snapshot address go through one engine to JSON Lines, a table
+and JPEG files on a small disk, events in a file, a webhook and a real MQTT broker. Meanwhile, drawn from a seeded
+generator: cameras die, hang, hang up, stall, send damaged frames or another size; readers are killed and stopped; the
+broker and the webhook's receiver die or hang, and return; the disk fills and is emptied; files are rotated by
+truncation; the wall clock jumps by up to a day, back or forward, in every process of the stream.
 
 Then everything is mended, and the stream is stopped. What must hold: each captured frame and each item of every sink is
-counted once; labels enter and leave by turns, and each that entered left; MQTT keeps no label, and ``online`` is 0;
+counted once; labels enter and leave alternately, and each that entered left; MQTT keeps no label, and ``online`` is 0;
 every source gave frames; the upper 95 % bound of the slope of the engine's own memory over the second half (as in
 ``stream_soak.py``) is within its bound, if the run took twenty minutes or more. Exit code 1: something doesn't hold.
 """
@@ -56,11 +56,11 @@ from vitedge.streaming.settings import StreamSettings
 from vitedge.streaming.sink import QueuedSink
 from vitedge.streaming.uri import parse_sources
 
-CAMERAS = {"mjpeg": "http", "rtsp": "rtsp", "mpegts": "tcp"}
+CAMERAS = {"mjpeg": "http", "rtsp": "rtsp", "mpegts": "tcp", "snapshot": "http+snapshot"}
 DISK_PAGES = 512  # 2 MB, which records fill within a minute
 PAUSE_S = (0.2, 2.0)  # between two faults
 LASTS_S = (0.5, 8.0)  # a fault that something ends
-RECOVERY_S = 60.0  # at the end: for broker, receiver and cameras to be found again
+RECOVERY_S = 60.0  # at the end: for broker, receiver and cameras to be connected again
 PERIOD_S = 0.5
 LEAST_S = 1200.0  # until a slope says something
 CLOCK = "import mmap,struct,time; _f=open({path!r},'r+b'); _m=mmap.mmap(_f.fileno(),8); _n=time.time_ns; \
@@ -68,7 +68,7 @@ time.time_ns=lambda: _n()+struct.unpack('q',_m)[0]; time.time=lambda: time.time_
 
 
 class Audit(QueuedSink):
-    """Whether labels enter and leave by turns; it keeps one label a source, and counts."""
+    """Whether labels enter and leave alternately; it keeps one label a source, and counts."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -199,7 +199,7 @@ class Fault(NamedTuple):
     end: Callable[[], Any] | None = None  # what mends it; None: it mends itself
 
 
-class Weather(threading.Thread):
+class FaultThread(threading.Thread):
     """Draws faults, begins and ends them."""
 
     def __init__(self, faults: list[Fault], seed: int) -> None:
@@ -239,7 +239,7 @@ class Weather(threading.Thread):
 
 def camera_faults(camera: Camera, draw: random.Random) -> Iterator[Fault]:
     """What happens to a camera."""
-    for fault in ("hangup", "stall", "corrupt", "loss", "size"):
+    for fault in ("hangup", "stall", "corrupt", "loss", "size") if camera.kind != "snapshot" else ():
 
         def misbehave(fault: str = fault) -> None:
             camera.restart(fault=fault, after=draw.randrange(5, 50), times=2)
@@ -286,15 +286,15 @@ def disk_faults(disk: Path) -> Iterator[Fault]:
 
 
 def month(seconds: float, seed: int) -> dict[str, Any]:
-    """Run a stream through so much bad luck; what happened, and what must hold."""
+    """Run a stream among faults for so many seconds; what happened, and what holds."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         disk = stack.enter_context(small_disk(folder / "disk", DISK_PAGES))
         run_isolated(film, str(folder / "film.mp4"))
         cameras = [Camera(kind) for kind in CAMERAS]
         broker, receiver = Mosquitto(folder / "broker"), Receiver(folder / "received.jsonl")
-        for depended_on in (*cameras, receiver):
-            stack.callback(depended_on.end)
+        for process in (*cameras, receiver):
+            stack.callback(process.end)
         stack.enter_context(broker)
         opened = stack.enter_context(session(folder, wait_s=0.02))  # the film is read as fast as this allows
         clock = stack.enter_context(Clock(folder / "clock"))
@@ -303,7 +303,7 @@ def month(seconds: float, seed: int) -> dict[str, Any]:
                 f"film={folder / 'film.mp4'}",
                 *(f"{camera.kind}={CAMERAS[camera.kind]}://127.0.0.1:{camera.port}/main" for camera in cameras),
             ),
-            input_loop=-1, threshold=0.6, exit_threshold=0.4, smoothing=0.1,
+            input_loop=-1, poll=5.0, threshold=0.6, exit_threshold=0.4, smoothing=0.1,
             connect_timeout=5.0, stall_timeout=3.0, backoff_min=0.1, backoff_max=1.0,
             json=str(disk / "records.jsonl"), csv=str(disk / "records.csv"), events=str(folder / "events.jsonl"),
             webhook=f"http://127.0.0.1:{receiver.port}/", mqtt=f"mqtt://127.0.0.1:{broker.port}/t",
@@ -320,37 +320,37 @@ def month(seconds: float, seed: int) -> dict[str, Any]:
         for more in (reader_faults(engine, draw), server_faults(broker, receiver), disk_faults(disk)):
             faults += more
         faults.append(Fault("clock", "jumps", lambda: clock.jump(draw.uniform(-86_400, 86_400))))
-        weather = Weather(faults, seed)
+        fault_thread = FaultThread(faults, seed)
         kept = stack.enter_context(tempfile.TemporaryFile("w+"))
         begin = time.monotonic()
-        lead = threading.Thread(target=_lead, args=[engine, weather, seconds, kept], daemon=True)
-        lead.start()
+        driver = threading.Thread(target=_drive, args=[engine, fault_thread, seconds, kept], daemon=True)
+        driver.start()
         for _ in engine.items():
             pass
-        lead.join()
-        found = _found(engine, audit, sinks, broker, folder)
+        driver.join()
+        result = _outcome(engine, audit, sinks, broker, folder)
         kept.seek(0)
         samples = [json.loads(line) for line in kept]
     memory = _memory(samples, seconds)
     return {
         "seed": seed,
         "seconds": round(time.monotonic() - begin, 1),
-        "faults": dict(sorted(weather.counts.items())),
-        **found,
+        "faults": dict(sorted(fault_thread.counts.items())),
+        **result,
         **memory,
-        "passed": all(found["holds"].values()) and memory["within_bound"],
+        "passed": all(result["holds"].values()) and memory["within_bound"],
     }
 
 
-def _lead(engine: Engine, weather: Weather, seconds: float, kept: Any) -> None:
-    """Let it storm for so long; then mend everything, wait until all is found again, and stop."""
+def _drive(engine: Engine, faults: FaultThread, seconds: float, kept: Any) -> None:
+    """Let faults happen for so long; then mend everything, wait until all is connected again, and stop."""
     begin = time.monotonic()
-    weather.start()
+    faults.start()
     while (at_s := time.monotonic() - begin) < seconds:
         row = [at_s, Memory.of(os.getpid()).own_mb, len(os.listdir("/proc/self/fd")), threading.active_count()]  # noqa: PTH208
         kept.write(json.dumps(row) + "\n")
         time.sleep(PERIOD_S)
-    weather.mend()
+    faults.mend()
     deadline = time.monotonic() + RECOVERY_S
     while time.monotonic() < deadline and not _recovered(engine):
         time.sleep(PERIOD_S)
@@ -366,7 +366,7 @@ def _recovered(engine: Engine) -> bool:
     )
 
 
-def _found(engine: Engine, audit: Audit, sinks: Any, broker: Mosquitto, folder: Path) -> dict[str, Any]:
+def _outcome(engine: Engine, audit: Audit, sinks: Any, broker: Mosquitto, folder: Path) -> dict[str, Any]:
     """What became of frames, items and labels."""
     assert engine.final is not None
     counts = audit.counts
@@ -397,7 +397,7 @@ def _found(engine: Engine, audit: Audit, sinks: Any, broker: Mosquitto, folder: 
             "every item of a sink is counted once": all(
                 sink.written + sink.dropped == taken[sink.name.split()[0]] for sink in sinks
             ),
-            "labels enter and leave by turns": audit.violations == 0 and audit.dropped == 0,
+            "labels enter and leave alternately": audit.violations == 0 and audit.dropped == 0,
             "every label that entered left": not any(audit.held.values()) and counts["enter"] == counts["exit"] > 0,
             "the events' file has every event": Counter(event["kind"] for event in events)
             == {kind: count for kind, count in counts.items() if kind not in ("frames", "events")},
@@ -434,14 +434,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--receive", nargs=2, help=argparse.SUPPRESS)
-    wish = parser.parse_args()
-    if wish.receive:
-        receive(wish.receive[0], int(wish.receive[1]))
-    found = month(wish.minutes * 60, wish.seed)
-    print(json.dumps(found, indent=1))
-    if wish.out:
-        wish.out.write_text(json.dumps(found, indent=1) + "\n")
-    return 0 if found["passed"] else 1
+    arguments = parser.parse_args()
+    if arguments.receive:
+        receive(arguments.receive[0], int(arguments.receive[1]))
+    result = month(arguments.minutes * 60, arguments.seed)
+    print(json.dumps(result, indent=1))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    return 0 if result["passed"] else 1
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def encodes() -> bool:
 class Behaviour(NamedTuple):
     """What a publisher does."""
 
-    kind: str  # "mjpeg", "mpegts", "mpegts-client", "rtsp"
+    kind: str  # "mjpeg", "mpegts", "mpegts-client", "rtsp", "snapshot"
     fault: str = ""  # "hangup", "stall", "corrupt", "loss", "size", "401"
     after: int = 20  # frames until the fault
     times: int = 1  # connections that have it
@@ -195,6 +195,18 @@ class Mjpeg(socketserver.StreamRequestHandler):
                                  % (len(data), data))  # fmt: skip
 
 
+class Snapshot(socketserver.StreamRequestHandler):
+    """The picture of the moment, as a JPEG; it has no faults."""
+
+    begin = time.monotonic()
+
+    def handle(self) -> None:
+        message(self.rfile)
+        data = jpeg(grey(int((time.monotonic() - self.begin) * RATE)))
+        head = "HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nConnection: close\r\n"
+        self.wfile.write(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+
+
 class MpegTs(socketserver.BaseRequestHandler):
     """A transport stream, to whoever connects."""
 
@@ -305,7 +317,8 @@ class Rtsp(socketserver.StreamRequestHandler):
         sequence = itertools.count()
         small = h264(64, 48, faulty.behaviour.after) if faulty.fault == "size" else []
         for number in faulty.numbers():
-            units = h264()[number % FRAMES] if faulty.size(number) == SIZE else small[number - faulty.behaviour.after]
+            normal, later = faulty.size(number) == SIZE, number - faulty.behaviour.after
+            units = h264()[number % FRAMES] if normal else small[later % len(small)]
             for place, unit in enumerate(units):
                 if faulty.damaged(number) and unit[0] & 31 in (1, 5):
                     unit = unit[:6] + bytes(byte ^ 0x5A for byte in unit[6:])
@@ -345,7 +358,7 @@ def main() -> None:
         threading.Thread(target=_knock, args=[behaviour], daemon=True).start()
         sys.stdin.read()
         return
-    handler = {"mjpeg": Mjpeg, "mpegts": MpegTs, "rtsp": Rtsp}[behaviour.kind]
+    handler = {"mjpeg": Mjpeg, "mpegts": MpegTs, "rtsp": Rtsp, "snapshot": Snapshot}[behaviour.kind]
     if behaviour.kind in ("rtsp", "mpegts"):
         h264()  # what an encoder's first time costs isn't a silence of the first connection
     with Server(("127.0.0.1", behaviour.port), handler) as server:

@@ -125,7 +125,7 @@ def test_the_probability_of_a_label_that_holds_follows(
     sink.put(status(source_status(probability=0.9)), None)
     until(lambda: broker.retained("t/#")["t/door/probability"] == b"0.90")
     sink.put(status(source_status(probability=0.5)), None)
-    assert sink._wanted["door"].probability == "0.90", "it doesn't follow at once"
+    assert sink._current["door"].probability == "0.90", "it doesn't follow at once"
     monkeypatch.setattr(mqtt, "FOLLOW_S", 0.0)
     sink._follow_at = 0.0
     sink.put(status(source_status(probability=0.5)), None)

@@ -12,10 +12,12 @@ import pytest
 from msgspec.structs import replace
 from PIL import Image
 
+from tests.benchmarking.nulls import null_artifact
 from tests.disks import fill, small_disk
 from tests.streaming.items import event, picture, record, status, until
-from tests.streaming.levels import Ran, run, session
+from tests.streaming.levels import Ran, run
 from vitedge.errors import UsageError
+from vitedge.runtimes.session import open_session
 from vitedge.streaming.snapshots import SnapshotSink
 from vitedge.streaming.source_state import iso
 
@@ -38,7 +40,7 @@ def test_each_label_that_enters_has_its_picture(tmp_path: Path) -> None:
     def entered(ran: Ran) -> bool:
         return len(ran.events("enter")) >= 3
 
-    with session(tmp_path) as opened:
+    with open_session(null_artifact(tmp_path / "null")) as opened:
         ran = run(opened, "cam=test://?pattern=steps&rate=50&hold=10", until=entered, sinks=[sink])
     labels = [str(each.label) for each in ran.events("enter")]
     names = sorted(path.name for path in shots.iterdir())

@@ -46,7 +46,7 @@ KEEP_ALIVE_S = 30
 Level = Literal["labels", "events", "records"]
 
 
-class Held(NamedTuple):
+class LabelState(NamedTuple):
     """The state of a source."""
 
     label: str = ""
@@ -92,8 +92,8 @@ class MqttSink(QueuedSink):
         except ImportError as error:
             raise NotInstalledError.for_extra(action, "paho-mqtt", "stream") from error
         self._level, self._announce = level, announce
-        self._wanted = dict.fromkeys(self._sources, Held())  # what the broker should keep, by the source's level
-        self._told: dict[str, Held] = {}  # what it was told since it's connected
+        self._current = dict.fromkeys(self._sources, LabelState())  # what the broker should keep, by the source's level
+        self._published: dict[str, LabelState] = {}  # what it was told since it's connected
         self._follow_at, self._last_moment = 0.0, math.inf  # monotonic
         self._client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv311)
         if user is not None:
@@ -118,13 +118,13 @@ class MqttSink(QueuedSink):
             return
         if isinstance(item, Event):
             if item.kind in ("enter", "exit"):
-                entered = item.kind == "enter"
-                self._wanted[topic_level(item.source)] = _held(item.label, item.probability) if entered else Held()
+                label = item.label if item.kind == "enter" else None
+                self._current[topic_level(item.source)] = _label_state(label, item.probability)
             elif self._level == "labels":
                 return
         if isinstance(item, Status):
             self._follow(item)
-            if self._items or self._wanted == self._told or not self._client.is_connected():
+            if self._items or self._current == self._published or not self._client.is_connected():
                 return
         super().put(item, None)
 
@@ -137,8 +137,8 @@ class MqttSink(QueuedSink):
             return
         self._follow_at = time.monotonic() + FOLLOW_S
         for source in status.sources:
-            if self._wanted.get(topic_level(source.name), Held()).label:
-                self._wanted[topic_level(source.name)] = _held(source.label, source.probability)
+            if self._current.get(topic_level(source.name), LabelState()).label:
+                self._current[topic_level(source.name)] = _label_state(source.label, source.probability)
 
     def handle(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
         """See the base. Statuses aren't delivered, and don't count."""
@@ -156,10 +156,10 @@ class MqttSink(QueuedSink):
             self._await_broker()
             if self._level != "labels":
                 self._publish(f"{topic_level(item.source)}/event", msgspec.json.encode(item), 1)
-            self._tell()
+            self._publish_labels()
             return
         with contextlib.suppress(ConnectionError, TimeoutError):  # the next status tries again
-            self._tell()
+            self._publish_labels()
 
     def _await_broker(self) -> None:
         while not self._client.is_connected():
@@ -168,15 +168,15 @@ class MqttSink(QueuedSink):
                     raise ConnectionError("the broker is away")
                 self._changed.wait(0.2)
 
-    def _tell(self) -> None:
+    def _publish_labels(self) -> None:
         """Have the broker keep the state of every source."""
-        for source, held in self._wanted.copy().items():
-            told = self._told
-            if told.get(source) != held:
-                for name in Held._fields:
-                    if source not in told or getattr(told[source], name) != getattr(held, name):
-                        self._publish(f"{source}/{name}", getattr(held, name).encode(), 1, retain=True)
-                told[source] = held
+        for source, state in self._current.copy().items():
+            published = self._published
+            if published.get(source) != state:
+                for name in LabelState._fields:
+                    if source not in published or getattr(published[source], name) != getattr(state, name):
+                        self._publish(f"{source}/{name}", getattr(state, name).encode(), 1, retain=True)
+                published[source] = state
 
     def end(self) -> None:
         """See the base."""
@@ -187,7 +187,7 @@ class MqttSink(QueuedSink):
         """See the base. A broker that doesn't take the last word gets no goodbye either: it then publishes the will."""
         try:
             if self._client.is_connected():
-                self._tell()
+                self._publish_labels()
                 self._publish("online", b"0", 1, retain=True)
         except (ConnectionError, TimeoutError):
             with contextlib.suppress(OSError, AttributeError):
@@ -227,7 +227,7 @@ class MqttSink(QueuedSink):
             self.error = f"the broker refuses: {reason}"
             return
         self.error = None
-        self._told = {}
+        self._published = {}
         for level, source in self._sources.items() if self._announce else ():
             for topic, sensor in discovery(self._topic, level, source):
                 client.publish(topic, msgspec.json.encode(sensor), 1, True)
@@ -246,5 +246,5 @@ def topic_level(source: str) -> str:
     return re.sub(r"[/+#\x00]", "-", source)
 
 
-def _held(label: str | None, probability: float | None) -> Held:
-    return Held() if label is None else Held(label, f"{probability or 0:.2f}")
+def _label_state(label: str | None, probability: float | None) -> LabelState:
+    return LabelState() if label is None else LabelState(label, f"{probability or 0:.2f}")
