@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +104,19 @@ def test_a_sink_that_hangs_takes_no_time_from_the_others(tmp_path: Path, monkeyp
     by_stop(tmp_path, [hanging, kept], monkeypatch)
     assert finished and kept.events[-1].kind == "exit" and kept.dropped == 0
     assert hanging.written == 0 and hanging.dropped == len(kept.events)
+
+
+def test_an_item_that_is_given_up_is_counted_once_though_it_arrives_later() -> None:
+    kept, arrives = Kept(), threading.Event()
+    write = kept.write
+    kept.write = lambda item, picture: (arrives.wait(), write(item, picture))  # type: ignore[method-assign]
+    kept.put(event(0), None)
+    kept.put(event(1), None)
+    until(lambda: len(kept._items) == 1)
+    kept.close(0.05)
+    arrives.set()
+    kept._thread.join()
+    assert len(kept.events) == 1 and (kept.written, kept.dropped) == (0, 2)
 
 
 def test_an_event_that_waits_for_the_webhook_is_tried_once_more_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

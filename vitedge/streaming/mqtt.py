@@ -67,6 +67,8 @@ class MqttSink(QueuedSink):
         NotInstalledError: paho-mqtt is missing.
     """
 
+    uncounted = (Status,)
+
     def __init__(
         self, url: str, level: Level = "events", *, announce: bool = False, sources: tuple[str, ...] = ()
     ) -> None:
@@ -139,11 +141,6 @@ class MqttSink(QueuedSink):
         for source in status.sources:
             if self._current.get(topic_level(source.name), LabelState()).label:
                 self._current[topic_level(source.name)] = _label_state(source.label, source.probability)
-
-    def handle(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
-        """See the base. Statuses aren't delivered, and don't count."""
-        self.write(item, picture)
-        self.written += not isinstance(item, Status)
 
     def write(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
         """See the base. One message at a time: paho's own queue has no bound for a broker that doesn't read."""

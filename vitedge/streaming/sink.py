@@ -26,6 +26,7 @@ class QueuedSink:
     """
 
     picture_width = 0
+    uncounted: tuple[type, ...] = ()  # items that only tell what time it is
 
     def __init__(self, name: str, kinds: tuple[type, ...], depth: int = 8192) -> None:
         self.name, self._kinds, self._depth = name, kinds, depth
@@ -34,6 +35,8 @@ class QueuedSink:
         self._items: deque[tuple[Item, NDArray[np.uint8] | None]] = deque()
         self._changed = threading.Condition()
         self._closing = self._ended = False
+        self._in_hand: Item | None = None  # what is being written
+        self._abandoned = False  # whether :meth:`close` has counted that already
         self._thread = threading.Thread(target=self._run, name=f"sink {name}", daemon=True)
         self._thread.start()
 
@@ -46,7 +49,7 @@ class QueuedSink:
     def handle(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
         """Write one item and count it. Sinks that deliver several items at once override it."""
         self.write(item, picture)
-        self.written += 1
+        self.written += self._counts(item)
 
     def finish(self) -> None:
         """Release what :meth:`write` used; called once, in the sink's thread."""
@@ -69,11 +72,10 @@ class QueuedSink:
             return
         with self._changed:
             if self._closing:
-                self.dropped += 1
+                self.dropped += self._counts(item)
                 return
             if len(self._items) == self._depth:
-                self._items.popleft()
-                self.dropped += 1
+                self.dropped += self._counts(self._items.popleft()[0])
             self._items.append((item, self.wanted(picture)))
             self._changed.notify()
 
@@ -89,16 +91,28 @@ class QueuedSink:
         self.end()
         self._thread.join(max(0.0, deadline - time.monotonic()))
         with self._changed:
-            self.dropped += len(self._items) + (not self._ended and self._thread.is_alive())
+            self._abandoned = self._in_hand is not None
+            undelivered = [*(item for item, _ in self._items), *([self._in_hand] if self._in_hand else [])]
+            self.dropped += sum(map(self._counts, undelivered))
             self._items.clear()
+
+    def _counts(self, item: Item) -> bool:
+        return not isinstance(item, self.uncounted)
 
     def _run(self) -> None:
         while (entry := self._next()) is not None:
+            written, failed = self.written, False
             try:
                 self.handle(*entry)
             except Exception as error:
-                self.dropped += 1
+                failed = True
                 self.error = printable(self.describe(error))
+            with self._changed:
+                self._in_hand = None
+                if self._abandoned:
+                    self.written = written
+                else:
+                    self.dropped += failed and self._counts(entry[0])
         try:
             self.finish()
         except Exception as error:
@@ -109,4 +123,7 @@ class QueuedSink:
         with self._changed:
             while not self._items and not self._closing:
                 self._changed.wait()
-            return self._items.popleft() if self._items else None
+            if not self._items:
+                return None
+            self._in_hand = self._items[0][0]
+            return self._items.popleft()

@@ -41,6 +41,7 @@ class SnapshotSink(QueuedSink):
     """
 
     picture_width = WIDTH
+    uncounted = (Status,)
 
     def __init__(self, event: str, folder: str | Path, *, most: int, age_s: float) -> None:
         parse_event(event)
@@ -68,11 +69,13 @@ class SnapshotSink(QueuedSink):
             super().put(item, None)
 
     def handle(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
-        """See the base. Statuses remind of what has become too old, and don't count."""
+        """See the base. Statuses remind of what has become too old."""
         if isinstance(item, Event):
-            self.write(item, picture)
-            self.written += 1
-        self._remove_excess()
+            super().handle(item, picture)
+        try:
+            self._remove_excess()
+        except OSError as error:  # it doesn't unmake the snapshot
+            self.error = self.describe(error)
 
     def write(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
         """See the base."""
