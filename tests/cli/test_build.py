@@ -108,7 +108,9 @@ def test_a_dry_run(artifact: Artifact) -> None:
     there, missing = json.loads(vitedge("build", artifact.path, *options, "--json", "-").out)
     assert (there["sm"], there["builds"]) == ("8.9", False)
     assert (missing["sm"], missing["builds"], missing["because"]) == ("12.0", True, "")
-    assert [one["sm"] for one in missing["earlier"]] == ["8.9"] and missing["memory_mb"] > 0
+    (earlier,) = missing["earlier"]
+    assert (earlier["sm"], missing["memory_mb"] > 0) == ("8.9", True)
+    assert 50 < earlier["peak_mb"] < 50_000, "MiB of a process that has loaded TensorRT-RTX"
     done = vitedge("build", artifact.path, *options)
     assert "to be built" in done.out and "for SM 8.9 with tensorrt_rtx" in done.out and "there: " in done.out
     again = json.loads(vitedge("build", artifact.path, *options, "--json", "-").out)
@@ -135,3 +137,6 @@ def test_a_rebuilt_engine_says_why(capsys: pytest.CaptureFixture[str]) -> None:
     built.show_built([row])
     text = capsys.readouterr().out
     assert "61.2" in text and "SM 8.7: the engine that is there was built for something else" in text
+    built.show_built([{**row, "built": False, "because": ""}, {**row, "built": False, "seconds": None}])
+    text = capsys.readouterr().out
+    assert "cached 61.2" in text and text.count("cached") == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -185,3 +186,15 @@ def test_times_and_losses_of_the_same_run() -> None:
     assert [(one.precision, one.latency_p50_ms, one.top1_drop_pp) for one in found] == [("int8", 1, 25), ("fp16", 2, 0)]
     assert [one.latency_p95_ms for one in found] == [2.1, 2.0]
     assert choices._timed(artifacts, measured, None)[0].top1_drop_pp is None
+
+
+def test_tensorrt_11_names_types_otherwise() -> None:
+    """It splits a tensor's ``Format/Datatype`` into two keys, and the format names another type."""
+    older = information(2, int8=True, reformats=True)
+    told: dict[str, Any] = json.loads(older)
+    for layer in told["Layers"]:
+        for tensor in (*layer["Inputs"], *layer["Outputs"]):
+            tensor |= {"Datatype": tensor.pop("Format/Datatype"), "Format": "Row major linear FP8 format (kLINEAR)"}
+    told["I/O Tensors"] = [{"Name": name, "DataType": "Float"} for name in told.pop("Bindings")]
+    assert parse(json.dumps(told)) == parse(older)
+    assert {layer.type for layer in parse(older)} == {"int8", "fp16"}

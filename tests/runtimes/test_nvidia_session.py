@@ -295,7 +295,7 @@ class _Build:
         heard("500")
         if isinstance(self.result, Exception):
             raise self.result
-        return Built(self.result, b"timings", 12.5)
+        return Built(self.result, b"timings", 12.5, 700)
 
 
 build = _Build()
@@ -614,7 +614,9 @@ def test_a_dry_run_builds_nothing(tmp_path: Path, cuda: CudaStandIn, monkeypatch
     (row,) = vitedge.plan_build(made.path, options={"workspace_mb": 64})
     assert row["builds"] and "GPU Stand-in, here Other" in row["because"]
     assert row["memory_mb"] == engines.BASE_MB + 64
-    assert row["earlier"] == [{"runtime": "tensorrt 10.3.0", "gpu": "Stand-in", "sm": "8.7", "seconds": 12.5}]
+    assert row["earlier"] == [
+        {"runtime": "tensorrt 10.3.0", "gpu": "Stand-in", "sm": "8.7", "seconds": 12.5, "peak_mb": 700}
+    ]
     assert len(build.graphs) == 1
 
 

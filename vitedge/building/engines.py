@@ -98,7 +98,8 @@ def plan(
 
     Returns:
         ``builds`` (there is no engine that fits), ``because``, ``folder``, ``memory_mb`` that building takes, about,
-        ``available_mb`` of this machine's, and ``earlier``: builds of the same graph and what they took in seconds.
+        ``available_mb`` of this machine's, and ``earlier``: builds of the same graph, with the ``seconds`` and the
+        ``peak_mb`` of resident memory that they took.
 
     Raises:
         UsageError, ResourceError, NotInstalledError: as :func:`build`, before it builds.
@@ -117,7 +118,13 @@ def plan(
             "memory_mb": each.memory_mb,
             "available_mb": available_mb,
             "earlier": [
-                {"runtime": f"{one.package} {one.version}", "gpu": one.gpu, "sm": one.sm, "seconds": one.seconds}
+                {
+                    "runtime": f"{one.package} {one.version}",
+                    "gpu": one.gpu,
+                    "sm": one.sm,
+                    "seconds": one.seconds,
+                    "peak_mb": one.peak_mb,
+                }
                 for one in each.earlier
             ],
         }

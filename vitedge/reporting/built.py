@@ -68,7 +68,8 @@ def show_planned(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _earlier(one: Mapping[str, Any]) -> str:
     gpu = f"{one['gpu']}, " if one["gpu"] else ""
-    return f"{one['seconds']:.1f} s for {gpu}SM {one['sm']} with {one['runtime']}"
+    memory = "" if one["peak_mb"] is None else f" and {one['peak_mb']:,} MiB"
+    return f"{one['seconds']:.1f} s{memory} for {gpu}SM {one['sm']} with {one['runtime']}"
 
 
 def show_build(rows: Sequence[Mapping[str, Any]]) -> None:

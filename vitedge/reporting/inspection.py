@@ -357,6 +357,7 @@ def _engines(path: Path) -> Inspection:
                 engine.jetpack or rows.UNKNOWN,
                 f"{file.stat().st_size / 1e6:.2f}" if file.is_file() else rows.UNKNOWN,
                 rows.UNKNOWN if engine.seconds is None else f"{engine.seconds:.1f}",
+                rows.UNKNOWN if engine.peak_mb is None else f"{engine.peak_mb:,}",
                 engine.file if sound else f"{engine.file}: it isn't what was written",
             )
         )
@@ -365,7 +366,7 @@ def _engines(path: Path) -> Inspection:
         "timing caches": ", ".join(sorted(file.name for file in path.glob("*.cache"))) or "none",
         "written by": f"vitedge {record.vitedge_version}",
     }
-    columns = ("!SM", "GPU", "!built with", "JetPack", ">MB", ">seconds", "file")
+    columns = ("!SM", "GPU", "!built with", "JetPack", ">MB", ">seconds", ">MiB while built", "file")
     section = Section(title="Engines", columns=columns, rows=tuple(cells))
     return Inspection(kind="engines", path=str(path), facts=facts, sections=(section,), record=to_builtins(record))
 

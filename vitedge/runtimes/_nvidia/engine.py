@@ -20,6 +20,7 @@ from typing import Any
 from vitedge.core import isolation
 from vitedge.core.progress import Progress, silent
 from vitedge.device import cuda, hardware
+from vitedge.device.sensors import resident_bytes
 from vitedge.errors import ArtifactError, NotInstalledError, ResourceError, UsageError
 
 EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
@@ -46,6 +47,7 @@ class Built:
     plan: bytes
     timing_cache: bytes = b""  # empty where the package keeps none
     seconds: float = 0.0
+    peak_mb: int | None = None  # largest resident memory of the process that built it, in MiB
 
 
 def installed(package: str) -> str | None:
@@ -161,7 +163,8 @@ def build(package: str, graph: bytes, options: BuildOptions = BuildOptions(), ti
     if plan is None:
         raise _build_error(f"{NAMES[package]} {trt.__version__}", log.text(), action)
     timings = bytes(config.get_timing_cache().serialize()) if keeps_timings else b""
-    return Built(bytes(plan), timings, time.monotonic() - started)
+    _, peak = resident_bytes()
+    return Built(bytes(plan), timings, time.monotonic() - started, None if peak is None else peak >> 20)
 
 
 def capability_names(trt: Any) -> list[str]:

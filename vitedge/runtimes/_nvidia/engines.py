@@ -195,7 +195,8 @@ def build_into(
     if built.timing_cache:
         with optional_writes():
             write_atomic(timings, built.timing_cache, action)
-    metadata = add(folder, name, built.plan, replace(wanted, seconds=round(built.seconds, 3)), action)
+    taken = replace(wanted, seconds=round(built.seconds, 3), peak_mb=built.peak_mb)
+    metadata = add(folder, name, built.plan, taken, action)
     return ObtainedEngine(built.plan, metadata, folder, built=True)
 
 

@@ -1,4 +1,8 @@
-"""What the engine inspector tells of an engine's layers: JSON, whose detail ``ProfilingVerbosity.DETAILED`` gives."""
+"""What the engine inspector tells of an engine's layers: JSON, whose detail ``ProfilingVerbosity.DETAILED`` gives.
+
+TensorRT 11 split a tensor's ``Format/Datatype`` into ``Format`` and ``Datatype``
+(https://docs.nvidia.com/deeplearning/tensorrt/11.3.0/api/migration/tensorrt-10x-to-11x-IEngineInspector.html).
+"""
 
 from __future__ import annotations
 
@@ -64,7 +68,8 @@ def _layer(entry: Mapping[str, Any] | str) -> Layer:
     if isinstance(entry, str):  # an engine without detail tells names alone
         return Layer(entry, "", "", ())
     tensors = entry.get("Inputs") or entry.get("Outputs") or []
-    type_names = [word.lower() for tensor in tensors for word in _TYPE.findall(str(tensor.get("Format/Datatype", "")))]
+    described = " ".join(str(tensor.get("Format/Datatype") or tensor.get("Datatype", "")) for tensor in tensors)
+    type_names = map(str.lower, _TYPE.findall(described))
     types = {_WORDS.get(word, word) for word in type_names}
     nodes = re.findall(r"\[ONNX Layer: ([^\]]+)\]", str(entry.get("Metadata", "")))
     return Layer(

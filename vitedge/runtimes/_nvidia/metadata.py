@@ -26,6 +26,7 @@ class EngineMetadata(Record):
     file: str = ""  # name of the engine's file
     engine: str = ""  # SHA-256 of the engine
     seconds: float | None = None  # that building it took
+    peak_mb: int | None = None  # largest resident memory of the process that built it, in MiB
 
 
 #: What is compared, and the word for it. TensorRT loads an engine only in the version and on the GPU that built it.

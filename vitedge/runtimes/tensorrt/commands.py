@@ -27,7 +27,8 @@ def commands(artifact: Artifact) -> list[tuple[str, str]]:
         UsageError: an option of the manifest that TensorRT hasn't.
     """
     options = build_options(artifact.manifest.runtime_options, f"write command lines for {artifact.path}")
-    lines = [("build the engine, and time it as `vitedge bench --like trtexec10` does", _trtexec(artifact, options))]
+    timed = "build the engine, and time it: `vitedge bench --like trtexec10`, or trtexec11 from TensorRT 11 on"
+    lines = [(timed, _trtexec(artifact, options))]
     if artifact.manifest.golden.pictures:
         lines += [
             ("the golden pictures, for Polygraphy", _inputs(artifact)),
