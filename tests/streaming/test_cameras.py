@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import re
+import socketserver
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ import pytest
 from tests.streaming.challenges import Gate
 from tests.streaming.connection import connect
 from tests.streaming.levels import level_of, run, session
-from tests.streaming.publisher import ENCODER, RATE, SIZE, Publisher, encodes, grey, jpeg, level
+from tests.streaming.publisher import ENCODER, RATE, SIZE, Publisher, encodes, grey, jpeg, level, message
 from tests.streaming.test_causes import serving
 from tests.streaming.test_engine import video
 from tests.streaming.test_live import enough
@@ -52,7 +54,7 @@ class SnapshotCamera(http.server.BaseHTTPRequestHandler):
     def _answer_one(self) -> None:
         server = self.server
         if not server.gate.admits(f"{self.requestline}\r\n{self.headers}"):
-            self._say(401, b"", **{"WWW-Authenticate": server.gate.challenge})
+            self._say(401, b"", challenge=server.gate.challenge)
             return
         number, server.asked = server.asked, server.asked + 1
         fault = server.faults.get(number, "")
@@ -73,11 +75,12 @@ class SnapshotCamera(http.server.BaseHTTPRequestHandler):
                 time.sleep(0.2)
             self._say(200, data)
 
-    def _say(self, status: int, body: bytes, length: int | None = None, **headers: str) -> None:
+    def _say(self, status: int, body: bytes, *, length: int = 0, challenge: str = "") -> None:
         self.send_response(status)
-        kind = "image/jpeg" if status == 200 else "text/plain"
-        for name, value in {"Content-Type": kind, "Content-Length": str(length or len(body)), **headers}.items():
-            self.send_header(name, value)
+        self.send_header("Content-Type", "image/jpeg" if status == 200 else "text/plain")
+        self.send_header("Content-Length", str(length or len(body)))
+        if challenge:
+            self.send_header("WWW-Authenticate", challenge)
         self.end_headers()
         self.wfile.write(body)
 
@@ -120,7 +123,8 @@ def test_snapshots_are_polled_over_one_connection(scheme: str) -> None:
     with serving(server):
         seen = connect(server.url("camera:hush@"), poll=100)
     assert seen.levels == [level(number) for number in range(12)] and (seen.codec, seen.finite) == ("mjpeg", False)
-    assert seen.times == sorted(seen.times) and seen.times[0] == 0
+    times = [at for at in seen.times if at is not None]
+    assert len(times) == 12 and times == sorted(times) and times[0] == 0
     assert server.connections == 1 and server.answering.most == 1
 
 
@@ -168,6 +172,52 @@ def test_what_is_no_snapshot_is_named() -> None:
         connect(server.url())
 
 
+# --- MJPEG as cameras spell it
+
+
+class Spelt(socketserver.StreamRequestHandler):
+    """Pictures with whatever comes before, between and behind them."""
+
+    def handle(self) -> None:
+        message(self.rfile)
+        kind, begin, head, end = self.server.spelling  # type: ignore[attr-defined]
+        with contextlib.suppress(OSError):
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\n\r\n%b" % (kind, begin))
+            for number in range(100):
+                data = jpeg(grey(number))
+                self.wfile.write(head.replace(b"N", b"%d" % len(data)) + data + end)
+                time.sleep(0.01)
+
+
+TYPE, LENGTH = b"Content-Type: image/jpeg\r\n", b"Content-Length: N\r\n"
+MULTIPART = b"multipart/x-mixed-replace; boundary="
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        (MULTIPART + b"frame", b"", b"--frame\r\n" + TYPE + LENGTH + b"\r\n", b"\r\n"),
+        (MULTIPART + b"frame", b"\r\n", b"\r\n--frame\r\n" + TYPE + b"\r\n", b"\r\n"),
+        (MULTIPART + b"--frame", b"", b"--frame\r\n" + TYPE + LENGTH + b"\r\n", b"\r\n"),
+        (MULTIPART + b"frame", b"", b"--another\r\n" + TYPE + LENGTH + b"\r\n", b"\r\n"),
+        (MULTIPART + b"frame", b"", b"--frame\n" + TYPE.lower() + LENGTH.lower() + b"X-Timestamp: 1.5\r\n\r\n", b"\n"),
+        (MULTIPART + b"frame", b"", b"--frame\r\n" + LENGTH + b"\r\n", b"\r\n"),
+        (MULTIPART + b"frame", b"", TYPE + LENGTH + b"\r\n", b"\r\n--frame\r\n"),
+        (MULTIPART + b"frame", b"", TYPE + b"\r\n", b"\r\n--frame\r\n"),
+        (b"image/jpeg", b"", b"", b""),
+        (b"video/x-motion-jpeg", b"", b"", b""),
+    ],
+    ids=["usual", "no length", "dashes", "another", "lines", "no type", "esp32", "esp32 no length", "bare", "motion"],
+)
+def test_mjpeg_in_every_spelling(spelling: tuple[bytes, ...]) -> None:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Spelt) as server:
+        server.daemon_threads = True
+        server.spelling = spelling  # type: ignore[attr-defined]
+        with serving(server):
+            seen = connect(f"http://127.0.0.1:{server.server_address[1]}/stream", 8)
+    assert seen.levels == [level(number) for number in range(8)] and seen.codec == "mjpeg"
+
+
 # --- digest, and RTSP over UDP
 
 
@@ -195,6 +245,11 @@ def test_rtsp_over_udp() -> None:
             connect(url)
         assert "hush" not in str(error.value)
         assert connect(url, rtsp_transport="udp").levels == [level(number) for number in range(12)]
+    with (
+        Publisher("rtsp", transport="udp", fault="stall", after=0) as camera,
+        pytest.raises(Failure, match="silent for 1 s: does a firewall drop packets over UDP"),
+    ):
+        connect(f"rtsp://127.0.0.1:{camera.port}/main", rtsp_transport="udp", stall_timeout=1.0)
     with Publisher("rtsp") as camera, pytest.raises(Failure, match="RTP over UDP: try --rtsp-transport tcp"):
         connect(f"rtsp://127.0.0.1:{camera.port}/main", rtsp_transport="udp")
 

@@ -17,8 +17,8 @@ def stream(
     source: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Sources, which share one session: 0 or /dev/video0, csi://0, rtsp://, http://, a video, a folder, a "
-            "quoted pattern, test://; NAME=SOURCE names one."
+            help="Sources, which share one session: 0 or /dev/video0, csi://0, rtsp://, http://, "
+            "http+snapshot://, a video, a folder, a quoted pattern, test://; NAME=SOURCE names one."
         ),
     ] = None,
     *,

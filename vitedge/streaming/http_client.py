@@ -35,13 +35,8 @@ class Answer:
         if connection.sock is not None:
             connection.sock.settimeout(client.stall_s)
 
-    @property
-    def closed(self) -> bool:
-        """Whether :meth:`close` was called."""
-        return self._closed
-
     def read(self, most: int) -> bytes:
-        """So many bytes at most, as soon as there are any; none at the end.
+        """So many bytes at most, as soon as there are any; none at the end, or once it's closed.
 
         Raises:
             Unavailable: nothing comes, or the connection breaks.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -13,6 +14,11 @@ from vitedge.streaming.http_client import Client, task_client
 from vitedge.streaming.task import Task
 
 _HEAD = 4096  # bytes at which the kind of an answer shows
+_ANYTHING = re.compile(rb"\S")
+_MULTIPART = "multipart/x-mixed-replace"
+_PART_END = re.compile(rb"\n\r?\n\s*\S|\xff\xd8")
+#: A part's head as FFmpeg takes it.
+_PART = re.compile(rb"(?i)\s*--[^\r\n]+\r\n(?:[^\r\n]+\r\n)*?content-type:[ \t]*image/jpeg[^\r\n]*\r\n")
 _PLAYLISTS = ("application/vnd.apple.mpegurl", "application/x-mpegurl", "audio/mpegurl", "audio/x-mpegurl")
 
 
@@ -34,11 +40,12 @@ class HttpFile(io.RawIOBase):
             self._answer.close()
             raise Failure("its server doesn't send parts of a file")
         self.name, self._at, self._ahead = url, 0, b""
+        self._wanted = 0  # where FFmpeg reads next; it often looks elsewhere without reading there
         self._size = self._answer.length
 
-    def head(self) -> bytes:
-        """The first bytes that are no line ends, without reading past them."""
-        while len(self._ahead) < _HEAD and not self._ahead.strip() and (data := self._answer.read(_HEAD)):
+    def head(self, until: re.Pattern[bytes]) -> bytes:
+        """The first bytes, up to something that tells their kind; they're read again."""
+        while len(self._ahead) < _HEAD and not until.search(self._ahead) and (data := self._answer.read(_HEAD)):
             self._ahead += data
         return self._ahead
 
@@ -59,14 +66,21 @@ class HttpFile(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         """See the base: at most so many bytes, as soon as there are any."""
-        if self._answer.closed:
-            self._answer = self._client.get(self._url, _part(self._begin + self._at, self._end))
-            if self._answer.status != 206:
-                raise Failure("its server doesn't send parts of a file")
+        if self._wanted != self._at:
+            self._go(self._wanted)
         data, self._ahead = self._ahead[:size], self._ahead[size:]
         data = data or self._answer.read(size)
-        self._at += len(data)
+        self._at = self._wanted = self._at + len(data)
         return data
+
+    def _go(self, at: int) -> None:
+        """Ask for the part that begins there."""
+        self._answer.close()
+        if at < (self._size or 0):  # behind the end the closed answer has nothing
+            self._answer = self._client.get(self._url, _part(self._begin + at, self._end))
+            if self._answer.status != 206:
+                raise Failure("its server doesn't send parts of a file")
+        self._at, self._ahead = at, b""
 
     def readable(self) -> bool:
         """See the base."""
@@ -78,16 +92,12 @@ class HttpFile(io.RawIOBase):
 
     def tell(self) -> int:
         """See the base."""
-        return self._at
+        return self._wanted
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """See the base. The next read asks for the part that begins there."""
-        assert self._size is not None
-        at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        if at != self._at:
-            self._at, self._ahead = at, b""
-            self._answer.close()
-        return self._at
+        """See the base."""
+        self._wanted = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._wanted, io.SEEK_END: self._size or 0}[whence]
+        return self._wanted
 
     def close(self) -> None:
         """See the base."""
@@ -115,7 +125,8 @@ class Opener(AbstractContextManager["Opener", None]):
         self._refused: Failure | None = None
         self._first: HttpFile | None = HttpFile(self._client, url)
         self.url = self._first.url
-        self._head, self._type = self._first.head(), self._first.content_type
+        self._type = self._first.content_type
+        self._head = self._first.head(_PART_END if self._type == _MULTIPART else _ANYTHING)
         reason = cause_in_answer(self._type, self._head)
         if reason is None and self._type == "image/jpeg" and self._first.size is not None:
             reason = f"it answers with one picture: poll it as {urlsplit(url).scheme}+snapshot://"
@@ -132,10 +143,10 @@ class Opener(AbstractContextManager["Opener", None]):
         """FFmpeg's name of what is sent, where it can't tell that by itself; None: it can."""
         if self._type in _PLAYLISTS or self._head.startswith(b"#EXTM3U"):
             return "hls"
-        if self._type == "multipart/x-mixed-replace" and self._head.lstrip().startswith(b"--"):
+        if self._type == _MULTIPART and _PART.match(self._head):
             return "mpjpeg"
-        # Pictures without a boundary before the first one, or without any.
-        return "mjpeg" if self._type in ("multipart/x-mixed-replace", "image/jpeg") else None
+        # Pictures without a boundary before the first one, without any, or with headers that FFmpeg doesn't take.
+        return "mjpeg" if self._type in (_MULTIPART, "image/jpeg") else None
 
     def __call__(self, url: str, flags: int, options: Mapping[str, Any]) -> io.IOBase:
         """See PyAV's ``io_open``."""

@@ -226,7 +226,8 @@ def _decoded(
                 raise
             return f"the film can't be read to its end: {error}"
         if frames.error is not None:
-            text = _failure_text(frames.error, f"silent for {task.stall_s:g} s")
+            transport = "tcp" if frames.packets else task.transport  # what once came is let through
+            text = _failure_text(frames.error, f"silent for {task.stall_s:g} s", transport)
             if task.live or not frames.packets:
                 raise Failure(text)
             return f"the film can't be read to its end: {text}"
@@ -304,7 +305,7 @@ def _failure_text(error: Any, silence: str, transport: str = "tcp") -> str:
     import av.error
 
     if isinstance(error, av.error.ExitError):
-        return silence
+        return f"{silence}: does a firewall drop packets over UDP?" if transport == "udp" else silence
     if error.errno == errno.EPROTONOSUPPORT:  # RTSP's answer 461
         other = "udp" if transport == "tcp" else "tcp"
         return (
