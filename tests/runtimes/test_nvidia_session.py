@@ -606,14 +606,14 @@ def test_a_dry_run_builds_nothing(tmp_path: Path, cuda: CudaStandIn, monkeypatch
     made = artifact(tmp_path)
     (row,) = vitedge.plan_build(made.path)
     assert (row["builds"], row["because"], row["earlier"], build.graphs) == (True, "", [], [])
-    assert row["memory_mb"] == engines.BASE_MB + made.manifest.runtime_options["workspace_mb"]
+    assert row["memory_mb"] == engines.BASE_MB["tensorrt"] + made.manifest.runtime_options["workspace_mb"]
     build_engines(made, out=tmp_path / "artifact.engines")
     (row,) = vitedge.plan_build(made.path)
     assert not row["builds"] and row["folder"] == str(tmp_path / "artifact.engines")
     another_gpu(cuda, monkeypatch, tmp_path / "another device")
     (row,) = vitedge.plan_build(made.path, options={"workspace_mb": 64})
     assert row["builds"] and "GPU Stand-in, here Other" in row["because"]
-    assert row["memory_mb"] == engines.BASE_MB + 64
+    assert row["memory_mb"] == engines.BASE_MB["tensorrt"] + 64
     assert row["earlier"] == [
         {"runtime": "tensorrt 10.3.0", "gpu": "Stand-in", "sm": "8.7", "seconds": 12.5, "peak_mb": 700}
     ]

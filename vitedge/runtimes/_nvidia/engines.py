@@ -33,7 +33,7 @@ TIMINGS = "timings.cache"  # in an export folder of 0.1.0: what TensorRT measure
 #: TensorRT-RTX is the same software wherever it builds; TensorRT has to be where the engine will run.
 AHEAD_OF_TIME = ("tensorrt_rtx",)
 #: Building takes more memory than running: the libraries and CUDA's own, and several copies of the weights.
-BASE_MB, COPIES = 900, 4
+BASE_MB, COPIES = {"tensorrt": 900, "tensorrt_rtx": 230}, 4  # RTX: measured with 1.7.1; TensorRT: a guess
 
 
 class Engines(Record):
@@ -164,7 +164,7 @@ def outlook(artifact: Artifact, wanted: EngineMetadata, options: BuildOptions) -
         folder=found.folder if isinstance(found, ObtainedEngine) else cache,
         builds=not there,
         because="" if isinstance(found, ObtainedEngine) else found,
-        memory_mb=needed_mb(artifact.graph_path.stat().st_size, options),
+        memory_mb=needed_mb(wanted.package, artifact.graph_path.stat().st_size, options),
         earlier=tuple(sorted(earlier.values(), key=lambda one: len(differences(one, wanted)))),
     )
 
@@ -258,9 +258,9 @@ def _carry_timings(timings: Path, folder: Path, action: str) -> None:
         write_atomic(folder / timings.name, timings.read_bytes(), action)
 
 
-def needed_mb(graph_bytes: int, options: BuildOptions) -> int:
+def needed_mb(package: str, graph_bytes: int, options: BuildOptions) -> int:
     """MiB that building takes, about."""
-    return BASE_MB + COPIES * (graph_bytes >> 20) + (options.workspace_mb or 0)
+    return BASE_MB[package] + COPIES * (graph_bytes >> 20) + (options.workspace_mb or 0)
 
 
 def refuse_little_memory(graph_bytes: int, options: BuildOptions, action: str, root: Path = hardware.ROOT) -> None:
@@ -272,7 +272,7 @@ def refuse_little_memory(graph_bytes: int, options: BuildOptions, action: str, r
     if hardware.board(root).l4t is None:
         return
     memory = hardware.memory(root)
-    needed = needed_mb(graph_bytes, options)
+    needed = needed_mb("tensorrt", graph_bytes, options)
     if memory.available_mb is None or memory.available_mb + (memory.swap_mb or 0) >= needed:
         return
     raise ResourceError(

@@ -7,6 +7,7 @@ is accepted and does nothing. trtexec comes with TensorRT's Debian packages and 
 
 from __future__ import annotations
 
+import json
 import shlex
 
 import numpy as np
@@ -53,8 +54,9 @@ def _trtexec(artifact: Artifact, options: BuildOptions) -> str:
 def _inputs(artifact: Artifact) -> str:
     """Golden pictures as the graph takes them, in the only format that Polygraphy's command line reads."""
     shape = (artifact.manifest.batch, *artifact.array(GOLDEN_INPUTS).shape[1:])
-    pictures = f"numpy.resize(numpy.load({str(artifact.path / GOLDEN_INPUTS)!r}), {shape})"
-    code = f"import numpy; from polygraphy.json import save_json; save_json([{{{INPUT!r}: {pictures}}}], {INPUTS!r})"
+    pictures = f"numpy.resize(numpy.load({json.dumps(str(artifact.path / GOLDEN_INPUTS))}), {shape})"
+    save = f"save_json([{{{json.dumps(INPUT)}: {pictures}}}], {json.dumps(INPUTS)})"
+    code = f"import numpy; from polygraphy.json import save_json; {save}"
     return shlex.join(["python", "-c", code])
 
 
