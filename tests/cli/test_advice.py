@@ -16,7 +16,7 @@ EXPORT = "export {model} -t onnxruntime --out {out}"
 PROVOKED = {
     "unknown target": (2, "export {model} -t onnxruntim -p fp32 --out {out}"),
     "unknown recipe": (2, f"{EXPORT} -p int8 --data {{data}} --recipe thorogh"),
-    "too few pictures": (2, f"{EXPORT} -p int8 --data {{data}}"),
+    "too few pictures": (2, f"{EXPORT} -p int8 --data {{data}} --num-samples 50"),
     "artifact exists": (2, "export {model} -t onnxruntime -p fp32 --out {artifact}"),
     "result exists": (2, "bench {artifact} --duration 0.1 --warmup 0.1 --out {result}"),
     "result is a folder": (2, "bench {artifact} --duration 0.1 --warmup 0.1 --out {folder}"),

@@ -123,7 +123,7 @@ def test_a_file_that_is_no_onnx_is_refused(tmp_path: Path) -> None:
 def test_what_is_nothing_of_ours(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no such path"):
         inspect(tmp_path / "nowhere")
-    with pytest.raises(UsageError, match="neither a model, an artifact, a result nor an ONNX file"):
+    with pytest.raises(UsageError, match="a result, a folder of engines nor an ONNX file"):
         inspect(tmp_path)
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(ArtifactError, match="isn't a valid record"):

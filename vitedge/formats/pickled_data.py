@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pickletools
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -356,20 +357,26 @@ def read_pickled_data(stream: BinaryIO, storages: dict[str, Storage] | None = No
     """
     machine = _Machine({} if storages is None else storages)
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-            if count >= MAX_OPERATIONS:
-                raise PickledDataError(f"its pickle has more than {MAX_OPERATIONS:,} instructions")
-            if opcode.name == "STOP":
-                return machine.pop()
-            if opcode.name in _PUSHED:
-                machine.stack.append(argument)
-            elif opcode.name not in _IGNORED:
-                instruction = _INSTRUCTIONS.get(opcode.name)
-                if instruction is None:
-                    raise PickledDataError(f"its pickle has the instruction {opcode.name}, which torch doesn't write")
-                instruction(machine, argument)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of text that is damaged
+            return _run(machine, stream)
     except PickledDataError:
         raise
     except (ValueError, OverflowError) as error:  # pickletools' own: cut off, or no instruction
         raise PickledDataError(f"its pickle is damaged: {str(error)[:120]}") from error
+
+
+def _run(machine: _Machine, stream: BinaryIO) -> Any:
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        if count >= MAX_OPERATIONS:
+            raise PickledDataError(f"its pickle has more than {MAX_OPERATIONS:,} instructions")
+        if opcode.name == "STOP":
+            return machine.pop()
+        if opcode.name in _PUSHED:
+            machine.stack.append(argument)
+        elif opcode.name not in _IGNORED:
+            instruction = _INSTRUCTIONS.get(opcode.name)
+            if instruction is None:
+                raise PickledDataError(f"its pickle has the instruction {opcode.name}, which torch doesn't write")
+            instruction(machine, argument)
     raise PickledDataError("its pickle has no end")

@@ -73,7 +73,7 @@ class ImportOptions(Record):
     ] = False
     arch: Annotated[
         str | None,
-        Flag("timm's name of the architecture.", unit="name", default="as the checkpoint says", group=CHECKPOINT),
+        Flag("Name of the architecture in timm.", unit="name", default="as the checkpoint says", group=CHECKPOINT),
     ] = None
     num_classes: Annotated[
         Annotated[int, Meta(ge=1)] | None,
