@@ -163,7 +163,7 @@ def test_what_is_no_snapshot_is_named() -> None:
         with pytest.raises(Failure, match="it wants a name and a password") as error:
             connect(server.url("camera:wr0ng@"))
         assert "wr0ng" not in str(error.value)
-        with pytest.raises(Failure, match=r"one picture: poll it as http\+snapshot://"):
+        with pytest.raises(Failure, match=r"one picture: write http\+snapshot:// in"):
             connect(server.url("camera:hush@", "http"))
         server.faults[server.asked] = "page"
         with pytest.raises(Failure, match="web page"):

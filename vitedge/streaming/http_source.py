@@ -129,7 +129,8 @@ class Opener(AbstractContextManager["Opener", None]):
         self._head = self._first.head(_PART_END if self._type == _MULTIPART else _ANYTHING)
         reason = cause_in_answer(self._type, self._head)
         if reason is None and self._type == "image/jpeg" and self._first.size is not None:
-            reason = f"it answers with one picture: poll it as {urlsplit(url).scheme}+snapshot://"
+            scheme = urlsplit(url).scheme
+            reason = f"it answers with one picture: write {scheme}+snapshot:// in place of {scheme}://"
         if reason is not None:
             self._first.close()
             self._client.close()
