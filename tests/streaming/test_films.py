@@ -205,6 +205,15 @@ def test_a_film_that_ends_before_its_index_says_so(plain: Path, tmp_path: Path, 
     assert "ends before" not in summary_lines(whole.final)[0]
 
 
+def test_of_several_films_the_one_that_ends_early_is_named(plain: Path, tmp_path: Path, opened: Session) -> None:
+    (tmp_path / "1.mp4").write_bytes(cut(plain.read_bytes()))
+    (tmp_path / "2.mp4").write_bytes(plain.read_bytes())
+    ran = run(opened, f"{tmp_path}/*.mp4")
+    (ended,) = ran.events("ended")
+    assert ended.text is not None and ended.text.startswith("1.mp4: the film ends before its index")
+    assert 50 < ran.counts.captured < 100 and ran.counts.complete
+
+
 def test_a_last_picture_that_stays_is_no_early_end(tmp_path: Path) -> None:
     """A recording of a screen on which nothing moves any more."""
     path = tmp_path / "screen.mkv"
