@@ -13,6 +13,7 @@ from typing import Any
 from msgspec import to_builtins as encoded
 from msgspec.structs import replace
 
+from vitedge import runtimes
 from vitedge.benchmarking.speeds import Speed, speeds
 from vitedge.core.files import resource_errors
 from vitedge.core.intervals import wilson
@@ -147,7 +148,22 @@ def _files(inputs: ExportInputs, evaluated: Evaluated) -> dict[str, bytes]:
 
 
 def explain(plan: Plan, artifact: Artifact) -> Explained:
-    """Explain speed and accuracy of an artifact that this plan wrote; with times where its target runs here."""
+    """Explain speed and accuracy of an artifact that this plan wrote; with times where its target runs here.
+
+    Where a runtime has rules for what it fuses, what its graph makes of them is said, too, without that runtime.
+    """
+    from vitedge.graph.surgery import load
+
+    explanation = _explained(plan, artifact)
+    preflight = runtimes.part(plan.target.runtime, "preflight")
+    if not hasattr(preflight, "sentences"):
+        return explanation
+    placement = preflight.sentences(load(artifact.graph_path))
+    return replace(explanation, sentences=(*explanation.sentences, *placement))
+
+
+def _explained(plan: Plan, artifact: Artifact) -> Explained:
+    """The layers and, where its target runs here, the times."""
     from vitedge.graph.surgery import load
 
     manifest = artifact.manifest

@@ -9,7 +9,8 @@ A runtime is found by its folder's name, and only the module that is asked for i
   ``missing_provider(target) -> why`` (of execution providers), ``WRITES_ITS_FILES`` (its own package writes the files
   that it opens) and ``ON_GPU`` (it computes on GPUs alone);
 - ``lowering``: ``VARIANTS``, and ``lower(request) -> Lowered``, the graph as this runtime runs it fast;
-- ``preflight``: ``check(graph, target) -> list of findings`` against the oldest version that the target allows;
+- ``preflight``: ``check(graph, target) -> list of findings`` against the oldest version that the target allows; where
+  it applies, ``sentences(model) -> list`` on what the runtime won't fuse;
 - ``session``: ``open_backend(artifact, options) -> Backend`` and ``read_contract(artifact) -> dict or None``, the
   preprocessing contract's copy inside the graph file;
 - ``build``, of runtimes that make engines of their graphs, ``parser_check``, where another package can parse them, and
