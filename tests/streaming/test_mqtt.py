@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pytest
 
 from tests.benchmarking.nulls import null_artifact
@@ -134,6 +133,7 @@ def test_the_probability_of_a_label_that_holds_follows(
 
 
 def test_home_assistant_finds_a_sensor_for_label_and_probability(broker: mosquitto.Mosquitto) -> None:
+    jinja2 = pytest.importorskip("jinja2", reason="the templates need the extra 'report'")
     sources = ("door", "10.0.0.5:554/main", "garten tür")
     sink = connected(broker, "labels", announce=True, sources=sources)
     sink.put(event(0, source=sources[1]), None)
