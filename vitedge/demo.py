@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from vitedge import runtimes
 from vitedge.benchmarking.bench import bench
-from vitedge.benchmarking.options import DEMO_SECONDS, BenchConfig
+from vitedge.benchmarking.options import DEMO_SECONDS, ROUNDS, BenchConfig
 from vitedge.core.files import FolderKind, new_folder
 from vitedge.core.progress import Progress, silent
 from vitedge.data import embedded
@@ -117,9 +117,8 @@ def _measured(
     for factor in LONGER:
         seconds = factor * duration_s
         say(f"measure their latency, interleaved, {seconds:g} s each")
-        result = combine(
-            bench(artifacts, BenchConfig(duration_s=seconds, memory_alone=False), progress=progress), evaluated
-        )
+        config = BenchConfig(duration_s=seconds, rounds=factor * ROUNDS, memory_alone=False)
+        result = combine(bench(artifacts, config, progress=progress), evaluated)
         (decision,) = decide(lines([result]))
         if all(doubt.of_accuracy for doubt in decision.unsure):
             break

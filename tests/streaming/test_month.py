@@ -10,7 +10,6 @@ from tests.streaming.publisher import ENCODER, encodes
 
 pytest.importorskip("paho.mqtt", reason="MQTT needs the extra 'stream'")
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.skipif(mosquitto.PROGRAM is None, reason="the broker mosquitto isn't installed"),
     pytest.mark.skipif(not encodes(), reason=f"this PyAV has no {ENCODER}"),
 ]

@@ -24,7 +24,7 @@ PICTURES = 24  # so many are fed, in turn
 TOOLS = get_args(Tool)
 LOAD, STOP, SWEEPS, BESIDE = "Load", "When to stop", "What to vary", "Further measurements"
 DEMO_SECONDS = 3.0  # of the demo's measurement of each artifact
-BLOCKS = 30  # at least so many blocks within the minimum duration, none longer than a second or shorter than 10 ms
+ROUNDS = 30
 
 
 def parse_time(text: str) -> float:
@@ -145,6 +145,7 @@ class BenchConfig(Record):
         bool, Flag("Time every layer, and add the times up by part and block of the model.", group=BESIDE)
     ] = False
     memory_alone: bool = True  # of several artifacts, in a process of each one's own; costs a second or more each
+    rounds: int = ROUNDS  # of interleaved blocks within the duration, at least; no block is longer than a second
 
     def rules(
         self, artifacts: Sequence[Artifact], images: ImageSet | None = None, replay: Replay | None = None
@@ -180,7 +181,7 @@ class BenchConfig(Record):
             min_duration_s=duration_s,
             min_samples=self.iterations,
             percentile=self.percentile,
-            block_s=min(1.0, max(0.01, duration_s / BLOCKS)),
+            block_s=min(1.0, max(0.01, duration_s / self.rounds)),
             settle=2,
             seed=self.seed,
             pictures=replay.name if replay is not None else "golden" if images is None else images.source.name,
