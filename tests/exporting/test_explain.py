@@ -127,8 +127,8 @@ def test_an_export_explains_itself(small_model: Path, small_data: Path, tmp_path
     assert all(layer.after_us is None for layer in write.explain(elsewhere, write.export(elsewhere)).layers)
 
 
-def test_placement_of_qdq_is_explained_without_a_gpu(small_model: Path, small_data: Path, tmp_path: Path) -> None:
+def test_fusing_of_qdq_is_explained_without_a_gpu(small_model: Path, small_data: Path, tmp_path: Path) -> None:
     options = {"data": small_data, "num_samples": 16, "recipe": "fast", "explain": True}
     plan = plan_export(small_model, "jetson-orin-nano", "int8", tmp_path / "a", **options)
     found = write.explain(plan, write.export(plan))
-    assert re.fullmatch(r"All \d+ Q/DQ stand where TensorRT fuses them, by NVIDIA's rules .*", found.sentences[-1])
+    assert re.fullmatch(r"All \d+ Q/DQ stand where TensorRT fuses them, by NVIDIA's rules\.", found.sentences[-1])

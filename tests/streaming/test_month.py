@@ -19,4 +19,6 @@ def test_what_holds_after_a_minute_of_faults() -> None:
     result = month(60, seed=1)
     assert result["passed"], result
     assert len(result["faults"]) > 10 and result["sources"]["rtsp"]["connections"] > 1
-    assert result["descriptors"][1] - result["descriptors"][0] < 20 and result["own_mb"][1] < 100, result
+    assert all(
+        most - least < bound for (least, most), bound in ((result["descriptors"], 20), (result["own_mb"], 50))
+    ), result

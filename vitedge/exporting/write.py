@@ -158,8 +158,8 @@ def explain(plan: Plan, artifact: Artifact) -> Explained:
     preflight = runtimes.part(plan.target.runtime, "preflight")
     if not hasattr(preflight, "sentences"):
         return explanation
-    placement = preflight.sentences(load(artifact.graph_path))
-    return replace(explanation, sentences=(*explanation.sentences, *placement))
+    fusing = preflight.sentences(load(artifact.graph_path))
+    return replace(explanation, sentences=(*explanation.sentences, *fusing))
 
 
 def _explained(plan: Plan, artifact: Artifact) -> Explained:

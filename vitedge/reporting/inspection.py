@@ -424,7 +424,7 @@ def _onnx(path: Path, limit: int | None) -> Inspection:
         "size": f"{path.stat().st_size / 1e6:.2f} MB",
         "linear layers": str(record["linear_layers"]),
         **({"quantized": record["quantized"]} if record["quantized"] else {}),
-        **({"Q/DQ in TensorRT": " ".join(record["placement"])} if record["placement"] else {}),
+        **({"Q/DQ in TensorRT": " ".join(record["fusing"])} if record["fusing"] else {}),
         **{f"metadata {name}": value for name, value in record["metadata"].items()},
         "digest": sha256_file(path),
     }
@@ -447,7 +447,7 @@ def _read_onnx(path: str) -> dict[str, Any]:
     from vitedge.graph.preflight import type_name
     from vitedge.graph.quantized import quantized_form
     from vitedge.graph.surgery import get_metadata, linear_layers, load, tensors
-    from vitedge.runtimes._nvidia.placement import sentences
+    from vitedge.runtimes._nvidia.fusing import sentences
 
     model = load(path)
     constants = list(tensors(model))
@@ -469,6 +469,6 @@ def _read_onnx(path: str) -> dict[str, Any]:
         "parameters": sum(math.prod(constant.dims) for constant in constants),
         "linear_layers": len(linear_layers(model)),
         "quantized": str(quantized_form(model) or ""),
-        "placement": sentences(model),
+        "fusing": sentences(model),
         "metadata": get_metadata(model),
     }

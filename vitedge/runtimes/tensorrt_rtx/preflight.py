@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vitedge.runtimes._nvidia.placement import sentences
+from vitedge.runtimes._nvidia.fusing import sentences
 from vitedge.runtimes._nvidia.table import check
 
 __all__ = ["check", "sentences"]

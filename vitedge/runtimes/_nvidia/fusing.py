@@ -79,7 +79,7 @@ def sentences(model: onnx.ModelProto) -> list[str]:
     if not count:
         return []
     if not found:
-        return [f"All {count} Q/DQ stand where TensorRT fuses them, by NVIDIA's rules for their placement."]
+        return [f"All {count} Q/DQ stand where TensorRT fuses them, by NVIDIA's rules."]
     return [f"TensorRT wouldn't fuse Q/DQ ({each.rule}): {each.problem}." for each in found]
 
 

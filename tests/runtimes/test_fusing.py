@@ -11,7 +11,7 @@ from ml_dtypes import float8_e4m3fn
 from onnx import numpy_helper, parser
 
 from vitedge.reporting.inspection import inspect
-from vitedge.runtimes._nvidia.placement import sentences, unfused
+from vitedge.runtimes._nvidia.fusing import sentences, unfused
 
 CONSTANTS = {
     "s": np.float32(0.5),
@@ -133,9 +133,9 @@ def test_what_fuses_is_left_alone(name: str) -> None:
 
 
 def test_every_rule_of_the_table_is_planted() -> None:
-    from vitedge.runtimes._nvidia import placement
+    from vitedge.runtimes._nvidia import fusing
 
-    table = (placement.__doc__ or "").split("=\n")[2].split("\n====")[0]
+    table = (fusing.__doc__ or "").split("=\n")[2].split("\n====")[0]
     assert {line.split(" ")[0] for line in table.splitlines() if line[:1].strip()} == {
         rule for rule, _ in PLANTED.values()
     }
