@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, ClassVar, get_args
 
 from msgspec import Meta
 
@@ -65,6 +65,8 @@ def fed_digest(images: ImageSet) -> str:
 
 class BenchConfig(Record):
     """How to measure; None takes what the artifacts' targets say."""
+
+    SHORTEST_BLOCK_S: ClassVar[float] = 0.01
 
     scenario: Annotated[
         Scenario,
@@ -181,7 +183,7 @@ class BenchConfig(Record):
             min_duration_s=duration_s,
             min_samples=self.iterations,
             percentile=self.percentile,
-            block_s=min(1.0, max(0.01, duration_s / self.rounds)),
+            block_s=min(1.0, max(self.SHORTEST_BLOCK_S, duration_s / self.rounds)),
             settle=2,
             seed=self.seed,
             pictures=replay.name if replay is not None else "golden" if images is None else images.source.name,

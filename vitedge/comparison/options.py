@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from msgspec import field
 from msgspec.structs import replace
@@ -36,6 +36,8 @@ class PairedConfig(BenchConfig):
     the processor would hold no undisturbed inference.
     """
 
+    SHORTEST_BLOCK_S: ClassVar[float] = 0.005
+
     memory_alone: bool = False  # memory isn't compared
     rounds: int = ROUNDS
 
@@ -46,7 +48,6 @@ class PairedConfig(BenchConfig):
         rules = super().rules(artifacts, images, replay)
         return replace(
             rules,
-            block_s=min(1.0, max(0.005, rules.min_duration_s / self.rounds)),
             block_samples=BLOCK_SAMPLES,
             min_samples=max(rules.min_samples, self.rounds * BLOCK_SAMPLES),
         )

@@ -14,6 +14,7 @@ import numpy as np
 from msgspec import Meta
 from PIL import Image, ImageOps
 
+from vitedge.core.activations import sigmoid
 from vitedge.core.schema import PositiveReal, Record
 from vitedge.data.picture_memory import by_bands, is_turned
 from vitedge.errors import ImageError
@@ -80,11 +81,11 @@ class Preprocessing(Record):
 
     def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits [..., classes] to probabilities of the same shape, float32; "none" returns the logits."""
-        wide = logits.astype(np.float64)
         if self.activation == "none":
             return logits
         if self.activation == "sigmoid":
-            return np.asarray(0.5 * (1.0 + np.tanh(0.5 * wide)), dtype=np.float32)
+            return sigmoid(logits).astype(np.float32)
+        wide = logits.astype(np.float64)
         exponentials = np.exp(wide - wide.max(axis=-1, keepdims=True))
         return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True), dtype=np.float32)
 

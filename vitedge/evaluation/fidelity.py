@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from vitedge.core.activations import log_softmax
 from vitedge.core.intervals import CONFIDENCE, paired_interval
 from vitedge.formats.fidelity import Drop, Fidelity, Flip
 
@@ -18,7 +19,7 @@ WORST_FLIPS = 10
 
 def divergence(reference: NDArray[np.floating[Any]], logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """KL(reference ‖ logits) of each picture, nats, float64 [n], of logits [n, classes]."""
-    expected, actual = _log_softmax(reference), _log_softmax(logits)
+    expected, actual = log_softmax(reference), log_softmax(logits)
     return np.asarray((np.exp(expected) * (expected - actual)).sum(axis=1))
 
 
@@ -47,7 +48,7 @@ def fidelity(
     """
     expected, predicted = reference.argmax(axis=1), logits.argmax(axis=1)
     flipped = np.flatnonzero(expected != predicted)
-    ordered = np.sort(np.exp(_log_softmax(reference)), axis=1)
+    ordered = np.sort(np.exp(log_softmax(reference)), axis=1)
     margin = ordered[:, -1] - ordered[:, -2] if ordered.shape[1] > 1 else np.ones(len(ordered))
     worst = flipped[np.argsort(-margin[flipped], kind="stable")][:WORST_FLIPS]
     drop = None
@@ -79,9 +80,3 @@ def drop_of(gained: int, lost: int, count: int) -> Drop:
     """Top-1 drop in pp, from the pictures that only one of both classifies correctly."""
     interval = paired_interval(gained, lost, count, CONFIDENCE)
     return Drop(pp=100 * (lost - gained) / count, low=-100 * interval.high, high=-100 * interval.low)
-
-
-def _log_softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    wide = logits.astype(np.float64)
-    wide -= wide.max(axis=1, keepdims=True)
-    return np.asarray(wide - np.log(np.exp(wide).sum(axis=1, keepdims=True)))

@@ -34,7 +34,7 @@ def observed_count(images: ImageSet, wanted: int, *, data: str, held_out_elsewhe
     if observed >= least:
         return observed
     more = "" if held_out_elsewhere else f" and holds {LEAST_HELD_OUT} others out to measure the loss on"
-    fewer = usable - (0 if held_out_elsewhere else LEAST_HELD_OUT)
+    fewer = _most(usable, held_out_elsewhere)
     steps = ["add pictures"] + [f"observe fewer all the same: --num-samples {fewer}"] * (fewer > 0)
     steps += [OTHERS] * (usable >= least)
     reason = f"{_counted(images, usable, data)}; the recipe observes at least {least}{more}"
@@ -48,7 +48,7 @@ def require_samples(images: ImageSet, count: int, *, data: str, held_out_elsewhe
         UsageError: it can't, or doesn't.
     """
     usable = _usable(images, count)
-    most = usable - (0 if held_out_elsewhere else LEAST_HELD_OUT)
+    most = _most(usable, held_out_elsewhere)
     if count <= most:
         return
     steps = ["add pictures"] + [f"use --num-samples {most}"] * (most > 0)
@@ -58,6 +58,11 @@ def require_samples(images: ImageSet, count: int, *, data: str, held_out_elsewhe
         steps.append(OTHERS)
         why = f"leaves {usable - count} to measure the loss on, where {LEAST_HELD_OUT} are needed"
     raise UsageError(action, f"{_counted(images, usable, data)}; --num-samples {count} {why}", ", or ".join(steps))
+
+
+def _most(usable: int, held_out_elsewhere: bool) -> int:
+    """How many of the usable pictures can be observed, if need be."""
+    return usable if held_out_elsewhere else usable - LEAST_HELD_OUT
 
 
 def _usable(images: ImageSet, wanted: int) -> int:

@@ -70,8 +70,7 @@ def prepare(model: onnx.ModelProto, action: str) -> tuple[onnx.ModelProto, Repor
         if model.functions:
             model = inliner.inline_local_functions(model)
         folding.sort(model)
-        weights = surgery.initializers(model)
-        inputs = [value for value in model.graph.input if value.name not in weights]
+        inputs = surgery.inputs(model)
         del model.graph.input[:], model.graph.value_info[:], model.metadata_props[:]
         model.graph.input.extend(inputs)
         _forget_documentation(model)

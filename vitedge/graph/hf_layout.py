@@ -6,7 +6,6 @@ Read are ``ViTForImageClassification``, ``DeiTForImageClassification``, ``DeiTFo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +31,7 @@ from vitedge.graph.checkpoint import (
     taken_defaults,
 )
 from vitedge.graph.hf_processor import PREPROCESSOR, read_preprocessing
-from vitedge.graph.state_dicts import Choice, weights_in
+from vitedge.graph.state_dicts import NOTHING_SAID, Wanted, weights_in
 
 
 @dataclass(frozen=True)
@@ -76,28 +75,18 @@ class _Config(msgspec.Struct, frozen=True, kw_only=True):
     name: str | None = msgspec.field(name="_name_or_path", default=None)
 
 
-def read_huggingface(
-    path: Path,
-    given: Mapping[str, Any] | None = None,
-    *,
-    patch_size: int | None = None,
-    named: bool = False,
-    choice: Choice = Choice(),  # noqa: B008 - it's frozen
-) -> Checkpoint:
+def read_huggingface(path: Path, wanted: Wanted = NOTHING_SAID) -> Checkpoint:
     """A folder in transformers' published layout, or the weights file in it.
 
     Args:
         path: the folder or the file.
-        given: fields of the preprocessing that override the published ones.
-        patch_size: side in pixels, where another one is wanted.
-        named: the caller names the classes; the source's names aren't read.
-        choice: which of the file's state dicts.
+        wanted: what the caller says of it.
 
     Raises:
         UsageError: no such file, or preprocessing that isn't one or isn't said.
         ModelError: malformed files, another architecture, or tensors that don't fit.
     """
-    folder, given = path if path.is_dir() else path.parent, given or {}
+    folder, given = path if path.is_dir() else path.parent, wanted.given
     action = f"import the Hugging Face checkpoint {path}"
     published = read_json(folder / CONFIG_JSON, _Config, action)
     name = published.architectures[0] if published.architectures else "none"
@@ -105,7 +94,7 @@ def read_huggingface(
     if family is None:
         reason = f"architecture '{name[:80]}' isn't known here; these are: {', '.join(FAMILIES)}"
         raise ModelError(action, reason, TO_ONNX)
-    weights = weights_in(path, (f"{family.prefix}.embeddings.cls_token",), choice, action)
+    weights = weights_in(path, (f"{family.prefix}.embeddings.cls_token",), wanted.choice, action)
     source = weights.arrays
     config = _architecture(published, family, source, action)
     config, arrays = _gathered(config, family, source, action)
@@ -114,14 +103,16 @@ def read_huggingface(
     if size != config.image_size and "size" not in given and not family.dino:
         reason = f"{PREPROCESSOR} makes {size[0]}×{size[1]} pixels and {CONFIG_JSON} says {published.image_size}"
         raise ModelError(action, reason, "say which with --size; position embeddings are resized")
-    config, arrays, done = resized(config, arrays, size, action, patch_size=patch_size, antialias=family.antialias)
+    config, arrays, done = resized(
+        config, arrays, size, action, patch_size=wanted.patch_size, antialias=family.antialias
+    )
     return Checkpoint(
         kind="huggingface",
         name=Path(published.name or "").name or folder.resolve().name,
         config=config,
         arrays=arrays,
         preprocessing=contract_from(fields, given, PREPROCESSOR, action),
-        classes=None if named else _classes(published, config.num_classes, action),
+        classes=None if wanted.named else _classes(published, config.num_classes, action),
         licence=readme_licence(folder),
         details={"architecture": name, **weights.details, **done, **taken_defaults(defaults, given)},
     )

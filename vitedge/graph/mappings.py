@@ -18,7 +18,7 @@ from vitedge.formats.model_folder import MODEL_WEIGHTS, check_digests, read_mode
 from vitedge.graph.author import checked_parameters
 from vitedge.graph.checkpoint import CONFIG_JSON, Arrays, Checkpoint, read_json, read_safetensors
 from vitedge.graph.hf_layout import read_huggingface
-from vitedge.graph.state_dicts import Choice
+from vitedge.graph.state_dicts import Choice, Wanted
 from vitedge.graph.timm_layout import read_timm
 from vitedge.graph.timm_run import read_trained
 
@@ -69,7 +69,7 @@ def read_published(
     action = f"import the checkpoint {path}"
     trained = choice.arch is not None or not (folder / CONFIG_JSON).is_file()
     read = read_trained if trained else _reader(folder, action)
-    checkpoint = read(path, given, patch_size=patch_size, named=named, choice=choice)
+    checkpoint = read(path, Wanted(given or {}, patch_size, named, choice))
     count = checkpoint.config.num_classes
     if choice.num_classes not in (None, count):
         reason = f"its head has {count} classes; --num-classes says {choice.num_classes}"

@@ -48,6 +48,27 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What the caller says of a checkpoint; the checkpoint says the rest.
+
+    Args:
+        given: fields of :class:`~vitedge.data.preprocessing.Preprocessing` that override the published ones; with
+            another ``size`` position embeddings are resized.
+        patch_size: side in pixels; the patch projection is resized. None: as it is.
+        named: the caller names the classes; the source's names aren't read.
+        choice: the architecture, and which of the file's state dicts.
+    """
+
+    given: Mapping[str, Any] = field(default_factory=dict)
+    patch_size: int | None = None
+    named: bool = False
+    choice: Choice = Choice()
+
+
+NOTHING_SAID = Wanted()
+
+
+@dataclass(frozen=True)
 class Weights:
     """One model's tensors out of a file.
 

@@ -154,6 +154,12 @@ def initializers(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     return {tensor.name: tensor for tensor in model.graph.initializer}
 
 
+def inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """The graph's inputs; constants that are listed among them, as old exporters do, are none."""
+    constants = initializers(model)
+    return [value for value in model.graph.input if value.name not in constants]
+
+
 def producers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
     """The node that writes each tensor."""
     return {output: node for node in model.graph.node for output in node.output if output}

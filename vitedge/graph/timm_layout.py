@@ -28,20 +28,13 @@ from vitedge.graph.checkpoint import (
     shape_of,
     taken_defaults,
 )
-from vitedge.graph.state_dicts import Choice, Weights, weights_in
+from vitedge.graph.state_dicts import NOTHING_SAID, Wanted, Weights, weights_in
 from vitedge.graph.timm_transform import DEFAULTS, evaluation_transform
 
 ANCHORS = ("patch_embed.proj.weight",)  # a tensor that every ViT of timm has
 
 
-def read_timm(
-    path: Path,
-    given: Mapping[str, Any] | None = None,
-    *,
-    patch_size: int | None = None,
-    named: bool = False,
-    choice: Choice = Choice(),  # noqa: B008 - it's frozen
-) -> Checkpoint:
+def read_timm(path: Path, wanted: Wanted = NOTHING_SAID) -> Checkpoint:
     """A folder in timm's published layout, or the weights file in it.
 
     Plain families: ViT, DeiT, distilled DeiT, DeiT-III, CLIP-style pre-norm, registers, average pooling, DINOv2, DINOv3
@@ -49,10 +42,7 @@ def read_timm(
 
     Args:
         path: the folder or the file.
-        given: fields of the preprocessing that override the published ones.
-        patch_size: side in pixels, where another one is wanted.
-        named: the caller names the classes; the source's names aren't read.
-        choice: which of the file's state dicts.
+        wanted: what the caller says of it.
 
     Raises:
         UsageError: no such file, or preprocessing that isn't one.
@@ -61,31 +51,29 @@ def read_timm(
     folder = path if path.is_dir() else path.parent
     action = f"import the timm checkpoint {path}"
     published = _read_config(folder / CONFIG_JSON, action)
-    weights = weights_in(path, ANCHORS, choice, action)
+    weights = weights_in(path, ANCHORS, wanted.choice, action)
     licence = published.pretrained.license or readme_licence(folder)
-    return checkpoint_of(published, weights, given or {}, action, patch_size=patch_size, named=named, licence=licence)
+    return checkpoint_of(published, weights, wanted, action, licence=licence)
 
 
 def checkpoint_of(
     published: Published,
     weights: Weights,
-    given: Mapping[str, Any],
+    wanted: Wanted,
     action: str,
     *,
-    patch_size: int | None = None,
-    named: bool = False,
     licence: str | None = None,
     file: str = CONFIG_JSON,
 ) -> Checkpoint:
     """What timm says of a model and the tensors under its names, put together; as :func:`read_timm`."""
-    words = _words(published, action)
+    given, words = wanted.given, _words(published, action)
     arrays = unified(weights.arrays, words, action)
     config = _architecture(published, words, arrays, action)
     if "patch_embed.proj.bias" not in arrays and config.pre_norm:  # CLIP's patch convolution has none
         arrays["patch_embed.proj.bias"] = np.zeros(config.embed_dim, np.float32)
     checked_parameters(config, arrays)
     size = image_size_of(given.get("size", _data_size(published, action)), action)
-    config, arrays, done = resized(config, arrays, size, action, patch_size=patch_size)
+    config, arrays, done = resized(config, arrays, size, action, patch_size=wanted.patch_size)
     fields, defaults = _preprocessing(published, size, given, action)
     details = {"architecture": published.architecture, "tag": published.pretrained.tag, **weights.details, **done}
     return Checkpoint(
@@ -94,7 +82,7 @@ def checkpoint_of(
         config=config,
         arrays=arrays,
         preprocessing=contract_from(fields, given, file, action),
-        classes=None if named else _classes(published, config.num_classes, action),
+        classes=None if wanted.named else _classes(published, config.num_classes, action),
         licence=licence,
         details={key: value for key, value in details.items() if value} | taken_defaults(defaults, given),
     )

@@ -10,7 +10,6 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -18,7 +17,7 @@ from vitedge.errors import ModelError, UsageError
 from vitedge.graph import timm_architectures
 from vitedge.graph.author import expected_parameters
 from vitedge.graph.checkpoint import Arrays, Checkpoint, taken_defaults
-from vitedge.graph.state_dicts import Choice, Weights, weights_in
+from vitedge.graph.state_dicts import NOTHING_SAID, Choice, Wanted, Weights, weights_in
 from vitedge.graph.task import require_one_class
 from vitedge.graph.timm_architectures import Architecture
 from vitedge.graph.timm_layout import ANCHORS, Published, checkpoint_of, unified
@@ -47,37 +46,27 @@ class _Run(msgspec.Struct, frozen=True, kw_only=True):
 _NEUTRAL = {"img_size", "num_classes", "dynamic_img_size", "strict_img_size", "drop_rate", "drop_path_rate"}
 
 
-def read_trained(
-    path: Path,
-    given: Mapping[str, Any] | None = None,
-    *,
-    patch_size: int | None = None,
-    named: bool = False,
-    choice: Choice = Choice(),  # noqa: B008 - it's frozen
-) -> Checkpoint:
+def read_trained(path: Path, wanted: Wanted = NOTHING_SAID) -> Checkpoint:
     """Weights alone, as training leaves them: ``.pth``, ``.pt``, ``.ckpt``, ``.bin`` or ``.safetensors``.
 
     Args:
         path: the file, or a folder with ``model.safetensors`` or ``pytorch_model.bin``.
-        given: fields of the preprocessing that override those of the run and of the architecture.
-        patch_size: side in pixels, where another one is wanted.
-        named: the caller names the classes; nothing in such a file does.
-        choice: the architecture, and which of the file's state dicts.
+        wanted: what the caller says of it; nothing in such a file names its classes.
 
     Raises:
         UsageError: no architecture named, an unknown one, or preprocessing that isn't one.
         ModelError: not a sound file, or tensors that don't fit the architecture.
     """
-    given = given or {}
+    given = wanted.given
     action = f"import the checkpoint {path}"
-    weights = weights_in(path, ANCHORS, choice, action)
+    weights = weights_in(path, ANCHORS, wanted.choice, action)
     run = _run(weights.run.get("args"), action)
-    architecture = _architecture(choice, run, weights, action)
+    architecture = _architecture(wanted.choice, run, weights, action)
     require_one_class({"bce_loss": run.bce_loss}, path.name, given.get("activation"), action)
     if not set(run.model_kwargs or ()) - _NEUTRAL:
         _refuse_misfit(architecture, weights.arrays, action)
     published, trained = _published(architecture, run)
-    checkpoint = checkpoint_of(published, weights, given, action, patch_size=patch_size, named=named, file=path.name)
+    checkpoint = checkpoint_of(published, weights, wanted, action, file=path.name)
     contract = checkpoint.preprocessing
     usual = [FIELDS.get(key, key) for key in DEFAULTS if key not in trained]
     defaults = {"from": f"timm's for {architecture.name}", **{name: getattr(contract, name) for name in usual}}

@@ -66,9 +66,8 @@ def input_sides(model: onnx.ModelProto) -> tuple[int, int] | None:
     """(height, width) of the graph's image input; None where they aren't fixed."""
     from vitedge.graph import surgery
 
-    weights = surgery.initializers(model)
-    value = next((value for value in model.graph.input if value.name not in weights), None)
-    shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim] if value is not None else []
+    shapes = ([dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in surgery.inputs(model))
+    shape = next(shapes, [])
     if len(shape) != 4:
         return None
     height, width = shape[2:] if shape[1] == 3 else shape[1:3]

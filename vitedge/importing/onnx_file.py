@@ -74,8 +74,7 @@ def completed(model: onnx.ModelProto, declared: Declared, options: Mapping[str, 
 
     from vitedge.graph import surgery
 
-    weights = surgery.initializers(model)
-    value = next((value for value in model.graph.input if value.name not in weights), None)
+    value = next(iter(surgery.inputs(model)), None)
     if value is None:
         raise ModelError(action, "its graph has no input", "export the model again")
     fields = declared.fields(model)
@@ -192,8 +191,7 @@ def _half_precision(
 
     from vitedge.graph import surgery
 
-    weights = surgery.initializers(raw)
-    kinds = [value.type.tensor_type.elem_type for value in raw.graph.input if value.name not in weights]
+    kinds = [value.type.tensor_type.elem_type for value in surgery.inputs(raw)]
     try:
         outputs = runner(raw, action, output)(inputs.astype(np.float16) if TensorProto.FLOAT16 in kinds else inputs)
     except ModelError:  # bfloat16, which ONNX Runtime doesn't run everywhere

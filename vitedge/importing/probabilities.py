@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vitedge.core.activations import log_softmax, sigmoid
 from vitedge.core.randomness import generator
 from vitedge.errors import ModelError
 from vitedge.importing.proof import Frames, outputs_of
@@ -154,12 +155,6 @@ def _behind(
     return None
 
 
-def log_softmax(logits: NDArray[Any]) -> Float64:
-    """Logarithms of the probabilities, float64 [N, classes]."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
-
-
 def _is_softmax(rows: Float64, outputs: Float64) -> bool:
     probabilities = outputs / outputs.sum(axis=1, keepdims=True)
     return not _is_part_of_softmax(rows) and _same(log_softmax(rows), _log(probabilities))
@@ -177,11 +172,7 @@ def _is_part_of_softmax(rows: Float64) -> bool:
 
 
 def _is_sigmoid(rows: Float64, outputs: Float64) -> bool:
-    return _same(-np.logaddexp(0.0, -rows), _log(outputs)) and float(np.abs(_sigmoid(rows) - outputs).max()) < 1e-5
-
-
-def _sigmoid(rows: Float64) -> Float64:
-    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * rows)))
+    return _same(-np.logaddexp(0.0, -rows), _log(outputs)) and float(np.abs(sigmoid(rows) - outputs).max()) < 1e-5
 
 
 def _log(probabilities: Float64) -> Float64:
@@ -202,6 +193,6 @@ _MATCHES: dict[Kind, Callable[[Float64, Float64], bool]] = {
 def activated(logits: NDArray[np.float32], kind: Kind) -> NDArray[np.float32]:
     """What a source with such an ending gives for logits [N, classes], float32 of the same shape."""
     if kind == "sigmoid":
-        return _sigmoid(logits.astype(np.float64)).astype(np.float32)
+        return sigmoid(logits).astype(np.float32)
     logarithms = log_softmax(logits)
     return (logarithms if kind == "log-softmax" else np.exp(logarithms)).astype(np.float32)

@@ -307,7 +307,7 @@ def _reasons(choice: Line, contest: Sequence[Line], measured: Sequence[Line], ti
         reasons.append(f"As accurate as {' and '.join(tied)}; chosen for its size.")
     elif len(contest) > 1 and timed:
         second = next(line for line in contest if line is not choice)
-        reasons.append(f"The next, {second.label}, takes {_times(choice, second)} times as long.")
+        reasons.append(f"The next, {second.label}, takes {_times(choice, second)[0]} times as long.")
     reasons.append(_accuracy(choice))
     largest = _float_of(choice, measured)
     if largest is not None and largest.row.subject.bytes:
@@ -342,29 +342,21 @@ def _speed(choice: Line, measured: Sequence[Line]) -> str:
         text += f", p95 {milliseconds(choice.p95_ms)} ms"
     slower = _float_of(choice, measured)
     if slower is not None and slower.cost_ms and choice.cost_ms:
-        text += f": {_times(choice, slower)} times as fast as {slower.label}{_interval(choice, slower)}"
+        times, interval = _times(choice, slower)
+        text += f": {times} times as fast as {slower.label}{interval}"
     return f"{text}."
 
 
-def _times(choice: Line, other: Line) -> str:
-    """How many times as long another row takes: by the rounds where they were interleaved, else by the medians."""
-    between = _interleaved_ratio(choice, other)
-    value = (other.cost_ms or 0.0) / (choice.cost_ms or 1.0) if between is None else between.value
-    return f"{value:.2f}"
-
-
-def _interval(choice: Line, slower: Line) -> str:
-    """How sure the factor between two rows is, where they were interleaved."""
-    between = _interleaved_ratio(choice, slower)
-    if between is None:
-        return ""
-    return f" (95 % interval {between.low:.2f} to {between.high:.2f}, in {between.rounds} rounds)"
-
-
-def _interleaved_ratio(choice: Line, other: Line) -> Ratio | None:
+def _times(choice: Line, other: Line) -> tuple[str, str]:
+    """How many times as long another row takes, and how sure that is: by the rounds where they were interleaved, else
+    by the medians, without an interval."""
     ours, theirs = choice.row.latency, other.row.latency
     paired = ours is not None and theirs is not None and interleaved(ours.samples, theirs.samples)
-    return _ratio(choice, other) if paired else None
+    between = _ratio(choice, other) if paired else None
+    if between is None:
+        return f"{(other.cost_ms or 0.0) / (choice.cost_ms or 1.0):.2f}", ""
+    interval = f" (95 % interval {between.low:.2f} to {between.high:.2f}, in {between.rounds} rounds)"
+    return f"{between.value:.2f}", interval
 
 
 def _accuracy(choice: Line) -> str:

@@ -446,7 +446,7 @@ def _read_onnx(path: str) -> dict[str, Any]:
 
     from vitedge.graph.preflight import type_name
     from vitedge.graph.quantized import quantized_form
-    from vitedge.graph.surgery import get_metadata, linear_layers, load, tensors
+    from vitedge.graph.surgery import get_metadata, inputs, linear_layers, load, tensors
     from vitedge.runtimes._nvidia.fusing import sentences
 
     model = load(path)
@@ -457,12 +457,11 @@ def _read_onnx(path: str) -> dict[str, Any]:
         shape = [dim.dim_param or (dim.dim_value if dim.HasField("dim_value") else "?") for dim in tensor.shape.dim]
         return value.name, type_name(tensor.elem_type), f"[{', '.join(map(str, shape))}]"
 
-    held = {constant.name for constant in model.graph.initializer}
     return {
         "producer": f"{model.producer_name} {model.producer_version}".strip(),
         "ir_version": model.ir_version,
         "opsets": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
-        "inputs": [described(value) for value in model.graph.input if value.name not in held],
+        "inputs": [described(value) for value in inputs(model)],
         "outputs": [described(value) for value in model.graph.output],
         "operators": dict(Counter(f"{node.domain}.{node.op_type}".lstrip(".") for node in model.graph.node)),
         "types": dict(Counter(type_name(constant.data_type) for constant in constants)),

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from vitedge.streaming.causes import Failure, Unavailable, cause_in_answer
-from vitedge.streaming.http_client import Client, task_client
+from vitedge.streaming.http_client import Answer, Client, task_client
 from vitedge.streaming.task import Task
 
 _HEAD = 4096  # bytes at which the kind of an answer shows
@@ -34,11 +34,7 @@ class HttpFile(io.RawIOBase):
 
     def __init__(self, client: Client, url: str, begin: int = 0, end: int | None = None) -> None:
         self._client, self._url, self._begin, self._end = client, url, begin, end
-        part = None if begin == 0 and end is None else _part(begin, end)
-        self._answer = client.get(url, part)
-        if part is not None and self._answer.status != 206:
-            self._answer.close()
-            raise Failure("its server doesn't send parts of a file")
+        self._answer = client.get(url) if begin == 0 and end is None else self._part(begin)
         self.name, self._at, self._ahead = url, 0, b""
         self._wanted = 0  # where FFmpeg reads next; it often looks elsewhere without reading there
         self._size = self._answer.length
@@ -77,10 +73,20 @@ class HttpFile(io.RawIOBase):
         """Ask for the part that begins there."""
         self._answer.close()
         if at < (self._size or 0):  # behind the end the closed answer has nothing
-            self._answer = self._client.get(self._url, _part(self._begin + at, self._end))
-            if self._answer.status != 206:
-                raise Failure("its server doesn't send parts of a file")
+            self._answer = self._part(self._begin + at)
         self._at, self._ahead = at, b""
+
+    def _part(self, begin: int) -> Answer:
+        """What begins at this byte of the address.
+
+        Raises:
+            Failure: the server sends no parts.
+        """
+        answer = self._client.get(self._url, f"bytes={begin}-{'' if self._end is None else self._end - 1}")
+        if answer.status != 206:
+            answer.close()
+            raise Failure("its server doesn't send parts of a file")
+        return answer
 
     def readable(self) -> bool:
         """See the base."""
@@ -103,10 +109,6 @@ class HttpFile(io.RawIOBase):
         """See the base."""
         self._answer.close()
         super().close()
-
-
-def _part(begin: int, end: int | None) -> str:
-    return f"bytes={begin}-{'' if end is None else end - 1}"
 
 
 class Opener(AbstractContextManager["Opener", None]):
