@@ -203,7 +203,7 @@ def _setting(result: Result) -> str:
     how = (
         ""
         if rules is None
-        else f" · {rules.scenario}, interleaved blocks of {rules.block_s:g} s, percentiles by nearest rank"
+        else f" · {rules.scenario}, interleaved blocks of {rules.block_s:.3g} s, percentiles by nearest rank"
     )
     skipped = result.data.skipped if result.data is not None else ()
     unread = f" · {len(skipped)} images couldn't be read: {', '.join(skipped[:5])}" if skipped else ""
