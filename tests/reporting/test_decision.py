@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tests.comparison.disturbances import KINDS, costs
+from tests.comparison.disturbances import INFERENCES, KINDS, costs
 from tests.comparison.test_ratio import interleaved_samples
 from tests.reporting import results
 from vitedge.core.percentiles import samples_needed
@@ -201,14 +201,45 @@ def test_too_close_to_call_says_how_to_settle_it() -> None:
     assert any(caveat.startswith("To settle it, measure them together for longer") for caveat in decision.caveats)
 
 
-def test_a_row_that_drifts_alone_is_not_ranked() -> None:
-    steady, other = together("quiet", 0, 1.0, 1.4)
-    assert other.latency is not None and steady.latency is not None
-    hot = tuple(int(value * (1 + 0.5 * n / 600)) for n, value in enumerate(steady.latency.samples.latency_ns))
-    drifting = replace(steady, latency=replace(steady.latency, samples=replace(steady.latency.samples, latency_ns=hot)))
-    decision = only(drifting, other)
-    assert decision.headline == "Deploy target-b int8"
+def slowed(row: Row, *, during: slice, share: float, times: float) -> Row:
+    """A row some of whose inferences take longer: of those numbered ``during``, the first ``share`` of each block."""
+    assert row.latency is not None
+    samples = row.latency.samples
+    values = np.asarray(samples.latency_ns, np.float64)
+    hit = (np.arange(len(values)) % INFERENCES < share * INFERENCES) & np.isin(
+        np.arange(len(values)), np.arange(len(values))[during]
+    )
+    values[hit] *= times
+    slower = replace(samples, latency_ns=tuple(int(value) for value in values))
+    return replace(row, latency=replace(row.latency, samples=slower))
+
+
+@pytest.mark.parametrize(("other", "headline"), [
+    (1.4, "Probably target-b int8: measure longer to be sure"),  # it was faster for most of the run
+    (0.8, "Deploy target-b int8"),
+])  # fmt: skip
+def test_a_row_that_drifts_alone_is_not_ranked(other: float, headline: str) -> None:
+    drifting, steady = together("quiet", 0, 1.0, other)
+    drifting = slowed(drifting, during=slice(420, None), share=1.0, times=1.5)
+    decision = only(drifting, steady)
+    assert decision.headline == headline
     assert any("against the others' during the run" in why for _, why in decision.excluded)
+
+
+def test_another_process_that_disturbs_one_artifact_more_than_another_does_not_change_the_choice() -> None:
+    """For the last third of the run, seven in ten of one row's inferences take twice as long."""
+    faster, slower = together("quiet", 2, 1.0, 1.15)
+    disturbed = slowed(faster, during=slice(400, None), share=0.7, times=2.0)
+    decision = only(disturbed, slower)
+    assert decision.headline == "Deploy target-a int8" and decision.excluded == ()
+
+
+def test_where_another_process_stays_and_decides_which_is_faster_the_choice_is_not_firm() -> None:
+    faster, slower = together("quiet", 2, 1.0, 1.15)
+    decision = only(slowed(faster, during=slice(None), share=0.7, times=2.0), slower)
+    assert decision.headline == "Probably target-a int8: measure longer to be sure"
+    assert "by their medians, so what else runs here decides which is faster" in decision.unsure[0].reason
+    assert any(caveat.startswith("By their medians target-b int8 took 0.5") for caveat in decision.caveats)
 
 
 @settings(deadline=None, max_examples=60)

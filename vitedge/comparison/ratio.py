@@ -87,12 +87,14 @@ def drifts(latencies: Sequence[Latency]) -> list[float]:
     """How many times as long each artifact took at the end of an interleaved run, measured against the others.
 
     Of the last third of the rounds over the first third, as far as it's its own: what all share is taken off (their
-    median; of two, the smaller move). 1.0 for less than :data:`MOVED` and for what noise explains.
+    median; of two, the smaller move). 1.0 for less than :data:`MOVED` and for what noise explains. Rounds count by
+    their fastest inference: another process that comes or goes disturbs one artifact more than another, and what heats
+    up or throttles slows every inference down.
 
     Args:
         latencies: of one run, interleaved.
     """
-    costs = [_costs(each.samples, each.rules.scenario, "median") for each in latencies]
+    costs = [_costs(each.samples, each.rules.scenario, "fastest") for each in latencies]
     rounds = min((len(each) for each in costs), default=0)
     third = rounds // 3
     if len(costs) < 2 or rounds < FEWEST_ROUNDS or not all(all(each[:rounds]) for each in costs):

@@ -2,16 +2,18 @@
 
 Rows may be compared when they were measured on one machine under one set of rules. How fast one is and which is faster
 are two claims. Milliseconds are worth as much as the machine was steady. Which is faster rests on the ratio of
-interleaved rounds and its interval, which what slows all of them down doesn't touch; what one row does alone
-(throttling, a drift of its own), wrong outputs and too little data count against that row in both.
+interleaved rounds, of each its fastest inference: what slows all of them down cancels, and what other processes do for
+a while adds time to some inferences only. What one row does alone (throttling, a drift of its own), wrong outputs and
+too little data count against that row in both.
 
-A choice is firm when the intervals leave no other that is faster by more than :data:`TOLERATED`, and when the whole
-interval of its top-1 drop is within the budget. Otherwise the headline says what is missing.
+A choice is firm when the intervals leave no other that is faster by more than :data:`TOLERATED`, when none that was
+faster went unranked for what may have been noise, and when the whole interval of its top-1 drop is within the budget.
+Otherwise the headline says what is missing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal
@@ -123,16 +125,23 @@ _RULES = {
 
 def _decide(rules: Rules | None, lines: list[Line]) -> Decision:
     timed = rules is not None
-    objections = _objections(lines, timed)
     measured = [line for line in lines if (line.cost_ms if timed else line.top1) is not None]
-    ranking = _ranked([line for line in measured if not objections[line.letter]], timed)
+    paired = _paired(lines)
+    cost = _cost(measured, timed, paired)
+    moved = _moved(lines, paired)
+    objections = {line.letter: _against(line, timed, paired, moved.get(line.letter, "")) for line in lines}
+    ranking = sorted((line for line in measured if not objections[line.letter]), key=cost)
     tried = [line for line in lines if line.row.latency and len(line.row.latency.samples)] if timed else measured
     possible = [line for line in tried if line.verdict.right and not _over_budget(line)]
-    contest = ranking or _ranked([line for line in possible if not _too_little(line)], timed)
-    choice = _best_of_tie(contest, timed) if contest else None
+    contest = ranking or sorted((line for line in possible if not _too_little(line)), key=cost)
+    choice = _best_of_tie(contest, timed, cost) if contest else None
+    faster = [line for line in measured if objections[line.letter] and choice and timed and cost(line) < cost(choice)]
     unsure: tuple[Doubt, ...] = ()
     if choice is not None:
+        drifting = [line for line in faster if objections[line.letter] == [moved.get(line.letter)]]
+        faster = [line for line in faster if line not in drifting]
         unsure = _unsure(choice, contest, objections[choice.letter], timed)
+        unsure += tuple(Doubt(f"{line.label} was faster, but {moved[line.letter]}") for line in drifting)
     elif possible:
         unsure = (Doubt("too little was measured to choose by"),)
     return Decision(
@@ -141,41 +150,53 @@ def _decide(rules: Rules | None, lines: list[Line]) -> Decision:
         lines=tuple(lines),
         choice=choice,
         headline=_headline(choice, possible, measured, timed, unsure),
-        reasons=_reasons(choice, contest, measured, timed) if choice else (),
-        caveats=(*_said(unsure, rules), *_caveats(choice, lines, objections, timed)),
+        reasons=_reasons(choice, _tied(contest, timed, cost), contest, measured, timed) if choice else (),
+        caveats=(
+            *_said(unsure, rules),
+            *_caveats(choice, lines, objections, timed, faster),
+            *_medians(choice, contest, paired),
+        ),
         ranking=tuple(ranking),
         excluded=tuple((line, "; ".join(objections[line.letter])) for line in lines if objections[line.letter]),
         unsure=unsure,
     )
 
 
-def _objections(lines: Sequence[Line], timed: bool) -> dict[str, list[str]]:
-    """By letter, why a row can't be ranked; empty when it can."""
-    latencies = [line.row.latency for line in lines if line.row.latency is not None]
-    paired = len(latencies) > 1 and all(
-        interleaved(first.samples, second.samples) for first, second in combinations(latencies, 2)
-    )
-    own = drifts(latencies) if paired else [1.0] * len(latencies)
-    moved = dict(zip([line.letter for line in lines if line.row.latency is not None], own, strict=True))
-    return {line.letter: _against(line, timed, paired, moved.get(line.letter, 1.0)) for line in lines}
+def _paired(lines: Sequence[Line]) -> bool:
+    """Whether all that were timed were interleaved with each other."""
+    timed = [line.row.latency.samples for line in lines if line.row.latency is not None]
+    return len(timed) > 1 and all(interleaved(first, second) for first, second in combinations(timed, 2))
 
 
-def _against(line: Line, timed: bool, paired: bool, moved: float) -> list[str]:
+def _moved(lines: Sequence[Line], paired: bool) -> dict[str, str]:
+    """By letter, what to say of rows whose own time changed during an interleaved run."""
+    if not paired:
+        return {}
+    timed = {line.letter: line.row.latency for line in lines if line.row.latency is not None}
+    changes = zip(timed, drifts(list(timed.values())), strict=True)
+    return {
+        letter: f"its time changed by {points(100 * (factor - 1), 0)} % against the others' during the run"
+        for letter, factor in changes
+        if factor != 1.0
+    }
+
+
+def _against(line: Line, timed: bool, paired: bool, moved: str) -> list[str]:
     """Why one row can't be ranked.
 
     Args:
         line: the row.
         timed: whether latency is ranked.
         paired: whether its rounds can be held against the others': then what all share doesn't count.
-        moved: how many times as long it took at the end of the run, measured against the others.
+        moved: what to say of a drift of its own; empty: there was none.
     """
     if timed and line.row.latency is None:
         return [line.row.note or "its latency wasn't measured"]
     if not timed and line.top1 is None:
         return [line.row.note or "neither latency nor accuracy was measured"]
     objections = [reason for reason in line.verdict.reasons if not (paired and reason == line.verdict.noise)]
-    if moved != 1.0:
-        objections.append(f"its time changed by {moved - 1:+.0%} against the others' during the run".replace("%", " %"))
+    if moved:
+        objections.append(moved)
     if line.row.partial:
         objections.append("its measurement was interrupted")
     return objections + _over_budget(line)
@@ -206,25 +227,25 @@ def drop(line: Line) -> str:
     return f"{points(line.top1_drop_pp)} pp (95 % interval {points(low)} to {points(high)})"
 
 
-def _cost(line: Line, timed: bool) -> float:
-    """Smaller is better; only called for rows that were measured."""
-    return (line.cost_ms or 0.0) if timed else -(line.top1 or 0.0)
-
-
-def _ranked(lines: list[Line], timed: bool) -> list[Line]:
-    return sorted(lines, key=lambda line: _cost(line, timed))
-
-
-def _tied(ranking: Sequence[Line], timed: bool) -> list[Line]:
+def _cost(measured: Sequence[Line], timed: bool, paired: bool) -> Callable[[Line], float]:
+    """By what rows are ranked, the smallest first: time as the ratios of the rounds' fastest inferences have it where
+    all were interleaved, else the milliseconds; without latency, accuracy. Only called for rows that were measured."""
     if not timed:
-        return [line for line in ranking if line.top1 == ranking[0].top1]
-    return [line for line in ranking if _cost(line, timed) <= TIE * _cost(ranking[0], timed)]
+        return lambda line: -(line.top1 or 0.0)
+    ratios = {line.letter: _ratio(measured[0], line, "fastest") for line in measured} if paired and measured else {}
+    if not all(ratios.values()):
+        ratios = {}
+    relative = {letter: between.value for letter, between in ratios.items() if between is not None}
+    return lambda line: relative.get(line.letter, line.cost_ms or 0.0)
 
 
-def _best_of_tie(ranking: Sequence[Line], timed: bool) -> Line:
+def _tied(ranking: Sequence[Line], timed: bool, cost: Callable[[Line], float]) -> list[Line]:
+    return [line for line in ranking if cost(line) <= cost(ranking[0]) * (TIE if timed else 1.0)]
+
+
+def _best_of_tie(ranking: Sequence[Line], timed: bool, cost: Callable[[Line], float]) -> Line:
     """Among the fastest: one that isn't significantly less accurate, then the smallest."""
-
-    return min(_tied(ranking, timed), key=lambda line: (*_preference(line), _cost(line, timed)))
+    return min(_tied(ranking, timed, cost), key=lambda line: (*_preference(line), cost(line)))
 
 
 def _preference(line: Line) -> tuple[bool, int]:
@@ -246,23 +267,27 @@ def _unsure(choice: Line, contest: Sequence[Line], objections: Sequence[str], ti
 def _doubt(choice: Line, other: Line) -> str:
     """Why another row may be the better choice, for all that was measured; empty: it isn't.
 
-    The rounds' medians have to show that it's slower, and the rounds' fastest inferences mustn't contradict: where
-    another process stays for the whole run, it may disturb one artifact more than the other.
+    The rounds' fastest inferences have to show that it's slower, and the rounds' medians mustn't show the opposite:
+    where other processes stay for the whole run, one artifact may be the faster alone, and another beside them.
     """
-    typical, best = _ratio(choice, other, "median"), _ratio(choice, other, "fastest")
-    if typical is None or best is None:
+    best, typical = _ratio(choice, other, "fastest"), _ratio(choice, other, "median")
+    if best is None or typical is None:
         return f"too few rounds to hold {other.label} against it"
-    slower = typical.low > 1.0 or (typical.low >= 1 / TOLERATED and _preference(choice) < _preference(other))
-    if slower and best.low >= 1 / TOLERATED:
-        return ""
-    between, by = (best, " by the rounds' fastest inferences") if slower else (typical, "")
-    return (
-        f"{other.label} takes {between.value:.2f} times as long{by}, and {between.rounds} rounds tell no more than "
-        f"{between.low:.2f} to {between.high:.2f} (95 % interval)"
-    )
+    slower = best.low > 1.0 or (best.low >= 1 / TOLERATED and _preference(choice) < _preference(other))
+    if not slower:
+        return (
+            f"{other.label} takes {best.value:.2f} times as long, and {best.rounds} rounds tell no more than "
+            f"{best.low:.2f} to {best.high:.2f} (95 % interval)"
+        )
+    if typical.high < 1 / TOLERATED:
+        return (
+            f"{other.label} takes {best.value:.2f} times as long by the rounds' fastest inferences and "
+            f"{typical.value:.2f} times by their medians, so what else runs here decides which is faster"
+        )
+    return ""
 
 
-def _ratio(choice: Line, other: Line, statistic: Literal["median", "fastest"] = "median") -> Ratio | None:
+def _ratio(choice: Line, other: Line, statistic: Literal["median", "fastest"]) -> Ratio | None:
     """Time of ``other`` over the choice's, for one image."""
     if choice.row.latency is None or other.row.latency is None:
         return None
@@ -295,11 +320,13 @@ def _headline(
     return f"Probably {choice.label}: {'evaluate on more images' if of_accuracy else 'measure longer'} to be sure"
 
 
-def _reasons(choice: Line, contest: Sequence[Line], measured: Sequence[Line], timed: bool) -> tuple[str, ...]:
+def _reasons(
+    choice: Line, ties: Sequence[Line], contest: Sequence[Line], measured: Sequence[Line], timed: bool
+) -> tuple[str, ...]:
     reasons = []
     if timed:
         reasons.append(_speed(choice, measured))
-    tied = [line.label for line in _tied(contest, timed) if line is not choice]
+    tied = [line.label for line in ties if line is not choice]
     if tied and timed:
         within = f"{TIE - 1:.0%}".replace("%", " %")
         reasons.append(f"As fast as {' and '.join(tied)} within {within}; chosen for accuracy and size.")
@@ -348,15 +375,27 @@ def _speed(choice: Line, measured: Sequence[Line]) -> str:
 
 
 def _times(choice: Line, other: Line) -> tuple[str, str]:
-    """How many times as long another row takes, and how sure that is: by the rounds where they were interleaved, else
-    by the medians, without an interval."""
+    """How many times as long another row takes, and how sure that is: by the rounds' fastest inferences where they were
+    interleaved, else by the medians, without an interval."""
     ours, theirs = choice.row.latency, other.row.latency
     paired = ours is not None and theirs is not None and interleaved(ours.samples, theirs.samples)
-    between = _ratio(choice, other) if paired else None
+    between = _ratio(choice, other, "fastest") if paired else None
     if between is None:
         return f"{(other.cost_ms or 0.0) / (choice.cost_ms or 1.0):.2f}", ""
     interval = f" (95 % interval {between.low:.2f} to {between.high:.2f}, in {between.rounds} rounds)"
     return f"{between.value:.2f}", interval
+
+
+def _medians(choice: Line | None, contest: Sequence[Line], paired: bool) -> list[str]:
+    """What to say where the milliseconds in the table have another order than the ratios that were decided by."""
+    if choice is None or not paired:
+        return []
+    return [
+        f"By their medians {line.label} took {line.cost_ms / choice.cost_ms:.2f} times as long: other processes ran "
+        "meanwhile. The choice rests on the fastest inference of each round, which they disturb least."
+        for line in contest
+        if line.cost_ms and choice.cost_ms and line.cost_ms * TIE < choice.cost_ms
+    ]
 
 
 def _accuracy(choice: Line) -> str:
@@ -369,7 +408,11 @@ def _accuracy(choice: Line) -> str:
 
 
 def _caveats(
-    choice: Line | None, lines: Sequence[Line], objections: dict[str, list[str]], timed: bool
+    choice: Line | None,
+    lines: Sequence[Line],
+    objections: dict[str, list[str]],
+    timed: bool,
+    faster: Sequence[Line],
 ) -> tuple[str, ...]:
     caveats = []
     if choice is not None:
@@ -383,11 +426,7 @@ def _caveats(
                 f"This machine's speed changed during the run ({choice.verdict.noise.removeprefix('unstable: ')}): "
                 "read the ratios, which hold, and not the milliseconds."
             )
-        caveats.extend(
-            f"{line.label} was faster, but {'; '.join(objections[line.letter])}."
-            for line in lines
-            if timed and line.cost_ms and objections[line.letter] and line.cost_ms < (choice.cost_ms or 0.0)
-        )
+        caveats.extend(f"{line.label} was faster, but {'; '.join(objections[line.letter])}." for line in faster)
         if len([line for line in lines if line.cost_ms is not None]) == 1 and timed:
             caveats.append("It's the only one measured under these rules.")
     images = {
