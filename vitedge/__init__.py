@@ -12,6 +12,7 @@ from vitedge._version import __version__
 
 if TYPE_CHECKING:
     from vitedge.api import (
+        architectures,
         bench,
         build,
         carry_out,
@@ -160,6 +161,7 @@ __all__ = [
     "UsageError",
     "VitedgeError",
     "__version__",
+    "architectures",
     "bench",
     "build",
     "carry_out",

@@ -778,6 +778,13 @@ def recipe(name: str | Path) -> Recipe:
     return load_recipe(name)
 
 
+def architectures() -> list[str]:
+    """Names of the zoo's models, which :func:`train` trains."""
+    from vitedge.training.zoo import ZOO
+
+    return list(ZOO)
+
+
 def run_demo(
     out: str | Path,
     *,

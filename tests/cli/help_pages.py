@@ -16,7 +16,7 @@ from typing import Any
 
 import typer.main
 
-from vitedge.cli.application import VERBS, application
+from vitedge.cli.application import STEPS, VERBS, application
 from vitedge.core.versions import newest_tested
 
 WRITTEN_WITH = {name: newest_tested(name) for name in ("typer", "rich")}
@@ -79,9 +79,10 @@ def told(verb: str) -> Counter[str]:
     root: Any = typer.main.get_command(application())
     command = root.commands[verb] if verb else root
     texts = [f"vitedge {verb} {command.help or ''}", *_parameters(command)]
-    if not verb:
-        texts += [f"{name} {(one.help or '').split(chr(10) * 2)[0]}" for name, one in root.commands.items()]
     panels = {getattr(parameter, "rich_help_panel", None) or "" for parameter in command.params}
+    if not verb:
+        panels |= set(STEPS.values())
+        texts += [f"{name} {(one.help or '').split(chr(10) * 2)[0]}" for name, one in root.commands.items()]
     return words(" ".join([*texts, *panels]))
 
 

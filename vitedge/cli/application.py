@@ -5,32 +5,38 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from vitedge._version import __version__
+from vitedge.cli.next_steps import say_next
+from vitedge.cli.parsing import Verb, Verbs
 from vitedge.cli.records import as_command
 
-VERBS = (
-    "demo",
-    "doctor",
-    "train",
-    "import",
-    "label",
-    "export",
-    "build",
-    "verify",
-    "classify",
-    "bench",
-    "eval",
-    "compare",
-    "report",
-    "stream",
-    "inspect",
-    "targets",
-    "recipes",
-)
+PREPARE, EXPORT, MEASURE, RUN, FLEET, LOOK = "Prepare", "Export", "Measure", "Run", "Fleet", "Look"
+#: Every verb and the step that it belongs to: its group in ``vitedge --help``. A verb is a line here and a file beside.
+STEPS = {
+    "train": PREPARE,
+    "import": PREPARE,
+    "label": PREPARE,
+    "export": EXPORT,
+    "build": EXPORT,
+    "verify": MEASURE,
+    "bench": MEASURE,
+    "eval": MEASURE,
+    "compare": MEASURE,
+    "report": MEASURE,
+    "classify": RUN,
+    "stream": RUN,
+    "demo": LOOK,
+    "doctor": LOOK,
+    "inspect": LOOK,
+    "targets": LOOK,
+    "recipes": LOOK,
+}
+VERBS = tuple(STEPS)
 
 
 def _version(wanted: bool) -> None:
@@ -53,6 +59,7 @@ def application(verbs: Sequence[str] = VERBS, *, options: bool = True) -> typer.
     """The command line with these verbs; without ``options`` it's good for an overview of them alone."""
     app = typer.Typer(
         name="vitedge",
+        cls=Verbs,
         no_args_is_help=True,
         rich_markup_mode="markdown",
         pretty_exceptions_enable=False,
@@ -64,7 +71,8 @@ def application(verbs: Sequence[str] = VERBS, *, options: bool = True) -> typer.
         ending = "_" if verb in ("import", "eval") else ""
         module = importlib.import_module(f"vitedge.cli.{verb}{'_' if verb == 'import' else ''}")
         function = getattr(module, f"{verb}{ending}")
-        app.command(name=verb, help=function.__doc__)(as_command(function) if options else lambda: None)
+        command = as_command(function, then=partial(say_next, verb)) if options else lambda: None
+        app.command(name=verb, cls=Verb, help=function.__doc__, rich_help_panel=STEPS[verb])(command)
     return app
 
 

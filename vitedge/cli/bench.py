@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vitedge.benchmarking.options import BenchConfig
-from vitedge.cli.options import Device, Json, NoBuild, Quiet
+from vitedge.cli.options import OUTPUT, Device, Json, NoBuild, Quiet
 from vitedge.cli.records import takes_records
 
 
@@ -24,13 +24,19 @@ def bench(
         typer.Option("--data", help="Pictures to preprocess and feed [default: the artifact's golden ones]."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="File to write the result to, with its raw samples.")
+        Path | None,
+        typer.Option("--out", "-o", help="File to write the result to, with its raw samples.", rich_help_panel=OUTPUT),
     ] = None,
     json: Json = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the interrupted measurement in --out, if there is one.")
+        bool,
+        typer.Option(
+            "--resume", help="Continue the interrupted measurement in --out, if there is one.", rich_help_panel=OUTPUT
+        ),
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing result.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing result.", rich_help_panel=OUTPUT)
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 7 when a row isn't valid.")] = False,
     quiet: Quiet = False,
 ) -> None:

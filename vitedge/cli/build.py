@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
-from vitedge.cli.options import Json, Overwrite, Quiet
+from vitedge.cli.options import OUTPUT, Json, Overwrite, Quiet
+
+ENGINES = "Engines"
+CHOICE = "Choice among candidates"
 
 
 def build(
@@ -17,25 +20,41 @@ def build(
     sm: Annotated[
         list[str] | None,
         typer.Option(
-            "--sm", help="Compute capability for TensorRT-RTX to build for, as 8.9; repeat the option for several."
+            "--sm",
+            help="Compute capability for TensorRT-RTX to build for, as 8.9; repeat the option for several.",
+            rich_help_panel=ENGINES,
         ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="Folder to write the engines to as well; with --autotune, the chosen artifact."
+            "--out",
+            "-o",
+            help="Folder to write the engines to as well; with --autotune, the chosen artifact.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     autotune: Annotated[
-        bool, typer.Option("--autotune", help="Measure several artifacts of one model; keep the fastest within budget.")
+        bool,
+        typer.Option(
+            "--autotune",
+            help="Measure several artifacts of one model; keep the fastest within budget.",
+            rich_help_panel=CHOICE,
+        ),
     ] = False,
     data: Annotated[
-        str | None, typer.Option("--data", help="Labelled pictures for measuring the accuracy of the candidates.")
+        str | None,
+        typer.Option(
+            "--data", help="Labelled pictures for measuring the accuracy of the candidates.", rich_help_panel=CHOICE
+        ),
     ] = None,
     duration: Annotated[
         float | None,
         typer.Option(
-            "--duration", min=0, help="Shortest measurement of each candidate, in seconds [default: the target's]."
+            "--duration",
+            min=0,
+            help="Shortest measurement of each candidate, in seconds [default: the target's].",
+            rich_help_panel=CHOICE,
         ),
     ] = None,
     explain: Annotated[
@@ -43,10 +62,17 @@ def build(
     ] = False,
     optimization_level: Annotated[
         int | None,
-        typer.Option("--optimization-level", min=0, max=5, help="Builder optimization level of TensorRT [default: 3]."),
+        typer.Option(
+            "--optimization-level",
+            min=0,
+            max=5,
+            help="Builder optimization level of TensorRT [default: 3].",
+            rich_help_panel=ENGINES,
+        ),
     ] = None,
     workspace_mb: Annotated[
-        int | None, typer.Option("--workspace-mb", min=1, help="Largest workspace of a layer, in MiB.")
+        int | None,
+        typer.Option("--workspace-mb", min=1, help="Largest workspace of a layer, in MiB.", rich_help_panel=ENGINES),
     ] = None,
     dry_run: Annotated[
         bool,

@@ -10,6 +10,10 @@ import typer
 from vitedge.cli.options import Device, Json, NoBuild, Overwrite, Quiet, ResultOut, Threads
 from vitedge.comparison.options import ROUNDS, SLOWDOWN_PCT
 
+ALLOWED = "Allowed differences"
+ACCURACY = "Accuracy"
+LATENCY = "Latency"
+
 
 def compare(
     artifact: Annotated[
@@ -21,26 +25,47 @@ def compare(
     max_slowdown: Annotated[
         float,
         typer.Option(
-            "--max-slowdown", min=-99, help="Largest allowed slow-down in percent; negative demands a speed-up."
+            "--max-slowdown",
+            min=-99,
+            help="Largest allowed slow-down in percent; negative demands a speed-up.",
+            rich_help_panel=ALLOWED,
         ),
     ] = SLOWDOWN_PCT,
     max_drop: Annotated[
         float | None,
-        typer.Option("--max-drop", min=0, help="Largest allowed top-1 drop in pp [default: the target's budget]."),
+        typer.Option(
+            "--max-drop",
+            min=0,
+            help="Largest allowed top-1 drop in pp [default: the target's budget].",
+            rich_help_panel=ALLOWED,
+        ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option("--data", help="Labelled images for comparing the accuracy of artifacts.")
+        str | None,
+        typer.Option(
+            "--data", help="Labelled images for comparing the accuracy of artifacts.", rich_help_panel=ACCURACY
+        ),
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Number of images to compare on.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Number of images to compare on.", rich_help_panel=ACCURACY)
+    ] = None,
     duration: Annotated[
         float | None,
         typer.Option(
-            "--duration", min=0.1, help="Shortest measurement of each artifact, in seconds [default: the target's]."
+            "--duration",
+            min=0.1,
+            help="Shortest measurement of each artifact, in seconds [default: the target's].",
+            rich_help_panel=LATENCY,
         ),
     ] = None,
     rounds: Annotated[
         int,
-        typer.Option("--rounds", min=10, help="Interleaved blocks of each artifact; more of them narrow the interval."),
+        typer.Option(
+            "--rounds",
+            min=10,
+            help="Interleaved blocks of each artifact; more of them narrow the interval.",
+            rich_help_panel=LATENCY,
+        ),
     ] = ROUNDS,
     threads: Threads = None,
     device: Device = None,
@@ -49,7 +74,12 @@ def compare(
     json: Json = None,
     overwrite: Overwrite = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 7 also for what can't be ruled out, and for invalid rows.")
+        bool,
+        typer.Option(
+            "--strict",
+            help="Exit with 7 also for what can't be ruled out, and for invalid rows.",
+            rich_help_panel=ALLOWED,
+        ),
     ] = False,
     quiet: Quiet = False,
 ) -> None:

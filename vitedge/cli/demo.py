@@ -8,12 +8,16 @@ from typing import Annotated
 import typer
 
 from vitedge.benchmarking.options import DEMO_SECONDS
-from vitedge.cli.options import Json, Quiet
+from vitedge.cli.options import OUTPUT, Json, Quiet
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")] = Path("vitedge-demo"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older demo folder.")] = False,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.", rich_help_panel=OUTPUT)] = Path(
+        "vitedge-demo"
+    ),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an older demo folder.", rich_help_panel=OUTPUT)
+    ] = False,
     duration: Annotated[
         float, typer.Option("--duration", min=0.1, help="Seconds of latency measurement for each artifact.")
     ] = DEMO_SECONDS,

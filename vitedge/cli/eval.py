@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from vitedge.cli.options import Device, Json, NoBuild, Overwrite, Quiet, ResultOut, Threads
+from vitedge.cli.options import OUTPUT, Device, Json, NoBuild, Overwrite, Quiet, ResultOut, Threads
+
+PICTURES = "Pictures"
 
 
 def eval_(
@@ -18,10 +20,17 @@ def eval_(
             "--data",
             help="Labelled images: a folder or archive with one sub-folder a class. "
             "The embedded model has its own: held-out, display.",
+            rich_help_panel=PICTURES,
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Number of images to evaluate, the same ones on every machine.")
+        int | None,
+        typer.Option(
+            "--limit",
+            min=1,
+            help="Number of images to evaluate, the same ones on every machine.",
+            rich_help_panel=PICTURES,
+        ),
     ] = None,
     threads: Threads = None,
     device: Device = None,
@@ -33,11 +42,15 @@ def eval_(
             min=0,
             max=64,
             help="Number of processes that decode images [default: one a core, none for few images].",
+            rich_help_panel=PICTURES,
         ),
     ] = None,
     out: ResultOut = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue from the partial result in --out, if there is one.")
+        bool,
+        typer.Option(
+            "--resume", help="Continue from the partial result in --out, if there is one.", rich_help_panel=OUTPUT
+        ),
     ] = False,
     json: Json = None,
     overwrite: Overwrite = False,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vitedge.cli.options import Json
+from vitedge.cli.options import Json, Quiet
 from vitedge.cli.records import takes_records
 from vitedge.importing.options import ImportOptions
 
@@ -25,6 +25,7 @@ def import_(
     *,
     options: ImportOptions,
     json: Json = None,
+    quiet: Quiet = False,
 ) -> None:
     """Bring a published ViT, a torch module or an ONNX file into a model folder, proving that nothing changed.
 
@@ -44,6 +45,6 @@ def import_(
     from vitedge.core.progress import bars
     from vitedge.reporting import terminal
 
-    with bars() as progress:
+    with bars(quiet=quiet) as progress:
         model = api.import_model(source, out, options, progress=progress)
     terminal.emit([api.summary(model)], json, terminal.show_models)

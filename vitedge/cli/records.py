@@ -11,12 +11,15 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import msgspec
 import typer
 
+from vitedge.cli import completion
+from vitedge.cli.options import Quiet
 from vitedge.core.options import Flag, Record, from_file
 
 CONTEXT = "context"
 #: Verbs that take records: what each does, and its argument that names a file.
 MARKED: dict[Callable[..., None], tuple[str, str]] = {}
 Verb = TypeVar("Verb", bound=Callable[..., None])
+QUIET = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,15 +98,17 @@ def takes_records(action: str, *, file: str = "") -> Callable[[Verb], Verb]:
     return marked
 
 
-def as_command(verb: Callable[..., None]) -> Callable[..., None]:
-    """The function that typer reads and calls in place of a verb; the verb itself where it takes no records.
+def as_command(verb: Callable[..., None], *, then: Callable[[Mapping[str, Any]], None] | None = None) -> Any:
+    """The function that typer reads and calls in place of a verb: each field of its records is an argument.
+
+    Args:
+        verb: the verb. Where it has no option ``--quiet``, its command has one all the same, for ``then``.
+        then: called with all values of the command line when the verb is done.
 
     Raises:
         UsageError: when it's called, a value that isn't possible.
     """
-    if verb not in MARKED:
-        return verb
-    action, file = MARKED[verb]
+    action, file = MARKED.get(verb, ("", ""))
     hints = get_type_hints(verb, include_extras=True)
     arguments: list[inspect.Parameter] = []
     records: dict[str, tuple[type[Record], list[Parameter]]] = {}
@@ -114,20 +119,28 @@ def as_command(verb: Callable[..., None]) -> Callable[..., None]:
             arguments += [parameter.option() for parameter in records[argument.name][1]]
         else:
             arguments.append(argument.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=kind))
-    arguments.append(inspect.Parameter(CONTEXT, inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
+    added = [] if any(argument.name == "quiet" for argument in arguments) else [QUIET]
+    for argument in arguments:
+        argument.annotation.__metadata__[-1].autocompletion = completion.of(verb.__name__, argument.name)
+    context = inspect.Parameter(CONTEXT, inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
 
     def run(**values: Any) -> None:
         source = values.pop(CONTEXT).get_parameter_source
+        told = dict(values)
+        for argument in added:
+            values.pop(argument.name)
         path = values.pop(file, None)
         for name, (kind, options) in records.items():
             texts = {option: values.pop(option.name) for option in options}
             given = {each: each.value(text) for each, text in texts.items() if source(each.name).name != "DEFAULT"}
             values[name] = from_file(kind, path, _nested(given), action=action, verb=verb.__name__.rstrip("_"))
         verb(**values)
+        if then is not None:
+            then(told)
 
     run.__doc__, run.__name__ = verb.__doc__, verb.__name__
-    run.__signature__ = inspect.Signature(arguments)  # type: ignore[attr-defined]
-    run.__annotations__ = {argument.name: argument.annotation for argument in arguments}
+    run.__signature__ = inspect.Signature([*arguments, *added, context])  # type: ignore[attr-defined]
+    run.__annotations__ = {argument.name: argument.annotation for argument in (*arguments, *added, context)}
     return run
 
 

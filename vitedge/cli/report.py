@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from vitedge.cli.options import Json, Overwrite
+from vitedge.cli.options import OUTPUT, Json, Overwrite
 
 
 class Format(str, Enum):
@@ -23,10 +23,18 @@ def report(
     source: Annotated[list[Path], typer.Argument(help="Results: files, or folders of them; several are merged.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="File to write [default: report.html; Markdown and CSV go to stdout]."),
+        typer.Option(
+            "--out",
+            "-o",
+            help="File to write [default: report.html; Markdown and CSV go to stdout].",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     format: Annotated[
-        Format | None, typer.Option("--format", "-f", help="Format of the report [default: by the name of --out].")
+        Format | None,
+        typer.Option(
+            "--format", "-f", help="Format of the report [default: by the name of --out].", rich_help_panel=OUTPUT
+        ),
     ] = None,
     data: Annotated[
         str | None,

@@ -1,0 +1,66 @@
+"""Words that can't be used: one block of ours, all that is missing at once; ``--json`` without a file is stdout."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.cli.command import fails, vitedge
+from vitedge.cli.application import VERBS
+
+
+@pytest.mark.parametrize(
+    ("words", "reason", "hint"),
+    [
+        ("exprot model/", "there is no verb 'exprot'; the nearest is 'export'", "run: vitedge --help"),
+        (
+            "bench a --durtion 3",
+            "there is no option '--durtion'; the nearest is '--duration'",
+            "run: vitedge bench --help",
+        ),
+        ("--verbose doctor", "there is no option '--verbose'; the nearest is '--version'", "run: vitedge --help"),
+        ("classify a b --top-k 0", "--top-k: 0 is not in the range 1<=x<=100", "run: vitedge classify --help"),
+        ("report a --format pdf", "--format: 'pdf' is not one of 'html', 'md', 'csv'", "run: vitedge report --help"),
+        ("eval a --limit", "option '--limit' requires an argument", "run: vitedge eval --help"),
+    ],
+)
+def test_words_that_cannot_be_used_are_one_block(words: str, reason: str, hint: str) -> None:
+    assert fails(2, *words.split())[1:] == [reason, hint]
+
+
+def test_all_that_is_missing_is_named_at_once() -> None:
+    action, reason, hint = fails(2, "export")
+    assert action == "run 'vitedge export'" and reason == "missing: MODEL, --target, --out"
+    assert hint.startswith("run: vitedge export MODEL --target TARGET --out OUT (")
+    _, reason, hint = fails(2, "export", "my model", "-t", "openvino")
+    assert reason == "missing: --out"
+    assert shlex.split(hint.removeprefix("run: "))[:6] == ["vitedge", "export", "my model", "-t", "openvino", "--out"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_without_words_runs_or_names_what_is_missing(verb: str) -> None:
+    done = vitedge(verb, "--help")
+    if "[required]" in done.out:
+        _, reason, _ = fails(2, verb)
+        assert reason.startswith("missing: ")
+
+
+def test_help_needs_nothing_else() -> None:
+    assert vitedge("export", "--help").code == 0
+
+
+def test_json_without_a_file_is_stdout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    alone, dash = vitedge("recipes", "--json"), vitedge("recipes", "--json", "-")
+    assert alone.code == 0 and alone.out == dash.out and json.loads(alone.out)
+    assert json.loads(vitedge("recipes", "--json", "--quiet").out)
+    assert vitedge("recipes", "--json", "file.json").code == 0
+    assert json.loads((tmp_path / "file.json").read_text()) and "recipe" in vitedge("recipes").out
+
+
+def test_a_word_that_json_took_is_named() -> None:
+    _, reason, _ = fails(2, "verify", "--json", "artifact/")
+    assert reason == "missing: ARTIFACT; --json took 'artifact/' for its file, write --json - for stdout"
