@@ -39,11 +39,12 @@ IMPORTS = {
     "building": "core device data formats runtimes evaluation benchmarking",
     "comparison": "core data formats evaluation benchmarking",
     "streaming": "core device data formats runtimes benchmarking",
+    "project": "core",
     "doctor": "core device formats runtimes",
     "reporting": "core device data formats graph runtimes evaluation benchmarking exporting comparison doctor",
     "demo": "core data formats importing runtimes verification evaluation benchmarking exporting reporting",
     "api": "core data formats training importing runtimes verification evaluation benchmarking exporting building"
-    " comparison streaming doctor reporting demo",
+    " comparison streaming project doctor reporting demo",
     "cli": "core training importing runtimes benchmarking exporting comparison streaming reporting api",
     "__init__": "training importing runtimes evaluation benchmarking exporting comparison streaming doctor reporting"
     " demo api formats",

@@ -785,6 +785,44 @@ def architectures() -> list[str]:
     return list(ZOO)
 
 
+def new_project(out: str | Path) -> Path:
+    """Write the folder of a new project: its steps, a folder for pictures, a CI workflow, a systemd unit.
+
+    Args:
+        out: the folder, which must not exist.
+
+    Raises:
+        UsageError: it exists.
+        ResourceError: it can't be written.
+    """
+    from vitedge.project import new
+
+    return new.new_project(Path(out))
+
+
+def run_project(
+    steps: Sequence[str] = (),
+    *,
+    start: str | None = None,
+    file: str | Path = "vitedge.toml",
+    say: Callable[[str], None] = lambda words: None,
+) -> None:
+    """Run the steps of a project, each in a process of its own, in the folder of its file; the first failure ends it.
+
+    Args:
+        steps: their names; none: all of them.
+        start: leave out the steps before this one.
+        file: of the project.
+        say: called with one sentence a step.
+
+    Raises:
+        as :func:`vitedge.project.steps.run_project`.
+    """
+    from vitedge.project import steps as project
+
+    project.run_project(steps, start=start, file=Path(file), say=say)
+
+
 def run_demo(
     out: str | Path,
     *,

@@ -21,6 +21,16 @@ _CHECKOUT = Path(__file__).resolve().parent.parent
 _EXTRA = re.compile(r"""(?:\s+and\s+)?extra == ['"]([\w.-]+)['"]""")
 
 
+#: Where vitedge can be had; "" where an index has it. The one place to change: ``tests/install_lines.py`` writes the
+#: documents' install lines anew by it.
+SOURCE = "git+https://github.com/vitedge/vitedge"
+
+
+def requirement(extras: str) -> str:
+    """What pip takes to install vitedge with extras, wherever this one came from: ``vitedge[stream] @ git+https://…``."""
+    return f"vitedge[{extras}]" + (f" @ {SOURCE}" if SOURCE else "")
+
+
 def pip() -> str:
     """How a shell calls the pip of this Python: ``pip`` where that is the first one on the PATH."""
     first = shutil.which("pip")

@@ -18,6 +18,8 @@ from vitedge.cli.records import as_command
 PREPARE, EXPORT, MEASURE, RUN, FLEET, LOOK = "Prepare", "Export", "Measure", "Run", "Fleet", "Look"
 #: Every verb and the step that it belongs to: its group in ``vitedge --help``. A verb is a line here and a file beside.
 STEPS = {
+    "new": PREPARE,
+    "run": PREPARE,
     "train": PREPARE,
     "import": PREPARE,
     "label": PREPARE,

@@ -56,7 +56,9 @@ def _after_inspect(values: Values) -> Words:
 
 #: By verb, the words after ``vitedge``; none where nothing follows. ``stream`` is where the pipeline ends.
 NEXT: dict[str, Callable[[Values], Words]] = {
-    "train": lambda values: _export(values["out"], values["data"]) if os.environ.get("RANK", "0") == "0" else (),
+    "new": lambda values: (),
+    "run": lambda values: ("classify", "artifact/", "PICTURE"),
+    "train": lambda values: _export(values["out"], values["data"]),
     "import": lambda values: _export(values["out"]),
     "label": lambda values: _export(values["model"]),
     "export": _after_export,
@@ -82,6 +84,7 @@ NEXT: dict[str, Callable[[Values], Words]] = {
 
 def say_next(verb: str, values: Values) -> None:
     """Print the next step of a verb that is done, unless silence or JSON was asked for."""
-    words = () if values.get("quiet") or values.get("json") else NEXT[verb](values)
+    part = "VITEDGE_STEP" in os.environ or os.environ.get("RANK", "0") != "0"  # of `vitedge run`, of torchrun
+    words = () if part or values.get("quiet") or values.get("json") else NEXT[verb](values)
     if words:
         sys.stderr.write(printable(f"next: {shlex.join(['vitedge', *map(str, words)])}") + "\n")
