@@ -16,6 +16,7 @@ from tests.graph.vits import MEAN, STD, random_arrays, random_images, tiny
 from vitedge.core.deviation import deviation
 from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ModelError
+from vitedge.formats.architecture import BlockWidths
 from vitedge.graph import canonical, interface, surgery
 from vitedge.graph.author import author_vit
 from vitedge.graph.canonical import TOLERANCE, Report
@@ -65,6 +66,24 @@ def test_a_plain_vit_is_authored_anew(name: str) -> None:
     assert surgery.batch_size(model) is None and model.ir_version == 9
     names = {node.name for node in model.graph.node}
     assert {"patch_embed.proj", "blocks.0.attn.qkv", "blocks.0.mlp.fc2", "head"} <= names
+
+
+def test_an_authored_graph_of_other_widths_is_authored_anew() -> None:
+    """As it lies in a model folder, with the picture's normalisation inside."""
+    blocks = (
+        BlockWidths(heads=2, query_key=7, value=5, mlp_hidden=11),
+        BlockWidths(heads=0, query_key=0, value=0, mlp_hidden=6),
+        BlockWidths(heads=4, query_key=2, value=9, mlp_hidden=0),
+    )
+    config = tiny(depth=3, blocks=blocks, register_tokens=2)
+    model = author_vit(config, random_arrays(config), mean=MEAN, std=STD)
+    whole = Preprocessing(size=(32, 48), mean=(0, 0, 0), std=(1, 1, 1), rescale=1.0)
+    again, report = convert(model, run(model, IMAGES), whole)
+    assert report.architecture is not None and report.architecture.blocks == blocks
+    assert report.deviation <= 1e-5 and report.left_alone == {} and report.rejected == {}
+    assert [node.name for node in again.graph.node if node.name.startswith("blocks")] == [
+        node.name for node in model.graph.node if node.name.startswith("blocks")
+    ]
 
 
 @pytest.mark.parametrize("name", HYBRIDS)

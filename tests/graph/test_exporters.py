@@ -20,6 +20,7 @@ from tests.graph.test_canonical import checker, run
 from tests.graph.vits import MEAN, STD, random_images, tiny
 from vitedge.core.deviation import deviation
 from vitedge.data.preprocessing import Preprocessing
+from vitedge.formats.architecture import BlockWidths
 from vitedge.graph import canonical, interface, surgery
 from vitedge.graph.canonical import TOLERANCE, Report
 from vitedge.importing.onnx_file import convert
@@ -30,9 +31,18 @@ if "dynamo" not in inspect.signature(torch.onnx.export).parameters:
 networks = pytest.importorskip("tests.graph.networks")
 
 IMAGES = random_images(tiny(), 3)
+#: Widths as shrinking leaves them, of 16 channels in 2 heads: heads, channels and branches are gone.
+NARROW = (
+    BlockWidths(heads=3, query_key=5, value=3, mlp_hidden=9),
+    BlockWidths(heads=0, query_key=0, value=0, mlp_hidden=12),
+    BlockWidths(heads=1, query_key=2, value=6, mlp_hidden=0),
+    BlockWidths(heads=2, query_key=8, value=4, mlp_hidden=20),
+)
 FAMILIES = {
     "packed": lambda: networks.ours(layer_scale=True, register_tokens=1),
     "pooled": lambda: networks.ours(class_token=False, pool="avg", final_norm="fc_norm"),
+    "narrow": lambda: networks.ours(depth=4, blocks=NARROW),
+    "normed": lambda: networks.ours(qk_norm=True, blocks=(BlockWidths(heads=3, query_key=8, value=4, mlp_hidden=9),)),
     "separate": networks.Separate,
     "fused": lambda: networks.Separate(fused=True),
     "hybrid": networks.Hybrid,
@@ -40,7 +50,7 @@ FAMILIES = {
     "rows": networks.Rows,
     "folded": networks.Folded,
 }
-PLAIN = ("packed", "pooled", "separate", "fused")
+PLAIN = ("packed", "pooled", "narrow", "normed", "separate", "fused")
 #: opset, axes, layout, input, normalisation inside, half precision
 WAYS = list(
     itertools.product(
@@ -58,6 +68,8 @@ CHOSEN = [
     ("packed", (20, "fixed", "nhwc", "uint8", True, False)),
     ("packed", (18, "batch", "nchw", "float", False, True)),
     ("pooled", (16, "fixed", "nchw", "uint8", True, False)),
+    ("narrow", (17, "batch", "nchw", "float", True, False)),
+    ("normed", (14, "all", "nchw", "float", False, False)),
     ("separate", (13, "all", "nchw", "float", True, False)),
     ("separate", (17, "batch", "nhwc", "float", False, True)),
     ("fused", (14, "all", "nchw", "float", False, False)),
@@ -138,6 +150,15 @@ def test_an_export_becomes_canonical(family: str, way: Way) -> None:
     prove(family, way)
 
 
+def test_widths_of_each_block_are_read_off_an_export() -> None:
+    """The heads of the model that it was cut from are some number that fits; queries take up what the scale differs."""
+    report = prove("narrow", (20, "batch", "nchw", "float", False, False))
+    assert report.architecture is not None and report.architecture.blocks == NARROW
+    report = prove("normed", (17, "fixed", "nchw", "float", False, False))
+    assert report.architecture is not None
+    assert (report.architecture.num_heads, report.architecture.block(0).heads) == (2, 3)
+
+
 def test_an_optimized_graph_becomes_canonical(tmp_path: Path) -> None:
     """As optimum saves it, fused by this ONNX Runtime; `exports/` holds one whose fused operators don't change.
 
@@ -187,7 +208,7 @@ def test_a_softmax_behind_a_plain_vit_is_cut_off(ending: torch.nn.Module, opset:
 @pytest.mark.parametrize("way", WAYS, ids=label)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_way_of_exporting(family: str, way: Way) -> None:
-    if way[0] == 13 and family in ("packed", "pooled", "fused"):
+    if way[0] == 13 and family in ("packed", "pooled", "narrow", "normed", "fused"):
         pytest.skip("torch exports its attention from opset 14 on")
     if way[3] == "uint8" and not way[4]:
         pytest.skip("a graph that takes bytes normalises them")

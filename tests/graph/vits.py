@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from vitedge.formats.architecture import ConvStem, PatchStem, Rope, ViTConfig
+from vitedge.formats.architecture import BlockWidths, ConvStem, PatchStem, Rope, ViTConfig
 from vitedge.graph.author import expected_parameters
 
 MEAN, STD = (0.48, 0.45, 0.40), (0.22, 0.23, 0.24)
@@ -93,4 +94,28 @@ def configs(draw: st.DrawFn) -> ViTConfig:
         layer_norm_eps=draw(st.sampled_from([1e-6, 1e-5])),
         activation=draw(st.sampled_from(["gelu", "gelu_tanh"])),
         mlp=draw(st.sampled_from(["plain", "swiglu"])),
+    )
+
+
+@st.composite
+def narrowed(draw: st.DrawFn) -> ViTConfig:
+    """A configuration whose blocks have widths of their own; branches and whole blocks may be gone."""
+    config = draw(configs())
+    return replace(config, blocks=tuple(draw(widths(config)) for _ in range(config.depth)))
+
+
+@st.composite
+def widths(draw: st.DrawFn, config: ViTConfig) -> BlockWidths:
+    """Of one block of a configuration."""
+    pairs = None
+    if config.rope is not None and not config.qk_norm:
+        every = st.sampled_from(range(config.head_dim // 2))
+        pairs = tuple(sorted(draw(st.sets(every, min_size=1))))
+    query_key = config.head_dim if config.qk_norm else draw(st.integers(1, 12))
+    return BlockWidths(
+        heads=draw(st.integers(0, 3)),
+        query_key=query_key if pairs is None else 2 * len(pairs),
+        value=draw(st.integers(1, 12)),
+        mlp_hidden=draw(st.integers(0, 20)),
+        rope_pairs=pairs,
     )

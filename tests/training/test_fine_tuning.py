@@ -14,12 +14,14 @@ from msgspec.structs import replace
 from tests.graph.vits import random_arrays, tiny
 from tests.importing.references import FAMILIES, write_folder
 from vitedge.errors import ModelError, UsageError
-from vitedge.formats.architecture import ConvStem
-from vitedge.formats.model_folder import MODEL_ONNX, Model, write_model
+from vitedge.formats.architecture import BlockWidths, ConvStem
+from vitedge.formats.model_folder import MODEL_ONNX, MODEL_WEIGHTS, Model, write_model
+from vitedge.graph.author import author_vit, expected_parameters
 
 torch = pytest.importorskip("torch", reason="torch isn't installed (vitedge[train])")
 
 from vitedge.training.augment import Augmentation  # noqa: E402
+from vitedge.training.distill import Distillation  # noqa: E402
 from vitedge.training.evaluate import shipped_model  # noqa: E402
 from vitedge.training.initial import HEADS, Start, starting_point  # noqa: E402
 from vitedge.training.optimizer import build_optimizers, layer_of  # noqa: E402
@@ -44,6 +46,15 @@ PATCHES = TrainOptions(
 def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A patch-stem model of two blocks' worth of learning."""
     return train(str(pictures), PATCHES, tmp_path_factory.mktemp("trained") / "model")
+
+
+#: Of the four blocks, once the model was shrunk.
+NARROW = (
+    BlockWidths(heads=3, query_key=8, value=24, mlp_hidden=40),
+    BlockWidths(heads=3, query_key=16, value=16, mlp_hidden=0),
+    BlockWidths(heads=0, query_key=0, value=0, mlp_hidden=100),
+    BlockWidths(heads=3, query_key=32, value=8, mlp_hidden=192),
+)
 
 
 def tuned(source: Path | str, **changes: object) -> TrainOptions:
@@ -98,6 +109,44 @@ def test_a_run_from_a_model_learns_and_says_where_it_started(trained: Path, pict
             resume=True,
             overwrite=True,
         )
+
+
+@pytest.fixture(scope="module")
+def narrowed(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained model with the first hidden units and channels of each head alone, and two branches gone."""
+    from safetensors.numpy import save
+
+    record, arrays = Model.open(trained).record, stored(trained)
+    cut = {}
+    for name, shape in expected_parameters(replace(record.architecture, blocks=NARROW)):
+        if ".attn.qkv." in name:  # of each of 3 · 3 heads of 32 channels
+            widths = NARROW[int(name.split(".")[1])]
+            sizes = [widths.query_key] * 6 + [widths.value] * 3
+            cut[name] = np.concatenate([arrays[name][32 * i :][:size] for i, size in enumerate(sizes)])
+        elif ".attn.proj.weight" in name:
+            cut[name] = np.concatenate([arrays[name][:, 32 * i :][:, : shape[1] // 3] for i in range(3)], axis=1)
+        else:
+            cut[name] = arrays[name][tuple(slice(size) for size in shape)]
+    config = replace(record.architecture, blocks=NARROW)
+    contract = record.preprocessing
+    graph = author_vit(config, cut, mean=contract.mean, std=contract.std)
+    files = {MODEL_WEIGHTS: save(cut), MODEL_ONNX: graph.SerializeToString()}
+    out = tmp_path_factory.mktemp("narrowed") / "model"
+    return write_model(out, replace(record, architecture=config), files).path
+
+
+def test_a_model_with_widths_of_its_own_learns_from_the_one_it_was_cut_from(
+    trained: Path, narrowed: Path, pictures: Path, tmp_path: Path
+) -> None:
+    lesson = Distillation(teacher=str(trained), lesson="feature")
+    options = tuned(narrowed, epochs=3, optimizer="muon", drop_path=0.1, layer_decay=0.9, distillation=lesson)
+    model = Model.open(train(str(pictures), options, tmp_path / "model"))
+    config, accuracy = model.record.architecture, model.record.accuracy
+    assert config is not None and config.blocks == NARROW and accuracy is not None
+    assert accuracy["held_out"]["top1_percent"] >= 80
+    before, after = stored(narrowed), stored(model.path)
+    assert {name: value.shape for name, value in after.items()} == {name: value.shape for name, value in before.items()}
+    assert all((after[name] != before[name]).any() for name in before if name.endswith("weight"))
 
 
 @pytest.mark.parametrize("blocks", [2, 4])

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.graph.vits import tiny
-from vitedge.formats.architecture import ConvStem
+from vitedge.formats.architecture import BlockWidths, ConvStem
 
 torch = pytest.importorskip("torch", reason="torch isn't installed (vitedge[train])")
 
@@ -27,11 +27,21 @@ def test_singular_vectors_stay_and_singular_values_become_about_one(rows: int, c
 
 
 def test_packed_queries_keys_and_values_are_orthogonalised_apart() -> None:
+    rows = (6, 6, 12)
     packed = torch.nn.Parameter(torch.zeros(24, 8))
-    packed.grad = torch.randn(24, 8) * torch.tensor([1.0, 10.0, 100.0]).repeat_interleave(8)[:, None]
-    Muon([packed], lr=1.0).step()
-    sizes = packed.detach().reshape(3, 64).norm(dim=1)
+    packed.grad = torch.randn(24, 8) * torch.cat([torch.full((n, 1), 10.0**i) for i, n in enumerate(rows)])
+    Muon([packed], lr=1.0, packed={packed: rows}).step()
+    sizes = torch.stack([part.square().mean().sqrt() for part in packed.detach().split(rows)])
     assert sizes.max() / sizes.min() < 1.5  # together, the largest would have swallowed the others
+
+
+def test_a_blocks_own_widths_say_which_rows_are_packed() -> None:
+    narrow = BlockWidths(heads=3, query_key=4, value=2, mlp_hidden=72)
+    model = VisionTransformer(tiny(blocks=(narrow, narrow)))
+    muon, _ = build_optimizers(model, "muon", lr=0.1, weight_decay=0.05)
+    assert isinstance(muon, Muon)
+    assert muon.packed[model.blocks[1].attn.qkv.weight] == (12, 12, 6)
+    assert model.blocks[1].mlp.fc1.weight not in muon.packed  # three times as many rows as columns, and one matrix
 
 
 def test_a_linear_weight_steps_as_torchs_own_does_in_bfloat16() -> None:

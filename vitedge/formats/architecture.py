@@ -80,11 +80,43 @@ class Rope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise ValueError(f"reference_grid {self.reference_grid} isn't (rows, columns)")
 
 
+class BlockWidths(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What is left of one block: every head has as many channels as the others, and either branch may be gone.
+
+    Without heads there are no ``norm1``, ``attn``, ``ls1`` and ``add1``; without hidden units no ``norm2``, ``mlp``,
+    ``ls2`` and ``add2``.
+    """
+
+    heads: int
+    query_key: int  # channels of a head's query and key
+    value: int  # channels of a head's value
+    mlp_hidden: int
+    rope_pairs: tuple[int, ...] | None = None  # of a fixed rotary embedding's pairs: the kept ones; None: all of them
+
+    def __post_init__(self) -> None:
+        if min(self.heads, self.query_key, self.value, self.mlp_hidden) < 0:
+            raise ValueError("the widths of a block can't be negative")
+        if self.heads and not (self.query_key and self.value):
+            raise ValueError(f"{self.heads} heads need channels for queries, keys and values")
+        if not self.heads:
+            for name, nothing in (("query_key", 0), ("value", 0), ("rope_pairs", None)):
+                msgspec.structs.force_setattr(self, name, nothing)
+
+    @property
+    def qkv(self) -> tuple[int, int, int]:
+        """Rows of ``attn.qkv``: queries of all heads, then keys, then values."""
+        return self.heads * self.query_key, self.heads * self.query_key, self.heads * self.value
+
+
 class ViTConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A pre-norm Vision Transformer classifier (Dosovitskiy et al., 2010.11929) and its compact relatives.
 
     Token order: class token, distillation token, register tokens, then patches row by row
     (``cls_token`` [1,1,D], ``dist_token`` [1,1,D], ``reg_token`` [1,R,D]).
+
+    With ``blocks`` each block has widths of its own; ``num_heads`` and ``mlp_hidden`` are then those of the model that
+    it was cut from, and attention goes on being scaled by (embed_dim/num_heads)^-½. Blocks that all have the full
+    widths are the same as none.
     """
 
     image_size: tuple[int, int]  # (height, width) in pixels
@@ -109,6 +141,7 @@ class ViTConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     layer_norm_eps: float = 1e-6
     activation: Literal["gelu", "gelu_tanh"] = "gelu"
     mlp: Literal["plain", "swiglu"] = "plain"  # swiglu (2002.05202): ``mlp.fc1`` [2 hidden, D], the gate's rows first
+    blocks: tuple[BlockWidths, ...] | msgspec.UnsetType = msgspec.UNSET  # files of uniform models don't mention it
 
     def __post_init__(self) -> None:
         if self.embed_dim % self.num_heads:
@@ -126,6 +159,30 @@ class ViTConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise ValueError('pool = "token_avg" goes with final_norm = "norm"')
         if self.rope is not None and self.head_dim % 4:
             raise ValueError(f"a rotary embedding needs channels a head in fours, not {self.head_dim}")
+        if self.blocks is not msgspec.UNSET:
+            self._check_blocks(self.blocks)
+
+    def _check_blocks(self, blocks: tuple[BlockWidths, ...]) -> None:
+        if len(blocks) != self.depth:
+            raise ValueError(f"there are widths of {len(blocks)} blocks; the depth is {self.depth}")
+        if self.qk_norm and any(block.heads and block.query_key != self.head_dim for block in blocks):
+            raise ValueError(f"queries and keys are normalised over {self.head_dim} channels; all of them stay")
+        if self.rope is not None:
+            blocks = tuple(_with_pairs(self.rope, self.head_dim, *each) for each in enumerate(blocks))
+        elif any(block.rope_pairs is not None for block in blocks):
+            raise ValueError("a block keeps pairs of a rotary embedding; there is none")
+        uniform = all(block == self.full_block for block in blocks)
+        msgspec.structs.force_setattr(self, "blocks", msgspec.UNSET if uniform else blocks)
+
+    @property
+    def full_block(self) -> BlockWidths:
+        """A block of which nothing is gone."""
+        dim, hidden = self.head_dim, self.mlp_hidden
+        return BlockWidths(heads=self.num_heads, query_key=dim, value=dim, mlp_hidden=hidden)
+
+    def block(self, index: int) -> BlockWidths:
+        """The widths of one block."""
+        return self.full_block if self.blocks is msgspec.UNSET else self.blocks[index]
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -153,9 +210,9 @@ class ViTConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return self.embed_dim * (2 if self.pool == "token_avg" else 1)
 
     @property
-    def fc1_width(self) -> int:
-        """Rows of ``mlp.fc1``: the hidden width, twice for SwiGLU."""
-        return self.mlp_hidden * (2 if self.mlp == "swiglu" else 1)
+    def fc1_rows(self) -> int:
+        """Rows of ``mlp.fc1`` for each hidden unit: two for SwiGLU."""
+        return 2 if self.mlp == "swiglu" else 1
 
     def macs(self) -> int:
         """Multiply-accumulates of one forward pass at batch 1: convolutions, linears and both attention products."""
@@ -169,7 +226,26 @@ class ViTConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             total += channels * self.embed_dim * height * width
         else:
             total += channels * self.stem.patch_size**2 * self.embed_dim * self.grid[0] * self.grid[1]
-        linears = 4 * self.embed_dim**2 + self.embed_dim * (self.fc1_width + self.mlp_hidden)
-        attention = 2 * self.tokens**2 * self.embed_dim
-        total += self.depth * (self.tokens * linears + attention)
+        total += sum(self.block_macs(self.block(index)) for index in range(self.depth))
         return total + self.pooled_dim * self.num_classes * (2 if self.distillation_token else 1)
+
+    def block_macs(self, block: BlockWidths) -> int:
+        """Multiply-accumulates of a block of these widths."""
+        queries, _, values = block.qkv
+        linears = self.embed_dim * (sum(block.qkv) + values + block.mlp_hidden * (self.fc1_rows + 1))
+        return self.tokens * linears + self.tokens**2 * (queries + values)
+
+
+def _with_pairs(rope: Rope, head_dim: int, index: int, block: BlockWidths) -> BlockWidths:
+    """The block with ``rope_pairs`` where it keeps some: pairs stay pairs. A learned embedding has its own for each."""
+    if not block.heads:
+        return block
+    where, every = f"block {index}", tuple(range(head_dim // 2))
+    whole = every[: block.query_key // 2] if rope.kind == "mixed" else every
+    kept = whole if block.rope_pairs is None else block.rope_pairs
+    if kept != tuple(sorted(set(kept) & set(every))):
+        raise ValueError(f"rope_pairs of {where} must be numbers below {len(every)} in ascending order")
+    if len(kept) * 2 != block.query_key:
+        raise ValueError(f"{where} has {block.query_key} channels a query and keeps {len(kept)} pairs of them")
+    all_told = rope.kind == "mixed" or kept == every
+    return msgspec.structs.replace(block, rope_pairs=None if all_told else kept)

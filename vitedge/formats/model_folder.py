@@ -93,8 +93,8 @@ class Origin(Record):
 class ModelRecord(Record):
     """``model.json``."""
 
-    SCHEMA_VERSION: ClassVar[int] = 2  # 2: record_digest
-    schema_version: int = SCHEMA_VERSION
+    SCHEMA_VERSION: ClassVar[int] = 3  # 2: record_digest; 3: widths of each block
+    schema_version: int = 2
     vitedge_version: str = __version__
     name: str
     classes: tuple[ClassLabel, ...]
@@ -186,6 +186,12 @@ def check_digests(
             raise error(action, f"the file {name} isn't what was written (its SHA-256 differs)", hint)
 
 
+def _as_written(record: ModelRecord, files: Mapping[str, str]) -> ModelRecord:
+    """With the oldest schema version that has all it says, so that older versions go on reading uniform models."""
+    narrowed = record.architecture is not None and bool(record.architecture.blocks)
+    return replace(record, files=dict(files), schema_version=3 if narrowed else 2)
+
+
 def write_model(
     out: str | Path, record: ModelRecord, files: Mapping[str, bytes], *, overwrite: bool = False, action: str = ""
 ) -> Model:
@@ -203,7 +209,7 @@ def write_model(
     """
     out = Path(out)
     digests = {name: sha256(data) for name, data in sorted(files.items())}
-    record = replace(record, files=digests, schema_version=ModelRecord.SCHEMA_VERSION)
+    record = _as_written(record, digests)
     action = action or f"write the model {out}"
     with new_folder(out, MODEL_FOLDER, overwrite=overwrite, action=action) as folder:
         for name, data in files.items():
@@ -219,7 +225,7 @@ def replace_record(model: Model, record: ModelRecord, action: str) -> Model:
     Raises:
         ResourceError: disk, permission, or another process is writing there.
     """
-    record = replace(record, files=model.record.files, schema_version=ModelRecord.SCHEMA_VERSION)
+    record = _as_written(record, model.record.files)
     folder = model.path.resolve()
     with locked(folder, action):
         write_atomic(folder / MODEL_JSON, seal(encode_json(record)), action)

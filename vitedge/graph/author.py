@@ -15,7 +15,7 @@ The graph is the one that ``ARCHITECTURE`` calls canonical: opset 20, IR version
   ``norm_pre``, ``pool``, ``norm`` or ``fc_norm``.
 
 Folded exactly (in float64, then rounded once): mean and standard deviation into a patch convolution, BatchNorm into
-its convolution, LayerScale into ``attn.proj`` and ``mlp.fc2``, the attention scale head_dim^-½ into the query third of
+its convolution, LayerScale into ``attn.proj`` and ``mlp.fc2``, the attention scale head_dim^-½ into the query rows of
 ``attn.qkv`` (or, with QK-norm, into the affine of ``attn.q_norm``), the mean of two heads into their weights, and the
 pairing of a rotary embedding into the order of q's and k's channels. A stem
 with padding pads with the mean colour, so there the mean stays an explicit subtraction and only the factor is folded.
@@ -34,9 +34,9 @@ from numpy.typing import ArrayLike, NDArray
 from onnx import TensorProto, helper
 
 from vitedge.errors import ModelError
-from vitedge.formats.architecture import ConvStem, ViTConfig
+from vitedge.formats.architecture import BlockWidths, ConvStem, ViTConfig
 from vitedge.graph.builder import GraphBuilder
-from vitedge.graph.positions import half_order, rotary_angles
+from vitedge.graph.positions import block_angles, block_freqs, half_order
 
 OPSET = 20
 IR_VERSION = 9
@@ -94,7 +94,7 @@ def author_vit(
     _rotary_tables(graph, config)
     x = _embed(graph, config, mean=(means / rescale)[order], factor=(rescale / stds)[order], order=order)
     for index in range(config.depth):
-        x = _block(graph, config, x, f"blocks.{index}")
+        x = _block(graph, config, x, f"blocks.{index}", config.block(index))
     _classify(graph, config, x)
     return graph.checked(config, name)
 
@@ -130,31 +130,49 @@ def expected_parameters(config: ViTConfig, *, folded_stem: bool = False) -> Iter
     if config.position_embedding == "learned":
         prefix = config.prefix_tokens if config.position_embedding_covers_prefix else 0
         yield "pos_embed", (1, prefix + config.grid[0] * config.grid[1], dim)
-    if config.rope is not None and config.rope.kind == "mixed":
+    mixed = config.rope is not None and config.rope.kind == "mixed"
+    if mixed and not config.blocks:
         yield "rope.freqs", (2, config.depth, config.num_heads, config.head_dim // 2)
     if config.pre_norm:
         yield from _affine("norm_pre", dim)
     for index in range(config.depth):
-        block = f"blocks.{index}"
-        yield from _affine(f"{block}.norm1", dim)
-        yield f"{block}.attn.qkv.weight", (3 * dim, dim)
-        if config.qkv_bias:
-            yield f"{block}.attn.qkv.bias", (3 * dim,)
-        if config.qk_norm:
-            yield from _affine(f"{block}.attn.q_norm", config.head_dim)
-            yield from _affine(f"{block}.attn.k_norm", config.head_dim)
-        yield from _affine(f"{block}.attn.proj", dim, dim)
-        if config.layer_scale:
-            yield f"{block}.ls1.gamma", (dim,)
-        yield from _affine(f"{block}.norm2", dim)
-        yield from _affine(f"{block}.mlp.fc1", config.fc1_width, dim)
-        yield from _affine(f"{block}.mlp.fc2", dim, config.mlp_hidden)
-        if config.layer_scale:
-            yield f"{block}.ls2.gamma", (dim,)
+        yield from _attention_parameters(config, config.block(index), f"blocks.{index}", mixed=mixed)
+        yield from _mlp_parameters(config, config.block(index), f"blocks.{index}")
     yield from _affine(config.final_norm, dim)
     yield from _affine("head", config.num_classes, config.pooled_dim)
     if config.distillation_token:
         yield from _affine("head_dist", config.num_classes, dim)
+
+
+def _attention_parameters(
+    config: ViTConfig, widths: BlockWidths, block: str, *, mixed: bool
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    if not widths.heads:
+        return
+    dim = config.embed_dim
+    yield from _affine(f"{block}.norm1", dim)
+    yield f"{block}.attn.qkv.weight", (sum(widths.qkv), dim)
+    if config.qkv_bias:
+        yield f"{block}.attn.qkv.bias", (sum(widths.qkv),)
+    if config.qk_norm:
+        yield from _affine(f"{block}.attn.q_norm", widths.query_key)
+        yield from _affine(f"{block}.attn.k_norm", widths.query_key)
+    if mixed and config.blocks:
+        yield f"{block}.attn.rope.freqs", (2, widths.heads, widths.query_key // 2)
+    yield from _affine(f"{block}.attn.proj", dim, widths.qkv[2])
+    if config.layer_scale:
+        yield f"{block}.ls1.gamma", (dim,)
+
+
+def _mlp_parameters(config: ViTConfig, widths: BlockWidths, block: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    if not widths.mlp_hidden:
+        return
+    dim = config.embed_dim
+    yield from _affine(f"{block}.norm2", dim)
+    yield from _affine(f"{block}.mlp.fc1", config.fc1_rows * widths.mlp_hidden, dim)
+    yield from _affine(f"{block}.mlp.fc2", dim, widths.mlp_hidden)
+    if config.layer_scale:
+        yield f"{block}.ls2.gamma", (dim,)
 
 
 def checked_parameters(config: ViTConfig, arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.float32]]:
@@ -244,10 +262,9 @@ class _Graph(GraphBuilder):
     def gelu(self, name: str, x: str, kind: str = "gelu") -> str:
         return self.node("Gelu", name, x, approximate="tanh" if kind == "gelu_tanh" else "none")
 
-    def split(self, name: str, x: str, parts: Sequence[str], size: int) -> None:
-        """Cuts the last axis into equal parts, the tensors ``parts``."""
-        sizes = self.integers(f"{name}.sizes", [size] * len(parts))
-        self.node("Split", name, x, sizes, out=parts, axis=-1)
+    def split(self, name: str, x: str, parts: Sequence[str], sizes: Sequence[int]) -> None:
+        """Cuts the last axis into parts of these sizes, the tensors ``parts``."""
+        self.node("Split", name, x, self.integers(f"{name}.sizes", sizes), out=parts, axis=-1)
 
     def slice_tokens(self, name: str, x: str, first: int, end: int) -> str:
         """[N, T, D] -> [N, end - first, D]."""
@@ -340,24 +357,31 @@ def _folded_batch_norm(graph: _Graph, stage: str) -> tuple[Float64, Float64]:
     return kernel * gain[:, None, None, None], beta - mean * gain
 
 
-def _block(graph: _Graph, config: ViTConfig, x: str, block: str) -> str:
-    """x [N, T, D] -> x + attention(norm1(x)), then + mlp(norm2(x))."""
-    y = graph.layer_norm(f"{block}.norm1", x, config.layer_norm_eps)
-    y = _attention(graph, config, y, f"{block}.attn", scale=_layer_scale(graph, config, f"{block}.ls1"))
-    x = graph.node("Add", f"{block}.add1", x, y)
-    y = graph.layer_norm(f"{block}.norm2", x, config.layer_norm_eps)
-    y = graph.linear(
-        f"{block}.mlp.fc1", y, graph.array(f"{block}.mlp.fc1.weight"), graph.array(f"{block}.mlp.fc1.bias")
-    )
+def _block(graph: _Graph, config: ViTConfig, x: str, block: str, widths: BlockWidths) -> str:
+    """x [N, T, D] -> x + attention(norm1(x)), then + mlp(norm2(x)); a branch that is gone adds nothing."""
+    if widths.heads:
+        y = graph.layer_norm(f"{block}.norm1", x, config.layer_norm_eps)
+        scale = _layer_scale(graph, config, f"{block}.ls1")
+        y = _attention(graph, config, y, f"{block}.attn", widths, scale=scale)
+        x = graph.node("Add", f"{block}.add1", x, y)
+    if widths.mlp_hidden:
+        y = graph.layer_norm(f"{block}.norm2", x, config.layer_norm_eps)
+        y = _mlp(graph, config, y, f"{block}.mlp", widths, scale=_layer_scale(graph, config, f"{block}.ls2"))
+        x = graph.node("Add", f"{block}.add2", x, y)
+    return x
+
+
+def _mlp(graph: _Graph, config: ViTConfig, x: str, name: str, widths: BlockWidths, *, scale: Float64 | float) -> str:
+    """Two linears around an activation, [N, T, D] -> [N, T, D]; ``scale`` is the LayerScale of its output."""
+    y = graph.linear(f"{name}.fc1", x, graph.array(f"{name}.fc1.weight"), graph.array(f"{name}.fc1.bias"))
     if config.mlp == "swiglu":  # silu(gate) · value
-        gate, value = f"{block}.mlp.split.gate", f"{block}.mlp.split.value"
-        graph.split(f"{block}.mlp.split", y, (gate, value), config.mlp_hidden)
-        y = graph.node("Mul", f"{block}.mlp.act", gate, graph.node("Sigmoid", f"{block}.mlp.sigmoid", gate))
-        y = graph.node("Mul", f"{block}.mlp.gate", y, value)
+        gate, value = f"{name}.split.gate", f"{name}.split.value"
+        graph.split(f"{name}.split", y, (gate, value), [widths.mlp_hidden] * 2)
+        y = graph.node("Mul", f"{name}.act", gate, graph.node("Sigmoid", f"{name}.sigmoid", gate))
+        y = graph.node("Mul", f"{name}.gate", y, value)
     else:
-        y = graph.gelu(f"{block}.mlp.act", y, config.activation)
-    y = _scaled_linear(graph, f"{block}.mlp.fc2", y, _layer_scale(graph, config, f"{block}.ls2"))
-    return graph.node("Add", f"{block}.add2", x, y)
+        y = graph.gelu(f"{name}.act", y, config.activation)
+    return _scaled_linear(graph, f"{name}.fc2", y, scale)
 
 
 def _rotary_tables(graph: _Graph, config: ViTConfig) -> None:
@@ -368,19 +392,29 @@ def _rotary_tables(graph: _Graph, config: ViTConfig) -> None:
     """
     if config.rope is None:
         return
-    own = graph.array("rope.freqs") if config.rope.kind == "mixed" else None
-    for index in range(1 if own is None else config.depth):
-        angles = rotary_angles(config.rope, config.grid, config.head_dim, None if own is None else own[:, index])
+    written: set[str] = set()
+    for index in range(config.depth):
+        widths, name = config.block(index), _rotary_table(config, index)
+        if not widths.heads or name in written:
+            continue
+        written.add(name)
+        angles = block_angles(config, widths, block_freqs(config, graph.arrays, index))
         angles = np.concatenate([np.zeros((config.prefix_tokens, *angles.shape[1:])), angles])
-        name = "rope" if own is None else f"blocks.{index}.attn.rope"
         graph.weight(f"{name}.cos", np.concatenate([np.cos(angles)] * 2, axis=-1))
         graph.weight(f"{name}.sin", np.concatenate([-np.sin(angles), np.sin(angles)], axis=-1))
 
 
-def _rotate(graph: _Graph, config: ViTConfig, x: str, name: str, tables: str) -> str:
+def _rotary_table(config: ViTConfig, index: int) -> str:
+    """The name of a block's tables: of the block where it has its own frequencies or keeps some pairs alone."""
+    assert config.rope is not None
+    own = config.rope.kind == "mixed" or config.block(index).rope_pairs is not None
+    return f"blocks.{index}.attn.rope" if own else "rope"
+
+
+def _rotate(graph: _Graph, x: str, name: str, tables: str, pairs: int) -> str:
     """[N, T, heads, d] turned by the rotary embedding; 5 operators, every one elementwise or a copy."""
     first, second = f"{name}.rope.split.first", f"{name}.rope.split.second"
-    graph.split(f"{name}.rope.split", x, (first, second), config.head_dim // 2)
+    graph.split(f"{name}.rope.split", x, (first, second), [pairs] * 2)
     swapped = graph.node("Concat", f"{name}.rope.swap", second, first, axis=-1)
     cos = graph.node("Mul", f"{name}.rope.cos", x, f"{tables}.cos")
     return graph.node("Add", f"{name}.rope", cos, graph.node("Mul", f"{name}.rope.sin", swapped, f"{tables}.sin"))
@@ -396,41 +430,46 @@ def _scaled_linear(graph: _Graph, name: str, x: str, scale: Float64 | float, *, 
     return graph.linear(name, x, (graph.array(f"{name}.weight").T * scale).T, bias, out=out)
 
 
-def _attention(graph: _Graph, config: ViTConfig, x: str, name: str, *, scale: Float64 | float) -> str:
+def _attention(
+    graph: _Graph, config: ViTConfig, x: str, name: str, widths: BlockWidths, *, scale: Float64 | float
+) -> str:
     """Multi-head self-attention, [N, T, D] -> [N, T, D]; ``scale`` is the LayerScale of its output."""
-    dim, heads, head_dim = config.embed_dim, config.num_heads, config.head_dim
+    heads, channels = widths.heads, (widths.query_key, widths.query_key, widths.value)
+    queries, _, values = widths.qkv
     weight = graph.array(f"{name}.qkv.weight")
     bias = graph.array(f"{name}.qkv.bias") if config.qkv_bias else None
+    factor = config.head_dim**-0.5
     if not config.qk_norm:
-        weight[:dim] *= head_dim**-0.5
+        weight[:queries] *= factor
         if bias is not None:
-            bias[:dim] *= head_dim**-0.5
-    order = half_order(head_dim, config.rope.pairs) if config.rope is not None else np.arange(head_dim)
-    rows = (np.arange(0, 2 * dim, head_dim)[:, None] + order).ravel()  # channels of q and k; their products don't mind
-    weight[: 2 * dim] = weight[rows]
+            bias[:queries] *= factor
+    order = half_order(widths.query_key, config.rope.pairs if config.rope is not None else "halves")
+    turned = 2 * queries  # channels of q and k; their products don't mind the order
+    rows = (np.arange(0, turned, widths.query_key)[:, None] + order).ravel()
+    weight[:turned] = weight[rows]
     if bias is not None:
-        bias[: 2 * dim] = bias[rows]
-    qkv = graph.linear(f"{name}.qkv", x, weight, bias)  # [N, T, 3 D]
+        bias[:turned] = bias[rows]
+    qkv = graph.linear(f"{name}.qkv", x, weight, bias)  # [N, T, queries + keys + values]
     parts = [f"{name}.split.{part}" for part in "qkv"]
-    graph.split(f"{name}.split", qkv, parts, dim)
+    graph.split(f"{name}.split", qkv, parts, widths.qkv)
     q, k, v = (
-        graph.reshape(f"{name}.{part}.reshape", split, [0, 0, heads, head_dim])  # -> [N, T, heads, head_dim]
-        for part, split in zip("qkv", parts, strict=True)
+        graph.reshape(f"{name}.{part}.reshape", split, [0, 0, heads, size])  # -> [N, T, heads, channels]
+        for part, split, size in zip("qkv", parts, channels, strict=True)
     )
     if config.qk_norm:
-        q = graph.layer_norm(f"{name}.q_norm", q, config.layer_norm_eps, factor=head_dim**-0.5, order=order)
+        q = graph.layer_norm(f"{name}.q_norm", q, config.layer_norm_eps, factor=factor, order=order)
         k = graph.layer_norm(f"{name}.k_norm", k, config.layer_norm_eps, order=order)
     if config.rope is not None:
-        tables = f"{name}.rope" if config.rope.kind == "mixed" else "rope"
-        q, k = _rotate(graph, config, q, f"{name}.q", tables), _rotate(graph, config, k, f"{name}.k", tables)
-    q = graph.transpose(f"{name}.q.transpose", q, [0, 2, 1, 3])  # -> [N, heads, T, head_dim]
-    k = graph.transpose(f"{name}.k.transpose", k, [0, 2, 3, 1])  # -> [N, heads, head_dim, T]
+        tables = _rotary_table(config, int(name.split(".")[1]))
+        q, k = (_rotate(graph, each, f"{name}.{part}", tables, channels[0] // 2) for part, each in (("q", q), ("k", k)))
+    q = graph.transpose(f"{name}.q.transpose", q, [0, 2, 1, 3])  # -> [N, heads, T, query_key]
+    k = graph.transpose(f"{name}.k.transpose", k, [0, 2, 3, 1])  # -> [N, heads, query_key, T]
     v = graph.transpose(f"{name}.v.transpose", v, [0, 2, 1, 3])
     scores = graph.node("MatMul", f"{name}.scores", q, k)  # [N, heads, T, T]
     attention = graph.node("Softmax", f"{name}.softmax", scores, axis=-1)
-    context = graph.node("MatMul", f"{name}.context", attention, v)  # [N, heads, T, head_dim]
+    context = graph.node("MatMul", f"{name}.context", attention, v)  # [N, heads, T, value]
     context = graph.transpose(f"{name}.context.transpose", context, [0, 2, 1, 3])
-    context = graph.reshape(f"{name}.context.reshape", context, [0, 0, dim])  # -> [N, T, D]
+    context = graph.reshape(f"{name}.context.reshape", context, [0, 0, values])  # -> [N, T, heads · value]
     return _scaled_linear(graph, f"{name}.proj", context, scale)
 
 

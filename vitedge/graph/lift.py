@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from vitedge.formats.architecture import PatchStem, ViTConfig
+from vitedge.formats.architecture import BlockWidths, PatchStem, ViTConfig
 from vitedge.graph import surgery
 from vitedge.graph.folding import Index
 from vitedge.graph.surgery import Linear, attribute
@@ -35,13 +35,22 @@ class _NotPlain(Exception):
 
 
 @dataclass(frozen=True)
-class _Lifted:
-    config: ViTConfig
-    arrays: Arrays
+class _Attention:
+    """What one softmax belongs to."""
+
+    scores: onnx.NodeProto  # the product q·kᵀ
+    factor: float  # of the scores, wherever the graph multiplies by it
+    heads: int
+    query: Linear  # the layers that make queries and keys; one and the same where they are packed
+    key: Linear
 
 
-def lift(model: onnx.ModelProto, image_size: tuple[int, int]) -> list[tuple[ViTConfig, Arrays]]:
-    """Candidates for what this graph is, the likeliest first; none where it is no plain ViT.
+#: ("attn" or "mlp", the number of the block).
+_Branch = tuple[str, int]
+
+
+def lift(model: onnx.ModelProto, image_size: tuple[int, int]) -> tuple[ViTConfig, Arrays] | None:
+    """What this graph is, as far as its layers tell; None where it is no plain ViT.
 
     Args:
         model: simplified: LayerNormalization and Gelu operators, MatMul and Add, tokens as Pad and Add, LayerScale
@@ -49,19 +58,17 @@ def lift(model: onnx.ModelProto, image_size: tuple[int, int]) -> list[tuple[ViTC
         image_size: (height, width) of the input, pixels.
     """
     try:
-        lifted = _lift(model, image_size)
-    except (_NotPlain, ValueError, IndexError, KeyError):  # too few layers, or a configuration that contradicts itself
-        return []
-    # the attention scale is either where the author assumes it, or somebody folded it into the query already
-    unscaled = dict(lifted.arrays)
-    dim, factor = lifted.config.embed_dim, math.sqrt(lifted.config.head_dim)
-    for name, values in lifted.arrays.items():
-        if ".attn.qkv." in name:
-            unscaled[name] = np.concatenate([values[:dim] * factor, values[dim:]])
-    return [(lifted.config, lifted.arrays), (lifted.config, unscaled)]
+        return _lift(model, image_size)
+    except (
+        _NotPlain,
+        ValueError,
+        LookupError,
+        StopIteration,
+    ):  # too few layers, or a configuration that contradicts itself
+        return None
 
 
-def _lift(model: onnx.ModelProto, image_size: tuple[int, int]) -> _Lifted:
+def _lift(model: onnx.ModelProto, image_size: tuple[int, int]) -> tuple[ViTConfig, Arrays]:
     index, layers = Index(model), surgery.linear_layers(model)
     _refuse_others(index, layers)
     patch, *linears = layers
@@ -72,14 +79,10 @@ def _lift(model: onnx.ModelProto, image_size: tuple[int, int]) -> _Lifted:
     size = int(attribute(patch.node, "kernel_shape")[0])
     patches = (image_size[0] // size) * (image_size[1] // size)
 
-    softmaxes = [node for node in model.graph.node if node.op_type == "Softmax" and node.output[0] not in index.outputs]
-    depth = len(softmaxes)
-    if len({layer.name for layer in layers}) != len(layers) or depth == 0:
+    attentions = _attentions(model, index, layers)
+    if len({layer.name for layer in layers}) != len(layers) or not attentions:
         raise _NotPlain("no attention, or layers of one name")
-    scores = [_scores(index, node.input[0]) for node in softmaxes]
-    for i in range(depth):
-        linears = _block(index, layers, linears, scores[i], f"blocks.{i}", dim, arrays)
-    heads = linears
+    branches, heads = _branches(index, attentions, linears, dim, arrays)
     if len(heads) not in (1, 2):
         raise _NotPlain(f"{len(heads)} linear layers behind the blocks")
     for name, head in zip(("head", "head_dist"), heads, strict=False):
@@ -87,7 +90,7 @@ def _lift(model: onnx.ModelProto, image_size: tuple[int, int]) -> _Lifted:
         arrays.setdefault(f"{name}.bias", np.zeros(arrays[f"{name}.weight"].shape[0], np.float32))
 
     pool, final_norm = _pooling(index, heads[0].input)
-    eps, pre_norm, qk_norm = _norms(index, scores, depth, dim, final_norm, arrays)
+    eps, pre_norm, qk_norm = _norms(index, attentions, branches, dim, final_norm, arrays)
     prefix, learned = _tokens(index, patches, dim, arrays)
     distilled, class_token = len(heads) == 2, pool == "token"
     registers = prefix - int(class_token) - int(distilled)
@@ -97,29 +100,32 @@ def _lift(model: onnx.ModelProto, image_size: tuple[int, int]) -> _Lifted:
         arrays["dist_token"] = np.zeros((1, 1, dim), np.float32)
     if registers:
         arrays["reg_token"] = np.zeros((1, registers, dim), np.float32)
-    return _Lifted(
-        ViTConfig(
-            image_size=image_size,
-            stem=PatchStem(patch_size=size),
-            embed_dim=dim,
-            depth=depth,
-            num_heads=_num_heads(model, softmaxes[0]),
-            mlp_hidden=arrays["blocks.0.mlp.fc1.weight"].shape[0],
-            num_classes=arrays["head.weight"].shape[0],
-            class_token=class_token,
-            distillation_token=distilled,
-            register_tokens=registers,
-            position_embedding="learned" if learned else "none",
-            qkv_bias="blocks.0.attn.qkv.bias" in arrays,
-            qk_norm=qk_norm,
-            pre_norm=pre_norm,
-            pool=pool,
-            final_norm=final_norm,
-            layer_norm_eps=eps,
-            activation=_activation(model),
-        ),
-        arrays,
+    blocks = _widths(branches, attentions, arrays)
+    num_heads = _num_heads(blocks, dim, qk_norm=qk_norm)
+    biased = _biases(branches, arrays)
+    _unscale(branches, attentions, blocks, math.sqrt(dim // num_heads), arrays, qk_norm=qk_norm)
+    config = ViTConfig(
+        image_size=image_size,
+        stem=PatchStem(patch_size=size),
+        embed_dim=dim,
+        depth=len(blocks),
+        num_heads=num_heads,
+        mlp_hidden=max(block.mlp_hidden for block in blocks),
+        num_classes=arrays["head.weight"].shape[0],
+        class_token=class_token,
+        distillation_token=distilled,
+        register_tokens=registers,
+        position_embedding="learned" if learned else "none",
+        qkv_bias=biased,
+        qk_norm=qk_norm,
+        pre_norm=pre_norm,
+        pool=pool,
+        final_norm=final_norm,
+        layer_norm_eps=eps,
+        activation=_activation(model),
+        blocks=blocks,
     )
+    return config, arrays
 
 
 def _refuse_others(index: Index, layers: list[Linear]) -> None:
@@ -142,12 +148,41 @@ def _refuse_others(index: Index, layers: list[Linear]) -> None:
         raise _NotPlain(f"{node.op_type} '{node.name}'")
 
 
-def _scores(index: Index, name: str) -> onnx.NodeProto:
-    """The product q·kᵀ that a softmax is of, scaled or not."""
-    node = index.producers[name]
-    while (step := index.factor(node)) is not None:
-        node = index.producers[step[0]]
-    return node
+def _attentions(model: onnx.ModelProto, index: Index, layers: list[Linear]) -> list[_Attention]:
+    """Every attention in the order of the graph."""
+    by_output = {layer.output: layer for layer in layers}
+    shapes = surgery.shapes(surgery.pinned(model))
+    attentions = []
+    for softmax in model.graph.node:
+        if softmax.op_type != "Softmax" or softmax.output[0] in index.outputs:
+            continue
+        shape = shapes[softmax.output[0]]  # [N, heads, T, T] or [N · heads, T, T]
+        heads = shape[-3] if len(shape) >= 3 else None
+        if heads is None:
+            raise _NotPlain("the number of attention heads can't be inferred")
+        name, factor = _unfactored(index, softmax.input[0])
+        scores = index.producers[name]
+        query, query_factor = _made_by(index, by_output, scores.input[0])
+        key, key_factor = _made_by(index, by_output, scores.input[1])
+        attentions.append(_Attention(scores, factor * query_factor * key_factor, heads, query, key))
+    return attentions
+
+
+def _unfactored(index: Index, name: str) -> tuple[str, float]:
+    """The tensor behind the constant scalars that multiply this one, and their product."""
+    factor = 1.0
+    while name in index.producers and (step := index.factor(index.producers[name])) is not None:
+        name, factor = step[0], factor * step[1]
+    return name, factor
+
+
+def _made_by(index: Index, by_output: Mapping[str, Linear], name: str) -> tuple[Linear, float]:
+    """The linear layer that a tensor comes from, along first inputs, and the constant scalars on the way."""
+    name, factor = _unfactored(index, name)
+    while name not in by_output:
+        name, more = _unfactored(index, index.producers[name].input[0])
+        factor *= more
+    return by_output[name], factor
 
 
 def _patch_embedding(index: Index, layer: Linear) -> int:
@@ -171,52 +206,138 @@ def _copy_layer(index: Index, layer: Linear, name: str, arrays: Arrays) -> None:
         arrays[f"{name}.bias"] = surgery.array(index.constants[layer.bias]).reshape(-1)
 
 
-def _block(
-    index: Index,
-    layers: list[Linear],
-    linears: list[Linear],
-    scores: onnx.NodeProto,
-    block: str,
-    dim: int,
+def _branches(
+    index: Index, attentions: list[_Attention], linears: list[Linear], dim: int, arrays: Arrays
+) -> tuple[list[_Branch], list[Linear]]:
+    """Copy the layers of the residual branches, in their order; returns the branches, and the layers behind them.
+
+    A block has an attention and an MLP, or what is left of them: each attention begins a block, and so does an MLP that
+    doesn't follow an attention.
+    """
+    branches: list[_Branch] = []
+    pending = list(attentions)
+    while linears:
+        block = branches[-1][1] + 1 if branches else 0
+        reader = index.reader(linears[0].output)
+        if reader is not None and reader.op_type == "Gelu":
+            block -= bool(branches) and branches[-1][0] == "attn"
+            taken = _mlp(index, linears, f"blocks.{block}", dim, arrays)
+            branches.append(("mlp", block))
+        elif pending and any(layer.name == pending[0].query.name for layer in linears[:3]):
+            taken = _attention(index, linears, pending.pop(0), f"blocks.{block}", dim, arrays)
+            branches.append(("attn", block))
+        else:
+            break
+        linears = linears[taken:]
+    if pending:
+        raise _NotPlain("an attention whose layers aren't where a plain ViT has them")
+    return branches, linears
+
+
+def _mlp(index: Index, linears: list[Linear], block: str, dim: int, arrays: Arrays) -> int:
+    """Copy both layers of an MLP; returns their number."""
+    hidden = _shape(index, linears[0])[1]
+    return _take(index, linears, ((f"{block}.mlp.fc1", dim, hidden), (f"{block}.mlp.fc2", hidden, dim)), arrays)
+
+
+def _attention(index: Index, linears: list[Linear], attention: _Attention, block: str, dim: int, arrays: Arrays) -> int:
+    """Copy the layers of an attention, those of queries, keys and values as one; returns their number."""
+    name = f"{block}.attn.qkv"
+    if attention.query.name == attention.key.name:
+        rows = _shape(index, linears[0])[1]
+        values = _shape(index, linears[1])[0]
+        if linears[0].name != attention.query.name or _shape(index, linears[0])[0] != dim or (rows - values) % 2:
+            raise _NotPlain(f"the layers of {block} have other shapes")
+        _copy_layer(index, linears[0], name, arrays)
+        return 1 + _take(index, linears[1:], ((f"{block}.attn.proj", values, dim),), arrays)
+    value = next(layer for layer in linears[:3] if layer.name not in (attention.query.name, attention.key.name))
+    parts: Arrays = {}
+    for part, layer in zip("qkv", (attention.query, attention.key, value), strict=True):
+        if _shape(index, layer)[0] != dim:
+            raise _NotPlain(f"the layers of {block} have other shapes")
+        _copy_layer(index, layer, part, parts)
+        parts.setdefault(f"{part}.bias", np.zeros(_shape(index, layer)[1], np.float32))
+    for kind in ("weight", "bias"):
+        arrays[f"{name}.{kind}"] = np.concatenate([parts[f"{part}.{kind}"] for part in "qkv"])
+    values = _shape(index, value)[1]
+    return 3 + _take(index, linears[3:], ((f"{block}.attn.proj", values, dim),), arrays)
+
+
+def _take(index: Index, linears: list[Linear], wanted: Sequence[tuple[str, int, int]], arrays: Arrays) -> int:
+    """Copy the first layers under these names if they have these (inputs, outputs); returns their number."""
+    if [_shape(index, layer) for layer in linears[: len(wanted)]] != [shape[1:] for shape in wanted]:
+        raise _NotPlain(f"the layers of {wanted[0][0]} have other shapes")
+    for (name, _, outputs), layer in zip(wanted, linears, strict=False):
+        _copy_layer(index, layer, name, arrays)
+        arrays.setdefault(f"{name}.bias", np.zeros(outputs, np.float32))
+    return len(wanted)
+
+
+def _widths(branches: list[_Branch], attentions: list[_Attention], arrays: Arrays) -> tuple[BlockWidths, ...]:
+    """Of every block, from the shapes of its parameters."""
+    heads = iter(attentions)
+    blocks = []
+    for block in range(branches[-1][1] + 1):
+        count = next(heads).heads if ("attn", block) in branches else 0
+        values = arrays[f"blocks.{block}.attn.proj.weight"].shape[1] if count else 0
+        queries = (len(arrays[f"blocks.{block}.attn.qkv.weight"]) - values) // 2 if count else 0
+        if count and (queries % count or values % count):
+            raise _NotPlain(f"heads of block {block} that aren't alike")
+        hidden = arrays[f"blocks.{block}.mlp.fc2.weight"].shape[1] if ("mlp", block) in branches else 0
+        each = max(count, 1)
+        blocks.append(BlockWidths(heads=count, query_key=queries // each, value=values // each, mlp_hidden=hidden))
+    return tuple(blocks)
+
+
+def _num_heads(blocks: Sequence[BlockWidths], dim: int, *, qk_norm: bool) -> int:
+    """Of the model that the blocks were cut from: a whole block's, or a number that suits them all."""
+    attending = [block for block in blocks if block.heads]
+    whole = [block.heads for block in attending if block.qkv == (dim, dim, dim)]
+    if qk_norm:
+        return dim // attending[0].query_key
+    least = max(block.heads for block in attending)
+    return whole[0] if whole else next(heads for heads in range(least, dim + 1) if dim % heads == 0)
+
+
+def _biases(branches: list[_Branch], arrays: Arrays) -> bool:
+    """Whether any attention has biases for queries, keys and values; then all get them."""
+    names = [f"blocks.{block}.attn.qkv" for kind, block in branches if kind == "attn"]
+    biased = any(arrays.get(f"{name}.bias", np.zeros(1)).any() for name in names)
+    for name in names:
+        if biased:
+            arrays.setdefault(f"{name}.bias", np.zeros(len(arrays[f"{name}.weight"]), np.float32))
+        else:
+            arrays.pop(f"{name}.bias", None)
+    return biased
+
+
+def _unscale(
+    branches: list[_Branch],
+    attentions: list[_Attention],
+    blocks: Sequence[BlockWidths],
+    root: float,
     arrays: Arrays,
-) -> list[Linear]:
-    """Take the layers of one block off the front; returns the rest."""
-    shapes = [_shape(index, layer) for layer in linears[:6]]
-    hidden = shapes[2][1] if shapes[0] == (dim, 3 * dim) else shapes[4][1]
-    if shapes[:4] == [(dim, 3 * dim), (dim, dim), (dim, hidden), (hidden, dim)]:
-        _copy_layer(index, linears[0], f"{block}.attn.qkv", arrays)
-        rest = linears[1:]
-    elif shapes == [(dim, dim)] * 4 + [(dim, hidden), (hidden, dim)]:
-        by_output = {layer.output: layer for layer in layers}
-        query, key = (_nearest(index, by_output, source) for source in scores.input)
-        value = next(layer for layer in linears[:3] if layer.name not in (query.name, key.name))
-        parts: Arrays = {}
-        for part, layer in zip("qkv", (query, key, value), strict=True):
-            _copy_layer(index, layer, part, parts)
-        arrays[f"{block}.attn.qkv.weight"] = np.concatenate([parts[f"{part}.weight"] for part in "qkv"])
-        if any(f"{part}.bias" in parts for part in "qkv"):
-            zero = np.zeros(dim, np.float32)
-            arrays[f"{block}.attn.qkv.bias"] = np.concatenate([parts.get(f"{part}.bias", zero) for part in "qkv"])
-        rest = linears[3:]
-    else:
-        raise _NotPlain(f"the layers of {block} have other shapes")
-    for name, layer in zip(("attn.proj", "mlp.fc1", "mlp.fc2"), rest, strict=False):
-        _copy_layer(index, layer, f"{block}.{name}", arrays)
-        arrays.setdefault(f"{block}.{name}.bias", np.zeros(_shape(index, layer)[1], np.float32))
-    return rest[3:]
+    *,
+    qk_norm: bool,
+) -> None:
+    """Give every attention the scale 1/root, where the author puts it: queries take up what theirs differs by."""
+    attending = [block for kind, block in branches if kind == "attn"]
+    for attention, block in zip(attentions, attending, strict=True):
+        factor = np.float32(attention.factor * root)
+        if abs(factor - 1) < 1e-6:
+            continue
+        name = f"blocks.{block}.attn.{'q_norm' if qk_norm else 'qkv'}"
+        rows = slice(None) if qk_norm else slice(blocks[block].qkv[0])
+        for part in ("weight", "bias"):
+            if f"{name}.{part}" in arrays:
+                arrays[f"{name}.{part}"] = arrays[f"{name}.{part}"].copy()
+                arrays[f"{name}.{part}"][rows] *= factor
 
 
 def _shape(index: Index, layer: Linear) -> tuple[int, int]:
     """(inputs, outputs)."""
     dims = list(index.constants[layer.weight].dims)
     return (dims[0], dims[1]) if layer.channel_axis == 1 else (dims[1], dims[0])
-
-
-def _nearest(index: Index, by_output: Mapping[str, Linear], name: str) -> Linear:
-    """The linear layer that a tensor comes from, along first inputs."""
-    while name not in by_output:
-        name = index.producers[name].input[0]
-    return by_output[name]
 
 
 def _pooling(index: Index, name: str) -> tuple[Literal["token", "avg"], Literal["norm", "fc_norm"]]:
@@ -232,29 +353,32 @@ def _pooling(index: Index, name: str) -> tuple[Literal["token", "avg"], Literal[
 
 
 def _norms(
-    index: Index, scores: list[onnx.NodeProto], depth: int, dim: int, final_norm: str, arrays: Arrays
+    index: Index,
+    attentions: list[_Attention],
+    branches: list[_Branch],
+    dim: int,
+    final_norm: str,
+    arrays: Arrays,
 ) -> tuple[float, bool, bool]:
     """Copy every LayerNorm; returns (epsilon, whether one stands before the blocks, whether q and k have their own)."""
     nodes = [node for node in index.model.graph.node if node.op_type == "LayerNormalization"]
     wide = [node for node in nodes if index.constants[node.input[1]].dims[0] == dim]
     epsilons = {float(f"{attribute(node, 'epsilon', 1e-5):.6g}") for node in nodes}
-    pre_norm, qk_norm = len(wide) == 2 * depth + 2, len(nodes) == len(wide) + 2 * depth
-    if (
-        len(epsilons) != 1
-        or len(wide) not in (2 * depth + 1, 2 * depth + 2)
-        or not (qk_norm or len(nodes) == len(wide))
-    ):
+    qk_norm = len(nodes) == len(wide) + 2 * len(attentions)
+    names = [f"blocks.{block}.{'norm1' if kind == 'attn' else 'norm2'}" for kind, block in branches]
+    pre_norm = len(wide) == len(names) + 2
+    names = [*(["norm_pre"] if pre_norm else []), *names, final_norm]
+    if len(epsilons) != 1 or len(wide) != len(names) or not (qk_norm or len(nodes) == len(wide)):
         raise _NotPlain("other LayerNorms than a plain ViT has")
-    blocks = [f"blocks.{i}.{part}" for i in range(depth) for part in ("norm1", "norm2")]
-    names = [*(["norm_pre"] if pre_norm else []), *blocks, final_norm]
     for name, node in zip(names, wide, strict=True):
         _copy_norm(index, node, name, arrays)
-    if qk_norm:
-        for i, product in enumerate(scores):
-            for part, source in zip("qk", product.input, strict=True):
-                while (node := index.producers[source]).op_type != "LayerNormalization":
-                    source = node.input[0]
-                _copy_norm(index, node, f"blocks.{i}.attn.{part}_norm", arrays)
+    attending = [block for kind, block in branches if kind == "attn"]
+    for block, attention in zip(attending, attentions, strict=True) if qk_norm else ():
+        for part, source in zip("qk", attention.scores.input, strict=True):
+            source, _ = _unfactored(index, source)
+            while (node := index.producers[source]).op_type != "LayerNormalization":
+                source, _ = _unfactored(index, node.input[0])
+            _copy_norm(index, node, f"blocks.{block}.attn.{part}_norm", arrays)
     return epsilons.pop(), pre_norm, qk_norm
 
 
@@ -278,18 +402,8 @@ def _tokens(index: Index, patches: int, dim: int, arrays: Arrays) -> tuple[int, 
     return 0, False
 
 
-def _num_heads(model: onnx.ModelProto, softmax: onnx.NodeProto) -> int:
-    """From the attention weights, [N, heads, T, T] or [N · heads, T, T]."""
-    shapes = surgery.shapes(surgery.pinned(model))
-    shape = shapes[softmax.output[0]]
-    heads = shape[-3] if len(shape) >= 3 else None
-    if heads is None:
-        raise _NotPlain("the number of attention heads can't be inferred")
-    return heads
-
-
 def _activation(model: onnx.ModelProto) -> Literal["gelu", "gelu_tanh"]:
     kinds = {attribute(node, "approximate", "none") for node in model.graph.node if node.op_type == "Gelu"}
-    if len(kinds) != 1:
-        raise _NotPlain("no GELU, or two kinds")
+    if len(kinds) > 1:
+        raise _NotPlain("two kinds of GELU")
     return "gelu_tanh" if kinds == {"tanh"} else "gelu"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitedge.errors import ModelError
-from vitedge.formats.architecture import Rope
+from vitedge.formats.architecture import BlockWidths, Rope, ViTConfig
 
 Float64 = NDArray[np.float64]
 
@@ -131,3 +132,23 @@ def half_order(head_dim: int, pairs: Literal["neighbours", "halves"]) -> NDArray
     """The order of a head's channels in which the partners of a pair are half a head apart."""
     channels = np.arange(head_dim)
     return channels if pairs == "halves" else np.concatenate([channels[::2], channels[1::2]])
+
+
+def block_angles(config: ViTConfig, block: BlockWidths, freqs: NDArray[np.generic] | None = None) -> Float64:
+    """The angles of one block's kept pairs: radians [rows · columns, 1 or heads, query_key/2].
+
+    Args:
+        config: with a rotary embedding.
+        block: its widths.
+        freqs: for ``mixed``, the block's own [2, heads, query_key/2].
+    """
+    assert config.rope is not None
+    angles = rotary_angles(config.rope, config.grid, config.head_dim, freqs)
+    return angles if block.rope_pairs is None else angles[..., list(block.rope_pairs)]
+
+
+def block_freqs(config: ViTConfig, arrays: Mapping[str, NDArray[Any]], index: int) -> NDArray[Any] | None:
+    """One block's learned frequencies [2, heads, query_key/2]; None where the embedding is fixed."""
+    if config.rope is None or config.rope.kind != "mixed":
+        return None
+    return arrays[f"blocks.{index}.attn.rope.freqs"] if config.blocks else arrays["rope.freqs"][:, index]

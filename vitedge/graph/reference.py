@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitedge.formats.architecture import ConvStem, ViTConfig
-from vitedge.graph.positions import rotary_angles
+from vitedge.graph.positions import block_angles, block_freqs
 
 Float64 = NDArray[np.float64]
 
@@ -57,17 +57,19 @@ def reference_logits(
         x = _layer_norm(x, p, "norm_pre", config.layer_norm_eps)
 
     for i in range(config.depth):
-        block = f"blocks.{i}"
-        y = _attention(config, p, _layer_norm(x, p, f"{block}.norm1", config.layer_norm_eps), i)
-        x = x + y * p.get(f"{block}.ls1.gamma", 1.0)
-        y = _linear(_layer_norm(x, p, f"{block}.norm2", config.layer_norm_eps), p, f"{block}.mlp.fc1")
-        if config.mlp == "swiglu":
-            gate, value = np.split(y, 2, axis=-1)
-            y = gate / (1 + np.exp(-gate)) * value
-        else:
-            y = _gelu(y, config.activation)
-        y = _linear(y, p, f"{block}.mlp.fc2")
-        x = x + y * p.get(f"{block}.ls2.gamma", 1.0)
+        block, widths = f"blocks.{i}", config.block(i)
+        if widths.heads:
+            y = _attention(config, p, _layer_norm(x, p, f"{block}.norm1", config.layer_norm_eps), i)
+            x = x + y * p.get(f"{block}.ls1.gamma", 1.0)
+        if widths.mlp_hidden:
+            y = _linear(_layer_norm(x, p, f"{block}.norm2", config.layer_norm_eps), p, f"{block}.mlp.fc1")
+            if config.mlp == "swiglu":
+                gate, value = np.split(y, 2, axis=-1)
+                y = gate / (1 + np.exp(-gate)) * value
+            else:
+                y = _gelu(y, config.activation)
+            y = _linear(y, p, f"{block}.mlp.fc2")
+            x = x + y * p.get(f"{block}.ls2.gamma", 1.0)
 
     if config.final_norm == "norm":
         x = _layer_norm(x, p, "norm", config.layer_norm_eps)
@@ -82,28 +84,29 @@ def reference_logits(
 
 def _attention(config: ViTConfig, p: Mapping[str, Float64], x: Float64, block: int) -> Float64:
     """softmax(q kᵀ / √head_dim) v in every head, [N, T, D] -> [N, T, D]."""
-    name = f"blocks.{block}.attn"
-    batch, tokens, dim = x.shape
-    qkv = _linear(x, p, f"{name}.qkv").reshape(batch, tokens, 3, config.num_heads, config.head_dim)
-    q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each [N, heads, T, head_dim]
+    name, widths = f"blocks.{block}.attn", config.block(block)
+    batch, tokens, _ = x.shape
+    parts = np.split(_linear(x, p, f"{name}.qkv"), np.cumsum(widths.qkv)[:2], axis=-1)
+    q, k, v = (  # each [N, heads, T, channels of a head]
+        part.reshape(batch, tokens, widths.heads, -1).transpose(0, 2, 1, 3) for part in parts
+    )
     if config.qk_norm:
         q = _layer_norm(q, p, f"{name}.q_norm", config.layer_norm_eps)
         k = _layer_norm(k, p, f"{name}.k_norm", config.layer_norm_eps)
     if config.rope is not None:
-        freqs = p["rope.freqs"][:, block] if config.rope.kind == "mixed" else None
-        angles = rotary_angles(config.rope, config.grid, config.head_dim, freqs).swapaxes(0, 1)  # [1 or heads, P, d/2]
-        for turned in (q, k):  # views of one array, turned in place
+        angles = block_angles(config, widths, block_freqs(config, p, block)).swapaxes(0, 1)  # [1 or heads, P, d/2]
+        for turned in (q, k):  # views, turned in place
             patches = turned[:, :, config.prefix_tokens :]
             halves = config.rope.pairs == "halves"
             first, second = np.split(patches, 2, axis=-1) if halves else (patches[..., ::2], patches[..., 1::2])
             complex_pairs = (first + 1j * second) * np.exp(1j * angles)
             first[...], second[...] = complex_pairs.real, complex_pairs.imag
     context = np.empty_like(v)
-    for head in range(config.num_heads):  # one at a time, so that many tokens don't need all memory
+    for head in range(widths.heads):  # one at a time, so that many tokens don't need all memory
         scores = q[:, head] @ k[:, head].swapaxes(-1, -2) / math.sqrt(config.head_dim)
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         context[:, head] = weights / weights.sum(axis=-1, keepdims=True) @ v[:, head]
-    return _linear(context.transpose(0, 2, 1, 3).reshape(batch, tokens, dim), p, f"{name}.proj")
+    return _linear(context.transpose(0, 2, 1, 3).reshape(batch, tokens, -1), p, f"{name}.proj")
 
 
 def _linear(x: Float64, p: Mapping[str, Float64], name: str) -> Float64:

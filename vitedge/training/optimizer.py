@@ -5,20 +5,20 @@ One learning rate serves both: Muon's update is scaled to the root mean square t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
-from vitedge.training.vit import VisionTransformer
+from vitedge.training.vit import Attention, VisionTransformer
 
 
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised by Newton–Schulz iteration (Jordan et al., 2024), scaled as in Liu et al., 2502.16982.
 
-    For weights that map one hidden layer to the next: linear [out, in], convolution [out, in, kh, kw] (seen as
-    [out, in·kh·kw]) and a packed attention weight [3·D, D] (three matrices, orthogonalised each by itself).
+    For weights that map one hidden layer to the next: linear [out, in] and convolution [out, in, kh, kw] (seen as
+    [out, in·kh·kw]). Several matrices in one weight, as queries', keys' and values', are orthogonalised each by itself.
     ``torch.optim.Muon`` makes the same steps for linear weights in bfloat16; it refuses convolutions, and it
     orthogonalises queries, keys and values as one matrix.
     """
@@ -30,8 +30,11 @@ class Muon(torch.optim.Optimizer):
         *,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
+        packed: Mapping[Tensor, Sequence[int]] | None = None,
     ) -> None:
+        """``packed``: the rows of each matrix in weights that hold several."""
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.packed = packed or {}
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -50,13 +53,11 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(parameter)
                 momentum = state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
                 update = parameter.grad.lerp(momentum, group["momentum"])  # Nesterov
-                rows = parameter.shape[0]
-                columns = parameter[0].numel()
-                pieces = 3 if rows == 3 * columns else 1
-                matrices = update.reshape(pieces, rows // pieces, columns)
-                scale = 0.2 * max(matrices.shape[1:]) ** 0.5  # the update's root mean square becomes 0.2
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(orthogonalise(matrices).reshape_as(parameter), alpha=-group["lr"] * scale)
+                rows = self.packed.get(parameter, (len(parameter),))
+                for weight, matrix in zip(parameter.split(rows), update.flatten(1).split(rows), strict=True):
+                    scale = 0.2 * max(matrix.shape) ** 0.5  # the update's root mean square becomes 0.2
+                    weight.add_(orthogonalise(matrix).reshape_as(weight), alpha=-group["lr"] * scale)
         return loss
 
 
@@ -126,8 +127,9 @@ def build_optimizers(
     if name == "adamw":
         return [torch.optim.AdamW(chosen("ends", "matrices", "vectors"), lr=lr, betas=betas)]
     hidden = chosen("matrices")
+    packed = {module.qkv.weight: module.sizes for module in model.modules() if isinstance(module, Attention)}
     adamw = torch.optim.AdamW(chosen("ends", "vectors"), lr=lr, betas=betas)
-    return [Muon(hidden, lr), adamw] if hidden else [adamw]
+    return [Muon(hidden, lr, packed=packed), adamw] if hidden else [adamw]
 
 
 def layer_of(name: str, depth: int) -> int:

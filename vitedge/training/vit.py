@@ -6,7 +6,7 @@ load by name. Shapes: B images, H×W pixels, h×w patches, N tokens (prefix and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitedge.formats.architecture import ConvStem, PatchStem, Rope, ViTConfig
+from vitedge.formats.architecture import BlockWidths, ConvStem, PatchStem, Rope, ViTConfig
 from vitedge.graph.positions import rotary_angles
 from vitedge.training.batch_norm import GlobalBatchNorm2d
 from vitedge.training.randomness import uniform
@@ -64,24 +64,31 @@ class ConvEmbedding(nn.Module):
 
 
 class Rotation(nn.Module):
-    """Angles of the rotary position embedding: fixed, or learned for each block and head."""
+    """Angles of the rotary position embedding: fixed, or learned for each block and head.
 
-    def __init__(self, config: ViTConfig, rope: Rope) -> None:
+    Args:
+        config: the architecture.
+        rope: its rotary embedding.
+        shape: of learned frequencies but for their two axes: (depth, heads, d/2), or one block's (heads, d/2).
+    """
+
+    def __init__(self, config: ViTConfig, rope: Rope, shape: Sequence[int]) -> None:
         super().__init__()
-        angles = rotary_angles(rope, config.grid, config.head_dim)  # [patches, 1, d/2]
         self.freqs: nn.Parameter | None = None
         if rope.kind == "mixed":
-            shape = (2, config.depth, config.num_heads, config.head_dim // 2)
-            self.freqs = nn.Parameter(torch.zeros(shape))
-            units = np.eye(2)[:, :, None, None].repeat(config.head_dim // 2, axis=3)  # of the two axes: [2, 2, 1, d/2]
+            self.freqs = nn.Parameter(torch.zeros((2, *shape)))
+            units = np.eye(2)[:, :, None, None]  # of the two axes: [2, 2, 1, 1]
             angles = np.stack([rotary_angles(rope, config.grid, config.head_dim, unit) for unit in units])
+        else:
+            angles = rotary_angles(rope, config.grid, config.head_dim)  # [patches, 1, d/2]
         self.register_buffer("fixed", torch.tensor(angles, dtype=torch.float32).transpose(-3, -2), persistent=False)
 
-    def angles(self, block: int) -> Tensor:
-        """[1 or heads, patches, d/2]."""
+    def angles(self, block: int | None = None) -> Tensor:
+        """[1 or heads, patches, d/2]; the block's number, where frequencies are those of all blocks."""
         if self.freqs is None:
             return cast(Tensor, self.fixed)  # [1, patches, d/2]
-        return (cast(Tensor, self.fixed) * self.freqs[:, block, :, None]).sum(0)  # [2, 1, p, d/2] · [2, heads, 1, d/2]
+        freqs = self.freqs if block is None else self.freqs[:, block]
+        return (cast(Tensor, self.fixed) * freqs[:, :, None]).sum(0)  # [2, 1, patches, 1] · [2, heads, 1, d/2]
 
 
 def rotate(x: Tensor, angles: Tensor, pairs: str) -> Tensor:
@@ -97,38 +104,48 @@ def rotate(x: Tensor, angles: Tensor, pairs: str) -> Tensor:
 class Attention(nn.Module):
     """Multi-head self-attention with queries, keys and values packed in one linear layer."""
 
-    def __init__(self, config: ViTConfig) -> None:
+    def __init__(self, config: ViTConfig, widths: BlockWidths) -> None:
         super().__init__()
         dim, eps = config.embed_dim, config.layer_norm_eps
-        self.heads = config.num_heads
+        self.sizes = widths.qkv
+        self.heads = widths.heads
+        self.scale = config.head_dim**-0.5  # of the full widths, whatever is left of them
         self.pairs = "" if config.rope is None else config.rope.pairs
-        self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias)
-        self.q_norm = nn.LayerNorm(config.head_dim, eps) if config.qk_norm else nn.Identity()
-        self.k_norm = nn.LayerNorm(config.head_dim, eps) if config.qk_norm else nn.Identity()
-        self.proj = nn.Linear(dim, dim)
+        self.kept = None if widths.rope_pairs is None else list(widths.rope_pairs)
+        self.qkv = nn.Linear(dim, sum(widths.qkv), bias=config.qkv_bias)
+        self.q_norm = nn.LayerNorm(widths.query_key, eps) if config.qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(widths.query_key, eps) if config.qk_norm else nn.Identity()
+        own = config.rope is not None and config.rope.kind == "mixed" and bool(config.blocks)
+        self.rope = Rotation(config, cast(Rope, config.rope), (widths.heads, widths.query_key // 2)) if own else None
+        self.proj = nn.Linear(widths.qkv[2], dim)
 
     def forward(self, x: Tensor, angles: Tensor | None = None) -> Tensor:
         """[B, N, D] -> [B, N, D]."""
-        qkv = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [B, N, 3D] -> [3, B, heads, N, d]
-        q, k, v = qkv.unbind(0)
+        q, k, v = (
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2)  # [B, N, heads · d] -> [B, heads, N, d]
+            for part in self.qkv(x).split(self.sizes, dim=2)
+        )
         q, k = self.q_norm(q), self.k_norm(k)
+        if self.rope is not None:
+            angles = self.rope.angles()
         if angles is not None:
+            angles = angles if self.kept is None else angles[..., self.kept]
             q, k = rotate(q, angles, self.pairs), rotate(k, angles, self.pairs)
-        x = functional.scaled_dot_product_attention(q, k, v)  # scale 1/√d; [B, heads, N, d]
+        x = functional.scaled_dot_product_attention(q, k, v, scale=self.scale)  # [B, heads, N, d]
         return cast(Tensor, self.proj(x.transpose(1, 2).flatten(2)))  # [B, heads, N, d] -> [B, N, D]
 
 
 class Mlp(nn.Module):
     """Two linear layers around an activation, for each token by itself."""
 
-    def __init__(self, config: ViTConfig) -> None:
+    def __init__(self, config: ViTConfig, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.embed_dim, config.fc1_width)
+        self.fc1 = nn.Linear(config.embed_dim, config.fc1_rows * hidden)
         self.gated = config.mlp == "swiglu"
         self.act = (
             nn.SiLU() if self.gated else nn.GELU(approximate="tanh" if config.activation == "gelu_tanh" else "none")
         )
-        self.fc2 = nn.Linear(config.mlp_hidden, config.embed_dim)
+        self.fc2 = nn.Linear(hidden, config.embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, D] -> [B, N, D]."""
@@ -170,24 +187,30 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block: attention between tokens, then an MLP on each."""
+    """A pre-norm transformer block: attention between tokens, then an MLP on each; either may be gone."""
 
-    def __init__(self, config: ViTConfig, drop_path: float) -> None:
+    def __init__(self, config: ViTConfig, widths: BlockWidths, drop_path: float) -> None:
         super().__init__()
         dim, eps = config.embed_dim, config.layer_norm_eps
-        self.norm1 = nn.LayerNorm(dim, eps)
-        self.attn = Attention(config)
-        self.ls1 = LayerScale(dim) if config.layer_scale else nn.Identity()
-        self.drop_path1 = DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(dim, eps)
-        self.mlp = Mlp(config)
-        self.ls2 = LayerScale(dim) if config.layer_scale else nn.Identity()
-        self.drop_path2 = DropPath(drop_path)
+        self.attn: Attention | None = None
+        if widths.heads:
+            self.norm1 = nn.LayerNorm(dim, eps)
+            self.attn = Attention(config, widths)
+            self.ls1 = LayerScale(dim) if config.layer_scale else nn.Identity()
+            self.drop_path1 = DropPath(drop_path)
+        self.mlp: Mlp | None = None
+        if widths.mlp_hidden:
+            self.norm2 = nn.LayerNorm(dim, eps)
+            self.mlp = Mlp(config, widths.mlp_hidden)
+            self.ls2 = LayerScale(dim) if config.layer_scale else nn.Identity()
+            self.drop_path2 = DropPath(drop_path)
 
     def forward(self, x: Tensor, angles: Tensor | None = None) -> Tensor:
         """[B, N, D] -> [B, N, D]; the angles are the rotary embedding's."""
-        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), angles)))
-        x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        if self.attn is not None:
+            x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), angles)))
+        if self.mlp is not None:
+            x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
         return x
 
 
@@ -214,10 +237,12 @@ class VisionTransformer(nn.Module):
         positions = config.tokens if config.position_embedding_covers_prefix else config.tokens - config.prefix_tokens
         learned = config.position_embedding == "learned"
         self.pos_embed = nn.Parameter(torch.zeros(1, positions, dim)) if learned else None
-        self.rope = Rotation(config, config.rope) if config.rope is not None else None
+        self.rope: Rotation | None = None  # of all blocks; where each has learned frequencies of its own, they have it
+        if config.rope is not None and not (config.rope.kind == "mixed" and config.blocks):
+            self.rope = Rotation(config, config.rope, (config.depth, config.num_heads, config.head_dim // 2))
         self.norm_pre = nn.LayerNorm(dim, eps) if config.pre_norm else nn.Identity()
         rates = np.linspace(0.0, drop_path, config.depth)
-        self.blocks = nn.Sequential(*(Block(config, float(rate)) for rate in rates))
+        self.blocks = nn.Sequential(*(Block(config, config.block(i), float(rate)) for i, rate in enumerate(rates)))
         self.norm = nn.LayerNorm(dim, eps) if config.final_norm == "norm" else nn.Identity()
         self.fc_norm = nn.LayerNorm(dim, eps) if config.final_norm == "fc_norm" else nn.Identity()
         self.head = nn.Linear(config.pooled_dim, config.num_classes)
