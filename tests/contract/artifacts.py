@@ -57,8 +57,8 @@ def reference(images: NDArray[np.uint8], config: ViTConfig = CONFIG) -> NDArray[
     return reference_logits(config, random_arrays(config), images, mean=MEAN, std=STD).astype(np.float32)
 
 
-def request(target: Target, candidate: Candidate, batch: int = 1) -> Request:
-    graph, recipe, statistics, pictures = small_graph(), None, None, None
+def request(target: Target, candidate: Candidate, batch: int = 1, config: ViTConfig = CONFIG) -> Request:
+    graph, recipe, statistics, pictures = small_graph(config), None, None, None
     if candidate.precision == "int8":
         recipe = load_recipe("fast")
         frames = np.random.default_rng(1).integers(0, 256, (16, *PREPROCESSING.size, 3), dtype=np.uint8)
@@ -70,7 +70,7 @@ def request(target: Target, candidate: Candidate, batch: int = 1) -> Request:
         candidate=candidate,
         batch=batch,
         preprocessing=PREPROCESSING,
-        classes=class_table([f"class {index}" for index in range(CONFIG.num_classes)]),
+        classes=class_table([f"class {index}" for index in range(config.num_classes)]),
         recipe=recipe,
         statistics=statistics,
         pictures=pictures,
@@ -82,11 +82,11 @@ def lower(wish: Request) -> Lowered:
     return lowered
 
 
-def write(out: Path, wish: Request, lowered: Lowered) -> Artifact:
+def write(out: Path, wish: Request, lowered: Lowered, config: ViTConfig = CONFIG) -> Artifact:
     """The artifact, its golden logits computed by its own runtime, its reference by numpy."""
     pictures = golden_pictures()
     inputs = np.stack([PREPROCESSING.apply(open_picture(data, name)) for name, data in pictures.items()])
-    expected = reference(inputs)
+    expected = reference(inputs, config)
     manifest = Manifest(
         name=f"random-{wish.target.name}-{wish.candidate.variant}-{wish.batch}",
         target=wish.target,
@@ -113,9 +113,9 @@ def write(out: Path, wish: Request, lowered: Lowered) -> Artifact:
     return write_artifact(out, manifest, files, overwrite=False, action="write an artifact")
 
 
-def make(out: Path, target: Target, candidate: Candidate, batch: int = 1) -> Artifact:
-    wish = request(target, candidate, batch)
-    return write(out, wish, lower(wish))
+def make(out: Path, target: Target, candidate: Candidate, batch: int = 1, config: ViTConfig = CONFIG) -> Artifact:
+    wish = request(target, candidate, batch, config)
+    return write(out, wish, lower(wish), config)
 
 
 def _run(

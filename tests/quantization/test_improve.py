@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.graph.vits import MEAN, STD, random_arrays, random_images, tiny
-from vitedge.formats.architecture import ViTConfig
+from vitedge.formats.architecture import BlockWidths, ViTConfig
 from vitedge.formats.recipe import Improve, Observe
 from vitedge.graph.author import author_vit
 from vitedge.graph.surgery import array, initializers, linear_layers
@@ -135,16 +135,24 @@ def test_layers_get_constants_of_their_own() -> None:
 def outlying(config: ViTConfig) -> dict[str, np.ndarray]:
     """Weights with outlier channels at the values and at the GELUs."""
     arrays = random_arrays(config)
-    dim = config.embed_dim
     for block in range(config.depth):
-        arrays[f"blocks.{block}.attn.qkv.weight"][2 * dim + 3] *= 50
+        first = sum(config.block(block).qkv[:2])  # of the values' channels
+        arrays[f"blocks.{block}.attn.qkv.weight"][first + 3] *= 50
         if config.qkv_bias:
-            arrays[f"blocks.{block}.attn.qkv.bias"][2 * dim + 5] += 20
+            arrays[f"blocks.{block}.attn.qkv.bias"][first + 5] += 20
         arrays[f"blocks.{block}.mlp.fc1.bias"][7] += 30
     return arrays
 
 
-@pytest.mark.parametrize("changes", [{}, {"qkv_bias": False}, {"qk_norm": True}, {"layer_scale": True}])
+NARROW = (
+    BlockWidths(heads=2, query_key=5, value=9, mlp_hidden=24),
+    BlockWidths(heads=4, query_key=7, value=3, mlp_hidden=13),
+)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"qkv_bias": False}, {"qk_norm": True}, {"layer_scale": True}, {"blocks": NARROW}]
+)
 def test_values_and_gelus_move_without_a_trace(changes: dict[str, object]) -> None:
     config = tiny(**changes)
     graph = author_vit(config, outlying(config), mean=MEAN, std=STD)

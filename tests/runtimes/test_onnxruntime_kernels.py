@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.graph.vits import MEAN, STD, random_arrays, random_images, tiny
 from tests.quantization.references import convolution
-from vitedge.formats.architecture import ConvStem, PatchStem, ViTConfig
+from vitedge.formats.architecture import BlockWidths, ConvStem, PatchStem, ViTConfig
 from vitedge.formats.recipe import load_recipe
 from vitedge.graph.author import author_vit
 from vitedge.graph.surgery import attribute, linear_layers, pin_batch, to_bytes
@@ -39,6 +39,15 @@ CONFIGS = {
     "stem": tiny(stem=STEM),
     "stem-stride-3": tiny(stem=ConvStem(channels=(8, 9, 10), strides=(1, 3, 2)), image_size=(30, 36)),
     "qk-norm": tiny(qk_norm=True, layer_scale=True),
+    "narrow": tiny(
+        depth=4,
+        blocks=(
+            BlockWidths(heads=3, query_key=6, value=10, mlp_hidden=17),
+            BlockWidths(heads=2, query_key=5, value=5, mlp_hidden=0),
+            BlockWidths(heads=0, query_key=0, value=0, mlp_hidden=9),
+            BlockWidths(heads=1, query_key=16, value=3, mlp_hidden=33),
+        ),
+    ),
     "one-head": tiny(num_heads=1, stem=PatchStem(patch_size=4)),
 }
 
@@ -61,6 +70,11 @@ def quantized(config: ViTConfig, images: np.ndarray) -> tuple[onnx.ModelProto, d
         recipe,
         Scheme("uint8", symmetric=False, wide_sums=False),
     )
+
+
+def attending(config: ViTConfig) -> int:
+    """Blocks that have heads."""
+    return sum(config.block(index).heads > 0 for index in range(config.depth))
 
 
 def difference(found: np.ndarray, expected: np.ndarray) -> float:
@@ -254,11 +268,24 @@ def test_gathering_is_convolving(
     assert np.allclose(fields @ weight.transpose(2, 3, 1, 0).reshape(-1, 4), expected)
 
 
+def test_values_of_another_width_have_the_operator_that_takes_them() -> None:
+    """QAttention has one width for queries, keys and values; any number of heads of any width suits it."""
+    improved, layers = quantized(CONFIGS["narrow"], random_images(CONFIGS["narrow"], 6))
+    operators = {node.name: node.op_type for node in integer_graph(improved, layers).graph.node}
+    fused = {name: operator for name, operator in operators.items() if operator.endswith("Attention")}
+    assert fused == {
+        "blocks.0.attn.scores+blocks.0.attn.context": "MultiHeadAttention",
+        "blocks.1.attn.qkv+blocks.1.attn.scores+blocks.1.attn.context": "QAttention",
+        "blocks.3.attn.scores+blocks.3.attn.context": "MultiHeadAttention",
+    }
+    assert not {"Split", "Softmax", "MatMul"} & set(operators.values())
+
+
 def test_attention_that_differs_is_left_alone() -> None:
     config = tiny(depth=1)
     graph = author_vit(config, random_arrays(config), mean=MEAN, std=STD)
     (one,) = attentions(graph)
-    assert (one.qkv, one.heads, one.head_dim) == ("blocks.0.attn.qkv", 3, 8)
+    assert (one.qkv, one.heads, one.query_key, one.value) == ("blocks.0.attn.qkv", 3, 8, 8)
     assert one.products == ("blocks.0.attn.scores", "blocks.0.attn.context")
     for name, change in {
         "blocks.0.attn.softmax": lambda node: setattr(node.attribute[0], "i", 1),
@@ -376,7 +403,7 @@ def test_float_attention_changes_nothing(name: str) -> None:
     graph = author_vit(config, random_arrays(config), mean=MEAN, std=STD)
     found = float_attention(graph)
     operators = [node.op_type for node in found.graph.node]
-    assert operators.count("Attention") == (0 if config.qk_norm else config.depth)
+    assert operators.count("Attention") == (0 if config.qk_norm else attending(config))
     assert difference(run(found, images), run(graph, images)) <= 1e-5
 
 

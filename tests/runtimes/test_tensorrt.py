@@ -23,7 +23,7 @@ from vitedge import runtimes
 from vitedge.data import embedded as shipped
 from vitedge.data.images import ImageSet
 from vitedge.errors import UsageError
-from vitedge.formats.architecture import ConvStem, ViTConfig
+from vitedge.formats.architecture import BlockWidths, ConvStem, ViTConfig
 from vitedge.formats.model_folder import read_model_record
 from vitedge.formats.target import load_target
 from vitedge.graph.author import author_vit
@@ -33,10 +33,17 @@ from vitedge.runtimes._nvidia.lowering import centre_pixels, inner_linears
 from vitedge.runtimes.base import Lowered
 from vitedge.runtimes.interpreter import run_graph
 
+#: As shrinking leaves them: unequal and odd heads, and branches that are gone.
+NARROW = (
+    BlockWidths(heads=3, query_key=8, value=12, mlp_hidden=24),
+    BlockWidths(heads=0, query_key=0, value=0, mlp_hidden=17),
+    BlockWidths(heads=2, query_key=5, value=3, mlp_hidden=0),
+)
 CONFIGS = {
     "plain": tiny(),
     "conv stem": tiny(stem=ConvStem(channels=(8, 12), strides=(4, 2))),
     "distilled, registers, LayerScale": tiny(distillation_token=True, register_tokens=2, layer_scale=True),
+    "widths of each block": tiny(depth=3, blocks=NARROW),
     "QK-norm, average pooling": tiny(qk_norm=True, pool="avg", final_norm="fc_norm", activation="gelu_tanh"),
 }
 

@@ -20,7 +20,7 @@ from tests.runtimes.typed_vits import VIT_TI, embedded, pictures, request, train
 from vitedge import runtimes
 from vitedge.core import files
 from vitedge.errors import ArtifactError, NotInstalledError, UsageError
-from vitedge.formats.architecture import ConvStem
+from vitedge.formats.architecture import BlockWidths, ConvStem
 from vitedge.graph.surgery import to_bytes
 from vitedge.installation import install_command
 from vitedge.runtimes._nvidia import engine
@@ -68,6 +68,15 @@ def test_the_embedded_model_builds_for_every_compute_capability(precision: str) 
     report = parse_and_build(lowered(graph, config, precision), capable(precision))
     assert report.errors == {} and tuple(report.engines) == capable(precision)
     assert report.version == runtimes.installed("tensorrt_rtx")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "fp8"])
+def test_widths_of_each_block_build_for_every_compute_capability(precision: str) -> None:
+    narrow = BlockWidths(heads=3, query_key=24, value=40, mlp_hidden=200)
+    gone = BlockWidths(heads=0, query_key=0, value=0, mlp_hidden=72)
+    config = tiny(embed_dim=64, num_heads=4, depth=3, blocks=(narrow, gone, replace(narrow, heads=1, mlp_hidden=0)))
+    report = parse_and_build(lowered(trained_like(config), config, precision), capable(precision))
+    assert report.errors == {} and tuple(report.engines) == capable(precision)
 
 
 VITS = {

@@ -182,10 +182,12 @@ def _made_by(index: Index, linears: Mapping[str, Layer], values: str, *, width: 
     packed = linears.get(split.input[0])
     if packed is None or index.reader(split.input[0]) is None:
         return None
-    sizes = index.constant(split.input[1]) if len(split.input) > 1 else np.array([width])
-    if packed.matrix.shape[1] != width * len(split.output) or sizes is None or set(sizes.tolist()) != {width}:
+    columns, parts = packed.matrix.shape[1], list(split.output)
+    sizes = index.constant(split.input[1]) if len(split.input) > 1 else np.full(len(parts), columns // len(parts))
+    place = parts.index(values)
+    if sizes is None or sizes.sum() != columns or sizes[place] != width:
         return None
-    first = list(split.output).index(values) * width
+    first = int(sizes[:place].sum())
     return packed, slice(first, first + width)
 
 

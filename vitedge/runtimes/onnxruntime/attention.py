@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from vitedge.graph.surgery import array, attribute, consumers, initializers, linear_layers, producers
 from vitedge.quantization.rounding import QuantizedLayer
@@ -18,10 +20,21 @@ class Attention:
 
     qkv: str  # the linear's name
     heads: int
-    head_dim: int
+    query_key: int  # channels of a head's query and key
+    value: int  # channels of a head's value
     products: tuple[str, str]  # names of the two MatMul nodes
-    output: str  # tensor [N, T, heads · head_dim]
+    output: str  # tensor [N, T, heads · value]
     query_slice: tuple[str, ...]  # bounds of the Slice that takes the used queries; empty where all are
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Columns of the linear that are queries, keys and values."""
+        return self.heads * self.query_key, self.heads * self.query_key, self.heads * self.value
+
+    @property
+    def unscaled(self) -> NDArray[np.float32]:
+        """Of each column, what takes the scale query_key^-½ back out: the canonical weights have theirs already."""
+        return np.repeat(np.array([self.query_key**0.5, 1, 1], np.float32), self.sizes)
 
 
 def attentions(model: onnx.ModelProto) -> list[Attention]:
@@ -74,15 +87,17 @@ def attentions(model: onnx.ModelProto) -> list[Attention]:
             width = array(constants[linear.weight]).shape[linear.channel_axis]
         except LookupError:
             continue
-        heads, head_dim = shape[-2:]
-        same = shape == k_shape == v_shape and shape[:2] == [0, 0] and width == 3 * heads * head_dim
+        heads, query_key = shape[-2:]
+        products = (scores.name, context.name)
+        found = Attention(linear.name, heads, query_key, v_shape[-1], products, joined.output[0], query_slice)
+        same = shape == k_shape and shape[:3] == v_shape[:3] == [0, 0, found.heads] and width == sum(found.sizes)
         operands = list(scores.input) == [q, k] and list(context.input) == [softmax.output[0], v]
-        sizes = len(split.input) == 1 or set(array(constants[split.input[1]]).tolist()) == {width // 3}
+        sizes = [width // 3] * 3 if len(split.input) == 1 else array(constants[split.input[1]]).tolist()
         axes = attribute(split, "axis", 0) in (-1, 2) and attribute(softmax, "axis", -1) in (-1, 3)
-        flat = array(constants[joined.input[1]]).tolist() == [0, 0, heads * head_dim]
-        if same and operands and sizes and axes and flat and writers[softmax.input[0]] is scores:
-            products = (scores.name, context.name)
-            attentions_found.append(Attention(linear.name, heads, head_dim, products, joined.output[0], query_slice))
+        flat = array(constants[joined.input[1]]).tolist() == [0, 0, found.sizes[2]]
+        cut = sizes == list(found.sizes)
+        if same and operands and cut and axes and flat and writers[softmax.input[0]] is scores:
+            attentions_found.append(found)
     return attentions_found
 
 
@@ -92,7 +107,8 @@ def quantized_attention(model: onnx.ModelProto, layers: Layers, *, threads: int 
     ``QAttention`` is both, without splitting and transposing in between, and gives each thread whole heads. Where
     these don't come out even, one linear each for q, k and v and ``MultiHeadAttention`` are faster, which shares out
     rows: with 197 tokens and 2 threads, three heads take 410 instead of 480 µs, and six 1,940 instead of 1,790. So are
-    they where only some tokens ask: their queries alone are computed.
+    they where only some tokens ask: their queries alone are computed. And QAttention has one size for queries, keys and
+    values; where values have more or fewer channels, MultiHeadAttention takes them.
     Nodes are called after the layers they compute: "+" stands between the names of several, "X/q" is a part of X.
 
     Args:
@@ -108,11 +124,16 @@ def quantized_attention(model: onnx.ModelProto, layers: Layers, *, threads: int 
         attention = fused.get(node.output[0])
         if attention is None:
             rewriter.nodes.append(node)  # what the fused ones leave behind is dropped in the end
-        elif not attention.query_slice and shares_evenly(batch * attention.heads, threads):
+        elif _in_one(attention) and shares_evenly(batch * attention.heads, threads):
             _with_linear(rewriter, attention, layers[attention.qkv], linears[attention.qkv].input)
         else:
             _behind_linears(rewriter, attention, layers[attention.qkv], linears[attention.qkv].input)
     return rewriter.finish()
+
+
+def _in_one(attention: Attention) -> bool:
+    """Whether QAttention can compute it."""
+    return not attention.query_slice and attention.query_key == attention.value
 
 
 #: Fraction of the threads' time that may be lost to waiting for the one that has a head more.
@@ -125,9 +146,8 @@ def shares_evenly(heads: int, threads: int) -> bool:
 
 
 def _with_linear(rewriter: Rewriter, attention: Attention, layer: QuantizedLayer, x: str) -> None:
-    """As QAttention; it scales q by head_dim^-½, which is taken back out: the canonical weights have it already."""
-    width = attention.heads * attention.head_dim
-    factor = np.repeat(np.array([attention.head_dim**0.5, 1, 1], np.float32), width)
+    """As QAttention."""
+    factor = attention.unscaled
     scale, zero_point = rewriter.grid(layer)
     inputs = [
         rewriter.quantize(layer, x, (scale, zero_point)),
@@ -137,7 +157,7 @@ def _with_linear(rewriter: Rewriter, attention: Attention, layer: QuantizedLayer
         rewriter.constant(f"{layer.name}.weight.scale", layer.weight_scale * factor),
         "",  # no mask
         zero_point,
-        rewriter.constant(f"{layer.name}.weight.zero_point", np.zeros(3 * width, np.int8)),
+        rewriter.constant(f"{layer.name}.weight.zero_point", np.zeros(len(factor), np.int8)),
     ]
     name = "+".join((attention.qkv, *attention.products))
     rewriter.contrib("QAttention", name, *inputs, out=attention.output, num_heads=attention.heads)
@@ -145,10 +165,11 @@ def _with_linear(rewriter: Rewriter, attention: Attention, layer: QuantizedLayer
 
 def _behind_linears(rewriter: Rewriter, attention: Attention, layer: QuantizedLayer, x: str) -> None:
     """As three linears of the same quantized input, and MultiHeadAttention."""
-    width, grid = attention.heads * attention.head_dim, rewriter.grid(layer)
+    grid = rewriter.grid(layer)
     quantized, parts = rewriter.quantize(layer, x, grid), []
-    for index, name in enumerate("qkv"):
-        columns = slice(index * width, (index + 1) * width)
+    ends = np.cumsum(attention.sizes)
+    for name, width, end in zip("qkv", attention.sizes, ends, strict=True):
+        columns = slice(end - width, end)
         part = replace(
             layer,
             name=f"{layer.name}/{name}",
@@ -175,16 +196,18 @@ def float_attention(model: onnx.ModelProto) -> onnx.ModelProto:
         if attention is None:
             rewriter.nodes.append(node)
             continue
-        linear, width = linears[attention.qkv], attention.heads * attention.head_dim
-        factor = np.repeat(np.array([attention.head_dim**0.5, 1, 1], np.float32), width)
+        linear, factor = linears[attention.qkv], attention.unscaled
         weight = array(constants[linear.weight])
         matrix = weight if linear.channel_axis == 1 else weight.T
-        bias = array(constants[linear.bias]).reshape(-1) if linear.bias else np.zeros(3 * width, np.float32)
+        bias = array(constants[linear.bias]).reshape(-1) if linear.bias else np.zeros(len(factor), np.float32)
         inputs = [
             linear.input,
             rewriter.constant(f"{attention.qkv}.matrix", (matrix * factor).astype(np.float32)),
             rewriter.constant(f"{attention.qkv}.bias.scaled", (bias * factor).astype(np.float32)),
         ]
         name = "+".join((attention.qkv, *attention.products))
-        rewriter.contrib("Attention", name, *inputs, out=attention.output, num_heads=attention.heads)
+        extra: dict[str, Any] = {"num_heads": attention.heads}
+        if attention.query_key != attention.value:
+            extra["qkv_hidden_sizes"] = attention.sizes
+        rewriter.contrib("Attention", name, *inputs, out=attention.output, **extra)
     return rewriter.finish()
