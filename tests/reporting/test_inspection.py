@@ -15,8 +15,9 @@ from vitedge.core.schema import encode_json
 from vitedge.data.golden import golden_pictures
 from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ArtifactError, ModelError, UsageError
+from vitedge.formats.architecture import BlockWidths
 from vitedge.formats.artifact import Artifact, Golden, LayerPlan, Manifest, npy, write_artifact
-from vitedge.formats.model_folder import Model
+from vitedge.formats.model_folder import Model, write_model
 from vitedge.formats.result import write_result
 from vitedge.formats.target import load_target
 from vitedge.reporting.inspection import contract_in_words, inspect, layers
@@ -61,6 +62,24 @@ def test_a_model_folder(small_model: Path) -> None:
     assert found.facts["digest"] == Model.open(small_model).digest
     assert found.record["architecture"]["depth"] == 2
     assert encode_json(found)
+
+
+def test_widths_of_each_block_are_one_table(small_model: Path, tmp_path: Path) -> None:
+    model = Model.open(small_model)
+    assert "Widths" not in [section.title for section in inspect(small_model).sections]
+    assert model.record.architecture is not None
+    blocks = (
+        BlockWidths(heads=3, query_key=24, value=40, mlp_hidden=0),
+        BlockWidths(heads=0, query_key=0, value=0, mlp_hidden=200),
+    )
+    record = replace(model.record, architecture=replace(model.record.architecture, blocks=blocks))
+    write_model(tmp_path / "narrow", record, {"model.onnx": b"graph"})
+    found = inspect(tmp_path / "narrow")
+    assert found.facts["architecture"].startswith("2 blocks of 64 channels, widths of their own, 17 tokens")
+    table = next(section for section in found.sections if section.title == "Widths")
+    assert len(table.columns) == 6
+    assert [row[:5] for row in table.rows] == [("0", "3", "24", "40", "–"), ("1", "–", "–", "–", "200")]
+    assert all(row[5].endswith("%") for row in table.rows)
 
 
 def test_an_artifact(small_model: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from vitedge.core.isolation import ChildError, run_isolated
 from vitedge.core.schema import Record, decode_json
 from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ModelError, NotInstalledError, UsageError
+from vitedge.formats.architecture import ViTConfig
 from vitedge.formats.artifact import MANIFEST, Artifact, Golden, LayerPlan, Manifest
 from vitedge.formats.budget import Budget
 from vitedge.formats.fidelity import Fidelity
@@ -94,8 +95,9 @@ def _model(model: Model, limit: int | None) -> Inspection:
     }
     if architecture is not None:
         height, width = architecture.image_size
+        heads = "widths of their own" if architecture.blocks else f"{architecture.num_heads} heads"
         facts["architecture"] = (
-            f"{architecture.depth} blocks of {architecture.embed_dim} channels, {architecture.num_heads} heads, "
+            f"{architecture.depth} blocks of {architecture.embed_dim} channels, {heads}, "
             f"{architecture.tokens} tokens of a {height}×{width} picture, {architecture.stem.stride}-pixel patches"
         )
         facts["cost"] = f"{architecture.macs() / 1e6:,.1f} million multiply-accumulates a picture"
@@ -103,6 +105,7 @@ def _model(model: Model, limit: int | None) -> Inspection:
     facts |= {f"accuracy {name}": _words(value) for name, value in (record.accuracy or {}).items()}
     facts |= {"written by": f"vitedge {record.vitedge_version}", "digest": model.digest}
     sections = (
+        *(widths(architecture) if architecture is not None else ()),
         _contract(record.preprocessing),
         _classes(record.classes, limit),
         _files(model.path, record.files, limit),
@@ -110,6 +113,23 @@ def _model(model: Model, limit: int | None) -> Inspection:
     return Inspection(
         kind="model", path=str(model.path), facts=facts, sections=sections, record=to_builtins(record, str_keys=True)
     )
+
+
+def widths(config: ViTConfig) -> tuple[Section, ...]:
+    """What each block has left, and how much of the work; nothing where all blocks are alike."""
+    if not config.blocks:
+        return ()
+    whole = config.block_macs(config.full_block)
+    cells = [
+        (
+            str(index),
+            *(str(width or "–") for width in (block.heads, block.query_key, block.value, block.mlp_hidden)),
+            f"{config.block_macs(block) / whole:.0%}",
+        )
+        for index, block in enumerate(config.blocks)
+    ]
+    columns = (">block", ">heads", ">channels of a query", ">of a value", ">MLP units", ">MACs of a full block")
+    return (Section(title="Widths", columns=columns, rows=tuple(cells)),)
 
 
 def _artifact(artifact: Artifact, limit: int | None) -> Inspection:
