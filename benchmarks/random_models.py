@@ -6,17 +6,30 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from msgspec.structs import replace
 
 from vitedge.data.preprocessing import Preprocessing
+from vitedge.formats.architecture import BlockWidths
 from vitedge.formats.model_folder import ModelRecord, Origin, class_table, write_model
 from vitedge.graph.author import author_vit, expected_parameters
 from vitedge.graph.surgery import to_bytes
 from vitedge.training.zoo import zoo_config
 
 
-def random_model(name: str, out: Path, classes: Sequence[str] = tuple(map(str, range(1000)))) -> Path:
-    """A model folder of this architecture; matrices keep the variance of what passes, norms are near one."""
+def random_model(
+    name: str,
+    out: Path,
+    classes: Sequence[str] = tuple(map(str, range(1000))),
+    *,
+    widths: BlockWidths | None = None,
+) -> Path:
+    """A model folder of this architecture; matrices keep the variance of what passes, norms are near one.
+
+    ``widths``: of every block, where they aren't the full ones.
+    """
     config = zoo_config(name, num_classes=len(classes))
+    if widths is not None:
+        config = replace(config, blocks=(widths,) * config.depth)
     draw = np.random.default_rng(0)
 
     def values(parameter: str, shape: tuple[int, ...]) -> np.ndarray:
