@@ -36,6 +36,7 @@ IMPORTS = {
     "evaluation": "core data formats runtimes",
     "benchmarking": "core device data formats runtimes verification",
     "exporting": "core device data formats graph quantization runtimes evaluation benchmarking",
+    "shrinking": "graph quantization",
     "building": "core device data formats runtimes evaluation benchmarking",
     "comparison": "core data formats evaluation benchmarking",
     "streaming": "core device data formats runtimes benchmarking",
@@ -55,9 +56,9 @@ EVERYBODYS = {"errors", "installation", "_version"}
 #: Heavy packages, and what may import them when it's imported itself; all else imports them inside functions.
 AT_IMPORT = {
     "numpy": "core data formats graph training importing quantization runtimes verification evaluation benchmarking"
-    " exporting building comparison streaming",
+    " exporting shrinking building comparison streaming",
     "PIL": "data benchmarking streaming",
-    "onnx": "graph quantization runtimes",
+    "onnx": "graph quantization runtimes shrinking",
     "torch": "training",
     "safetensors": "",
     "onnxruntime": "",

@@ -39,7 +39,7 @@ def with_own_constants(model: onnx.ModelProto) -> onnx.ModelProto:
         if layer.bias is None:
             zeros = own(f"{layer.name}.bias", np.zeros(layer.matrix.shape[1], np.float32))
             if node.op_type == "MatMul":
-                _add_behind(graph, node, zeros)
+                add_behind(graph, node, zeros)
             elif len(node.input) == 2:
                 node.input.append(zeros)
             else:
@@ -63,7 +63,7 @@ def replaced(model: onnx.ModelProto, values: Mapping[str, NDArray[np.generic]]) 
     return model
 
 
-def _add_behind(graph: onnx.GraphProto, node: onnx.NodeProto, bias: str) -> None:
+def add_behind(graph: onnx.GraphProto, node: onnx.NodeProto, bias: str) -> None:
     """``node``'s output becomes the sum of its product and ``bias``."""
     output = node.output[0]
     node.output[0] = f"{node.name}.product.out"

@@ -1,0 +1,1 @@
+"""A float graph and unlabelled pictures in, the same graph with narrower layers out."""

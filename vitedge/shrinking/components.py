@@ -1,0 +1,144 @@
+"""The components of a graph that can become narrower, the widths that may be chosen, and the graph at such widths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import onnx
+
+from vitedge.errors import UsageError, nearest
+from vitedge.shrinking.rewrite import Rewriter, read_attention
+from vitedge.shrinking.structures import Attention, Pair, Structure, structure_of, structures
+
+Kind = Literal["hidden", "query_key", "value", "heads", "branch", "channels"]
+_GROUP = 8  # what kernels like a width to be a multiple of
+_STEPS = 16  # about so many widths are offered of a component
+
+
+@dataclass(frozen=True)
+class Component:
+    """Something that can become narrower.
+
+    The kinds, and what their widths count: ``hidden`` units of an MLP, ``channels`` between two convolutions,
+    ``query_key`` and ``value`` channels of each head, ``heads`` of an attention, and a whole ``branch``, 1 or 0.
+    """
+
+    name: str  # "blocks.3.mlp", "blocks.3.attn.query_key", "patch_embed.stem.0"
+    kind: Kind
+    width: int  # now
+    offered: tuple[int, ...]  # widths that may be chosen, ascending, the present one last; 0: the branch goes
+
+
+def components(model: onnx.ModelProto) -> list[Component]:
+    """What can become narrower, in graph order, and the widths to choose from.
+
+    Args:
+        model: a float graph whose nodes have unique names.
+
+    Returns:
+        Those with a choice. Names are the layers': a pair is called after its first layer without ``.fc1`` or
+        ``.conv``, an attention after its projection without ``.proj``, with ``.heads``, ``.query_key`` or ``.value``.
+    """
+    return [each for each in _all(structures(model)) if len(each.offered) > 1]
+
+
+def truncate(model: onnx.ModelProto, widths: Mapping[str, int]) -> onnx.ModelProto:
+    """The graph at these widths, its first units kept and nothing compensated: what takes as long as a shrunk one.
+
+    Args:
+        model: a float graph.
+        widths: by component; those that aren't named keep theirs.
+
+    Raises:
+        UsageError: no such component, or a width that it can't have.
+    """
+    check_widths(model, widths)
+    for original in changed(model, widths):
+        structure = structure_of(model, original)
+        rewriter = Rewriter(model)
+        if structure.residual is not None and structure.goes(widths):
+            rewriter.without(structure.residual, None, convolution=structure.last.linear.kind == "conv")
+        elif isinstance(structure, Attention):
+            _truncate_attention(rewriter, structure, widths)
+        elif isinstance(structure, Pair):
+            kept = np.arange(widths[structure.name])
+            matrix = structure.second.matrix[: len(kept) * structure.rows]
+            rewriter.pair(structure, kept, matrix, structure.second.bias)
+        model = rewriter.finished()
+    return model
+
+
+def changed(model: onnx.ModelProto, widths: Mapping[str, int]) -> list[Structure]:
+    """The structures of a graph that these widths make narrower, in graph order."""
+    return [
+        each
+        for each in structures(model)
+        if any(widths.get(name, present) != present for name, present in each.present().items())
+    ]
+
+
+def _truncate_attention(rewriter: Rewriter, attention: Attention, widths: Mapping[str, int]) -> None:
+    width = attention.widths(widths)
+    channels, pairs = np.arange(width.query_key), np.arange(width.query_key // 2)
+    if attention.rotary is not None:
+        channels = np.concatenate([pairs, pairs + attention.query_key // 2])
+    kept, values = np.arange(width.heads), np.arange(width.value)
+    weights = read_attention(attention).heads(kept)
+    rows = (np.arange(width.heads)[:, None] * attention.value_width + values).ravel()
+    weights = replace(
+        weights,
+        query=weights.query.channels(channels),
+        key=weights.key.channels(channels),
+        value=weights.value.channels(values),
+        projection=weights.projection[rows],
+    )
+    rewriter.attention(attention, weights, pairs, kept)
+
+
+def check_widths(model: onnx.ModelProto, widths: Mapping[str, int]) -> None:
+    """Refuse widths that a graph can't have.
+
+    Raises:
+        UsageError: no such component, or a width below the least one (0 where the branch may go, else 1), above the
+            present one, or, of rotary queries and keys, odd.
+    """
+    action = "make a model narrower"
+    found = structures(model)
+    known = {each.name: each for each in _all(found)}
+    rotary = [each for each in found if isinstance(each, Attention) and each.rotary is not None]
+    pairs = {f"{each.name}.query_key" for each in rotary}
+    for name, width in widths.items():
+        if name not in known:
+            reason = f"the model has no component '{name}'{nearest(name, known)}"
+            raise UsageError(action, reason, "name one of those that vitedge.shrinking.components lists")
+        component, least = known[name], 0 if known[name].offered[0] == 0 else 1
+        if not least <= width <= component.width or (name in pairs and width % 2):
+            what = f"{component.kind.replace('_', '/')} of '{name}' can be {least} to {component.width}"
+            even = ", in twos: a rotary embedding turns pairs" if name in pairs else ""
+            raise UsageError(action, f"the {what}{even}, not {width}", "choose another width")
+
+
+def _all(found: list[Structure]) -> Iterator[Component]:
+    """Every component, also those without a choice."""
+    for structure in found:
+        gone = (0,) if structure.residual is not None else ()
+        if isinstance(structure, Pair):
+            kind: Kind = "channels" if structure.first.linear.kind == "conv" else "hidden"
+            yield Component(structure.name, kind, structure.width, gone + _offered(structure.width))
+        elif isinstance(structure, Attention):
+            name, heads = structure.name, structure.heads
+            yield Component(f"{name}.heads", "heads", heads, gone + tuple(range(1, heads + 1)))
+            channels = (structure.query_key,) if structure.normed else _offered(structure.query_key)
+            yield Component(f"{name}.query_key", "query_key", structure.query_key, channels)
+            yield Component(f"{name}.value", "value", structure.value_width, _offered(structure.value_width))
+        else:
+            yield Component(structure.name, "branch", 1, (0, 1))
+
+
+def _offered(width: int) -> tuple[int, ...]:
+    """Multiples of what kernels like, about 16 of them, and the present width."""
+    step = max(_GROUP, -(-width // (_STEPS * _GROUP)) * _GROUP)
+    return (*range(step, width, step), width)
