@@ -46,7 +46,7 @@ IMPORTS = {
     "demo": "core data formats importing runtimes verification evaluation benchmarking exporting reporting",
     "api": "core data formats training importing runtimes verification evaluation benchmarking exporting building"
     " comparison streaming project doctor reporting demo",
-    "cli": "core training importing runtimes benchmarking exporting comparison streaming reporting api",
+    "cli": "core training importing runtimes evaluation benchmarking exporting comparison streaming reporting api",
     "__init__": "training importing runtimes evaluation benchmarking exporting comparison streaming doctor reporting"
     " demo api formats",
     "__main__": "cli",
@@ -70,6 +70,9 @@ AT_IMPORT = {
     "rich": "",
     "av": "",
     "cv2": "",
+    "ray": "",
+    "pyarrow": "",
+    "fsspec": "",
 }
 
 

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
         build,
         carry_out,
         classify,
+        classify_shards,
         commands,
         comparable,
         compare,
         compare_results,
         evaluate,
+        evaluate_shards,
         examine,
         explain_engines,
         explain_export,
@@ -66,6 +68,8 @@ if TYPE_CHECKING:
         VitedgeError,
     )
     from vitedge.evaluation.classify import Classified
+    from vitedge.evaluation.many import ClassifiedShards
+    from vitedge.evaluation.options import EngineOptions
     from vitedge.exporting.options import ExportOptions
     from vitedge.exporting.plan import Plan
     from vitedge.formats.artifact import Artifact
@@ -104,6 +108,8 @@ _TYPES = {
         "VitedgeError",
     ),
     "evaluation.classify": ("Classified",),
+    "evaluation.many": ("ClassifiedShards",),
+    "evaluation.options": ("EngineOptions",),
     "exporting.options": ("ExportOptions",),
     "exporting.plan": ("Plan",),
     "formats.artifact": ("Artifact",),
@@ -129,9 +135,11 @@ __all__ = [
     "BenchConfig",
     "Check",
     "Classified",
+    "ClassifiedShards",
     "Comparison",
     "Demo",
     "Distillation",
+    "EngineOptions",
     "ExportOptions",
     "Factory",
     "FrameRecord",
@@ -168,11 +176,13 @@ __all__ = [
     "build",
     "carry_out",
     "classify",
+    "classify_shards",
     "commands",
     "comparable",
     "compare",
     "compare_results",
     "evaluate",
+    "evaluate_shards",
     "examine",
     "explain_engines",
     "explain_export",

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from vitedge.demo import Demo
     from vitedge.doctor import Machine
     from vitedge.evaluation.classify import Classified
+    from vitedge.evaluation.many import ClassifiedShards
+    from vitedge.evaluation.options import EngineOptions
     from vitedge.exporting.options import ExportFields, ExportOptions
     from vitedge.exporting.plan import Plan
     from vitedge.formats.artifact import Artifact
@@ -428,6 +430,46 @@ def evaluate(
     return run(opened, images, options, limit=limit, workers=workers, resume=resume, keep=keep, progress=progress)
 
 
+def evaluate_shards(
+    artifacts: Iterable[Artifact | str | Path],
+    data: str | Path | None,
+    engine: EngineOptions,
+    options: OpenOptions | None = None,
+    *,
+    earlier: Result | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> Result:
+    """Measure the accuracy of artifacts on any number of labelled pictures at any address, by a cluster.
+
+    Args:
+        artifacts: at least one, all with the same classes.
+        data: a folder with one sub-folder a class, or tar or Parquet shards, at a path or an address of fsspec.
+        engine: which engine, where its answers go, and how it's used.
+        options: how each artifact is opened.
+        earlier: a result that the caller replaces by this one.
+        resume: keep the answers that are there; only what is missing is evaluated.
+        overwrite: permit replacing them.
+        progress: called with (task, shards done, all shards).
+
+    Raises:
+        as :func:`vitedge.evaluation.many.evaluate_shards`.
+    """
+    from vitedge.errors import UsageError
+    from vitedge.evaluation import evaluate, many
+
+    action = "evaluate accuracy"
+    if data is None:
+        raise UsageError(action, "an engine needs labelled pictures that all nodes reach", "name them: --data ADDRESS")
+    if earlier is not None:
+        evaluate.refuse_no_evaluation(earlier, action)
+    opened = [_opened(artifact) for artifact in artifacts]
+    return many.evaluate_shards(
+        opened, str(data), engine, options, resume=resume, overwrite=overwrite, progress=progress
+    )
+
+
 def compare(
     baseline: Artifact | str | Path,
     candidates: Sequence[Artifact | str | Path],
@@ -534,6 +576,35 @@ def classify(
                 answers.append(answer)
                 progress("classify", len(answers), total)
     return answers
+
+
+def classify_shards(
+    artifact: Artifact | str | Path,
+    pictures: Sequence[str | Path],
+    engine: EngineOptions,
+    options: OpenOptions | None = None,
+    *,
+    top_k: int = TOP_K,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> ClassifiedShards:
+    """Classify any number of pictures at any address, by a cluster; the answers are Parquet files.
+
+    Args and errors are those of :func:`evaluate_shards`; the pictures need no labels.
+    """
+    from vitedge.evaluation import many
+
+    return many.classify_shards(
+        _opened(artifact),
+        [str(source) for source in pictures],
+        engine,
+        options,
+        top_k=top_k,
+        resume=resume,
+        overwrite=overwrite,
+        progress=progress,
+    )
 
 
 def stream(

@@ -8,12 +8,17 @@ from typing import Annotated
 import typer
 
 from vitedge.cli.options import OUTPUT, Device, Json, NoBuild, Overwrite, Quiet, ResultOut, Threads
+from vitedge.cli.records import takes_records
+from vitedge.evaluation.options import EngineOptions, refuse_unused
 
 PICTURES = "Pictures"
 
 
+@takes_records("evaluate accuracy")
 def eval_(
     artifact: Annotated[list[Path], typer.Argument(help="Artifact folders; all answer in one pass over the images.")],
+    *,
+    engine: EngineOptions,
     data: Annotated[
         str | None,
         typer.Option(
@@ -49,7 +54,9 @@ def eval_(
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume", help="Continue from the partial result in --out, if there is one.", rich_help_panel=OUTPUT
+            "--resume",
+            help="Continue from the partial result in --out, or from the answers in --answers.",
+            rich_help_panel=OUTPUT,
         ),
     ] = False,
     json: Json = None,
@@ -62,6 +69,9 @@ def eval_(
     probabilities. Images that an artifact was calibrated on are refused. With --out, what has been evaluated is written
     every few seconds and marked partial: whatever kills the run, --resume goes on from there.
 
+    With --engine, a cluster evaluates any number of images at any address, and --resume goes on from the answers in
+    --answers.
+
     **Examples**
 
     `vitedge eval float/ int8/ --data labelled/ --out accuracy.json`
@@ -69,26 +79,40 @@ def eval_(
     `vitedge eval float/ int8/ --data labelled/ --out accuracy.json --resume`
 
     `vitedge eval artifact/ --data test.tar.gz --limit 1000`
+
+    `vitedge eval int8/ --data s3://bucket/val-{000..127}.tar --engine ray --answers answers/ --out accuracy.json`
     """
     from vitedge import api
     from vitedge.core.progress import bars
     from vitedge.reporting.outcome import keeper, result_to, resumable
     from vitedge.runtimes.options import OpenOptions
 
+    action = "evaluate accuracy"
+    refuse_unused(engine, {"--limit": limit, "--workers": workers}, action)
     options = OpenOptions(device=device, threads=threads, build=not no_build)
-    earlier = resumable(out, wanted=resume, action="evaluate accuracy")
-    with result_to(
-        out, json, overwrite=overwrite or earlier is not None, action="evaluate accuracy", resumes=True
-    ) as deliver:
+    earlier = resumable(out, wanted=resume and not (engine.engine and out is None), action=action)
+    with result_to(out, json, overwrite=overwrite or earlier is not None, action=action, resumes=True) as deliver:
         with bars(quiet=quiet) as progress:
-            result = api.evaluate(
-                artifact,
-                data,
-                options,
-                limit=limit,
-                workers=workers,
-                resume=earlier,
-                keep=keeper(out),
-                progress=progress,
-            )
+            if engine.engine is not None:
+                result = api.evaluate_shards(
+                    artifact,
+                    data,
+                    engine,
+                    options,
+                    earlier=earlier,
+                    resume=resume,
+                    overwrite=overwrite,
+                    progress=progress,
+                )
+            else:
+                result = api.evaluate(
+                    artifact,
+                    data,
+                    options,
+                    limit=limit,
+                    workers=workers,
+                    resume=earlier,
+                    keep=keeper(out),
+                    progress=progress,
+                )
         deliver(result)

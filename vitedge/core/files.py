@@ -304,6 +304,37 @@ def new_folder(out: Path, kind: FolderKind, *, overwrite: bool, action: str) -> 
             raise
 
 
+@contextlib.contextmanager
+def scratch_folder(prefix: str, action: str) -> Iterator[Path]:
+    """A temporary folder for this process; those of the same prefix that killed processes left are removed first.
+
+    Raises:
+        ResourceError: disk, permission.
+    """
+    with resource_errors(action), tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as name:
+        _sweep_folders(Path(name).parent, prefix)
+        descriptor = os.open(name, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks: then nothing is swept there
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield Path(name)
+        finally:
+            os.close(descriptor)
+
+
+def _sweep_folders(parent: Path, prefix: str) -> None:
+    """Remove the temporary folders that no process holds, and none has just made."""
+    for leftover in parent.glob(f"{prefix}????????"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(leftover, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - os.fstat(descriptor).st_mtime > FRESH_S:
+                    shutil.rmtree(leftover, ignore_errors=True)
+            finally:
+                os.close(descriptor)
+
+
 def _publish(building: Path, out: Path) -> None:
     """Give ``building`` the name ``out``; what stood there is removed."""
     if not out.exists():

@@ -145,7 +145,7 @@ class ImageSet:
         folders = class_folders(names)
         records = map(ImageRecord, names, folders, keys(names))
         classes = tuple(sorted({folder for folder in folders if folder is not None}))
-        return cls._ordered(path, classes, zip(records, (member for _, member in members), strict=True), action)
+        return cls.of(path, classes, zip(records, (member for _, member in members), strict=True), action)
 
     @classmethod
     def _of_shards(cls, source: Path, shards: Sequence[Path], action: str) -> ImageSet:
@@ -154,10 +154,10 @@ class ImageSet:
         names = [f"{readable(each.shard.name)}/{member}" for each, member in zip(samples, members, strict=True)]
         places = [f"{each.offset}:{each.size}:{each.shard}" for each in samples]
         records = map(ImageRecord, names, labels, keys(members, labels))
-        return cls._ordered(source, classes, zip(records, places, strict=True), action, sharded=True)
+        return cls.of(source, classes, zip(records, places, strict=True), action, sharded=True)
 
     @classmethod
-    def _ordered(
+    def of(
         cls,
         source: Path,
         classes: tuple[str, ...],
@@ -179,6 +179,11 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Where each picture lies: its path, its name in the archive, or its place in a shard."""
+        return self._members
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_cache": {}}

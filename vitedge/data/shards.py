@@ -37,21 +37,28 @@ class Sample:
     member: str  # "0042.jpg"
     offset: int  # of its bytes in the shard
     size: int
-    label: str
+    label: str  # empty: it has none
 
 
 def shard_files(source: Path) -> list[Path]:
     """The archives that ``source`` stands for; empty when it's something else."""
-    if match := _RANGE.search(source.name):
-        first, last = match.groups()
-        numbers = range(int(first), min(int(last) + 1, int(first) + MAX_SHARDS))
-        start, end = source.name[: match.start()], source.name[match.end() :]
-        return [source.with_name(f"{start}{number:0{len(first)}d}{end}") for number in numbers]
+    if names := in_range(source.name):
+        return [source.with_name(name) for name in names]
     if os.path.isdir(source):  # noqa: PTH112 - Path.is_dir raises for names that are too long
         files = sorted(path for path in source.iterdir() if not path.name.startswith("."))
         tars = [path for path in files if path.suffix.lower() == ".tar" and path.is_file()]
         return tars if {path.name for path in files} <= {path.name for path in tars} | {CLASSES} else []
     return [source] if source.suffix.lower() == ".tar" and _holds_labels(source) else []
+
+
+def in_range(name: str) -> list[str]:
+    """The names that ``train-{0000..0146}.tar`` stands for; none when it's one name."""
+    match = _RANGE.search(name)
+    if match is None:
+        return []
+    first, last = match.groups()
+    numbers = range(int(first), min(int(last) + 1, int(first) + MAX_SHARDS))
+    return [f"{name[: match.start()]}{number:0{len(first)}d}{name[match.end() :]}" for number in numbers]
 
 
 def read_shards(shards: Sequence[Path], action: str) -> tuple[list[Sample], tuple[str, ...]]:
@@ -67,13 +74,51 @@ def read_shards(shards: Sequence[Path], action: str) -> tuple[list[Sample], tupl
     """
     samples: list[Sample] = []
     for shard in shards:
-        try:
-            samples += _samples(shard, action)
-        except FileNotFoundError as error:
-            raise UsageError(action, f"the shard {shard} doesn't exist", "correct the range, or copy it") from error
-        except (tarfile.TarError, OSError, EOFError, ValueError, RecursionError) as error:
-            raise ImageError(action, f"{shard}: {type(error).__name__}: {error}", "make the shard again") from error
+        samples += read_shard(shard, action)
     return _named(samples, shards[0].parent / CLASSES, action)
+
+
+def read_shard(shard: Path, action: str, *, labelled: bool = True) -> list[Sample]:
+    """The samples of one archive.
+
+    Args:
+        shard: the archive.
+        action: for error texts.
+        labelled: refuse pictures without a class; else their label is empty.
+
+    Raises:
+        UsageError: it's missing.
+        ImageError: it can't be read, or a picture has no class.
+    """
+    try:
+        return list(_samples(shard, action, labelled))
+    except FileNotFoundError as error:
+        raise UsageError(action, f"the shard {shard} doesn't exist", "correct the range, or copy it") from error
+    except (tarfile.TarError, OSError, EOFError, ValueError, RecursionError) as error:
+        raise ImageError(action, f"{shard}: {type(error).__name__}: {error}", "make the shard again") from error
+
+
+def class_names(table: bytes) -> tuple[str, ...]:
+    """What :data:`CLASSES` holds, in the order of the classes' numbers.
+
+    Raises:
+        UnicodeDecodeError: it isn't text.
+    """
+    return tuple(line.strip() for line in table.decode("utf-8").strip().splitlines())
+
+
+def class_of(label: str, names: Sequence[str], action: str) -> str:
+    """The class of a picture where the other shards aren't known; ``names`` are those of numbers, where there are any.
+
+    Raises:
+        ImageError: a number that ``names`` hasn't.
+    """
+    if not label.isdecimal():
+        return label
+    if names and int(label) >= len(names):
+        reason = f"there is a class number {label}; {CLASSES} names {len(names)} classes"
+        raise ImageError(action, reason, f"name every class in {CLASSES}")
+    return names[int(label)] if names else str(int(label))
 
 
 def _named(samples: list[Sample], table: Path, action: str) -> tuple[list[Sample], tuple[str, ...]]:
@@ -83,7 +128,7 @@ def _named(samples: list[Sample], table: Path, action: str) -> tuple[list[Sample
         return samples, tuple(sorted(labels))
     ids = sorted(map(int, labels))
     try:
-        names = tuple(line.strip() for line in table.read_text(encoding="utf-8").strip().splitlines())
+        names = class_names(table.read_bytes())
     except FileNotFoundError:
         names = tuple(map(str, range(len(ids))))
     except (OSError, UnicodeDecodeError) as error:
@@ -100,7 +145,7 @@ def _named(samples: list[Sample], table: Path, action: str) -> tuple[list[Sample
     return [replace(sample, label=names[int(sample.label)]) for sample in samples], names
 
 
-def _samples(shard: Path, action: str) -> Iterator[Sample]:
+def _samples(shard: Path, action: str, labelled: bool) -> Iterator[Sample]:
     pictures: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, str] = {}
     with tarfile.open(shard, "r:") as tar:
@@ -119,9 +164,9 @@ def _samples(shard: Path, action: str) -> Iterator[Sample]:
                 if label is not None:
                     labels[key] = label
     for key, info in pictures.items():
-        if key not in labels:
+        if labelled and key not in labels:
             raise ImageError(action, f"{info.name} in {shard.name} has no class", LABELS)
-        yield Sample(shard, info.name, info.offset_data, info.size, labels[key])
+        yield Sample(shard, info.name, info.offset_data, info.size, labels.get(key, ""))
 
 
 def _label(text: str, extension: str) -> str | None:

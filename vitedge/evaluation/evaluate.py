@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from msgspec.structs import replace
@@ -80,29 +80,17 @@ def evaluate(
     action = f"evaluate on {images.source}"
     if limit is not None and limit < len(images):
         images = images.subset(sorted(images.order(0)[:limit]))
-    classes = artifacts[0].manifest.classes
-    if any(artifact.manifest.classes != classes for artifact in artifacts):
-        raise UsageError(action, "the artifacts have different classes", "evaluate them one at a time")
-    labels = images.labels([label.folder for label in classes], action=action)
-    digests = _digests(images)
-    for artifact in artifacts:
-        refuse_calibrated(artifact, digests, images, action)
-
-    reference = artifacts.index(reference_artifact(artifacts))
-    with contextlib.ExitStack() as stack:
-        progress("open", 0, len(artifacts))
-        sessions = [stack.enter_context(open_session(artifact, options)) for artifact in artifacts]
-        progress("open", len(artifacts), len(artifacts))
-        answered = _Answered(images, labels, digests, [label.name for label in classes], sessions, reference)
+    refuse_different_classes(artifacts, action)
+    labels, digests = checked(artifacts, images, action)
+    with opened(artifacts, options, progress) as evaluated:
+        answered = Answered(images, labels, digests, evaluated)
         start = answered.resume(resume, action) if resume is not None else 0
-        contracts = list(dict.fromkeys(session.artifact.manifest.preprocessing for session in sessions))
         kept_at = time.monotonic()
         progress("evaluate", start, len(images))
         try:
-            for chunk in decoded(images, contracts, _chunk_size(sessions), start=start, workers=workers):
-                answered.add(chunk, score(sessions, chunk, labels[chunk.indices], reference) if chunk.indices else [])
+            for end in answered.go_on(start, workers):
                 answered.refuse_unreadable(action)
-                progress("evaluate", chunk.end, len(images))
+                progress("evaluate", end, len(images))
                 if keep is not None and time.monotonic() - kept_at > KEEP_S:
                     keep(answered.result(partial=True))
                     kept_at = time.monotonic()
@@ -111,30 +99,34 @@ def evaluate(
         return answered.result(partial=False)
 
 
-class _Answered:
-    """The images that every artifact has answered so far, and the result that follows from them.
+class Opened(NamedTuple):
+    """Artifacts that are evaluated together."""
 
-    Args:
-        images: to evaluate on.
-        labels: class id of each image, int64 [images].
-        digests: hex SHA-256 of each image; None where it couldn't be read.
-        classes: names by class id.
-        sessions: one an artifact.
-        reference: number of the session that the others' outputs are compared with.
+    sessions: tuple[Session, ...]  # one an artifact
+    rows: tuple[Row, ...]  # what the result says of each, without its accuracy
+    reference: int  # number of the one that the others' outputs are compared with
+
+    @property
+    def reference_digest(self) -> str:
+        """Of the reference artifact."""
+        return self.sessions[self.reference].artifact.digest
+
+
+@contextlib.contextmanager
+def opened(
+    artifacts: Sequence[Artifact], options: OpenOptions | None = None, progress: Progress = silent
+) -> Iterator[Opened]:
+    """Open a session for each artifact, and close them at the end.
+
+    Raises:
+        NotInstalledError: a runtime isn't installed.
+        Others as :func:`vitedge.runtimes.session.open_session`.
     """
-
-    def __init__(
-        self,
-        images: ImageSet,
-        labels: NDArray[np.int64],
-        digests: Sequence[str | None],
-        classes: Sequence[str],
-        sessions: Sequence[Session],
-        reference: int,
-    ) -> None:
-        self._images, self._labels, self._digests, self._classes = images, labels, digests, classes
-        self._reference = sessions[reference].artifact.digest
-        self._rows = [
+    with contextlib.ExitStack() as stack:
+        progress("open", 0, len(artifacts))
+        sessions = [stack.enter_context(open_session(artifact, options)) for artifact in artifacts]
+        progress("open", len(artifacts), len(artifacts))
+        rows = [
             Row(
                 subject=Subject.of(session.artifact),
                 session=dict(session.info),
@@ -142,11 +134,73 @@ class _Answered:
             )
             for session in sessions
         ]
+        yield Opened(tuple(sessions), tuple(rows), artifacts.index(reference_artifact(artifacts)))
+
+
+def refuse_different_classes(artifacts: Sequence[Artifact], action: str) -> None:
+    """Refuse artifacts whose predictions can't be compared.
+
+    Raises:
+        UsageError: classes that differ among the artifacts.
+    """
+    if any(artifact.manifest.classes != artifacts[0].manifest.classes for artifact in artifacts):
+        raise UsageError(action, "the artifacts have different classes", "evaluate them one at a time")
+
+
+def checked(
+    artifacts: Sequence[Artifact], images: ImageSet, action: str
+) -> tuple[NDArray[np.int64], tuple[str | None, ...]]:
+    """Class ids of the images, int64 [images], and the hex SHA-256 of each, None where it can't be read.
+
+    Raises:
+        UsageError: folders that aren't the artifacts' classes, or images that an artifact was calibrated on.
+    """
+    labels = images.labels([label.folder for label in artifacts[0].manifest.classes], action=action)
+    digests = _digests(images)
+    for artifact in artifacts:
+        refuse_calibrated(artifact, digests, images, action)
+    return labels, digests
+
+
+class Answered:
+    """The images that every artifact has answered so far, and the result that follows from them.
+
+    Args:
+        images: to evaluate on.
+        labels: class id of each image, int64 [images].
+        digests: hex SHA-256 of each image; None where it couldn't be read.
+        evaluated: the artifacts.
+    """
+
+    def __init__(
+        self, images: ImageSet, labels: NDArray[np.int64], digests: Sequence[str | None], evaluated: Opened
+    ) -> None:
+        self._images, self._labels, self._digests, self._evaluated = images, labels, digests, evaluated
+        self._rows = evaluated.rows
         self._created, self._environment = now(), Environment.here()
         self._resumed: tuple[str, ...] = ()
         self._indices: list[int] = []  # of the images that could be read
         self._skipped: list[str] = []  # names of the others
-        self._chunks: list[list[Accuracy]] = [[] for _ in sessions]  # of each artifact
+        self._chunks: list[list[Accuracy]] = [[] for _ in self._rows]  # of each artifact
+
+    @property
+    def indices(self) -> list[int]:
+        """Of the images that could be read, in the order of the columns."""
+        return list(self._indices)
+
+    def go_on(self, start: int = 0, workers: int | None = None) -> Iterator[int]:
+        """Have every artifact answer the images from ``start`` on; yield after each chunk how many are done.
+
+        Raises:
+            ImageError: a decoder crashed.
+            InvalidResultError: an output that isn't finite.
+        """
+        sessions, _, reference = self._evaluated
+        contracts = list(dict.fromkeys(session.artifact.manifest.preprocessing for session in sessions))
+        for chunk in decoded(self._images, contracts, chunk_size(sessions), start=start, workers=workers):
+            labels = self._labels[chunk.indices]
+            self.add(chunk, score(sessions, chunk, labels, reference) if chunk.indices else [])
+            yield chunk.end
 
     def resume(self, earlier: Result, action: str) -> int:
         """Count what an earlier result has; the number of the first image that it doesn't have.
@@ -154,10 +208,8 @@ class _Answered:
         Raises:
             UsageError: it's of other artifacts, images, versions or another machine.
         """
-        if earlier.data is None:
-            raise UsageError(
-                f"{action}, going on from an earlier result", "it isn't an evaluation", "name another file: --out FILE"
-            )
+        refuse_no_evaluation(earlier, action)
+        assert earlier.data is not None
         start = len(earlier.data.names) + len(earlier.data.skipped)
         unreadable = set(earlier.data.skipped)
         names = [record.name for record in self._images.records[:start]]
@@ -184,16 +236,12 @@ class _Answered:
             ImageError: more than :data:`MOST_UNREADABLE` of all.
         """
         if len(self._skipped) > MOST_UNREADABLE * len(self._images):
-            raise ImageError(
-                action,
-                f"more than 1 % of the images can't be read, among them {', '.join(self._skipped[:5])}",
-                "replace or remove them",
-            )
+            raise too_many_unreadable(action, self._skipped)
 
     def result(self, *, partial: bool) -> Result:
         """Everything that has been answered."""
         rows = [
-            replace(row, accuracy=joined(chunks, self._reference), partial=False)
+            replace(row, accuracy=joined(chunks, self._evaluated.reference_digest), partial=False)
             for row, chunks in zip(self._rows, self._chunks, strict=True)
         ]
         return with_partial_rows(
@@ -211,7 +259,7 @@ class _Answered:
         return DataSet(
             source=self._images.source.name,
             digest=sha256("".join(sorted(str(self._digests[index]) for index in self._indices)).encode()),
-            classes=tuple(self._classes),
+            classes=tuple(label.name for label in self._evaluated.sessions[0].classes),
             names=tuple(self._images.records[index].name for index in self._indices),
             label=tuple(int(self._labels[index]) for index in self._indices),
             skipped=tuple(self._skipped),
@@ -237,7 +285,24 @@ class _Answered:
             )
 
 
-def _chunk_size(sessions: Sequence[Session]) -> int:
+def refuse_no_evaluation(earlier: Result, action: str) -> None:
+    """Refuse to go on from, and so to replace, a measurement of something else.
+
+    Raises:
+        UsageError: it isn't an evaluation.
+    """
+    if earlier.data is None:
+        action = f"{action}, going on from an earlier result"
+        raise UsageError(action, "it isn't an evaluation", "name another file: --out FILE")
+
+
+def too_many_unreadable(action: str, skipped: Sequence[str]) -> ImageError:
+    """The error for more than :data:`MOST_UNREADABLE` of all images."""
+    reason = f"more than 1 % of the images can't be read, among them {', '.join(skipped[:5])}"
+    return ImageError(action, reason, "replace or remove them")
+
+
+def chunk_size(sessions: Sequence[Session]) -> int:
     """Pictures decoded together: whole batches of every session where that isn't too many."""
     batches = math.lcm(*(session.batch for session in sessions))
     batches = batches if batches <= LARGEST_CHUNK else max(session.batch for session in sessions)
@@ -281,7 +346,7 @@ def refuse_calibrated(artifact: Artifact, digests: Sequence[str | None], images:
         )
 
 
-def _digests(images: ImageSet) -> list[str | None]:
+def _digests(images: ImageSet) -> tuple[str | None, ...]:
     def digest(index: int) -> str | None:
         with contextlib.suppress(ImageError):
             return images.digest(index)
@@ -290,6 +355,6 @@ def _digests(images: ImageSet) -> list[str | None]:
     first = digest(0)  # an archive is opened once, here, and not by every thread
     with ThreadPoolExecutor(min(4, cores())) as pool:
         try:
-            return [first, *pool.map(digest, range(1, len(images)))]
+            return first, *pool.map(digest, range(1, len(images)))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # a stop doesn't wait for thousands of them

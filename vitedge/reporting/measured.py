@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from vitedge.formats.model_folder import GIVE_NAMES, nameless
 from vitedge.reporting import latency_details, rows, terminal
 from vitedge.reporting.rows import Line, milliseconds, percent, points, rate
-from vitedge.reporting.terminal import BAD, GOOD, UNSURE, mark, megabytes, table, text
+from vitedge.reporting.terminal import BAD, GOOD, UNSURE, facts, mark, megabytes, table, text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
     from vitedge.evaluation.classify import Classified
+    from vitedge.evaluation.many import ClassifiedShards
     from vitedge.formats.result import Check, Result
 
 
@@ -232,4 +233,17 @@ def show_classified(classified: Sequence[Classified]) -> None:
             ],
         ),
         text(f"The classes have no names; {GIVE_NAMES}", UNSURE) if nameless(labels) else None,
+    )
+
+
+def show_classified_shards(classified: ClassifiedShards) -> None:
+    """What an engine classified, and where the answers are."""
+    terminal.show(
+        facts(
+            [
+                ("pictures", f"{classified.pictures:,} in {classified.shards:,} shards"),
+                ("unreadable", f"{classified.unreadable:,}"),
+                ("answers", f"{classified.answers}/*.parquet"),
+            ]
+        )
     )

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vitedge.comparison.compare import Comparison
-    from vitedge.evaluation.classify import Classified
     from vitedge.formats.result import Result
 
 
@@ -111,20 +110,24 @@ def refuse_invalid(result: Result) -> None:
             )
 
 
-def refuse_unreadable(classified: Sequence[Classified]) -> None:
+def refuse_unreadable(names: Sequence[str], unreadable: int, pictures: int) -> None:
     """Turn pictures that couldn't be read into an error, after the others were shown.
+
+    Args:
+        names: of some of them, at least three where there are so many.
+        unreadable: how many there are.
+        pictures: all of them.
 
     Raises:
         ImageError: which.
     """
     from vitedge.errors import ImageError
 
-    unreadable = [entry.picture for entry in classified if entry.problem]
     if unreadable:
-        names = ", ".join(unreadable[:3]) + (", …" if len(unreadable) > 3 else "")
+        shown = ", ".join(names[:3]) + (", …" if unreadable > 3 else "")
         raise ImageError(
-            f"classify {len(classified):,} pictures",
-            f"{len(unreadable):,} can't be read: {names}",
+            f"classify {pictures:,} pictures",
+            f"{unreadable:,} can't be read: {shown}",
             "replace or remove them; the others were classified",
         )
 

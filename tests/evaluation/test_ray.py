@@ -1,0 +1,116 @@
+"""A cluster of two nodes on this machine, and the real command line: a killed worker costs its shard, and no more."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarking.nulls import NAMES, labelled, null_artifact
+from tests.conftest import ROOT
+from tests.evaluation.test_many import columns
+from vitedge.data.images import ImageSet
+from vitedge.evaluation.evaluate import evaluate
+from vitedge.formats.result import read_result
+
+pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="the extra ray isn't installed")
+
+#: In every process of the cluster: those that work for us write down each shard that they begin.
+SITE = """
+import sys
+if any(part.endswith("default_worker.py") for part in open("/proc/self/cmdline").read().split("\\0")):
+    import os
+    from vitedge.evaluation import worker
+    answer = worker.Worker.answer
+    def told(self, shard):
+        with open({log!r}, "a") as log:
+            log.write(f"{{os.getpid()}} {{shard.name}}\\n")
+        return answer(self, shard)
+    worker.Worker.answer = told
+"""
+
+#: A cluster of two nodes with a core each, and the command. When the shards are listed, a picture becomes a pipe.
+RUN = """
+import os, sys, warnings
+from pathlib import Path
+from ray.cluster_utils import Cluster
+from vitedge.cli import main
+from vitedge.evaluation import many
+
+picture, arguments = Path(sys.argv[1]), sys.argv[2:]
+listing = many.list_shards
+def listed(*given):
+    shards = listing(*given)
+    picture.rename(picture.with_suffix(".aside"))
+    os.mkfifo(picture)
+    return shards
+many.list_shards = listed
+cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1, include_dashboard=False))
+cluster.add_node(num_cpus=1)
+try:
+    main([*arguments, "--ray-address", cluster.address])
+finally:
+    cluster.shutdown()
+"""
+
+
+@contextlib.contextmanager
+def running(folder: Path, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """The script above in a session of its own; whatever it started ends with it."""
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(SITE.format(log=str(folder / "log")))
+    environment = {**os.environ, "PYTHONPATH": f"{folder / 'site'}{os.pathsep}{ROOT}", "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [sys.executable, "-c", RUN, *map(str, arguments)]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as child:
+        try:
+            yield child
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+
+
+def reader_of(pipe: Path) -> int:
+    """The process that reads a pipe, which somebody has just opened."""
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if descriptor.readlink() == pipe and int(descriptor.parts[2]) != os.getpid():
+                return int(descriptor.parts[2])
+    raise AssertionError("nobody reads it")
+
+
+def test_a_killed_worker_costs_its_shard_and_nothing_else(tmp_path: Path) -> None:
+    artifacts = [null_artifact(tmp_path / "a"), null_artifact(tmp_path / "b", batch=4, precision="int8")]
+    data = labelled(tmp_path / "data", wrong=3, each=10)
+    expected = evaluate(artifacts, ImageSet.open(data))
+    picture, out = data / "cat" / "005.png", tmp_path / "r.json"
+    options = ("--engine", "ray", "--answers", tmp_path / "answers", "--shard-pictures", 10, "--out", out)
+    paths = [artifact.path for artifact in artifacts]
+    with running(tmp_path, picture, "eval", *paths, "--data", data, *options) as child:
+        while not picture.is_fifo():
+            assert child.poll() is None, child.communicate()
+            time.sleep(0.05)
+        stalled = picture.open("wb")  # until a worker reads it: it's within this shard now
+        victim = reader_of(picture)
+        picture.with_suffix(".aside").replace(picture)
+        os.kill(victim, signal.SIGKILL)
+        stalled.close()
+        printed, narrated = child.communicate(timeout=200)
+        assert child.returncode == 0, narrated
+    result = read_result(out)
+    assert result.data == expected.data and columns(result) == columns(expected) and "70.00" in printed
+    begun = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
+    attempts = Counter(shard for _, shard in begun)
+    assert attempts == Counter({f"{name}/000.png": 1 + (name == "cat") for name in NAMES})
+    assert (str(victim), "cat/000.png") in [tuple(each) for each in begun]
+    assert len({pid for pid, _ in begun}) == 3  # one on each node, and the one in the victim's place
