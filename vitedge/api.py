@@ -631,6 +631,9 @@ def stream(
         InputError: a file that can't be decoded.
         NotInstalledError: a package or program is missing.
     """
+    from vitedge.core.system import require_linux
+
+    require_linux("classify a stream")
     from vitedge.runtimes.options import OpenOptions
     from vitedge.runtimes.session import open_session
     from vitedge.streaming.records import FrameRecord
@@ -660,6 +663,9 @@ def watch(
 
     Args and errors are those of :func:`stream`.
     """
+    from vitedge.core.system import require_linux
+
+    require_linux("classify a stream")
     from vitedge.streaming.command import run
 
     run(_stream_settings(artifact, source, settings, fields))

@@ -6,9 +6,7 @@ A folder is built beside its destination, every file is flushed to the disk, and
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -20,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from vitedge.core import system
 from vitedge.errors import InputError, ResourceError, UsageError
 
 _RESOURCE_ERRNOS = {
@@ -74,7 +73,7 @@ def read_whole(path: Path, *, follow_links: bool) -> bytes:
     Raises:
         OSError: it can't be read; a pipe, a device, a folder, a link that isn't to be followed, or too large.
     """
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW)
+    flags = system.flags("O_RDONLY", "O_CLOEXEC", "O_NONBLOCK", *([] if follow_links else ["O_NOFOLLOW"]))
     try:
         descriptor = os.open(path, flags)
     except OSError as error:
@@ -227,6 +226,8 @@ def require_writable(folder: Path, action: str) -> None:
 
 
 def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # Windows opens no folder
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -247,22 +248,29 @@ def locked(out: Path, action: str) -> Iterator[None]:
     lock = out.parent / f".{out.name}.lock"
     with resource_errors(action, out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(lock, system.flags("O_RDWR", "O_CREAT", "O_CLOEXEC"), 0o644)
+    held = False  # the name of a lock that's still to be removed
     try:
         if not _lock(descriptor, lock):
             raise ResourceError(action, f"another process is writing {out}", "wait for it, or name another --out")
         try:
             yield
         finally:
-            lock.unlink(missing_ok=True)
+            try:
+                lock.unlink(missing_ok=True)
+            except PermissionError:  # Windows keeps the name of an open file
+                held = True
     finally:
         os.close(descriptor)
+        if held:
+            with contextlib.suppress(PermissionError):  # another process has opened it
+                lock.unlink(missing_ok=True)
 
 
 def _lock(descriptor: int, lock: Path) -> bool:
     """Lock the open file, and make sure that it's still the one the name stands for."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        system.lock(descriptor)
         return os.fstat(descriptor).st_ino == lock.stat().st_ino
     except (BlockingIOError, FileNotFoundError):
         return False
@@ -351,11 +359,8 @@ def _publish(building: Path, out: Path) -> None:
 def _exchange(first: Path, second: Path) -> bool:
     """Swap two names in one step (``renameat2(2)`` with RENAME_EXCHANGE); False where that doesn't exist."""
     current, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    try:
-        swap = ctypes.CDLL(None).renameat2
-    except AttributeError:
-        return False
-    return int(swap(current, os.fsencode(first), current, os.fsencode(second), exchange)) == 0
+    swap = system.c_function("renameat2")
+    return swap is not None and int(swap(current, os.fsencode(first), current, os.fsencode(second), exchange)) == 0
 
 
 def _replaced(out: Path) -> Path:
@@ -387,7 +392,7 @@ def write_atomic(path: Path, data: bytes | Iterable[bytes | memoryview], action:
         try:
             with os.fdopen(descriptor, "wb") as stream:
                 with contextlib.suppress(OSError):  # a file system without locks: then nothing is swept there
-                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    system.lock(stream.fileno())
                 stream.writelines([data] if isinstance(data, bytes) else data)
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -405,6 +410,6 @@ def _sweep_files(path: Path) -> None:
     for leftover in path.parent.iterdir():
         if ours.fullmatch(leftover.name):
             with contextlib.suppress(OSError), leftover.open("rb") as stream:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                system.lock(stream.fileno())
                 if time.time() - os.fstat(stream.fileno()).st_mtime > FRESH_S:
                     leftover.unlink()

@@ -7,7 +7,6 @@ may abort, overflow their stack or hang. It contains accidents; it isn't a sandb
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import pickle
 import signal
@@ -18,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+from vitedge.core import system
 from vitedge.core.environment import for_children
 from vitedge.errors import VitedgeError
 
@@ -57,13 +57,13 @@ def run_isolated(
         ChildError: a crash, the time limit, or any other exception of the function.
     """
     with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as words, _listening(heard) as line:
-        numbers = [answer.fileno(), memory_mb or 0, line, os.getpid()]
+        numbers = [memory_mb or 0, line, os.getpid()]
         child = subprocess.Popen(
             [sys.executable, "-c", _CHILD.format(path=sys.path), *map(str, numbers)],
             stdin=subprocess.PIPE,
-            stdout=words,
+            stdout=answer,
             stderr=words,
-            pass_fds=[answer.fileno(), *([line] if line else [])],
+            pass_fds=[line] if line else [],
             env=for_children(),
             start_new_session=True,
         )
@@ -73,7 +73,7 @@ def run_isolated(
             raise ChildError(f"it took longer than {timeout_s:g} seconds and was stopped") from None
         finally:
             if child.poll() is None:
-                os.killpg(child.pid, signal.SIGKILL)
+                system.kill_group(child)
                 child.wait()
         if child.returncode != 0:
             raise ChildError(f"{cause_of_death(child.returncode)}{_tail(words)}")
@@ -97,7 +97,7 @@ def tell(text: str) -> None:
 @contextlib.contextmanager
 def _listening(heard: Callable[[str], None] | None) -> Iterator[int]:
     """Yield the descriptor that the child says its lines to, 0 where nobody listens; all has been heard at the end."""
-    if heard is None:
+    if heard is None or os.name == "nt":  # Windows passes no descriptors on
         yield 0
         return
     reading, writing = os.pipe()
@@ -135,22 +135,22 @@ def _tail(output: Any) -> str:
 
 def _end_with(parent: int) -> None:
     """However the parent ends: by prctl(2) with PR_SET_PDEATHSIG, where the C library has it."""
-    with contextlib.suppress(AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    if os.getppid() != parent:  # it has ended already
-        os._exit(1)
+    if (prctl := system.c_function("prctl")) is not None:
+        prctl(1, signal.Signals["SIGKILL"])
+        if os.getppid() != parent:  # it has ended already
+            os._exit(1)
 
 
 def _serve() -> None:
-    """The child: read the call from stdin, write (succeeded, value or exception) to the file that was passed on."""
+    """The child: read the call from stdin, write (succeeded, value or exception) to stdout, and all else to stderr."""
     global _line
-    answer, memory_mb, _line, parent = map(int, sys.argv[1:5])
+    memory_mb, _line, parent = map(int, sys.argv[1:4])
+    answer = os.dup(1)
+    os.dup2(2, 1)  # what libraries print
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # killed by it, like by any other
     _end_with(parent)
     if memory_mb:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
+        system.limit_memory(memory_mb)
     result: tuple[bool, Any]
     try:
         function, args, kwargs = pickle.load(sys.stdin.buffer)

@@ -10,11 +10,11 @@ import contextlib
 import errno
 import io
 import os
-import resource
 import sys
 import threading
 from collections.abc import Iterator
 
+from vitedge.core import system
 from vitedge.errors import ResourceError, UsageError, behind
 
 OPEN_FILES = 64  # what a verb with one source, its child processes and its runtime has open at most, rounded up
@@ -43,6 +43,8 @@ def check_process(action: str) -> None:
 
 def _check_open_files(action: str) -> None:
     """Raise the soft limit as far as it may be raised; the hard one has to leave room."""
+    if (resource := system.module("resource")) is None:
+        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = resource.RLIM_INFINITY
     if soft == unlimited or soft >= OPEN_FILES:
@@ -59,7 +61,7 @@ def _check_open_files(action: str) -> None:
 
 def _check_threads(action: str) -> None:
     """Start as many threads as numeric libraries, a runtime and our own together do, and let them end."""
-    wanted, started, over = 2 * len(os.sched_getaffinity(0)) + 8, list[threading.Thread](), threading.Event()
+    wanted, started, over = 2 * len(system.processors()) + 8, list[threading.Thread](), threading.Event()
     usual = threading.stack_size(THREAD_STACK)
     try:
         for _ in range(wanted):

@@ -25,6 +25,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TOGETHER_S = 0.3  # signals that come within this time are one: ``timeout`` sends two, and so do some supervisors
 ACKNOWLEDGED = "stopping after this step; again to stop now\n"
 
+#: Whether a thread can hear of signals while the main thread can't: not on Windows, which selects no pipes.
+_WATCHED = hasattr(signal, "setitimer")
+
 _came: list[int] = []  # signals since the command began
 
 
@@ -39,6 +42,8 @@ def stop_on_signals() -> Iterator[list[Interrupted]]:
             _came.append(number)
             raised.append(_stopped_by(number))
             raise raised[0]
+        if not _WATCHED:
+            os._exit(128 + number)
 
     def again(*_: object) -> None:
         raise raised[0]
@@ -46,20 +51,27 @@ def stop_on_signals() -> Iterator[list[Interrupted]]:
     def unraisable(details: Any) -> None:
         """A stop that came within a finaliser can't leave it: raise it when that is over."""
         if isinstance(details.exc_value, Interrupted):
-            signal.setitimer(signal.ITIMER_REAL, 0.01)
+            _alarm(0.01)
         else:
             before(details)
 
     before, sys.unraisablehook = sys.unraisablehook, unraisable
-    signal.signal(signal.SIGALRM, again)
-    with _watched():
+    if _WATCHED:
+        signal.signal(signal.Signals["SIGALRM"], again)
+    with _watched() if _WATCHED else contextlib.nullcontext():
         for number in SIGNALS:
             signal.signal(number, stop)
         try:
             yield raised
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            _alarm(0)
             sys.unraisablehook = before
+
+
+def _alarm(seconds: float) -> None:
+    """Raise SIGALRM after so many seconds; 0: never. Nothing happens where there are no timers."""
+    if (setitimer := getattr(signal, "setitimer", None)) is not None:
+        setitimer(getattr(signal, "ITIMER_REAL", 0), seconds)
 
 
 def _stopped_by(number: int) -> Interrupted:
@@ -111,6 +123,7 @@ def postponed(then: Callable[[], None] = lambda: None) -> Iterator[list[int]]:
 def _watched() -> Iterator[None]:
     """Inside, a thread hears of signals at once, whatever the main thread is in."""
     reading, writing = os.pipe()
+    assert hasattr(os, "set_blocking")
     os.set_blocking(writing, False)
     thread = threading.Thread(target=_watch, args=(reading,), name="signals", daemon=True)
     thread.start()

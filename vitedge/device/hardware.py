@@ -16,6 +16,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from vitedge.core import system
 from vitedge.core.environment import for_children
 from vitedge.core.schema import Record
 
@@ -359,11 +360,11 @@ def cameras(root: Path = ROOT) -> list[Camera]:
 
 def _captures(device: Path) -> tuple[bool | None, str | None]:
     """Ask a video device what it can do (VIDIOC_QUERYCAP): (whether it captures, why it couldn't be asked)."""
-    import fcntl
-
+    if (fcntl := system.module("fcntl")) is None:
+        return None, "cameras can be asked on Linux alone"
     query_capabilities, capture, capture_planes = 0x80685600, 0x1, 0x1000
     try:
-        descriptor = os.open(device, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(device, system.flags("O_RDWR", "O_NONBLOCK", "O_CLOEXEC"))
     except OSError as error:
         return None, error.strerror
     try:

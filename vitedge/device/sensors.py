@@ -6,12 +6,12 @@ can't be read is None: an unreadable sensor is neither cold nor unthrottled, and
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from vitedge.core import system
 from vitedge.device import hardware
 from vitedge.device.clocks import gpu_devfreq
 from vitedge.device.hardware import read_text
@@ -37,7 +37,7 @@ class Sensors:
     def __init__(self, root: Path = hardware.ROOT, nvml: Nvml | None = None) -> None:
         cpus = root / "sys/devices/system/cpu"
         clocks = sorted(cpus.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"), key=_number_of_cpu)
-        ours = os.sched_getaffinity(0) if root == hardware.ROOT else range(1 << 16)
+        ours = system.processors() if root == hardware.ROOT else range(1 << 16)
         self._clocks = [file for file in clocks if _number_of_cpu(file) in ours][:MOST_CLOCKS]
         gpu = gpu_devfreq(root)
         self._gpu_clock = None if gpu is None else gpu / "cur_freq"

@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
+from vitedge.core import system
 from vitedge.core.environment import for_children
 from vitedge.core.schema import Record
 from vitedge.device import hardware
@@ -87,8 +88,10 @@ class Telemetry:
     def _lines(self) -> list[bytes]:
         if self._kept is not None:
             return self._kept
-        size = os.fstat(self._file.fileno()).st_size
-        data = os.pread(self._file.fileno(), size, 0)  # its own position is the child's, too
+        pread = getattr(os, "pread", None)  # the file's own position is the child's, too
+        if pread is None:  # Windows, where nothing can be read either
+            return []
+        data: bytes = pread(self._file.fileno(), os.fstat(self._file.fileno()).st_size, 0)
         return data[: data.rfind(b"\n") + 1].splitlines()
 
     def close(self) -> None:
@@ -118,8 +121,7 @@ def serve(root: str, gpu: bool, period_s: float) -> None:
     from vitedge.device.nvml import open_nvml
     from vitedge.device.sensors import Sensors
 
-    with contextlib.suppress(OSError):
-        os.nice(19)
+    system.lower_priority(19)
     sensors = Sensors(Path(root), open_nvml() if gpu else None)
     _say(MeterNames(power_of=sensors.power_of))
     for _ in _beats(period_s):

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from vitedge.core import system
 from vitedge.core.environment import for_children
 from vitedge.core.isolation import cause_of_death
 from vitedge.data.images import ImageSet
@@ -62,6 +63,8 @@ def decoded(
     starts = range(start, len(images), size)
     if workers is None:
         workers = min(cores(), MOST_WORKERS) if len(images) - start >= FEWEST_FOR_PROCESSES else 0
+    if not hasattr(os, "memfd_create"):  # Linux's alone
+        workers = 0
     if workers == 0:
         yield from _by_threads(images, contracts, starts)
     elif starts:
@@ -70,7 +73,7 @@ def decoded(
 
 def cores() -> int:
     """Processors that this process may use."""
-    return len(os.sched_getaffinity(0))
+    return len(system.processors())
 
 
 def _decode(
@@ -150,6 +153,7 @@ def _by_processes(images: ImageSet, contracts: Sequence[Preprocessing], starts: 
     """Chunk i is worker i modulo ``workers``'s; each has :data:`AHEAD` slots, used in turn."""
     layout = _Layout(tuple(contracts), starts.step)
     with contextlib.ExitStack() as stack:
+        assert hasattr(os, "memfd_create")
         shared = os.memfd_create("vitedge")  # belongs to nobody once the last process has ended
         stack.callback(os.close, shared)
         os.truncate(shared, layout.bytes * AHEAD * workers)
@@ -214,7 +218,7 @@ def _receive(process: subprocess.Popen[bytes], images: ImageSet, chunk: range) -
 
 def _work() -> None:
     """A worker: read what to do from stdin, decode into the shared memory, write what could be read to stdout."""
-    os.nice(NICE)
+    system.lower_priority(NICE)
     images, layout, shared = pickle.load(sys.stdin.buffer)
     memory = mmap.mmap(shared, 0)
     while True:

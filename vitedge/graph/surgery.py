@@ -17,6 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper, shape_inference
 
+from vitedge.core import system
 from vitedge.errors import ModelError, UsageError
 
 M = TypeVar("M", onnx.NodeProto, onnx.TensorProto)
@@ -357,7 +358,7 @@ def _external_bytes(folder: Path, entries: Mapping[str, str], tensor: str, actio
         if path.is_symlink():
             raise ModelError(action, f"{where}, which is a link", hint)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, system.flags("O_RDONLY", "O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"))
     except (OSError, ValueError) as error:
         raise ModelError(action, f"{where}, which can't be opened: {error}", hint) from error
     with os.fdopen(descriptor, "rb") as stream:

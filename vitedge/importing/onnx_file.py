@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vitedge.core import system
 from vitedge.core.deviation import deviation
 from vitedge.core.files import sha256_file
 from vitedge.core.isolation import ChildError, run_isolated
@@ -59,8 +59,7 @@ def import_onnx(
     from vitedge.graph.task import require_one_class_beside
 
     require_one_class_beside(path.parent, options.get("activation"), action)
-    memory_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
-    limits: dict[str, Any] = {"timeout_s": TIMEOUT_S, "memory_mb": memory_mb}
+    limits: dict[str, Any] = {"timeout_s": TIMEOUT_S, "memory_mb": system.memory_mb()}
     try:
         return run_isolated(convert, path, options, images, action, reference, named, **limits)
     except ChildError as error:
