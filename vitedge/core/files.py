@@ -321,22 +321,21 @@ def scratch_folder(prefix: str, action: str) -> Iterator[Path]:
     """
     with resource_errors(action), tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as name:
         _sweep_folders(Path(name).parent, prefix)
-        descriptor = os.open(name, os.O_RDONLY)
-        try:
-            with contextlib.suppress(OSError):  # a file system without locks: then nothing is swept there
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.ExitStack() as held:
+            with contextlib.suppress(OSError):  # no locks on folders here: then nothing is swept either
+                descriptor = os.open(name, os.O_RDONLY)
+                held.callback(os.close, descriptor)
+                system.lock(descriptor)
             yield Path(name)
-        finally:
-            os.close(descriptor)
 
 
 def _sweep_folders(parent: Path, prefix: str) -> None:
     """Remove the temporary folders that no process holds, and none has just made."""
     for leftover in parent.glob(f"{prefix}????????"):
         with contextlib.suppress(OSError):
-            descriptor = os.open(leftover, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            descriptor = os.open(leftover, system.flags("O_RDONLY", "O_DIRECTORY", "O_NOFOLLOW"))
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                system.lock(descriptor)
                 if time.time() - os.fstat(descriptor).st_mtime > FRESH_S:
                     shutil.rmtree(leftover, ignore_errors=True)
             finally:
