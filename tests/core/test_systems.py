@@ -128,7 +128,7 @@ def test_the_names_are_hidden(tmp_path: Path) -> None:
         assert run("windows", code, tmp_path).returncode == 1, statement
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("system", [pytest.param("macos", marks=pytest.mark.slow), "windows"])
 def test_the_pipeline_runs(system: str, small_model: Path, small_data: Path, tmp_path: Path) -> None:
     picture = small_data / "ant" / "0.png"
     code = verbs(
@@ -148,6 +148,7 @@ def test_the_pipeline_runs(system: str, small_model: Path, small_data: Path, tmp
     assert not list(tmp_path.glob(".*")), "a lock or a half-made folder is left"
 
 
+@pytest.mark.slow
 def test_training_runs(small_data: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="torch isn't installed (vitedge[train])")
     train = f"train {small_data} --model vit_nano_patch4_32 --image-size 8 --epochs 1 --threads 1 --out model"

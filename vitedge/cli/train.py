@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from vitedge.cli.options import Quiet
 from vitedge.cli.records import takes_records
 from vitedge.training.options import TrainOptions
 
@@ -25,6 +26,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue from OUT.run/checkpoint.pt.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT and start over.")] = False,
     test: Annotated[str | None, typer.Option("--test", help="Class folders to evaluate once, at the end.")] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Train a compact Vision Transformer on class folders, from scratch or from a trained model.
 
@@ -44,7 +46,10 @@ def train(
     from vitedge import api
     from vitedge.core.progress import bars
 
-    with bars() as progress:
+    first = os.environ.get("RANK", "0") == "0"  # one of torchrun's processes speaks
+    with bars(quiet=quiet) as progress:
+        if first and not quiet and sys.stderr.isatty():  # it takes seconds
+            sys.stderr.write("starting torch\n")
         written = api.train(
             data,
             options,
@@ -55,5 +60,5 @@ def train(
             command=shlex.join(["vitedge", *sys.argv[1:]]),
             progress=progress,
         )
-    if os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks
+    if first:
         print(written)

@@ -7,8 +7,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 
 EVERY_S = 10.0  # a line through a pipe
+
+_QUIET = ContextVar("quiet", default=False)
 
 #: Called with the task's name, how much is done, and how much there is.
 Progress = Callable[[str, int, int], None]
@@ -16,6 +19,11 @@ Progress = Callable[[str, int, int], None]
 
 def silent(task: str, done: int, total: int) -> None:
     """Show nothing."""
+
+
+def is_quiet() -> bool:
+    """Whether this is within quiet :func:`bars`."""
+    return _QUIET.get()
 
 
 def lines() -> Progress:
@@ -36,9 +44,16 @@ def lines() -> Progress:
 
 @contextlib.contextmanager
 def bars(*, quiet: bool = False) -> Iterator[Progress]:
-    """Yield a callable that shows progress on stderr: one bar a task; through a pipe, a line every ten seconds."""
-    if quiet:
-        yield silent
+    """Yield a callable that shows progress on stderr: one bar a task; through a pipe, a line every ten seconds.
+
+    Inside of quiet ones, all are quiet.
+    """
+    if quiet or is_quiet():
+        token = _QUIET.set(True)
+        try:
+            yield silent
+        finally:
+            _QUIET.reset(token)
         return
     if not sys.stderr.isatty():
         with _spoken() as spoken:

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from vitedge.core.progress import is_quiet
 from vitedge.device.hardware import processor
 from vitedge.errors import Interrupted, NotInstalledError, UsageError, VitedgeError
 
@@ -45,8 +46,8 @@ class Processes:
         return self.rank == 0
 
     def log(self, line: str) -> None:
-        """A line on stderr, from the first process alone."""
-        if self.first:
+        """A line on stderr, from the first process alone, unless progress is to be quiet."""
+        if self.first and not is_quiet():
             sys.stderr.write(line + "\n")
             sys.stderr.flush()
 

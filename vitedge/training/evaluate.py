@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from vitedge.formats.architecture import ViTConfig
 from vitedge.training.data import Files, Pixels
 from vitedge.training.engine import Processes
 from vitedge.training.vit import VisionTransformer
+
+BATCH = 50  # pictures in one pass: a stop that comes meanwhile waits for its end
 
 
 def normalise(x: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -38,19 +40,25 @@ def on_device(model: VisionTransformer, device: torch.device) -> VisionTransform
 
 @torch.no_grad()
 def evaluate(
-    model: VisionTransformer, pictures: Pixels | Files, preprocessing: Preprocessing, group: Processes
+    model: VisionTransformer,
+    pictures: Pixels | Files,
+    preprocessing: Preprocessing,
+    group: Processes,
+    *,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Top-1 (percent), mean cross-entropy and number of pictures: float32, one view of each picture.
 
-    The processes of the group share the pictures.
+    The processes of the group share the pictures. ``after_batch`` is called after every 50 of them, and may raise.
     """
     model.eval()
     right, loss = 0.0, 0.0
     mine = torch.arange(group.rank, len(pictures), group.count)
-    for _, pixels, labels in pictures.batches(torch.split(mine, 250) if len(mine) else ()):
+    for _, pixels, labels in pictures.batches(torch.split(mine, BATCH) if len(mine) else ()):
         logits = model(model_input(pixels, preprocessing, group.device)).cpu()
         right += int((logits.argmax(1) == labels).sum())
         loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
+        after_batch()
     right, loss = group.all_reduce([right, loss])
     count = len(pictures)
     return {"top1_percent": 100 * right / count, "loss": loss / count, "images": count}

@@ -115,7 +115,15 @@ class TrainOptions(Record):
         str | None, Flag("Architecture of the zoo; a wrong name lists them all.", unit="name", default="--init-from's")
     ] = None
     epochs: Annotated[Number, Flag("Passes over the training data.", unit="passes", group=RECIPE)] = 100
-    batch_size: Annotated[Number, Flag("Pictures per step, over all processes.", unit="pictures", group=RECIPE)] = 256
+    batch_size: Annotated[
+        Number | None,
+        Flag(
+            "Pictures per step, over all processes.",
+            unit="pictures",
+            default="a tenth of the training pictures, from 8 to 256",
+            group=RECIPE,
+        ),
+    ] = None
     accumulate: Annotated[
         Number,
         Flag("Parts in which a process computes its pictures of a step, to save memory.", unit="parts", group=RECIPE),

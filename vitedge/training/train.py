@@ -18,6 +18,7 @@ from vitedge.data.images import ImageSet
 from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import signal_of
 from vitedge.formats.model_folder import MODEL_FOLDER
+from vitedge.training.advice import advice, sentence, with_interval
 from vitedge.training.checkpoint import prepare_run
 from vitedge.training.data import TrainingData, decode, digests_of, open_data, open_test, split
 from vitedge.training.distill import Teacher, TeacherOutputs, student_views, view_key
@@ -154,15 +155,17 @@ def _accuracy(trainer: Trainer, test_images: ImageSet | None) -> dict[str, Any]:
     data, group, options = trainer.data, trainer.group, trainer.options
     model = on_device(shipped_model(trainer.config, trainer.shipped()), group.device)
     accuracy: dict[str, Any] = {
-        "held_out": evaluate(model, data.hold_out, data.preprocessing, group)
+        "held_out": with_interval(evaluate(model, data.hold_out, data.preprocessing, group))
         | {"data": "a part of the training data that chose the epoch"}
     }
     if test_images is not None:
         every = range(len(test_images))
         test_set = decode(test_images, every, data.preprocessing, workers=options.workers, action=trainer.action)
-        accuracy["test"] = evaluate(model, test_set, data.preprocessing, group) | {
+        accuracy["test"] = with_interval(evaluate(model, test_set, data.preprocessing, group)) | {
             "data": "evaluated once, after training"
         }
     for name, figure in accuracy.items():
-        group.log(f"{name.replace('_', ' ')}: top-1 {figure['top1_percent']:.2f} % of {figure['images']} pictures")
+        group.log(f"{name.replace('_', ' ')}: {sentence(figure)}")
+    for line in advice(options, len(data.training), trainer.config.num_classes, accuracy["held_out"]):
+        group.log(f"advice: {line}")
     return accuracy

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
@@ -60,9 +61,11 @@ class Trainer:
         action: str,
         teacher_outputs: TeacherOutputs | None = None,
     ) -> None:
+        batch_size = options.batch_size or default_batch_size(len(data.training))
+        options = replace(options, batch_size=batch_size)
         self.start, self.config, self.options, self.data = start, start.config, options, data
         self.run, self.group, self.action, self.teacher_outputs = run, group, action, teacher_outputs
-        self.batch_size = min(options.batch_size, len(data.training))
+        self.batch_size = min(batch_size, len(data.training))
         self.epoch_steps = len(data.training) // self.batch_size
         self.total_steps = options.epochs * self.epoch_steps
         parts = parts_of_batch(self.batch_size, group.count * options.accumulate, action)
@@ -286,7 +289,8 @@ class Trainer:
         """Evaluate the averaged weights on the hold-out pictures, keep the best, write metrics, at times the curve."""
         model = on_device(VisionTransformer(self.config, folded=self.start.folded), self.group.device)
         model.load_state_dict(self.averaged)
-        figure = evaluate(model, self.data.hold_out, self.data.preprocessing, self.group)
+        stop = self.stop_if_asked if self.group.count == 1 else lambda: None  # several processes may have other batches
+        figure = evaluate(model, self.data.hold_out, self.data.preprocessing, self.group, after_batch=stop)
         epoch = len(self.history) + 1
         if is_better(figure, self.best):
             self.best = {"epoch": epoch, "top1_percent": figure["top1_percent"], "loss": figure["loss"]}
@@ -330,6 +334,11 @@ class Trainer:
     def logs(self) -> dict[str, bytes]:
         """What the run folder tells about the run, by file name."""
         return {name: (self.run / name).read_bytes() for name in (METRICS, CURVE, HELD_OUT)}
+
+
+def default_batch_size(pictures: int) -> int:
+    """A power of two, so that an epoch has ten steps or more where it can; from 8 to 256 pictures."""
+    return min(256, max(8, 1 << max(0, (pictures // 10).bit_length() - 1)))
 
 
 def parts_of_batch(batch_size: int, count: int, action: str) -> list[Tensor]:
