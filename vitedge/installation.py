@@ -21,13 +21,13 @@ _CHECKOUT = Path(__file__).resolve().parent.parent
 _EXTRA = re.compile(r"""(?:\s+and\s+)?extra == ['"]([\w.-]+)['"]""")
 
 
-#: Where vitedge can be had; "" where an index has it. The one place to change: ``tests/install_lines.py`` writes the
-#: documents' install lines anew by it.
-SOURCE = "git+https://github.com/vitedge/vitedge"
+#: Where vitedge can be had: an address that pip takes, also without git; "" once an index has it. This is the one place
+#: to change: ``python -m tests.install_lines`` writes the documents' install lines anew by it.
+SOURCE = "https://github.com/vitedge/vitedge/archive/main.zip"
 
 
 def requirement(extras: str) -> str:
-    """What pip takes to install vitedge with extras, wherever this one came from: ``vitedge[stream] @ git+https://…``."""
+    """What pip takes to install vitedge with extras, wherever this one came from: ``vitedge[stream] @ https://…``."""
     return f"vitedge[{extras}]" + (f" @ {SOURCE}" if SOURCE else "")
 
 
