@@ -25,8 +25,9 @@ from vitedge.quantization.prepare import replaced
 from vitedge.quantization.qdq import insert_qdq
 from vitedge.quantization.rounding import QuantizedLayer, Scheme, quantize_layers
 from vitedge.quantization.views import View
+from vitedge.runtimes.attention import attentions
 from vitedge.runtimes.interpreter import run_graph
-from vitedge.runtimes.onnxruntime.attention import attentions, float_attention, quantized_attention, shares_evenly
+from vitedge.runtimes.onnxruntime.attention import float_attention, quantized_attention, shares_evenly
 from vitedge.runtimes.onnxruntime.convolutions import field_indices, integer_convolutions
 from vitedge.runtimes.onnxruntime.gelu import LARGEST_ERROR, tanh_gelus
 from vitedge.runtimes.onnxruntime.linears import dynamic_linears, gemm_linears, integer_linears, weight_only_linears

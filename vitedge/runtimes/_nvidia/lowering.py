@@ -5,7 +5,7 @@ variant                 what it is
 ======================  ===============================================================================================
 float                   float32 throughout
 fp16                    float16 but for the picture's way to the first layer and for LayerNormalization, whose sums of
-                        squares float16 can't hold; logits are float32 again
+                        squares float16 can't hold; logits are float32 again. Heads of unequal widths get zero channels
 linears-int8-rest-fp16  fp16, and Q/DQ (signed, symmetric; per tensor for activations, per output channel for weights)
                         around the Linears between the first and the last layer. Biases stay float. Convolutions, the
                         head and attention stay fp16: Q/DQ there costs accuracy, and splits the fused attention
@@ -38,6 +38,7 @@ from vitedge.graph.typed import to_half
 from vitedge.quantization.fp8 import quantize_fp8
 from vitedge.quantization.qdq import insert_qdq
 from vitedge.quantization.rounding import Scheme
+from vitedge.runtimes._nvidia.heads import equal_heads, widened
 from vitedge.runtimes.base import Lowered, Request
 from vitedge.runtimes.lowering import checked_variant, planned_layers, quantized
 
@@ -64,7 +65,8 @@ def lower(request: Request, variants: Collection[str], runtime: str) -> Lowered:
     if variant.startswith("linears-"):
         graph, precisions, reasons = _quantized(request)
     if variant != "float":
-        graph = to_half(centre_pixels(graph), keep=_float32_nodes(graph))
+        reasons |= {name: "; ".join(filter(None, (reasons.get(name), why))) for name, why in widened(graph).items()}
+        graph = to_half(centre_pixels(equal_heads(graph)), keep=_float32_nodes(graph))
     return Lowered(
         graph=GRAPH,
         files={GRAPH: to_bytes(set_metadata(pin_batch(graph, request.batch), request.metadata))},

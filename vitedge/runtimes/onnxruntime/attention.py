@@ -2,103 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from vitedge.graph.surgery import array, attribute, consumers, initializers, linear_layers, producers
+from vitedge.graph.surgery import Linear, array, initializers, linear_layers
 from vitedge.quantization.rounding import QuantizedLayer
+from vitedge.runtimes.attention import Attention, attentions
 from vitedge.runtimes.onnxruntime.rewriter import Layers, Rewriter
 
 
-@dataclass(frozen=True)
-class Attention:
-    """softmax(q kᵀ) v over heads, behind one linear that makes q, k and v; the scale is in its weights."""
-
-    qkv: str  # the linear's name
-    heads: int
-    query_key: int  # channels of a head's query and key
-    value: int  # channels of a head's value
-    products: tuple[str, str]  # names of the two MatMul nodes
-    output: str  # tensor [N, T, heads · value]
-    query_slice: tuple[str, ...]  # bounds of the Slice that takes the used queries; empty where all are
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        """Columns of the linear that are queries, keys and values."""
-        return self.heads * self.query_key, self.heads * self.query_key, self.heads * self.value
-
-    @property
-    def unscaled(self) -> NDArray[np.float32]:
-        """Of each column, what takes the scale query_key^-½ back out: the canonical weights have theirs already."""
-        return np.repeat(np.array([self.query_key**0.5, 1, 1], np.float32), self.sizes)
+def _behind_linear(attention: Attention, linears: Mapping[str, Linear]) -> bool:
+    """Whether a linear with constant weights makes what is cut into q, k and v."""
+    return attention.qkv in linears and linears[attention.qkv].output == attention.packed
 
 
-def attentions(model: onnx.ModelProto) -> list[Attention]:
-    """Every attention of the canonical form, in graph order; one that differs anywhere isn't among them.
-
-    Some of the queries may do (:mod:`vitedge.graph.unused_tokens`).
-    """
-    readers, writers, constants = consumers(model), producers(model), initializers(model)
-    linears = {linear.output: linear for linear in linear_layers(model) if linear.kind == "linear"}
-
-    def only(tensor: str, operator: str) -> onnx.NodeProto:
-        nodes = readers.get(tensor, [])
-        if len(nodes) != 1 or nodes[0].op_type != operator:
-            raise LookupError(tensor)
-        return nodes[0]
-
-    def transposed(tensor: str, perm: list[int]) -> str:
-        node = only(tensor, "Transpose")
-        if attribute(node, "perm") != perm:
-            raise LookupError(tensor)
-        return str(node.output[0])
-
-    def parts(tensor: str, perm: list[int]) -> tuple[str, list[int]]:
-        reshape = only(tensor, "Reshape")
-        shape = array(constants[reshape.input[1]]).tolist()
-        return transposed(reshape.output[0], perm), shape
-
-    def queries(tensor: str) -> tuple[tuple[str, ...], str]:
-        if all(node.op_type != "Slice" for node in readers.get(tensor, [])):
-            return (), tensor
-        node = only(tensor, "Slice")
-        axes = constants.get(node.input[3]) if len(node.input) > 3 else None
-        if axes is None or array(axes).tolist() != [1]:
-            raise LookupError(tensor)
-        return tuple(node.input[1:]), str(node.output[0])
-
-    attentions_found = []
-    for split in (node for node in model.graph.node if node.op_type == "Split" and len(node.output) == 3):
-        try:
-            linear = linears[split.input[0]]
-            only(linear.output, "Split")
-            query_slice, used = queries(split.output[0])
-            q, shape = parts(used, [0, 2, 1, 3])
-            k, k_shape = parts(split.output[1], [0, 2, 3, 1])
-            v, v_shape = parts(split.output[2], [0, 2, 1, 3])
-            scores = only(q, "MatMul")
-            softmax = only(scores.output[0], "Softmax")
-            context = only(softmax.output[0], "MatMul")
-            joined = only(transposed(context.output[0], [0, 2, 1, 3]), "Reshape")
-            width = array(constants[linear.weight]).shape[linear.channel_axis]
-        except LookupError:
-            continue
-        heads, query_key = shape[-2:]
-        products = (scores.name, context.name)
-        found = Attention(linear.name, heads, query_key, v_shape[-1], products, joined.output[0], query_slice)
-        same = shape == k_shape and shape[:3] == v_shape[:3] == [0, 0, found.heads] and width == sum(found.sizes)
-        operands = list(scores.input) == [q, k] and list(context.input) == [softmax.output[0], v]
-        sizes = [width // 3] * 3 if len(split.input) == 1 else array(constants[split.input[1]]).tolist()
-        axes = attribute(split, "axis", 0) in (-1, 2) and attribute(softmax, "axis", -1) in (-1, 3)
-        flat = array(constants[joined.input[1]]).tolist() == [0, 0, found.sizes[2]]
-        cut = sizes == list(found.sizes)
-        if same and operands and cut and axes and flat and writers[softmax.input[0]] is scores:
-            attentions_found.append(found)
-    return attentions_found
+def unscaled(attention: Attention) -> NDArray[np.float32]:
+    """Of each column, what takes the scale query_key^-½ back out: the canonical weights have theirs already."""
+    return np.repeat(np.array([attention.query_key**0.5, 1, 1], np.float32), attention.sizes)
 
 
 def quantized_attention(model: onnx.ModelProto, layers: Layers, *, threads: int = 1, batch: int = 1) -> onnx.ModelProto:
@@ -119,7 +44,11 @@ def quantized_attention(model: onnx.ModelProto, layers: Layers, *, threads: int 
     """
     rewriter = Rewriter(model)
     linears = {linear.name: linear for linear in linear_layers(rewriter.model)}
-    fused = {attention.output: attention for attention in attentions(rewriter.model) if attention.qkv in layers}
+    fused = {
+        attention.output: attention
+        for attention in attentions(rewriter.model)
+        if attention.qkv in layers and _behind_linear(attention, linears)
+    }
     for node in rewriter.model.graph.node:
         attention = fused.get(node.output[0])
         if attention is None:
@@ -147,7 +76,7 @@ def shares_evenly(heads: int, threads: int) -> bool:
 
 def _with_linear(rewriter: Rewriter, attention: Attention, layer: QuantizedLayer, x: str) -> None:
     """As QAttention."""
-    factor = attention.unscaled
+    factor = unscaled(attention)
     scale, zero_point = rewriter.grid(layer)
     inputs = [
         rewriter.quantize(layer, x, (scale, zero_point)),
@@ -190,13 +119,17 @@ def float_attention(model: onnx.ModelProto) -> onnx.ModelProto:
     rewriter = Rewriter(model)
     linears = {linear.name: linear for linear in linear_layers(rewriter.model)}
     constants = initializers(rewriter.model)
-    fused = {attention.output: attention for attention in attentions(rewriter.model) if not attention.query_slice}
+    fused = {
+        attention.output: attention
+        for attention in attentions(rewriter.model)
+        if _behind_linear(attention, linears) and not attention.query_slice
+    }
     for node in rewriter.model.graph.node:
         attention = fused.get(node.output[0])
         if attention is None:
             rewriter.nodes.append(node)
             continue
-        linear, factor = linears[attention.qkv], attention.unscaled
+        linear, factor = linears[attention.qkv], unscaled(attention)
         weight = array(constants[linear.weight])
         matrix = weight if linear.channel_axis == 1 else weight.T
         bias = array(constants[linear.bias]).reshape(-1) if linear.bias else np.zeros(len(factor), np.float32)

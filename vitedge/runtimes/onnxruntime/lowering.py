@@ -35,10 +35,11 @@ from vitedge.graph.unused_tokens import without_unused_tokens
 from vitedge.quantization.qdq import insert_qdq
 from vitedge.quantization.rounding import Scheme
 from vitedge.quantization.views import Layer, pixel_tensors, quantizable
+from vitedge.runtimes.attention import attentions
 from vitedge.runtimes.base import Lowered, Request
 from vitedge.runtimes.lowering import POINTWISE_PATCHES, checked_variant, integer_layers, planned_layers, quantized
 from vitedge.runtimes.onnxruntime import detect
-from vitedge.runtimes.onnxruntime.attention import attentions, float_attention, quantized_attention
+from vitedge.runtimes.onnxruntime.attention import float_attention, quantized_attention
 from vitedge.runtimes.onnxruntime.convolutions import integer_convolutions, pointwise, tiles
 from vitedge.runtimes.onnxruntime.gelu import tanh_gelus
 from vitedge.runtimes.onnxruntime.linears import (
