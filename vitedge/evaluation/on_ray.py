@@ -12,6 +12,7 @@ import logging
 import os
 import pickle
 import signal
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -133,10 +134,11 @@ def _connected(options: EngineOptions, action: str) -> Iterator[Any]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = f"no Ray cluster can be used at {address}: {str(error).splitlines()[0]}"
         raise UsageError(action, reason, "start one with this version of Ray: ray start --head") from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
+    with contextlib.redirect_stdout(sys.stderr):  # Ray tells of workers that die on stdout, which is the result's
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
 
 
 @contextlib.contextmanager
