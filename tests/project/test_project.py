@@ -163,7 +163,7 @@ def test_a_stop_reaches_the_step(small_model: Path, small_data: Path, tmp_path: 
 
 @pytest.mark.slow
 def test_a_project_from_pictures_to_a_report(garden: Path, small_data: Path) -> None:
-    """Its own commands as they stand in its files, but for one epoch instead of many, and the unit's for a second."""
+    """Its own commands as they stand in its files, but for one epoch instead of many, and the unit's for a while."""
     shutil.copytree(small_data, garden / "data", dirs_exist_ok=True)
     file = garden / "vitedge.toml"
     file.write_text(file.read_text().replace("--init-from embedded", "--init-from embedded --epochs 1"))
@@ -171,7 +171,7 @@ def test_a_project_from_pictures_to_a_report(garden: Path, small_data: Path) -> 
     assert code == 0 and len(begun) == 5, err
     assert (garden / "report.html").is_file()
     words = shlex.split(unit(garden)["Service"]["ExecStart"])[1:]
-    command = [sys.executable, "-m", "vitedge", *words, "--duration", "1"]
+    command = [sys.executable, "-m", "vitedge", *words, "--duration", "15"]
     done = subprocess.run(command, cwd=garden, capture_output=True, text=True, env=dict(os.environ))
     assert done.returncode == 0, done.stderr
     Image.new("RGB", (40, 30)).save(garden / "one.png")

@@ -22,6 +22,7 @@ from vitedge.training.advice import advice, with_interval  # noqa: E402
 from vitedge.training.options import TrainOptions  # noqa: E402
 from vitedge.training.train import train  # noqa: E402
 from vitedge.training.trainer import default_batch_size  # noqa: E402
+from vitedge.training.zoo import zoo_config  # noqa: E402
 
 SCRATCH, TUNED = TrainOptions(model="vit_edge_conv_32"), TrainOptions(init_from="embedded")
 
@@ -69,7 +70,7 @@ def test_advice_is_for_those_who_need_it(
     options: TrainOptions, pictures: int, right: int, images: int, words: list[str]
 ) -> None:
     figure = with_interval({"top1_percent": 100 * right / images, "loss": 1.0, "images": images})
-    given = list(advice(options, pictures, 3, figure))
+    given = list(advice(options, zoo_config("vit_edge_conv_32", num_classes=3), pictures, figure))
     assert [line.startswith(word) for line, word in zip(given, words, strict=True)] == [True] * len(words)
 
 

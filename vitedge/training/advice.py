@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vitedge.core.intervals import wilson
+from vitedge.formats.architecture import ViTConfig
 from vitedge.training.options import TrainOptions
 
 WIDE_PP = 10.0  # a 95 % interval of top-1 that is wider says little
@@ -27,19 +28,19 @@ def sentence(figure: Mapping[str, Any]) -> str:
     return f"top-1 {top1:.2f} % of {images:,} pictures (95 % interval {low:.1f} to {high:.1f})"
 
 
-def advice(options: TrainOptions, pictures: int, classes: int, held_out: Mapping[str, Any]) -> Iterator[str]:
+def advice(options: TrainOptions, config: ViTConfig, pictures: int, held_out: Mapping[str, Any]) -> Iterator[str]:
     """Sentences; none where there are pictures enough.
 
     Args:
         options: of the run.
+        config: of the model.
         pictures: that it trained on.
-        classes: of them.
         held_out: as :func:`with_interval` returns it.
     """
     low, high = held_out["top1_interval_percent"]
-    each = pictures // classes
+    each = pictures // config.num_classes
     if high - low > WIDE_PP:
-        more = -(-3 * held_out["images"] // classes)
+        more = -(-3 * held_out["images"] // config.num_classes)
         yield (
             f"{held_out['images']:,} hold-out pictures say little about the accuracy ({low:.0f} to {high:.0f} %): "
             f"about {more:,} more a class, named with --test, would halve the interval"
@@ -51,6 +52,6 @@ def advice(options: TrainOptions, pictures: int, classes: int, held_out: Mapping
         )
     elif options.init_from is not None and options.freeze is None and each < FEW_TO_TUNE:
         yield (
-            f"{each:,} pictures a class are few to train every layer: train the last ones alone (--freeze BLOCKS), "
-            "or take more pictures"
+            f"{each:,} pictures a class are few to train every layer: train the head alone "
+            f"(--freeze {config.depth}), or take more pictures"
         )

@@ -166,6 +166,6 @@ def _accuracy(trainer: Trainer, test_images: ImageSet | None) -> dict[str, Any]:
         }
     for name, figure in accuracy.items():
         group.log(f"{name.replace('_', ' ')}: {sentence(figure)}")
-    for line in advice(options, len(data.training), trainer.config.num_classes, accuracy["held_out"]):
+    for line in advice(options, trainer.config, len(data.training), accuracy["held_out"]):
         group.log(f"advice: {line}")
     return accuracy
