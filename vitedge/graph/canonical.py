@@ -11,7 +11,7 @@ Running graphs is the business of the caller, who passes ``check``: this module 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,9 +113,15 @@ def canonicalise(
     }
     if image_input.JOINED in report.rewrites:
         contract = image_input.normalisation_inside(model)
-    authored = _authored(model, preprocessing.size, contract)
-    if authored is not None and check(authored[1]) <= TOLERANCE:
-        report.architecture, model = authored
+    for config, arrays in lift(model, preprocessing.size):
+        try:
+            authored = author_vit(config, arrays, **contract)
+        except ModelError:  # a normalisation or weights that no ViT has
+            continue
+        if check(authored) <= TOLERANCE:
+            report.architecture = config
+            model = authored
+            break
     else:
         for name, rewrite in _FINISH:
             model = _attempt(model, name, rewrite, report, check)
@@ -128,19 +134,6 @@ def canonicalise(
             report.left_alone.setdefault(operator, []).append(node.name)
     onnx.checker.check_model(model)
     return model, report
-
-
-def _authored(
-    model: onnx.ModelProto, size: tuple[int, int], contract: Mapping[str, Any]
-) -> tuple[ViTConfig, onnx.ModelProto] | None:
-    """A plain ViT's configuration, and the graph that is authored from it; None of any other network."""
-    lifted = lift(model, size)
-    if lifted is None:
-        return None
-    try:
-        return lifted[0], author_vit(*lifted, **contract)
-    except ModelError:  # a normalisation or weights that no ViT has
-        return None
 
 
 def _attempt(

@@ -49,8 +49,8 @@ class _Attention:
 _Branch = tuple[str, int]
 
 
-def lift(model: onnx.ModelProto, image_size: tuple[int, int]) -> tuple[ViTConfig, Arrays] | None:
-    """What this graph is, as far as its layers tell; None where it is no plain ViT.
+def lift(model: onnx.ModelProto, image_size: tuple[int, int]) -> list[tuple[ViTConfig, Arrays]]:
+    """Candidates for what this graph is, as far as its layers tell; none where it is no plain ViT.
 
     Args:
         model: simplified: LayerNormalization and Gelu operators, MatMul and Add, tokens as Pad and Add, LayerScale
@@ -58,14 +58,14 @@ def lift(model: onnx.ModelProto, image_size: tuple[int, int]) -> tuple[ViTConfig
         image_size: (height, width) of the input, pixels.
     """
     try:
-        return _lift(model, image_size)
+        return [_lift(model, image_size)]
     except (
         _NotPlain,
         ValueError,
         LookupError,
         StopIteration,
     ):  # too few layers, or a configuration that contradicts itself
-        return None
+        return []
 
 
 def _lift(model: onnx.ModelProto, image_size: tuple[int, int]) -> tuple[ViTConfig, Arrays]:
