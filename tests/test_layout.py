@@ -36,9 +36,9 @@ IMPORTS = {
     "evaluation": "core data formats runtimes",
     "benchmarking": "core device data formats runtimes verification",
     "exporting": "core device data formats graph quantization runtimes evaluation benchmarking",
-    "shrinking": "graph quantization",
     "building": "core device data formats runtimes evaluation benchmarking",
     "comparison": "core data formats evaluation benchmarking",
+    "shrinking": "core device data formats graph quantization runtimes benchmarking exporting comparison",
     "streaming": "core device data formats runtimes benchmarking",
     "project": "core",
     "doctor": "core device formats runtimes",
@@ -56,7 +56,7 @@ EVERYBODYS = {"errors", "installation", "_version"}
 #: Heavy packages, and what may import them when it's imported itself; all else imports them inside functions.
 AT_IMPORT = {
     "numpy": "core data formats graph training importing quantization runtimes verification evaluation benchmarking"
-    " exporting shrinking building comparison streaming",
+    " exporting building comparison shrinking streaming",
     "PIL": "data benchmarking streaming",
     "onnx": "graph quantization runtimes shrinking",
     "torch": "training",

@@ -210,7 +210,7 @@ def evaluate_candidate(
     lowered = inputs.lower(candidate, quantized)
     progress("lower", 1, 1)
     preflight(plan, lowered)
-    manifest = _draft_manifest(inputs, candidate, lowered)
+    manifest = draft_manifest(inputs, candidate, lowered)
     fidelity = None
     progress("evaluate", 0, 1)
     with opened(manifest, lowered, plan.action) as runnable:
@@ -247,7 +247,7 @@ def preflight(plan: Plan, lowered: Lowered) -> None:
         )
 
 
-def _draft_manifest(inputs: ExportInputs, candidate: Candidate, lowered: Lowered) -> Manifest:
+def draft_manifest(inputs: ExportInputs, candidate: Candidate, lowered: Lowered) -> Manifest:
     """The candidate's manifest without what running it tells."""
     plan, record = inputs.plan, inputs.plan.model.record
     quantizes = candidate.precision in QUANTIZED

@@ -120,7 +120,7 @@ def load_hold_out(
         source=images.source.name,
         names=tuple(images.records[index].name for index in indices),
         frames=frames,
-        reference=_float_logits(graph, frames, progress),
+        reference=float_logits(graph, frames, progress),
         labels=None if labels is None else labels[indices],
         classes=tuple(entry.name for entry in model.record.classes),
     )
@@ -182,7 +182,7 @@ def _refuse_overlap(digests: Sequence[str], calibrated: set[str], images: ImageS
         )
 
 
-def _float_logits(graph: onnx.ModelProto, frames: NDArray[np.uint8], progress: Progress) -> NDArray[np.float32]:
+def float_logits(graph: onnx.ModelProto, frames: NDArray[np.uint8], progress: Progress = silent) -> NDArray[np.float32]:
     """The float graph's logits, uint8 [n, h, w, 3] -> float32 [n, classes]."""
     from vitedge.runtimes.interpreter import run_graph
 

@@ -1,1 +1,1 @@
-"""A float graph and unlabelled pictures in, the same graph with narrower layers out."""
+"""A model, a budget of latency and unlabelled pictures in; a narrower model that meets it, out."""

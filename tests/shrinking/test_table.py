@@ -1,0 +1,84 @@
+"""The latency table: measured by real runtimes, read back, refused where it's another model's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vitedge.core.progress import silent
+from vitedge.core.schema import encode_json
+from vitedge.errors import UsageError
+from vitedge.exporting.plan import Plan
+from vitedge.formats.model_folder import Model
+from vitedge.graph.surgery import load, macs
+from vitedge.shrinking import timing
+from vitedge.shrinking.components import components, truncate
+from vitedge.shrinking.options import ShrinkOptions
+from vitedge.shrinking.plan import plan_deployment
+from vitedge.shrinking.prices import latency_table
+from vitedge.shrinking.table import MOST_WIDTHS, Table, macs_table, read_table
+
+
+@pytest.fixture(scope="module")
+def deployed(small_model: Path) -> Plan:
+    return plan_deployment(small_model, "onnxruntime", ShrinkOptions(precision="int8"), Path("table.json"))
+
+
+@pytest.fixture(scope="module")
+def table(deployed: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("table") / "table.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "ENTRY_S", 0.05)
+        patch.setenv("VITEDGE_CACHE", str(path.parent / "cache"))
+        latency_table(deployed, path, ShrinkOptions(precision="int8", threads=1), "measure", silent)
+    return path
+
+
+def test_a_table_has_every_component_at_narrower_widths(table: Path, small_model: Path) -> None:
+    content = json.loads(table.read_bytes())
+    assert content["unit"] == "ns" and content["full"] > 0 and content["precision"] == "int8"
+    names = {name for shape in content["shapes"] for name in shape["components"]}
+    assert names == {each.name for each in components(load(Model.open(small_model).onnx_path))}
+    assert len(content["shapes"]) == 4, "two blocks of one shape are measured together"
+    for shape in content["shapes"]:
+        widths = [each["width"] for each in shape["widths"]]
+        assert widths and max(widths) < shape["width"] and len(set(widths)) == len(widths) <= MOST_WIDTHS
+        assert all(each["low"] <= each["saved"] <= each["high"] for each in shape["widths"])
+
+
+def test_what_was_written_is_read_for_this_model_alone(table: Path, small_model: Path, tmp_path: Path) -> None:
+    parts = components(load(Model.open(small_model).onnx_path))
+    assert encode_json(read_table(table, parts, "read")) == table.read_bytes()
+    content = json.loads(table.read_bytes())
+    content["shapes"] = content["shapes"][1:]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(content))
+    with pytest.raises(UsageError, match="of another shape"):
+        read_table(other, parts, "read")
+    with pytest.raises(UsageError, match="can't be read"):
+        read_table(tmp_path / "absent.json", parts, "read")
+
+
+def test_nothing_is_measured_twice_or_over_a_file(
+    table: Path, deployed: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VITEDGE_CACHE", str(table.parent / "cache"))
+    monkeypatch.setattr(timing.Stopwatch, "times", lambda *_: pytest.fail("measured again"))
+    options = ShrinkOptions(precision="int8", threads=1)
+    again = latency_table(deployed, tmp_path / "again.json", options, "measure", silent)
+    assert encode_json(again) == table.read_bytes()
+    with pytest.raises(UsageError, match="exists"):
+        latency_table(deployed, tmp_path / "again.json", options, "measure", silent)
+
+
+def test_without_measuring_work_is_counted(small_model: Path, deployed: Plan) -> None:
+    graph = load(Model.open(small_model).onnx_path)
+    counted: Table = macs_table(graph, components(graph), deployed)
+    assert str(counted) == "multiply-accumulates; nothing was measured" and not counted.measured
+    assert counted.full == sum(macs(graph).values())
+    for name, width in (("blocks.0.mlp", 64), ("blocks.1.attn.query_key", 8), ("blocks.0.attn.heads", 1)):
+        if width in counted.saved[name]:
+            exact = counted.full - sum(macs(truncate(graph, {name: width})).values())
+            assert counted.saved[name][width] == pytest.approx(exact, rel=1e-9)

@@ -1,0 +1,137 @@
+"""Which widths meet a budget at the least error: a knapsack over everything that can become narrower.
+
+What can be narrowed apart (an MLP, an attention, a convolution) is a *place*; it offers some :class:`Option`, of which
+one is taken. Dynamic programming over what the options save finds the least sum of errors that saves enough. It is
+exact for whole numbers up to :data:`STEPS`; larger ones are counted in so many steps, each option rounded down.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from vitedge.shrinking.components import Component
+
+STEPS = 1 << 14  # in which what has to be saved is counted
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to have a place."""
+
+    saved: float  # against the whole width: nanoseconds, or multiply-accumulates
+    error: float  # squared error of the logits that it adds
+    widths: Mapping[str, int] = field(default_factory=dict)  # of the components that become narrower
+
+
+def choose(places: Sequence[Sequence[Option]], needed: float) -> list[Option] | None:
+    """One option of each place, so that together they save enough at the least sum of errors.
+
+    Args:
+        places: the options of each; one of them saves nothing at no error.
+        needed: what has to be saved, in the unit of the options.
+
+    Returns:
+        The options in the order of the places; None where all that can be saved isn't enough.
+    """
+    if sum(max(option.saved for option in options) for options in places) < needed:
+        return None
+    offered = [[option for option in options if option.saved >= 0] for options in places]
+    unit = max(1.0, needed / STEPS)
+    steps = max(0, int(np.ceil(needed / unit)))
+    least = np.full(steps + 1, np.inf)  # [s]: of the places so far, the least error that saves s steps or more
+    least[0] = 0.0
+    taken = []
+    for options in offered:
+        gains = np.array([int(option.saved // unit) for option in options])
+        before = np.clip(np.arange(steps + 1)[None] - gains[:, None], 0, steps)  # [option, s]
+        errors = least[before] + np.array([option.error for option in options])[:, None]
+        taken.append((best := errors.argmin(axis=0), before[best, np.arange(steps + 1)]))
+        least = errors[best, np.arange(steps + 1)]
+    if not np.isfinite(least[steps]):  # by the rounding alone
+        return most_saving(places)
+    return list(_walk_back(offered, taken, steps))[::-1]
+
+
+def _walk_back(
+    places: Sequence[Sequence[Option]], taken: Sequence[tuple[np.ndarray, np.ndarray]], state: int
+) -> Iterator[Option]:
+    """The options that led to a state, the last place's first."""
+    for options, (best, before) in zip(reversed(places), reversed(taken), strict=True):
+        yield options[best[state]]
+        state = int(before[state])
+
+
+def most_saving(places: Iterable[Sequence[Option]]) -> list[Option]:
+    """The option of each place that saves most."""
+    return [max(options, key=lambda option: (option.saved, -option.error)) for options in places]
+
+
+def together(options: Iterable[Option]) -> Option:
+    """What several options save and cost in all."""
+    chosen = list(options)
+    widths = {name: width for option in chosen for name, width in option.widths.items()}
+    return Option(sum(each.saved for each in chosen), sum(each.error for each in chosen), widths)
+
+
+def places_of(
+    components: Sequence[Component],
+    saved: Mapping[str, Mapping[int, float]],
+    errors: Mapping[str, Mapping[int, float]],
+) -> list[list[Option]]:
+    """The options of each place; those that another beats in both are left out.
+
+    Args:
+        components: what can become narrower.
+        saved: by component and width, what it saves; only these widths are offered.
+        errors: by component and width, what it costs.
+    """
+    members: dict[str, list[Component]] = {}
+    for component in components:
+        members.setdefault(place_name(component), []).append(component)
+    return [_undominated(_combinations(each, saved, errors)) for each in members.values()]
+
+
+def place_name(component: Component) -> str:
+    """Where a component lies: ``blocks.3.attn`` for ``blocks.3.attn.value``."""
+    return component.name.removesuffix(f".{component.kind}")
+
+
+def _combinations(
+    members: Sequence[Component],
+    saved: Mapping[str, Mapping[int, float]],
+    errors: Mapping[str, Mapping[int, float]],
+) -> Iterator[Option]:
+    """Every choice of widths of the components of one place.
+
+    Where one goes entirely, nothing is left for the others to save; fewer heads have less to narrow in each of them.
+    """
+    offered = []
+    for component in members:
+        widths = [
+            width for width in saved[component.name] if width < component.width and width in errors[component.name]
+        ]
+        offered.append([component.width, *widths])
+    for chosen in itertools.product(*offered):
+        narrowed = [(each, width) for each, width in zip(members, chosen, strict=True) if width < each.width]
+        gone = [(each, width) for each, width in narrowed if width == 0]
+        if gone and len(narrowed) > 1:
+            continue
+        left = min((width / each.width for each, width in narrowed if each.kind == "heads"), default=1.0)
+        gains = (saved[each.name][width] * (1.0 if each.kind == "heads" else left) for each, width in narrowed)
+        costs = (max(0.0, errors[each.name][width]) for each, width in narrowed)
+        yield Option(sum(gains), sum(costs), {each.name: width for each, width in narrowed})
+
+
+def _undominated(options: Iterable[Option]) -> list[Option]:
+    """Those that no other beats in both, from the one that saves least on."""
+    kept: list[Option] = []
+    for option in sorted(options, key=lambda option: (-option.saved, option.error, len(option.widths))):
+        if not kept or option.error < kept[-1].error:
+            kept.append(option)
+    return kept[::-1]

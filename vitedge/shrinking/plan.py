@@ -1,0 +1,162 @@
+"""What a shrinking would do: everything that can be refused without work is refused here."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from dataclasses import replace as changed
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from vitedge import runtimes
+from vitedge.core.files import JSON, SVG, refuse_existing
+from vitedge.data import embedded
+from vitedge.data.images import ImageSet
+from vitedge.errors import NotInstalledError, UsageError
+from vitedge.exporting.division import observed_count, require_samples
+from vitedge.exporting.hold_out import class_ids
+from vitedge.exporting.plan import Plan, require_host
+from vitedge.formats import budget
+from vitedge.formats.model_folder import MODEL_FOLDER, Model
+from vitedge.formats.recipe import load_recipe
+from vitedge.formats.target import Target, load_target
+from vitedge.runtimes.here import runs_here, why_not_here
+from vitedge.shrinking.options import FEWEST_PICTURES, ShrinkOptions
+from vitedge.shrinking.search import Budget
+
+
+@dataclass(frozen=True)
+class ShrinkPlan:
+    """A model, a target, a budget and pictures, checked."""
+
+    deployed: Plan  # what will be exported: model, target, candidate, calibration and hold-out pictures
+    options: ShrinkOptions
+    budget: Budget | None  # None: a table or a frontier alone
+
+    @property
+    def action(self) -> str:
+        """What is asked for, for error texts."""
+        return action_of(self.deployed.model, self.deployed.target)
+
+    @property
+    def here(self) -> bool:
+        """Whether models can be measured on this machine."""
+        return runs_here(self.deployed.target)
+
+    def beside(self, ending: str) -> Path:
+        """A file beside the model folder: ``OUT.frontier.svg``."""
+        out = self.deployed.out
+        return out.with_name(f"{out.name}.{ending}")
+
+
+def action_of(model: Model, target: Target) -> str:
+    """What is asked for, for error texts."""
+    return f"shrink {model.record.name} for {target.name}"
+
+
+def plan_shrink(
+    model: Model | str | Path, target: Target | str | Path, out: str | Path, options: ShrinkOptions
+) -> ShrinkPlan:
+    """Check what is asked for, before any work.
+
+    Args:
+        model: a model folder.
+        target: a target, its name, or a TOML file.
+        out: the model folder to write.
+        options: the budget, the pictures, and what may be lost.
+
+    Raises:
+        UsageError: unknown target or precision, no or several budgets, an existing output, unfit pictures, or a latency
+            that can't be measured.
+        ModelError: a damaged model folder.
+        NotInstalledError: the target's graphs are written by a package that isn't installed, or torch is missing.
+    """
+    deployed = plan_deployment(model, target, options, Path(out))
+    action = action_of(deployed.model, deployed.target)
+    if not options.frontier or options.budgets:
+        options.require_one_budget(action)
+    plan = ShrinkPlan(deployed, options, next((Budget(*given) for given in options.budgets.items()), None))
+    _refuse_unmeasurable(plan)
+    if plan.budget is not None:
+        refuse_existing(deployed.out, MODEL_FOLDER, overwrite=options.overwrite, action=action)
+    if options.frontier:
+        for ending, kind in (("frontier.svg", SVG), ("frontier.json", JSON)):
+            refuse_existing(plan.beside(ending), kind, overwrite=options.overwrite, action=action)
+    if options.finetune is not None and importlib.util.find_spec("torch") is None:
+        raise NotInstalledError.for_extra(f"{action} and fine-tune it", "torch", "train")
+    if options.labelled is not None and options.finetune is None:
+        raise UsageError(action, "--labelled names pictures to fine-tune on", "add --finetune EPOCHS, or leave it out")
+    return changed(plan, deployed=_with_pictures(deployed, options, action))
+
+
+def plan_deployment(model: Model | str | Path, target: Target | str | Path, options: ShrinkOptions, out: Path) -> Plan:
+    """The model as it will be deployed: target, candidate and batch, without pictures.
+
+    Raises:
+        UsageError, ModelError, NotInstalledError: as :func:`plan_shrink`.
+    """
+    model = model if isinstance(model, Model) else Model.open(model)
+    target = target if isinstance(target, Target) else load_target(target)
+    precision = options.precision or target.candidate[0].precision
+    candidate = target.candidates(precision)[0]
+    action = action_of(model, target)
+    require_host(action)
+    runtimes.require_writer(target.runtime, action)
+    recipe = load_recipe("default")
+    return Plan(model, target, precision, (candidate,), target.batch, out, recipe=recipe)
+
+
+def require_here(target: Target, action: str) -> None:
+    """Refuse to measure where the target doesn't run.
+
+    Raises:
+        UsageError: it doesn't, and why.
+    """
+    if not runs_here(target):
+        why = why_not_here(target) or f"{target.runtime} doesn't run here"
+        hint = f"run on the device: vitedge shrink MODEL --target {target.name} --table table.json, and bring the file"
+        raise UsageError(action, f"nothing can be measured: {why}", hint)
+
+
+def _refuse_unmeasurable(plan: ShrinkPlan) -> None:
+    """Raises: UsageError: a time without anything to know it by, or a table that wouldn't be read."""
+    options, target = plan.options, plan.deployed.target
+    if plan.budget is not None and plan.budget.kind == "macs" and options.table is not None:
+        raise UsageError(plan.action, "--macs counts, and reads no latency table", "leave out one of the two")
+    if options.frontier or (options.latency is not None and options.table is None):
+        require_here(target, plan.action)
+
+
+def _with_pictures(deployed: Plan, options: ShrinkOptions, action: str) -> Plan:
+    """The plan with the pictures to shrink by, the hold-out pictures, and the limit of loss.
+
+    Raises:
+        UsageError: too few pictures.
+    """
+    is_embedded, recipe = deployed.model.record.origin.kind == "embedded", deployed.recipe
+    if options.data is None and not is_embedded:
+        reason = "shrinking needs pictures; the embedded ones serve the embedded model alone"
+        raise UsageError(action, reason, "name a folder of pictures like those the model will see: --data images/")
+    images = embedded.open_images(options.data or "calibration", action=action)
+    held_out = embedded.open_images(options.held_out, action=action) if options.held_out else None
+    if held_out is None and is_embedded:
+        held_out = embedded.pictures("held-out")
+    data = "the embedded set" if options.data is None else f"--data {options.data}"
+    elsewhere = held_out is not None
+    if options.num_samples is None:
+        count = observed_count(images, FEWEST_PICTURES, data=data, held_out_elsewhere=elsewhere, action=action)
+    else:
+        count = options.num_samples
+        require_samples(images, count, data=data, held_out_elsewhere=elsewhere, action=action)
+    assert recipe is not None
+    recipe = replace(recipe, observe=replace(recipe.observe, num_samples=count))
+    limit = _limit(deployed.model, held_out or images, options, action)
+    return changed(deployed, recipe=recipe, images=images, observed=count, held_out=held_out, budget=limit)
+
+
+def _limit(model: Model, images: ImageSet, options: ShrinkOptions, action: str) -> budget.Budget:
+    """What may be lost: top-1 where the hold-out pictures have labels, else agreement with the whole model."""
+    if options.max_drop is None or class_ids(model, images, required=False, action=action) is not None:
+        return budget.Budget.of_export(options.max_drop, None)
+    return budget.Budget.of_export(None, max(0.0, 100 - options.max_drop))

@@ -1,0 +1,140 @@
+"""Widths that meet a budget: chosen by a table, tried as a whole model, corrected by what that took, until it holds.
+
+A table adds up what single components save, and a whole model differs from the sum. So what has to be saved by the
+table is searched: first as if everything saved by one factor more or less than the table says, and between the last
+trial that took too long and the last that was needlessly fast as soon as there are both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from vitedge.core.progress import Progress
+from vitedge.errors import InvalidResultError
+from vitedge.shrinking.choose import Option, choose, most_saving, together
+
+TOLERANCE = 0.02  # of the budget
+TRIALS = 8
+
+
+class Cost(NamedTuple):
+    """What a model takes, and the whole one beside it: nanoseconds, or multiply-accumulates."""
+
+    shrunk: float
+    full: float
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a shrunk model may take."""
+
+    kind: str  # "latency" in milliseconds, "speedup" as a factor, "macs" as a fraction
+    value: float
+
+    def allowed(self, full: float) -> float:
+        """In the unit of the whole model's cost."""
+        if self.kind == "latency":
+            return self.value * 1e6
+        return full / self.value if self.kind == "speedup" else full * self.value
+
+    def __str__(self) -> str:
+        unit = {"latency": "{:g} ms", "speedup": "{:g} times as fast", "macs": "{:.0%} of the multiply-accumulates"}
+        return unit[self.kind].format(self.value)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A choice that was tried."""
+
+    options: tuple[Option, ...]  # one a place
+    cost: Cost
+    allowed: float
+
+    @property
+    def widths(self) -> Mapping[str, int]:
+        """Of the components that become narrower."""
+        return together(self.options).widths
+
+    @property
+    def over(self) -> float:
+        """The fraction by which it's over the budget; negative where it's below."""
+        return self.cost.shrunk / self.allowed - 1
+
+
+def meet(
+    places: Sequence[Sequence[Option]],
+    budget: Budget,
+    full: float,
+    measure: Callable[[Mapping[str, int]], Cost],
+    action: str,
+    progress: Progress,
+) -> Trial:
+    """Find the widths of least error that meet a budget.
+
+    Args:
+        places: what may be chosen (:func:`vitedge.shrinking.choose.places_of`).
+        budget: what the shrunk model may take.
+        full: the whole model's cost by the table.
+        measure: builds and measures the model of some widths.
+        action: for error texts.
+        progress: called with ("budget", trials done, trials at most).
+
+    Returns:
+        A trial within :data:`TOLERANCE` of the budget; where the widths are too coarse for that, the one of least error
+        that takes less.
+
+    Raises:
+        InvalidResultError: the budget can't be met; what was reached is said.
+    """
+    trials: list[Trial] = []
+    low, high = 0.0, float("inf")  # what has to be saved by the table: known to be too little, and more than enough
+    needed = full - budget.allowed(full)
+    for number in range(TRIALS):
+        progress("budget", number, TRIALS)
+        options = choose(places, needed) or most_saving(places)
+        if any(tuple(options) == trial.options for trial in trials):
+            break
+        cost = measure(together(options).widths)
+        trial = Trial(tuple(options), cost, budget.allowed(cost.full))
+        trials.append(trial)
+        if abs(trial.over) <= TOLERANCE:
+            break
+        saved = together(options).saved
+        if trial.over > 0:
+            low = max(low, needed)
+            if saved >= together(most_saving(places)).saved:
+                break
+        else:
+            high = min(high, needed)
+        real = max(cost.full - cost.shrunk, 0.05 * saved)
+        needed = saved * (cost.full - trial.allowed) / real
+        if not low < needed < high:
+            needed = (low + high) / 2 if high < float("inf") else 1.2 * low
+    progress("budget", TRIALS, TRIALS)
+    return _best(trials, budget, action)
+
+
+def _best(trials: Sequence[Trial], budget: Budget, action: str) -> Trial:
+    """The trial of least error among those that hold."""
+    holding = [trial for trial in trials if trial.over <= TOLERANCE]
+    if holding:
+        return min(holding, key=lambda trial: (together(trial.options).error, -trial.over))
+    fastest = min(trials, key=lambda trial: trial.over)
+    raise InvalidResultError(
+        action,
+        f"the budget, {budget}, can't be met: the narrowest model that can be had takes "
+        f"{fastest.cost.shrunk / fastest.allowed:.2f} times as much, and {fastest.cost.full / fastest.cost.shrunk:.2f} "
+        "times less than the whole one",
+        f"nothing was written; {_reachable(fastest, budget)}",
+    )
+
+
+def _reachable(fastest: Trial, budget: Budget) -> str:
+    """What to ask for instead."""
+    if budget.kind == "latency":
+        return f"ask for --latency {1.02 * fastest.cost.shrunk / 1e6:.3g}, or start from a smaller model"
+    if budget.kind == "speedup":
+        return f"ask for --speedup {int(98 * fastest.cost.full / fastest.cost.shrunk) / 100:g}, or start smaller"
+    return f"ask for --macs {fastest.cost.shrunk / fastest.cost.full + 0.01:.2f}, or start from a smaller model"

@@ -1,0 +1,199 @@
+"""The latency table: what each component saves at each width, measured on the device, as a file to carry.
+
+Components of equal shape are measured together, all of them at one width at a time, and the difference to the whole
+model is shared out among them: so threads, caches and fusions are those of a whole model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from vitedge import runtimes
+from vitedge._version import __version__
+from vitedge.core.files import read_whole, sha256
+from vitedge.core.progress import Progress
+from vitedge.core.schema import Record, decode_json, encode_json
+from vitedge.errors import ArtifactError, UsageError
+from vitedge.graph.surgery import macs
+from vitedge.runtimes.choice import hardware_description
+from vitedge.shrinking.choose import place_name
+from vitedge.shrinking.components import truncate
+from vitedge.shrinking.timing import Stopwatch
+
+if TYPE_CHECKING:
+    import onnx
+
+    from vitedge.exporting.plan import Plan
+    from vitedge.shrinking.components import Component
+
+#: Narrower widths that are measured of each shape: their steps are below a percent of a model of six blocks.
+MOST_WIDTHS = 8
+FILE = "the latency table"
+
+
+class Width(Record):
+    """One width of components of one shape."""
+
+    width: int
+    saved: float  # by each of them: nanoseconds, or multiply-accumulates
+    low: float  # of the 95 % interval
+    high: float
+
+
+class Shape(Record):
+    """Components of one shape."""
+
+    kind: str
+    width: int  # the whole one
+    components: tuple[str, ...]
+    widths: tuple[Width, ...]  # narrower ones
+
+
+class Table(Record):
+    """``table.json``: what narrowing saves on one device, or in multiply-accumulates."""
+
+    SCHEMA_VERSION: ClassVar[int] = 1
+    schema_version: int = 1
+    vitedge_version: str = __version__
+    unit: str  # "ns" or "multiply-accumulates"
+    full: float  # the whole model's
+    shapes: tuple[Shape, ...]
+    model: str = ""  # name
+    target: str = ""
+    precision: str = ""
+    variant: str = ""
+    runtime: str = ""  # with its version
+    hardware: str = ""
+    threads: int | None = None  # None: the target's
+    batch: int = 1
+
+    @property
+    def measured(self) -> bool:
+        """Whether it holds times."""
+        return self.unit == "ns"
+
+    @property
+    def saved(self) -> dict[str, dict[int, float]]:
+        """By component and width."""
+        return {
+            name: {each.width: each.saved for each in shape.widths}
+            for shape in self.shapes
+            for name in shape.components
+        }
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of the file's content."""
+        return sha256(encode_json(self))
+
+    def __str__(self) -> str:
+        if not self.measured:
+            return "multiply-accumulates; nothing was measured"
+        threads = "" if self.threads is None else f", {self.threads} threads"
+        return f"{self.target} in {self.precision}, measured with {self.runtime} on {self.hardware}{threads}"
+
+
+def read_table(path: Path, components: Sequence[Component], action: str) -> Table:
+    """A table from a file, for a model with these components.
+
+    Raises:
+        UsageError: it can't be read, or it's another model's.
+        ArtifactError: it isn't a table.
+    """
+    try:
+        data = read_whole(path, follow_links=True)
+    except OSError as error:
+        hint = f"measure it on the device: vitedge shrink MODEL --target TARGET --table {path}"
+        raise UsageError(action, f"{path} can't be read: {error.strerror}", hint) from error
+    table = decode_json(data, Table, action=action, file=str(path), error_type=ArtifactError)
+    whole = {name: shape.width for shape in table.shapes for name in shape.components}
+    differing = [each.name for each in components if whole.get(each.name) != each.width]
+    if differing or len(whole) != len(components):
+        name = next(iter(differing), "") or next(iter(whole.keys() - {each.name for each in components}))
+        raise UsageError(
+            action,
+            f"{path} is of a model of another shape ({table.model}): {name} differs",
+            f"measure this model's: vitedge shrink MODEL --target {table.target} --table OTHER.json",
+        )
+    return table
+
+
+def measure_table(watch: Stopwatch, components: Sequence[Component], progress: Progress) -> Table:
+    """Measure on this machine what narrowing saves."""
+    plan, shapes = watch.plan, shapes_of(watch.original, components)
+    asked = [(members, width) for members in shapes for width in sampled(members)]
+    graphs = [truncate(watch.original, {each.name: width for each in members}) for members, width in asked]
+    full, timings = watch.times(graphs, progress)
+    by_shape: dict[str, list[Width]] = {members[0].name: [] for members in shapes}
+    for (members, width), timing in zip(asked, timings, strict=True):
+        saved, low, high = (full * (1 - end) / len(members) for end in (timing.ratio, timing.high, timing.low))
+        by_shape[members[0].name].append(Width(width=width, saved=saved, low=low, high=high))
+    candidate = plan.candidates[0]
+    return Table(
+        unit="ns",
+        full=full,
+        shapes=tuple(_shape(members, by_shape[members[0].name]) for members in shapes),
+        model=plan.model.record.name,
+        target=plan.target.name,
+        precision=candidate.precision,
+        variant=candidate.variant,
+        runtime=f"{plan.target.runtime} {runtimes.require(plan.target.runtime, plan.action)}",
+        hardware=hardware_description(plan.target),
+        threads=watch.threads,
+        batch=plan.batch,
+    )
+
+
+def macs_table(graph: onnx.ModelProto, components: Sequence[Component], plan: Plan) -> Table:
+    """What narrowing saves in multiply-accumulates: proportional to what is taken off each component."""
+    full, shapes = sum(macs(graph).values()), shapes_of(graph, components)
+
+    def width(members: Sequence[Component], width: int) -> Width:
+        first = members[0]
+        lowest = min(first.offered)
+        whole = full - sum(macs(truncate(graph, {first.name: lowest})).values())
+        saved = whole * (first.width - width) / (first.width - lowest)
+        return Width(width=width, saved=saved, low=saved, high=saved)
+
+    rows = (_shape(members, [width(members, each) for each in sampled(members)]) for members in shapes)
+    return Table(
+        unit="multiply-accumulates", full=full, shapes=tuple(rows), model=plan.model.record.name, batch=plan.batch
+    )
+
+
+def shapes_of(graph: onnx.ModelProto, components: Sequence[Component]) -> list[list[Component]]:
+    """Components that are alike: of one kind, width and offer, and of as much work in their layers."""
+    work = _work(graph)
+    alike: dict[object, list[Component]] = {}
+    for component in components:
+        key = component.kind, component.width, component.offered, work.get(place_name(component))
+        alike.setdefault(key, []).append(component)
+    return list(alike.values())
+
+
+def _work(graph: onnx.ModelProto) -> dict[str, int]:
+    """Multiply-accumulates by what stands before the last dot of the layers' names."""
+    work: dict[str, int] = {}
+    for name, count in macs(graph).items():
+        group = name.rpartition(".")[0] or name
+        work[group] = work.get(group, 0) + count
+    return work
+
+
+def sampled(members: Sequence[Component]) -> list[int]:
+    """The narrower widths that are offered and measured of components of one shape, evenly spread."""
+    offered = [width for width in members[0].offered if width < members[0].width]
+    if len(offered) <= MOST_WIDTHS:
+        return offered
+    return [offered[round(number * (len(offered) - 1) / (MOST_WIDTHS - 1))] for number in range(MOST_WIDTHS)]
+
+
+def _shape(members: Sequence[Component], widths: Sequence[Width]) -> Shape:
+    return Shape(
+        kind=members[0].kind,
+        width=members[0].width,
+        components=tuple(each.name for each in members),
+        widths=tuple(widths),
+    )

@@ -1,0 +1,152 @@
+"""Graphs in; how long each takes as it would be deployed, interleaved with the original, out.
+
+A graph is lowered as ``vitedge export`` would lower it, and opened in the target's runtime. Where that quantizes, the
+statistics are made up from random pictures: what they are changes numbers, not time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace as changed
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from msgspec.structs import replace
+
+from vitedge.benchmarking.interleaving import Run
+from vitedge.benchmarking.load import Workload
+from vitedge.comparison.ratio import FEWEST_ROUNDS, ratio
+from vitedge.core.percentiles import median_of
+from vitedge.core.progress import Progress
+from vitedge.core.randomness import generator
+from vitedge.exporting.candidates import ExportInputs, draft_manifest
+from vitedge.exporting.plan import Plan
+from vitedge.exporting.runnable import opened
+from vitedge.formats.artifact import Manifest
+from vitedge.formats.recipe import load_recipe
+from vitedge.formats.result import Latency
+from vitedge.formats.samples import Memory, Rules
+from vitedge.formats.target import QUANTIZED
+from vitedge.quantization.observe import observe
+from vitedge.runtimes.base import Lowered
+
+if TYPE_CHECKING:
+    import onnx
+    from numpy.typing import NDArray
+
+    from vitedge.runtimes.session import Session
+
+ROUNDS = 3 * FEWEST_ROUNDS
+AT_ONCE = 8  # graphs that are open beside the original
+OBSERVED = 2  # random pictures
+ENTRY_S, WHOLE_S = 1.5, 3.0  # that each graph is measured for, at least: of a table's entry, of a whole model
+WARMUP = 1 / 8  # of that
+NO_MEMORY = Memory(before_bytes=None, after_bytes=None, peak_bytes=None)
+
+
+class Timing(NamedTuple):
+    """What a graph took."""
+
+    ns: float  # median of the original, times ``ratio``
+    ratio: float  # to the original, by the fastest inference of each interleaved block
+    low: float  # of the ratio's 95 % interval
+    high: float
+
+
+class Stopwatch:
+    """Measures narrower graphs against the original.
+
+    Args:
+        plan: the target, the candidate and the batch; the first candidate is measured.
+        original: the model's float graph.
+        threads: of each session; None: the target's.
+        duration_s: that each graph is measured for, at least.
+    """
+
+    def __init__(self, plan: Plan, original: onnx.ModelProto, *, threads: int | None = None, duration_s: float) -> None:
+        self.plan, self.original, self.threads, self.duration_s = plan, original, threads, duration_s
+        height, width = plan.model.record.preprocessing.size
+        shape = max(OBSERVED, plan.batch + 1), height, width, 3
+        self._pictures = generator(0).integers(0, 256, shape, dtype=np.uint8)
+
+    def times(self, graphs: Sequence[onnx.ModelProto], progress: Progress) -> tuple[float, list[Timing]]:
+        """(the original's median in nanoseconds, what each graph took).
+
+        Args:
+            graphs: float graphs with the original's input and output.
+            progress: called with ("measure", graphs done, graphs).
+
+        Raises:
+            ArtifactError: the target's runtime can't open a graph.
+        """
+        medians, timings = [], list[Timing]()
+        for start in range(0, len(graphs), AT_ONCE):
+            progress("measure", start, len(graphs))
+            first, *others = self._measured(graphs[start : start + AT_ONCE])
+            medians.append(float(median_of(first.samples.latency_ns)))
+            for other in others:
+                against = ratio(first, other)
+                assert against is not None, "there are enough rounds"
+                timings.append(Timing(medians[-1] * against.value, against.value, against.low, against.high))
+        progress("measure", len(graphs), len(graphs))
+        return float(np.median(medians)), timings
+
+    def _measured(self, graphs: Sequence[onnx.ModelProto]) -> list[Latency]:
+        """The original and some graphs, interleaved block by block."""
+        rules = Rules(
+            scenario="single",
+            warmup_s=WARMUP * self.duration_s,
+            min_duration_s=self.duration_s,
+            min_samples=ROUNDS,
+            percentile=50.0,
+            block_s=self.duration_s / ROUNDS,
+            settle=2,
+            seed=0,
+            pictures="random",
+        )
+        with contextlib.ExitStack() as stack:
+            lowered = [self._lowered_original, *map(self._lower, graphs)]
+            sessions = [stack.enter_context(self._open(*each)) for each in lowered]
+            workloads = [self._workload(session) for session in sessions]
+            run = Run(workloads, rules)
+            run.measure()
+            latencies = [run.latency(each, load_ns=0, first_ns=0, memory=NO_MEMORY) for each in workloads]
+        return [each for each in latencies if each is not None]
+
+    @contextlib.contextmanager
+    def _open(self, manifest: Manifest, lowered: Lowered) -> Iterator[Session]:
+        """A graph in the target's runtime."""
+        with opened(manifest, lowered, self.plan.action, threads=self.threads) as runnable:
+            assert runnable.session is not None, "what is measured runs here"
+            yield runnable.session
+
+    @cached_property
+    def _lowered_original(self) -> tuple[Manifest, Lowered]:
+        return self._lower(self.original)
+
+    def _lower(self, graph: onnx.ModelProto) -> tuple[Manifest, Lowered]:
+        """A graph as the target's runtime runs it, with a manifest to open it by."""
+        fast, recipe, statistics = load_recipe("fast"), self.plan.recipe, None
+        candidate = self.plan.candidates[0]
+        if candidate.precision in QUANTIZED and recipe is not None:
+            recipe = replace(recipe, round=fast.round)  # which numbers the weights become changes no time
+            statistics = observe(graph, self._pictures[:OBSERVED], fast.observe, key="random pictures")
+        plan = changed(self.plan, recipe=recipe)
+        none = np.empty((0, 0), np.float32)
+        inputs = ExportInputs(plan, graph, {}, self._pictures[:OBSERVED], none, statistics=statistics)
+        lowered = inputs.lower(candidate)
+        return draft_manifest(inputs, candidate, lowered), lowered
+
+    def _workload(self, session: Session) -> Workload:
+        """Random pictures through a session; outputs mean nothing here and aren't audited."""
+        batch = session.batch
+        frames = np.stack(
+            [np.resize(np.roll(self._pictures, turn, 0), (batch, *self._pictures.shape[1:])) for turn in (0, 1)]
+        )
+
+        def prepared(index: int) -> NDArray[np.uint8]:
+            return np.asarray(self._pictures[index])
+
+        return Workload(session, frames, preprocess=prepared, postprocess=len)
