@@ -159,3 +159,9 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"damaged" * 200)
         with pytest.raises(ImageError, match=name):
             content(list_shards(str(tmp_path / name), 2, "read"))
+
+
+def test_a_shard_without_pictures_is_named(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"1.cls": b"cat"})
+    with pytest.raises(ImageError, match=r"a\.tar holds no pictures"):
+        content(list_shards(str(tmp_path / "a.tar"), 2, "read"))

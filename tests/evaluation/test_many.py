@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from tests.benchmarking.nulls import NAMES, coloured, labelled, null_artifact, r
 from tests.cli.command import fails, vitedge
 from tests.data.test_addresses import parquet
 from tests.data.test_shards import write_tar
+from vitedge import api
 from vitedge.data.addresses import Shard
 from vitedge.data.images import ImageSet
-from vitedge.errors import ArtifactError, ImageError, UsageError
+from vitedge.errors import ArtifactError, ImageError, ResourceError, UsageError
 from vitedge.evaluation import many
 from vitedge.evaluation.classify import classify
 from vitedge.evaluation.evaluate import evaluate
@@ -26,6 +28,7 @@ from vitedge.evaluation.worker import Job, Worker
 from vitedge.formats.answers import read_answers
 from vitedge.formats.artifact import Artifact, Calibration
 from vitedge.formats.result import Result, Stopped, decode_result, encode_result, read_result
+from vitedge.runtimes.options import OpenOptions
 from vitedge.runtimes.session import open_session
 
 pytest.importorskip("pyarrow", reason="the extra ray isn't installed")
@@ -119,6 +122,32 @@ def test_one_evaluation_and_an_engine_tell_the_same(
         assert result.data == evaluate(artifacts, ImageSet.open(source)).data
 
 
+def test_a_quantized_network_gives_the_same_answers(
+    small_model: Path, small_data: Path, tmp_path: Path, answered: list[str]
+) -> None:
+    """On ONNX Runtime, in batches of which a shard's last isn't whole, whatever the number of threads."""
+    artifact = api.export(
+        small_model, "onnxruntime", "int8", tmp_path / "a", data=small_data, num_samples=8, batch=4, recipe="fast"
+    )
+    used = set(artifact.manifest.calibration.image_digests) if artifact.manifest.calibration else set()
+    images = ImageSet.open(small_data)
+    kept = [index for index in range(len(images)) if images.digest(index)[:16] not in used]
+    for index in kept:
+        (tmp_path / "data" / images.records[index].name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / images.records[index].name).write_bytes(images.read_bytes(index))
+    result = many.evaluate_shards([artifact], str(tmp_path / "data"), replace(engine(tmp_path), shard_pictures=7))
+    expected = evaluate([artifact], ImageSet.open(tmp_path / "data"), OpenOptions(threads=2))
+    (ours,), (theirs,) = result.rows, expected.rows
+    assert ours.accuracy is not None and theirs.accuracy is not None and len(answered) > 4
+    assert (result.data, ours.accuracy.predicted, ours.accuracy.rank) == (
+        expected.data,
+        theirs.accuracy.predicted,
+        theirs.accuracy.rank,
+    )
+    assert ours.accuracy.divergence == theirs.accuracy.divergence  # nothing, of itself
+    assert len(set(ours.accuracy.predicted)) > 1
+
+
 def test_the_files_are_readable_by_others(
     artifacts: list[Artifact], data: Path, tmp_path: Path, answered: list[str]
 ) -> None:
@@ -188,6 +217,34 @@ def test_a_changed_shard_and_other_questions_are_not_taken_for_answered(
     with pytest.raises(UsageError, match=r"something else than answers: mine\.txt"):
         many.evaluate_shards(artifacts, str(folder), engine(tmp_path), overwrite=True)
     assert len(list((tmp_path / "answers").iterdir())) == 6
+
+
+def test_answers_are_replaced_when_the_engine_works(
+    artifacts: list[Artifact], data: Path, tmp_path: Path, answered: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many.evaluate_shards(artifacts, str(data), engine(tmp_path))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "answers").iterdir()}
+
+    def fails(job: Job, shards: Mapping[str, Shard], options: EngineOptions) -> Iterator[tuple[str, bytes]]:
+        raise ResourceError("evaluate", "no cluster", "start one")
+        yield
+
+    with monkeypatch.context() as patch:
+        patch.setitem(many.ENGINES, "ray", fails)
+        with pytest.raises(ResourceError, match="no cluster"):
+            many.classify_shards(artifacts[0], [str(data)], engine(tmp_path), overwrite=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "answers").iterdir()} == before
+    many.classify_shards(artifacts[0], [str(data)], engine(tmp_path), overwrite=True)
+    assert not before.keys() & {path.name for path in (tmp_path / "answers").iterdir()}
+
+
+def test_files_of_one_name_are_all_classified(artifacts: list[Artifact], tmp_path: Path, answered: list[str]) -> None:
+    sources = [tmp_path / name / "x.tar" for name in ("a", "b")]
+    for source in sources:
+        source.parent.mkdir()
+        os.utime(write_tar(source, {"1.png": coloured(1)}), (0, 0))
+    told = many.classify_shards(artifacts[0], list(map(str, sources)), engine(tmp_path))
+    assert (told.shards, told.pictures) == (2, 2)
 
 
 def test_new_shards_are_added_to_answered_ones(

@@ -34,24 +34,26 @@ if any(part.endswith("default_worker.py") for part in open("/proc/self/cmdline")
     def told(self, shard):
         with open({log!r}, "a") as log:
             log.write(f"{{os.getpid()}} {{shard.name}}\\n")
+        if shard.name == {crashes!r}:
+            os._exit(11)  # as a decoder that crashes
         return answer(self, shard)
     worker.Worker.answer = told
 """
 
 #: A cluster of two nodes with a core each, and the command. When the shards are listed, a picture becomes a pipe.
 RUN = """
-import os, sys, warnings
-from pathlib import Path
+import os, sys
 from ray.cluster_utils import Cluster
 from vitedge.cli import main
 from vitedge.evaluation import many
 
-picture, arguments = Path(sys.argv[1]), sys.argv[2:]
+picture, arguments = sys.argv[1], sys.argv[2:]
 listing = many.list_shards
 def listed(*given):
     shards = listing(*given)
-    picture.rename(picture.with_suffix(".aside"))
-    os.mkfifo(picture)
+    if picture:
+        os.rename(picture, os.path.splitext(picture)[0] + ".aside")
+        os.mkfifo(picture)
     return shards
 many.list_shards = listed
 cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1, include_dashboard=False))
@@ -64,10 +66,11 @@ finally:
 
 
 @contextlib.contextmanager
-def running(folder: Path, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+def running(folder: Path, *arguments: object, crashes: str = "") -> Iterator[subprocess.Popen[str]]:
     """The script above in a session of its own; whatever it started ends with it."""
-    (folder / "site").mkdir()
-    (folder / "site" / "sitecustomize.py").write_text(SITE.format(log=str(folder / "log")))
+    (folder / "site").mkdir(exist_ok=True)
+    site = SITE.format(log=str(folder / "log"), crashes=crashes)
+    (folder / "site" / "sitecustomize.py").write_text(site)
     environment = {**os.environ, "PYTHONPATH": f"{folder / 'site'}{os.pathsep}{ROOT}", "RAY_USAGE_STATS_ENABLED": "0"}
     command = [sys.executable, "-c", RUN, *map(str, arguments)]
     with subprocess.Popen(
@@ -115,3 +118,45 @@ def test_a_killed_worker_costs_its_shard_and_nothing_else(tmp_path: Path) -> Non
     assert attempts == Counter({f"{name}/000.png": 1 + (name == "cat") for name in NAMES})
     assert (str(victim), "cat/000.png") in [tuple(each) for each in begun]
     assert len({pid for pid, _ in begun}) == 3  # one on each node, and the one in the victim's place
+
+
+@pytest.mark.slow
+def test_a_shard_that_kills_every_worker_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
+    artifact, data = null_artifact(tmp_path / "a"), labelled(tmp_path / "data", wrong=3, each=10)
+    answers = tmp_path / "answers"
+    command = ("eval", artifact.path, "--data", data, "--engine", "ray", "--answers", answers, "--shard-pictures", 10)
+    with running(tmp_path, "", *command, crashes="dog/000.png") as child:
+        _, narrated = child.communicate(timeout=280)
+    assert child.returncode == 5, narrated
+    assert "the process that answered dog/000.png was killed, or crashed, 4 times" in narrated
+    attempts = Counter(line.split()[1] for line in (tmp_path / "log").read_text().splitlines())
+    kept = {path: path.read_bytes() for path in answers.iterdir()}
+    assert attempts["dog/000.png"] == 4 and not any(path.name.startswith("dog") for path in kept)
+    with running(tmp_path, "", *command, "--resume", "--out", tmp_path / "r.json") as child:
+        _, narrated = child.communicate(timeout=280)
+    assert child.returncode == 0, narrated
+    assert columns(read_result(tmp_path / "r.json")) == columns(evaluate([artifact], ImageSet.open(data)))
+    assert all(path.read_bytes() == content for path, content in kept.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_delivers_what_was_answered(tmp_path: Path, number: signal.Signals) -> None:
+    artifact, data = null_artifact(tmp_path / "a", latency_ms=5.0), labelled(tmp_path / "data", wrong=3, each=100)
+    answers, out = tmp_path / "answers", tmp_path / "r.json"
+    command = ("eval", artifact.path, "--data", data, "--engine", "ray", "--answers", answers, "--shard-pictures", 20)
+    with running(tmp_path, "", *command, "--out", out) as child:
+        while not answers.exists() or len(list(answers.glob("*.parquet"))) < 2:
+            assert child.poll() is None, child.communicate()
+            time.sleep(0.05)
+        child.send_signal(number)
+        _, narrated = child.communicate(timeout=280)
+    assert child.returncode == 128 + number, narrated
+    assert "run the same command with --resume" in narrated
+    left = read_result(out)
+    assert left.partial and left.data is not None
+    assert len(left.data.names) == 20 * len(list(answers.glob("*.parquet"))) < 600
+    with running(tmp_path, "", *command, "--out", out, "--resume") as child:
+        _, narrated = child.communicate(timeout=280)
+    assert child.returncode == 0, narrated
+    assert columns(read_result(out)) == columns(evaluate([artifact], ImageSet.open(data)))

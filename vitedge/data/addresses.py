@@ -94,6 +94,8 @@ def open_shard(shard: Shard, columns: Columns, action: str, *, labelled: bool) -
     with scratch_folder(SCRATCH, action) as folder:
         with _reaching(shard.name, action):
             pictures = _READERS[shard.kind](shard, folder, columns, action, labelled)
+        if not pictures:
+            raise ImageError(action, f"{shard.name} holds no pictures", "leave it out")
         classes = tuple(sorted({record.folder for record, _ in pictures if record.folder is not None}))
         source = folder if shard.kind == "parquet" or shard.address else Path(shard.files[0]).parent
         yield ImageSet.of(source, classes, pictures, action, sharded=shard.kind == "tar")

@@ -171,8 +171,8 @@ class _Run:
         action = self._job.action
         require_writable(self.folder.parent, action)
         with locked(self.folder, action):
-            self._prepare(resume=resume, overwrite=overwrite)
-            answered = self.answered
+            there = self._there(resume=resume, overwrite=overwrite)
+            answered = there if resume else []
             missing = {file: shard for file, shard in self._shards.items() if file not in set(answered)}
             worker: Worker | None = None
             for file in answered:
@@ -180,17 +180,21 @@ class _Run:
             progress(self._job.verb, len(answered), len(self._shards))
             if not missing:
                 return
-            with contextlib.closing(ENGINES[str(self._engine.engine)](self._job, missing, self._engine)) as answers:  # type: ignore[type-var]
+            run = ENGINES[str(self._engine.engine)]
+            with contextlib.closing(run(self._job, missing, self._engine)) as answers:  # type: ignore[type-var]
                 for done, (file, data) in enumerate(answers, len(answered) + 1):
                     worker = _same(worker, read_header(data, file), action)
+                    if done == 1:  # the engine works: what is to be replaced can go
+                        for name in there:
+                            (self.folder / name).unlink()
                     write_atomic(self.folder / file, data, action)
                     progress(self._job.verb, done, len(self._shards))
 
-    def _prepare(self, *, resume: bool, overwrite: bool) -> None:
-        """Refuse a folder that holds anything but answers to be kept or replaced.
+    def _there(self, *, resume: bool, overwrite: bool) -> list[str]:
+        """The answers in the folder, which are to be kept or replaced.
 
         Raises:
-            UsageError: it does.
+            UsageError: there are others, or something else.
         """
         action, folder = self._job.action, self.folder
         with resource_errors(action, folder):
@@ -208,10 +212,7 @@ class _Run:
         if resume and others:
             reason = f"{folder} holds answers of other artifacts, options or pictures: {others[0]}"
             raise UsageError(action, reason, "name another --answers, or begin anew with --overwrite")
-        if not resume:
-            with resource_errors(action, folder):
-                for name in there:
-                    (folder / name).unlink()
+        return there
 
 
 def _same(worker: Worker | None, header: Header, action: str) -> Worker:

@@ -92,12 +92,14 @@ def run(job: Job, shards: Mapping[str, Shard], options: EngineOptions) -> Iterat
     """
     with _connected(options, job.action) as ray:
         from ray.data import ActorPoolStrategy, DataContext, from_items
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        coordinator = ray.remote(num_cpus=0)(_Coordinator).remote(pickle.dumps(job))
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)  # it lives with us
+        coordinator = ray.remote(num_cpus=0, scheduling_strategy=here)(_Coordinator).remote(pickle.dumps(job))
         items = [{"file": file, "shard": pickle.dumps(shard)} for file, shard in shards.items()]
         answered = from_items(items, override_num_blocks=len(items)).map_batches(
             _Actor,

@@ -67,7 +67,9 @@ class Job(NamedTuple):
         readable = "".join(sign if sign.isalnum() or sign in "._-" else "-" for sign in shard.name)[-60:]
         options = self.options.device, self.options.threads, sorted(self.options.options.items())
         what = [self.verb, [each.digest for each in self.artifacts], options, self.columns, self.top_k, __version__]
-        return f"{readable}-{sha256(encode_json([what, shard.name, shard.names, shard.state]))[:16]}{formats.SUFFIX}"
+        return (
+            f"{readable}-{sha256(encode_json([what, shard.files[0], shard.names, shard.state]))[:16]}{formats.SUFFIX}"
+        )
 
 
 class Worker:
