@@ -43,10 +43,13 @@ def gains(monkeypatch: pytest.MonkeyPatch, slower: Sequence[str] = (), others: f
 
 def test_every_target_with_quantized_forms_mixes_them() -> None:
     assert load_target("jetson-orin-nano").candidates("mixed") == (
+        Candidate(precision="mixed", variant="linears-convs-int8-rest-fp16"),
         Candidate(precision="mixed", variant="linears-int8-rest-fp16"),
     )
     assert [one.variant for one in load_target("tensorrt").candidates("mixed")] == [
+        "linears-convs-int8-rest-fp16",
         "linears-int8-rest-fp16",
+        "linears-convs-fp8-rest-fp16",
         "linears-fp8-rest-fp16",
     ]
     with pytest.raises(UsageError, match="this target runs fp16, fp32"):

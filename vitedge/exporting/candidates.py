@@ -114,6 +114,11 @@ class Evaluated:
         """Whether it may be published."""
         return self.within_budget is not False
 
+    def same_graph(self, other: Evaluated) -> bool:
+        """Whether both are one graph, opened with the same options."""
+        mine, its = self.lowered, other.lowered
+        return mine.files == its.files and mine.runtime_options == its.runtime_options
+
     @property
     def quantized_layers(self) -> frozenset[str]:
         """The layers that are planned in a quantized precision."""

@@ -53,15 +53,21 @@ def evaluate_candidates(inputs: ExportInputs, progress: Progress) -> tuple[list[
 def _evaluate_within_budget(
     inputs: ExportInputs, candidate: Candidate, earlier: Sequence[Evaluated], progress: Progress
 ) -> Evaluated | None:
-    """A candidate, with groups back in float where the budget needs it; None for a mixture that adds nothing."""
+    """A candidate, with groups back in float where the budget needs it.
+
+    None for a mixture of no group, and for quantized graphs that an earlier candidate has, too: so has a variant with
+    convolutions where a model has none.
+    """
     if candidate.precision == "mixed":
         mixture = _mix(inputs, candidate, progress)
-        if mixture is None or any(mixture.lowered.files == other.lowered.files for other in earlier):
+        if mixture is None:
             return None
         evaluated = mixture
     else:
         evaluated = evaluate_candidate(inputs, candidate, progress)
     adjustable = candidate.precision in QUANTIZED and evaluated.lowered.interpretable is not None
+    if candidate.precision in QUANTIZED and any(evaluated.same_graph(other) for other in earlier):
+        return None
     if not adjustable:  # float, or quantized by another tool: taken as it is, or not at all
         return evaluated
     if not evaluated.acceptable:

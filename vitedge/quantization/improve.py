@@ -64,6 +64,8 @@ def improve(
         model, statistics = migrate_values(model, statistics, scheme, layers)
     if settings.input_migration or (settings.gelu_shift and scheme.symmetric):
         model, statistics = migrate_inputs(model, statistics, settings, scheme, layers)
+    if settings.input_migration and scheme.symmetric:
+        model, statistics = migrate_convolutions(model, statistics, scheme, layers)
     return model, statistics
 
 
@@ -277,6 +279,62 @@ def by_operators(
         if error < least and error <= fraction * unmoved:
             best, least = (shift, scale), error
     return best
+
+
+def migrate_convolutions(
+    model: onnx.ModelProto, statistics: Statistics, scheme: Scheme, layers: Collection[str]
+) -> tuple[onnx.ModelProto, Statistics]:
+    """Scale what convolutions read by an operator of its own, where outliers in some channels make it worth one.
+
+    Behind the node ``X`` a Mul ``X.scale`` divides each channel by a power of two, exact in half precision, and
+    the convolutions of ``layers`` behind undo it in their weights. Zeros of the padding stay zeros: there is no shift.
+    Only where the same convolutions' receptive fields are read. Arguments as :func:`improve`.
+    """
+    builder = GraphBuilder(model)
+    readers = consumers(builder.model)
+    convolutions = {layer.name: layer for layer in quantizable(builder.model)[0] if layer.linear.kind == "conv"}
+    observed = dict(statistics.observed)
+    values: dict[str, Float64] = {}
+    for node in builder.model.graph.node:
+        builder.nodes.append(node)
+        tensor = node.output[0] if len(node.output) == 1 else ""
+        behind = [reader for reader in readers.get(tensor, []) if reader.name in layers]
+        reading = [convolutions[reader.name] for reader in behind if reader.name in convolutions]
+        keys = {layer.view.key for layer in reading}
+        if not reading or len(reading) < len(behind) or len(keys) > 1 or not keys <= observed.keys():
+            continue
+        key = keys.pop()
+        matrix = np.concatenate([layer.matrix for layer in reading], axis=1)
+        scale = _channel_scales(observed[key], matrix, scheme)
+        if scale is None:
+            continue
+        by = builder.constant(f"{node.name}.scale.by", (1 / scale).astype(np.float32).reshape(-1, 1, 1))
+        moved = builder.node("Mul", f"{node.name}.scale", tensor, by)
+        wide = np.repeat(scale, len(matrix) // len(scale))
+        for layer in reading:
+            values[layer.linear.weight] = layer.from_matrix(layer.matrix * wide[:, None])
+        for reader in behind:
+            reader.input[0] = moved
+        observed[moved + key.removeprefix(tensor)] = observed[key].moved(np.zeros(len(scale)), scale)
+    return replaced(builder.written(), values), replace(statistics, observed=observed)
+
+
+def _channel_scales(observed: Observed, matrix: Float64, scheme: Scheme) -> Float64 | None:
+    """Powers of two [C] for what convolutions with weights [C·taps, C_out] read; None where they aren't worth a Mul."""
+    low, high = observed.minimum.astype(np.float64), observed.maximum.astype(np.float64)
+    if high.max() - low.min() <= _UNEVEN * float(np.median(high - low)):
+        return None
+    taps = len(matrix) // len(low)
+    fields = replace(observed, minimum=np.repeat(observed.minimum, taps), maximum=np.repeat(observed.maximum, taps))
+    rows = observed.rows[:_ROWS].astype(np.float32)
+    exact, nothing = rows @ matrix.astype(np.float32), np.zeros(len(matrix))
+
+    def error(scale: Float64) -> float:
+        return _rounded_error(fields, rows, exact, matrix, scheme, nothing, np.repeat(scale, taps))
+
+    scales = [migration(observed, matrix.reshape(len(low), -1), alpha)[1] for alpha in ALPHAS[1:]]
+    best = min((np.exp2(np.rint(np.log2(scale))) for scale in scales), key=error)
+    return best if error(best) <= WORTHWHILE * error(np.ones(len(low))) else None
 
 
 def _halves(values: Float64) -> Float64:

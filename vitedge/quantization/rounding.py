@@ -6,7 +6,7 @@ is to the nearest, halves to even, as ONNX's QuantizeLinear does.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
@@ -83,18 +83,31 @@ def quantize_layers(
     for layer in candidates:
         if layer.name in names:
             inputs.setdefault(layer.view.key, []).append(layer)
-    done: dict[str, QuantizedLayer] = {}
+    grids: dict[str, Grid] = {}
     for key, readers in inputs.items():
-        observed = statistics.observed[key]
         together = np.concatenate([layer.matrix for layer in readers], axis=1)
         method, unbiased = recipe.round.activations, recipe.round.bias_correction
         if readers[0].view.tensor in pixels and scheme.activation == "uint8" and not scheme.symmetric:
-            grid = affine(0, 255, scheme)  # the pixels themselves: nothing to round
+            grids[key] = affine(0, 255, scheme)  # the pixels themselves: nothing to round
         else:
-            grid = activation_grid(observed, together, method, scheme, unbiased=unbiased)
-        for layer in readers:
-            done[layer.name] = _quantize(layer, observed, grid, recipe, scheme)
+            grids[key] = activation_grid(statistics.observed[key], together, method, scheme, unbiased=unbiased)
+    if scheme.symmetric:
+        grids = _one_a_tensor(grids, inputs)
+    done = {
+        layer.name: _quantize(layer, statistics.observed[key], grids[key], recipe, scheme)
+        for key, readers in inputs.items()
+        for layer in readers
+    }
     return model, {layer.name: done[layer.name] for layer in candidates if layer.name in names}
+
+
+def _one_a_tensor(grids: Mapping[str, Grid], inputs: Mapping[str, Sequence[Layer]]) -> dict[str, Grid]:
+    """The widest grid of those that layers of several kernels want of one tensor, which is then rounded once."""
+    widest: dict[str, Grid] = {}
+    for key, grid in grids.items():
+        tensor = inputs[key][0].view.tensor
+        widest[tensor] = max(grid, widest.get(tensor, grid), key=lambda each: each.scale)
+    return {key: widest[inputs[key][0].view.tensor] for key in grids}
 
 
 def _quantize(layer: Layer, observed: Observed, grid: Grid, recipe: Recipe, scheme: Scheme) -> QuantizedLayer:

@@ -42,16 +42,18 @@ class Observed:
     high: NDArray[np.float64]  # [C]: upper edge of the last bin
 
     def moved(self, shift: NDArray[np.float64], scale: NDArray[np.float64]) -> Observed:
-        """The same of (x - shift) / scale, exactly; both [C] with K = C, scales positive."""
+        """The same of (x - shift) / scale, exactly; both [C], scales positive. Where K > C no tap may lie in padding,
+        or all shifts are 0."""
         shift, scale = np.asarray(shift, np.float64), np.asarray(scale, np.float64)
-        crossed = np.outer(self.mean, shift)
-        moments = (self.moments - crossed - crossed.T + np.outer(shift, shift)) / np.outer(scale, scale)
+        offset, factor = (np.repeat(each, len(self.mean) // len(each)) for each in (shift, scale))  # [K]
+        crossed = np.outer(self.mean, offset)
+        moments = (self.moments - crossed - crossed.T + np.outer(offset, offset)) / np.outer(factor, factor)
         return Observed(
             count=self.count,
-            rows=((self.rows - shift) / scale).astype(np.float32),
+            rows=((self.rows - offset) / factor).astype(np.float32),
             minimum=((self.minimum - shift) / scale).astype(np.float32),
             maximum=((self.maximum - shift) / scale).astype(np.float32),
-            mean=(self.mean - shift) / scale,
+            mean=(self.mean - offset) / factor,
             moments=moments.astype(np.float32),
             histogram=self.histogram,
             low=(self.low - shift) / scale,

@@ -1,22 +1,30 @@
 """The graph as TensorRT runs it fast: typed, of static batch, in operators that TensorRT 10.3 parses.
 
-======================  ===============================================================================================
-variant                 what it is
-======================  ===============================================================================================
-float                   float32 throughout
-fp16                    float16 but for the picture's way to the first layer and for LayerNormalization, whose sums of
-                        squares float16 can't hold; logits are float32 again. Heads of unequal widths get zero channels
-linears-int8-rest-fp16  fp16, and Q/DQ (signed, symmetric; per tensor for activations, per output channel for weights)
-                        around the Linears between the first and the last layer. Biases stay float. Convolutions, the
-                        head and attention stay fp16: Q/DQ there costs accuracy, and splits the fused attention
-linears-fp8-rest-fp16   the same in FP8 (E4M3; one scale a tensor), for GPUs from compute capability 8.9 on
-======================  ===============================================================================================
+============================  =========================================================================================
+variant                       what it is
+============================  =========================================================================================
+float                         float32 throughout
+fp16                          float16 but for the picture's way to the first layer and for LayerNormalization, whose
+                              sums of squares float16 can't hold; logits are float32 again. Heads of unequal
+                              widths get zero channels
+linears-int8-rest-fp16        fp16, and Q/DQ (signed, symmetric; per tensor for activations, per output channel for
+                              weights) around the Linears between the first and the last layer. Biases stay float. The
+                              head and attention stay fp16: Q/DQ there costs accuracy, and splits the fused attention
+linears-convs-int8-rest-fp16  convolutions too, but those of fewer than 16 channels, such as the one that reads the
+                              picture, group convolutions, and the pointwise one that writes the patches; where a
+                              convolution is added to a tensor that is quantized anyway, the sum reads it quantized
+linears-fp8-rest-fp16,        the same in FP8 (E4M3; one scale a tensor), for GPUs from compute capability 8.9 on, but
+linears-convs-fp8-rest-fp16   no convolution whose kernel has more than 32 taps
+============================  =========================================================================================
+
+Q/DQ stand where TensorRT fuses them: :mod:`vitedge.runtimes._nvidia.fusing` has the rules.
 
 One file serves TensorRT 10.3 to 11, where precision comes from the graph alone (``STRONGLY_TYPED``).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 import numpy as np
@@ -38,11 +46,31 @@ from vitedge.graph.typed import to_half
 from vitedge.quantization.fp8 import quantize_fp8
 from vitedge.quantization.qdq import insert_qdq
 from vitedge.quantization.rounding import Scheme
+from vitedge.quantization.views import Layer
+from vitedge.runtimes._nvidia.fusing import FP8_TAPS, quantize_residuals
 from vitedge.runtimes._nvidia.heads import equal_heads, widened
 from vitedge.runtimes.base import Lowered, Request
-from vitedge.runtimes.lowering import checked_variant, planned_layers, quantized
+from vitedge.runtimes.lowering import (
+    POINTWISE_PATCHES,
+    checked_variant,
+    integer_layers,
+    planned_layers,
+    quantized,
+)
 
-VARIANTS = ("float", "fp16", "linears-int8-rest-fp16", "linears-fp8-rest-fp16")
+#: Which kinds of layers each variant quantizes.
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "float": (),
+    "fp16": (),
+    "linears-int8-rest-fp16": ("linear",),
+    "linears-convs-int8-rest-fp16": ("linear", "conv"),
+    "linears-fp8-rest-fp16": ("linear",),
+    "linears-convs-fp8-rest-fp16": ("linear", "conv"),
+}
+#: NVIDIA's Model Optimizer quantizes no convolution of fewer (``find_nodes_from_convs_to_exclude`` there): tensor cores
+#: take channels by 32 in INT8 and by 8 in FP16, and what is missing is padding
+#: (https://docs.nvidia.com/deeplearning/tensorrt/latest/performance/best-practices.html).
+LEAST_CHANNELS = 16
 GRAPH = "model.onnx"
 #: An integer near every data set's mean colour, exact in float16.
 _CENTRE = 128.0
@@ -62,7 +90,7 @@ def lower(request: Request, variants: Collection[str], runtime: str) -> Lowered:
     """
     variant = checked_variant(request, variants, runtime)
     graph, precisions, reasons = request.graph, dict[str, str](), dict[str, str]()
-    if variant.startswith("linears-"):
+    if VARIANTS[variant]:
         graph, precisions, reasons = _quantized(request)
     if variant != "float":
         reasons |= {name: "; ".join(filter(None, (reasons.get(name), why))) for name, why in widened(graph).items()}
@@ -126,20 +154,34 @@ def _float32_nodes(graph: onnx.ModelProto) -> set[str]:
 
 def _quantized(request: Request) -> tuple[onnx.ModelProto, dict[str, str], dict[str, str]]:
     """The graph with Q/DQ, the precision of each quantized layer, and why the others aren't."""
-    inner = inner_linears(request.graph)
-    budgeted = request.left_in_float(inner)
-    inner = [name for name in inner if name not in budgeted]
-    kinds = {layer.name: layer.kind for layer in linear_layers(request.graph)}
-    why_fp16 = {"conv": "convolutions stay fp16", "linear": "the head stays fp16", "": "attention stays fp16"}
+    inner, variant = inner_linears(request.graph), request.candidate.variant
+    precision = "fp8" if "-fp8-" in variant else "int8"
+
+    def why_float(layer: Layer) -> str:
+        if layer.linear.kind == "linear":
+            return "" if layer.name in inner else "the head stays fp16"
+        return _why_float_convolution(layer, precision)
+
+    names, reasons = integer_layers(request, VARIANTS[variant], why_float)
     reasons = {
-        node.name: why_fp16[kinds.get(node.name, "")] for node in request.graph.graph.node if node.name not in inner
-    } | budgeted
-    if request.candidate.variant == "linears-fp8-rest-fp16":
+        node.name: "attention stays fp16" for node in request.graph.graph.node if node.name not in names
+    } | reasons
+    if precision == "fp8":
         assert request.statistics is not None and request.recipe is not None, "a quantized candidate needs statistics"
-        graph = quantize_fp8(request.graph, request.statistics, request.recipe, inner)
-        return graph, dict.fromkeys(inner, "fp8"), reasons
-    graph, layers = quantized(request, Scheme(activation="int8", symmetric=True), inner)
-    return insert_qdq(graph, layers), dict.fromkeys(layers, "int8"), reasons
+        graph = quantize_fp8(request.graph, request.statistics, request.recipe, names)
+    else:
+        graph = insert_qdq(*quantized(request, Scheme(activation="int8", symmetric=True), names))
+    return quantize_residuals(graph), dict.fromkeys(names, precision), reasons
+
+
+def _why_float_convolution(layer: Layer, precision: str) -> str:
+    """Why a convolution isn't quantized; empty where it is."""
+    if min(layer.weight.shape[:2]) < LEAST_CHANNELS:
+        return f"fewer than {LEAST_CHANNELS} channels gain nothing in {precision}"
+    if layer.name == "patch_embed.proj" and layer.view.kernel == (1, 1):
+        return POINTWISE_PATCHES
+    taps = math.prod(layer.view.kernel)
+    return f"TensorRT has no fast FP8 convolution of {taps} taps" if precision == "fp8" and taps > FP8_TAPS else ""
 
 
 def inner_linears(graph: onnx.ModelProto) -> list[str]:

@@ -6,6 +6,8 @@ from vitedge.runtimes._nvidia import lowering
 from vitedge.runtimes.base import Lowered, Request
 from vitedge.runtimes.tensorrt_rtx.detect import NAME
 
+#: Convolutions in FP8 aren't among them: TensorRT-RTX has FP8 for matrix products alone
+#: (https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/work-quantized-types.html).
 VARIANTS = ("float", "fp16", "linears-fp8-rest-fp16")
 
 
