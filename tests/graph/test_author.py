@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from tests.graph.vits import MEAN, STD, configs, narrowed, random_arrays, random_images, tiny
@@ -109,6 +110,15 @@ def test_a_missing_an_unknown_and_a_misshapen_tensor_are_named() -> None:
         author_vit(tiny(), {**arrays, "pos_embed": np.zeros((1, 26, 24), np.float32)}, mean=MEAN, std=STD)
     with pytest.raises(ModelError, match=r"'head\.bias': expected a float type, received int64"):
         author_vit(tiny(), {**arrays, "head.bias": np.zeros(7, np.int64)}, mean=MEAN, std=STD)
+
+
+def test_a_scale_that_a_max_pool_would_not_let_pass_is_refused() -> None:
+    config = tiny(stem=ConvStem(channels=(4, 5), strides=(2, 4), reduction="max"))
+    arrays = random_arrays(config)
+    arrays["patch_embed.stem.1.norm.weight"][2] = -0.5
+    with pytest.raises(ModelError, match=r"'patch_embed\.stem\.1\.norm\.weight' isn't positive, and a MaxPool"):
+        author_vit(config, arrays, mean=MEAN, std=STD)
+    author_vit(replace(config, stem=replace(config.stem, reduction="stride")), arrays, mean=MEAN, std=STD)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

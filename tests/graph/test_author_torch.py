@@ -50,12 +50,13 @@ def test_every_member_of_the_zoo(name: str) -> None:
         tiny(qk_norm=True, layer_scale=True, pre_norm=True, activation="gelu_tanh"),
         tiny(class_token=False, pool="avg", final_norm="fc_norm", register_tokens=1, qkv_bias=False),
         tiny(pool="avg", position_embedding="none", stem=ConvStem(channels=(6, 8), strides=(2, 4))),
+        tiny(stem=ConvStem(channels=(6, 8, 10), strides=(1, 2, 2), reduction="max", first_kernel=2)),
         tiny(position_embedding_covers_prefix=False, stem=PatchStem(patch_size=16)),
         tiny(rope=Rope(kind="centred", pairs="halves"), position_embedding="none", mlp="swiglu", register_tokens=4),
         tiny(rope=Rope(kind="axial", reference_grid=(3, 3)), qk_norm=True, pool="token_avg"),
         tiny(rope=Rope(kind="mixed", first_axis="column"), pool="avg", final_norm="fc_norm"),
     ],
-    ids=["distilled", "qk-norm", "average", "no-positions", "patches-only", "dinov3", "rope", "rope-mixed"],
+    ids=["distilled", "qk-norm", "average", "no-positions", "max-pool", "patches-only", "dinov3", "rope", "rope-mixed"],
 )
 def test_the_rarer_options(config: ViTConfig) -> None:
     compare(config)

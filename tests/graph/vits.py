@@ -55,7 +55,12 @@ def configs(draw: st.DrawFn) -> ViTConfig:
         stem: PatchStem | ConvStem = PatchStem(patch_size=draw(st.sampled_from([2, 4, 8])))
     else:
         strides = tuple(draw(st.lists(st.sampled_from([1, 2, 3]), min_size=1, max_size=3)))
-        stem = ConvStem(channels=tuple(draw(st.integers(1, 8)) for _ in strides), strides=strides)
+        stem = ConvStem(
+            channels=tuple(draw(st.integers(1, 8)) for _ in strides),
+            strides=strides,
+            reduction=draw(st.sampled_from(["stride", "max"])),
+            first_kernel=draw(st.sampled_from([2, 3])),
+        )
     heads = draw(st.integers(1, 3))
     class_token = draw(st.booleans())
     distilled = class_token and draw(st.booleans())
@@ -72,7 +77,7 @@ def configs(draw: st.DrawFn) -> ViTConfig:
             pairs=draw(st.sampled_from(["neighbours", "halves"])),
         )
     return ViTConfig(
-        image_size=(stem.stride * draw(st.integers(1, 4)), stem.stride * draw(st.integers(1, 4))),
+        image_size=(stem.stride * draw(st.integers(2, 4)), stem.stride * draw(st.integers(2, 4))),
         stem=stem,
         embed_dim=embed_dim,
         depth=draw(st.integers(1, 2)),

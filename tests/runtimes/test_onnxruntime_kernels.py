@@ -39,6 +39,7 @@ CONFIGS = {
     "patches-without-bias": tiny(qkv_bias=False, class_token=False, pool="avg", final_norm="fc_norm"),
     "stem": tiny(stem=STEM),
     "stem-stride-3": tiny(stem=ConvStem(channels=(8, 9, 10), strides=(1, 3, 2)), image_size=(30, 36)),
+    "stem-max-pool": tiny(stem=ConvStem(channels=(8, 9, 10), strides=(1, 2, 2), reduction="max", first_kernel=2)),
     "qk-norm": tiny(qk_norm=True, layer_scale=True),
     "narrow": tiny(
         depth=4,

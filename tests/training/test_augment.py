@@ -8,10 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 
+from vitedge.errors import UsageError
+
 torch = pytest.importorskip("torch", reason="torch isn't installed (vitedge[train])")
 
 from vitedge.training.augment import _OPERATIONS as OPERATIONS  # noqa: E402
-from vitedge.training.augment import Augmentation, augment, draw_mix, rand_augment, random_crop, random_erasing  # noqa: E402
+from vitedge.training.augment import (  # noqa: E402
+    Augmentation,
+    augment,
+    augmented_view,
+    draw_mix,
+    rand_augment,
+    random_crop,
+    random_erasing,
+)
 from vitedge.training.randomness import keys_of, uniform, uniform_fields  # noqa: E402
 
 BRANCHES = st.builds(
@@ -55,6 +65,20 @@ def test_nothing_chosen_changes_nothing() -> None:
     assert torch.equal(
         augment(pixels, Augmentation(crop_padding=0, flip=False), keys(4)), pixels.permute(0, 3, 1, 2).float()
     )
+
+
+def test_alternating_views_show_each_picture_and_its_mirror_image() -> None:
+    pixels = torch.randint(0, 256, (400, 4, 6, 3), dtype=torch.uint8)
+    how = Augmentation(crop_padding=0, alternate_flip=True)
+    shown = [augmented_view(pixels, how, 7, view, torch.arange(400)) for view in range(3)]
+    assert torch.equal(shown[1], shown[0].flip(3)) and torch.equal(shown[2], shown[0])
+    plain = pixels.permute(0, 3, 1, 2).float()
+    mirrored = (shown[0] != plain).flatten(1).any(1)
+    assert torch.equal(shown[0][mirrored], plain[mirrored].flip(3)) and 0.4 < mirrored.float().mean() < 0.6
+    part = torch.arange(50, 60)
+    assert torch.equal(augmented_view(pixels[part], how, 7, 1, part), shown[1][part])  # the picture's number decides
+    with pytest.raises(UsageError, match="flip is off"):
+        Augmentation(alternate_flip=True, flip=False)
 
 
 def test_a_crop_is_a_window_of_the_padded_image() -> None:

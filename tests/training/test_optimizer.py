@@ -76,6 +76,21 @@ def test_every_parameter_has_one_optimizer() -> None:
     assert len(build_optimizers(model, "adamw", lr=0.1, weight_decay=0.05)) == 1
 
 
+def test_scales_and_biases_of_a_stems_batch_norm_have_rates_of_their_own() -> None:
+    model = VisionTransformer(tiny(stem=ConvStem(channels=(6, 8), strides=(2, 4))))
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    optimizers = build_optimizers(model, "muon", lr=0.1, weight_decay=0.05, momentum=0.6, norm_rates=(0.5, 8.0))
+    assert optimizers[0].param_groups[0]["momentum"] == 0.6
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    rates = {names[parameter]: group["lr_scale"] for group in groups for parameter in group["params"]}
+    others = {name: rate for name, rate in rates.items() if rate != 1}
+    assert others == {
+        f"patch_embed.stem.{stage}.norm.{kind}": rate
+        for stage in (0, 1)
+        for kind, rate in (("weight", 0.5), ("bias", 8.0))
+    }
+
+
 def test_it_minimises() -> None:
     torch.manual_seed(0)
     weight, goal = torch.nn.Parameter(torch.zeros(6, 10)), torch.randn(6, 10)

@@ -63,7 +63,9 @@ def difference(one: Path, other: Path) -> float:
     ]
     assert [state["step"] for state in states] == [STEPS, STEPS]
     ours, theirs = (torch.cat([value.flatten() for value in state["student"].values()]) for state in states)
-    return float((ours - theirs).norm() / ours.norm())
+    found = float((ours - theirs).norm() / ours.norm())
+    print(f"relative difference {found:.2g}")
+    return found
 
 
 def test_accumulated_parts_make_the_step_of_the_whole_batch(pictures: Path, tmp_path: Path) -> None:
@@ -94,6 +96,16 @@ def test_two_processes_make_the_steps_of_one(pictures: Path, tmp_path: Path, mod
     found = [record.accuracy["held_out"] for record in records if record.accuracy]
     assert found[0]["top1_percent"] == found[1]["top1_percent"] == 100
     assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-3)  # of float16 weights
+
+
+@pytest.mark.slow
+def test_two_processes_that_accumulate_make_the_steps_of_one_that_does_not(pictures: Path, tmp_path: Path) -> None:
+    """With mixing, Muon and three times the learning rate, which multiplies what rounding does."""
+    pytest.importorskip("accelerate", reason="accelerate isn't installed (vitedge[train])")
+    done = torchrun(pictures, ("--model", "vit_nano_patch4_32"), tmp_path / "two", "--accumulate", "2", "--lr", "0.003")
+    assert done.returncode == 0, done.stderr
+    one = train(str(pictures), replace(OPTIONS, lr=0.003), tmp_path / "one")
+    assert 0 < difference(one, tmp_path / "two") <= 1e-5
 
 
 def test_two_processes_begin_with_the_head_of_one(pictures: Path, tmp_path: Path) -> None:

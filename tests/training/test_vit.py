@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from tests.graph.vits import tiny
 from vitedge.errors import UsageError
-from vitedge.formats.architecture import ConvStem, ViTConfig
+from vitedge.formats.architecture import ConvStem, Rope, ViTConfig
 from vitedge.graph.author import expected_parameters
 from vitedge.training.zoo import EMBEDDED, ZOO, zoo_config
 
@@ -43,7 +43,7 @@ def test_logits_and_gradients(name: str) -> None:
     logits = model(torch.randn(3, 3, *config.image_size))
     assert logits.shape == (3, 5)
     logits.square().sum().backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
 
 
 def test_positions_belong_to_prefix_or_patches() -> None:
@@ -91,14 +91,48 @@ def test_stochastic_depth_keeps_the_expectation() -> None:
     assert torch.equal(branches[1](x[:100]), second[:100])  # an image's key decides
 
 
-def test_folded_batch_norm_gives_the_same_logits() -> None:
-    config = tiny(stem=ConvStem(channels=(6, 8), strides=(2, 4)))
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_the_bias_of_the_keys_changes_nothing_and_gets_no_gradient(qk_norm: bool) -> None:
+    model = VisionTransformer(tiny(qk_norm=qk_norm))
+    torch.nn.init.normal_(model.head.weight)
+    image = torch.randn(2, 3, 32, 48)
+    before = model(image)
+    before.square().sum().backward()
+    attention = model.blocks[1].attn
+    bias = attention.k_norm.bias if qk_norm else attention.qkv.bias
+    keys = slice(None) if qk_norm else slice(24, 48)
+    assert bias.grad is not None and (bias.grad[keys] == 0).all()
+    assert qk_norm or (bias.grad[:24].abs().min() > 0 and bias.grad[48:].abs().min() > 0)
+    with torch.no_grad():
+        bias[keys] += torch.randn(bias[keys].shape)
+    torch.testing.assert_close(model(image), before)
+
+
+def test_the_bias_of_keys_that_positions_turn_gets_a_gradient() -> None:
+    attention = VisionTransformer(tiny(rope=Rope(kind="axial"))).blocks[0].attn
+    attention(torch.randn(2, 25, 24), torch.randn(1, 24, 4)).square().sum().backward()
+    assert attention.qkv.bias.grad[24:48].abs().min() > 0
+
+
+@pytest.mark.parametrize(
+    "stem",
+    [
+        ConvStem(channels=(6, 8), strides=(2, 4)),
+        ConvStem(channels=(6, 8, 9), strides=(1, 2, 2), reduction="max", first_kernel=2),
+    ],
+    ids=["strides", "max-pool"],
+)
+def test_folded_batch_norm_gives_the_same_logits(stem: ConvStem) -> None:
+    config = tiny(stem=stem)
     model = VisionTransformer(config)
     for name, value in model.state_dict().items():
         if value.is_floating_point():
             torch.nn.init.uniform_(value, 0.5, 1.5) if name.endswith("running_var") else torch.nn.init.normal_(
                 value, std=0.2
             )
+    for stage in model.patch_embed.stem:
+        if isinstance(stage.pool, torch.nn.MaxPool2d):
+            torch.nn.init.uniform_(stage.norm.weight, 0.5, 1.5)  # only a positive one passes the MaxPool
     arrays = fold_batch_norm(model.state_dict())
     assert all(value.dtype == np.float32 for value in arrays.values())
     folded = VisionTransformer(config, folded=True)
@@ -109,6 +143,20 @@ def test_folded_batch_norm_gives_the_same_logits() -> None:
     halves = {name: value.astype(np.float16) for name, value in arrays.items()}
     with torch.inference_mode():
         torch.testing.assert_close(shipped_model(config, halves).eval()(image), model(image), rtol=0.02, atol=0.02)
+
+
+def test_a_pooled_stem_keeps_its_scale_and_leaves_whole_windows() -> None:
+    config = zoo_config("vit_edge_pool_32", num_classes=10)
+    stages = VisionTransformer(config).patch_embed.stem
+    learned = [getattr(stage.norm, "weight", None) is None or stage.norm.weight.requires_grad for stage in stages]
+    assert learned == [True, False, True, False, True]
+    x, sizes = torch.zeros(1, 3, 32, 32), []
+    for stage in stages:
+        x = stage(x)
+        sizes.append(x.shape[-1])
+    assert sizes == [31, 15, 15, 7, 7] and config.grid == (7, 7)
+    with pytest.raises(ValueError, match="leaves no token"):
+        tiny(stem=ConvStem(channels=(4,), strides=(2,), reduction="max", first_kernel=2), image_size=(2, 2))
 
 
 def test_the_embedded_model_keeps_its_bounds() -> None:

@@ -8,7 +8,8 @@ with it are timm's (``patch_embed.proj.weight``, ``blocks.3.attn.qkv.bias``, ``n
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -27,10 +28,30 @@ class PatchStem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return self.patch_size
 
 
+class Stage(NamedTuple):
+    """One convolution of a stem, what follows it, and its sizes."""
+
+    inputs: int
+    outputs: int
+    kernel: int
+    padding: int
+    stride: int
+    pool: int  # side and stride of the MaxPool behind the convolution; 1: none
+    normalised: bool  # by BatchNorm; else the convolution has a bias
+
+    def convolved(self, pixels: int) -> int:
+        """Height or width behind the convolution."""
+        return (pixels + 2 * self.padding - self.kernel) // self.stride + 1
+
+
 class ConvStem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="conv", tag_field="kind"):
     """Early convolutions (Xiao et al., 2106.14881): 3×3, padding 1, BatchNorm and GELU; then a 1×1 projection.
 
-    Stage ``i`` maps ``channels[i-1]`` (3 for the first) to ``channels[i]`` channels at stride ``strides[i]``.
+    Stage ``i`` maps ``channels[i-1]`` (3 for the first) to ``channels[i]`` channels at stride ``strides[i]``. With
+    ``reduction = "max"`` the convolution keeps the size, and a MaxPool over ``strides[i]`` × ``strides[i]`` stands
+    between it and its BatchNorm, whose scale is positive there (in training it stays 1). With ``first_kernel = 2`` the
+    first convolution is 2×2 without padding, with a bias and no BatchNorm, as a whitening layer is (Jordan,
+    2404.00498): 32 pixels become 31, and by two pools 7.
 
     Parameters, training form: ``patch_embed.stem.{i}.conv.weight`` [out, in, 3, 3] (no bias) and
     ``patch_embed.stem.{i}.norm.{weight,bias,running_mean,running_var}`` [out]; then ``patch_embed.proj.weight``
@@ -40,6 +61,8 @@ class ConvStem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]
+    reduction: Literal["stride", "max"] = "stride"
+    first_kernel: Literal[2, 3] = 3
 
     def __post_init__(self) -> None:
         if not self.channels or len(self.channels) != len(self.strides):
@@ -48,10 +71,19 @@ class ConvStem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def stride(self) -> int:
         """Pixels of the image per token, along each axis."""
-        product = 1
-        for stride in self.strides:
-            product *= stride
-        return product
+        return math.prod(self.strides)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The convolutions in order."""
+        pooled = self.reduction == "max"
+        kernels = (self.first_kernel, *[3] * (len(self.channels) - 1))
+        return tuple(
+            Stage(inputs, outputs, kernel, kernel - 2, 1 if pooled else stride, stride if pooled else 1, kernel == 3)
+            for inputs, outputs, kernel, stride in zip(
+                (3, *self.channels[:-1]), self.channels, kernels, self.strides, strict=True
+            )
+        )
 
 
 class Rope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -151,6 +183,8 @@ class ViTConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 raise ValueError(
                     f"image {name} {pixels} is not a positive multiple of the stem's stride {self.stem.stride}"
                 )
+        if min(self.grid) < 1:
+            raise ValueError(f"an image of {self.image_size} pixels leaves no token behind the stem")
         if self.pool != "avg" and not self.class_token:
             raise ValueError(f'pool = "{self.pool}" needs a class token')
         if self.distillation_token and not (self.class_token and self.pool == "token"):
@@ -187,7 +221,12 @@ class ViTConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @property
     def grid(self) -> tuple[int, int]:
         """(rows, columns) of patch tokens."""
-        return self.image_size[0] // self.stem.stride, self.image_size[1] // self.stem.stride
+        rows, columns = self.image_size
+        if isinstance(self.stem, PatchStem):
+            return rows // self.stem.stride, columns // self.stem.stride
+        for stage in self.stem.stages:
+            rows, columns = stage.convolved(rows) // stage.pool, stage.convolved(columns) // stage.pool
+        return rows, columns
 
     @property
     def prefix_tokens(self) -> int:
@@ -216,16 +255,15 @@ class ViTConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     def macs(self) -> int:
         """Multiply-accumulates of one forward pass at batch 1: convolutions, linears and both attention products."""
-        height, width = self.image_size
-        total, channels = 0, 3
+        patches = self.grid[0] * self.grid[1]
         if isinstance(self.stem, ConvStem):
-            for out, stride in zip(self.stem.channels, self.stem.strides, strict=True):
-                height, width = height // stride, width // stride
-                total += 9 * channels * out * height * width
-                channels = out
-            total += channels * self.embed_dim * height * width
+            (height, width), total = self.image_size, self.stem.channels[-1] * self.embed_dim * patches
+            for stage in self.stem.stages:
+                height, width = stage.convolved(height), stage.convolved(width)
+                total += stage.kernel**2 * stage.inputs * stage.outputs * height * width
+                height, width = height // stage.pool, width // stage.pool
         else:
-            total += channels * self.stem.patch_size**2 * self.embed_dim * self.grid[0] * self.grid[1]
+            total = 3 * self.stem.patch_size**2 * self.embed_dim * patches
         total += sum(self.block_macs(self.block(index)) for index in range(self.depth))
         return total + self.pooled_dim * self.num_classes * (2 if self.distillation_token else 1)
 

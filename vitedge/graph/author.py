@@ -10,22 +10,23 @@ The graph is the one that ``ARCHITECTURE`` calls canonical: opset 20, IR version
 - Convolutions: ``patch_embed.proj`` and, with a convolutional stem, ``patch_embed.stem.{i}.conv``. Linears:
   ``blocks.{i}.attn.qkv``, ``blocks.{i}.attn.proj``, ``blocks.{i}.mlp.fc1``, ``blocks.{i}.mlp.fc2``, ``head`` and, for
   a distilled DeiT, ``head_dist``.
-- Everything else: ``blocks.{i}.norm1``, ``.attn.q.rope``, ``.attn.k.rope``, ``.attn.scores``, ``.attn.softmax``,
-  ``.attn.context``, ``.add1``, ``.norm2``, ``.mlp.act``, ``.mlp.gate``, ``.add2``; ``prefix_tokens``, ``pos_embed``,
-  ``norm_pre``, ``pool``, ``norm`` or ``fc_norm``.
+- Everything else: ``patch_embed.stem.{i}.pool``, ``.act``; ``blocks.{i}.norm1``, ``.attn.q.rope``, ``.attn.k.rope``,
+  ``.attn.scores``, ``.attn.softmax``, ``.attn.context``, ``.add1``, ``.norm2``, ``.mlp.act``, ``.mlp.gate``, ``.add2``;
+  ``prefix_tokens``, ``pos_embed``, ``norm_pre``, ``pool``, ``norm`` or ``fc_norm``.
 
 Folded exactly (in float64, then rounded once): mean and standard deviation into a patch convolution, BatchNorm into
-its convolution, LayerScale into ``attn.proj`` and ``mlp.fc2``, the attention scale head_dim^-½ into the query rows of
-``attn.qkv`` (or, with QK-norm, into the affine of ``attn.q_norm``), the mean of two heads into their weights, and the
-pairing of a rotary embedding into the order of q's and k's channels. A stem
-with padding pads with the mean colour, so there the mean stays an explicit subtraction and only the factor is folded.
+its convolution (through a MaxPool where there's one), LayerScale into ``attn.proj`` and ``mlp.fc2``, the attention
+scale head_dim^-½ into the query rows of ``attn.qkv`` (or, with QK-norm, into the affine of ``attn.q_norm``), the mean
+of two heads into their weights, and the pairing of a rotary embedding into the order of q's and k's channels. A first
+convolution with padding pads with the mean colour, so there the mean stays an explicit subtraction and only the factor
+is folded.
 The class, distillation and register tokens and the position embedding are one constant, added to the patch tokens
 behind as many zero rows: no Shape, Expand or Concat, so the batch stays symbolic without any shape arithmetic.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -107,17 +108,15 @@ def expected_parameters(config: ViTConfig, *, folded_stem: bool = False) -> Iter
     """
     dim = config.embed_dim
     if isinstance(config.stem, ConvStem):
-        inputs = 3
-        for index, outputs in enumerate(config.stem.channels):
-            stage = f"patch_embed.stem.{index}"
-            yield f"{stage}.conv.weight", (outputs, inputs, 3, 3)
-            if folded_stem:
-                yield f"{stage}.conv.bias", (outputs,)
+        for index, stage in enumerate(config.stem.stages):
+            name = f"patch_embed.stem.{index}"
+            yield f"{name}.conv.weight", (stage.outputs, stage.inputs, stage.kernel, stage.kernel)
+            if folded_stem or not stage.normalised:
+                yield f"{name}.conv.bias", (stage.outputs,)
             else:
                 for part in ("weight", "bias", "running_mean", "running_var"):
-                    yield f"{stage}.norm.{part}", (outputs,)
-            inputs = outputs
-        yield "patch_embed.proj.weight", (dim, inputs, 1, 1)
+                    yield f"{name}.norm.{part}", (stage.outputs,)
+        yield "patch_embed.proj.weight", (dim, config.stem.channels[-1], 1, 1)
     else:
         yield "patch_embed.proj.weight", (dim, 3, config.stem.patch_size, config.stem.patch_size)
     yield "patch_embed.proj.bias", (dim,)
@@ -175,6 +174,11 @@ def _mlp_parameters(config: ViTConfig, widths: BlockWidths, block: str) -> Itera
         yield f"{block}.ls2.gamma", (dim,)
 
 
+def has_folded_stem(names: Iterable[str]) -> bool:
+    """Whether parameters with these names have no BatchNorm in the stem, as shipped weights do."""
+    return not any(name.startswith("patch_embed.stem.") and ".norm." in name for name in names)
+
+
 def checked_parameters(config: ViTConfig, arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.float32]]:
     """The arrays as float32, proven to be exactly the finite parameters that ``config`` has.
 
@@ -194,9 +198,8 @@ def checked_parameters(config: ViTConfig, arrays: Mapping[str, NDArray[np.generi
         raise ModelError(
             action, f"{config.depth} blocks of {config.tokens} tokens do not fit {len(arrays)} arrays", hint
         )
-    folded = not any(key.startswith("patch_embed.stem.") and ".norm." in key for key in arrays)
     checked: dict[str, NDArray[np.float32]] = {}
-    for key, shape in expected_parameters(config, folded_stem=folded):
+    for key, shape in expected_parameters(config, folded_stem=has_folded_stem(arrays)):
         if key not in arrays:
             raise ModelError(action, f"tensor '{key}' is missing; expected shape {list(shape)}", hint)
         array = np.asarray(arrays[key])
@@ -294,25 +297,7 @@ def _embed(graph: _Graph, config: ViTConfig, *, mean: Float64, factor: Float64, 
     x = graph.transpose("image.nchw", x, [0, 3, 1, 2])
     weight, bias = graph.array("patch_embed.proj.weight"), graph.array("patch_embed.proj.bias")
     if isinstance(config.stem, ConvStem):
-        x = graph.node("Sub", "image.mean", x, graph.weight("image.mean.weight", mean.reshape(3, 1, 1)))
-        for index, stride in enumerate(config.stem.strides):
-            stage = f"patch_embed.stem.{index}"
-            kernel, offset = _folded_batch_norm(graph, stage)
-            if index == 0:
-                kernel = kernel[:, order] * factor[:, None, None]
-            kernel_name = graph.weight(f"{stage}.conv.weight", kernel)
-            offset_name = graph.weight(f"{stage}.conv.bias", offset)
-            x = graph.node(
-                "Conv",
-                f"{stage}.conv",
-                x,
-                kernel_name,
-                offset_name,
-                kernel_shape=[3, 3],
-                strides=[stride] * 2,
-                pads=[1] * 4,
-            )
-            x = graph.gelu(f"{stage}.act", x)
+        x = _convolve(graph, config.stem, x, mean=mean, factor=factor, order=order)
         patch = 1
     else:
         weight = weight[:, order] * factor[:, None, None]
@@ -341,8 +326,41 @@ def _embed(graph: _Graph, config: ViTConfig, *, mean: Float64, factor: Float64, 
     return graph.layer_norm("norm_pre", x, config.layer_norm_eps) if config.pre_norm else x
 
 
-def _folded_batch_norm(graph: _Graph, stage: str) -> tuple[Float64, Float64]:
-    """Kernel and bias of a stem convolution, with inference-time BatchNorm (Ioffe & Szegedy, 1502.03167) folded in."""
+def _convolve(graph: _Graph, stem: ConvStem, x: str, *, mean: Float64, factor: Float64, order: slice) -> str:
+    """The stages of a convolutional stem, pixels [N, 3, H, W] -> [N, channels, rows, columns]."""
+    if stem.stages[0].padding:
+        x = graph.node("Sub", "image.mean", x, graph.weight("image.mean.weight", mean.reshape(3, 1, 1)))
+    for index, stage in enumerate(stem.stages):
+        name = f"patch_embed.stem.{index}"
+        kernel, offset = _folded_batch_norm(graph, name, pooled=stage.pool > 1)
+        if index == 0:
+            kernel = kernel[:, order] * factor[:, None, None]
+            offset = offset if stage.padding else offset - np.einsum("oikl,i->o", kernel, mean)
+        kernel_name, offset_name = (
+            graph.weight(f"{name}.conv.weight", kernel),
+            graph.weight(f"{name}.conv.bias", offset),
+        )
+        x = graph.node(
+            "Conv",
+            f"{name}.conv",
+            x,
+            kernel_name,
+            offset_name,
+            kernel_shape=[stage.kernel] * 2,
+            strides=[stage.stride] * 2,
+            pads=[stage.padding] * 4,
+        )
+        if stage.pool > 1:
+            x = graph.node("MaxPool", f"{name}.pool", x, kernel_shape=[stage.pool] * 2, strides=[stage.pool] * 2)
+        x = graph.gelu(f"{name}.act", x)
+    return x
+
+
+def _folded_batch_norm(graph: _Graph, stage: str, *, pooled: bool) -> tuple[Float64, Float64]:
+    """Kernel and bias of a stem convolution, with inference-time BatchNorm (Ioffe & Szegedy, 1502.03167) folded in.
+
+    A MaxPool in between lets a positive scale pass alone.
+    """
     kernel = graph.array(f"{stage}.conv.weight")
     if f"{stage}.conv.bias" in graph.arrays:
         return kernel, graph.array(f"{stage}.conv.bias")
@@ -352,6 +370,12 @@ def _folded_batch_norm(graph: _Graph, stage: str) -> tuple[Float64, Float64]:
     if (var < 0).any():
         raise ModelError(
             "build a ViT graph from these weights", f"'{stage}.norm.running_var' is negative", "use a sound checkpoint"
+        )
+    if pooled and (gamma <= 0).any():
+        raise ModelError(
+            "build a ViT graph from these weights",
+            f"'{stage}.norm.weight' isn't positive, and a MaxPool stands before this BatchNorm",
+            "keep the scale positive in training",
         )
     gain = gamma / np.sqrt(var + BATCH_NORM_EPS)
     return kernel * gain[:, None, None, None], beta - mean * gain

@@ -35,7 +35,8 @@ Check = Callable[[onnx.ModelProto], float]
 TOLERANCE = 1e-4
 
 _CANONICAL = re.compile(
-    r"Cast|Transpose|Sub|Mul|Conv|Reshape|Pad|Add|LayerNormalization|MatMul|Split|Softmax|Gelu|Gather|Slice|ReduceMean"
+    r"Cast|Transpose|Sub|Mul|Conv|MaxPool|Reshape|Pad|Add|LayerNormalization|MatMul|Split|Softmax|Gelu|Gather|Slice|"
+    r"ReduceMean"
 )
 
 

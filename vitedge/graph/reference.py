@@ -33,9 +33,10 @@ def reference_logits(
     x = (images.astype(np.float64) * rescale - np.asarray(mean)) / np.asarray(std)  # [N, H, W, 3]
 
     if isinstance(config.stem, ConvStem):
-        for i, stride in enumerate(config.stem.strides):
+        for i, (_, _, _, padding, stride, pool, _) in enumerate(config.stem.stages):
             stage = f"patch_embed.stem.{i}"
-            x = _convolution(x, p[f"{stage}.conv.weight"], p.get(f"{stage}.conv.bias"), stride, padding=1)
+            x = _convolution(x, p[f"{stage}.conv.weight"], p.get(f"{stage}.conv.bias"), stride, padding)
+            x = _max_pool(x, pool)
             if f"{stage}.norm.weight" in p:
                 gain = p[f"{stage}.norm.weight"] / np.sqrt(p[f"{stage}.norm.running_var"] + 1e-5)
                 x = (x - p[f"{stage}.norm.running_mean"]) * gain + p[f"{stage}.norm.bias"]
@@ -131,6 +132,14 @@ def _gelu(x: Float64, kind: str) -> Float64:
 
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])  # numpy has none, and scipy is no dependency
+
+
+def _max_pool(x: Float64, side: int) -> Float64:
+    """[N, H, W, C] -> [N, H/side, W/side, C]; rows and columns that fill no window are left out."""
+    batch, rows, columns, channels = x.shape[0], x.shape[1] // side, x.shape[2] // side, x.shape[3]
+    x = x[:, : rows * side, : columns * side]
+    pooled: Float64 = x.reshape(batch, rows, side, columns, side, channels).max(axis=(2, 4))
+    return pooled
 
 
 def _convolution(x: Float64, weight: Float64, bias: Float64 | None, stride: int, padding: int = 0) -> Float64:

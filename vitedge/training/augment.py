@@ -15,22 +15,49 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vitedge.core.randomness import seed_of
 from vitedge.training.options import Augmentation
-from vitedge.training.randomness import uniform, uniform_fields
+from vitedge.training.randomness import keys_of, uniform, uniform_fields
 
 
-def augment(pixels: Tensor, how: Augmentation, keys: Tensor) -> Tensor:
-    """Geometry and colour: uint8 [B, h, w, 3] and a key for each [B] -> float32 [B, 3, h, w], 0 to 255."""
+def augment(pixels: Tensor, how: Augmentation, keys: Tensor, mirrored: Tensor | None = None) -> Tensor:
+    """Geometry and colour.
+
+    Args:
+        pixels: uint8 [B, h, w, 3].
+        how: what is done.
+        keys: one for each picture, [B].
+        mirrored: which pictures are mirrored, bool [B]; None: drawn by the keys.
+
+    Returns:
+        float32 [B, 3, h, w], 0 to 255.
+    """
     x = pixels.permute(0, 3, 1, 2).float()  # [B, h, w, 3] -> [B, 3, h, w]
     if how.crop_padding:
         x = random_crop(x, how.crop_padding, keys)
     if how.flip:
-        x = torch.where((uniform(keys, "flip") < 0.5)[:, None, None, None], x.flip(3), x)
+        mirrored = _by_half(keys) if mirrored is None else mirrored
+        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
     if how.rand_augment:
         x = rand_augment(x, how.rand_augment, keys)
     if how.random_erasing:
         x = random_erasing(x, how.random_erasing, keys)
     return x
+
+
+def augmented_view(pixels: Tensor, how: Augmentation, seed: int, view: int, indices: Tensor) -> Tensor:
+    """As :func:`augment`, by the seed of the run, the view (an epoch, say) and the pictures' numbers, int64 [B].
+
+    With ``alternate_flip`` the first view mirrors half of the pictures, and each view those that the last didn't.
+    """
+    mirrored = None
+    if how.alternate_flip:
+        mirrored = _by_half(keys_of(seed_of(seed, "view", 0), indices)) ^ bool(view % 2)
+    return augment(pixels, how, keys_of(seed_of(seed, "view", view), indices), mirrored)
+
+
+def _by_half(keys: Tensor) -> Tensor:
+    return uniform(keys, "flip") < 0.5
 
 
 def random_crop(x: Tensor, padding: int, keys: Tensor) -> Tensor:

@@ -27,16 +27,14 @@ from torch.nn import functional
 
 from vitedge.core.files import resource_errors, sha256, write_atomic
 from vitedge.core.progress import bars
-from vitedge.core.randomness import seed_of
 from vitedge.data import embedded
 from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ModelError, NotInstalledError, UsageError
 from vitedge.formats.model_folder import ClassLabel, Model
-from vitedge.training.augment import Mix, augment
+from vitedge.training.augment import Mix, augmented_view
 from vitedge.training.data import Files, Pixels
 from vitedge.training.engine import Processes
 from vitedge.training.options import Augmentation, Distillation, as_fields
-from vitedge.training.randomness import keys_of
 from vitedge.training.vit import VisionTransformer
 
 BATCH = 64
@@ -238,7 +236,7 @@ def student_views(pictures: Pixels | Files, how: Augmentation, seed: int) -> Cal
 
     def views(indices: Tensor, view: int) -> Tensor:
         (batch,) = pictures.batches([indices])
-        x = augment(batch.pixels, how, keys_of(seed_of(seed, "view", view), indices))
+        x = augmented_view(batch.pixels, how, seed, view, indices)
         return x.round().byte().permute(0, 2, 3, 1)
 
     return views

@@ -17,12 +17,14 @@ from vitedge.core.randomness import seed_of
 from vitedge.data import embedded
 from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ModelError, UsageError
-from vitedge.formats.architecture import ViTConfig
+from vitedge.formats.architecture import ConvStem, ViTConfig
 from vitedge.formats.model_folder import MODEL_JSON
+from vitedge.graph.author import has_folded_stem
 from vitedge.graph.positions import resize_positions
 from vitedge.training.optimizer import layer_of
 from vitedge.training.options import TrainOptions
 from vitedge.training.vit import VisionTransformer
+from vitedge.training.whitening import most_channels
 from vitedge.training.zoo import zoo_config
 
 if TYPE_CHECKING:
@@ -53,6 +55,8 @@ class Start:
         model = VisionTransformer(self.config, drop_path=options.drop_path, folded=self.folded)
         if self.weights is not None:
             model.load_state_dict(self.weights, strict=False)
+        elif options.identity_stem:
+            _start_as_identity(model)
         if options.freeze is not None:
             _freeze(model, options.freeze)
         return model
@@ -75,6 +79,7 @@ def starting_point(options: TrainOptions, classes: Sequence[str], action: str) -
         )
     else:
         start = _from_model(options, classes, action)
+    _check_stem_options(options, start.config, action)
     if options.freeze is not None and options.freeze > start.config.depth:
         raise UsageError(
             action,
@@ -123,7 +128,7 @@ def _from_model(options: TrainOptions, classes: Sequence[str], action: str) -> S
     return Start(
         config,
         weights,
-        folded="patch_embed.stem.0.conv.bias" in weights,
+        folded=has_folded_stem(weights),
         preprocessing=contract,
         name=checkpoint.name,
         digest=_digest(checkpoint.arrays),
@@ -165,6 +170,35 @@ def _digest(arrays: Arrays) -> str:
         digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}\n".encode())
         digest.update(np.ascontiguousarray(arrays[name]).tobytes())
     return digest.hexdigest()
+
+
+def _check_stem_options(options: TrainOptions, config: ViTConfig, action: str) -> None:
+    """Refuse options of a convolutional stem where there's none, or where its weights are trained ones.
+
+    Raises:
+        UsageError: one of them can't be followed.
+    """
+    asked = [name for name in ("whiten", "identity_stem") if getattr(options, name)]
+    if not asked:
+        return
+    option = f"--{asked[0].replace('_', '-')}"
+    if options.init_from is not None:
+        raise UsageError(action, f"{option} is for fresh weights", f"leave out {option} or --init-from")
+    if not isinstance(config.stem, ConvStem):
+        hint = "choose a model with a convolutional stem, say vit_edge_pool_32"
+        raise UsageError(action, f"{option} is for convolutional stems; {options.name} cuts patches", hint)
+    first = config.stem.stages[0]
+    if options.whiten and first.outputs > most_channels(first.kernel):
+        reason = f"a {first.kernel}×{first.kernel} convolution has {most_channels(first.kernel)} whitening filters"
+        hint = "leave out --whiten, or choose another --model"
+        raise UsageError(action, f"{reason}; the first one of {options.name} has {first.outputs} channels", hint)
+
+
+def _start_as_identity(model: VisionTransformer) -> None:
+    """3×3 convolutions that pass on the channels they read (Jordan, 2404.00498); further channels stay random."""
+    for module in model.patch_embed.modules():
+        if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (3, 3):
+            torch.nn.init.dirac_(module.weight.data[: module.in_channels])
 
 
 def _freeze(model: VisionTransformer, blocks: int) -> None:

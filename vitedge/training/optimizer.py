@@ -83,6 +83,8 @@ def build_optimizers(
     lr: float,
     weight_decay: float,
     layer_decay: float = 1.0,
+    momentum: float = 0.95,
+    norm_rates: tuple[float, float] = (1.0, 1.0),
     extra: Iterable[nn.Parameter] = (),
     betas: tuple[float, float] = (0.9, 0.95),
 ) -> list[torch.optim.Optimizer]:
@@ -98,6 +100,8 @@ def build_optimizers(
         lr: of ``lr_scale`` 1.
         weight_decay: of matrices.
         layer_decay: see above; 1: the same for all layers.
+        momentum: Muon's.
+        norm_rates: factors of ``lr_scale`` for the scales and the biases of a stem's BatchNorms.
         extra: further matrices and vectors beside the head.
         betas: AdamW's.
     """
@@ -111,6 +115,8 @@ def build_optimizers(
         else:
             kind = "matrices"
         scale = layer_decay ** (model.config.depth + 1 - layer_of(parameter_name, model.config.depth))
+        if parameter_name.startswith("patch_embed.stem.") and ".norm." in parameter_name:
+            scale *= norm_rates[parameter_name.endswith("bias")]
         if parameter.requires_grad:
             groups.setdefault((kind, scale), []).append(parameter)
     for parameter in extra:
@@ -129,7 +135,7 @@ def build_optimizers(
     hidden = chosen("matrices")
     packed = {module.qkv.weight: module.sizes for module in model.modules() if isinstance(module, Attention)}
     adamw = torch.optim.AdamW(chosen("ends", "vectors"), lr=lr, betas=betas)
-    return [Muon(hidden, lr, packed=packed), adamw] if hidden else [adamw]
+    return [Muon(hidden, lr, momentum=momentum, packed=packed), adamw] if hidden else [adamw]
 
 
 def layer_of(name: str, depth: int) -> int:

@@ -22,6 +22,7 @@ Count = Annotated[int, Meta(ge=0)]
 Number = Annotated[int, Meta(ge=1)]
 
 RECIPE, AUGMENT, TUNE = "Recipe", "Augmentation (0: off)", "Fine-tuning"
+STEM = "Convolutional stem"
 TEACH, DATA, MACHINE = "Distillation", "Data and evaluation", "Machine and checkpoints"
 
 
@@ -43,6 +44,9 @@ class Augmentation(Record):
         Count, Flag("Largest random shift.", unit="pixels", group=AUGMENT)
     ] = 4
     flip: Annotated[bool, Flag("Mirror half of the pictures.", ("--flip/--no-flip",), group=AUGMENT)] = True
+    alternate_flip: Annotated[  # Jordan, 2404.00498: two epochs show both
+        bool, Flag("Mirror a picture in every other epoch instead of at random.", group=AUGMENT)
+    ] = False
     rand_augment: Annotated[  # Cubuk et al., 1909.13719
         Annotated[float, Meta(ge=0, le=10)],
         Flag("Magnitude of two random operations per picture.", unit="magnitude", group=AUGMENT),
@@ -61,6 +65,12 @@ class Augmentation(Record):
     mix_probability: Annotated[
         Fraction, Flag("Fraction of the batches to which mixup or cutmix is applied.", unit="fraction", group=AUGMENT)
     ] = 1.0
+
+    def __post_init__(self) -> None:
+        if self.alternate_flip and not self.flip:
+            raise UsageError(
+                "train a model", "alternate_flip says when to mirror, and flip is off", "leave out one of the two"
+            )
 
 
 class Distillation(Record):
@@ -132,6 +142,9 @@ class TrainOptions(Record):
     optimizer: Annotated[
         OptimizerName, Flag("Optimizer: muon needs fewer pictures, adamw is the classic.", group=RECIPE)
     ] = "muon"
+    muon_momentum: Annotated[
+        Annotated[float, Meta(ge=0, lt=1)], Flag("Momentum of Muon.", unit="factor", group=RECIPE)
+    ] = 0.95
     weight_decay: Annotated[NotNegative, Flag("Weight decay of matrices; vectors don't decay.", group=RECIPE)] = 0.05
     warmup: Annotated[
         Fraction, Flag("Fraction of the steps in which the learning rate rises.", unit="fraction", group=RECIPE)
@@ -140,6 +153,20 @@ class TrainOptions(Record):
     layer_decay: Annotated[
         Annotated[float, Meta(ge=0.01, le=1)],
         Flag("Factor of the learning rate from each block to the one before it.", unit="factor", group=TUNE),
+    ] = 1.0
+    whiten: Annotated[
+        bool, Flag("Whiten patches of the training pictures by a fixed first convolution.", group=STEM)
+    ] = False
+    identity_stem: Annotated[
+        bool, Flag("Start the stem's 3×3 convolutions as the identity on the channels that they read.", group=STEM)
+    ] = False
+    norm_scale_rate: Annotated[
+        NotNegative,
+        Flag("Factor of the learning rate for BatchNorm's scales; 0 keeps them.", unit="factor", group=STEM),
+    ] = 1.0
+    norm_bias_rate: Annotated[
+        NotNegative,
+        Flag("Factor of the learning rate for BatchNorm's biases; 0 keeps them.", unit="factor", group=STEM),
     ] = 1.0
     label_smoothing: Annotated[
         Annotated[float, Meta(ge=0, le=0.9)],

@@ -29,7 +29,7 @@ from vitedge.core.randomness import seed_of
 from vitedge.core.stopping import postponed
 from vitedge.errors import Interrupted, InvalidResultError, UsageError
 from vitedge.training import checkpoint
-from vitedge.training.augment import Mix, augment, draw_mix
+from vitedge.training.augment import Mix, augmented_view, draw_mix
 from vitedge.training.checkpoint import CHECKPOINT
 from vitedge.training.curve import curve
 from vitedge.training.data import Batch, TrainingData
@@ -41,6 +41,7 @@ from vitedge.training.optimizer import build_optimizers
 from vitedge.training.options import TrainOptions, as_fields
 from vitedge.training.randomness import keys_of
 from vitedge.training.vit import VisionTransformer, fold_batch_norm
+from vitedge.training.whitening import whiten
 
 METRICS, CURVE, HELD_OUT = "metrics.jsonl", "curve.png", "held_out.txt"
 CURVE_SECONDS = 30.0  # between drawings; a short epoch takes less time than its picture
@@ -71,7 +72,10 @@ class Trainer:
         parts = parts_of_batch(self.batch_size, group.count * options.accumulate, action)
         self.parts = parts[group.rank :: group.count]  # this process's places in every batch
         self.bf16 = options.precision == "bf16" or (options.precision == "auto" and has_bf16(group.device))
-        self.model = on_device(start.model(options), group.device)
+        self.model = start.model(options)
+        if options.whiten:
+            whiten(self.model, data.training, data.preprocessing)
+        on_device(self.model, group.device)
         self.student = Student(self.model, teacher_outputs.feature_size if teacher_outputs is not None else 0).to(
             group.device
         )
@@ -84,6 +88,8 @@ class Trainer:
             lr=options.lr,
             weight_decay=options.weight_decay,
             layer_decay=options.layer_decay,
+            momentum=options.muon_momentum,
+            norm_rates=(options.norm_scale_rate, options.norm_bias_rate),
             extra=() if self.student.project is None else self.student.project.parameters(),
         )
         self.class_weights = weights_of_classes(data.training.labels, self.config.num_classes, options.class_weights)
@@ -244,8 +250,8 @@ class Trainer:
         """The contribution of some pictures, at their places in the batch, to the mean loss of the whole batch."""
         how, device, epoch = self.options.augmentation, self.group.device, len(self.history)
         view = epoch if self.teacher_outputs is None else self.teacher_outputs.student_view(epoch)
-        keys = keys_of(seed_of(self.options.seed, "view", view), batch.indices).to(device)
-        x = normalise(augment(batch.pixels.to(device), how, keys), self.data.preprocessing)
+        pixels, indices = batch.pixels.to(device), batch.indices.to(device)
+        x = normalise(augmented_view(pixels, how, self.options.seed, view, indices), self.data.preprocessing)
         targets = functional.one_hot(batch.labels.to(device), self.config.num_classes).float()
         if mix is not None:
             x, targets = mix.images(x), mix.targets(targets)

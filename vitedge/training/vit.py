@@ -7,7 +7,7 @@ load by name. Shapes: B images, H×W pixels, h×w patches, N tokens (prefix and 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitedge.formats.architecture import BlockWidths, ConvStem, PatchStem, Rope, ViTConfig
+from vitedge.formats.architecture import BlockWidths, ConvStem, PatchStem, Rope, Stage, ViTConfig
 from vitedge.graph.positions import rotary_angles
 from vitedge.training.batch_norm import GlobalBatchNorm2d
 from vitedge.training.randomness import uniform
@@ -36,16 +36,25 @@ class PatchEmbedding(nn.Module):
 
 
 class ConvNormAct(nn.Module):
-    """One stage of the convolutional stem: 3×3 convolution, BatchNorm (or a bias, once folded), GELU."""
+    """One stage of the convolutional stem: convolution, MaxPool, BatchNorm (or a bias, once folded), GELU.
 
-    def __init__(self, inputs: int, outputs: int, stride: int, *, folded: bool) -> None:
+    Behind a MaxPool the scale of the BatchNorm stays 1: only a positive one can be folded into the convolution.
+    """
+
+    def __init__(self, stage: Stage, *, folded: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=folded)
-        self.norm = nn.Identity() if folded else GlobalBatchNorm2d(outputs, eps=BATCH_NORM_EPS)
+        normalised = stage.normalised and not folded
+        self.conv = nn.Conv2d(
+            stage.inputs, stage.outputs, stage.kernel, stage.stride, stage.padding, bias=not normalised
+        )
+        self.pool = nn.MaxPool2d(stage.pool) if stage.pool > 1 else nn.Identity()
+        self.norm = GlobalBatchNorm2d(stage.outputs, eps=BATCH_NORM_EPS) if normalised else nn.Identity()
+        if normalised and stage.pool > 1:
+            cast(nn.BatchNorm2d, self.norm).weight.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] -> [B, out, H/stride, W/stride]."""
-        return functional.gelu(self.norm(self.conv(x)))
+        return functional.gelu(self.norm(self.pool(self.conv(x))))
 
 
 class ConvEmbedding(nn.Module):
@@ -53,8 +62,7 @@ class ConvEmbedding(nn.Module):
 
     def __init__(self, stem: ConvStem, embed_dim: int, *, folded: bool) -> None:
         super().__init__()
-        stages = zip((3, *stem.channels[:-1]), stem.channels, stem.strides, strict=True)
-        self.stem = nn.Sequential(*(ConvNormAct(*stage, folded=folded) for stage in stages))
+        self.stem = nn.Sequential(*(ConvNormAct(stage, folded=folded) for stage in stem.stages))
         self.proj = nn.Conv2d(stem.channels[-1], embed_dim, 1)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -118,6 +126,20 @@ class Attention(nn.Module):
         own = config.rope is not None and config.rope.kind == "mixed" and bool(config.blocks)
         self.rope = Rotation(config, cast(Rope, config.rope), (widths.heads, widths.query_key // 2)) if own else None
         self.proj = nn.Linear(widths.qkv[2], dim)
+        if config.rope is None:
+            self._leave_key_bias_out(config)
+
+    def _leave_key_bias_out(self, config: ViTConfig) -> None:
+        """Give the bias of the keys a gradient of 0, which it is but for rounding: it moves all scores of a query.
+
+        AdamW would make steps of that rounding, other ones wherever a batch is added up in another order.
+        """
+        bias: Any = self.k_norm.bias if config.qk_norm else self.qkv.bias
+        factors = torch.tensor([1.0, 0.0, 1.0]).repeat_interleave(torch.tensor(self.sizes))  # of queries, keys, values
+        if config.qk_norm:
+            bias.register_hook(torch.zeros_like)
+        elif config.qkv_bias:
+            bias.register_hook(lambda gradient: gradient * factors.to(gradient))
 
     def forward(self, x: Tensor, angles: Tensor | None = None) -> Tensor:
         """[B, N, D] -> [B, N, D]."""
