@@ -201,13 +201,14 @@ def _put_embedding(graph: _Reader, config: ViTConfig, preprocessing: Preprocessi
     order = slice(None, None, -1) if preprocessing.channel_order == "bgr" else slice(None)
     mean = (np.asarray(preprocessing.mean) / preprocessing.rescale)[order]
     factor = (preprocessing.rescale / np.asarray(preprocessing.std))[order]
-    stages = len(config.stem.channels) if isinstance(config.stem, ConvStem) else 0
-    names = [*(f"patch_embed.stem.{i}.conv" for i in range(stages)), "patch_embed.proj"]
+    stages = config.stem.stages if isinstance(config.stem, ConvStem) else ()
+    padded = any(stage.padding for stage in stages[:1])  # with the mean, which stays outside then
+    names = [*(f"patch_embed.stem.{i}.conv" for i in range(len(stages))), "patch_embed.proj"]
     for position, name in enumerate(names):
         layer = graph.layer(name)
         weight, bias = layer.weight, np.zeros(len(layer.weight)) if layer.bias is None else layer.bias
         if position == 0:
-            bias = bias if stages else bias + np.einsum("oikl,i->o", weight, mean)
+            bias = bias if padded else bias + np.einsum("oikl,i->o", weight, mean)
             weight = (weight / factor[:, None, None])[:, order]
         arrays[f"{name}.weight"], arrays[f"{name}.bias"] = weight, bias
     prefix, learned = config.prefix_tokens, config.position_embedding == "learned"
