@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -107,6 +108,15 @@ def test_contents(wheel: Path) -> None:
     weights = zipfile.ZipFile(wheel).getinfo("vitedge/data/embedded/model.safetensors").file_size
     assert weights <= 6_000_000
     assert sum(name.endswith(("LICENSE", "THIRD_PARTY.md")) for name in names) == 2
+
+
+def test_links_of_the_description_lead_somewhere_from_an_index(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [each for each in archive.namelist() if each.endswith(".dist-info/METADATA")]
+        metadata = archive.read(name).decode()
+    links = re.findall(r"\]\(([^)]+)\)", metadata)
+    assert len(links) > 10 and [link for link in links if not link.startswith(("https://", "#"))] == []
+    assert "blob/main/docs/status.md" in metadata and "Description-Content-Type: text/markdown" in metadata
 
 
 def test_demo_runs_outside_the_checkout_without_torch(demo: tuple[Path, Path, str]) -> None:
