@@ -164,6 +164,24 @@ def test_streams_say_in_one_sentence_what_they_need(system: str, tmp_path: Path)
     assert "streams need Linux" in done.stderr and "ModuleNotFoundError" not in done.stderr
 
 
+def test_two_signals_end_a_command_without_timers_and_pipes_to_select(tmp_path: Path) -> None:
+    code = """
+import os, signal, time
+from vitedge.core.stopping import stop_on_signals
+with stop_on_signals():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(9)
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(9)
+    print("still here")
+"""
+    done = run("windows", code, tmp_path)
+    assert (done.returncode, done.stdout) == (130, "stopped\n"), done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("platform", ["darwin", "win32"])
 def test_mypy_finds_no_call_that_another_system_lacks(platform: str, tmp_path: Path) -> None:

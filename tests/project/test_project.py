@@ -127,6 +127,7 @@ def test_a_step_that_fails_ends_the_run_with_its_code(tmp_path: Path) -> None:
         ("vitedge recipes", ["tow"], "there is no step 'tow'; the nearest is 'two'"),
         ("vitedge recipes", ["--from", "x"], "there is no step 'x'"),
         ("rm -rf /", [], "the step 'two' isn't a vitedge command: rm -rf /"),
+        ("vitedge run", [], "the step 'two' would run all steps again"),
         ("vitedge 'recipes", [], "the step 'two' can't be read: No closing quotation"),
     ],
 )

@@ -66,6 +66,8 @@ def _words(name: str, line: str, action: str) -> list[str]:
         raise UsageError(action, f"the step '{name}' can't be read: {error}", "correct the step's quotes") from error
     if program != "vitedge" or not words:
         raise UsageError(action, f"the step '{name}' isn't a vitedge command: {line}", 'write: "vitedge VERB …"')
+    if words[0] == "run":
+        raise UsageError(action, f"the step '{name}' would run all steps again", "write the verbs that it's to run")
     return words
 
 
