@@ -42,13 +42,15 @@ IMPORTS = {
     "streaming": "core device data formats runtimes benchmarking",
     "project": "core",
     "doctor": "core device formats runtimes",
-    "reporting": "core device data formats graph runtimes evaluation benchmarking exporting comparison doctor",
+    "fleet": "core formats",
+    "reporting": "core device data formats graph runtimes evaluation benchmarking exporting comparison doctor fleet",
     "demo": "core data formats importing runtimes verification evaluation benchmarking exporting reporting",
     "api": "core data formats training importing runtimes verification evaluation benchmarking exporting building"
-    " comparison streaming project doctor reporting demo",
-    "cli": "core training importing runtimes evaluation benchmarking exporting comparison streaming reporting api",
-    "__init__": "training importing runtimes evaluation benchmarking exporting comparison streaming doctor reporting"
-    " demo api formats",
+    " comparison streaming project doctor fleet reporting demo",
+    "cli": "core training importing runtimes evaluation benchmarking exporting comparison streaming fleet reporting"
+    " api",
+    "__init__": "training importing runtimes evaluation benchmarking exporting comparison streaming doctor fleet"
+    " reporting demo api formats",
     "__main__": "cli",
 }
 EVERYBODYS = {"errors", "installation", "_version"}
@@ -68,6 +70,7 @@ AT_IMPORT = {
     "matplotlib": "",
     "jinja2": "",
     "rich": "",
+    "asyncssh": "fleet",
     "av": "",
     "cv2": "",
     "ray": "",

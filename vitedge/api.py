@@ -22,11 +22,16 @@ if TYPE_CHECKING:
     from vitedge.comparison.options import Tolerance
     from vitedge.demo import Demo
     from vitedge.doctor import Machine
+    from vitedge.errors import VitedgeError
     from vitedge.evaluation.classify import Classified
     from vitedge.evaluation.many import ClassifiedShards
     from vitedge.evaluation.options import EngineOptions
     from vitedge.exporting.options import ExportFields, ExportOptions
     from vitedge.exporting.plan import Plan
+    from vitedge.fleet.fleet import Fleet, Say
+    from vitedge.fleet.ledger import Outcome
+    from vitedge.fleet.options import Selection
+    from vitedge.fleet.push import Package
     from vitedge.formats.artifact import Artifact
     from vitedge.formats.model_folder import Model
     from vitedge.formats.recipe import Recipe
@@ -751,7 +756,7 @@ def _imported_teacher(options: TrainOptions) -> Generator[TrainOptions, None, No
 
 
 def report(
-    results: Sequence[str | Path],
+    results: Sequence[str | Path | Result],
     *,
     out: str | Path | None = None,
     format: str | None = None,
@@ -761,7 +766,7 @@ def report(
     """Make one report of results: which artifact to deploy and why, with every number behind it.
 
     Args:
-        results: result files, and folders of them.
+        results: result files, folders of them, and results.
         out: the file to write; None writes none.
         format: ``html``, ``md``, ``csv``, or ``json`` for the rows alone; None: by the name of ``out``, else ``html``.
         data: the labelled images that accuracy was measured on, or the name of an embedded set.
@@ -775,6 +780,57 @@ def report(
     labelled = None if data is None else str(data)
     folder = None if out is None else Path(out)
     return delivery.report(results, out=folder, format=format, data=labelled, overwrite=overwrite)
+
+
+def open_fleet(
+    selection: Selection | None = None,
+    *,
+    password: Callable[[str], str] | None = None,
+    say: Say | None = None,
+) -> Fleet:
+    """Read an inventory of boards; the fleet's methods are what ``vitedge fleet`` does.
+
+    Args:
+        selection: the inventory, and which of its boards; None: all boards of ``fleet.toml``.
+        password: called with a board's name for its password; None: keys and agents alone.
+        say: called with a board's name and what happens there.
+
+    Raises:
+        UsageError: no such inventory, or a mistake in it.
+    """
+    from vitedge.fleet.fleet import Fleet
+    from vitedge.fleet.options import Selection
+
+    return Fleet(selection or Selection(), password=password, say=say or (lambda board, text: None))
+
+
+def uploads(names: Iterable[str]) -> dict[str, Package]:
+    """Those of some names that are artifacts, folders or files here, as packages that travel to boards.
+
+    Raises:
+        UsageError, ArtifactError, ResourceError: one of them can't be read.
+    """
+    from vitedge.fleet import push
+
+    return push.uploads(names)
+
+
+def fleet_outcomes(out: str | Path) -> tuple[list[Outcome], list[tuple[str, str, str]]]:
+    """What has been done on which board: the outcomes in a ledger, and the events as (board, job, event).
+
+    Raises:
+        UsageError: there is no ledger.
+    """
+    from vitedge.fleet import fleet
+
+    return fleet.outcomes(out)
+
+
+def fleet_problem(outcomes: Sequence[Outcome], refused: Mapping[str, VitedgeError]) -> VitedgeError | None:
+    """The error that says what isn't done of a fleet's work; None where nothing is missing."""
+    from vitedge.fleet.jobs import problem
+
+    return problem(outcomes, refused)
 
 
 def inspect(path: str | Path, *, everything: bool = False) -> Inspection:

@@ -48,6 +48,7 @@ EXTRAS = {
         "train models",
     ),
     "hub": (("huggingface_hub", "onnx", "onnxruntime", "safetensors"), "import models from the Hugging Face hub"),
+    "fleet": (("asyncssh", "packaging"), "work on boards over SSH: `vitedge fleet`"),
     "stream": (("av", "paho", "starlette", "uvicorn"), "cameras: `vitedge stream`"),
     "demo": (
         ("onnx", "onnxruntime", "safetensors", "openvino", "jinja2", "matplotlib"),

@@ -54,8 +54,17 @@ def page(*arguments: str) -> str:
 def document() -> str:
     """All pages as Markdown."""
     parts = [HEAD, f"```\n$ vitedge --help\n{page()}\n```\n"]
-    parts += [f"## {verb}\n\n```\n$ vitedge {verb} --help\n{page(verb)}\n```\n" for verb in VERBS]
+    for verb in VERBS:
+        pages = [(verb,), *((verb, name) for name in subcommands(verb))]
+        shown = [f"```\n$ vitedge {' '.join(words)} --help\n{page(*words)}\n```\n" for words in pages]
+        parts += [f"## {verb}\n", *shown]
     return "\n".join(parts)
+
+
+def subcommands(verb: str) -> dict[str, Any]:
+    """The verbs of a group of verbs; most have none."""
+    root: Any = typer.main.get_command(application())
+    return dict(getattr(root.commands[verb], "commands", {}))
 
 
 def laid_out_by() -> dict[str, str]:
@@ -80,10 +89,18 @@ def told(verb: str) -> Counter[str]:
     command = root.commands[verb] if verb else root
     texts = [f"vitedge {verb} {command.help or ''}", *_parameters(command)]
     panels = {getattr(parameter, "rich_help_panel", None) or "" for parameter in command.params}
+    for name, one in (subcommands(verb) if verb else {}).items():
+        texts += [f"vitedge {verb} {name} {one.help or ''} {name} {_first(one)}", *_parameters(one)]
+        panels |= {getattr(parameter, "rich_help_panel", None) or "" for parameter in one.params}
     if not verb:
         panels |= set(STEPS.values())
-        texts += [f"{name} {(one.help or '').split(chr(10) * 2)[0]}" for name, one in root.commands.items()]
+        texts += [f"{name} {_first(one)}" for name, one in root.commands.items()]
     return words(" ".join([*texts, *panels]))
+
+
+def _first(command: Any) -> str:
+    """What an overview says of a command."""
+    return str(command.help or "").split("\n\n")[0]
 
 
 def _parameters(command: Any) -> Iterator[str]:
@@ -95,8 +112,9 @@ def _parameters(command: Any) -> Iterator[str]:
 def values(verb: str) -> Counter[str]:
     """Words that a page may have beside: defaults, bounds, choices, names of values."""
     root: Any = typer.main.get_command(application())
+    commands = [root.commands[verb], *subcommands(verb).values()] if verb else [root]
     found = []
-    for parameter in (root.commands[verb] if verb else root).params:
+    for parameter in (each for command in commands for each in command.params):
         default = getattr(parameter.default, "value", parameter.default)
         bounds = [getattr(parameter.type, name, "") for name in ("min", "max", "choices")]
         found.append(f"{default} {parameter.metavar} {bounds} {getattr(parameter, 'envvar', '')}")

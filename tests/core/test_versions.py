@@ -75,7 +75,7 @@ def test_every_package_that_is_needed_here_is_pinned() -> None:
 
 
 def _needed(name: str) -> list[str]:
-    extras = ["demo", "stream", "train", "hub", "nvml", "dev"] if name == "vitedge" else [""]
+    extras = ["demo", "stream", "train", "hub", "nvml", "fleet", "dev"] if name == "vitedge" else [""]
     needed = [Requirement(text) for text in requires(name) or ()]
     return [
         one.name

@@ -32,6 +32,7 @@ STEPS = {
     "report": MEASURE,
     "classify": RUN,
     "stream": RUN,
+    "fleet": FLEET,
     "demo": LOOK,
     "doctor": LOOK,
     "inspect": LOOK,
@@ -73,6 +74,9 @@ def application(verbs: Sequence[str] = VERBS, *, options: bool = True) -> typer.
         ending = "_" if verb in ("import", "eval") else ""
         module = importlib.import_module(f"vitedge.cli.{verb}{'_' if verb == 'import' else ''}")
         function = getattr(module, f"{verb}{ending}")
+        if options and hasattr(module, "application"):
+            app.add_typer(module.application(), name=verb, rich_help_panel=STEPS[verb])
+            continue
         command = as_command(function, then=partial(say_next, verb)) if options else lambda: None
         app.command(name=verb, cls=Verb, help=function.__doc__, rich_help_panel=STEPS[verb])(command)
     return app

@@ -70,6 +70,7 @@ NEXT: dict[str, Callable[[Values], Words]] = {
     "report": lambda values: ("stream", "ARTIFACT/", "SOURCE"),
     "classify": lambda values: ("stream", values["artifact"], "test://"),
     "stream": lambda values: (),
+    "fleet": lambda values: (),
     "demo": lambda values: ("classify", values["out"] / "artifacts" / "onnxruntime-int8", "PICTURE"),
     "doctor": lambda values: ("demo",),
     "inspect": _after_inspect,

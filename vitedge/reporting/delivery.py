@@ -37,7 +37,7 @@ class Report:
 
 
 def report(
-    sources: Sequence[str | Path],
+    sources: Sequence[str | Path | Result],
     *,
     out: Path | None = None,
     format: str | None = None,
@@ -47,7 +47,7 @@ def report(
     """Read results, and make them HTML, Markdown or CSV.
 
     Args:
-        sources: result files, and folders of them.
+        sources: result files, folders of them, and results.
         out: the file to write; None writes none.
         format: a key of :data:`FORMATS`, or ``json`` for the rows alone; without it, by the name of ``out``, else HTML.
         data: the labelled images that accuracy was measured on, or the name of an embedded set.

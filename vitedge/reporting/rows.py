@@ -238,8 +238,8 @@ def rate(value: float | None) -> str:
 # --- reading and merging ---------------------------------------------------------------------------------------------
 
 
-def read(sources: Iterable[str | Path]) -> list[Result]:
-    """The results in files and folders, merged where they belong together.
+def read(sources: Iterable[str | Path | Result]) -> list[Result]:
+    """The results in files and folders, and those that were read before, merged where they belong together.
 
     A folder stands for the ``.json`` files in it and the ``result.json`` in each of its folders; what isn't a result
     is passed over.
@@ -249,7 +249,11 @@ def read(sources: Iterable[str | Path]) -> list[Result]:
         ArtifactError: not a result, or written by a newer version.
     """
     read_results: list[Result] = []
-    for source in map(Path, sources):
+    for each in sources:
+        if isinstance(each, Result):
+            read_results.append(each)
+            continue
+        source = Path(each)
         if not source.is_dir():
             read_results.append(read_result(source))
             continue

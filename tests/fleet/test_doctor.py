@@ -1,0 +1,43 @@
+"""What is said of each board, and where boards differ."""
+
+from __future__ import annotations
+
+import json
+
+from tests.cli.command import vitedge
+from tests.fleet.boards import Desk
+from vitedge.fleet.doctor import BoardState, differences
+
+
+def test_a_table_of_what_each_board_is_and_can_run(desk: Desk) -> None:
+    desk.add("nuc", labels=["desk"])
+    away = desk.add("pi5", labels=["arm"])
+    away.stop_server()
+    (desk.boards["nuc"].home / "clock" / "shift").write_text("86400")
+    done = vitedge("fleet", "doctor", "--json", "boards.json")
+    assert done.code == 5
+    assert done.error[:2] == ["examine the boards", "1 of 2 can't be used: pi5"]
+    assert "Connect call failed" in done.out and "ssh -p" in done.out
+    assert "the clock of nuc is 86,400 s ahead" in done.out
+    nuc, pi5 = json.loads((desk.laptop / "boards.json").read_text())
+    assert nuc["problem"] is None and {"vitedge", "onnxruntime"} <= nuc["versions"].keys()
+    assert "onnxruntime" in nuc["targets"] and nuc["cores"] and nuc["disk_mb"] and nuc["kind"]
+    assert pi5["problem"] and not pi5["versions"]
+
+
+def test_a_board_without_vitedge_says_what_installs_it(desk: Desk) -> None:
+    desk.add("nuc", venv=None)
+    done = vitedge("fleet", "doctor")
+    assert done.code == 5
+    assert f"there is no {desk.boards['nuc'].home}/fleet/venv/bin/vitedge; run: vitedge fleet install" in done.out
+
+
+def test_versions_that_differ_are_named_with_their_boards() -> None:
+    states = [
+        BoardState(name="a", python="3.11.7", versions={"onnxruntime": "1.31.1", "vitedge": "0.1.0"}),
+        BoardState(name="b", python="3.11.7", versions={"onnxruntime": "1.32.0", "vitedge": "0.1.0"}),
+        BoardState(name="c", python="3.11.7", versions={"onnxruntime": "1.31.1", "vitedge": "0.1.0"}),
+        BoardState(name="d", problem="away"),
+    ]
+    assert differences(states) == ["onnxruntime: 1.31.1 on a, c; 1.32.0 on b"]
+    assert differences(states[:1]) == []

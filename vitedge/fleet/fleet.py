@@ -1,0 +1,260 @@
+"""The boards of an inventory, and what can be done on all of them at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from vitedge.core.files import resource_errors
+from vitedge.core.progress import Progress, silent
+from vitedge.errors import Interrupted, UsageError, VitedgeError, signal_of
+from vitedge.fleet.connection import Link
+from vitedge.fleet.doctor import BoardState, examine, versions_of, vitedge_doctor
+from vitedge.fleet.inventory import Board, read_inventory
+from vitedge.fleet.jobs import Jobs, Work, missing
+from vitedge.fleet.ledger import LEDGER, Ledger, Outcome, open_ledger
+from vitedge.fleet.options import Keeping, Selection
+from vitedge.fleet.push import Package, Pushed, artifact_package, named_apart, push
+
+T = TypeVar("T")
+#: Boards on which something couldn't be done, with the reason.
+Refused = dict[str, VitedgeError]
+#: Called with a sentence about a board.
+Say = Callable[[str, str], None]
+
+
+class Fleet:
+    """Boards that work at the same time; each call connects, works and disconnects.
+
+    Args:
+        selection: which boards.
+        password: called with a board's name for its password; None: keys and agents alone.
+        say: called with a board's name and what happens there.
+
+    Raises:
+        UsageError: as :func:`vitedge.fleet.inventory.read_inventory`.
+    """
+
+    def __init__(
+        self,
+        selection: Selection,
+        *,
+        password: Callable[[str], str] | None = None,
+        say: Say = lambda board, text: None,
+    ) -> None:
+        self.boards = read_inventory(selection.inventory, selection.on)
+        self.patience_s, self.say = selection.patience_s, say
+        self._passwords = {board.name: password(board.name) for board in self.boards} if password else {}
+
+    def doctor(self) -> list[BoardState]:
+        """What each board is, can run and has free; a board that can't be reached says why."""
+        return list(_answers(self._on_each(examine)).values())
+
+    def push(self, artifacts: Sequence[str | Path], progress: Progress = silent) -> tuple[list[Pushed], Refused]:
+        """Bring artifacts to the boards that are for their targets; only what is missing there is sent.
+
+        Args:
+            artifacts: artifact folders.
+            progress: called with (board, bytes sent, bytes to send).
+
+        Returns:
+            A row for each folder and board, and the boards that failed, with the reason.
+
+        Raises:
+            UsageError, ArtifactError: no such artifact, or a damaged one.
+        """
+        packages = [artifact_package(path) for path in artifacts]
+        named_apart(packages)
+
+        async def work(link: Link) -> list[Pushed]:
+            await link.open()
+            name = link.board.name
+            return await push(link, self._for(link.board, packages), lambda done, total: progress(name, done, total))
+
+        answers = self._on_each(work)
+        return [row for rows in _answers(answers).values() for row in rows], _refused(answers)
+
+    def work(
+        self,
+        verb: str,
+        artifacts: Sequence[str | Path],
+        arguments: Sequence[str] = (),
+        keeping: Keeping | None = None,
+        *,
+        uploads: Mapping[str, Package] | None = None,
+        together: bool = False,
+        progress: Progress = silent,
+    ) -> tuple[list[Outcome], Refused]:
+        """Do a verb with each artifact on each board that is for its target, one job at a time on a board.
+
+        Args:
+            verb: ``bench``, ``eval``, ``verify``, ``build``, ``compare``; ``run``: the arguments are the command line.
+            artifacts: artifact folders; they are pushed first.
+            arguments: the verb's options, as on the command line.
+            keeping: where results go, and what becomes of work that was begun before.
+            uploads: data by the argument that names it; it's pushed as well.
+            together: one job for all artifacts.
+            progress: called with (board, jobs done, jobs).
+
+        Returns:
+            The outcomes, and the boards on which the work couldn't go on, with the reason.
+
+        Raises:
+            UsageError, ArtifactError: no such artifact, or a damaged one.
+            ResourceError: the results' folder can't be written.
+            Interrupted: what runs on the boards goes on.
+        """
+        keeping, uploads = keeping or Keeping(), uploads or {}
+        packages = [artifact_package(path) for path in artifacts]
+        named_apart(packages)
+        folder, action = Path(keeping.out), f"{verb} on the boards"
+        with resource_errors(action, folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with open_ledger(folder, action) as ledger, _going_on():
+
+            async def work(link: Link) -> list[Outcome]:
+                await link.open()
+                name = link.board.name
+                mine = self._for(link.board, packages)
+                groups = [tuple(mine)] if together or not packages else [(package,) for package in mine]
+                works = {
+                    each.subject: each for each in (Work(verb, group, tuple(arguments), uploads) for group in groups)
+                }
+                versions = await _versions(link)
+                planned = [each.planned(name, versions) for each in works.values()]
+                todo = missing(planned, ledger, keeping, name)
+                pushed = await push(link, [*mine, *uploads.values()]) if todo else []
+                places = {row.digest: row.path for row in pushed}
+                jobs = Jobs(link, ledger, folder, lambda text: self.say(name, text))
+                for number, row in enumerate(todo):
+                    progress(name, number, len(todo))
+                    argv = works[row.subject].argv(places)
+                    await jobs.do(row, argv, wait=keeping.wait or keeping.detach, detach=keeping.detach)
+                progress(name, len(todo), len(todo))
+                return [found for row in planned if (found := ledger.find(row))]
+
+            answers = self._on_each(work, ledger)
+            known = [row for row in ledger.rows() if row.verb == verb and row.board in _refused(answers)]
+            return [row for rows in _answers(answers).values() for row in rows] + known, _refused(answers)
+
+    def collect(self, out: str | Path) -> tuple[list[Outcome], Refused]:
+        """Bring back the results of jobs that were started before and have ended since.
+
+        Args:
+            out: the folder with the ledger.
+
+        Returns:
+            Everything in the ledger of these boards, and the boards that can't be reached.
+
+        Raises:
+            UsageError: there is no ledger.
+        """
+        folder, names = _existing(out), {board.name for board in self.boards}
+        with open_ledger(folder, "collect from the boards") as ledger:
+            open_rows = [row for row in ledger.rows() if row.state in ("running", "unreachable")]
+
+            async def work(link: Link) -> None:
+                mine = [row for row in open_rows if row.board == link.board.name]
+                if mine:
+                    await link.open()
+                jobs = Jobs(link, ledger, folder, lambda text: self.say(link.board.name, text))
+                for row in mine:
+                    await jobs.collect(row)
+
+            refused = _refused(self._on_each(work, ledger))
+            return [row for row in ledger.rows() if row.board in names], refused
+
+    def _for(self, board: Board, packages: Sequence[Package]) -> list[Package]:
+        """The artifacts that are for a board's target.
+
+        Raises:
+            UsageError: there are artifacts, but none for it.
+        """
+        mine = [package for package in packages if board.target in (None, package.target)]
+        if packages and not mine:
+            targets = ", ".join(sorted({package.target for package in packages}))
+            raise UsageError(
+                f"choose artifacts for {board.name}",
+                f"its target is {board.target}; these are for {targets}",
+                f"leave it out with --on, or run: vitedge export MODEL --target {board.target} --out ARTIFACT",
+            )
+        return mine
+
+    def _on_each(
+        self, work: Callable[[Link], Awaitable[T]], ledger: Ledger | None = None
+    ) -> dict[str, T | VitedgeError]:
+        """What ``work`` gave on each board, or the error that ended it there."""
+
+        async def one(board: Board) -> T | VitedgeError:
+            def event(text: str) -> None:
+                self.say(board.name, text)
+                if ledger is not None:
+                    ledger.note(board.name, "", text)
+
+            link = Link(board, self._passwords.get(board.name), self.patience_s, event)
+            try:
+                return await work(link)
+            except VitedgeError as error:
+                return error
+            finally:
+                await link.close()
+
+        async def all_of_them() -> list[T | VitedgeError]:
+            return await asyncio.gather(*(one(board) for board in self.boards))
+
+        return dict(zip((board.name for board in self.boards), asyncio.run(all_of_them()), strict=True))
+
+
+def outcomes(out: str | Path) -> tuple[list[Outcome], list[tuple[str, str, str]]]:
+    """What the ledger of a folder of results has, without asking any board.
+
+    Returns:
+        The outcomes, and the events as (board, job, event).
+
+    Raises:
+        UsageError: there is no ledger.
+    """
+    with open_ledger(_existing(out), "read the ledger") as ledger:
+        return ledger.rows(), ledger.events()
+
+
+def _existing(out: str | Path) -> Path:
+    folder = Path(out)
+    if not (folder / LEDGER).is_file():
+        raise UsageError(
+            "read the ledger", f"there is no {folder / LEDGER}", "name the folder of results: --out FOLDER"
+        )
+    return folder
+
+
+async def _versions(link: Link) -> str:
+    """What computes on a board, in one line; numbers of other versions are other numbers."""
+    found: Mapping[str, str] = link.facts["versions"]
+    if link.board.command is not None or "vitedge" not in found:
+        found = versions_of(await vitedge_doctor(link))
+    return " ".join(f"{name}={version}" for name, version in sorted(found.items()))
+
+
+@contextlib.contextmanager
+def _going_on() -> Iterator[None]:
+    """Inside, a stop says what becomes of the boards."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise Interrupted(
+            "stop",
+            f"received {signal_of(stop).name}; what runs on the boards goes on",
+            "bring its results back with: vitedge fleet collect; do the rest with --resume",
+            signal_number=signal_of(stop),
+        ) from stop
+
+
+def _answers(answers: Mapping[str, T | VitedgeError]) -> dict[str, T]:
+    return {name: answer for name, answer in answers.items() if not isinstance(answer, VitedgeError)}
+
+
+def _refused(answers: Mapping[str, object]) -> Refused:
+    return {name: answer for name, answer in answers.items() if isinstance(answer, VitedgeError)}

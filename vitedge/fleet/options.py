@@ -1,0 +1,43 @@
+"""Which boards, and how their work is kept."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from vitedge.core.options import Flag
+from vitedge.core.schema import Record
+
+INVENTORY, OUT = "fleet.toml", "fleet-results"
+
+
+class Selection(Record):
+    """Which boards, and how to reach them."""
+
+    inventory: Annotated[str, Flag("File that lists the boards.", unit="path")] = INVENTORY
+    on: Annotated[
+        tuple[str, ...],
+        Flag("Boards with this name or label; repeat the option for more.", unit="label", default="all boards"),
+    ] = ()
+    ask_password: Annotated[bool, Flag("Ask for the password of boards that take neither key nor agent.")] = False
+    patience_s: Annotated[
+        float,
+        Meta(ge=0),
+        Flag("How long to try again when a board's connection ends.", ("--patience",), unit="seconds"),
+    ] = 60.0
+
+
+class Keeping(Record):
+    """Where results go, and what becomes of work that was begun before."""
+
+    out: Annotated[str, Flag("Folder for the ledger and the results of all boards.", ("--out", "-o"), unit="path")] = (
+        OUT
+    )
+    resume: Annotated[bool, Flag("Do what is missing in --out; what is done isn't done again.")] = False
+    overwrite: Annotated[bool, Flag("Do everything again; earlier results of the same work are replaced.")] = False
+    detach: Annotated[
+        bool,
+        Flag("Start the jobs, one at a time on a board, and end; `vitedge fleet collect` brings the results."),
+    ] = False
+    wait: Annotated[bool, Flag("Wait for a board that somebody else measures on.")] = False

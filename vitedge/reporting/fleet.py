@@ -1,0 +1,101 @@
+"""Tables of a fleet: its boards, what was pushed, and the outcomes in its ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from vitedge.fleet.doctor import BoardState, differences
+from vitedge.fleet.ledger import Outcome
+from vitedge.fleet.push import Pushed
+from vitedge.formats.result import Result, read_result
+from vitedge.reporting.rows import machine_name
+from vitedge.reporting.terminal import BAD, GOOD, QUIET, UNSURE, facts, indented, megabytes, show, table, text
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+STATES = {"done": GOOD, "running": UNSURE, "planned": QUIET}
+CLOCK_S = 5.0  # a clock that is further off is worth a line
+
+
+def show_boards(states: Sequence[BoardState]) -> None:
+    """One line for each board, then what is wrong, and which versions differ."""
+    sound = [state for state in states if state.problem is None]
+    rows = [
+        (
+            state.name,
+            state.machine,
+            state.arch,
+            state.cores,
+            state.memory_mb,
+            state.disk_mb,
+            " ".join(f"{name} {version}" for name, version in state.versions.items()),
+            len(state.targets),
+            state.holder or "",
+        )
+        for state in sound
+    ]
+    columns = ("board", "machine", "arch", ">cores", ">memory MB", ">disk MB", "versions", ">targets", "in use by")
+    parts: list[RenderableType | None] = [table(columns, rows) if rows else None]
+    wrong = [state for state in states if state.problem is not None]
+    parts += [
+        facts([(state.name, text(f"{state.problem}; {state.hint}", BAD)) for state in wrong], "not usable")
+    ] * bool(wrong)
+    notes = [f"{line} (numbers differ by version)" for line in differences(states)]
+    notes += [
+        f"the clock of {state.name} is {abs(state.clock_s):,.0f} s {'ahead' if state.clock_s > 0 else 'behind'}"
+        for state in states
+        if state.clock_s is not None and abs(state.clock_s) > CLOCK_S
+    ]
+    show(*parts, *(indented(note) for note in notes))
+
+
+def results_of(outcomes: Sequence[Outcome], folder: Path) -> list[Result]:
+    """The results of measurements, each with its board's name before its machine's: equal boards stay apart.
+
+    Raises:
+        ArtifactError: one of them isn't a result.
+    """
+    named = []
+    for outcome in outcomes:
+        if outcome.result and outcome.result.startswith("results/"):
+            result = read_result(folder / outcome.result)
+            where = result.environment
+            boards_name = f"{outcome.board}: {machine_name(where)}"
+            where = replace(
+                where,
+                processor=replace(where.processor, model=boards_name, physical_cores=None),
+                board=replace(where.board, model=boards_name),
+            )
+            named.append(replace(result, environment=where))
+    return named
+
+
+def show_pushed(rows: Sequence[Pushed]) -> None:
+    """What was pushed where, and how much of it travelled."""
+    cells = [
+        (row.board, row.name, row.digest[:12], megabytes(row.total_bytes), "new" if row.fresh else "was there")
+        for row in rows
+    ]
+    sent = {row.board: f"{megabytes(row.sent_bytes)} MB" if row.sent_bytes else "nothing" for row in rows}
+    notes = [f"{board}: {size} sent" for board, size in sent.items()]
+    show(table(("board", "artifact", "digest", ">MB", ""), cells), *(indented(note) for note in notes))
+
+
+def show_outcomes(rows: Sequence[Outcome]) -> None:
+    """What has been done on which board."""
+    cells = [
+        (row.board, row.verb, row.artifacts, text(row.state, STATES.get(row.state, BAD)), row.result or row.detail)
+        for row in rows
+    ]
+    show(table(("board", "verb", "artifact", "state", "result, or why there is none"), cells))
+
+
+def show_events(events: Sequence[tuple[str, str, str]]) -> None:
+    """What happened on the way."""
+    if events:
+        show(table(("board", "event"), [(board, event) for board, _, event in events]))
