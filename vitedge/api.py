@@ -234,6 +234,7 @@ def build(
     autotune: bool = False,
     data: str | Path | None = None,
     duration_s: float | None = None,
+    choices: str | Path | None = None,
     options: Mapping[str, Option] | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
@@ -251,6 +252,8 @@ def build(
         autotune: choose among several artifacts of one model.
         data: labelled pictures for the accuracy of what is chosen from.
         duration_s: measure each for at least so many seconds.
+        choices: folder to write the choice to as well, for machines of the same kind; called ``ARTIFACT.choices`` it's
+            found beside the artifact.
         options: build options over the manifest's.
         overwrite: permit replacing ``out``, and measuring again what was measured here.
         progress: called with (task, done, total).
@@ -264,7 +267,8 @@ def build(
     """
     from msgspec import to_builtins
 
-    from vitedge.building import choices, engines
+    from vitedge.building import engines
+    from vitedge.building.choices import autotune as choose
     from vitedge.errors import UsageError
     from vitedge.formats.artifact import Artifact
     from vitedge.runtimes.choice import candidates_of, folders
@@ -274,8 +278,14 @@ def build(
     folder = None if out is None else Path(out)
     if autotune or (len(opened) == 1 and not sms and folders(opened[0])):
         labelled = None if data is None else str(data)
-        timed = choices.autotune(
-            opened, data=labelled, out=folder, overwrite=overwrite, duration_s=duration_s, progress=progress
+        timed = choose(
+            opened,
+            data=labelled,
+            out=folder,
+            overwrite=overwrite,
+            duration_s=duration_s,
+            choices=None if choices is None else Path(choices),
+            progress=progress,
         )
         return [to_builtins(candidate) for candidate in timed]
     opened = [candidate for artifact in opened for candidate in candidates_of(artifact)]

@@ -56,7 +56,8 @@ class FakeBoard:
         (home / "sshd_config").write_text(
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.host_key}\nPidFile {home}/sshd.pid\n"
             f"AuthorizedKeysFile {home}/authorized_keys\nStrictModes no\nUsePAM no\nPermitRootLogin yes\n"
-            "PasswordAuthentication no\nKbdInteractiveAuthentication no\nMaxStartups 100\nUseDNS no\n"
+            "Subsystem sftp internal-sftp\nPasswordAuthentication no\n"
+            "KbdInteractiveAuthentication no\nMaxStartups 100\nUseDNS no\n"
             "SetEnv " + " ".join(f"{name}={value}" for name, value in environment.items()) + "\n"
         )
         self.server: subprocess.Popen[bytes] | None = None

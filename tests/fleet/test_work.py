@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.cli.command import fails, vitedge
+from tests.fleet import faults
 from tests.fleet.boards import Desk
 
 QUICK = ("--duration", "0.1", "--warmup", "0.05", "--percentile", "50.0")
@@ -62,7 +63,8 @@ def test_two_boards_from_push_to_report(desk: Desk, artifacts: Path) -> None:
 
 
 def test_other_options_are_other_work_and_overwrite_does_it_again(desk: Desk, artifacts: Path) -> None:
-    board = desk.add("nuc")
+    board = desk.add("nuc", venv=str(desk.folder / "nuc" / "stub"))
+    faults.stub(board, 0)
     for options in (QUICK, (*QUICK, "--threads", "1"), (*QUICK, "--overwrite")):
         done = vitedge("fleet", "bench", artifacts / "one", *options, "-q")
         assert done.code == 0, done.err
@@ -71,6 +73,7 @@ def test_other_options_are_other_work_and_overwrite_does_it_again(desk: Desk, ar
     assert len(list((board.home / "fleet" / "jobs").iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_verify_eval_compare_and_run(desk: Desk, artifacts: Path, small_data: Path) -> None:
     desk.add("nuc")
     one, two = artifacts / "one", artifacts / "two"

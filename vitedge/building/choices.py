@@ -20,7 +20,7 @@ from vitedge.errors import InvalidResultError, UsageError
 from vitedge.formats.artifact import ARTIFACT, Artifact
 from vitedge.formats.budget import Budget
 from vitedge.runtimes import here
-from vitedge.runtimes.choice import Timed, candidates_of, folders, read_choice, write_choice
+from vitedge.runtimes.choice import Timed, candidates_of, export_choice, folders, read_choice, write_choice
 
 if TYPE_CHECKING:
     from vitedge.data.images import ImageSet
@@ -82,6 +82,7 @@ def autotune(
     out: Path | None = None,
     overwrite: bool = False,
     duration_s: float | None = None,
+    choices: Path | None = None,
     progress: Progress = silent,
 ) -> list[Timed]:
     """Measure candidates of one model interleaved on this device, and choose the fastest within the budget.
@@ -94,6 +95,7 @@ def autotune(
         out: copy the chosen artifact there.
         overwrite: permit replacing ``out``, and measure anew what was measured here before.
         duration_s: measure each for at least so long; None: as the targets say.
+        choices: folder to write the choice of an artifact that carries candidates to as well.
         progress: called with (task, done, total).
 
     Raises:
@@ -119,6 +121,8 @@ def autotune(
             places = [".", *folders(carrier)]
             kept = (replace(each, artifact=place) for each, place in zip(timed, places, strict=True))
             write_choice(carrier, tuple(kept), action)
+    if carrier is not None and choices is not None:
+        export_choice(carrier, choices, action)
     if out is not None:
         chosen = next(artifact for artifact, each in zip(candidates, timed, strict=True) if each.chosen)
         with new_folder(out, ARTIFACT, overwrite=overwrite, action=action) as folder:

@@ -57,6 +57,14 @@ def build(
             rich_help_panel=CHOICE,
         ),
     ] = None,
+    choices: Annotated[
+        Path | None,
+        typer.Option(
+            "--choices",
+            help="Folder to write the choice among candidates to as well, for machines of the same kind; called "
+            "ARTIFACT.choices it's found beside the artifact.",
+        ),
+    ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Explain what the engines do: types, reformats, fused attention.")
     ] = False,
@@ -127,6 +135,7 @@ def build(
                 autotune=autotune,
                 data=data,
                 duration_s=duration,
+                choices=choices,
                 options=options,
                 overwrite=overwrite,
                 progress=progress,

@@ -90,6 +90,33 @@ def push(
     _raise_refused("push to the boards", refused)
 
 
+def install(
+    wheel: Annotated[
+        Path | None,
+        typer.Option("--wheel", help="Wheel of vitedge [default: of what runs here]."),
+    ] = None,
+    json: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Install this vitedge and a board's extras there; the board needs Python, and no internet.
+
+    Wheels are resolved and downloaded here for the board's architecture, Python and C library, and sent. A new virtual
+    environment takes the place of the one before when it's complete.
+
+    **Examples**
+
+    `vitedge fleet install`
+
+    `vitedge fleet --on arm install --wheel dist/vitedge.whl`
+    """
+    from vitedge.reporting import fleet as tables
+    from vitedge.reporting import terminal
+
+    installed, refused = _fleet(quiet=quiet).install(wheel)
+    terminal.emit(installed, json, tables.show_installed)
+    _raise_refused("install on the boards", refused)
+
+
 @takes_records("run a command on the boards")
 def run(
     words: Annotated[
@@ -175,8 +202,8 @@ def application() -> typer.Typer:
     """The group of verbs."""
     app = typer.Typer(cls=Verbs, no_args_is_help=True, rich_markup_mode="markdown", help=fleet.__doc__)
     app.callback(help=fleet.__doc__)(as_command(fleet))
-    ours = [as_command(command) for command in (doctor, push, run, collect, status, report)]
-    for command in (*ours[:2], *(on_boards(verb, _work_of) for verb in VERBS), *ours[2:]):
+    ours = [as_command(command) for command in (doctor, install, push, run, collect, status, report)]
+    for command in (*ours[:3], *(on_boards(verb, _work_of) for verb in VERBS), *ours[3:]):
         app.command(name=command.__name__.rstrip("_"), cls=Verb, help=command.__doc__)(command)
     return app
 
@@ -221,9 +248,11 @@ def _work(
 
     boards = _fleet(quiet=quiet)
     with bars(quiet=quiet) as progress:
-        outcomes, refused = boards.work(
-            verb, artifacts, arguments, keeping, uploads=uploads, together=together, progress=progress
-        )
+        how = {"uploads": uploads, "together": together, "progress": progress}
+        if verb == "build":
+            outcomes, refused = boards.build(artifacts, arguments, keeping, **how)
+        else:
+            outcomes, refused = boards.work(verb, artifacts, arguments, keeping, **how)
     terminal.emit(outcomes, json, tables.show_outcomes)
     if error := api.fleet_problem(outcomes, refused):
         raise error

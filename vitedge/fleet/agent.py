@@ -229,6 +229,11 @@ class Agent:
             size = os.fstat(stream.fileno()).st_size
             return {"size": size, "digest": digest.hexdigest(), "content": stream.read(length)}
 
+    def do_list(self, name: str, payload: bytes = b"") -> Answer:
+        """The names of the files in a folder; none where there is no such folder."""
+        folder = self.path(name)
+        return {"names": sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []}
+
     def do_call(self, argv: list[str], seconds: float, payload: bytes = b"") -> Answer:
         """Run a short command to its end, outside of any lock."""
         try:

@@ -271,7 +271,9 @@ async def _connect(board: Board, password: str | None) -> Channel:
     watcher = KeyWatcher()
     try:
         options = _options(board, password, watcher)
-        opening = asyncssh.connect(board.host, options=options, known_hosts=_known_hosts(options))
+        opening = asyncssh.connect(
+            board.host, options=options, known_hosts=_known_hosts(options), encryption_algs=_ciphers(options)
+        )
         connection = await asyncio.wait_for(opening, CONNECT_S)
     except asyncssh.HostKeyNotVerifiable as error:
         raise refuse_host_key(board, watcher, str(error)) from error
@@ -302,6 +304,13 @@ def _options(board: Board, password: str | None, watcher: Any) -> asyncssh.SSHCl
         login_timeout=CONNECT_S,
         **{name: value for name, value in given.items() if value is not None},
     )
+
+
+def _ciphers(options: asyncssh.SSHClientConnectionOptions) -> Any:
+    """Those of OpenSSH's configuration; without any AES-GCM first, for which processors have instructions."""
+    if options.config.get("Ciphers") is not None:
+        return ()
+    return sorted((name.decode() for name in options.encryption_algs), key=lambda name: "-gcm" not in name)
 
 
 def _known_hosts(options: asyncssh.SSHClientConnectionOptions) -> Any:

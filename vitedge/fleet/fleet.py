@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+import copy
+import shutil
+import tempfile
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from vitedge.core.files import resource_errors
+from vitedge.core.files import resource_errors, write_atomic
 from vitedge.core.progress import Progress, silent
 from vitedge.errors import Interrupted, UsageError, VitedgeError, signal_of
 from vitedge.fleet.connection import Link
 from vitedge.fleet.doctor import BoardState, examine, versions_of, vitedge_doctor
+from vitedge.fleet.install import Installed, install, machine_of
 from vitedge.fleet.inventory import Board, read_inventory
-from vitedge.fleet.jobs import Jobs, Work, missing
+from vitedge.fleet.jobs import CHOICES, Jobs, Work, missing
 from vitedge.fleet.ledger import LEDGER, Ledger, Outcome, open_ledger
 from vitedge.fleet.options import Keeping, Selection
-from vitedge.fleet.push import Package, Pushed, artifact_package, named_apart, push
+from vitedge.fleet.push import Package, Pushed, artifact_package, companions, named_apart, push
+from vitedge.fleet.wheels import Machine, own_wheel, resolve
+from vitedge.formats.artifact import Artifact
 
 T = TypeVar("T")
 #: Boards on which something couldn't be done, with the reason.
@@ -68,14 +74,68 @@ class Fleet:
         """
         packages = [artifact_package(path) for path in artifacts]
         named_apart(packages)
+        beside = {package: companions(path) for package, path in zip(packages, artifacts, strict=True)}
 
         async def work(link: Link) -> list[Pushed]:
             await link.open()
             name = link.board.name
-            return await push(link, self._for(link.board, packages), lambda done, total: progress(name, done, total))
+            mine = [each for package in self._for(link.board, packages) for each in (package, *beside[package])]
+            return await push(link, mine, lambda done, total: progress(name, done, total))
 
         answers = self._on_each(work)
         return [row for rows in _answers(answers).values() for row in rows], _refused(answers)
+
+    def install(self, wheel: str | Path | None = None) -> tuple[list[Installed], Refused]:
+        """Install this vitedge on the boards, which need no internet: wheels are downloaded here and sent.
+
+        Args:
+            wheel: vitedge's own wheel; None: that of the checkout that runs here, or of this version.
+
+        Returns:
+            A row for each board, and the boards that failed, with the reason.
+
+        Raises:
+            UsageError: a board starts vitedge by a command of its own; no such wheel.
+            ResourceError: a wheel can't be had.
+        """
+        for board in self.boards:
+            if board.command is not None:
+                reason = "its entry says how vitedge is started there ('command')"
+                raise UsageError(f"install on {board.name}", reason, "leave it out with --on, or remove 'command'")
+        machines = self._on_each(machine_of)
+        with tempfile.TemporaryDirectory(prefix="vitedge-wheels-") as temporary:
+            own = own_wheel(Path(temporary), None if wheel is None else str(wheel))
+            folders = self._wheels(own, _answers(machines), Path(temporary))
+
+            async def work(link: Link) -> Installed:
+                found = machines[link.board.name]
+                if isinstance(found, VitedgeError):
+                    raise found
+                await link.open()
+                return await install(
+                    link, found, folders[link.board.name], lambda text: self.say(link.board.name, text)
+                )
+
+            answers = self._on_each(work)
+            return list(_answers(answers).values()), _refused(answers)
+
+    def _wheels(self, own: Path, machines: Mapping[str, Machine], folder: Path) -> dict[str, Path]:
+        """A folder of wheels for each board; boards that need the same share it."""
+        folders: dict[tuple[Machine, tuple[str, ...]], Path] = {}
+        for board in self.boards:
+            if board.name not in machines:
+                continue
+            key = machines[board.name], board.extras
+            if key not in folders:
+                folders[key] = folder / f"wheels-{len(folders)}"
+                folders[key].mkdir()
+                self.say(board.name, f"wheels for {key[0].arch}, Python {key[0].python} are fetched")
+                for path in resolve(own, board.extras, machines[board.name], folders[key]):
+                    if path == own:
+                        shutil.copyfile(own, folders[key] / own.name)
+        return {
+            board.name: folders[machines[board.name], board.extras] for board in self.boards if board.name in machines
+        }
 
     def work(
         self,
@@ -110,6 +170,7 @@ class Fleet:
         keeping, uploads = keeping or Keeping(), uploads or {}
         packages = [artifact_package(path) for path in artifacts]
         named_apart(packages)
+        beside = {package: companions(path) for package, path in zip(packages, artifacts, strict=True)}
         folder, action = Path(keeping.out), f"{verb} on the boards"
         with resource_errors(action, folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +187,8 @@ class Fleet:
                 versions = await _versions(link)
                 planned = [each.planned(name, versions) for each in works.values()]
                 todo = missing(planned, ledger, keeping, name)
-                pushed = await push(link, [*mine, *uploads.values()]) if todo else []
+                travelling = [each for package in mine for each in (package, *beside[package])]
+                pushed = await push(link, [*travelling, *uploads.values()]) if todo else []
                 places = {row.digest: row.path for row in pushed}
                 jobs = Jobs(link, ledger, folder, lambda text: self.say(name, text))
                 for number, row in enumerate(todo):
@@ -139,6 +201,42 @@ class Fleet:
             answers = self._on_each(work, ledger)
             known = [row for row in ledger.rows() if row.verb == verb and row.board in _refused(answers)]
             return [row for rows in _answers(answers).values() for row in rows] + known, _refused(answers)
+
+    def build(
+        self,
+        artifacts: Sequence[str | Path],
+        arguments: Sequence[str] = (),
+        keeping: Keeping | None = None,
+        **how: Any,
+    ) -> tuple[list[Outcome], Refused]:
+        """Build on one board of each kind first; the others of the kind take its choice among candidates.
+
+        Boards are of one kind when processor, instruction sets, GPUs and versions are equal. Choices are kept in
+        ``ARTIFACT.choices`` here, which travels with the artifact from then on.
+
+        Args, returns and errors are those of :meth:`work`.
+        """
+        first: dict[object, str] = {}
+        for state in self.doctor():
+            kind = (state.kind, *sorted(state.versions.items())) if state.problem is None else state.name
+            first.setdefault(kind, state.name)
+        outcomes, refused = self._some(first.values()).work("build", artifacts, arguments, keeping, **how)
+        shared = Path((keeping or Keeping()).out) / CHOICES
+        for path in map(Path, artifacts):
+            for choice in sorted((shared / Artifact.open(path).digest).glob("*.json")):
+                beside = path.resolve().with_name(path.resolve().name + f".{CHOICES}")
+                write_atomic(beside / choice.name, choice.read_bytes(), f"keep the choice for {path}")
+        others = [board.name for board in self.boards if board.name not in first.values()]
+        if others:
+            more, failed = self._some(others).work("build", artifacts, arguments, keeping, **how)
+            outcomes, refused = outcomes + more, refused | failed
+        return outcomes, refused
+
+    def _some(self, names: Iterable[str]) -> Fleet:
+        """Some of the boards."""
+        fleet, chosen = copy.copy(self), set(names)
+        fleet.boards = [board for board in self.boards if board.name in chosen]
+        return fleet
 
     def collect(self, out: str | Path) -> tuple[list[Outcome], Refused]:
         """Bring back the results of jobs that were started before and have ended since.

@@ -35,6 +35,7 @@ class Board(Record):
     folder: str = FOLDER  # on the board, for what is pushed and measured
     lock: str = LOCK
     labels: tuple[str, ...] = ()
+    system_packages: bool = False  # the environment of `vitedge fleet install` sees them: JetPack's TensorRT
     extras: tuple[str, ...] = ("onnxruntime",)  # of vitedge, for `vitedge fleet install`
 
     @property

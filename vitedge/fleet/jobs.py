@@ -21,13 +21,13 @@ from vitedge.fleet.ledger import DONE, FAILED, FINAL, LEDGER, OVERLAPPED, Ledger
 from vitedge.fleet.options import Keeping
 from vitedge.fleet.push import Package, megabytes
 
-RESULT = "result.json"
+RESULT, CHOICES = "result.json", "choices"
 #: What makes a verb write its result into the job's folder, and go on from what an earlier attempt left there.
 OUTPUTS: Mapping[str, Sequence[str]] = {
     "bench": ("--out", RESULT, "--resume"),
     "eval": ("--out", RESULT, "--resume"),
     "compare": ("--out", RESULT, "--overwrite"),
-    "build": ("--json", RESULT),
+    "build": ("--json", RESULT, "--choices", CHOICES),
     "verify": ("--json", RESULT),
 }
 RESTARTS = 2  # of a job that ended without saying how, by one command
@@ -151,7 +151,7 @@ class Jobs:
                 outcome = self.ledger.write(replace(outcome, state="running", attempt=status.get("attempt", 1)))
                 if detach and status["state"] in LIVE:
                     return outcome
-                status = await self._followed(outcome, status, title)
+                status = await followed(self.link, outcome.job, status, title, self.say)
                 again = status["state"] == "lost" or (
                     status["state"] == "done"
                     and status["code"] not in FINAL
@@ -195,11 +195,13 @@ class Jobs:
             return self._ended(replace(outcome, state="lost", detail=_why_lost(status)))
         if abs(jumped := status.get("clock_jump_s", 0)) > CLOCK_S:
             self._note(outcome, f"the board's clock moved by {jumped:+.0f} s while it ran")
-        code, said = status["code"], _error_in(status["stderr"])
+        code, said = status["code"], last_error(status["stderr"])
         if code not in FINAL and (SAID_FULL in said or status["free"] < FULL_BYTES):  # where it can't even be said
             said = f"the board's disk is full: {megabytes(status['free'])} MB are free"
             self._note(outcome, said)
         name = await self._fetched(outcome) if code in (0, 7) else None
+        if outcome.verb == "build" and code == 0:
+            await self._fetch_choices(outcome)
         state = DONE if code == 0 else FAILED if code in FINAL else "interrupted"
         return self._ended(replace(outcome, state=state, detail="" if code == 0 else said, result=name))
 
@@ -217,16 +219,6 @@ class Jobs:
             wait=wait,
         )
 
-    async def _followed(self, outcome: Outcome, status: dict[str, Any], title: str) -> dict[str, Any]:
-        """The job's status when it has ended."""
-        holder: Any = None
-        while status["state"] in LIVE:
-            if status["state"] == "waiting" and status.get("holder") != holder:
-                holder = status.get("holder")
-                self.say(f"{title} waits for {held_by(holder)}")
-            status = await self.link.ask("status", job=outcome.job, seconds=FOLLOW_S, seen=status["state"])
-        return status
-
     async def _fetched(self, outcome: Outcome) -> str:
         """Bring the result into the folder; its name there."""
         source = "stdout" if outcome.verb == "run" else RESULT
@@ -237,6 +229,13 @@ class Jobs:
         name = f"{kind}/{outcome.board}/{outcome.verb}-{plain}-{outcome.job[:8]}.{ending}"
         write_atomic(self.folder / name, content, f"keep the result of {outcome.board}")
         return name
+
+    async def _fetch_choices(self, outcome: Outcome) -> None:
+        """Bring the choices among an artifact's candidates, for boards of the same kind."""
+        place = f"jobs/{outcome.job}/{CHOICES}"
+        for name in (await self.link.ask("list", name=place))["names"]:
+            content = await self.link.fetch(f"{place}/{name}")
+            write_atomic(self.folder / CHOICES / outcome.subject / name, content, f"keep the choice of {outcome.board}")
 
     def _ended(self, outcome: Outcome) -> Outcome:
         recorded = self.ledger.record(outcome)
@@ -249,15 +248,28 @@ class Jobs:
         self.say(event)
 
 
+async def followed(
+    link: Link, job: str, status: dict[str, Any], title: str, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """A job's status when it has ended; whom it waits for is said."""
+    holder: Any = None
+    while status["state"] in LIVE:
+        if status["state"] == "waiting" and status.get("holder") != holder:
+            holder = status.get("holder")
+            say(f"{title} waits for {held_by(holder)}")
+        status = await link.ask("status", job=job, seconds=FOLLOW_S, seen=status["state"])
+    return status
+
+
 def _why_lost(status: Mapping[str, Any]) -> str:
     if status.get("boot") and status["boot"] != status.get("now_boot"):
         return "the board was started again while it ran"
     if status["state"] == "lost":
         return "its processes were ended before it was done"
-    return _error_in(status.get("stderr", ""))
+    return last_error(status.get("stderr", ""))
 
 
-def _error_in(stderr: str) -> str:
+def last_error(stderr: str) -> str:
     """The error block at the end of what vitedge printed, in one line."""
     _, found, block = stderr.rpartition("error: ")
     text = block if found else stderr

@@ -17,6 +17,7 @@ from vitedge.fleet.connection import ANSWER_S, Channel, Link
 from vitedge.formats.artifact import MANIFEST, MANIFEST_DIGEST, Artifact
 
 IN_FLIGHT = 8  # pieces that are sent before the first one's answer is waited for
+COMPANIONS = (".engines", ".choices")
 TRIES = 3  # of a file that arrives damaged
 RESERVE = 16 << 20  # bytes that stay free on the board's disk
 #: Called with how many bytes have been sent, and how many are to be.
@@ -32,7 +33,7 @@ class File:
     size: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Package:
     """A folder that travels: an artifact, or data.
 
@@ -72,6 +73,17 @@ def artifact_package(path: str | Path) -> Package:
         for name, digest in digests.items()
     }
     return Package(_plain(artifact.path.resolve().name), artifact.digest, files, artifact.manifest.target.name)
+
+
+def companions(path: str | Path) -> list[Package]:
+    """What lies beside an artifact and belongs to it: engines and choices, each in a folder ``ARTIFACT.ENDING``."""
+    digest, path = Artifact.open(path).digest, Path(path).resolve()
+    beside = [(path.with_name(path.name + ending), ending) for ending in COMPANIONS]
+    return [
+        Package(_plain(folder.name), f"{digest}{ending}", data_package(folder).files)
+        for folder, ending in beside
+        if folder.is_dir() and any(folder.iterdir())
+    ]
 
 
 def data_package(path: str | Path) -> Package:

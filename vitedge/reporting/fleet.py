@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from vitedge.fleet.doctor import BoardState, differences
+from vitedge.fleet.install import Installed
 from vitedge.fleet.ledger import Outcome
 from vitedge.fleet.push import Pushed
 from vitedge.formats.result import Result, read_result
@@ -84,6 +85,14 @@ def show_pushed(rows: Sequence[Pushed]) -> None:
     sent = {row.board: f"{megabytes(row.sent_bytes)} MB" if row.sent_bytes else "nothing" for row in rows}
     notes = [f"{board}: {size} sent" for board, size in sent.items()]
     show(table(("board", "artifact", "digest", ">MB", ""), cells), *(indented(note) for note in notes))
+
+
+def show_installed(rows: Sequence[Installed]) -> None:
+    """What was installed where."""
+    cells = [
+        (row.board, row.version, row.python, row.wheels, megabytes(row.sent_bytes), row.environment) for row in rows
+    ]
+    show(table(("board", "installed", "Python", ">wheels", ">MB sent", "environment"), cells))
 
 
 def show_outcomes(rows: Sequence[Outcome]) -> None:

@@ -22,7 +22,7 @@ from vitedge.errors import InputError, printable
 from vitedge.formats.artifact import Artifact
 from vitedge.formats.target import Target
 
-CHOICE = "choice.json"
+CHOICE, CHOICES = "choice.json", ".choices"  # in the cache; the ending of a folder beside the artifact
 
 
 class Timed(Record):
@@ -72,17 +72,19 @@ def hardware_description(target: Target) -> str:
 
 
 def read_choice(artifact: Artifact) -> Choice | None:
-    """What was chosen for this machine and its version of the runtime; None where nothing was, or it's damaged."""
+    """What was chosen here, or on a machine like this one, with this version of the runtime; None where nothing was."""
     path = _path(artifact)
     if path is None:
         return None
-    with contextlib.suppress(OSError, InputError):
-        choice = decode_json(path.read_bytes(), Choice, action=f"open the artifact {artifact.path}", file=CHOICE)
-        travelling = {".", *folders(artifact)}
-        if sum(timed.chosen for timed in choice.measured) == 1 and travelling.issuperset(
-            timed.artifact for timed in choice.measured
-        ):
-            return choice
+    beside = artifact.path.with_name(artifact.path.name + CHOICES)
+    for place in (path, beside / _name(path)):
+        with contextlib.suppress(OSError, InputError):
+            choice = decode_json(place.read_bytes(), Choice, action=f"open the artifact {artifact.path}", file=CHOICE)
+            travelling = {".", *folders(artifact)}
+            if sum(timed.chosen for timed in choice.measured) == 1 and travelling.issuperset(
+                timed.artifact for timed in choice.measured
+            ):
+                return choice
     return None
 
 
@@ -98,6 +100,25 @@ def write_choice(artifact: Artifact, measured: tuple[Timed, ...], action: str) -
     choice = Choice(runtime=f"{target.runtime} {version}", hardware=hardware_description(target), measured=measured)
     write_atomic(path, encode_json(choice), action)
     return path
+
+
+def export_choice(artifact: Artifact, folder: Path, action: str) -> None:
+    """Write the choice for this machine into a folder, for others of its kind: it keeps those that are there.
+
+    Called ``ARTIFACT.choices``, the folder is found beside the artifact. A choice is bound to the processor, its
+    instruction sets, the GPU and the runtime's version, so on another kind of machine it isn't taken.
+
+    Raises:
+        ResourceError: it can't be written.
+    """
+    choice, path = read_choice(artifact), _path(artifact)
+    if choice is not None and path is not None:
+        write_atomic(folder / _name(path), encode_json(choice), action)
+
+
+def _name(path: Path) -> str:
+    """The name of a choice in a folder of several, by its place in the cache."""
+    return f"{path.parent.name}.json"
 
 
 def open_artifact(path: str | Path) -> Artifact:
