@@ -50,6 +50,7 @@ EXTRAS = {
     "hub": (("huggingface_hub", "onnx", "onnxruntime", "safetensors"), "import models from the Hugging Face hub"),
     "fleet": (("asyncssh", "packaging"), "work on boards over SSH: `vitedge fleet`"),
     "stream": (("av", "paho", "starlette", "uvicorn"), "cameras: `vitedge stream`"),
+    "ray": (("ray", "pyarrow", "pandas", "fsspec"), "eval and classify on a cluster: millions of pictures"),
     "demo": (
         ("onnx", "onnxruntime", "safetensors", "openvino", "jinja2", "matplotlib"),
         "everything that `vitedge demo` shows",

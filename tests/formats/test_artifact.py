@@ -244,9 +244,9 @@ def test_a_newer_model_says_which_vitedge_opens_it(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model", RECORD, {"model.onnx": b"graph"})
     data = json.loads(encode_json(model.record))
     (model.path / "model.json").write_text(
-        json.dumps({**data, "schema_version": 3, "vitedge_version": "3.0", "new": 1})
+        json.dumps({**data, "schema_version": 9, "vitedge_version": "3.0", "new": 1})
     )
-    with pytest.raises(ModelError, match="has schema version 3") as raised:
+    with pytest.raises(ModelError, match="has schema version 9") as raised:
         Model.open(model.path)
     assert raised.value.hint == upgrade_hint("3.0")
 

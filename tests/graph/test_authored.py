@@ -13,7 +13,7 @@ from tests.graph.test_author import run
 from tests.graph.vits import MEAN, STD, configs, narrowed, random_arrays, random_images, tiny
 from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ModelError
-from vitedge.formats.architecture import ViTConfig
+from vitedge.formats.architecture import BlockWidths, ViTConfig
 from vitedge.graph.author import author_vit
 from vitedge.graph.authored import read_authored
 from vitedge.graph.surgery import initializers
@@ -28,13 +28,18 @@ def uniform(config: ViTConfig) -> ViTConfig:
     return replace(config, blocks=msgspec.UNSET)
 
 
+def widths(config: ViTConfig) -> list[BlockWidths]:
+    """Of all blocks, but for which pairs are kept: on a small grid two pairs may turn by the same angles."""
+    return [replace(config.block(index), rope_pairs=None) for index in range(config.depth)]
+
+
 @settings(max_examples=30, deadline=None)
 @given(config=configs() | narrowed(), order=st.sampled_from(["rgb", "bgr"]), seed=st.integers(0, 99))
 def test_what_is_read_makes_the_same_graph(config: ViTConfig, order: str, seed: int) -> None:
     arrays = random_arrays(config, seed=seed)
     model = author_vit(config, arrays, mean=MEAN, std=STD, channel_order=order)  # type: ignore[arg-type]
     new, parameters = read_authored(model, uniform(config), contract(config, order))
-    assert [new.block(i) for i in range(new.depth)] == [config.block(i) for i in range(config.depth)]
+    assert widths(new) == widths(config)
     assert new.macs() == config.macs()
     again = author_vit(new, parameters, mean=MEAN, std=STD, channel_order=order)  # type: ignore[arg-type]
     images = random_images(config, 2, seed)
