@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import time
@@ -65,6 +66,21 @@ def test_who_measures_is_said_and_waited_for(desk: Desk, artifacts: Path) -> Non
     assert done.code == 0, done.err
     assert vitedge("fleet", "bench", artifacts / "one", "--out", "theirs", "--resume", "-q").code == 0
     assert faults.measured(board).total() == 2, "the job that went on was collected, not repeated"
+
+
+def test_a_stop_leaves_the_boards_at_work(desk: Desk, artifacts: Path) -> None:
+    board = stubbed(desk, "nuc", 1.5)
+    running = background(desk, "bench", artifacts / "one", "-q")
+    begun(board)
+    running.send_signal(signal.SIGINT)
+    assert running.wait(30) == 130
+    said = (desk.laptop / "log").read_text()
+    assert "what runs on the boards goes on" in said and "vitedge fleet collect" in said and "Traceback" not in said
+    until = time.monotonic() + 30
+    while "done" not in vitedge("fleet", "collect").out and time.monotonic() < until:
+        time.sleep(0.2)
+    assert [row["state"] for row in faults.rows(Path("fleet-results"))] == ["done"]
+    assert set(faults.measured(board).values()) == {1}
 
 
 def test_power_that_is_cut_while_measuring(desk: Desk, artifacts: Path) -> None:

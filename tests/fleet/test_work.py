@@ -78,6 +78,8 @@ def test_verify_eval_compare_and_run(desk: Desk, artifacts: Path, small_data: Pa
     desk.add("nuc")
     one, two = artifacts / "one", artifacts / "two"
     assert vitedge("fleet", "verify", one, "-q").code == 0
+    done = vitedge("fleet", "bench", one, two, *QUICK, "--together", "-q")
+    assert done.code == 0, done.err
     done = vitedge("fleet", "eval", one, "--data", small_data, "-q")
     assert done.code == 0, done.err
     how = ("--duration", "0.1", "--rounds", "10", "--max-slowdown", "9999", "--data", small_data, "-q")
@@ -89,6 +91,7 @@ def test_verify_eval_compare_and_run(desk: Desk, artifacts: Path, small_data: Pa
     checks = json.loads(found["verify"].read_text())
     assert checks and all(check["ok"] for check in checks)
     assert json.loads(found["eval"].read_text())["rows"][0]["accuracy"]["rank"]
+    assert len(json.loads(found["bench"].read_text())["rows"]) == 2
     assert len(json.loads(found["compare"].read_text())["rows"]) == 2
     assert "logits" in found["run"].read_text() or "ant" in found["run"].read_text()
 

@@ -65,10 +65,8 @@ class Channel:
 
         try:
             return await asyncio.wait_for(self._receive(), timeout_s)
-        except (OSError, EOFError, ValueError, asyncssh.Error) as error:
+        except (OSError, EOFError, ValueError, asyncssh.Error, asyncio.TimeoutError) as error:
             raise ConnectionEnded(_said(error)) from error
-        except asyncio.TimeoutError as error:
-            raise ConnectionEnded(f"no answer for {timeout_s:.0f} s") from error
 
     async def _receive(self) -> dict[str, Any]:
         line = await self._process.stdout.readline()
@@ -233,6 +231,8 @@ def _unreachable(board: Board, reason: str) -> ResourceError:
 
 
 def _said(error: BaseException) -> str:
+    if isinstance(error, asyncio.TimeoutError) and not str(error):
+        return "no answer in time"
     return str(error) or type(error).__name__
 
 
@@ -281,9 +281,7 @@ async def _connect(board: Board, password: str | None) -> Channel:
         raise _refused(board, asked=password is not None) from error
     except (asyncssh.KeyImportError, asyncssh.ConfigParseError, ValueError) as error:
         raise UsageError(f"reach {board.name}", _said(error), "correct ~/.ssh/config, or the board's entry") from error
-    except asyncio.TimeoutError as error:
-        raise ConnectionEnded(f"no answer within {CONNECT_S:.0f} s") from error
-    except (OSError, asyncssh.Error) as error:
+    except (OSError, asyncssh.Error, asyncio.TimeoutError) as error:
         raise ConnectionEnded(_said(error)) from error
     try:
         return await _start_agent(board, connection)

@@ -74,7 +74,7 @@ class Fleet:
         """
         packages = [artifact_package(path) for path in artifacts]
         named_apart(packages)
-        beside = {package: companions(path) for package, path in zip(packages, artifacts, strict=True)}
+        beside = {package: companions(path, package.digest) for package, path in zip(packages, artifacts, strict=True)}
 
         async def work(link: Link) -> list[Pushed]:
             await link.open()
@@ -170,7 +170,7 @@ class Fleet:
         keeping, uploads = keeping or Keeping(), uploads or {}
         packages = [artifact_package(path) for path in artifacts]
         named_apart(packages)
-        beside = {package: companions(path) for package, path in zip(packages, artifacts, strict=True)}
+        beside = {package: companions(path, package.digest) for package, path in zip(packages, artifacts, strict=True)}
         folder, action = Path(keeping.out), f"{verb} on the boards"
         with resource_errors(action, folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -180,7 +180,9 @@ class Fleet:
                 await link.open()
                 name = link.board.name
                 mine = self._for(link.board, packages)
-                groups = [tuple(mine)] if together or not packages else [(package,) for package in mine]
+                groups = (
+                    [tuple(mine)] if together or keeping.together or not packages else [(package,) for package in mine]
+                )
                 works = {
                     each.subject: each for each in (Work(verb, group, tuple(arguments), uploads) for group in groups)
                 }

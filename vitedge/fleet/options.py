@@ -36,6 +36,9 @@ class Keeping(Record):
     )
     resume: Annotated[bool, Flag("Do what is missing in --out; what is done isn't done again.")] = False
     overwrite: Annotated[bool, Flag("Do everything again; earlier results of the same work are replaced.")] = False
+    together: Annotated[
+        bool, Flag("Do all artifacts in one job on each board, interleaved, instead of one after the other.")
+    ] = False
     detach: Annotated[
         bool,
         Flag("Start the jobs, one at a time on a board, and end; `vitedge fleet collect` brings the results."),

@@ -75,9 +75,9 @@ def artifact_package(path: str | Path) -> Package:
     return Package(_plain(artifact.path.resolve().name), artifact.digest, files, artifact.manifest.target.name)
 
 
-def companions(path: str | Path) -> list[Package]:
+def companions(path: str | Path, digest: str) -> list[Package]:
     """What lies beside an artifact and belongs to it: engines and choices, each in a folder ``ARTIFACT.ENDING``."""
-    digest, path = Artifact.open(path).digest, Path(path).resolve()
+    path = Path(path).resolve()
     beside = [(path.with_name(path.name + ending), ending) for ending in COMPANIONS]
     return [
         Package(_plain(folder.name), f"{digest}{ending}", data_package(folder).files)
