@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vitedge.data.addresses import Shard
-from vitedge.errors import NotInstalledError, ResourceError, UsageError, VitedgeError
+from vitedge.errors import NotInstalledError, ResourceError, VitedgeError
 from vitedge.evaluation.decoding import cores
 from vitedge.evaluation.options import EngineOptions
 from vitedge.evaluation.worker import Job, Worker
@@ -86,8 +86,7 @@ def run(job: Job, shards: Mapping[str, Shard], options: EngineOptions) -> Iterat
 
     Raises:
         NotInstalledError: Ray isn't installed.
-        UsageError: no cluster at this address.
-        ResourceError: it has no room for an actor, or a shard's workers die again and again.
+        ResourceError: no cluster at this address, no room in it for an actor, or a shard whose workers die every time.
         VitedgeError: what a worker raised.
     """
     with _connected(options, job.action) as ray:
@@ -133,9 +132,10 @@ def _connected(options: EngineOptions, action: str) -> Iterator[Any]:
     try:
         with _own_signal_handlers():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = f"no Ray cluster can be used at {address}: {str(error).splitlines()[0]}"
-        raise UsageError(action, reason, "start one with this version of Ray: ray start --head") from error
+    except Exception as error:  # Ray raises many kinds, and Exception itself where it starts too slowly
+        first, *_ = str(error).splitlines() or [type(error).__name__]
+        reason = f"no Ray cluster can be used at '{address}': {first}"
+        raise ResourceError(action, reason, "start one with this version of Ray: ray start --head") from error
     with contextlib.redirect_stdout(sys.stderr):  # Ray tells of workers that die on stdout, which is the result's
         try:
             yield ray
