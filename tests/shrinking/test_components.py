@@ -97,6 +97,21 @@ def test_hidden_units_are_cut_behind(mlp: str) -> None:
         assert surgery.initializers(narrow)[f"blocks.1.mlp.{part}.weight"].dims[1] == parameters
 
 
+def test_other_units_than_the_first_may_stay() -> None:
+    model, last = authored(tiny(rope=Rope(kind="axial"))), "blocks.1.attn"
+    narrow = truncate(model, {"blocks.1.mlp": 9}, {"blocks.1.mlp": range(31, 40)})
+    assert same(narrow, zeroed(model, "blocks.1.mlp.fc2.weight", slice(31)), IMAGES)
+    narrow = truncate(
+        model, {f"{last}.heads": 2, f"{last}.value": 3}, {f"{last}.heads": [0, 2], f"{last}.value": [5, 6, 7]}
+    )
+    cut = [row for row in range(24) if row // 8 == 1 or row % 8 < 5]
+    assert same(narrow, zeroed(model, f"{last}.proj.weight", np.array(cut)), IMAGES)
+    narrow, expected = truncate(model, {f"{last}.query_key": 4}, {f"{last}.query_key": [1, 3]}), model
+    for kind, rows in (("weight", (slice(None), slice(0, 24, 2))), ("bias", slice(0, 24, 2))):  # pairs 0 and 2
+        expected = zeroed(expected, f"{last}.qkv.{kind}", rows)  # type: ignore[arg-type]
+    assert same(narrow, expected, IMAGES)
+
+
 def test_channels_of_a_convolutional_stem_are_cut() -> None:
     model = authored(tiny(stem=ConvStem(channels=(6, 10), strides=(2, 4))))
     narrow = truncate(model, {"patch_embed.stem.0": 4, "patch_embed.stem.1": 3})

@@ -60,6 +60,13 @@ def without_unused_tokens(model: onnx.ModelProto) -> onnx.ModelProto:
     return lean
 
 
+def rows_computed(model: onnx.ModelProto) -> dict[str, Span]:
+    """The rows that something reads, of every tensor of which not all are; a graph with subgraphs has none."""
+    if any(attr.type in (attr.GRAPH, attr.GRAPHS) for node in model.graph.node for attr in node.attribute):
+        return {}  # what the bodies of loops and branches read isn't among a node's inputs
+    return _Plan(model).made
+
+
 class _Plan:
     """Which rows of each tensor are read, found from the outputs backward."""
 

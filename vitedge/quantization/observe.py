@@ -156,26 +156,36 @@ def _image_key(seed: int, image: NDArray[np.uint8]) -> int:
     return int.from_bytes(digest[:8], "little")
 
 
+def session_of(model: onnx.ModelProto, action: str) -> Any:
+    """An ONNX Runtime session on the CPU that leaves the threads to NumPy in between.
+
+    Raises:
+        ModelError: the graph doesn't load.
+        NotInstalledError: onnxruntime is missing.
+    """
+    try:
+        import onnxruntime  # type: ignore[import-untyped]  # it ships no types
+    except ImportError as error:
+        raise NotInstalledError.for_extra(action, "onnxruntime", "host") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(to_bytes(model), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no common base of their own
+        raise refused(error) from error
+
+
 class _Runner:
     """The float graph with some of its inner tensors as outputs."""
 
     def __init__(self, model: onnx.ModelProto, tensors: list[str]) -> None:
-        try:
-            import onnxruntime  # type: ignore[import-untyped]  # it ships no types
-        except ImportError as error:
-            raise NotInstalledError.for_extra("observe calibration images", "onnxruntime", "host") from error
         watched = copy(model)
         given = {value.name for value in (*watched.graph.input, *watched.graph.output)}
         watched.graph.output.extend(
             helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in tensors if name not in given
         )
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # NumPy works in between
-        try:
-            self._session = onnxruntime.InferenceSession(to_bytes(watched), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's exceptions have no common base of their own
-            raise _refused(error) from error
+        self._session = session_of(watched, "observe calibration images")
         self._tensors = tensors
         self._input = self._session.get_inputs()[0].name
 
@@ -183,11 +193,12 @@ class _Runner:
         try:
             outputs = self._session.run(self._tensors, {self._input: images})
         except Exception as error:  # as above
-            raise _refused(error) from error
+            raise refused(error) from error
         return dict(zip(self._tensors, outputs, strict=True))
 
 
-def _refused(error: Exception) -> ModelError:
+def refused(error: Exception) -> ModelError:
+    """What ONNX Runtime says of a graph that it can't load or run."""
     reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return ModelError("run the float model", reason, "import the model again")
 

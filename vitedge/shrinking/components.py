@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from vitedge.errors import UsageError, nearest
 from vitedge.shrinking.rewrite import Rewriter, read_attention
@@ -16,6 +18,7 @@ from vitedge.shrinking.structures import Attention, Pair, Structure, structure_o
 Kind = Literal["hidden", "query_key", "value", "heads", "branch", "channels"]
 _GROUP = 8  # what kernels like a width to be a multiple of
 _STEPS = 16  # about so many widths are offered of a component
+NONE: Mapping[str, Sequence[int]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,16 @@ def components(model: onnx.ModelProto) -> list[Component]:
     return [each for each in _all(structures(model)) if len(each.offered) > 1]
 
 
-def truncate(model: onnx.ModelProto, widths: Mapping[str, int]) -> onnx.ModelProto:
-    """The graph at these widths, its first units kept and nothing compensated: what takes as long as a shrunk one.
+def truncate(
+    model: onnx.ModelProto, widths: Mapping[str, int], units: Mapping[str, Sequence[int]] = NONE
+) -> onnx.ModelProto:
+    """The graph at these widths with nothing compensated: what takes as long as a shrunk one.
 
     Args:
         model: a float graph.
         widths: by component; those that aren't named keep theirs.
+        units: the units that stay, ascending, by component; of those that aren't named the first ones. Of queries and
+            keys with a rotary embedding they are pairs.
 
     Raises:
         UsageError: no such component, or a width that it can't have.
@@ -62,13 +69,19 @@ def truncate(model: onnx.ModelProto, widths: Mapping[str, int]) -> onnx.ModelPro
         if structure.residual is not None and structure.goes(widths):
             rewriter.without(structure.residual, None, convolution=structure.last.linear.kind == "conv")
         elif isinstance(structure, Attention):
-            _truncate_attention(rewriter, structure, widths)
+            _truncate_attention(rewriter, structure, widths, units)
         elif isinstance(structure, Pair):
-            kept = np.arange(widths[structure.name])
-            matrix = structure.second.matrix[: len(kept) * structure.rows]
-            rewriter.pair(structure, kept, matrix, structure.second.bias)
+            kept = _units(structure.name, widths[structure.name], units)
+            rows = (kept[:, None] * structure.rows + np.arange(structure.rows)).ravel()
+            rewriter.pair(structure, kept, structure.second.matrix[rows], structure.second.bias)
         model = rewriter.finished()
-    return model
+    rewriter = Rewriter(model)
+    rewriter.absorb_means()
+    return rewriter.finished()
+
+
+def _units(name: str, width: int, units: Mapping[str, Sequence[int]]) -> NDArray[np.intp]:
+    return np.asarray(units.get(name, range(width)), np.intp)
 
 
 def changed(model: onnx.ModelProto, widths: Mapping[str, int]) -> list[Structure]:
@@ -80,12 +93,15 @@ def changed(model: onnx.ModelProto, widths: Mapping[str, int]) -> list[Structure
     ]
 
 
-def _truncate_attention(rewriter: Rewriter, attention: Attention, widths: Mapping[str, int]) -> None:
-    width = attention.widths(widths)
-    channels, pairs = np.arange(width.query_key), np.arange(width.query_key // 2)
-    if attention.rotary is not None:
+def _truncate_attention(
+    rewriter: Rewriter, attention: Attention, widths: Mapping[str, int], units: Mapping[str, Sequence[int]]
+) -> None:
+    width, name, rotary = attention.widths(widths), attention.name, attention.rotary is not None
+    pairs = channels = _units(f"{name}.query_key", width.query_key // 2 if rotary else width.query_key, units)
+    if rotary:
         channels = np.concatenate([pairs, pairs + attention.query_key // 2])
-    kept, values = np.arange(width.heads), np.arange(width.value)
+    kept = _units(f"{name}.heads", width.heads, units)
+    values = _units(f"{name}.value", width.value, units)
     weights = read_attention(attention).heads(kept)
     rows = (np.arange(width.heads)[:, None] * attention.value_width + values).ravel()
     weights = replace(

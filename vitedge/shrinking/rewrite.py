@@ -144,24 +144,31 @@ class Rewriter:
         self.layer(attention.projection.name, weights.projection, weights.bias)
 
     def without(self, residual: Residual, mean: Float64 | None, *, convolution: bool) -> None:
-        """Leave a residual branch out.
+        """Leave a residual branch out; its Add adds a constant ``<name>.mean`` until :meth:`absorb_means`.
 
         Args:
             residual: where it ends.
-            mean: what it adds on average, [C]. It goes into a constant that is added before, else it stays an Add.
-                None: nothing.
+            mean: what it adds on average, [C]; None: nothing.
             convolution: whether the branch is [N, C, H, W] instead of [.., C].
         """
         add = self._node(residual.add)
         branch = 1 - list(add.input).index(residual.skip)
         values = np.zeros(1) if mean is None else mean.reshape(-1, 1, 1) if convolution else mean
         add.input[branch] = set_constant(self.model, self._free(f"{residual.add}.mean"), values.astype(np.float32))
-        prune(self.model)
-        outputs = {value.name for value in self.model.graph.output}
-        alone = self._alone(residual.skip) and residual.skip not in outputs
-        if mean is None or (alone and self._absorb(residual.skip, mean)):
-            reroute(self.model, residual.output, residual.skip)
-            prune(self.model)
+
+    def absorb_means(self) -> None:
+        """Move what branches that went added on average into constants that are added before, where there are any."""
+        for node in list(self.model.graph.node):
+            constant = next((name for name in node.input if name.rstrip("'") == f"{node.name}.mean"), None)
+            if node.op_type != "Add" or constant is None:
+                continue
+            skip = next(name for name in node.input if name != constant)
+            mean = array(initializers(self.model)[constant]).reshape(-1)
+            outputs = {value.name for value in self.model.graph.output}
+            alone = self._alone(skip) and skip not in outputs
+            if not mean.any() or (alone and self._absorb(skip, mean)):
+                reroute(self.model, node.output[0], skip)
+                prune(self.model)
 
     # --- constants ---------------------------------------------------------------------------------------------------
 
@@ -266,19 +273,22 @@ class Rewriter:
     def _rotary(self, attention: Attention, pairs: Indices, kept: Indices) -> None:
         """These pairs, and of tables of every head these heads, in the tables [T, 1 or heads, channels]."""
         assert attention.rotary is not None
+        whole = len(pairs) == attention.query_key // 2
         columns = np.concatenate([pairs, pairs + attention.query_key // 2])
         for kind in ("cos", "sin"):
             nodes = [self._node(getattr(each, kind)) for each in attention.rotary]
             tables = {node.input[1]: array(initializers(self.model)[node.input[1]]) for node in nodes}
             for old, values in tables.items():
-                if values.shape[-2] == attention.heads > 1:
-                    values = values[..., kept, :]
+                by_head = values.shape[-2] == attention.heads > 1
+                if whole and (not by_head or len(kept) == attention.heads):
+                    continue
+                values = values[..., kept, :] if by_head else values
                 new = set_constant(
                     self.model, self._own_table(f"{attention.name}.rope.{kind}", nodes), values[..., columns]
                 )
                 for node in nodes:
                     node.input[1] = new if node.input[1] == old else node.input[1]
-        for each in attention.rotary:
+        for each in attention.rotary if not whole else ():
             self._sizes(self._node(each.split), [len(pairs)] * 2)
 
     def _own_table(self, name: str, nodes: Sequence[onnx.NodeProto]) -> str:

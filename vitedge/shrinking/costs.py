@@ -1,0 +1,193 @@
+"""What each component's widths cost: the error that a narrower one adds to the logits.
+
+By itself, the squared error that a width adds to a layer's output follows from second moments in closed form, for all
+widths from one factorisation. What such an error does to the logits differs from layer to layer: two widths of every
+component are tried on some of the pictures, and the closed form is scaled to what they did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from vitedge.core.progress import Progress, silent
+from vitedge.errors import UsageError
+from vitedge.graph.unused_tokens import rows_computed
+from vitedge.shrinking.activations import Activations
+from vitedge.shrinking.components import Component, components
+from vitedge.shrinking.moments import HeadMoments, Moments, taken
+from vitedge.shrinking.rewrite import Rewriter
+from vitedge.shrinking.shrink import batch_of, first_node, in_order
+from vitedge.shrinking.solve import ContextProblem, PairProblem, ScoresProblem
+from vitedge.shrinking.structures import Attention, Pair, Structure, structures
+
+Float64 = NDArray[np.float64]
+Narrowed = Callable[[int], onnx.ModelProto]  # the graph in which one component alone has a width
+
+_TRIED = 64  # pictures on which widths are tried
+
+
+def costs(
+    model: onnx.ModelProto,
+    pictures: NDArray[np.uint8],
+    *,
+    names: Collection[str] | None = None,
+    progress: Progress = silent,
+) -> dict[str, dict[int, float]]:
+    """The error of every offered width.
+
+    Each layer is run once on every picture, and for two widths of every component what follows it on 64 of them.
+
+    Args:
+        model: a float graph; its one input takes uint8 [N, h, w, 3], its first output is the logits.
+        pictures: uint8 [n, h, w, 3], unlabelled; a few hundred.
+        names: of the components that are weighed; None: all.
+        progress: called with ("weigh", structures done, all of them).
+
+    Returns:
+        By component and offered width: the mean over pictures of the squared difference of the logits, about its mean
+        over classes where there's more than one; compensated, and with all others whole. It never falls as widths do.
+
+    Raises:
+        UsageError: no pictures.
+        ModelError: the graph doesn't run.
+        InvalidResultError: an activation isn't finite.
+        NotInstalledError: onnxruntime is missing.
+    """
+    if not len(pictures):
+        raise UsageError(
+            "weigh what can be removed", "there are no pictures to do it by", "name a folder with pictures"
+        )
+    offered = {each.name: each for each in components(model) if names is None or each.name in names}
+    scale = _Scale(model, pictures)
+    found = in_order(model, [each for each in structures(model) if set(each.present()) & set(offered)])
+    weighed: dict[str, dict[int, float]] = {}
+    for done, structure in enumerate(found):
+        progress("weigh", done, len(found))
+        scale.advance(structure)
+        for name, (curve, narrowed) in _curves(scale, structure, offered).items():
+            weighed[name] = scale.costs(offered[name], curve, narrowed)
+    progress("weigh", len(found), len(found))
+    return {name: weighed[name] for name in offered}
+
+
+class _Scale:
+    """The model and its tensors at one place, and what a change there does to the logits."""
+
+    def __init__(self, model: onnx.ModelProto, pictures: NDArray[np.uint8]) -> None:
+        self.model, self.rows = model, rows_computed(model)
+        batch = batch_of(pictures)
+        self._all = Activations(model, pictures, batch)
+        self._some = Activations(model, pictures[:_TRIED], batch)
+        self._logits = self._run(model)
+
+    def advance(self, structure: Structure) -> None:
+        """Go to where a structure begins."""
+        for activations in (self._all, self._some):
+            activations.advance(self.model, first_node(self.model, structure))
+
+    def moments(self, structure: Structure) -> Moments:
+        """Of what its last layer reads and gives."""
+        moments, last = Moments(), structure.last
+        rows = self.rows.get(last.linear.output)
+        for values in self._all.run(self.model, [last.linear.input, last.linear.output]):
+            moments.add(last.view, values[last.linear.input], values[last.linear.output], rows)
+        return moments
+
+    def head_moments(self, attention: Attention) -> HeadMoments:
+        """Of its queries and keys."""
+        moments, rows = HeadMoments(), self.rows.get(attention.query_tensor)
+        for values in self._all.run(self.model, [attention.query_tensor, attention.key_tensor]):
+            moments.add(taken(values[attention.query_tensor], rows), values[attention.key_tensor])
+        return moments
+
+    def _run(self, model: onnx.ModelProto) -> Float64:
+        name = model.graph.output[0].name
+        return np.concatenate([values[name] for values in self._some.run(model, [name])]).astype(np.float64)
+
+    def costs(self, component: Component, curve: Float64, narrowed: Narrowed) -> dict[int, float]:
+        """Of every offered width, from the error that it adds to its layer's output [width + 1]."""
+        tried = sorted({component.offered[0], component.offered[len(component.offered) // 2 - 1]})
+        errors = {width: self._error(narrowed(width)) for width in tried}
+        floor = 1e-12 * max(float(curve[0]), 1e-30)
+        at = np.log(np.maximum(curve[tried[::-1]], floor))
+        factors = np.log([max(errors[width], 1e-30) / max(float(curve[width]), floor) for width in tried[::-1]])
+        costs, least = {component.width: 0.0}, 0.0
+        for width in component.offered[-2::-1]:
+            local = np.exp(np.interp(np.log(max(float(curve[width]), floor)), at, factors))
+            least = costs[width] = max(least, errors.get(width, float(local * curve[width])))
+        return {width: costs[width] for width in component.offered}
+
+    def _error(self, narrow: onnx.ModelProto) -> float:
+        difference = self._run(narrow) - self._logits
+        if difference.shape[-1] > 1:
+            difference -= difference.mean(axis=-1, keepdims=True)
+        return float(np.square(difference).sum(axis=-1).mean())
+
+
+def _curves(
+    scale: _Scale, structure: Structure, offered: Mapping[str, Component]
+) -> dict[str, tuple[Float64, Narrowed]]:
+    """By component: the squared error of each width at the structure's output, and the graph at a width."""
+    moments = scale.moments(structure)
+
+    def without() -> onnx.ModelProto:
+        assert structure.residual is not None
+        rewriter = Rewriter(scale.model)
+        convolution = structure.last.linear.kind == "conv"
+        rewriter.without(structure.residual, moments.mean_output, convolution=convolution)
+        return rewriter.finished()
+
+    if isinstance(structure, Pair):
+        problem = PairProblem(structure, moments)
+
+        def pair(width: int) -> onnx.ModelProto:
+            if width == 0:
+                return without()
+            solved, rewriter = problem.narrowed(width), Rewriter(scale.model)
+            rewriter.pair(structure, solved.units, solved.matrix, solved.bias)
+            return rewriter.finished()
+
+        return {structure.name: (problem.errors(), pair)}
+    if isinstance(structure, Attention):
+        curves = _attention(scale, structure, moments, without)
+        return {name: curve for name, curve in curves.items() if name in offered}
+    return {
+        structure.name: (
+            np.array([moments.target_variance, 0.0]),
+            lambda width: without() if width == 0 else scale.model,
+        )
+    }
+
+
+def _attention(
+    scale: _Scale, attention: Attention, moments: Moments, without: Callable[[], onnx.ModelProto]
+) -> dict[str, tuple[Float64, Narrowed]]:
+    context, scores = ContextProblem(attention, moments), ScoresProblem(attention, scale.head_moments(attention))
+    pairs, heads = np.arange(attention.query_key // 2), np.arange(attention.heads)
+
+    def heads_alone(count: int) -> onnx.ModelProto:
+        if count == 0:
+            return without()
+        solved, rewriter = context.narrowed(count, attention.value_width), Rewriter(scale.model)
+        rewriter.attention(attention, solved.weights, pairs, solved.heads)
+        return rewriter.finished()
+
+    def queries_alone(width: int) -> onnx.ModelProto:
+        solved, rewriter = scores.narrowed(width), Rewriter(scale.model)
+        rewriter.attention(attention, solved.weights, solved.pairs, heads)
+        return rewriter.finished()
+
+    def values_alone(width: int) -> onnx.ModelProto:
+        solved, rewriter = context.narrowed(attention.heads, width), Rewriter(scale.model)
+        rewriter.attention(attention, solved.weights, pairs, solved.heads)
+        return rewriter.finished()
+
+    return {
+        f"{attention.name}.heads": (context.head_errors(), heads_alone),
+        f"{attention.name}.query_key": (scores.errors(), queries_alone),
+        f"{attention.name}.value": (context.value_errors(), values_alone),
+    }

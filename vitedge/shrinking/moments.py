@@ -1,0 +1,140 @@
+"""Means and second moments of what layers read, and of what they are to give, over all pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitedge.errors import InvalidResultError
+from vitedge.graph.unused_tokens import Span
+from vitedge.quantization.views import View
+
+Float64 = NDArray[np.float64]
+
+_ROWS = 1 << 13  # of a batch that are looked at: more of a convolution's positions tell little more
+
+
+@dataclass
+class Moments:
+    """Sums over rows x [n, K] that a layer reads and the rows y [n, C] that it's to give; float64."""
+
+    count: float = 0.0
+    _shift: Any = None  # about what the sums of x are, [K]: float32 products of large means would lose the variance
+    _x: Any = 0.0
+    _y: Any = 0.0
+    _xx: Any = 0.0
+    _xy: Any = 0.0
+    _yy: float = 0.0
+    _last: Any = 0.0
+    _last_count: int = 0
+    _random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+
+    def add(self, view: View, read: NDArray[Any], given: NDArray[Any], rows: Span | None = None) -> None:
+        """One batch.
+
+        Args:
+            view: how the layer reads its tensor.
+            read: the tensor that it reads.
+            given: its target, in the form of its output.
+            rows: of the output of a linear, those that something reads later on; they count as much as all together,
+                which alone they'd be too few for.
+        """
+        y = np.moveaxis(given, 1, -1) if view.kernel else given
+        last = taken(y, rows).reshape(-1, y.shape[-1])
+        self._last, self._last_count = self._last + last.sum(axis=0, dtype=np.float64), self._last_count + len(last)
+        self.add_rows(view.rows(read), y.reshape(-1, y.shape[-1]))
+        if rows is not None and not view.kernel:
+            x, y = taken(read, rows), taken(given, rows)
+            weight = given.size / y.size
+            self.add_rows(x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), weight)
+
+    def add_rows(self, x: NDArray[Any], y: NDArray[Any], weight: float = 1.0) -> None:
+        """Rows [n, K] and [n, C], each counted ``weight`` times; of very many a random choice."""
+        if len(x) > 2 * _ROWS:
+            chosen = self._random.choice(len(x), _ROWS, replace=False)
+            x, y = x[chosen], y[chosen]
+        if self._shift is None:
+            self._shift = x.mean(axis=0)
+        x = x - self._shift
+        self.count += weight * len(x)
+        self._x = self._x + weight * x.sum(axis=0, dtype=np.float64)
+        self._y = self._y + weight * y.sum(axis=0, dtype=np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._xx = self._xx + weight * (x.T @ x).astype(np.float64)
+            self._xy = self._xy + weight * (x.T @ y).astype(np.float64)
+        self._yy += weight * float(np.square(y, dtype=np.float64).sum())
+        if not (np.isfinite(self._xx).all() and np.isfinite(self._xy).all()):
+            raise InvalidResultError(
+                "look at the activations of the model",
+                f"the squares of some overflow float32: they reach {float(np.abs(x).max()):.3g}",
+                "check the model's weights and its preprocessing",
+            )
+
+    @property
+    def mean(self) -> Float64:
+        """E x [K]."""
+        return np.asarray(self._x / self.count + self._shift)
+
+    @property
+    def target_mean(self) -> Float64:
+        """E y [C]."""
+        return np.asarray(self._y / self.count)
+
+    @property
+    def mean_output(self) -> Float64:
+        """E y [C] of the rows that something reads."""
+        return np.asarray(self._last / self._last_count)
+
+    @property
+    def covariance(self) -> Float64:
+        """E[(x - E x)(x - E x)ᵀ] [K, K]."""
+        off = self._x / self.count
+        return np.asarray(self._xx / self.count - np.outer(off, off))
+
+    @property
+    def cross(self) -> Float64:
+        """E[(x - E x)(y - E y)ᵀ] [K, C]."""
+        return np.asarray(self._xy / self.count - np.outer(self._x / self.count, self.target_mean))
+
+    @property
+    def target_variance(self) -> float:
+        """E |y - E y|²."""
+        return max(self._yy / self.count - float(self.target_mean @ self.target_mean), 0.0)
+
+
+def taken(values: NDArray[Any], rows: Span | None) -> NDArray[Any]:
+    """The rows of a tensor that something reads later on."""
+    return values if rows is None else np.take(values, range(rows.start, rows.stop), rows.axis)
+
+
+class HeadMoments:
+    """Second moments of queries and keys, head by head; float64 [heads, d, d]."""
+
+    def __init__(self) -> None:
+        self._images, self._queries, self._keys = 0, np.zeros(1), np.zeros(1)
+
+    def add(self, queries: NDArray[Any], keys: NDArray[Any]) -> None:
+        """One batch, [N, T, heads, d] each; keys count about each picture's mean, which is none to Softmax."""
+        keys = keys - keys.mean(axis=1, keepdims=True)
+        self._images += len(queries)
+        self._queries = self._queries + _gram(queries)
+        self._keys = self._keys + _gram(keys)
+
+    @property
+    def queries(self) -> Float64:
+        """E[q qᵀ]."""
+        return np.asarray(self._queries / self._images)
+
+    @property
+    def keys(self) -> Float64:
+        """E[(k - its picture's mean)(..)ᵀ]."""
+        return np.asarray(self._keys / self._images)
+
+
+def _gram(values: NDArray[Any]) -> Float64:
+    """The mean over tokens and the sum over pictures of v vᵀ, [heads, d, d]."""
+    by_head = np.ascontiguousarray(values.transpose(2, 0, 1, 3)).reshape(values.shape[2], -1, values.shape[3])
+    return np.asarray((by_head.swapaxes(1, 2) @ by_head).astype(np.float64) / values.shape[1])

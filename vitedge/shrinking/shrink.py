@@ -1,0 +1,201 @@
+"""A narrower model that computes what the whole one does, as nearly as its widths permit, by unlabelled pictures alone.
+
+Layer after layer, each on what the narrowed layers before it really compute, its target what the original computes
+there: what the earlier ones lost is made up for as well. CORP (2602.05243) and ZipLM (2302.04089) take both from the
+original. Every layer of the original is run twice on every picture, every layer of the narrower graph two or three
+times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from vitedge.core.progress import Progress, silent
+from vitedge.errors import UsageError
+from vitedge.graph.unused_tokens import rows_computed
+from vitedge.shrinking.activations import Activations, Tensors
+from vitedge.shrinking.components import changed, check_widths
+from vitedge.shrinking.moments import HeadMoments, Moments, taken
+from vitedge.shrinking.rewrite import AttentionWeights, Rewriter
+from vitedge.shrinking.solve import ContextProblem, PairProblem, ScoresProblem
+from vitedge.shrinking.structures import Attention, Pair, Structure, structure_of
+
+_PIXELS_AT_ONCE = 8 * 224 * 224  # of the pictures that run together
+
+Indices = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What became of a component."""
+
+    width: int
+    units: tuple[int, ...] | None  # those that are kept, ascending; None where they were mixed into fewer channels
+    error: float  # squared error of the layer's output (of query and key: of the scores) over its variance
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """A narrower model, and what was kept."""
+
+    model: onnx.ModelProto
+    kept: Mapping[str, Kept]  # by component, those that became narrower
+
+
+def shrink(
+    model: onnx.ModelProto,
+    widths: Mapping[str, int],
+    pictures: NDArray[np.uint8],
+    *,
+    sequential: bool = True,
+    target: Literal["layer", "stream"] = "stream",
+    progress: Progress = silent,
+) -> Shrunk:
+    """Make components narrower, and let what stays make up for it.
+
+    Args:
+        model: a float graph; its one input takes uint8 [N, h, w, 3].
+        widths: by component (:func:`vitedge.shrinking.components.components`); others keep theirs, and where nothing
+            is named nothing changes.
+        pictures: uint8 [n, h, w, 3], unlabelled; a few hundred.
+        sequential: False: every layer as if it alone became narrower, for comparison.
+        progress: called with ("shrink", structures done, all of them).
+
+    Raises:
+        UsageError: no such component, a width that it can't have, or no pictures.
+        ModelError: the graph doesn't run.
+        InvalidResultError: an activation isn't finite.
+        NotInstalledError: onnxruntime is missing.
+    """
+    check_widths(model, widths)
+    if not len(pictures):
+        raise UsageError("shrink a model", "there are none of the pictures to do it by", "name a folder with pictures")
+    asked = in_order(model, changed(model, widths))
+    walk = _Walk(model, pictures, sequential=sequential, target=target)
+    for done, structure in enumerate(asked):
+        progress("shrink", done, len(asked))
+        walk.narrow(structure, widths)
+    progress("shrink", len(asked), len(asked))
+    rewriter = Rewriter(walk.model)
+    rewriter.absorb_means()
+    return Shrunk(rewriter.finished(), walk.kept)
+
+
+def batch_of(pictures: NDArray[np.uint8]) -> int:
+    """How many pictures run together."""
+    height, width = pictures.shape[1:3]
+    return int(max(1, min(64, _PIXELS_AT_ONCE // (height * width))))
+
+
+def first_node(model: onnx.ModelProto, structure: Structure) -> str:
+    """The first node whose constants change when a structure becomes narrower."""
+    if isinstance(structure, Pair):
+        names = {structure.first.name}
+    elif isinstance(structure, Attention):
+        names = {part.layer.name for part in (structure.query, structure.key, structure.value)}
+    else:
+        names = {structure.residual.add}
+    return next(str(node.name) for node in model.graph.node if node.name in names)
+
+
+def in_order(model: onnx.ModelProto, found: list[Structure]) -> list[Structure]:
+    """By where they begin."""
+    positions = {node.name: position for position, node in enumerate(model.graph.node)}
+    return sorted(found, key=lambda each: positions[first_node(model, each)])
+
+
+class _Walk:
+    """Through the original and the graph in the making, side by side."""
+
+    def __init__(self, model: onnx.ModelProto, pictures: NDArray[np.uint8], *, sequential: bool, target: str) -> None:
+        self.original, self.model, self.target = model, model, target
+        self.kept: dict[str, Kept] = {}
+        batch = batch_of(pictures)
+        self._before = Activations(model, pictures, batch)
+        self._after = Activations(model, pictures, batch) if sequential else None
+        self._rows = rows_computed(model)
+
+    def narrow(self, original: Structure, widths: Mapping[str, int]) -> None:
+        """Make one structure narrower; those before it are done."""
+        begin = first_node(self.original, original)
+        self._before.advance(self.original, begin)
+        if self._after is not None:
+            self._after.advance(self.model, begin)
+        structure = structure_of(self.model, original)
+        if structure.residual is not None and structure.goes(widths):
+            self._without(structure)
+        elif isinstance(structure, Pair):
+            self._pair(structure, widths[structure.name])
+        elif isinstance(structure, Attention):
+            self._attention(structure, widths)
+
+    def _without(self, structure: Structure) -> None:
+        assert structure.residual is not None
+        moments = self._moments(structure)
+        rewriter = Rewriter(self.model)
+        convolution = structure.last.linear.kind == "conv"
+        rewriter.without(structure.residual, moments.mean_output, convolution=convolution)
+        self.model = rewriter.finished()
+        for name in structure.present():
+            self.kept[name] = Kept(0, (), 1.0)
+
+    def _pair(self, pair: Pair, width: int) -> None:
+        moments = self._moments(pair)
+        solved = PairProblem(pair, moments, keep=width).narrowed(width)
+        rewriter = Rewriter(self.model)
+        rewriter.pair(pair, solved.units, solved.matrix, solved.bias)
+        self.model = rewriter.finished()
+        self.kept[pair.name] = Kept(width, tuple(solved.units.tolist()), solved.error)
+
+    def _attention(self, attention: Attention, widths: Mapping[str, int]) -> None:
+        width, name = attention.widths(widths), attention.name
+        if width.query_key < attention.query_key:
+            moments, rows = HeadMoments(), self._rows.get(attention.query_tensor)
+            for values, _ in self._observed(attention, [attention.query_tensor, attention.key_tensor]):
+                moments.add(taken(values[attention.query_tensor], rows), values[attention.key_tensor])
+            scores = ScoresProblem(attention, moments).narrowed(width.query_key)
+            self._write(attention, scores.weights, scores.pairs, np.arange(attention.heads))
+            pairs = None if attention.rotary is None else tuple(scores.pairs.tolist())
+            self.kept[f"{name}.query_key"] = Kept(width.query_key, pairs, scores.error)
+            attention = structure_of(self.model, attention)
+        if (width.heads, width.value) == (attention.heads, attention.value_width) and self._after is None:
+            return
+        context = ContextProblem(attention, self._moments(attention)).narrowed(width.heads, width.value)
+        self._write(attention, context.weights, np.arange(attention.query_key // 2), context.heads)
+        if width.heads < attention.heads:
+            self.kept[f"{name}.heads"] = Kept(width.heads, tuple(context.heads.tolist()), context.error)
+        if width.value < attention.value_width:
+            self.kept[f"{name}.value"] = Kept(width.value, None, context.error)
+
+    def _write(self, attention: Attention, weights: AttentionWeights, pairs: Indices, heads: Indices) -> None:
+        rewriter = Rewriter(self.model)
+        rewriter.attention(attention, weights, pairs, heads)
+        self.model = rewriter.finished()
+
+    def _moments(self, structure: Structure) -> Moments:
+        """Of what the structure's last layer reads, and of what it's to give."""
+        moments, last = Moments(), structure.last
+        rows = self._rows.get(last.linear.output)
+        for values, target in self._observed(structure, [last.linear.input]):
+            moments.add(last.view, values[last.linear.input], target, rows)
+        return moments
+
+    def _observed(self, structure: Structure, wanted: list[str]) -> Iterator[tuple[Tensors, NDArray[Any]]]:
+        """Tensors of the narrower graph, and the target of the structure's output, batch by batch."""
+        output, residual = structure.last.linear.output, structure.residual
+        if self._after is None:
+            for values in self._before.run(self.original, [*wanted, output]):
+                yield values, values[output]
+        elif residual is None or self.target == "layer":
+            both = zip(self._after.run(self.model, wanted), self._before.run(self.original, [output]), strict=True)
+            yield from ((values, whole[output]) for values, whole in both)
+        else:
+            after = self._after.run(self.model, [*wanted, residual.skip])
+            for values, whole in zip(after, self._before.run(self.original, [residual.output]), strict=True):
+                yield values, whole[residual.output] - values[residual.skip]
