@@ -48,6 +48,7 @@ EXTRAS = {
         "train models",
     ),
     "hub": (("huggingface_hub", "onnx", "onnxruntime", "safetensors"), "import models from the Hugging Face hub"),
+    "ray": (("ray", "pyarrow", "pandas"), "evaluate and classify on a Ray cluster (--engine ray)"),
     "fleet": (("asyncssh", "packaging"), "work on boards over SSH: `vitedge fleet`"),
     "stream": (("av", "paho", "starlette", "uvicorn"), "cameras: `vitedge stream`"),
     "ray": (("ray", "pyarrow", "pandas", "fsspec"), "eval and classify on a cluster: millions of pictures"),
