@@ -1,10 +1,8 @@
-"""Few pictures: a batch that fits them, an accuracy with its interval, advice; a stop while they're evaluated."""
+"""Few pictures: a batch that fits them, an accuracy with its interval, and advice."""
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 from pathlib import Path
 
 import pytest
@@ -15,12 +13,8 @@ from vitedge.formats.model_folder import Model
 
 torch = pytest.importorskip("torch", reason="torch isn't installed (vitedge[train])")
 
-from tests.training.test_train import SMALL, weights  # noqa: E402
-from vitedge.errors import Interrupted  # noqa: E402
-from vitedge.training import evaluate as evaluate_module  # noqa: E402
 from vitedge.training.advice import advice, with_interval  # noqa: E402
 from vitedge.training.options import TrainOptions  # noqa: E402
-from vitedge.training.train import train  # noqa: E402
 from vitedge.training.trainer import default_batch_size  # noqa: E402
 from vitedge.training.zoo import zoo_config  # noqa: E402
 
@@ -72,25 +66,3 @@ def test_advice_is_for_those_who_need_it(
     figure = with_interval({"top1_percent": 100 * right / images, "loss": 1.0, "images": images})
     given = list(advice(options, zoo_config("vit_edge_conv_32", num_classes=3), pictures, figure))
     assert [line.startswith(word) for line, word in zip(given, words, strict=True)] == [True] * len(words)
-
-
-def test_a_stop_is_answered_while_pictures_are_evaluated(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Before the evaluation's end; resumed, the run ends with the weights of one that wasn't stopped."""
-    whole = train(str(pictures), SMALL, tmp_path / "whole")
-    passes: list[int] = []
-
-    def stopping(*arguments: object) -> object:
-        passes.append(1)
-        os.kill(os.getpid(), signal.SIGINT)
-        return plain(*arguments)  # type: ignore[arg-type]
-
-    plain = evaluate_module.model_input
-    with monkeypatch.context() as patch:
-        patch.setattr(evaluate_module, "BATCH", 2)
-        patch.setattr(evaluate_module, "model_input", stopping)
-        with pytest.raises(Interrupted, match="at step 3 of 6"):
-            train(str(pictures), SMALL, tmp_path / "model")
-    assert len(passes) == 1
-    assert weights(train(str(pictures), SMALL, tmp_path / "model", resume=True)) == weights(whole)

@@ -23,6 +23,7 @@ from vitedge.formats.model_folder import Model
 torch = pytest.importorskip("torch", reason="torch isn't installed (vitedge[train])")
 
 from vitedge.training import data as data_module  # noqa: E402
+from vitedge.training import evaluate as evaluate_module  # noqa: E402
 from vitedge.training.augment import Augmentation  # noqa: E402
 from vitedge.training.checkpoint import CHECKPOINT  # noqa: E402
 from vitedge.training.data import Batch, Pixels, digests_of, split  # noqa: E402
@@ -226,6 +227,27 @@ def test_a_signal_leaves_a_checkpoint(
     resumed = train(str(pictures), SMALL, tmp_path / "model", resume=True)
     assert weights(resumed) == weights(trained)
     assert _untimed(resumed) == _untimed(trained)
+
+
+def test_a_stop_is_answered_while_pictures_are_evaluated(
+    pictures: Path, tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the evaluation's end."""
+    passes: list[int] = []
+
+    def stopping(*arguments: object) -> object:
+        passes.append(1)
+        os.kill(os.getpid(), signal.SIGINT)
+        return plain(*arguments)  # type: ignore[arg-type]
+
+    plain = evaluate_module.model_input
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate_module, "BATCH", 2)
+        patch.setattr(evaluate_module, "model_input", stopping)
+        with pytest.raises(Interrupted, match="at step 3 of 6"):
+            train(str(pictures), SMALL, tmp_path / "model")
+    assert len(passes) == 1
+    assert weights(train(str(pictures), SMALL, tmp_path / "model", resume=True)) == weights(trained)
 
 
 def test_a_stop_after_the_last_step_says_how_to_go_on(
