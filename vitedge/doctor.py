@@ -51,7 +51,6 @@ EXTRAS = {
     "ray": (("ray", "pyarrow", "pandas"), "evaluate and classify on a Ray cluster (--engine ray)"),
     "fleet": (("asyncssh", "packaging"), "work on boards over SSH: `vitedge fleet`"),
     "stream": (("av", "paho", "starlette", "uvicorn"), "cameras: `vitedge stream`"),
-    "ray": (("ray", "pyarrow", "pandas", "fsspec"), "eval and classify on a cluster: millions of pictures"),
     "demo": (
         ("onnx", "onnxruntime", "safetensors", "openvino", "jinja2", "matplotlib"),
         "everything that `vitedge demo` shows",
