@@ -10,7 +10,7 @@ from vitedge.installation import requirement
 
 #: What a ``pip install`` line installs of vitedge, with the extras as a group.
 LINE = re.compile(r'(pip install (?:-[\w./-]+ )*)"vitedge\[([\w,-]+)\][^"]*"')
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 
 
 def written(page: Path) -> str:
