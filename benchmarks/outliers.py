@@ -12,13 +12,16 @@ token   at one position alone: two new channels of the residual stream differ fr
         every LayerNormalization has a gain that makes 50 times its largest output of it, which the linears ignore;
         two new units of every MLP are 50 times its largest hidden value there and nothing elsewhere, and cancel each
         other by rows of fc2 that are divided by 50
-all     all of them
+stem    at the input of every convolution of the stem but the first: two channels that are 50 times its largest value,
+        gelu(g (z + b)) = g (z + b) of a channel z, which the convolution behind takes from each other
+all     all of them but the stem's, as TensorRT's variants alone round convolutions by default
 ======  ===============================================================================================================
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -151,8 +154,26 @@ def token(model: onnx.ModelProto, frames: Frames, position: int = 0) -> onnx.Mod
     return constants.model
 
 
+def stem(model: onnx.ModelProto, frames: Frames) -> onnx.ModelProto:
+    """Two huge channels in front of every convolution of the stem but the first, one of them 0.7 times the other."""
+    constants = _Constants(model)
+    stages = constants.names(".conv.weight")
+    before = _tensors(model, [f"{stage}.conv.out" for stage in stages[:-1]], frames)  # [n, C, H, W]
+    for (stage, behind), z in zip(pairwise(stages), before, strict=True):
+        chosen = _strongest(np.moveaxis(z, 1, -1))[:1]
+        offset = 2 * np.abs(z[:, chosen]).max()  # of z + offset nothing is negative
+        gains = FACTOR * z.max() / (1.5 * offset) * np.array([1.0, 0.7])
+        weight, bias, next_weight = f"{stage}.conv.weight", f"{stage}.conv.bias", f"{behind}.conv.weight"
+        rows, biases, columns = constants[weight], constants[bias], constants[next_weight]
+        column = columns[:, chosen]
+        constants[weight] = np.concatenate([rows, gains[:, None, None, None] * rows[chosen]])
+        constants[bias] = np.concatenate([biases, gains * (biases[chosen] + offset)])
+        constants[next_weight] = np.concatenate([columns, column / gains[0], -column / gains[1]], axis=1)
+    return constants.model
+
+
 def everything(model: onnx.ModelProto, frames: Frames) -> onnx.ModelProto:
-    """All of them, one after the other."""
+    """All of the blocks' outliers, one after the other."""
     for plant in (token, values, hidden, norms):
         model = plant(model, frames)
     return model
@@ -161,7 +182,14 @@ def everything(model: onnx.ModelProto, frames: Frames) -> onnx.ModelProto:
 Plant = Callable[[onnx.ModelProto, Frames], onnx.ModelProto]
 #: By name: the float graph and a few pictures uint8 [n, h, w, 3], by whose activations sizes are set, to the float
 #: graph of the same function.
-CASES: Mapping[str, Plant] = {"norms": norms, "values": values, "hidden": hidden, "token": token, "all": everything}
+CASES: Mapping[str, Plant] = {
+    "norms": norms,
+    "values": values,
+    "hidden": hidden,
+    "token": token,
+    "stem": stem,
+    "all": everything,
+}
 
 
 def _centred(model: onnx.ModelProto) -> onnx.ModelProto:

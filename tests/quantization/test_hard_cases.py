@@ -34,6 +34,8 @@ from vitedge.quantization.views import quantizable
 from vitedge.runtimes.interpreter import run_graph
 
 SCHEMES = {"u8": Scheme("uint8", False, wide_sums=False), "s8, symmetric": Scheme("int8", True)}
+#: Outliers in what is rounded here; those of a stem are TensorRT's (tests/runtimes/test_tensorrt.py).
+BLOCKS = [case for case in CASES if case != "stem"]
 #: More than this share of the pictures plain ranges call differently.
 COLLAPSES = {"hidden": 0.1, "token": 0.02, "all": 0.1}
 
@@ -70,14 +72,14 @@ def lost(case: str, recipe: str, scheme: Scheme) -> tuple[float, float]:
     return float(divergence(exact(), logits).mean()), float((logits.argmax(1) != exact().argmax(1)).mean())
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", BLOCKS)
 def test_planting_changes_nothing_in_float(case: str) -> None:
     found = run_graph(planted(case), frames("held-out", 100), optimized=True)
     assert np.abs(found - exact()).max() < 1e-5 * np.abs(exact()).max()
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", BLOCKS)
 def test_int8_stays_near_where_plain_ranges_dont(case: str, scheme: str) -> None:
     plain, plain_flips = lost(case, "fast", SCHEMES[scheme])
     found, flips = lost(case, "default", SCHEMES[scheme])
@@ -118,7 +120,7 @@ def test_every_runtime_holds_all_outliers_at_once(target: str, tmp_path: Path) -
     ("script", "arguments", "verdict"),
     [
         ("hard_cases.py", ("--limit", "200", "--cases", "hidden"), "hidden: points lost by TensorRT, interpreted"),
-        ("drop_bound.py", ("held-out", "--limit", "200"), "TensorRT, interpreted: upper bound of the points lost"),
+        ("drop_bound.py", ("held-out", "--limit", "200"), "TensorRT, interpreted: upper bound of the top-1 drop"),
     ],
 )
 def test_the_scripts_judge(script: str, arguments: tuple[str, ...], verdict: str, tmp_path: Path) -> None:

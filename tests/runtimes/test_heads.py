@@ -19,7 +19,7 @@ from vitedge.quantization.prepare import with_own_constants
 from vitedge.quantization.qdq import insert_qdq
 from vitedge.quantization.rounding import Scheme, quantize_layers
 from vitedge.runtimes._nvidia.heads import equal_heads, widened
-from vitedge.runtimes._nvidia.lowering import inner_linears
+from vitedge.runtimes._nvidia.lowering import inner_layers
 from vitedge.runtimes.attention import attentions
 
 NARROW = (
@@ -36,7 +36,7 @@ def graph_of(config: ViTConfig) -> onnx.ModelProto:
 
 
 def quantized(graph: onnx.ModelProto, precision: str) -> onnx.ModelProto:
-    recipe, names = load_recipe("default"), inner_linears(graph)
+    recipe, names = load_recipe("default"), [name for name in inner_layers(graph) if name.startswith("blocks.")]
     statistics = observe(graph, random_images(CONFIG, 8), recipe.observe, key="k")
     if precision == "fp8":
         return quantize_fp8(graph, statistics, recipe, names)

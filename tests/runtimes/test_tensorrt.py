@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import re
 from collections.abc import Iterable
 
@@ -17,9 +16,10 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks.outliers import CASES
 from tests.conftest import ROOT
 from tests.graph.vits import MEAN, STD, random_arrays, tiny
-from tests.runtimes.typed_vits import deviation, embedded, interpret, pictures, request
+from tests.runtimes.typed_vits import deviation, embedded, interpret, pictures, request, residual_network
 from vitedge import runtimes
 from vitedge.data import embedded as shipped
 from vitedge.data.images import ImageSet
@@ -28,11 +28,10 @@ from vitedge.formats.architecture import BlockWidths, ConvStem, ViTConfig
 from vitedge.formats.model_folder import read_model_record
 from vitedge.formats.target import load_target
 from vitedge.graph.author import author_vit
-from vitedge.graph.builder import GraphBuilder
 from vitedge.graph.surgery import batch_size, get_metadata, initializers, linear_layers, parse, to_bytes
 from vitedge.graph.typed import element_types
 from vitedge.runtimes._nvidia.fusing import unfused
-from vitedge.runtimes._nvidia.lowering import centre_pixels, inner_linears
+from vitedge.runtimes._nvidia.lowering import centre_pixels, inner_layers
 from vitedge.runtimes.base import BUDGET, Lowered, Request
 from vitedge.runtimes.interpreter import run_graph
 from vitedge.runtimes.lowering import POINTWISE_PATCHES
@@ -117,7 +116,7 @@ def test_int8_quantizes_the_linears_of_the_blocks_and_nothing_else() -> None:
     lowered, graph = lower("int8", config)
     quantized = {layer.name for layer in lowered.layers if layer.precision == "int8"}
     expected = {f"blocks.{i}.{name}" for i in range(2) for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")}
-    assert quantized == expected == set(inner_linears(graph))
+    assert quantized == expected == set(inner_layers(graph)) - {"patch_embed.proj"}
     reasons = {layer.name: layer.reason for layer in lowered.layers if layer.precision == "fp16"}
     assert reasons["patch_embed.proj"] == "fewer than 16 channels gain nothing in int8"
     assert reasons["head"] == reasons["head_dist"] == "the head stays fp16"
@@ -145,7 +144,7 @@ def test_convolutions_are_quantized_by_rule(precision: str) -> None:
     layers = {layer.name: layer for layer in lowered.layers}
     quantized = {name for name, layer in layers.items() if layer.precision == precision}
     stem = [f"patch_embed.stem.{index}.conv" for index in range(3)]
-    assert quantized == {*inner_linears(graph), *stem[1:]}
+    assert quantized == {*inner_layers(graph)} - {stem[0], "patch_embed.proj"}
     assert layers[stem[0]].reason == f"fewer than 16 channels gain nothing in {precision}"
     assert layers["patch_embed.proj"].reason == POINTWISE_PATCHES
     model = parse(lowered.files[lowered.graph])
@@ -161,38 +160,6 @@ def test_convolutions_are_quantized_by_rule(precision: str) -> None:
     without = dataclasses.replace(wish, quantized=frozenset(quantized - {stem[1]}))
     left = {layer.name: layer for layer in runtimes.part("tensorrt", "lowering").lower(without).layers}
     assert left[stem[1]].precision == "fp16" and left[stem[1]].reason == BUDGET
-
-
-def residual_network() -> onnx.ModelProto:
-    """Convolutions with a residual branch, and two of different kernels that read one tensor and meet again."""
-    random = np.random.default_rng(3)
-    builder = GraphBuilder()
-
-    def convolution(name: str, x: str, channels: tuple[int, int], size: int, group: int = 1) -> str:
-        shape = (channels[1], channels[0] // group, size, size)
-        weight = random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
-        weights = builder.constant(f"{name}.weight", weight.astype(np.float32))
-        bias = builder.constant(f"{name}.bias", np.zeros(channels[1], np.float32))
-        return builder.node(
-            "Conv", name, x, weights, bias, kernel_shape=[size, size], pads=[size // 2] * 4, group=group
-        )
-
-    x = builder.transpose("planes", builder.node("Cast", "float", "image", to=TensorProto.FLOAT), [0, 3, 1, 2])
-    x = builder.node("Mul", "scaled", x, builder.constant("scale", np.float32(0.02)))
-    x = builder.node("Relu", "stem.act", convolution("stem.conv", x, (3, 32), 3))
-    inner = builder.node("Relu", "a.act", convolution("a.conv1", x, (32, 32), 3))
-    inner = convolution("a.conv2", inner, (32, 32), 3)
-    x = builder.node("Relu", "a.out", builder.node("Add", "a.sum", inner, x))
-    x = builder.node("Relu", "dw.act", convolution("dw.conv", x, (32, 32), 3, group=32))
-    branches = [convolution("b.conv", x, (32, 32), 3), convolution("b.shortcut", x, (32, 32), 1)]
-    x = builder.node("Gelu", "b.out", builder.node("Add", "b.sum", *branches))
-    x = builder.node("Flatten", "flat", builder.node("GlobalAveragePool", "pool", x))
-    head = builder.constant("head.weight", random.standard_normal((32, 7)).astype(np.float32))
-    builder.node("Gemm", "head", x, head, out="logits")
-    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", 32, 48, 3])
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 7])
-    graph = helper.make_graph(builder.nodes, "g", [image], [logits], list(builder.model.graph.initializer))
-    return helper.make_model(graph, ir_version=9, opset_imports=[helper.make_opsetid("", 20)])
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
@@ -215,6 +182,13 @@ def test_residual_branches_are_quantized_where_they_meet(precision: str) -> None
     assert deviation(interpret(lowered.interpretable, images), interpret(graph, images)) < dict(NEAR)[precision]
 
 
+@pytest.mark.parametrize("head", ["Gemm", "Conv"])
+def test_the_head_stays_float_whatever_it_is(head: str) -> None:
+    wish = request(residual_network(head), tiny(), "int8", images=pictures(tiny(), 4))
+    layers = {layer.name: layer for layer in runtimes.part("tensorrt", "lowering").lower(wish).layers}
+    assert (layers["head"].precision, layers["head"].reason) == ("fp16", "the head stays fp16")
+
+
 def test_int8_covers_most_of_the_embedded_model() -> None:
     graph, config = embedded()
     wish = request(graph, config, "int8", "jetson-orin-nano", images=pictures(config, 8))
@@ -226,11 +200,12 @@ def test_int8_covers_most_of_the_embedded_model() -> None:
 def test_fp8_quantizes_the_same_layers_with_one_scale_a_tensor() -> None:
     config = tiny(distillation_token=True)
     lowered, graph = lower("fp8", config, target="jetson-thor")
-    assert {layer.name for layer in lowered.layers if layer.precision == "fp8"} == set(inner_linears(graph))
+    quantized = {layer.name for layer in lowered.layers if layer.precision == "fp8"}
+    assert quantized == set(inner_layers(graph)) - {"patch_embed.proj"}
     model = parse(lowered.files[lowered.graph])
     constants = initializers(model)
     nodes = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
-    assert len(nodes) == 3 * len(inner_linears(graph))
+    assert len(nodes) == 3 * len(quantized)
     for node in nodes:
         scale, zero = (numpy_helper.to_array(constants[name]) for name in node.input[1:])
         assert scale.dtype == np.float16 and scale.shape == zero.shape == ()
@@ -583,36 +558,11 @@ def test_a_mutated_file_never_raises(data: st.DataObject) -> None:
     assert all(isinstance(text, str) and text for text in check(bytes(graph)))
 
 
-def with_stem_outliers(graph: onnx.ModelProto, factor: float = 50.0) -> onnx.ModelProto:
-    """The same function, with two channels behind each inner convolution of the stem that are huge and cancel.
-
-    gelu(50 z + b) = 50 z + b for a b so large; the other channel is 0.7 of it.
-    """
-    new = onnx.ModelProto()
-    new.CopyFrom(graph)
-    tensors = initializers(new)
-    gains = np.array([1, 0.7], np.float32)
-
-    def grow(name: str, values: NDArray[np.float32], axis: int) -> None:
-        old = numpy_helper.to_array(tensors[name])
-        tensors[name].CopyFrom(numpy_helper.from_array(np.concatenate([old, values], axis=axis), name))
-
-    stem = [layer for layer in linear_layers(graph) if layer.kind == "conv" and ".stem." in layer.name]
-    for layer, behind in itertools.pairwise(stem[1:]):
-        assert layer.bias is not None
-        weight, bias = (numpy_helper.to_array(tensors[name]) for name in (layer.weight, layer.bias))
-        column = numpy_helper.to_array(tensors[behind.weight])[:, :1]
-        grow(layer.weight, factor * gains[:, None, None, None] * weight[:1], 0)
-        grow(layer.bias, factor * gains * (bias[:1] + 4), 0)
-        grow(behind.weight, np.concatenate([column, -column / gains[1]], axis=1) / np.float32(factor), 1)
-    return new
-
-
 def test_outliers_in_the_stem_are_scaled_away() -> None:
     """Channels that reach 50 times as far would leave the others a fiftieth of the grid."""
-    config = tiny(stem=ConvStem(channels=(16, 24, 32), strides=(4, 2, 1)))
+    config = CONFIGS["wide conv stem"]
     plain = author_vit(config, random_arrays(config, folded_stem=True), mean=MEAN, std=STD)
-    graph, images = with_stem_outliers(plain), pictures(config, 6, seed=9)
+    graph, images = CASES["stem"](plain, pictures(config, 4)), pictures(config, 6, seed=9)
     expected = interpret(plain, images)
     assert deviation(interpret(graph, images), expected) < 1e-4
     wish = request(graph, config, "int8", images=pictures(config, 16), by="default")

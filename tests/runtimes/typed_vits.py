@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 from msgspec.structs import replace
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -19,6 +20,7 @@ from vitedge.formats.model_folder import class_table
 from vitedge.formats.recipe import load_recipe
 from vitedge.formats.target import Candidate, load_target
 from vitedge.graph.author import author_vit, expected_parameters
+from vitedge.graph.builder import GraphBuilder
 from vitedge.graph.surgery import to_bytes
 from vitedge.quantization.observe import observe
 from vitedge.runtimes.base import Request
@@ -48,6 +50,41 @@ def trained_like(config: ViTConfig, seed: int = 0) -> onnx.ModelProto:
     }
     contract = Preprocessing(size=config.image_size, resize="squash", interpolation="bilinear")
     return author_vit(config, arrays, mean=contract.mean, std=contract.std)
+
+
+def residual_network(head: str = "Gemm") -> onnx.ModelProto:
+    """Convolutions with a residual branch, and two of different kernels that read one tensor and meet again."""
+    random = np.random.default_rng(3)
+    builder = GraphBuilder()
+
+    def convolution(name: str, x: str, channels: tuple[int, int], size: int, group: int = 1) -> str:
+        shape = (channels[1], channels[0] // group, size, size)
+        weight = random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+        weights = builder.constant(f"{name}.weight", weight.astype(np.float32))
+        bias = builder.constant(f"{name}.bias", np.zeros(channels[1], np.float32))
+        return builder.node(
+            "Conv", name, x, weights, bias, kernel_shape=[size, size], pads=[size // 2] * 4, group=group
+        )
+
+    x = builder.transpose("planes", builder.node("Cast", "float", "image", to=TensorProto.FLOAT), [0, 3, 1, 2])
+    x = builder.node("Mul", "scaled", x, builder.constant("scale", np.float32(0.02)))
+    x = builder.node("Relu", "stem.act", convolution("stem.conv", x, (3, 32), 3))
+    inner = builder.node("Relu", "a.act", convolution("a.conv1", x, (32, 32), 3))
+    inner = convolution("a.conv2", inner, (32, 32), 3)
+    x = builder.node("Relu", "a.out", builder.node("Add", "a.sum", inner, x))
+    x = builder.node("Relu", "dw.act", convolution("dw.conv", x, (32, 32), 3, group=32))
+    branches = [convolution("b.conv", x, (32, 32), 3), convolution("b.shortcut", x, (32, 32), 1)]
+    x = builder.node("Gelu", "b.out", builder.node("Add", "b.sum", *branches))
+    x = builder.node("GlobalAveragePool", "pool", x)
+    if head == "Conv":
+        builder.node("Flatten", "flat", convolution("head", x, (32, 16), 1), out="logits")
+    else:
+        weight = builder.constant("head.weight", random.standard_normal((32, 16)).astype(np.float32))
+        builder.node("Gemm", "head", builder.node("Flatten", "flat", x), weight, out="logits")
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", 32, 48, 3])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 16])
+    graph = helper.make_graph(builder.nodes, "g", [image], [logits], list(builder.model.graph.initializer))
+    return helper.make_model(graph, ir_version=9, opset_imports=[helper.make_opsetid("", 20)])
 
 
 def embedded() -> tuple[onnx.ModelProto, ViTConfig]:

@@ -67,9 +67,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "linears-fp8-rest-fp16": ("linear",),
     "linears-convs-fp8-rest-fp16": ("linear", "conv"),
 }
-#: NVIDIA's Model Optimizer quantizes no convolution of fewer (``find_nodes_from_convs_to_exclude`` there): tensor cores
-#: take channels by 32 in INT8 and by 8 in FP16, and what is missing is padding
-#: (https://docs.nvidia.com/deeplearning/tensorrt/latest/performance/best-practices.html).
+#: Of a convolution, read and written. Tensor cores take channels by 32 in INT8 and by 8 in FP16, and what is missing is
+#: padding (https://docs.nvidia.com/deeplearning/tensorrt/latest/performance/best-practices.html). NVIDIA's Model
+#: Optimizer has this limit, too; in INT8 it makes exceptions (``find_nodes_from_convs_to_exclude`` there).
 LEAST_CHANNELS = 16
 GRAPH = "model.onnx"
 #: An integer near every data set's mean colour, exact in float16.
@@ -154,13 +154,13 @@ def _float32_nodes(graph: onnx.ModelProto) -> set[str]:
 
 def _quantized(request: Request) -> tuple[onnx.ModelProto, dict[str, str], dict[str, str]]:
     """The graph with Q/DQ, the precision of each quantized layer, and why the others aren't."""
-    inner, variant = inner_linears(request.graph), request.candidate.variant
+    inner, variant = inner_layers(request.graph), request.candidate.variant
     precision = "fp8" if "-fp8-" in variant else "int8"
 
     def why_float(layer: Layer) -> str:
-        if layer.linear.kind == "linear":
-            return "" if layer.name in inner else "the head stays fp16"
-        return _why_float_convolution(layer, precision)
+        if layer.name not in inner:
+            return "the head stays fp16"
+        return _why_float_convolution(layer, precision) if layer.linear.kind == "conv" else ""
 
     names, reasons = integer_layers(request, VARIANTS[variant], why_float)
     reasons = {
@@ -184,11 +184,11 @@ def _why_float_convolution(layer: Layer, precision: str) -> str:
     return f"TensorRT has no fast FP8 convolution of {taps} taps" if precision == "fp8" and taps > FP8_TAPS else ""
 
 
-def inner_linears(graph: onnx.ModelProto) -> list[str]:
-    """Names of the Linears whose output reaches another Linear: all of the blocks', and no head."""
+def inner_layers(graph: onnx.ModelProto) -> list[str]:
+    """Names of the layers whose output reaches another layer: all of the stem's and the blocks', and no head."""
     layers = {layer.name: layer for layer in linear_layers(graph)}
     leads_on: set[str] = set()  # tensors that reach a layer
     for node in reversed(graph.graph.node):
         if node.name in layers or any(name in leads_on for name in node.output):
             leads_on.update(node.input)
-    return [name for name, layer in layers.items() if layer.kind == "linear" and layer.output in leads_on]
+    return [name for name, layer in layers.items() if layer.output in leads_on]
