@@ -38,19 +38,20 @@ IMPORTS = {
     "exporting": "core device data formats graph quantization runtimes evaluation benchmarking",
     "building": "core device data formats runtimes evaluation benchmarking",
     "comparison": "core data formats evaluation benchmarking",
-    "shrinking": "core device data formats graph quantization runtimes benchmarking exporting comparison",
+    "shrinking": "core device data formats graph training quantization runtimes benchmarking exporting comparison",
     "streaming": "core device data formats runtimes benchmarking",
     "project": "core",
     "doctor": "core device formats runtimes",
     "fleet": "core formats",
-    "reporting": "core device data formats graph runtimes evaluation benchmarking exporting comparison doctor fleet",
+    "reporting": "core device data formats graph runtimes evaluation benchmarking exporting comparison shrinking doctor"
+    " fleet",
     "demo": "core data formats importing runtimes verification evaluation benchmarking exporting reporting",
     "api": "core data formats training importing runtimes verification evaluation benchmarking exporting building"
-    " comparison streaming project doctor fleet reporting demo",
-    "cli": "core training importing runtimes evaluation benchmarking exporting comparison streaming fleet reporting"
-    " api",
-    "__init__": "training importing runtimes evaluation benchmarking exporting comparison streaming doctor fleet"
-    " reporting demo api formats",
+    " comparison shrinking streaming project doctor fleet reporting demo",
+    "cli": "core training importing runtimes evaluation benchmarking exporting comparison shrinking streaming fleet"
+    " reporting api",
+    "__init__": "training importing runtimes evaluation benchmarking exporting comparison shrinking streaming doctor"
+    " fleet reporting demo api formats",
     "__main__": "cli",
 }
 EVERYBODYS = {"errors", "installation", "_version"}
@@ -250,7 +251,7 @@ def test_nothing_heavy_is_imported(statement: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("verb", ["", "export", "import", "bench", "stream", "train", "compare"])
+@pytest.mark.parametrize("verb", ["", "export", "import", "bench", "stream", "train", "compare", "shrink"])
 def test_help_imports_nothing_heavy(verb: str) -> None:
     code = (
         "import sys, atexit; from vitedge.cli import main\n"

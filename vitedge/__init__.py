@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         import_model,
         inspect,
         label,
+        latency_table,
         new_project,
         open,
         open_fleet,
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
         report,
         run_demo,
         run_project,
+        shrink,
+        shrink_frontier,
         stream,
         summary,
         target,
@@ -90,6 +93,9 @@ if TYPE_CHECKING:
     from vitedge.reporting.inspection import Inspection
     from vitedge.runtimes.options import OpenOptions
     from vitedge.runtimes.session import Prediction, Session
+    from vitedge.shrinking.frontier import Frontier
+    from vitedge.shrinking.options import ShrinkOptions
+    from vitedge.shrinking.table import Table
     from vitedge.streaming.records import FrameRecord
     from vitedge.streaming.settings import StreamSettings
     from vitedge.training.factory import Factory
@@ -134,6 +140,9 @@ _TYPES = {
     "reporting.inspection": ("Inspection",),
     "runtimes.options": ("OpenOptions",),
     "runtimes.session": ("Prediction", "Session"),
+    "shrinking.frontier": ("Frontier",),
+    "shrinking.options": ("ShrinkOptions",),
+    "shrinking.table": ("Table",),
     "streaming.records": ("FrameRecord",),
     "streaming.settings": ("StreamSettings",),
     "training.factory": ("Factory",),
@@ -157,6 +166,7 @@ __all__ = [
     "Factory",
     "Fleet",
     "FrameRecord",
+    "Frontier",
     "ImageError",
     "ImportOptions",
     "InputError",
@@ -179,9 +189,11 @@ __all__ = [
     "Result",
     "Selection",
     "Session",
+    "ShrinkOptions",
     "Stopped",
     "StreamError",
     "StreamSettings",
+    "Table",
     "Target",
     "Tolerance",
     "TrainOptions",
@@ -209,6 +221,7 @@ __all__ = [
     "import_model",
     "inspect",
     "label",
+    "latency_table",
     "new_project",
     "open",
     "open_fleet",
@@ -219,6 +232,8 @@ __all__ = [
     "report",
     "run_demo",
     "run_project",
+    "shrink",
+    "shrink_frontier",
     "stream",
     "summary",
     "target",

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from vitedge.reporting.inspection import Inspection
     from vitedge.runtimes.options import OpenOptions
     from vitedge.runtimes.session import Session
+    from vitedge.shrinking.frontier import Frontier
+    from vitedge.shrinking.options import ShrinkFields, ShrinkOptions
+    from vitedge.shrinking.table import Table
     from vitedge.streaming.records import FrameRecord
     from vitedge.streaming.settings import StreamFields, StreamSettings
     from vitedge.training.factory import Factory
@@ -199,6 +202,113 @@ def summary(subject: Model | Artifact | Plan) -> dict[str, Any]:
 
         return entry.summary(subject)
     return write.summary(subject) if isinstance(subject, Artifact) else plan.describe(subject)
+
+
+def shrink(
+    model: Model | str | Path,
+    target: Target | str | Path,
+    out: str | Path,
+    options: ShrinkOptions | None = None,
+    *,
+    progress: Progress = silent,
+    **fields: Unpack[ShrinkFields],
+) -> Model:
+    """Make a model narrower until it meets a budget, at the least loss, from pictures without labels.
+
+    Args:
+        model: a model folder.
+        target: the device that it's to be fast on: a target's name, or a TOML file that describes one.
+        out: the model folder to write.
+        options: the budget, the pictures, and what may be lost.
+        progress: called with (task, done, total).
+        **fields: of :class:`~vitedge.shrinking.options.ShrinkOptions`, in place of those in ``options``.
+
+    Raises:
+        InvalidResultError: the budget can't be met (what was reached is said), or more is lost than may be.
+        UsageError, ModelError, ImageError, ResourceError, NotInstalledError:
+            as :func:`vitedge.shrinking.plan.plan_shrink` and :func:`vitedge.shrinking.run.carry_out`.
+    """
+    from vitedge.shrinking.adapting import of_classes
+    from vitedge.shrinking.options import ShrinkOptions
+    from vitedge.shrinking.plan import plan_shrink
+    from vitedge.shrinking.run import carry_out
+
+    given = {**fields, "frontier": False}
+    checked = filled(ShrinkOptions, given, options, action="shrink a model", verb="shrink")
+    checked.require_one_budget("shrink a model")
+    whole = _opened_model(model)
+    with of_classes(whole, checked.classes, f"shrink {whole.record.name}") as needed:
+        return carry_out(plan_shrink(needed, target, out, checked, source_digest=whole.digest), progress)
+
+
+def shrink_frontier(
+    model: Model | str | Path,
+    target: Target | str | Path,
+    out: str | Path,
+    options: ShrinkOptions | None = None,
+    *,
+    progress: Progress = silent,
+    **fields: Unpack[ShrinkFields],
+) -> Frontier:
+    """Accuracy against measured latency of a model shrunk to about ten budgets, in float32 and in the precision.
+
+    Args:
+        model: a model folder.
+        target: a target that runs on this machine.
+        out: writes ``<out>.frontier.json`` and ``<out>.frontier.svg`` (where matplotlib is installed).
+        options: the pictures and the precision; its budget is left alone.
+        progress: called with (task, done, total).
+        **fields: of :class:`~vitedge.shrinking.options.ShrinkOptions`, in place of those in ``options``.
+
+    Raises:
+        as :func:`shrink`.
+    """
+    from vitedge.reporting import frontier as picture
+    from vitedge.shrinking.adapting import of_classes
+    from vitedge.shrinking.frontier import frontier
+    from vitedge.shrinking.options import ShrinkOptions
+    from vitedge.shrinking.plan import plan_shrink
+
+    given = {**fields, "latency": None, "speedup": None, "macs": None, "frontier": True}
+    checked = filled(ShrinkOptions, given, options, action="shrink a model", verb="shrink")
+    whole = _opened_model(model)
+    with of_classes(whole, checked.classes, f"shrink {whole.record.name}") as needed:
+        plan = plan_shrink(needed, target, out, checked, source_digest=whole.digest)
+        return picture.write(plan, frontier(plan, progress))
+
+
+def latency_table(
+    model: Model | str | Path,
+    target: Target | str | Path,
+    out: str | Path,
+    options: ShrinkOptions | None = None,
+    *,
+    progress: Progress = silent,
+    **fields: Unpack[ShrinkFields],
+) -> Table:
+    """Measure on this machine what a narrower model saves, for :func:`shrink` anywhere.
+
+    Args:
+        model: a model folder.
+        target: a target that runs on this machine.
+        out: the file to write.
+        options: the precision, the threads, and whether ``out`` may be replaced.
+        progress: called with (task, done, total).
+        **fields: of :class:`~vitedge.shrinking.options.ShrinkOptions`, in place of those in ``options``.
+
+    Raises:
+        UsageError: the target doesn't run here, an unknown target or precision, or an existing file.
+        Others as :func:`shrink`.
+    """
+    from vitedge.shrinking import prices
+    from vitedge.shrinking.options import ShrinkOptions
+    from vitedge.shrinking.plan import action_of, plan_deployment
+
+    checked = filled(ShrinkOptions, fields, options, action="measure a latency table", verb="shrink")
+    deployed = plan_deployment(model, target, checked, Path(out))
+    action = f"{action_of(deployed.model, deployed.target)}: measure a latency table"
+    with resource_errors(action):
+        return prices.latency_table(deployed, Path(out), checked, action, progress)
 
 
 def open(
@@ -997,3 +1107,10 @@ def _opened(artifact: Artifact | str | Path) -> Artifact:
     from vitedge.runtimes.choice import open_artifact
 
     return artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
+
+
+def _opened_model(model: Model | str | Path) -> Model:
+    """A model that was opened before as it is."""
+    from vitedge.formats.model_folder import Model
+
+    return model if isinstance(model, Model) else Model.open(model)

@@ -51,11 +51,14 @@ def test_each_next_step_is_a_command(tmp_path: Path) -> None:
     (tmp_path / "model.json").touch()
     values: dict[str, Any] = {
         **{"out": tmp_path, "data": "d", "model": "m", "artifact": ["a"], "target": ["openvino"], "name": None},
-        **{"dry_run": False, "autotune": False, "new": None, "path": tmp_path},
+        **{"dry_run": False, "autotune": False, "new": None, "path": tmp_path, "precision": None, "table": "t.json"},
+        **{"latency": None, "speedup": None, "macs": None},
     }
     group: Any = typer.main.get_command(application())
     for verb, follows in NEXT.items():
         one = {**values, "artifact": "a"} if verb in ("verify", "classify") else values
-        for each in (one, {**one, "out": None}) if verb in ("bench", "eval", "compare") else (one,):
+        one = {**values, "target": "openvino"} if verb == "shrink" else one
+        others = {"bench": {"out": None}, "eval": {"out": None}, "compare": {"out": None}, "shrink": {"macs": 0.5}}
+        for each in (one, {**one, **others[verb]}) if verb in others else (one,):
             if words := [str(word) for word in follows(each)]:
                 group.commands[words[0]].make_context(words[0], words[1:])

@@ -20,6 +20,7 @@ from vitedge.core.schema import Record
 from vitedge.errors import UsageError
 from vitedge.exporting.options import ExportFields, ExportOptions
 from vitedge.importing.options import ImportFields, ImportOptions
+from vitedge.shrinking.options import ShrinkFields, ShrinkOptions
 from vitedge.streaming.settings import StreamFields, StreamSettings
 from vitedge.training.options import Distillation, TrainOptions
 
@@ -134,6 +135,7 @@ def test_a_python_call_is_checked_likewise() -> None:
     "record",
     [
         ExportOptions(),
+        ShrinkOptions(),
         ImportOptions(),
         BenchConfig(),
         PairedConfig(),
@@ -151,7 +153,12 @@ def test_every_option_is_explained_and_every_default_is_possible(record: Record)
 
 @pytest.mark.parametrize(
     ("fields", "record"),
-    [(ExportFields, ExportOptions), (ImportFields, ImportOptions), (StreamFields, StreamSettings)],
+    [
+        (ExportFields, ExportOptions),
+        (ImportFields, ImportOptions),
+        (ShrinkFields, ShrinkOptions),
+        (StreamFields, StreamSettings),
+    ],
 )
 def test_keywords_are_the_fields(fields: type, record: type[Record]) -> None:
     """A keyword takes what the field takes; where that is a text, a path as well."""

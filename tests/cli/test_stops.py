@@ -123,6 +123,14 @@ VERBS = {
     "export-openvino": Verb(export("openvino"), "artifact", artifact_is_whole),
     "train": Verb(train, "model", model_is_whole, leaves=("model.run",)),
     "import": Verb(import_, "model", model_is_whole),
+    "shrink": Verb(
+        lambda inputs, out: [
+            "shrink", inputs.model, "--target", "onnxruntime", "--macs", 0.7, "--data", inputs.data,
+            "--num-samples", 24, "--out", out,
+        ],
+        "model",
+        model_is_whole,
+    ),
     "bench": Verb(
         lambda inputs, out: [
             "bench", inputs.onnxruntime, inputs.openvino, "--duration", 0.5, "--iterations", 100, "--warmup", 0.1,
@@ -292,6 +300,6 @@ def test_twenty_stops(name: str, inputs: Inputs, tmp_path: Path) -> None:
     assert sum(stopped_twice(name, inputs, tmp_path / str(turn), draw, length_s) for turn in range(10)) >= 5
 
 
-@pytest.mark.parametrize("name", ["export", "train", "import", "bench", "eval", "build", "stream", "report"])
+@pytest.mark.parametrize("name", ["export", "shrink", "train", "import", "bench", "eval", "build", "stream", "report"])
 def test_two_stops(name: str, inputs: Inputs, tmp_path: Path) -> None:
     stopped_twice(name, inputs, tmp_path / "run", random.Random(name), length_s=1.0)

@@ -21,7 +21,7 @@ PLACES = st.lists(
 )
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(places=PLACES, needed=st.integers(0, 150))
 def test_the_least_error_of_all_that_save_enough(places: list[list[Option]], needed: int) -> None:
     every = map(together, itertools.product(*places))
@@ -34,7 +34,7 @@ def test_the_least_error_of_all_that_save_enough(places: list[list[Option]], nee
         assert together(chosen).error == pytest.approx(min(errors), rel=1e-12, abs=1e-12)
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(scale=st.floats(1, 1e9, allow_subnormal=False), places=PLACES)
 def test_large_numbers_are_counted_in_steps_and_still_save_enough(scale: float, places: list[list[Option]]) -> None:
     scaled = [[Option(option.saved * scale, option.error) for option in options] for options in places]

@@ -18,7 +18,7 @@ from vitedge.shrinking.components import components, truncate
 from vitedge.shrinking.options import ShrinkOptions
 from vitedge.shrinking.plan import plan_deployment
 from vitedge.shrinking.prices import latency_table
-from vitedge.shrinking.table import MOST_WIDTHS, Table, macs_table, read_table
+from vitedge.shrinking.table import MOST_WIDTHS, Table, Width, increasing, macs_table, read_table
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +82,9 @@ def test_without_measuring_work_is_counted(small_model: Path, deployed: Plan) ->
         if width in counted.saved[name]:
             exact = counted.full - sum(macs(truncate(graph, {name: width})).values())
             assert counted.saved[name][width] == pytest.approx(exact, rel=1e-9)
+
+
+def test_narrower_widths_never_save_less() -> None:
+    measured = {56: -5.0, 48: 30.0, 40: 10.0, 32: 40.0, 24: 38.0, 16: 90.0}
+    widths = [Width(width=width, saved=saved, low=saved, high=saved) for width, saved in measured.items()]
+    assert increasing(widths) == {56: 0.0, 48: 20.0, 40: 20.0, 32: 39.0, 24: 39.0, 16: 90.0}

@@ -23,6 +23,7 @@ STEPS = {
     "train": PREPARE,
     "import": PREPARE,
     "label": PREPARE,
+    "shrink": PREPARE,
     "export": EXPORT,
     "build": EXPORT,
     "verify": MEASURE,

@@ -54,6 +54,16 @@ def _after_inspect(values: Values) -> Words:
     return _export(path) if (path / "model.json").exists() else ("verify", path)
 
 
+def _after_shrink(values: Values) -> Words:
+    data, target, precision = values["data"] or PICTURES, ("--target", values["target"]), values["precision"]
+    if any(values[budget] is not None for budget in ("latency", "speedup", "macs")):
+        return _export(values["out"], data, how=(*target, "--precision", precision or "auto"))
+    how: Words = (*target, "--precision", precision) if precision else target
+    table = ("--table", values["table"]) if values["table"] else ()
+    out = values["out"] or "small/"
+    return ("shrink", values["model"], *how, *table, "--speedup", 1.5, "--data", data, "--out", out)
+
+
 #: By verb, the words after ``vitedge``; none where nothing follows. ``stream`` is where the pipeline ends.
 NEXT: dict[str, Callable[[Values], Words]] = {
     "new": lambda values: (),
@@ -61,6 +71,7 @@ NEXT: dict[str, Callable[[Values], Words]] = {
     "train": lambda values: _export(values["out"], values["data"]),
     "import": lambda values: _export(values["out"]),
     "label": lambda values: _export(values["model"]),
+    "shrink": _after_shrink,
     "export": _after_export,
     "build": _after_build,
     "verify": lambda values: ("bench", values["artifact"], "--out", "result.json"),

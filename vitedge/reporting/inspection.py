@@ -21,9 +21,10 @@ from vitedge.formats.budget import Budget
 from vitedge.formats.fidelity import Fidelity
 from vitedge.formats.model_folder import GIVE_NAMES, MODEL_JSON, ClassLabel, Model, Origin, nameless
 from vitedge.formats.result import RESULT_JSON, read_result
-from vitedge.reporting import rows
+from vitedge.reporting import provenance, rows
 from vitedge.runtimes._nvidia.engines import INDEX, Engines
 from vitedge.runtimes.choice import folders, open_artifact, read_choice
+from vitedge.shrinking.shrinkage import SHRUNK, shrinkage_of
 
 MOST_ROWS = 24  # of a table, unless everything is asked for
 LONGEST_READ_S = 60.0
@@ -305,7 +306,10 @@ def _golden(golden: Golden) -> str:
 
 def _origin(origin: Origin) -> dict[str, str]:
     facts = {"origin": f"{origin.kind}: {origin.source}"}
-    facts |= {f"origin {name}": _words(value) for name, value in origin.details.items()}
+    shrinkage = shrinkage_of(origin)
+    known = set() if shrinkage is None else {SHRUNK}
+    facts |= {f"origin {name}": _words(value) for name, value in origin.details.items() if name not in known}
+    facts |= {} if shrinkage is None else provenance.facts(shrinkage)
     if origin.parity is not None:
         parity = origin.parity
         facts["parity"] = (

@@ -46,6 +46,15 @@ class ShrinkOptions(Record):
             group=LOSS,
         ),
     ] = None
+    classes: Annotated[
+        str | None,
+        Flag(
+            "Text file with the classes that are needed, one a line; what only the others used goes first.",
+            unit="path",
+            default="all",
+            group=MODEL,
+        ),
+    ] = None
     finetune: Annotated[
         Annotated[int, Meta(ge=1)] | None,
         Flag("Train so many passes with the whole model as teacher; this needs torch.", unit="passes", group=LOSS),
@@ -128,6 +137,7 @@ class ShrinkFields(TypedDict, total=False):
     macs: float | None
     frontier: bool
     max_drop: float | None
+    classes: str | Path | None
     finetune: int | None
     labelled: str | Path | None
     data: str | Path | None

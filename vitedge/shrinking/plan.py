@@ -17,7 +17,7 @@ from vitedge.errors import NotInstalledError, UsageError
 from vitedge.exporting.division import observed_count, require_samples
 from vitedge.exporting.hold_out import class_ids
 from vitedge.exporting.plan import Plan, require_host
-from vitedge.formats import budget
+from vitedge.formats.budget import Budget as LossBudget
 from vitedge.formats.model_folder import MODEL_FOLDER, Model
 from vitedge.formats.recipe import load_recipe
 from vitedge.formats.target import Target, load_target
@@ -33,6 +33,7 @@ class ShrinkPlan:
     deployed: Plan  # what will be exported: model, target, candidate, calibration and hold-out pictures
     options: ShrinkOptions
     budget: Budget | None  # None: a table or a frontier alone
+    source_digest: str = ""  # of the model before classes were left out
 
     @property
     def action(self) -> str:
@@ -56,7 +57,12 @@ def action_of(model: Model, target: Target) -> str:
 
 
 def plan_shrink(
-    model: Model | str | Path, target: Target | str | Path, out: str | Path, options: ShrinkOptions
+    model: Model | str | Path,
+    target: Target | str | Path,
+    out: str | Path,
+    options: ShrinkOptions,
+    *,
+    source_digest: str = "",
 ) -> ShrinkPlan:
     """Check what is asked for, before any work.
 
@@ -65,6 +71,7 @@ def plan_shrink(
         target: a target, its name, or a TOML file.
         out: the model folder to write.
         options: the budget, the pictures, and what may be lost.
+        source_digest: of the model before classes were left out; empty: ``model`` is whole.
 
     Raises:
         UsageError: unknown target or precision, no or several budgets, an existing output, unfit pictures, or a latency
@@ -76,7 +83,8 @@ def plan_shrink(
     action = action_of(deployed.model, deployed.target)
     if not options.frontier or options.budgets:
         options.require_one_budget(action)
-    plan = ShrinkPlan(deployed, options, next((Budget(*given) for given in options.budgets.items()), None))
+    budget = next((Budget(*given) for given in options.budgets.items()), None)
+    plan = ShrinkPlan(deployed, options, budget, source_digest or deployed.model.digest)
     _refuse_unmeasurable(plan)
     if plan.budget is not None:
         refuse_existing(deployed.out, MODEL_FOLDER, overwrite=options.overwrite, action=action)
@@ -155,8 +163,8 @@ def _with_pictures(deployed: Plan, options: ShrinkOptions, action: str) -> Plan:
     return changed(deployed, recipe=recipe, images=images, observed=count, held_out=held_out, budget=limit)
 
 
-def _limit(model: Model, images: ImageSet, options: ShrinkOptions, action: str) -> budget.Budget:
+def _limit(model: Model, images: ImageSet, options: ShrinkOptions, action: str) -> LossBudget:
     """What may be lost: top-1 where the hold-out pictures have labels, else agreement with the whole model."""
     if options.max_drop is None or class_ids(model, images, required=False, action=action) is not None:
-        return budget.Budget.of_export(options.max_drop, None)
-    return budget.Budget.of_export(None, max(0.0, 100 - options.max_drop))
+        return LossBudget.of_export(options.max_drop, None)
+    return LossBudget.of_export(None, max(0.0, 100 - options.max_drop))

@@ -22,7 +22,7 @@ from vitedge.shrinking import timing
 from vitedge.shrinking.components import components, truncate
 from vitedge.shrinking.options import ShrinkOptions
 from vitedge.shrinking.plan import ShrinkPlan, require_here
-from vitedge.shrinking.search import Cost
+from vitedge.shrinking.search import TOLERANCE, Cost
 from vitedge.shrinking.table import Table, macs_table, measure_table, read_table
 from vitedge.shrinking.timing import Stopwatch
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import onnx
 
     from vitedge.shrinking.components import Component
+
+LONGER = 3.0  # times as long, where an interval is wider than the tolerance of the budget
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,11 @@ class Prices:
         return Cost(sum(macs(truncate(self.graph, widths)).values()), self.table.full)
 
     def measured(self, graph: onnx.ModelProto) -> Cost:
-        """What a graph takes here, against the whole one."""
+        """What a graph takes here, against the whole one; measured for longer where the interval is too wide."""
         assert self.watch is not None
         full, (timing,) = self.watch.times([graph], silent)
+        if timing.high - timing.low > 2 * TOLERANCE * timing.ratio:
+            full, (timing,) = self.watch.longer(LONGER).times([graph], silent)
         return Cost(timing.ns, full)
 
 

@@ -76,12 +76,8 @@ class Table(Record):
 
     @property
     def saved(self) -> dict[str, dict[int, float]]:
-        """By component and width."""
-        return {
-            name: {each.width: each.saved for each in shape.widths}
-            for shape in self.shapes
-            for name in shape.components
-        }
+        """By component and width: as measured, where narrower ones don't save less."""
+        return {name: increasing(shape.widths) for shape in self.shapes for name in shape.components}
 
     @property
     def digest(self) -> str:
@@ -93,6 +89,23 @@ class Table(Record):
             return "multiply-accumulates; nothing was measured"
         threads = "" if self.threads is None else f", {self.threads} threads"
         return f"{self.target} in {self.precision}, measured with {self.runtime} on {self.hardware}{threads}"
+
+
+def increasing(widths: Sequence[Width]) -> dict[int, float]:
+    """What each width saves, at least as much as a wider one: neighbours that contradict that get their mean.
+
+    Isotonic regression by pooling adjacent violators: noise of single entries is averaged, and a width that kernels
+    don't like isn't worth more than the next one that they do.
+    """
+    pools: list[tuple[float, list[int]]] = []  # (mean, widths), from the widest on
+    for each in sorted(widths, key=lambda each: -each.width):
+        mean, members = max(0.0, each.saved), [each.width]
+        while pools and pools[-1][0] > mean:
+            wider, others = pools.pop()
+            mean = (mean * len(members) + wider * len(others)) / (len(members) + len(others))
+            members = [*others, *members]
+        pools.append((mean, members))
+    return {width: mean for mean, members in pools for width in members}
 
 
 def read_table(path: Path, components: Sequence[Component], action: str) -> Table:

@@ -7,6 +7,7 @@ statistics are made up from random pictures: what they are changes numbers, not 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace as changed
 from functools import cached_property
@@ -71,6 +72,10 @@ class Stopwatch:
         shape = max(OBSERVED, plan.batch + 1), height, width, 3
         self._pictures = generator(0).integers(0, 256, shape, dtype=np.uint8)
 
+    def longer(self, factor: float) -> Stopwatch:
+        """The same with longer measurements."""
+        return Stopwatch(self.plan, self.original, threads=self.threads, duration_s=factor * self.duration_s)
+
     def times(self, graphs: Sequence[onnx.ModelProto], progress: Progress) -> tuple[float, list[Timing]]:
         """(the original's median in nanoseconds, what each graph took).
 
@@ -95,25 +100,41 @@ class Stopwatch:
 
     def _measured(self, graphs: Sequence[onnx.ModelProto]) -> list[Latency]:
         """The original and some graphs, interleaved block by block."""
-        rules = Rules(
-            scenario="single",
-            warmup_s=WARMUP * self.duration_s,
-            min_duration_s=self.duration_s,
-            min_samples=ROUNDS,
-            percentile=50.0,
-            block_s=self.duration_s / ROUNDS,
-            settle=2,
-            seed=0,
-            pictures="random",
-        )
         with contextlib.ExitStack() as stack:
             lowered = [self._lowered_original, *map(self._lower, graphs)]
             sessions = [stack.enter_context(self._open(*each)) for each in lowered]
-            workloads = [self._workload(session) for session in sessions]
+            count = self._block_samples(sessions[0])
+            rules = Rules(
+                scenario="single",
+                warmup_s=WARMUP * self.duration_s,
+                min_duration_s=0.0,
+                min_samples=ROUNDS * count,  # of at most so many a block: as many rounds, however busy the machine is
+                percentile=50.0,
+                block_s=self.duration_s / ROUNDS,
+                settle=2,
+                seed=0,
+                pictures="random",
+            )
+            workloads = [self._workload(session, count) for session in sessions]
             run = Run(workloads, rules)
             run.measure()
             latencies = [run.latency(each, load_ns=0, first_ns=0, memory=NO_MEMORY) for each in workloads]
         return [each for each in latencies if each is not None]
+
+    def _block_samples(self, session: Session) -> int:
+        """How many inferences of the original fill a block."""
+        frame = self._frames(session.batch)[0]
+        times_ns = []
+        for _ in range(1 + OBSERVED):
+            start = time.perf_counter_ns()
+            session.run_timed(frame)
+            times_ns.append(time.perf_counter_ns() - start)
+        return max(1, int(1e9 * self.duration_s / ROUNDS / min(times_ns)))
+
+    def _frames(self, batch: int) -> NDArray[np.uint8]:
+        """Random pictures, uint8 [2, batch, h, w, 3]."""
+        shape = batch, *self._pictures.shape[1:]
+        return np.stack([np.resize(np.roll(self._pictures, turn, 0), shape) for turn in (0, 1)])
 
     @contextlib.contextmanager
     def _open(self, manifest: Manifest, lowered: Lowered) -> Iterator[Session]:
@@ -139,14 +160,11 @@ class Stopwatch:
         lowered = inputs.lower(candidate)
         return draft_manifest(inputs, candidate, lowered), lowered
 
-    def _workload(self, session: Session) -> Workload:
+    def _workload(self, session: Session, most: int) -> Workload:
         """Random pictures through a session; outputs mean nothing here and aren't audited."""
-        batch = session.batch
-        frames = np.stack(
-            [np.resize(np.roll(self._pictures, turn, 0), (batch, *self._pictures.shape[1:])) for turn in (0, 1)]
-        )
 
         def prepared(index: int) -> NDArray[np.uint8]:
             return np.asarray(self._pictures[index])
 
-        return Workload(session, frames, preprocess=prepared, postprocess=len)
+        frames = self._frames(session.batch)
+        return Workload(session, frames, preprocess=prepared, postprocess=len, max_block_samples=most)

@@ -34,7 +34,7 @@ __all__ = ["Distillation", "TrainOptions", "train"]
 
 
 def train(
-    data: str,
+    data: str | ImageSet,
     options: TrainOptions,
     out: str | Path,
     *,
@@ -48,7 +48,7 @@ def train(
     Under ``torchrun`` every process calls this with the same arguments; the first one writes.
 
     Args:
-        data: class folders, an archive of them, or tar shards.
+        data: class folders, an archive of them, or tar shards; or such a set, opened.
         options: what to train and how.
         out: the model folder to write; ``<out>.run`` beside it holds the checkpoint.
         resume: go on from the checkpoint of a run with the same options and data.
@@ -64,10 +64,10 @@ def train(
     """
     out = Path(out)
     run = out.parent / f"{out.name}.run"
-    action = f"train {options.name} on {data}"
+    action = f"train {options.name} on {data.source if isinstance(data, ImageSet) else data}"
     with processes(options.device, action) as group:
         group.on_first(lambda: refuse_existing(out, MODEL_FOLDER, overwrite=overwrite, action=action))
-        images = open_data(data, action)
+        images = data if isinstance(data, ImageSet) else open_data(data, action)
         start = starting_point(options, images.classes, action)
         if options.threads:
             torch.set_num_threads(options.threads)

@@ -1,0 +1,96 @@
+"""Does `vitedge shrink` meet the budget that it's given, at what loss? INT8, two threads, ONNX Runtime and OpenVINO.
+
+    python benchmarks/shrink_latency.py MODEL --data PICTURES --held-out LABELLED [--speedup 1.5 1.55] [--out FILE]
+
+MODEL is a folder of `vitedge train`, or `embedded`. For every target and speed-up it is shrunk by the unlabelled
+pictures, and exported in INT8 like the whole one. Then both artifacts are measured again, interleaved in a run of their
+own, and evaluated on the labelled pictures. Exits with 7 where a bar is missed: the measured speed-up within 2 % of the
+budget (medians), and, for the largest one asked for, at most 0.5 points of top-1 below the whole INT8 artifact.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import vitedge
+from vitedge.comparison.options import PairedConfig
+from vitedge.device.hardware import processor
+from vitedge.runtimes.options import OpenOptions
+from vitedge.shrinking.shrinkage import shrinkage_of
+
+THREADS, PRECISION = 2, "int8"
+MET, MOST_LOST_PP = 0.02, 0.5
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("model")
+    parser.add_argument("--data", required=True, help="unlabelled pictures")
+    parser.add_argument("--held-out", required=True, help="labelled pictures that the model wasn't trained on")
+    parser.add_argument("--speedup", type=float, nargs="+", default=[1.5])
+    parser.add_argument("--targets", nargs="+", default=["onnxruntime", "openvino"])
+    parser.add_argument("--limit", type=int, help="labelled pictures to compare on")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        model: Any = Path(arguments.model)
+        if arguments.model == "embedded":
+            model = vitedge.import_model("embedded", Path(folder) / "embedded")
+        rows = [
+            row(model, target, speedup, arguments, Path(folder))
+            for target in arguments.targets
+            for speedup in arguments.speedup
+        ]
+    print(f"{'target':<14}{'budget':>8}{'medians':>10}{'fastest':>10}{'MACs':>7}{'top-1 drop (pp)':>26}")
+    for each in rows:
+        drop = "{drop_pp:.2f} ({low_pp:.2f} to {high_pp:.2f})".format(**each)
+        figures = f"{each['budget']:>8.2f}{each['median']:>10.3f}{each['fastest']:>10.3f}{each['macs']:>7.0%}"
+        print(f"{each['target']:<14}{figures}{drop:>26}  {'' if each['met'] and each['kept'] else 'missed'}")
+    if arguments.out is not None:
+        found = {"processor": processor().model, "threads": THREADS, "precision": PRECISION, "rows": rows}
+        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+    return 0 if all(each["met"] and each["kept"] for each in rows) else 7
+
+
+def row(model: Any, target: str, speedup: float, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """One budget on one target: what was asked, what was measured, what it lost."""
+    place = folder / f"{target}-{speedup}"
+    place.mkdir()
+    shrunk = vitedge.shrink(
+        model, target, place / "small", speedup=speedup, precision=PRECISION, threads=THREADS, data=arguments.data
+    )
+    done = shrinkage_of(shrunk.record.origin)
+    assert done is not None
+    whole, small = (
+        vitedge.export(each, target, PRECISION, place / name, data=arguments.data)
+        for each, name in ((model, "whole-int8"), (shrunk, "small-int8"))
+    )
+    options = OpenOptions(threads=THREADS)
+    how = {"data": arguments.held_out, "limit": arguments.limit, "config": PairedConfig(duration_s=10)}
+    _, (compared,) = vitedge.compare(whole, [small], options=options, **how)
+    median, fastest, lost = compared.median_ratio, compared.best_case_ratio, compared.accuracy
+    assert median is not None and fastest is not None and lost is not None
+    return {
+        "target": target,
+        "budget": speedup,
+        "median": 1 / median.value,
+        "fastest": 1 / fastest.value,
+        "said": done.speedup,
+        "macs": done.macs_after / done.macs_before,
+        "drop_pp": lost.top1_drop_pp,
+        "low_pp": lost.low_pp,
+        "high_pp": lost.high_pp,
+        "images": lost.images,
+        "met": abs(1 / median.value / speedup - 1) <= MET,
+        "kept": speedup < max(arguments.speedup) or lost.top1_drop_pp <= MOST_LOST_PP,
+        "removed": [[each.component, each.before, each.after] for each in done.removed],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,35 @@
+"""Repair by the trainer: unlabelled pictures, or class folders; the widths stay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import vitedge
+from vitedge.formats.model_folder import Model
+from vitedge.graph.surgery import load, macs
+from vitedge.shrinking.shrinkage import shrinkage_of
+
+pytest.importorskip("torch")
+
+
+@pytest.mark.parametrize("labelled", [False, True], ids=["what the whole model says", "class folders"])
+def test_the_whole_model_teaches(labelled: bool, small_model: Path, small_data: Path, tmp_path: Path) -> None:
+    how = {"macs": 0.7, "data": small_data, "num_samples": 24}
+    more = {"labelled": small_data} if labelled else {}
+    before = vitedge.shrink(small_model, "onnxruntime", tmp_path / "plain", **how)  # type: ignore[arg-type]
+    after = vitedge.shrink(small_model, "onnxruntime", tmp_path / "tuned", finetune=1, **how, **more)  # type: ignore[arg-type]
+    first, second = (shrinkage_of(model.record.origin) for model in (before, after))
+    assert first is not None and second is not None
+    assert second.finetuned_epochs == 1 and first.finetuned_epochs is None
+    assert second.removed == first.removed
+    assert work(after) == work(before) == second.macs_after
+    assert after.record.architecture == before.record.architecture
+    assert after.record.files["model.onnx"] != before.record.files["model.onnx"], "the weights were trained"
+    assert after.record.classes == Model.open(small_model).record.classes
+    assert {path.name for path in tmp_path.iterdir()} == {"plain", "tuned"}
+
+
+def work(model: Model) -> int:
+    return sum(macs(load(model.onnx_path)).values())

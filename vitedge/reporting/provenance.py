@@ -1,0 +1,40 @@
+"""From what a shrunk model was made, in words."""
+
+from __future__ import annotations
+
+from vitedge.formats.fidelity import Fidelity
+from vitedge.shrinking.shrinkage import Shrinkage
+
+
+def facts(done: Shrinkage) -> dict[str, str]:
+    """From what a model was shrunk, to what, and what that lost."""
+    tuned = f", then fine-tuned for {done.finetuned_epochs} passes" if done.finetuned_epochs else ""
+    return {
+        "shrunk from": f"{done.model} ({done.model_digest[:12]})",
+        "shrunk to": done.budget,
+        "widths chosen by": done.chosen_by,
+        "shrunk model takes": costs(done),
+        "of its work": f"{done.macs_after / done.macs_before:.0%} of {done.macs_before:,} multiply-accumulates",
+        "lost by shrinking": loss(done.loss),
+        "shrunk by": f"{done.pictures} pictures{tuned}",
+    }
+
+
+def costs(done: Shrinkage) -> str:
+    """What a shrunk model takes, of what."""
+    if done.unit != "ns":
+        return f"{done.cost / done.full:.1%} of the multiply-accumulates; nothing was measured"
+    how = "" if done.verified else " (added up from the table; not measured as a whole)"
+    return f"{done.cost / 1e6:.3g} ms instead of {done.full / 1e6:.3g} ms, {done.speedup:.2f} times as fast{how}"
+
+
+def loss(fidelity: Fidelity | None) -> str:
+    """A loss against the whole model in one line."""
+    if fidelity is None:
+        return "not measured"
+    drop = fidelity.top1_drop
+    top1 = "" if drop is None else f"top-1 drop {drop.pp:.2f} pp (95 %: {drop.low:.2f} to {drop.high:.2f}), "
+    return (
+        f"{top1}{1 - fidelity.agreement:.1%} of {fidelity.pictures} pictures change their label, mean KL "
+        f"{fidelity.divergence:.2g}"
+    )

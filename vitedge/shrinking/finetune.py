@@ -1,0 +1,120 @@
+"""Repair by training: the shrunk model learns from the whole one, on pictures with or without labels."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from dataclasses import replace as changed
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from msgspec.structs import replace
+
+from vitedge.data.images import ImageSet
+from vitedge.errors import ImageError, Interrupted, ModelError, UsageError, signal_of
+from vitedge.exporting.hold_out import float_logits
+from vitedge.formats.model_folder import MODEL_WEIGHTS, ModelRecord, class_table, write_model
+from vitedge.graph.surgery import load, to_bytes
+from vitedge.shrinking.files import model_files
+
+if TYPE_CHECKING:
+    import onnx
+    from numpy.typing import NDArray
+
+    from vitedge.shrinking.subject import Subject
+
+WITHOUT_LABELS, WITH_LABELS = 1.0, 0.5  # weight of the teacher in the loss
+BATCH, LR = 128, 5e-4
+AT_ONCE = 64  # pictures whose labels the whole model says
+
+
+def finetuned(whole: Subject, graph: onnx.ModelProto) -> onnx.ModelProto:
+    """The shrunk graph after training with the whole model as teacher; its widths stay.
+
+    Args:
+        whole: the whole model, its plan and pictures.
+        graph: the shrunk one.
+
+    Raises:
+        ModelError: it isn't a plain ViT, which alone the trainer knows.
+        UsageError: pictures that can't be trained on.
+        Interrupted: a signal; nothing was written.
+    """
+    from vitedge.training.options import Distillation, TrainOptions
+    from vitedge.training.train import train
+
+    plan, record = whole.plan, whole.plan.deployed.model.record
+    folders = tuple(label.folder or label.name for label in record.classes)
+    named = replace(record, classes=class_table([label.name for label in record.classes], folders))
+    files, architecture = model_files(graph, record)
+    if MODEL_WEIGHTS not in files:
+        reason = "it isn't a plain ViT as the trainer knows them"
+        raise ModelError(f"{plan.action} and fine-tune it", reason, "leave out --finetune")
+    images = _pictures(whole, folders)
+    with tempfile.TemporaryDirectory(prefix="vitedge-finetune-") as folder:
+        place = Path(folder)
+        student = write_model(place / "student", replace(named, architecture=architecture), files)
+        teacher = write_model(place / "teacher", _without_weights(named), {"model.onnx": to_bytes(whole.inputs.graph)})
+        weight = WITHOUT_LABELS if plan.options.labelled is None else WITH_LABELS
+        options = TrainOptions(
+            init_from=str(student.path),
+            epochs=int(plan.options.finetune or 1),
+            batch_size=BATCH,
+            lr=LR,
+            label_smoothing=0.0,
+            distillation=Distillation(teacher=str(teacher.path), weight=weight),
+            threads=plan.options.threads or 0,
+        )
+        try:
+            return load(train(images, options, place / "trained") / "model.onnx")
+        except Interrupted as stop:  # what it says of its checkpoint is over with the folder
+            signal = signal_of(stop)
+            reason = f"received {signal.name} while it was trained; nothing was written"
+            raise Interrupted(plan.action, reason, "run the command again", signal_number=signal) from stop
+
+
+def _without_weights(record: ModelRecord) -> ModelRecord:
+    """A record for a folder that has the graph alone."""
+    return replace(record, architecture=None, files={})
+
+
+def _pictures(whole: Subject, folders: tuple[str, ...]) -> ImageSet:
+    """What is trained on, with class folders: their own, or those that the whole model says.
+
+    Hold-out pictures of ``--data`` aren't trained on.
+    """
+    plan = whole.plan
+    if plan.options.labelled is not None:
+        images = ImageSet.open(plan.options.labelled, action=plan.action)
+        images.labels(folders, action=plan.action)
+        return _several(changed(images, classes=folders), plan.action)
+    assert plan.deployed.images is not None
+    images = plan.deployed.images
+    held_out = set(whole.hold_out.names) if plan.deployed.held_out is None else set()
+    preprocessing, readable, said = plan.deployed.model.record.preprocessing, list[int](), list[int]()
+    frames: list[NDArray[np.uint8]] = []
+    for index, record in enumerate(images.records):
+        whole.progress("label", index + 1, len(images))
+        with contextlib.suppress(ImageError):
+            if record.name not in held_out:
+                frames.append(preprocessing.apply(images.read(index)))
+                readable.append(index)
+        if frames and (len(frames) == AT_ONCE or index + 1 == len(images)):
+            said += float_logits(whole.inputs.graph, np.stack(frames)).argmax(axis=1).tolist()
+            frames.clear()
+    images = images.subset(readable)
+    records = tuple(changed(each, folder=folders[label]) for each, label in zip(images.records, said, strict=True))
+    return _several(changed(images, classes=folders, records=records), plan.action)
+
+
+def _several(images: ImageSet, action: str) -> ImageSet:
+    """Without the pictures of classes that have a single one: it couldn't be held out to choose the best epoch by."""
+    counts: dict[str | None, int] = {}
+    for record in images.records:
+        counts[record.folder] = counts.get(record.folder, 0) + 1
+    kept = [index for index, record in enumerate(images.records) if counts[record.folder] > 1]
+    if not kept:
+        reason = f"{images.source} has no class with two pictures"
+        raise UsageError(f"{action} and fine-tune it", reason, "name more pictures: --labelled DIR")
+    return images.subset(kept)

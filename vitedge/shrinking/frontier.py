@@ -1,0 +1,152 @@
+"""The curve that people choose from: what about ten budgets cost in accuracy and take in time, in two precisions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace as changed
+from typing import TYPE_CHECKING, ClassVar
+
+from vitedge._version import __version__
+from vitedge.core.files import resource_errors
+from vitedge.core.progress import Progress, silent
+from vitedge.core.schema import Record
+from vitedge.exporting.candidates import evaluate_candidate
+from vitedge.formats.fidelity import Fidelity
+from vitedge.formats.target import QUANTIZED, Candidate
+from vitedge.graph.surgery import macs
+from vitedge.quantization.observe import observe
+from vitedge.shrinking import timing
+from vitedge.shrinking.choose import Option, choose, most_saving, together
+from vitedge.shrinking.plan import ShrinkPlan
+from vitedge.shrinking.prices import prices
+from vitedge.shrinking.subject import Subject, subject
+from vitedge.shrinking.timing import Stopwatch
+
+if TYPE_CHECKING:
+    import onnx
+
+BUDGETS = 10
+LEAST_SHARE = 0.25  # of the whole model's time, by the table
+
+
+class Point(Record):
+    """One model of the curve in one precision."""
+
+    budget: str  # "whole", or what to ask for: "--speedup 1.5"
+    precision: str
+    latency_ms: float  # median
+    speedup: float  # against the whole model in the same precision
+    macs: int
+    loss: Fidelity  # against the whole model in float32, on the hold-out pictures
+    top1: float | None  # fraction; None: the hold-out pictures have no labels
+    widths: dict[str, int]  # of the components that became narrower
+
+
+class Frontier(Record):
+    """``OUT.frontier.json``."""
+
+    SCHEMA_VERSION: ClassVar[int] = 1
+    schema_version: int = 1
+    vitedge_version: str = __version__
+    model: str
+    model_digest: str
+    target: str
+    chosen_by: str
+    points: tuple[Point, ...]  # from the whole model on, each precision in turn
+    files: tuple[str, ...] = ()  # what was written
+
+
+def frontier(plan: ShrinkPlan, progress: Progress = silent) -> Frontier:
+    """Shrink to about ten budgets and measure each, in float and in the plan's precision.
+
+    Raises:
+        as :func:`vitedge.shrinking.run.subject`.
+    """
+    with resource_errors(plan.action):
+        whole = subject(changed(plan, budget=None), progress)
+        priced = prices(changed(plan, budget=None), whole.inputs.graph, whole.components, progress)
+        places = whole.places(priced.table.saved)
+        widths = [together(options).widths for options in _steps(places, priced.table.full)]
+        graphs = [whole.inputs.graph if not each else whole.shrunk(each).model for each in widths]
+        points = [
+            point for candidate in _candidates(plan) for point in _points(whole, candidate, widths, graphs, progress)
+        ]
+    deployed = plan.deployed
+    return Frontier(
+        model=deployed.model.record.name,
+        model_digest=deployed.model.digest,
+        target=deployed.target.name,
+        chosen_by=str(priced.table),
+        points=tuple(points),
+    )
+
+
+def _steps(places: Sequence[Sequence[Option]], full: float) -> Iterator[list[Option]]:
+    """The whole model, and choices that save more and more; by the table, down to a quarter of the time."""
+    most = min(together(most_saving(places)).saved, full * (1 - LEAST_SHARE))
+    seen = list[Mapping[str, int]]()
+    for number in range(BUDGETS + 1):
+        options = choose(places, most * number / BUDGETS) or most_saving(places)
+        widths = together(options).widths
+        if widths not in seen:
+            seen.append(widths)
+            yield options
+
+
+def _candidates(plan: ShrinkPlan) -> list[Candidate]:
+    """Float, where the target has it, and what will be deployed."""
+    (deployed,) = plan.deployed.candidates
+    plain = plan.deployed.target.plain
+    return [deployed] if plain is None or plain == deployed else [plain, deployed]
+
+
+def _points(
+    whole: Subject,
+    candidate: Candidate,
+    widths: Sequence[Mapping[str, int]],
+    graphs: Sequence[onnx.ModelProto],
+    progress: Progress,
+) -> Iterator[Point]:
+    """The points of one precision."""
+    plan = whole.plan
+    deployed = changed(plan.deployed, candidates=(candidate,), precision=candidate.precision)
+    watch = Stopwatch(deployed, graphs[0], threads=plan.options.threads, duration_s=timing.WHOLE_S)
+    full, timings = watch.times(graphs[1:], progress)
+    for number, (chosen, graph) in enumerate(zip(widths, graphs, strict=True)):
+        progress(f"evaluate {candidate.precision}", number, len(graphs))
+        ratio = timings[number - 1].ratio if number else 1.0
+        loss = _loss(whole, candidate, graph)
+        yield Point(
+            budget=f"--speedup {1 / ratio:.2f}" if number else "whole",
+            precision=candidate.precision,
+            latency_ms=full * ratio / 1e6,
+            speedup=1 / ratio,
+            macs=sum(macs(graph).values()),
+            loss=loss,
+            top1=_top1(whole, loss),
+            widths=dict(chosen),
+        )
+    progress(f"evaluate {candidate.precision}", len(graphs), len(graphs))
+
+
+def _loss(whole: Subject, candidate: Candidate, graph: onnx.ModelProto) -> Fidelity:
+    """A graph in a precision against the whole one in float32."""
+    if candidate.precision not in QUANTIZED:
+        return whole.loss(graph)
+    inputs, deployed = whole.inputs, whole.plan.deployed
+    assert deployed.recipe is not None
+    statistics = inputs.statistics
+    if graph is not inputs.graph:
+        statistics = observe(graph, whole.frames, deployed.recipe.observe, key="shrunk")
+    evaluated = evaluate_candidate(changed(inputs, graph=graph, statistics=statistics), candidate, silent)
+    assert evaluated.manifest.fidelity is not None
+    return evaluated.manifest.fidelity
+
+
+def _top1(whole: Subject, loss: Fidelity) -> float | None:
+    """Top-1 on the hold-out pictures, where they have labels."""
+    labels = whole.hold_out.labels
+    if labels is None or loss.top1_drop is None:
+        return None
+    original = float((whole.hold_out.reference.argmax(axis=1) == labels).mean())
+    return original - loss.top1_drop.pp / 100

@@ -1,0 +1,56 @@
+"""What was taken off a model: ``origin.details.shrunk`` in ``model.json``, and what the command line shows."""
+
+from __future__ import annotations
+
+import msgspec
+
+from vitedge.core.schema import Record
+from vitedge.formats.fidelity import Fidelity
+from vitedge.formats.model_folder import Origin
+
+SHRUNK = "shrunk"  # among ``origin.details``
+
+
+class Removed(Record):
+    """A component that became narrower."""
+
+    component: str
+    kind: str
+    before: int
+    after: int
+    saves: float  # fraction of the whole model's cost, by the table
+    error: float  # squared error of the logits that it was expected to add
+
+
+class Shrinkage(Record):
+    """How a model was shrunk."""
+
+    model: str  # name of the whole one
+    model_digest: str
+    classes: int  # that it has now
+    budget: str
+    chosen_by: str  # the latency table, or multiply-accumulates
+    table_digest: str | None  # None: nothing was measured
+    unit: str  # of the costs: "ns" or "multiply-accumulates"
+    full: float  # the whole model's cost
+    cost: float  # the shrunk one's
+    verified: bool  # whether the cost was measured as a whole model here; else it's the table's sum
+    macs_before: int
+    macs_after: int
+    removed: tuple[Removed, ...]
+    pictures: int  # that it was shrunk by
+    loss: Fidelity | None = None  # against the whole model in float32, on hold-out pictures
+    finetuned_epochs: int | None = None
+
+    @property
+    def speedup(self) -> float:
+        """How many times as little it costs."""
+        return self.full / self.cost
+
+
+def shrinkage_of(origin: Origin) -> Shrinkage | None:
+    """How a model of this origin was shrunk; None: it wasn't, or another version says it otherwise."""
+    try:
+        return msgspec.convert(origin.details.get(SHRUNK), Shrinkage)
+    except msgspec.ValidationError:
+        return None
