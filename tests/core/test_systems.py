@@ -185,11 +185,11 @@ with stop_on_signals():
 @pytest.mark.slow
 @pytest.mark.parametrize("platform", ["darwin", "win32"])
 def test_mypy_finds_no_call_that_another_system_lacks(platform: str, tmp_path: Path) -> None:
-    """By typeshed's word for what each system has; streams are Linux's alone."""
+    """By typeshed's word for what each system has; streams are Linux's alone, and so is what a fleet runs on boards."""
     pytest.importorskip("mypy")
     options = ("--platform", platform, "--no-warn-unreachable", "--cache-dir", str(tmp_path), "--no-error-summary")
     command = [sys.executable, "-m", "mypy", *options, "vitedge"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     errors = [line for line in done.stdout.splitlines() if ": error: " in line]
-    ours = [line for line in errors if not line.startswith("vitedge/streaming/")]
+    ours = [line for line in errors if not line.startswith(("vitedge/streaming/", "vitedge/fleet/agent.py"))]
     assert done.returncode in (0, 1) and not ours, "\n".join(ours)
