@@ -15,6 +15,7 @@ from vitedge.cli.fleet_verbs import VERBS, on_boards
 from vitedge.cli.options import Json, Overwrite, Quiet
 from vitedge.cli.parsing import Verb, Verbs
 from vitedge.cli.records import as_command, takes_records
+from vitedge.errors import printable
 from vitedge.fleet.options import OUT, Keeping, Selection
 
 Artifacts = Annotated[list[Path], typer.Argument(help="Artifact folders.")]
@@ -275,4 +276,4 @@ def _raise_refused(action: str, refused: Mapping[str, Exception]) -> None:
 
 
 def _say(board: str, text: str) -> None:
-    sys.stderr.write(f"{board}: {text}\n")
+    sys.stderr.write(f"{board}: {printable(text)}\n")

@@ -328,9 +328,9 @@ def run(place: Path, argv: list[str], descriptors: tuple[int, ...]) -> int:
 def open_lock(path: Path) -> int:
     """The board's lock, for every user of the board."""
     with contextlib.suppress(FileNotFoundError):
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)  # anybody may write beside it
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     with contextlib.suppress(PermissionError):  # another user has just made it
         os.fchmod(descriptor, 0o666)
     return descriptor

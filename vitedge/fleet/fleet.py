@@ -201,6 +201,8 @@ class Fleet:
                 return [found for row in planned if (found := ledger.find(row))]
 
             answers = self._on_each(work, ledger)
+            for name, error in _refused(answers).items():
+                ledger.note(name, "", f"{error.action}: {error.reason}")
             known = [row for row in ledger.rows() if row.verb == verb and row.board in _refused(answers)]
             return [row for rows in _answers(answers).values() for row in rows] + known, _refused(answers)
 

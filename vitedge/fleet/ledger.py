@@ -73,8 +73,8 @@ class Ledger:
         return rows[0] if rows else None
 
     def rows(self) -> list[Outcome]:
-        """Everything, in the order in which it was planned first."""
-        return self._select("ORDER BY rowid")
+        """Everything, by boards, in the order in which it was planned first."""
+        return self._select("ORDER BY board, rowid")
 
     def write(self, outcome: Outcome) -> Outcome:
         """Keep an outcome in place of an earlier one of the same work."""

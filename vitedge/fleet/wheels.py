@@ -134,7 +134,7 @@ def resolve(wheel: Path, extras: Iterable[str], machine: Machine, folder: Path) 
             name = canonicalize_name(each.name)
             new = ({""} | each.extras) - seen.setdefault(name, set())
             seen[name] |= new
-            following += _needed(wheels[name], new, machine)
+            following += needed(wheels[name], new, machine)
         todo = [
             each
             for each in following
@@ -158,7 +158,7 @@ def _pins(machine: Machine) -> dict[str, str]:
     }
 
 
-def _needed(wheel: Path, extras: Iterable[str], machine: Machine) -> list[Requirement]:
+def needed(wheel: Path, extras: Iterable[str], machine: Machine) -> list[Requirement]:
     """What a wheel's metadata asks for on a machine.
 
     Raises:

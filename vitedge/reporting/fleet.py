@@ -14,7 +14,7 @@ from vitedge.fleet.ledger import Outcome
 from vitedge.fleet.push import Pushed
 from vitedge.formats.result import Result, read_result
 from vitedge.reporting.rows import machine_name
-from vitedge.reporting.terminal import BAD, GOOD, QUIET, UNSURE, facts, indented, megabytes, show, table, text
+from vitedge.reporting.terminal import BAD, GOOD, QUIET, UNSURE, facts, megabytes, show, table, text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -46,13 +46,15 @@ def show_boards(states: Sequence[BoardState]) -> None:
     parts += [
         facts([(state.name, text(f"{state.problem}; {state.hint}", BAD)) for state in wrong], "not usable")
     ] * bool(wrong)
-    notes = [f"{line} (numbers differ by version)" for line in differences(states)]
-    notes += [
-        f"the clock of {state.name} is {abs(state.clock_s):,.0f} s {'ahead' if state.clock_s > 0 else 'behind'}"
+    differing = [tuple(line.split(": ", 1)) for line in differences(states)]
+    clocks = [
+        (state.name, f"{abs(state.clock_s):,.0f} s {'ahead' if state.clock_s > 0 else 'behind'}")
         for state in states
         if state.clock_s is not None and abs(state.clock_s) > CLOCK_S
     ]
-    show(*parts, *(indented(note) for note in notes))
+    for title, pairs in (("versions that differ, and numbers with them", differing), ("clocks that are off", clocks)):
+        parts += [facts([(name, value) for name, value in pairs], title)] if pairs else []
+    show(*parts)
 
 
 def results_of(outcomes: Sequence[Outcome], folder: Path) -> list[Result]:
@@ -83,8 +85,7 @@ def show_pushed(rows: Sequence[Pushed]) -> None:
         for row in rows
     ]
     sent = {row.board: f"{megabytes(row.sent_bytes)} MB" if row.sent_bytes else "nothing" for row in rows}
-    notes = [f"{board}: {size} sent" for board, size in sent.items()]
-    show(table(("board", "artifact", "digest", ">MB", ""), cells), *(indented(note) for note in notes))
+    show(table(("board", "artifact", "digest", ">MB", ""), cells), facts(sent.items(), "sent"))
 
 
 def show_installed(rows: Sequence[Installed]) -> None:
