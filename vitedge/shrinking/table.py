@@ -87,7 +87,7 @@ class Table(Record):
     def __str__(self) -> str:
         if not self.measured:
             return "multiply-accumulates; nothing was measured"
-        threads = "" if self.threads is None else f", {self.threads} threads"
+        threads = "" if self.threads is None else f", {self.threads} thread{'s' if self.threads != 1 else ''}"
         return f"{self.target} in {self.precision}, measured with {self.runtime} on {self.hardware}{threads}"
 
 
