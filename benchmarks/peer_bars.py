@@ -250,7 +250,7 @@ def lowering_of(
     kept: list[Statistics] = []
 
     def lower(candidate: Candidate) -> Lowered:
-        quantized = candidate.precision == "int8"
+        quantized = candidate.precision in ("int8", "fp8")
         if quantized and not kept:
             kept.append(observe(graph, calibration, recipe.observe, key="benchmark"))
         wish = Request(

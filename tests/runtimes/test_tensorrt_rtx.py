@@ -6,6 +6,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,10 @@ from msgspec.structs import replace
 from onnx import TensorProto, helper, numpy_helper
 
 import vitedge
+from tests.conftest import ROOT
 from tests.graph.vits import tiny
 from tests.runtimes.test_nvidia_session import artifact
-from tests.runtimes.typed_vits import VIT_TI, embedded, pictures, request, trained_like
+from tests.runtimes.typed_vits import embedded, pictures, request, residual_network, trained_like
 from vitedge import runtimes
 from vitedge.core import files
 from vitedge.errors import ArtifactError, NotInstalledError, UsageError
@@ -26,6 +29,7 @@ from vitedge.installation import install_command
 from vitedge.runtimes._nvidia import engine
 from vitedge.runtimes._nvidia import parser_check as module
 from vitedge.runtimes._nvidia.parser_check import parse_and_build
+from vitedge.training.zoo import ZOO
 
 pytestmark = pytest.mark.skipif(
     runtimes.installed("tensorrt_rtx") is None, reason='pip install "vitedge[tensorrt-rtx]" brings the parser check'
@@ -79,25 +83,29 @@ def test_widths_of_each_block_build_for_every_compute_capability(precision: str)
     assert report.errors == {} and tuple(report.engines) == capable(precision)
 
 
-VITS = {
-    "ViT-Ti": VIT_TI,
-    "ViT-S": replace(VIT_TI, embed_dim=384, num_heads=6, mlp_hidden=1536),
-    "DeiT": replace(VIT_TI, distillation_token=True),
-    "registers": replace(VIT_TI, register_tokens=4),
-}
+def test_residual_branches_in_int8_build() -> None:
+    report = parse_and_build(lowered(residual_network(), tiny(), "int8"), SMS)
+    assert report.errors == {} and tuple(report.engines) == SMS
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("precision", ["fp16", "int8", "fp8"])
-@pytest.mark.parametrize("name", VITS)
-def test_larger_models_build_for_every_compute_capability(name: str, precision: str) -> None:
-    report = parse_and_build(lowered(trained_like(VITS[name]), VITS[name], precision), capable(precision))
-    assert report.errors == {} and tuple(report.engines) == capable(precision)
+@pytest.mark.parametrize("name", ZOO)
+def test_every_architecture_passes_in_every_variant(name: str, tmp_path: Path) -> None:
+    """Tables of operators, where Q/DQ stand, and a build for every compute capability."""
+    script, out = ROOT / "benchmarks" / "tensorrt_matrix.py", tmp_path / "matrix.json"
+    subprocess.run([sys.executable, str(script), name, "--out", str(out)], check=True)
+    rows = json.loads(out.read_text())["rows"]
+    assert {kind for row in rows for kind in row["macs"]} == {"fp16", "fp32", "fp8", "int8"}
+    for row in rows:
+        precision = "fp8" if "fp8" in row["variant"] else ""
+        assert row["unfused"] == {} and (row["note"] or tuple(row["built"]) == capable(precision))
 
 
 def test_fp8_is_refused_where_the_gpu_has_none() -> None:
-    text = parse_and_build(lowered(trained_like(tiny()), tiny(), "fp8"), ["8.6"]).errors["8.6"]
-    assert re.search(r"TensorRT-RTX \S+ can't build it: \S", text)
+    report = parse_and_build(lowered(trained_like(tiny()), tiny(), "fp8"), ["8.6", "8.9"])
+    assert list(report.engines) == ["8.9"] and list(report.errors) == ["8.6"]
+    assert re.search(r"TensorRT-RTX \S+ can't build it: \S", report.errors["8.6"])
 
 
 def test_a_capability_it_doesnt_know_is_an_error_of_its_own() -> None:
@@ -172,7 +180,7 @@ def _crash_on_ada(graph: bytes, sms: tuple[str, ...]) -> dict[str, int | str]:
 def test_a_crash_of_the_builder_is_an_error_when_engines_are_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "build", _crash)
     with pytest.raises(ArtifactError, match=r"with TensorRT-RTX 1\.7: the process was killed by SIGSEGV"):
-        engine.build_isolated("tensorrt_rtx", "1.7", b"", engine.BuildOptions(sm="8.6"), action="build it")
+        engine.build_isolated("tensorrt_rtx", "1.7", b"", engine.BuildOptions(sms=("8.6",)), action="build it")
 
 
 def _crash(*arguments: object) -> None:
@@ -182,7 +190,7 @@ def _crash(*arguments: object) -> None:
 def test_progress_of_a_real_build(tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     graph = lowered(trained_like(tiny()), tiny(), "fp16")
-    options = engine.BuildOptions(sm="8.9")
+    options = engine.BuildOptions(sms=("8.9",))
     built = engine.build_isolated(
         "tensorrt_rtx", "any", graph, options, action="build it", progress=lambda *step: told.append(step)
     )

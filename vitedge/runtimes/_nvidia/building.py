@@ -89,4 +89,4 @@ def _wanted(
         return [(this_gpu, wanted)]
     for sm in sms:
         session.refuse_missing_types(artifact, sm, action)
-    return [(metadata.for_building(package, version, graph, wanted, sm), replace(wanted, sm=sm)) for sm in sms]
+    return [(metadata.for_building(package, version, graph, wanted, sm), replace(wanted, sms=(sm,))) for sm in sms]

@@ -13,7 +13,7 @@ import importlib.util
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ class BuildOptions:
     """What is set explicitly on every build."""
 
     tf32: bool = False  # on by default in TensorRT: float32 products with 10 bits of mantissa
-    sm: str | None = None  # TensorRT-RTX: compute capability to build for; None: the GPU that is here
+    sms: tuple[str, ...] = ()  # TensorRT-RTX: compute capabilities of the one engine; none: the GPU that is here
     optimization_level: int | None = None  # 0 to 5; None: TensorRT's default, 3
     workspace_mb: int | None = None  # None: all the GPU has
     aux_streams: int | None = None  # further streams of one inference; None: TensorRT's own choice
@@ -97,7 +97,7 @@ def build_isolated(
         ArtifactError: the graph is refused, or the builder crashed.
         UsageError, ResourceError, NotInstalledError: as :func:`build`.
     """
-    task = f"build for SM {options.sm}" if options.sm else "build"
+    task = f"build for SM {', '.join(options.sms)}" if options.sms else "build"
 
     def heard(line: str) -> None:
         if line.isdigit():
@@ -183,15 +183,21 @@ def _configure(trt: Any, builder: Any, options: BuildOptions, action: str) -> An
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
     if options.aux_streams is not None:
         config.max_aux_streams = options.aux_streams
-    if options.sm is not None:
-        capabilities = capability_names(trt)
-        if options.sm not in capabilities:
-            raise UsageError(
-                action, f"compute capability {options.sm} isn't among {', '.join(capabilities)}", "choose one of these"
-            )
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{options.sm.replace('.', '')}"), 0)
+    if options.sms:
+        _set_capabilities(trt, config, options.sms, action)
     return config
+
+
+def _set_capabilities(trt: Any, config: Any, sms: Sequence[str], action: str) -> None:
+    """Raises: UsageError: one that this version doesn't build for."""
+    capabilities = capability_names(trt)
+    for sm in sms:
+        if sm not in capabilities:
+            reason = f"compute capability {sm} isn't among {', '.join(capabilities)}"
+            raise UsageError(action, reason, "choose one of these")
+    config.num_compute_capabilities = len(sms)
+    for index, sm in enumerate(sms):
+        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm.replace('.', '')}"), index)
 
 
 def _build_error(builder: str, text: str, action: str) -> ArtifactError | ResourceError:

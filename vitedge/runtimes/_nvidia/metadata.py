@@ -68,7 +68,7 @@ def for_building(
     package: str, version: str, graph: str, options: BuildOptions, sm: str, **facts: Any
 ) -> EngineMetadata:
     """The metadata of an engine that is yet to be built."""
-    settings = {key: value for key, value in asdict(options).items() if key != "sm"}
+    settings = {key: value for key, value in asdict(options).items() if key != "sms"}
     return EngineMetadata(package=package, version=version, sm=sm, graph=graph, options=settings, **facts)
 
 
