@@ -242,6 +242,7 @@ def test_tests_lie_in_the_folder_of_what_they_test() -> None:
 # --- what imports cost ----------------------------------------------------------------------------------------------
 
 HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "numpy", "cv2", "av", "matplotlib")
+HEAVY += ("asyncssh",)
 
 
 @pytest.mark.parametrize("statement", ["import vitedge", "import vitedge.cli"])
@@ -251,12 +252,15 @@ def test_nothing_heavy_is_imported(statement: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("verb", ["", "export", "import", "bench", "stream", "train", "compare", "shrink"])
+VERBS = ["", "export", "import", "bench", "stream", "train", "compare", "shrink", "fleet", "fleet bench"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_help_imports_nothing_heavy(verb: str) -> None:
     code = (
         "import sys, atexit; from vitedge.cli import main\n"
         f"atexit.register(lambda: sys.stderr.write(repr([name for name in {HEAVY!r} if name in sys.modules])))\n"
-        f"main({[*filter(None, [verb]), '--help']!r})"
+        f"main({[*verb.split(), '--help']!r})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"

@@ -924,7 +924,7 @@ def open_fleet(
     return Fleet(selection or Selection(), password=password, say=say or (lambda board, text: None))
 
 
-def uploads(names: Iterable[str]) -> dict[str, Package]:
+def fleet_uploads(names: Iterable[str]) -> dict[str, Package]:
     """Those of some names that are artifacts, folders or files here, as packages that travel to boards.
 
     Raises:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
-from tests.cli.command import vitedge
+import pytest
+
+from tests.cli.command import fails, vitedge
 from tests.fleet.boards import Desk
 from vitedge.fleet.doctor import BoardState, differences
 
@@ -41,3 +45,12 @@ def test_versions_that_differ_are_named_with_their_boards() -> None:
     ]
     assert differences(states) == ["onnxruntime: 1.31.1 on a, c; 1.32.0 on b"]
     assert differences(states[:1]) == []
+
+
+def test_without_asyncssh_the_extra_is_named(artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "asyncssh", None)  # type: ignore[arg-type]
+    (tmp_path / "fleet.toml").write_text('[boards.nuc]\nhost = "127.0.0.1"\n')
+    monkeypatch.chdir(tmp_path)
+    _, reason, hint = fails(8, "fleet", "push", artifacts / "one", "-q")
+    assert reason == "the package 'asyncssh' is not installed"
+    assert "fleet]" in hint

@@ -139,7 +139,7 @@ def run(
     """
     from vitedge import api
 
-    uploads = api.uploads(words)
+    uploads = api.fleet_uploads(words)
     _work("run", (), words, keeping, uploads, json=json, quiet=quiet)
 
 
@@ -223,7 +223,7 @@ def _work_of(verb: str, artifacts: Sequence[Path], arguments: Sequence[str], kee
     from vitedge import api
 
     together = verb == "compare" or (verb == "build" and len(artifacts) > 1 and "--autotune" in arguments)
-    _work(verb, artifacts, arguments, keeping, api.uploads(_data(arguments)), together=together, **how)
+    _work(verb, artifacts, arguments, keeping, api.fleet_uploads(_data(arguments)), together=together, **how)
 
 
 def _data(arguments: Sequence[str]) -> list[str]:
