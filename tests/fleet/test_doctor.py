@@ -29,11 +29,12 @@ def test_a_table_of_what_each_board_is_and_can_run(desk: Desk) -> None:
     assert pi5["problem"] and not pi5["versions"]
 
 
-def test_a_board_without_vitedge_says_what_installs_it(desk: Desk) -> None:
-    desk.add("nuc", venv=None)
+def test_a_board_without_vitedge_says_what_installs_it(desk: Desk, artifacts: Path) -> None:
+    desk.add("nuc", venv=None, python=getattr(sys, "_base_executable", sys.executable))
     done = vitedge("fleet", "doctor")
     assert done.code == 5
     assert f"there is no {desk.boards['nuc'].home}/fleet/venv/bin/vitedge; run: vitedge fleet install" in done.out
+    assert fails(8, "fleet", "verify", artifacts / "one", "-q")[2] == "run: vitedge fleet install"
 
 
 def test_versions_that_differ_are_named_with_their_boards() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vitedge.core.schema import Record
-from vitedge.errors import VitedgeError
+from vitedge.errors import NotInstalledError, ResourceError, VitedgeError
 from vitedge.fleet.connection import Link
 
 DOCTOR_S = 180.0
@@ -64,7 +64,8 @@ async def vitedge_doctor(link: Link) -> Mapping[str, Any]:
     """What ``vitedge doctor --json -`` says on a board.
 
     Raises:
-        VitedgeError: it can't be started there, or can't be reached.
+        NotInstalledError: it isn't there.
+        ResourceError: it fails, or the board can't be reached.
     """
     argv = [*link.argv(), "doctor", "--json", "-"]
     action, install = f"start vitedge on {link.board.name}", "run: vitedge fleet install"
@@ -73,10 +74,10 @@ async def vitedge_doctor(link: Link) -> Mapping[str, Any]:
     except VitedgeError as error:
         if "No such file" not in error.reason:
             raise
-        raise VitedgeError(action, f"there is no {argv[0]}", install) from error
+        raise NotInstalledError(action, f"there is no {argv[0]}", install) from error
     if answer["code"]:
         last = (answer["stderr"].strip().splitlines() or [f"exit code {answer['code']}"])[-1]
-        raise VitedgeError(action, f"it fails: {last}", f"{install}, or correct the board's entry in the inventory")
+        raise ResourceError(action, f"it fails: {last}", f"{install}, or correct the board's entry in the inventory")
     said: Mapping[str, Any] = json.loads(answer["content"])
     return said
 
