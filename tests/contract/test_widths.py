@@ -34,7 +34,15 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+#: What handles attention in a way of its own; the others run with the slow suites.
+FAST = ("float", "float-attention", "linears-int8", "linears-convs-int8", "pointwise-int8")
+
+
+def _marks(candidate: Candidate) -> tuple[pytest.MarkDecorator, ...]:
+    return () if candidate.variant in FAST else (pytest.mark.slow,)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=_marks(case[1])) for name, case in CASES.items()])
 def test_what_is_planned_runs_and_computes_right(name: str, tmp_path: Path) -> None:
     target, candidate = CASES[name]
     _skip_missing(target, candidate)

@@ -140,9 +140,9 @@ def test_names_that_leave_the_folder_are_refused(name: str, copy: Path) -> None:
 
 
 def test_a_newer_artifact_says_which_vitedge_opens_it(copy: Path) -> None:
-    sign(copy, lambda manifest: manifest.update(schema_version=3, vitedge_version="7.5", extra=[1]))
+    sign(copy, lambda manifest: manifest.update(schema_version=4, vitedge_version="7.5", extra=[1]))
     error = refused(copy)
-    assert "manifest.json has schema version 3; this vitedge reads up to 2" in error.reason
+    assert "manifest.json has schema version 4; this vitedge reads up to 3" in error.reason
     assert error.hint == upgrade_hint("7.5")
 
 

@@ -208,7 +208,7 @@ def test_newer_and_damaged_files_are_refused(result: Result, tmp_path: Path) -> 
         with pytest.raises(ArtifactError, match=words):
             read_result(path)
 
-    refused({**good, "schema_version": 4, "vitedge_version": "9.9"}, r"(?s)schema version 4.*vitedge 9\.9 or newer")
+    refused({**good, "schema_version": 5, "vitedge_version": "9.9"}, r"(?s)schema version 5.*vitedge 9\.9 or newer")
     refused({**good, "surprise": 1}, "surprise")
     refused("{", "isn't a valid record")
     broken = without_digest(result)

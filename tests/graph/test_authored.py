@@ -33,7 +33,7 @@ def widths(config: ViTConfig) -> list[BlockWidths]:
     return [replace(config.block(index), rope_pairs=None) for index in range(config.depth)]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(config=configs() | narrowed(), order=st.sampled_from(["rgb", "bgr"]), seed=st.integers(0, 99))
 def test_what_is_read_makes_the_same_graph(config: ViTConfig, order: str, seed: int) -> None:
     arrays = random_arrays(config, seed=seed)

@@ -17,11 +17,13 @@ import pytest
 from msgspec.structs import replace
 from PIL import Image
 
+from tests.graph.vits import tiny
 from tests.reporting import results
 from vitedge.core.files import sha256
 from vitedge.data.images import ImageSet
 from vitedge.device.reading import Reading
 from vitedge.errors import UsageError
+from vitedge.formats.architecture import BlockWidths
 from vitedge.formats.artifact import LayerPlan, Step
 from vitedge.formats.result import Accuracy, Calibrated, Result, Samples, decode_result, encode_result
 from vitedge.formats.samples import Block, Layer, Profile
@@ -344,6 +346,21 @@ def test_a_quantized_row_is_explained_layer_by_layer() -> None:
     assert "1, chosen" in page and "all in float" in page
     alone = replace(explained_rows(), rows=explained_rows().rows[1:])
     assert "float32 here" not in Page(html.render([alone])).words, "no float row beside it, so nothing is compared"
+
+
+def test_the_widths_of_each_block_are_a_table() -> None:
+    blocks = (
+        BlockWidths(heads=3, query_key=24, value=40, mlp_hidden=0),
+        BlockWidths(heads=0, query_key=0, value=0, mlp_hidden=200),
+    )
+    plain = explained_rows()
+    row = replace(plain.rows[0], subject=replace(plain.rows[0].subject, architecture=tiny(blocks=blocks)))
+    narrow = replace(plain, rows=(row, *plain.rows[1:]))
+    assert (plain.schema_version, narrow.schema_version) == (3, 4)
+    assert decode_result(encode_result(narrow), "result.json") == narrow
+    assert "Widths of each block" not in html.render([plain])
+    cells = "".join(f'<td class="n">{cell}</td>' for cell in ("0", "3", "24", "40", "–"))
+    assert cells in html.render([narrow])
 
 
 def test_a_long_run_shows_load_sensors_layers_and_energy() -> None:

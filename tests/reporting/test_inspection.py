@@ -15,7 +15,7 @@ from vitedge.core.schema import encode_json
 from vitedge.data.golden import golden_pictures
 from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ArtifactError, ModelError, UsageError
-from vitedge.formats.architecture import BlockWidths
+from vitedge.formats.architecture import BlockWidths, uneven
 from vitedge.formats.artifact import Artifact, Golden, LayerPlan, Manifest, npy, write_artifact
 from vitedge.formats.model_folder import Model, write_model
 from vitedge.formats.result import write_result
@@ -47,6 +47,7 @@ def artifact(model: Path, out: Path) -> Artifact:
         golden=Golden(pictures=tuple(pictures), executed_by="onnxruntime 1.31.1", deviation=0.0031),
         candidates=(),
         licence="CC0-1.0",
+        architecture=uneven(record.architecture),
     )
     arrays = {f"golden/{name}.npy": npy(np.zeros((6, 5), np.float32)) for name in ("inputs", "logits", "reference")}
     files = {"model.onnx": b"graph", **pictures, **arrays}
@@ -80,6 +81,9 @@ def test_widths_of_each_block_are_one_table(small_model: Path, tmp_path: Path) -
     assert len(table.columns) == 6
     assert [row[:5] for row in table.rows] == [("0", "3", "24", "40", "–"), ("1", "–", "–", "–", "200")]
     assert all(row[5].endswith("%") for row in table.rows)
+    made = artifact(tmp_path / "narrow", tmp_path / "artifact")
+    assert made.manifest.schema_version == 3
+    assert table in inspect(made.path).sections
 
 
 def test_an_artifact(small_model: Path, tmp_path: Path) -> None:

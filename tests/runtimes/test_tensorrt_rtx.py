@@ -74,7 +74,9 @@ def test_the_embedded_model_builds_for_every_compute_capability(precision: str) 
     assert report.version == runtimes.installed("tensorrt_rtx")
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8", "fp8"])
+@pytest.mark.parametrize(
+    "precision", ["int8", *(pytest.param(each, marks=pytest.mark.slow) for each in ("fp16", "fp8"))]
+)
 def test_widths_of_each_block_build_for_every_compute_capability(precision: str) -> None:
     narrow = BlockWidths(heads=3, query_key=24, value=40, mlp_hidden=200)
     gone = BlockWidths(heads=0, query_key=0, value=0, mlp_hidden=72)

@@ -25,6 +25,7 @@ from vitedge.exporting.groups import Group, grouped
 from vitedge.exporting.hold_out import HoldOut, load_hold_out
 from vitedge.exporting.plan import Plan
 from vitedge.exporting.runnable import opened
+from vitedge.formats.architecture import uneven
 from vitedge.formats.artifact import Calibration, CandidateResult, Golden, LayerPlan, Manifest
 from vitedge.formats.target import QUANTIZED, Candidate
 from vitedge.quantization.calibrate import calibrate, pictures
@@ -278,6 +279,7 @@ def draft_manifest(inputs: ExportInputs, candidate: Candidate, lowered: Lowered)
         calibration=inputs.calibration if quantizes else None,
         max_top1_drop_pp=plan.budget.drop_limit,
         min_top1_agreement_pct=plan.budget.agreement_limit,
+        architecture=uneven(record.architecture),
     )
 
 

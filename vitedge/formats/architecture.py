@@ -287,3 +287,8 @@ def _with_pairs(rope: Rope, head_dim: int, index: int, block: BlockWidths) -> Bl
         raise ValueError(f"{where} has {block.query_key} channels a query and keeps {len(kept)} pairs of them")
     all_told = rope.kind == "mixed" or kept == every
     return msgspec.structs.replace(block, rope_pairs=None if all_told else kept)
+
+
+def uneven(config: ViTConfig | None) -> ViTConfig | msgspec.UnsetType:
+    """The configuration, where its blocks have widths of their own: what artifacts and results say of a model."""
+    return config if config is not None and config.blocks else msgspec.UNSET

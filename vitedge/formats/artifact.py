@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from msgspec import field
+from msgspec import UNSET, UnsetType, field
+from msgspec.structs import force_setattr
 
 from vitedge._version import __version__
 from vitedge.core.files import FolderKind, new_folder, read_whole, sha256
@@ -25,6 +26,7 @@ from vitedge.core.paths import cache_folder
 from vitedge.core.schema import Record, decode_json, encode_json
 from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ArtifactError, UsageError
+from vitedge.formats.architecture import ViTConfig
 from vitedge.formats.external_data import external_tensor
 from vitedge.formats.fidelity import Fidelity
 from vitedge.formats.model_folder import ClassLabel, Origin, check_digests
@@ -112,7 +114,7 @@ class Step(Record):
 class Manifest(Record):
     """``manifest.json``."""
 
-    SCHEMA_VERSION: ClassVar[int] = 2  # 2: the tolerance of the golden logits
+    SCHEMA_VERSION: ClassVar[int] = 3  # 2: the tolerance of the golden logits; 3: architecture
     schema_version: int = 2
     vitedge_version: str = __version__
     name: str
@@ -139,7 +141,12 @@ class Manifest(Record):
     max_top1_drop_pp: float | None = field(name="max_drop_pts", default=None)
     min_top1_agreement_pct: float | None = field(name="min_agreement_pct", default=None)
     steps: tuple[Step, ...] = ()  # from everything quantized to everything in float; where explaining was asked for
+    architecture: ViTConfig | UnsetType = UNSET  # where blocks have widths of their own
     files: dict[str, str] = field(default_factory=dict)  # SHA-256 of every other file but manifest.sha256
+
+    def __post_init__(self) -> None:
+        if self.architecture:  # older versions go on reading the others
+            force_setattr(self, "schema_version", 3)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import ClassVar
 
 import msgspec
 import numpy as np
-from msgspec import field
-from msgspec.structs import replace
+from msgspec import UNSET, UnsetType, field
+from msgspec.structs import force_setattr, replace
 
 from vitedge._version import __version__
 from vitedge.core.files import FileKind, read_whole, write_atomic
@@ -28,6 +28,7 @@ from vitedge.device import hardware
 from vitedge.device.clocks import power_mode
 from vitedge.device.reading import Reading as Reading
 from vitedge.errors import ArtifactError, Interrupted, UsageError, signal_of
+from vitedge.formats.architecture import ViTConfig
 from vitedge.formats.artifact import Artifact, CandidateResult, LayerPlan, Step
 from vitedge.formats.budget import Budget
 from vitedge.formats.samples import Audit as Audit
@@ -45,8 +46,9 @@ from vitedge.formats.samples import Warmup as Warmup
 from vitedge.formats.target import QUANTIZED, Option
 
 RESULT_JSON = "result.json"
-#: 2: profile, dialects, GPU readings, device memory, what was resumed; 3: record_digest, pictures_digest, partial rows.
-SCHEMA_VERSION = 3
+#: 2: profile, dialects, GPU readings, device memory, what was resumed; 3: record_digest, pictures_digest, partial rows;
+#: 4: architectures whose blocks have widths of their own. Results without them are written as 3.
+SCHEMA_VERSION, WITHOUT_WIDTHS = 4, 3
 
 
 class Calibrated(Record):
@@ -141,6 +143,7 @@ class Subject(Record):
     layers: tuple[LayerPlan, ...] = ()  # of a quantized artifact
     steps: tuple[Step, ...] = ()  # of the selection, where the export was to explain itself
     candidates: tuple[CandidateResult, ...] = ()  # what it was chosen from
+    architecture: ViTConfig | UnsetType = UNSET  # where blocks have widths of their own
 
     @classmethod
     def of(cls, artifact: Artifact) -> Subject:
@@ -162,6 +165,7 @@ class Subject(Record):
             layers=manifest.layers if manifest.precision in QUANTIZED else (),
             steps=manifest.steps,
             candidates=manifest.candidates if len(manifest.candidates) > 1 else (),
+            architecture=manifest.architecture,
         )
 
 
@@ -230,7 +234,7 @@ class Result(Record):
     """``result.json``."""
 
     SCHEMA_VERSION: ClassVar[int] = SCHEMA_VERSION
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = WITHOUT_WIDTHS
     vitedge_version: str = __version__
     created: str  # UTC, ISO 8601
     environment: Environment = field(name="circumstances")
@@ -240,6 +244,8 @@ class Result(Record):
     resumed: tuple[str, ...] = ()  # when an interrupted measurement went on; UTC, ISO 8601
 
     def __post_init__(self) -> None:
+        if any(row.subject.architecture for row in self.rows):
+            force_setattr(self, "schema_version", SCHEMA_VERSION)
         for row in self.rows:
             if row.accuracy and (self.data is None or len(row.accuracy.predicted) > len(self.data.label)):
                 raise ValueError("an accuracy has more images than the data set")
@@ -290,7 +296,7 @@ def combine(first: Result, second: Result) -> Result:
         data=second.data or first.data,
         partial=first.partial or second.partial,
         resumed=(*first.resumed, *second.resumed),
-        schema_version=SCHEMA_VERSION,
+        schema_version=WITHOUT_WIDTHS,
     )
 
 
@@ -330,7 +336,7 @@ _NUMBERS = re.compile(rb"\[\n\s*-?\d[-+\d.eE,\s]*\]")
 
 def encode_result(result: Result) -> bytes:
     """Indented JSON with its digest, each column of numbers on one line."""
-    text = encode_json(replace(result, schema_version=SCHEMA_VERSION))
+    text = encode_json(replace(result, schema_version=WITHOUT_WIDTHS))
     return seal(_NUMBERS.sub(lambda match: re.sub(rb"\s+", b"", match.group()), text))
 
 

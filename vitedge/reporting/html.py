@@ -19,7 +19,7 @@ from vitedge.errors import NotInstalledError, printable
 from vitedge.evaluation.statistics import ClassScore, class_scores
 from vitedge.exporting.explain import Explained, explain_profiles
 from vitedge.formats.result import METHOD, Result, encode_result
-from vitedge.reporting import curves, gallery, plots, rows
+from vitedge.reporting import curves, gallery, plots, rows, widths
 from vitedge.reporting.decision import decide, drop
 from vitedge.reporting.gallery import Shown
 from vitedge.reporting.rows import Line
@@ -73,6 +73,8 @@ def render(results: Sequence[Result], *, shown: Sequence[Shown] = (), images: Im
         "energies": {line.letter: _energy_mj(line) for line, _ in stages},
         "bursts": _bursts(lines),
         "explained": _explained(lines),
+        "widths": [(line, widths.table(config)) for line in lines if (config := line.row.subject.architecture)],
+        "width_columns": [column.lstrip(">") for column in widths.COLUMNS],
         "burst_s": sustained.BURST_S,
         "protocol_runs": _protocol_runs(lines),
         "tables": [(line, _class_scores(line)) for line in _detailed(lines)],

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from msgspec import to_builtins
+from msgspec import UnsetType, to_builtins
 
 from vitedge.core.files import sha256_file
 from vitedge.core.isolation import ChildError, run_isolated
@@ -21,7 +21,7 @@ from vitedge.formats.budget import Budget
 from vitedge.formats.fidelity import Fidelity
 from vitedge.formats.model_folder import GIVE_NAMES, MODEL_JSON, ClassLabel, Model, Origin, nameless
 from vitedge.formats.result import RESULT_JSON, read_result
-from vitedge.reporting import provenance, rows
+from vitedge.reporting import provenance, rows, widths
 from vitedge.runtimes._nvidia.engines import INDEX, Engines
 from vitedge.runtimes.choice import folders, open_artifact, read_choice
 from vitedge.shrinking.shrinkage import SHRUNK, shrinkage_of
@@ -106,7 +106,7 @@ def _model(model: Model, limit: int | None) -> Inspection:
     facts |= {f"accuracy {name}": _words(value) for name, value in (record.accuracy or {}).items()}
     facts |= {"written by": f"vitedge {record.vitedge_version}", "digest": model.digest}
     sections = (
-        *(widths(architecture) if architecture is not None else ()),
+        *_widths(architecture),
         _contract(record.preprocessing),
         _classes(record.classes, limit),
         _files(model.path, record.files, limit),
@@ -116,21 +116,10 @@ def _model(model: Model, limit: int | None) -> Inspection:
     )
 
 
-def widths(config: ViTConfig) -> tuple[Section, ...]:
-    """What each block has left, and how much of the work; nothing where all blocks are alike."""
-    if not config.blocks:
-        return ()
-    whole = config.block_macs(config.full_block)
-    cells = [
-        (
-            str(index),
-            *(str(width or "–") for width in (block.heads, block.query_key, block.value, block.mlp_hidden)),
-            f"{config.block_macs(block) / whole:.0%}",
-        )
-        for index, block in enumerate(config.blocks)
-    ]
-    columns = (">block", ">heads", ">channels of a query", ">of a value", ">MLP units", ">MACs of a full block")
-    return (Section(title="Widths", columns=columns, rows=tuple(cells)),)
+def _widths(config: ViTConfig | UnsetType | None) -> tuple[Section, ...]:
+    """The table of each block's widths; nothing where all blocks are alike."""
+    cells = widths.table(config) if config else ()
+    return (Section(title="Widths", columns=widths.COLUMNS, rows=cells),) if cells else ()
 
 
 def _artifact(artifact: Artifact, limit: int | None) -> Inspection:
@@ -169,6 +158,7 @@ def _artifact(artifact: Artifact, limit: int | None) -> Inspection:
     sections = (
         _contract(manifest.preprocessing),
         *_candidates(artifact),
+        *_widths(manifest.architecture),
         layers(manifest.layers, each=limit is None),
         _classes(manifest.classes, limit),
         _files(artifact.path, manifest.files, limit),
