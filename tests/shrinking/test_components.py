@@ -147,6 +147,15 @@ def test_channels_of_queries_and_values_and_heads_are_cut(rope: Rope | None) -> 
     assert same(narrow, zeroed(expected, f"{name}.proj.weight", slice(32, None)), IMAGES)
 
 
+def test_a_block_goes_whole() -> None:
+    """And two branches behind each other, of which one reads what the other wrote."""
+    model = authored(tiny())
+    narrow = truncate(model, {f"blocks.{i}.{part}": 0 for i in (0, 1) for part in ("attn.heads", "mlp")})
+    onnx.checker.check_model(narrow, full_check=True)
+    assert not [node.name for node in narrow.graph.node if node.name.startswith("blocks.")]
+    assert np.isfinite(run(narrow, IMAGES)).all()
+
+
 def test_a_whole_branch_goes() -> None:
     model = authored(tiny())
     narrow = truncate(model, {"blocks.0.attn.heads": 0, "blocks.1.mlp": 0})

@@ -95,6 +95,7 @@ def test_what_makes_no_difference_goes_without_loss(config: ViTConfig, data: st.
         ({"class_token": False, "pool": "avg"}, {"blocks.0.attn.heads": 0, "blocks.1.mlp": 0}),
         ({"position_embedding": "none"}, {"blocks.0.attn.heads": 0}),
         ({"pre_norm": True}, {"blocks.0.mlp": 0}),
+        ({}, {"blocks.0.attn.heads": 0, "blocks.0.mlp": 0, "blocks.1.attn.heads": 0}),
     ],
 )
 def test_what_stays_makes_up_for_what_goes(changes: dict[str, object], widths: dict[str, int]) -> None:

@@ -69,6 +69,16 @@ class Layer:
         return self.linear.name
 
     @property
+    def outputs(self) -> int:
+        """C_out."""
+        return int(self.weight.shape[self.linear.channel_axis])
+
+    @property
+    def inputs(self) -> int:
+        """K."""
+        return self.weight.size // self.outputs
+
+    @property
     def matrix(self) -> NDArray[np.float64]:
         """The weights as float64 [K, C_out]."""
         return self.to_matrix(self.weight)

@@ -63,9 +63,10 @@ def truncate(
         UsageError: no such component, or a width that it can't have.
     """
     check_widths(model, widths)
-    for original in changed(model, widths):
-        structure = structure_of(model, original)
-        rewriter = Rewriter(model)
+    rewriter = Rewriter(model)
+    for structure in changed(model, widths):
+        if isinstance(structure, Pair) and {structure.first.name, structure.second.name} & rewriter.touched:
+            structure = structure_of(rewriter.model, structure)  # the second layer of one, the first of the next
         if structure.residual is not None and structure.goes(widths):
             rewriter.without(structure.residual, None, convolution=structure.last.linear.kind == "conv")
         elif isinstance(structure, Attention):
@@ -74,8 +75,6 @@ def truncate(
             kept = _units(structure.name, widths[structure.name], units)
             rows = (kept[:, None] * structure.rows + np.arange(structure.rows)).ravel()
             rewriter.pair(structure, kept, structure.second.matrix[rows], structure.second.bias)
-        model = rewriter.finished()
-    rewriter = Rewriter(model)
     rewriter.absorb_means()
     return rewriter.finished()
 

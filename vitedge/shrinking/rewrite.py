@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from vitedge.errors import ModelError
 from vitedge.graph.folding import prune, reroute, set_constant
-from vitedge.graph.surgery import array, attribute, consumers, copy, initializers, producers
+from vitedge.graph.surgery import array, attribute, consumers, copy, initializers, linear_layers, producers
 from vitedge.quantization.prepare import add_behind
-from vitedge.quantization.views import Layer, quantizable
 from vitedge.shrinking.structures import Attention, Pair, Part, Residual
 
 Float64 = NDArray[np.float64]
@@ -85,6 +84,7 @@ class Rewriter:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = copy(model)
+        self.touched: set[str] = set()  # names of layers that have other weights by now
 
     def finished(self) -> onnx.ModelProto:
         """The model, without what nothing reads any more."""
@@ -155,14 +155,16 @@ class Rewriter:
         branch = 1 - list(add.input).index(residual.skip)
         values = np.zeros(1) if mean is None else mean.reshape(-1, 1, 1) if convolution else mean
         add.input[branch] = set_constant(self.model, self._free(f"{residual.add}.mean"), values.astype(np.float32))
+        prune(self.model)
 
     def absorb_means(self) -> None:
         """Move what branches that went added on average into constants that are added before, where there are any."""
-        for node in list(self.model.graph.node):
-            constant = next((name for name in node.input if name.rstrip("'") == f"{node.name}.mean"), None)
-            if node.op_type != "Add" or constant is None:
+        for name in [node.name for node in self.model.graph.node if node.op_type == "Add"]:
+            node = self._node(name)  # anew: every move writes the nodes anew
+            constant = next((each for each in node.input if each.rstrip("'") == f"{name}.mean"), None)
+            if constant is None:
                 continue
-            skip = next(name for name in node.input if name != constant)
+            skip = next(each for each in node.input if each != constant)
             mean = array(initializers(self.model)[constant]).reshape(-1)
             outputs = {value.name for value in self.model.graph.output}
             alone = self._alone(skip) and skip not in outputs
@@ -174,17 +176,18 @@ class Rewriter:
 
     def layer(self, name: str, matrix: Float64, bias: NDArray[Any] | None) -> None:
         """New weights of a layer: [K, C_out] and [C_out]; a bias that it didn't have is added."""
-        layer = self._layer(name)
+        self.touched.add(name)
         node = self._node(name)
-        if layer.linear.kind == "conv":
-            kernel = layer.weight.shape[2:]
+        linear = next(each for each in linear_layers(self.model) if each.name == name)
+        if linear.kind == "conv":
+            kernel = list(initializers(self.model)[linear.weight].dims)[2:]
             weight = matrix.T.reshape(matrix.shape[1], -1, *kernel)
         else:
-            weight = matrix.T if layer.linear.channel_axis == 0 else matrix
+            weight = matrix.T if linear.channel_axis == 0 else matrix
         self._set(node, 1, weight, f"{name}.weight")
         if bias is None:
             return
-        if layer.bias is None:
+        if linear.bias is None:
             constant = set_constant(self.model, self._free(f"{name}.bias"), np.asarray(bias, np.float32))
             if node.op_type == "MatMul":
                 add_behind(self.model.graph, node, constant)
@@ -192,20 +195,15 @@ class Rewriter:
                 del node.input[2:]
                 node.input.append(constant)
             return
-        reader = node if layer.linear.bias_node is None else self._node(layer.linear.bias_node.name)
-        position = list(reader.input).index(str(layer.linear.bias))
-        self._set(
-            reader, position, np.asarray(bias).reshape(self._shaped(reader.input[position], len(bias))), f"{name}.bias"
-        )
+        reader = node if linear.bias_node is None else self._node(linear.bias_node.name)
+        position = list(reader.input).index(linear.bias)
+        shape = self._shaped(reader.input[position], len(bias))
+        self._set(reader, position, np.asarray(bias).reshape(shape), f"{name}.bias")
 
     def _shaped(self, constant: str, width: int) -> list[int]:
         """The shape of a bias, of another width."""
         dims = list(initializers(self.model)[constant].dims)
         return [*dims[:-1], width] if dims else [width]
-
-    def _layer(self, name: str) -> Layer:
-        layers = {layer.name: layer for layer in quantizable(self.model)[0]}
-        return layers[name]
 
     def _node(self, name: str) -> onnx.NodeProto:
         node: onnx.NodeProto = next(node for node in self.model.graph.node if node.name == name)

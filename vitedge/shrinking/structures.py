@@ -77,7 +77,7 @@ class Pair:
     @property
     def rows(self) -> int:
         """Rows of the second's matrix that one channel has: 1, or a kernel's positions."""
-        return len(self.second.matrix) // self.width
+        return self.second.inputs // self.width
 
 
 class Part(NamedTuple):
@@ -198,7 +198,7 @@ def structure_of(model: onnx.ModelProto, structure: S) -> S:
 class _Search:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.index = Index(model)
-        self.layers = quantizable(model)[0]
+        self.layers = [layer for layer in quantizable(model)[0] if layer.weight.size]
         self.by_node = {layer.name: layer for layer in self.layers}
         self.by_output = {layer.linear.output: layer for layer in self.layers}
 
@@ -234,7 +234,7 @@ class _Search:
 
     def pairs(self) -> Iterator[Pair]:
         for layer in self.layers:
-            channels = layer.matrix.shape[1]
+            channels = layer.outputs
             ahead = self._ahead(layer.linear.output, channels, convolution=layer.linear.kind == "conv")
             split = None
             reader = None if ahead is None else self.index.reader(ahead.tensor)
@@ -343,7 +343,7 @@ class _Search:
         made = [self._made(tensor) for tensor in (query, key, value_tensor)]
         (heads, width), (_, key_width), (_, value_width) = (each.shape for each in made)
         same = len({each.shape[0] for each in made}) == 1 and width == key_width and (not queries[1]) == (not keys[1])
-        joins = len(projection.matrix) == heads * value_width and self._joins(joined, heads * value_width)
+        joins = projection.inputs == heads * value_width and self._joins(joined, heads * value_width)
         if not same or not joins or not _tiled([each.part for each in made]):
             raise LookupError
         return Attention(
@@ -449,7 +449,7 @@ class _Search:
         layer, start, split = self.by_output.get(source), 0, None
         if layer is None:
             layer, start, split = self._cut(source)
-        if layer.linear.kind != "linear" or (split is None and layer.matrix.shape[1] != heads * width):
+        if layer.linear.kind != "linear" or (split is None and layer.outputs != heads * width):
             raise LookupError
         return _Made(reshape.name, (heads, width), Part(layer, start, start + heads * width, split))
 
@@ -461,7 +461,7 @@ class _Search:
         layer = self.by_output.get(split.input[0])
         if layer is None or self.index.reader(split.input[0]) is None:
             raise LookupError
-        count, width = len(split.output), layer.matrix.shape[1]
+        count, width = len(split.output), layer.outputs
         sizes = self.index.constant(split.input[1]) if len(split.input) > 1 else np.full(count, width // count)
         if sizes is None or int(sizes.sum()) != width:
             raise LookupError
@@ -489,7 +489,7 @@ class _Made(NamedTuple):
 def _tiled(parts: list[Part]) -> bool:
     """Whether query, key and value are, together, all that their linears make, each channel once."""
     made: dict[str, list[tuple[int, int]]] = {}
-    widths: Mapping[str, int] = {part.layer.name: part.layer.matrix.shape[1] for part in parts}
+    widths: Mapping[str, int] = {part.layer.name: part.layer.outputs for part in parts}
     for part in parts:
         made.setdefault(part.layer.name, []).append((part.start, part.stop))
     for name, spans in made.items():
