@@ -32,10 +32,11 @@ def evaluate_candidates(inputs: ExportInputs, progress: Progress) -> tuple[list[
         ArtifactError, InvalidResultError: a failure that isn't left out, or the first of nothing but failures.
     """
     plan, evaluated, failures = inputs.plan, list[Evaluated](), dict[Candidate, VitedgeError]()
+    tried: list[Evaluated] = []
     all_wanted = plan.autotune or plan.with_candidates
     for candidate in plan.candidates:
         try:
-            result = _evaluate_within_budget(inputs, candidate, evaluated, progress)
+            result = _evaluate_within_budget(inputs, candidate, tried, progress)
         except (InvalidResultError, ArtifactError) as error:
             if not all_wanted and plan.precision != AUTO:
                 raise
@@ -51,27 +52,23 @@ def evaluate_candidates(inputs: ExportInputs, progress: Progress) -> tuple[list[
 
 
 def _evaluate_within_budget(
-    inputs: ExportInputs, candidate: Candidate, earlier: Sequence[Evaluated], progress: Progress
+    inputs: ExportInputs, candidate: Candidate, tried: list[Evaluated], progress: Progress
 ) -> Evaluated | None:
     """A candidate, with groups back in float where the budget needs it.
 
-    None for a mixture of no group, and for quantized graphs that an earlier candidate has, too: so has a variant with
-    convolutions where a model has none.
+    None for a mixture of no group, and for a quantized graph that was tried before: so is a variant with convolutions
+    where a model has none. ``tried`` grows by the candidate, before and after groups go back.
     """
-    if candidate.precision == "mixed":
-        mixture = _mix(inputs, candidate, progress)
-        if mixture is None:
-            return None
-        evaluated = mixture
-    else:
-        evaluated = evaluate_candidate(inputs, candidate, progress)
-    adjustable = candidate.precision in QUANTIZED and evaluated.lowered.interpretable is not None
-    if candidate.precision in QUANTIZED and any(evaluated.same_graph(other) for other in earlier):
+    mixed = candidate.precision == "mixed"
+    evaluated = _mix(inputs, candidate, progress) if mixed else evaluate_candidate(inputs, candidate, progress)
+    if evaluated is None or (candidate.precision in QUANTIZED and any(map(evaluated.same_graph, tried))):
         return None
-    if not adjustable:  # float, or quantized by another tool: taken as it is, or not at all
-        return evaluated
+    tried.append(evaluated)
+    if candidate.precision not in QUANTIZED or evaluated.lowered.interpretable is None:
+        return evaluated  # float, or quantized by another tool: taken as it is, or not at all
     if not evaluated.acceptable:
         evaluated = _revert_to_budget(inputs, evaluated, progress) or evaluated
+        tried.append(evaluated)
     return with_steps(inputs, evaluated, progress) if inputs.plan.explain else evaluated
 
 
