@@ -32,6 +32,10 @@ def test_boards_of_one_kind_share_a_choice(desk: Desk, small_model: Path, small_
     assert [len(each) for each in there] == [0, 1]
     assert vitedge("fleet", "push", carrier, "-q").code == 0
     assert list((boards[0].home / "fleet" / "artifacts").glob(f"*.choices/{choice.name}"))
+    again = vitedge("fleet", "--on", "first", "build", carrier, "--overwrite", "-q")
+    assert again.code == 0, again.err
+    newest = json.loads((Path("fleet-results") / faults.rows(Path("fleet-results"))[0]["result"]).read_text())
+    assert newest != told[0], "measured anew"
 
 
 @pytest.mark.slow

@@ -196,6 +196,8 @@ class Fleet:
                 for number, row in enumerate(todo):
                     progress(name, number, len(todo))
                     argv = works[row.subject].argv(places)
+                    if verb == "build" and row.generation:  # the board keeps what it measured before
+                        argv.append("--overwrite")
                     await jobs.do(row, argv, wait=keeping.wait or keeping.detach, detach=keeping.detach)
                 progress(name, len(todo), len(todo))
                 return [found for row in planned if (found := ledger.find(row))]
