@@ -217,7 +217,7 @@ def test_artifact_of_a_newer_version_says_which_opens_it(artifact: Path, tmp_pat
     (copy / "manifest.json").write_bytes(data)
     (copy / "manifest.sha256").write_text(f"{sha256(data)}  manifest.json\n")
     _, reason, hint = fails(3, "verify", copy)
-    assert reason == "manifest.json has schema version 99; this vitedge reads up to 2"
+    assert reason == "manifest.json has schema version 99; this vitedge reads up to 3"
     assert hint == upgrade_hint("7.1.0")
 
 

@@ -7,6 +7,7 @@ nothing has to be tried out. pip downloads; it can't resolve for another machine
 from __future__ import annotations
 
 import email.parser
+import os
 import subprocess
 import sys
 import zipfile
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from vitedge._version import __version__
+from vitedge.core.environment import for_children
 from vitedge.core.paths import shipped_file
 from vitedge.core.schema import Record
 from vitedge.errors import InputError, NotInstalledError, ResourceError, UsageError
@@ -201,7 +203,8 @@ def _pip(arguments: list[str]) -> None:
         ResourceError: it fails.
     """
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    own = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}  # an index may want a password
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**for_children(), **own})
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
         reason = errors[-1] if errors else f"pip ended with {done.returncode}"
