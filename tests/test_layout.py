@@ -33,7 +33,7 @@ IMPORTS = {
     "quantization": "core data formats graph",
     "runtimes": "core device data formats graph quantization",
     "verification": "core data formats runtimes",
-    "evaluation": "core data formats runtimes",
+    "evaluation": "core data formats graph runtimes",
     "benchmarking": "core device data formats runtimes verification",
     "exporting": "core device data formats graph quantization runtimes evaluation benchmarking",
     "building": "core device data formats runtimes evaluation benchmarking",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         examine,
         explain_engines,
         explain_export,
+        explain_picture,
         export,
         fleet_outcomes,
         fleet_problem,
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
         UsageError,
         VitedgeError,
     )
+    from vitedge.evaluation.attribution import PictureExplanation
     from vitedge.evaluation.classify import Classified
     from vitedge.evaluation.many import ClassifiedShards
     from vitedge.evaluation.options import EngineOptions
@@ -121,6 +123,7 @@ _TYPES = {
         "UsageError",
         "VitedgeError",
     ),
+    "evaluation.attribution": ("PictureExplanation",),
     "evaluation.classify": ("Classified",),
     "evaluation.many": ("ClassifiedShards",),
     "evaluation.options": ("EngineOptions",),
@@ -181,6 +184,7 @@ __all__ = [
     "OpenOptions",
     "Outcome",
     "PairedConfig",
+    "PictureExplanation",
     "Plan",
     "Prediction",
     "Recipe",
@@ -215,6 +219,7 @@ __all__ = [
     "examine",
     "explain_engines",
     "explain_export",
+    "explain_picture",
     "export",
     "fleet_outcomes",
     "fleet_problem",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vitedge.demo import Demo
     from vitedge.doctor import Machine
     from vitedge.errors import VitedgeError
+    from vitedge.evaluation.attribution import PictureExplanation
     from vitedge.evaluation.classify import Classified
     from vitedge.evaluation.many import ClassifiedShards
     from vitedge.evaluation.options import EngineOptions
@@ -703,6 +704,61 @@ def classify(
     return answers
 
 
+def explain_picture(
+    source: Model | Artifact | str | Path,
+    picture: str | Path,
+    out: str | Path | None = None,
+    options: OpenOptions | None = None,
+    *,
+    class_name: str | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> PictureExplanation:
+    """Say which patches of a picture an answer came from, by attention rollout and by hiding one patch after another.
+
+    Args:
+        source: a model folder, whose graph runs in ONNX Runtime and gives both maps, or an artifact, whose own runtime
+            gives occlusion alone.
+        picture: a picture file.
+        out: a PNG file for the maps; None draws none.
+        options: how an artifact is opened; a model folder takes none.
+        class_name: the class to explain; None: the most probable one.
+        overwrite: replace ``out``.
+        progress: called with (task, done, total).
+
+    Raises:
+        UsageError: no such source or class, options for a model folder, or ``out`` exists.
+        ImageError: the picture can't be read.
+        InputError: the model or artifact is damaged.
+        InvalidResultError: the logits aren't finite.
+        NotInstalledError: a runtime is missing.
+        ResourceError: ``out`` can't be written.
+    """
+    from vitedge.core.files import refuse_existing, write_atomic
+    from vitedge.data.images import read_picture
+    from vitedge.evaluation import attribution
+    from vitedge.formats.artifact import Artifact
+    from vitedge.reporting import heatmap
+    from vitedge.runtimes.session import open_session
+
+    out = None if out is None else Path(out)
+    if out is not None:
+        refuse_existing(out, heatmap.PNG, overwrite=overwrite, action=attribution.ACTION)
+    decoded = read_picture(Path(picture))
+    with contextlib.ExitStack() as stack:
+        opened = _opened_either(source)
+        if isinstance(opened, Artifact):
+            subject = attribution.of_session(stack.enter_context(open_session(opened, options)))
+        else:
+            attribution.refuse_options(options)
+            subject = attribution.of_model(opened)
+        image = subject.preprocessing.apply(decoded)
+        explanation = attribution.explain(subject, image, Path(picture).name, class_name, progress)
+    if out is not None:
+        write_atomic(out, heatmap.draw(explanation, image), f"write {out}")
+    return explanation
+
+
 def classify_shards(
     artifact: Artifact | str | Path,
     pictures: Sequence[str | Path],
@@ -1114,3 +1170,12 @@ def _opened_model(model: Model | str | Path) -> Model:
     from vitedge.formats.model_folder import Model
 
     return model if isinstance(model, Model) else Model.open(model)
+
+
+def _opened_either(source: Model | Artifact | str | Path) -> Model | Artifact:
+    """A model or an artifact, whichever lies at a path."""
+    from vitedge.formats.model_folder import MODEL_JSON, Model
+
+    if isinstance(source, (str, Path)):
+        return Model.open(source) if (Path(source) / MODEL_JSON).is_file() else _opened(source)
+    return source

@@ -74,7 +74,7 @@ def laid_out_by() -> dict[str, str]:
 
 def sections(written: str) -> dict[str, str]:
     """The document by verb; what stands in front of the first one is vitedge's own page."""
-    first, *rest = re.split(r"^## (\w+)$", written, flags=re.MULTILINE)
+    first, *rest = re.split(r"^## ([\w-]+)$", written, flags=re.MULTILINE)
     return {"": first.removeprefix(HEAD), **dict(zip(rest[::2], rest[1::2], strict=True))}
 
 

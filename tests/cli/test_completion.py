@@ -47,7 +47,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        ("exp", ["export"]),
+        ("exp", ["export", "explain-picture"]),
         ("export model --target raspberry", ["raspberry-pi-5"]),
         ("verify boards/", ["boards/two"]),
         ("classify one photo.", []),  # the shell's own

@@ -100,6 +100,12 @@ def test_classify(artifact: Artifact, small_data: Path) -> None:
     assert answers == as_json(vitedge.classify(artifact, [small_data / "bee"], top_k=2))
 
 
+def test_explain_picture(small_model: Path, small_data: Path) -> None:
+    picture = small_data / "bee" / "3.png"
+    explanation = printed("explain-picture", small_model, picture, "--class", "cat")
+    assert explanation == as_json(vitedge.explain_picture(small_model, picture, class_name="cat"))
+
+
 def test_compare(tmp_path: Path) -> None:
     write_result(results.demo(), tmp_path / "result.json")
     comparisons = vitedge.compare_results(

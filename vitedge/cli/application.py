@@ -32,6 +32,7 @@ STEPS = {
     "compare": MEASURE,
     "report": MEASURE,
     "classify": RUN,
+    "explain-picture": RUN,
     "stream": RUN,
     "fleet": FLEET,
     "demo": LOOK,
@@ -72,9 +73,10 @@ def application(verbs: Sequence[str] = VERBS, *, options: bool = True) -> typer.
     )
     app.callback()(_options)
     for verb in verbs:
+        name = verb.replace("-", "_")
         ending = "_" if verb in ("import", "eval") else ""
-        module = importlib.import_module(f"vitedge.cli.{verb}{'_' if verb == 'import' else ''}")
-        function = getattr(module, f"{verb}{ending}")
+        module = importlib.import_module(f"vitedge.cli.{name}{'_' if verb == 'import' else ''}")
+        function = getattr(module, f"{name}{ending}")
         if options and hasattr(module, "application"):
             app.add_typer(module.application(), name=verb, rich_help_panel=STEPS[verb])
             continue

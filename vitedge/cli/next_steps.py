@@ -80,6 +80,7 @@ NEXT: dict[str, Callable[[Values], Words]] = {
     "compare": _after_eval,
     "report": lambda values: ("stream", "ARTIFACT/", "SOURCE"),
     "classify": lambda values: ("stream", values["artifact"], "test://"),
+    "explain-picture": lambda values: (),
     "stream": lambda values: (),
     "fleet": lambda values: (),
     "demo": lambda values: ("classify", values["out"] / "artifacts" / "onnxruntime-int8", "PICTURE"),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
+    from vitedge.evaluation.attribution import Map, PictureExplanation
     from vitedge.evaluation.classify import Classified
     from vitedge.evaluation.many import ClassifiedShards
     from vitedge.formats.result import Check, Result
@@ -234,6 +235,28 @@ def show_classified(classified: Sequence[Classified]) -> None:
         ),
         text(f"The classes have no names; {GIVE_NAMES}", UNSURE) if nameless(labels) else None,
     )
+
+
+def show_picture_explanation(explanation: PictureExplanation) -> None:
+    """The class, and the patch that each map points at."""
+    place, fall = _strongest(explanation.occlusion)
+    pairs = [
+        ("picture", explanation.picture),
+        ("class", f"{explanation.label} {percent(explanation.probability)} %"),
+        ("occlusion", f"hiding the patch in {place} lowers the probability most, by {points(100 * fall)} pp"),
+    ]
+    if explanation.rollout is None:
+        pairs.append(("attention rollout", f"none: {explanation.no_rollout}"))
+    else:
+        place, share = _strongest(explanation.rollout)
+        pairs.append(("attention rollout", f"most of it, {percent(share)} %, comes from the patch in {place}"))
+    terminal.show(facts(pairs))
+
+
+def _strongest(values: Map) -> tuple[str, float]:
+    """Where the largest value of a map is, counted from 1, and the value."""
+    value, row, column = max((value, -r, -c) for r, line in enumerate(values) for c, value in enumerate(line))
+    return f"row {1 - row}, column {1 - column}", value
 
 
 def show_classified_shards(classified: ClassifiedShards) -> None:

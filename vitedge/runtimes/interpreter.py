@@ -7,6 +7,9 @@ explicit first: every operator computes in float32 and its result is rounded to 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -37,44 +40,69 @@ def require(action: str) -> str:
     return f"onnxruntime {version}"
 
 
-def run_graph(model: onnx.ModelProto, images: NDArray[np.uint8], *, optimized: bool = False) -> NDArray[np.float32]:
-    """Run a graph of standard operators literally.
+class Interpreter:
+    """A graph of standard operators, opened once to be run literally.
 
     Args:
         model: one input uint8 [N, h, w, 3], one output [N, classes]; N may be symbolic or fixed.
-        images: uint8 [count, h, w, 3]; the last batch of a fixed N is padded.
         optimized: let ONNX Runtime fuse; for float32 graphs, where only the last bits change.
-
-    Returns:
-        float32 [count, classes].
+        tensors: names of inner tensors [N, ...] that come out beside the logits.
 
     Raises:
-        ModelError: ONNX Runtime can't load or run it; its reason is given.
+        ModelError: ONNX Runtime can't load it; its reason is given.
         NotInstalledError: onnxruntime is missing.
     """
-    require("interpret a graph")
-    runtime = detect.load()
-    options = runtime.SessionOptions()
-    level = runtime.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    fixed = batch_size(model)
-    size = fixed or _BATCH
-    logits = []
+
+    def __init__(self, model: onnx.ModelProto, *, optimized: bool = False, tensors: Sequence[str] = ()) -> None:
+        require("interpret a graph")
+        runtime = detect.load()
+        options = runtime.SessionOptions()
+        level = runtime.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
+        options.log_severity_level = 3
+        self._fixed = batch_size(model)
+        graph = widened(model)
+        if tensors:
+            graph = copy(graph)
+            graph.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
+        with _model_errors():
+            self._session = runtime.InferenceSession(to_bytes(graph), options, providers=["CPUExecutionProvider"])
+
+    def run(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        """Run images, the last batch of a fixed N padded.
+
+        Args:
+            images: uint8 [count, h, w, 3].
+
+        Returns:
+            The logits, float32 [count, classes], then each of the tensors, [count, ...].
+
+        Raises:
+            ModelError: ONNX Runtime can't run it; its reason is given.
+        """
+        size, name = self._fixed or _BATCH, self._session.get_inputs()[0].name
+        batches = []
+        with _model_errors():
+            for start in range(0, len(images), size):
+                batch = images[start : start + size]
+                padding = np.repeat(batch[-1:], self._fixed - len(batch) if self._fixed else 0, axis=0)
+                outputs = self._session.run(None, {name: np.concatenate([batch, padding])})
+                batches.append([output[: len(batch)] for output in outputs])
+        return [np.concatenate(parts).astype(np.float32) for parts in zip(*batches, strict=True)]
+
+
+@contextlib.contextmanager
+def _model_errors() -> Iterator[None]:
     try:
-        session = runtime.InferenceSession(to_bytes(widened(model)), options, providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        for start in range(0, len(images), size):
-            batch = images[start : start + size]
-            if fixed and len(batch) < fixed:
-                padding = np.repeat(batch[-1:], fixed - len(batch), axis=0)
-                logits.append(session.run(None, {name: np.concatenate([batch, padding])})[0][: len(batch)])
-            else:
-                logits.append(session.run(None, {name: batch})[0])
+        yield
     except Exception as error:  # onnxruntime's exceptions have no common base of their own
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError("interpret a graph with ONNX Runtime", reason, "report this graph") from error
-    return np.concatenate(logits).astype(np.float32)
+
+
+def run_graph(model: onnx.ModelProto, images: NDArray[np.uint8], *, optimized: bool = False) -> NDArray[np.float32]:
+    """Logits of images, float32 [count, classes]; arguments and errors are those of :class:`Interpreter`."""
+    return Interpreter(model, optimized=optimized).run(images)[0]
 
 
 def nudged(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
