@@ -27,7 +27,8 @@ def draw(explanation: PictureExplanation, image: NDArray[np.uint8]) -> bytes:
         image: uint8 [h, w, 3], what the model sees.
 
     Returns:
-        A PNG file. Red patches speak for the class (or received attention), blue ones against it.
+        A PNG file. Occlusion: red patches speak for the class, blue ones against it. Rollout: the redder, the more
+        attention; the patch with the least has no colour.
     """
     from PIL import Image, ImageDraw
 
@@ -37,7 +38,9 @@ def draw(explanation: PictureExplanation, image: NDArray[np.uint8]) -> bytes:
     )
     panels = [("picture", picture)]
     if explanation.rollout is not None:
-        panels.append(("attention rollout", overlay(picture, explanation.rollout)))
+        least = min(map(min, explanation.rollout))
+        above = tuple(tuple(value - least for value in row) for row in explanation.rollout)
+        panels.append(("attention rollout", overlay(picture, above)))
     panels.append(("occlusion", overlay(picture, explanation.occlusion)))
     width, height = picture.size
     sheet = Image.new("RGB", (len(panels) * (width + GAP) - GAP, TITLE + height), "white")
