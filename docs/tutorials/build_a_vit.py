@@ -16,7 +16,7 @@ Cells begin with "# %%"; ``python docs/tutorials/_make.py`` makes the page and t
 #
 # This page, [the script](build_a_vit.py) and [the notebook](build-a-vit.ipynb) are made from the same source; the
 # network is in [vit.py](vit.py). Put `vit.py` beside the notebook. The whole source runs in the project's tests, with
-# six training steps; the pictures below were made with `--steps 100` and the embedded pictures.
+# two training steps; the pictures below were made with `--steps 100` and the embedded pictures.
 
 # %%
 import argparse
@@ -294,7 +294,7 @@ for precision in ("fp32", "int8"):
     extra = calibration if precision == "int8" else []
     target = ["--target", "onnxruntime", "--precision", precision]
     vitedge("export", out / "model", *target, *extra, "--out", out / precision, "--overwrite")
-vitedge("bench", out / "fp32", out / "int8", "--duration", 0.5)
+vitedge("bench", out / "fp32", out / "int8", "--duration", 0.5, "--warmup", 0.2)
 
 # %% [markdown]
 # ## 11. Where does it look?
