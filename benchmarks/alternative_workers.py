@@ -222,15 +222,12 @@ def mnn(folder: Path, threads: int, *flags: str) -> Run:
     _tools.mnnconvert(
         ["mnnconvert", "-f", "ONNX", "--modelFile", str(folder / "model.onnx"), "--MNNModel", str(path), *flags]
     )
-    interpreter = MNN.Interpreter(str(path))
-    session = interpreter.createSession({"backend": "CPU", "numThread": threads, "precision": "normal"})
-    given = interpreter.getSessionInput(session)
-    kind, order = MNN.Halide_Type_Uint8, MNN.Tensor_DimensionType_Tensorflow
+    runtime = MNN.nn.create_runtime_manager(({"backend": "CPU", "numThread": threads, "precision": "normal"},))
+    module = MNN.nn.load_module_from_file(str(path), ["image"], ["logits"], runtime_manager=runtime)
 
     def run(picture: Any) -> Any:
-        given.copyFrom(MNN.Tensor(given.getShape(), kind, picture, order))
-        interpreter.runSession(session)
-        return np.asarray(interpreter.getSessionOutput(session).getData())
+        image = MNN.expr.const(picture, list(picture.shape), MNN.expr.NCHW, MNN.expr.uint8)
+        return module.forward([image])[0].read()
 
     return run
 

@@ -7,7 +7,7 @@ Every tool runs in a process of its own (``alternative_workers.py``), and all ta
 they settle, then classify pictures one by one for a quarter of a second. Of each turn the fastest inference counts
 (noise only adds time), and a round's turns are compared with each other. ``--python executorch=/path/python`` names the
 Python in whose environment a tool is installed (tools don't agree on versions of torch); the others run in this one.
-A tool that can't take the model is shown with its reason.
+A tool that can't take the model is shown with its reason, and one whose answers aren't the model's is called wrong.
 
 Accuracy: top-1 on the embedded hold-out pictures; deviation: mean KL divergence from the float32 logits there, in
 millionths, and the percentage of pictures whose class is the same. MODEL is ``embedded`` or a model folder with our
@@ -43,6 +43,7 @@ from vitedge.graph.surgery import load, pin_batch, to_bytes
 from vitedge.training.vit import VisionTransformer
 
 CALIBRATED, SHOWN = 300, 1000
+RIGHT = 90.0  # percent of the pictures with the same class, below which something is broken
 OURS = ("onnxruntime-fp32", "onnxruntime-int8", "openvino-fp32", "openvino-int8")
 BASELINE = "vitedge openvino int8"
 
@@ -192,6 +193,9 @@ def show(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         if "error" in row:
             print(f"{row['tool']:26} {row['error']}")
+            continue
+        if row["same_class_pct"] < RIGHT:
+            print(f"{row['tool']:26} wrong answers: {row['same_class_pct']:.1f} % the same class")
             continue
         times = "{:.2f} ({:.2f} to {:.2f})".format(*row["times"]) if "times" in row else ""
         print(

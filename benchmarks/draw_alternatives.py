@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib
 
 ROOT = Path(__file__).resolve().parents[1]
+RIGHT = 90.0  # percent of the pictures with the same class, as alternatives.py has it
 OURS, INT8, FLOAT, MUTED = "vitedge", "#0b6e4f", "#4a6fa5", "#8a8f98"
 
 
@@ -28,10 +29,10 @@ def main() -> None:
 
 
 def draw(result: dict[str, Any], out: Path) -> None:
-    """Two panels that share their rows, the fastest at the top; a row whose tool failed isn't drawn."""
+    """Two panels that share their rows, the fastest at the top; tools that failed or answer wrongly aren't drawn."""
     from matplotlib import pyplot
 
-    rows = [row for row in result["rows"] if "error" not in row]
+    rows = [row for row in result["rows"] if "error" not in row and row["same_class_pct"] >= RIGHT]
     figure, (latency, accuracy) = pyplot.subplots(
         1, 2, sharey=True, figsize=(9, 0.27 * len(rows) + 1.1), width_ratios=(2, 1), layout="constrained"
     )
@@ -41,8 +42,14 @@ def draw(result: dict[str, Any], out: Path) -> None:
         latency.plot([0, row["fastest_ms"]], [number] * 2, color=color, linewidth=1, alpha=1.0 if ours else 0.4)
         for axes, value in ((latency, row["fastest_ms"]), (accuracy, row["top1_pct"])):
             axes.plot(value, number, "o" if ours else "D", color=color, markersize=7 if ours else 5)
-        text = f"  {row['fastest_ms']:.2f} ms"
-        latency.annotate(text, (row["fastest_ms"], number), va="center", color="#333333")
+        latency.annotate(
+            f"{row['fastest_ms']:.2f} ms",
+            (row["fastest_ms"], number),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            color="#333333",
+        )
     names = [row["tool"].replace(f"{OURS} ", f"{OURS}: ") for row in rows]
     latency.set_yticks(range(len(rows)), names)
     for label, row in zip(latency.get_yticklabels(), rows, strict=True):
@@ -50,6 +57,7 @@ def draw(result: dict[str, Any], out: Path) -> None:
     latency.invert_yaxis()
     latency.set_xlim(0, 1.15 * max(row["fastest_ms"] for row in rows))
     latency.set_xlabel("milliseconds for one picture (less is better)")
+    accuracy.set_xlim(85, 95)  # 1,000 pictures tell two points apart, not two tenths
     accuracy.set_xlabel("top-1, % of 1,000 pictures")
     for axes in (latency, accuracy):
         axes.grid(axis="x", color=MUTED, alpha=0.25)
