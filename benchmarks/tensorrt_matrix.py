@@ -116,7 +116,7 @@ def outcome_of(name: str, variant: str, lowered: Lowered, target: Target, sms: S
         variant,
         macs=mac_fractions(lowered.layers, {layer.name: layer.precision for layer in lowered.layers}),
         refused={version: check(data, replace(target, runtime_min=version)) for version in VERSIONS},
-        unfused=Counter(each.rule for each in unfused(graph)),
+        unfused=dict(Counter(each.rule for each in unfused(graph))),
     )
     oldest = 8.9 if "fp8" in outcome.macs else 8.0 if "fp32" in outcome.macs else 0.0
     if any(layer.kind == "conv" and layer.precision == "fp8" for layer in lowered.layers):

@@ -172,10 +172,11 @@ def test_residual_branches_are_quantized_where_they_meet(precision: str) -> None
     nodes = {node.name: node for node in lowered.interpretable.graph.node}
     assert list(nodes["a.sum"].input) == ["a.conv2.out", "a.conv1.input.dq.out"]
     assert nodes["b.conv"].input[0] == nodes["b.shortcut"].input[0], "one tensor, one scale, one pair"
+    assert list(nodes["c.sum"].input) == ["c.conv2.out", "c.conv2.input.dq.out"], "a branch that a convolution writes"
     layers = {layer.name: layer for layer in lowered.layers}
     assert layers["dw.conv"].reason == "grouped convolution"
     assert {name for name, layer in layers.items() if layer.precision == precision} == {
-        *("a.conv1", "a.conv2", "b.conv", "b.shortcut")
+        *("a.conv1", "a.conv2", "b.conv", "b.shortcut", "c.conv1", "c.conv2", "c.conv3")
     }
     assert unfused(lowered.interpretable) == [] and check(lowered.files[lowered.graph], "jetson-thor") == []
     images = pictures(config, 6, seed=9)

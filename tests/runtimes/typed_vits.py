@@ -53,7 +53,8 @@ def trained_like(config: ViTConfig, seed: int = 0) -> onnx.ModelProto:
 
 
 def residual_network(head: str = "Gemm") -> onnx.ModelProto:
-    """Convolutions with a residual branch, and two of different kernels that read one tensor and meet again."""
+    """Convolutions with a residual branch, also one that a convolution writes, and two of different kernels that read
+    one tensor and meet again."""
     random = np.random.default_rng(3)
     builder = GraphBuilder()
 
@@ -72,6 +73,9 @@ def residual_network(head: str = "Gemm") -> onnx.ModelProto:
     inner = builder.node("Relu", "a.act", convolution("a.conv1", x, (32, 32), 3))
     inner = convolution("a.conv2", inner, (32, 32), 3)
     x = builder.node("Relu", "a.out", builder.node("Add", "a.sum", inner, x))
+    x = convolution("c.conv1", x, (32, 32), 1)
+    x = builder.node("Add", "c.sum", convolution("c.conv2", x, (32, 32), 3), x)
+    x = convolution("c.conv3", x, (32, 32), 1)
     x = builder.node("Relu", "dw.act", convolution("dw.conv", x, (32, 32), 3, group=32))
     branches = [convolution("b.conv", x, (32, 32), 3), convolution("b.shortcut", x, (32, 32), 1)]
     x = builder.node("Gelu", "b.out", builder.node("Add", "b.sum", *branches))

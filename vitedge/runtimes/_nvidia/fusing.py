@@ -97,7 +97,7 @@ def quantize_residuals(model: onnx.ModelProto) -> onnx.ModelProto:
         if node.op_type == "Add" and not graph.adds_bias(node):
             for own, other in ((0, 1), (1, 0)):
                 pairs = [pair for pair in graph.pairs(node.input[other]) if pair in written]
-                if pairs and graph.convolution(node.input[own]) and not graph.layer(node.input[other]):
+                if pairs and graph.convolution(node.input[own]):
                     node.input[other] = pairs[0]
                     break
         written.update(node.output)
