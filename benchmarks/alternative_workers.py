@@ -25,6 +25,7 @@ import numpy as np
 
 Run = Callable[[Any], Any]  # uint8 [1, h, w, 3] -> float32 [1, classes]
 SETTLE_S, TURN_S, LEAST = 0.15, 0.25, 10
+RIGHT = 90.0  # percent of the pictures with the same class, below which a tool answers wrongly
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from typing import IO, Any
 import numpy as np
 import onnx
 import torch
-from alternative_workers import TOOLS
+from alternative_workers import RIGHT, TOOLS
 from peer_bars import decoded, frames, open_model, speedup
 
 import vitedge
@@ -43,7 +43,6 @@ from vitedge.graph.surgery import load, pin_batch, to_bytes
 from vitedge.training.vit import VisionTransformer
 
 CALIBRATED, SHOWN = 300, 1000
-RIGHT = 90.0  # percent of the pictures with the same class, below which something is broken
 OURS = ("onnxruntime-fp32", "onnxruntime-int8", "openvino-fp32", "openvino-int8")
 BASELINE = "vitedge openvino int8"
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from alternative_workers import RIGHT
 
 ROOT = Path(__file__).resolve().parents[1]
-RIGHT = 90.0  # percent of the pictures with the same class, as alternatives.py has it
 OURS, INT8, FLOAT, MUTED = "vitedge", "#0b6e4f", "#4a6fa5", "#8a8f98"
 
 

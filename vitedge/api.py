@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from vitedge.runtimes.session import Session
     from vitedge.shrinking.frontier import Frontier
     from vitedge.shrinking.options import ShrinkFields, ShrinkOptions
+    from vitedge.shrinking.plan import ShrinkPlan
     from vitedge.shrinking.table import Table
     from vitedge.streaming.records import FrameRecord
     from vitedge.streaming.settings import StreamFields, StreamSettings
@@ -229,17 +230,27 @@ def shrink(
         UsageError, ModelError, ImageError, ResourceError, NotInstalledError:
             as :func:`vitedge.shrinking.plan.plan_shrink` and :func:`vitedge.shrinking.run.carry_out`.
     """
-    from vitedge.shrinking.adapting import of_classes
     from vitedge.shrinking.options import ShrinkOptions
-    from vitedge.shrinking.plan import plan_shrink
     from vitedge.shrinking.run import carry_out
 
     given = {**fields, "frontier": False}
     checked = filled(ShrinkOptions, given, options, action="shrink a model", verb="shrink")
     checked.require_one_budget("shrink a model")
+    with _shrink_plan(model, target, out, checked) as plan:
+        return carry_out(plan, progress)
+
+
+@contextlib.contextmanager
+def _shrink_plan(
+    model: Model | str | Path, target: Target | str | Path, out: str | Path, options: ShrinkOptions
+) -> Iterator[ShrinkPlan]:
+    """The plan for a model without the classes that aren't needed, which lies in a folder while it's carried out."""
+    from vitedge.shrinking.adapting import of_classes
+    from vitedge.shrinking.plan import plan_shrink
+
     whole = _opened_model(model)
-    with of_classes(whole, checked.classes, f"shrink {whole.record.name}") as needed:
-        return carry_out(plan_shrink(needed, target, out, checked, source_digest=whole.digest), progress)
+    with of_classes(whole, options.classes, f"shrink {whole.record.name}") as needed:
+        yield plan_shrink(needed, target, out, options, source_digest=whole.digest)
 
 
 def shrink_frontier(
@@ -265,16 +276,12 @@ def shrink_frontier(
         as :func:`shrink`.
     """
     from vitedge.reporting import frontier as picture
-    from vitedge.shrinking.adapting import of_classes
     from vitedge.shrinking.frontier import frontier
     from vitedge.shrinking.options import ShrinkOptions
-    from vitedge.shrinking.plan import plan_shrink
 
     given = {**fields, "latency": None, "speedup": None, "macs": None, "frontier": True}
     checked = filled(ShrinkOptions, given, options, action="shrink a model", verb="shrink")
-    whole = _opened_model(model)
-    with of_classes(whole, checked.classes, f"shrink {whole.record.name}") as needed:
-        plan = plan_shrink(needed, target, out, checked, source_digest=whole.digest)
+    with _shrink_plan(model, target, out, checked) as plan:
         return picture.write(plan, frontier(plan, progress))
 
 

@@ -238,14 +238,10 @@ def _said(error: BaseException) -> str:
 
 def command_line(board: Board) -> str:
     """What starts the agent: the Python of vitedge's environment, which says its versions, else the board's own."""
-    python = f"{board.environment}/bin/python"
-    first = "" if board.command is not None else f"p={_shell_path(python)}; "
-    choice = (
-        f"p={_shell_path(board.python)}; "
-        if board.command is not None
-        else (f'[ -x "$p" ] || p={_shell_path(board.python)}; ')
-    )
-    return f"{first}{choice}exec $p -u -c {shlex.quote(_BOOTSTRAP)}"
+    choice = f"p={_shell_path(board.python)}"
+    if board.command is None:
+        choice = f'p={_shell_path(f"{board.environment}/bin/python")}; [ -x "$p" ] || {choice}'
+    return f"{choice}; exec $p -u -c {shlex.quote(_BOOTSTRAP)}"
 
 
 def _shell_path(path: str) -> str:

@@ -45,6 +45,12 @@ def class_table(names: Sequence[str], folders: Sequence[str | None] | None = Non
     )
 
 
+def class_numbers(labels: Iterable[ClassLabel]) -> dict[str, int]:
+    """Index among the logits by name, and by folder, which decides where one is another class's name."""
+    listed = list(labels)
+    return {label.name: label.id for label in listed} | {label.folder: label.id for label in listed if label.folder}
+
+
 #: What gives a model its class names, and its artifacts.
 GIVE_NAMES = "run: vitedge label MODEL --labels FOLDER|FILE, then export again"
 

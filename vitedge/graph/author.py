@@ -27,13 +27,14 @@ behind as many zero rows: no Shape, Expand or Concat, so the batch stays symboli
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
 from numpy.typing import ArrayLike, NDArray
 from onnx import TensorProto, helper
 
+from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ModelError
 from vitedge.formats.architecture import BlockWidths, ConvStem, ViTConfig
 from vitedge.graph.builder import GraphBuilder
@@ -98,6 +99,11 @@ def author_vit(
         x = _block(graph, config, x, f"blocks.{index}", config.block(index))
     _classify(graph, config, x)
     return graph.checked(config, name)
+
+
+def contract_of(preprocessing: Preprocessing) -> dict[str, Any]:
+    """What :func:`author_vit` folds in of a preprocessing, as its arguments."""
+    return {name: getattr(preprocessing, name) for name in ("mean", "std", "rescale", "channel_order")}
 
 
 def expected_parameters(config: ViTConfig, *, folded_stem: bool = False) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ModelError
 from vitedge.formats.architecture import BlockWidths, ConvStem, Rope, ViTConfig
-from vitedge.graph.author import author_vit
+from vitedge.graph.author import author_vit, contract_of
 from vitedge.graph.folding import Index
 from vitedge.graph.positions import half_order, rotary_angles
 from vitedge.graph.surgery import linear_layers
@@ -61,10 +60,7 @@ def read_authored(model: onnx.ModelProto, config: ViTConfig, preprocessing: Prep
         ValueError,
     ) as error:  # no such node or constant, or widths that contradict themselves
         raise ModelError(_ACTION, f"it isn't as the author writes it: {error}", _HINT) from error
-    contract: dict[str, Any] = {
-        name: getattr(preprocessing, name) for name in ("mean", "std", "rescale", "channel_order")
-    }
-    _compare(graph, _Reader(author_vit(new, arrays, **contract)))
+    _compare(graph, _Reader(author_vit(new, arrays, **contract_of(preprocessing))))
     return new, arrays
 
 

@@ -23,7 +23,7 @@ from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ModelError
 from vitedge.formats.architecture import ViTConfig
 from vitedge.graph import affine, folding, image_input, rewrites, shaping, surgery
-from vitedge.graph.author import IR_VERSION, OPSET, author_vit
+from vitedge.graph.author import IR_VERSION, OPSET, author_vit, contract_of
 from vitedge.graph.interface import FIX
 from vitedge.graph.lift import lift
 from vitedge.graph.surgery import attribute
@@ -109,9 +109,7 @@ def canonicalise(
     """
     for name, rewrite in _SIMPLIFICATIONS:
         model = _attempt(model, name, rewrite, report, check)
-    contract: dict[str, Any] = {
-        name: getattr(preprocessing, name) for name in ("mean", "std", "rescale", "channel_order")
-    }
+    contract = contract_of(preprocessing)
     if image_input.JOINED in report.rewrites:
         contract = image_input.normalisation_inside(model)
     for config, arrays in lift(model, preprocessing.size):

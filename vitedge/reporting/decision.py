@@ -175,7 +175,8 @@ def _moved(lines: Sequence[Line], paired: bool) -> dict[str, str]:
     timed = {line.letter: line.row.latency for line in lines if line.row.latency is not None}
     changes = zip(timed, drifts(list(timed.values())), strict=True)
     return {
-        letter: f"its time changed by {points(100 * (factor - 1), 0)} % against the others' during the run"
+        letter: f"its time changed by {'+' * (factor > 1)}{points(100 * (factor - 1), 0)} % "
+        "against the others' during the run"
         for letter, factor in changes
         if factor != 1.0
     }

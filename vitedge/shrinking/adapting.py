@@ -11,9 +11,9 @@ from msgspec.structs import replace
 
 from vitedge.core.files import read_whole, resource_errors
 from vitedge.errors import ModelError, UsageError, nearest
-from vitedge.formats.model_folder import MODEL_ONNX, ClassLabel, Model, write_model
+from vitedge.formats.model_folder import MODEL_ONNX, ClassLabel, Model, class_numbers, write_model
 from vitedge.graph.adapting import with_classes
-from vitedge.graph.author import author_vit
+from vitedge.graph.author import author_vit, contract_of
 from vitedge.graph.authored import read_authored
 from vitedge.graph.surgery import load, to_bytes
 
@@ -39,18 +39,9 @@ def of_classes(model: Model, classes: str | None, action: str) -> Iterator[Model
     kept, record = wanted(Path(classes), model.record.classes, action), model.record
     if record.architecture is None:
         raise ModelError(action, "it isn't a plain ViT, whose classes alone can be left out", "leave out --classes")
-    contract = record.preprocessing
-    config, every = read_authored(load(model.onnx_path), record.architecture, contract)
+    config, every = read_authored(load(model.onnx_path), record.architecture, record.preprocessing)
     config, needed = with_classes(config, {**every}, kept)
-    graph = author_vit(
-        config,
-        needed,
-        mean=contract.mean,
-        std=contract.std,
-        rescale=contract.rescale,
-        channel_order=contract.channel_order,
-        name=record.name,
-    )
+    graph = author_vit(config, needed, **contract_of(record.preprocessing), name=record.name)
     labels = tuple(replace(record.classes[index], id=number) for number, index in enumerate(kept))
     with resource_errors(action), tempfile.TemporaryDirectory(prefix="vitedge-shrink-") as folder:
         fewer = replace(record, classes=labels, architecture=config)
@@ -69,7 +60,7 @@ def wanted(path: Path, labels: Sequence[ClassLabel], action: str) -> list[int]:
         reason = getattr(error, "strerror", None) or "it isn't text"
         raise UsageError(action, f"{path} can't be read: {reason}", "name a text file, one class a line") from error
     named = [line.strip() for line in lines if line.strip()]
-    ids = {label.name: label.id for label in labels} | {label.folder: label.id for label in labels if label.folder}
+    ids = class_numbers(labels)
     unknown = [name for name in named if name not in ids]
     if unknown or not named:
         what = f"the model has no class '{unknown[0]}'{nearest(unknown[0], ids)}" if unknown else "it names no class"

@@ -63,8 +63,9 @@ def frontier(plan: ShrinkPlan, progress: Progress = silent) -> Frontier:
         as :func:`vitedge.shrinking.run.subject`.
     """
     with resource_errors(plan.action):
-        whole = subject(changed(plan, budget=None), progress)
-        priced = prices(changed(plan, budget=None), whole.inputs.graph, whole.components, progress)
+        plan = changed(plan, budget=None)
+        whole = subject(plan, progress)
+        priced = prices(plan, whole.inputs.graph, whole.components, progress)
         places = whole.places(priced.table.saved)
         widths = [together(options).widths for options in _steps(places, priced.table.full)]
         graphs = [whole.inputs.graph if not each else whole.shrunk(each).model for each in widths]
@@ -83,10 +84,11 @@ def frontier(plan: ShrinkPlan, progress: Progress = silent) -> Frontier:
 
 def _steps(places: Sequence[Sequence[Option]], full: float) -> Iterator[list[Option]]:
     """The whole model, and choices that save more and more; by the table, down to a quarter of the time."""
-    most = min(together(most_saving(places)).saved, full * (1 - LEAST_SHARE))
+    fastest = most_saving(places)
+    most = min(together(fastest).saved, full * (1 - LEAST_SHARE))
     seen = list[Mapping[str, int]]()
     for number in range(BUDGETS + 1):
-        options = choose(places, most * number / BUDGETS) or most_saving(places)
+        options = choose(places, most * number / BUDGETS) or fastest
         widths = together(options).widths
         if widths not in seen:
             seen.append(widths)

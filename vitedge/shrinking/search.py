@@ -88,12 +88,12 @@ def meet(
     Raises:
         InvalidResultError: the budget can't be met; what was reached is said.
     """
-    trials: list[Trial] = []
+    trials, most = list[Trial](), most_saving(places)
     low, high = 0.0, float("inf")  # what has to be saved by the table: known to be too little, and more than enough
     needed = full - budget.allowed(full)
     for number in range(TRIALS):
         progress("budget", number, TRIALS)
-        options = choose(places, needed) or most_saving(places)
+        options = choose(places, needed) or most
         if any(tuple(options) == trial.options for trial in trials):
             break
         cost = measure(together(options).widths)
@@ -104,7 +104,7 @@ def meet(
         saved = together(options).saved
         if trial.over > 0:
             low = max(low, needed)
-            if saved >= together(most_saving(places)).saved:
+            if saved >= together(most).saved:
                 break
         else:
             high = min(high, needed)

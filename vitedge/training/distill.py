@@ -30,7 +30,7 @@ from vitedge.core.progress import bars
 from vitedge.data import embedded
 from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ModelError, NotInstalledError, UsageError
-from vitedge.formats.model_folder import ClassLabel, Model
+from vitedge.formats.model_folder import ClassLabel, Model, class_numbers
 from vitedge.training.augment import Mix, augmented_view
 from vitedge.training.data import Files, Pixels
 from vitedge.training.engine import Processes
@@ -85,15 +85,14 @@ def _read(source: str, action: str) -> tuple[bytes, Sequence[ClassLabel], Prepro
 
     checkpoint = mappings.read_own(embedded.FOLDER)
     contract = checkpoint.preprocessing
-    graph = author.author_vit(
-        checkpoint.config, checkpoint.arrays, mean=contract.mean, std=contract.std, rescale=contract.rescale
-    ).SerializeToString(deterministic=True)
+    model = author.author_vit(checkpoint.config, checkpoint.arrays, **author.contract_of(contract))
+    graph = model.SerializeToString(deterministic=True)
     return graph, checkpoint.classes or (), contract, checkpoint.name, sha256(graph)
 
 
 def _columns(labels: Sequence[ClassLabel], folders: Sequence[str], name: str, action: str) -> list[int]:
     """Which of the teacher's logits stand for the data's classes."""
-    ids = {label.name: label.id for label in labels} | {label.folder: label.id for label in labels if label.folder}
+    ids = class_numbers(labels)
     missing = [folder for folder in folders if folder not in ids]
     if missing:
         raise UsageError(

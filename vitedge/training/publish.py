@@ -13,7 +13,7 @@ from vitedge._version import __version__
 from vitedge.data.images import ImageSet
 from vitedge.device.hardware import processor
 from vitedge.formats.model_folder import MODEL_ONNX, MODEL_WEIGHTS, ModelRecord, Origin, class_table, write_model
-from vitedge.graph.author import author_vit
+from vitedge.graph.author import author_vit, contract_of
 from vitedge.training.options import as_fields
 
 if TYPE_CHECKING:
@@ -41,9 +41,7 @@ def write_trained(
     graph = author_vit(
         trainer.config,
         {name: value.astype(np.float32) for name, value in arrays.items()},
-        mean=preprocessing.mean,
-        std=preprocessing.std,
-        rescale=preprocessing.rescale,
+        **contract_of(preprocessing),
         name=name,
     )
     training = {
