@@ -1,11 +1,13 @@
 """Does `vitedge shrink` meet the budget that it's given, at what loss? INT8, two threads, ONNX Runtime and OpenVINO.
 
-    python benchmarks/shrink_latency.py MODEL --data PICTURES --held-out LABELLED [--speedup 1.5 1.55] [--out FILE]
+    python benchmarks/shrink_latency.py MODEL --data PICTURES --held-out LABELLED [--speedup 1.5]
+        [--finetuned 2.0 --finetune EPOCHS] [--out FILE]
 
 MODEL is a folder of `vitedge train`, or `embedded`. For every target and speed-up it is shrunk by the unlabelled
-pictures, and exported in INT8 like the whole one. Then both artifacts are measured again, interleaved in a run of their
-own, and evaluated on the labelled pictures. Exits with 7 where a bar is missed: the measured speed-up within 2 % of the
-budget (medians), and, for the largest one asked for, at most 0.5 points of top-1 below the whole INT8 artifact.
+pictures (for `--finetuned` also trained by them, with the whole model as teacher), and exported in INT8 like the whole
+one. Then both artifacts are measured again, interleaved in a run of their own, and evaluated on the labelled pictures.
+Exits with 7 where a bar is missed: the measured speed-up within 2 % of the budget (medians), at most 0.5 points of
+top-1 below the whole INT8 artifact, and at most 30 minutes for shrinking with training.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ from vitedge.runtimes.options import OpenOptions
 from vitedge.shrinking.shrinkage import shrinkage_of
 
 THREADS, PRECISION = 2, "int8"
-MET, MOST_LOST_PP = 0.02, 0.5
+MET, MOST_LOST_PP, MOST_MINUTES = 0.02, 0.5, 30
 
 
 def main() -> int:
@@ -32,7 +35,9 @@ def main() -> int:
     parser.add_argument("model")
     parser.add_argument("--data", required=True, help="unlabelled pictures")
     parser.add_argument("--held-out", required=True, help="labelled pictures that the model wasn't trained on")
-    parser.add_argument("--speedup", type=float, nargs="+", default=[1.5])
+    parser.add_argument("--speedup", type=float, nargs="*", default=[1.5], help="without training")
+    parser.add_argument("--finetuned", type=float, nargs="*", default=[], help="with repair by training")
+    parser.add_argument("--finetune", type=int, default=4, help="epochs of that")
     parser.add_argument("--targets", nargs="+", default=["onnxruntime", "openvino"])
     parser.add_argument("--limit", type=int, help="labelled pictures to compare on")
     parser.add_argument("--out", type=Path)
@@ -42,28 +47,38 @@ def main() -> int:
         if arguments.model == "embedded":
             model = vitedge.import_model("embedded", Path(folder) / "embedded")
         rows = [
-            row(model, target, speedup, arguments, Path(folder))
+            row(model, target, speedup, epochs, arguments, Path(folder))
             for target in arguments.targets
-            for speedup in arguments.speedup
+            for speedups, epochs in ((arguments.speedup, None), (arguments.finetuned, arguments.finetune))
+            for speedup in speedups
         ]
-    print(f"{'target':<14}{'budget':>8}{'medians':>10}{'fastest':>10}{'MACs':>7}{'top-1 drop (pp)':>26}")
+    print(f"{'target':<14}{'epochs':>6}{'budget':>8}{'medians':>10}{'fastest':>10}{'MACs':>7}{'top-1 drop (pp)':>26}")
     for each in rows:
         drop = "{drop_pp:.2f} ({low_pp:.2f} to {high_pp:.2f})".format(**each)
         figures = f"{each['budget']:>8.2f}{each['median']:>10.3f}{each['fastest']:>10.3f}{each['macs']:>7.0%}"
-        print(f"{each['target']:<14}{figures}{drop:>26}  {'' if each['met'] and each['kept'] else 'missed'}")
+        print(f"{each['target']:<14}{each['epochs'] or 0:>6}{figures}{drop:>26}  {'' if passed(each) else 'missed'}")
     if arguments.out is not None:
         found = {"processor": processor().model, "threads": THREADS, "precision": PRECISION, "rows": rows}
         arguments.out.write_text(json.dumps(found, indent=1) + "\n")
-    return 0 if all(each["met"] and each["kept"] for each in rows) else 7
+    return 0 if all(passed(each) for each in rows) else 7
 
 
-def row(model: Any, target: str, speedup: float, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def passed(row: dict[str, Any]) -> bool:
+    """Whether a row holds every bar."""
+    quick = row["epochs"] is None or row["shrinking_s"] <= 60 * MOST_MINUTES
+    return quick and abs(row["median"] / row["budget"] - 1) <= MET and row["drop_pp"] <= MOST_LOST_PP
+
+
+def row(
+    model: Any, target: str, speedup: float, epochs: int | None, arguments: argparse.Namespace, folder: Path
+) -> dict[str, Any]:
     """One budget on one target: what was asked, what was measured, what it lost."""
-    place = folder / f"{target}-{speedup}"
+    place = folder / f"{target}-{speedup}-{epochs}"
     place.mkdir()
-    shrunk = vitedge.shrink(
-        model, target, place / "small", speedup=speedup, precision=PRECISION, threads=THREADS, data=arguments.data
-    )
+    asked: Any = {"speedup": speedup, "finetune": epochs, "precision": PRECISION, "threads": THREADS}
+    start = time.perf_counter()
+    shrunk = vitedge.shrink(model, target, place / "small", data=arguments.data, **asked)
+    shrinking_s = time.perf_counter() - start
     done = shrinkage_of(shrunk.record.origin)
     assert done is not None
     whole, small = (
@@ -78,6 +93,8 @@ def row(model: Any, target: str, speedup: float, arguments: argparse.Namespace, 
     return {
         "target": target,
         "budget": speedup,
+        "epochs": epochs,
+        "shrinking_s": shrinking_s,
         "median": 1 / median.value,
         "fastest": 1 / fastest.value,
         "said": done.speedup,
@@ -86,8 +103,6 @@ def row(model: Any, target: str, speedup: float, arguments: argparse.Namespace, 
         "low_pp": lost.low_pp,
         "high_pp": lost.high_pp,
         "images": lost.images,
-        "met": abs(1 / median.value / speedup - 1) <= MET,
-        "kept": speedup < max(arguments.speedup) or lost.top1_drop_pp <= MOST_LOST_PP,
         "removed": [[each.component, each.before, each.after] for each in done.removed],
     }
 
