@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,15 +11,20 @@ import numpy as np
 import onnx
 import pytest
 from msgspec.structs import replace
+from PIL import Image
 
 import vitedge
 from tests.cli.command import fails
 from tests.cli.command import vitedge as run
 from vitedge.core.progress import Progress
+from vitedge.data import images
 from vitedge.errors import InvalidResultError, UsageError
+from vitedge.exporting import hold_out
 from vitedge.formats.fidelity import Drop, Fidelity
 from vitedge.formats.model_folder import Model
 from vitedge.graph.surgery import load, macs
+from vitedge.quantization import calibrate
+from vitedge.quantization.observe import Observer
 from vitedge.runtimes.interpreter import run_graph
 from vitedge.shrinking import timing
 from vitedge.shrinking.adapting import of_classes
@@ -53,6 +59,24 @@ def test_counted_work_meets_the_budget_and_is_recorded(counted: Model, small_mod
     assert done.removed and all(each.after < each.before and each.saves > 0 for each in done.removed)
     assert done.loss is not None and done.loss.pictures == 16, "those that shrinking did not use"
     assert counted.record.classes == before.record.classes and counted.record.licence == before.record.licence
+
+
+def test_every_picture_is_decoded_once_and_nothing_is_observed_for_int8(
+    small_model: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = Counter[str]()
+    opened = images.open_picture
+
+    def counted(data: bytes, name: str) -> Image.Image:
+        decoded[name] += 1
+        return opened(data, name)
+
+    for module in (calibrate, hold_out):
+        monkeypatch.setattr(module, "open_picture", counted)
+    monkeypatch.setattr(Observer, "__init__", lambda *_: pytest.fail("INT8 statistics, which nothing reads"))
+    how = {"macs": 0.6, "data": small_data, "precision": "int8", "num_samples": 24}
+    vitedge.shrink(small_model, "onnxruntime", tmp_path / "small", **how)  # type: ignore[arg-type]
+    assert len(decoded) == 40 and set(decoded.values()) == {1}
 
 
 def test_the_shrunk_model_is_exported_as_any_other(counted: Model, small_data: Path, tmp_path: Path) -> None:

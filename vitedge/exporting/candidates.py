@@ -166,6 +166,22 @@ def load_inputs(plan: Plan, progress: Progress) -> ExportInputs:
         ImageError: too many calibration images can't be read.
         UsageError: the hold-out pictures can't show that the budget holds.
     """
+    inputs = load_golden(plan)
+    if plan.recipe is None or plan.images is None:
+        return inputs
+    settings = replace(plan.recipe.observe, num_samples=plan.observed)
+    statistics, calibration = calibrate(
+        plan.model, inputs.graph, plan.images, settings, action=plan.action, progress=progress
+    )
+    return with_hold_out(changed(inputs, statistics=statistics, calibration=calibration), progress)
+
+
+def load_golden(plan: Plan) -> ExportInputs:
+    """Load the float graph, and run the golden pictures through it.
+
+    Raises:
+        InvalidResultError: the model's logits aren't finite.
+    """
     from vitedge.graph.surgery import load
     from vitedge.runtimes.interpreter import run_graph
 
@@ -174,18 +190,24 @@ def load_inputs(plan: Plan, progress: Progress) -> ExportInputs:
     frames = np.stack([record.preprocessing.apply(open_picture(data, name)) for name, data in files.items()])
     reference = run_graph(graph, golden_views(frames))
     _require_finite(plan, reference, "the float32 model's logits")
-    inputs = ExportInputs(plan, graph, files, frames, reference)
-    if plan.recipe is None or plan.images is None:
-        return inputs
-    settings = replace(plan.recipe.observe, num_samples=plan.observed)
-    statistics, calibration = calibrate(plan.model, graph, plan.images, settings, action=plan.action, progress=progress)
+    return ExportInputs(plan, graph, files, frames, reference)
+
+
+def with_hold_out(inputs: ExportInputs, progress: Progress) -> ExportInputs:
+    """The same with the hold-out pictures: others than those that it was calibrated on.
+
+    Raises:
+        UsageError: they can't show that the budget holds.
+    """
+    plan = inputs.plan
+    assert plan.images is not None and plan.recipe is not None and inputs.calibration is not None
     pictures = load_hold_out(
         plan.model,
-        graph,
+        inputs.graph,
         plan.images,
-        calibration,
+        inputs.calibration,
         plan.held_out,
-        seed=settings.seed,
+        seed=plan.recipe.observe.seed,
         most=plan.most_held_out,
         action=plan.action,
         progress=progress,
@@ -193,7 +215,7 @@ def load_inputs(plan: Plan, progress: Progress) -> ExportInputs:
     plan.budget.require_pictures(
         len(pictures), labelled=pictures.labels is not None, source=pictures.source, action=plan.action
     )
-    return changed(inputs, statistics=statistics, calibration=calibration, hold_out=pictures)
+    return changed(inputs, hold_out=pictures)
 
 
 def evaluate_candidate(

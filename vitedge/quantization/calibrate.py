@@ -101,14 +101,48 @@ def calibrate(
             statistics.save(folder)
             write_atomic(folder / WALK, encode_json(walk), action)
             (folder / PARTIAL).unlink(missing_ok=True)
-    digests = sorted(step.digest for step in walk.steps if step.readable)
-    return statistics, Calibration(
+    return statistics, _calibration(images, walk.steps)
+
+
+def _calibration(images: ImageSet, steps: Sequence[_Step]) -> Calibration:
+    """Which images were looked at."""
+    digests = sorted(step.digest for step in steps if step.readable)
+    return Calibration(
         source=images.source.name,
         count=len(digests),
         digest=sha256("".join(digests).encode()),
         image_digests=tuple(digest[:16] for digest in digests),
-        skipped=tuple(step.name for step in walk.steps if not step.readable),
+        skipped=tuple(step.name for step in steps if not step.readable),
     )
+
+
+def read_pictures(
+    model: Model, images: ImageSet, settings: Observe, *, action: str, progress: Progress = silent
+) -> tuple[list[int], NDArray[np.uint8], Calibration]:
+    """The images that :func:`calibrate` would look at, without observing anything.
+
+    Args:
+        model, images, settings, action: as there.
+        progress: called with ("read pictures", images done, images wanted).
+
+    Returns:
+        Their numbers in the set, the model's inputs uint8 [n, h, w, 3], and which they are.
+
+    Raises:
+        ImageError: too few can be read.
+        UsageError: one of them is for display alone.
+    """
+    import numpy as np
+
+    order, wanted = images.order(settings.seed), settings.num_samples
+    steps, frames = list[_Step](), list["NDArray[np.uint8]"]()
+    for frame in _frames(model, images, order, steps, wanted, action):
+        frames.append(frame)
+        progress("read pictures", len(frames), wanted)
+    if len(frames) < wanted:
+        raise _too_few(images, steps, wanted, action)
+    numbers = [index for index, step in zip(order, steps, strict=False) if step.readable]
+    return numbers, np.stack(frames), _calibration(images, steps)
 
 
 def pictures(

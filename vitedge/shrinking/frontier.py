@@ -135,12 +135,10 @@ def _loss(whole: Subject, candidate: Candidate, graph: onnx.ModelProto) -> Fidel
     """A graph in a precision against the whole one in float32."""
     if candidate.precision not in QUANTIZED:
         return whole.loss(graph)
-    inputs, deployed = whole.inputs, whole.plan.deployed
-    assert deployed.recipe is not None
-    statistics = inputs.statistics
-    if graph is not inputs.graph:
-        statistics = observe(graph, whole.frames, deployed.recipe.observe, key="shrunk")
-    evaluated = evaluate_candidate(changed(inputs, graph=graph, statistics=statistics), candidate, silent)
+    recipe = whole.plan.deployed.recipe
+    assert recipe is not None
+    statistics = observe(graph, whole.frames, recipe.observe, key="shrunk")
+    evaluated = evaluate_candidate(changed(whole.inputs, graph=graph, statistics=statistics), candidate, silent)
     assert evaluated.manifest.fidelity is not None
     return evaluated.manifest.fidelity
 

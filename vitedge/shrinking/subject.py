@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from dataclasses import replace as changed
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,11 +12,11 @@ from numpy.typing import NDArray
 
 from vitedge.core.progress import Progress, silent
 from vitedge.errors import ModelError
-from vitedge.exporting.candidates import ExportInputs, load_inputs
+from vitedge.exporting.candidates import ExportInputs, load_golden, with_hold_out
 from vitedge.exporting.hold_out import HoldOut, float_logits
 from vitedge.exporting.runnable import Runnable
 from vitedge.formats.fidelity import Fidelity
-from vitedge.quantization.calibrate import pictures
+from vitedge.quantization.calibrate import read_pictures
 from vitedge.runtimes import interpreter
 from vitedge.shrinking.choose import Option, places_of
 from vitedge.shrinking.components import Component, components
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Subject:
-    """The whole model, its plan, statistics and hold-out pictures, and what can become narrower."""
+    """The whole model, its plan and hold-out pictures, and what can become narrower."""
 
     plan: ShrinkPlan
-    inputs: ExportInputs  # its graph, statistics and hold-out pictures
+    inputs: ExportInputs  # its graph and hold-out pictures
     components: Sequence[Component]
     errors: Mapping[str, Mapping[int, float]]  # by component and width: squared error of the logits
     frames: NDArray[np.uint8] = field(repr=False)  # the pictures to shrink by, [n, h, w, 3]
@@ -63,14 +64,17 @@ def subject(plan: ShrinkPlan, progress: Progress) -> Subject:
 
     Raises:
         ModelError: nothing in the model can become narrower.
-        ImageError, InvalidResultError, UsageError: as :func:`vitedge.exporting.candidates.load_inputs`.
+        ImageError, InvalidResultError, UsageError: as :func:`vitedge.quantization.calibrate.read_pictures` and
+            :func:`vitedge.exporting.candidates.with_hold_out`.
     """
-    inputs = load_inputs(plan.deployed, progress)
+    deployed, inputs = plan.deployed, load_golden(plan.deployed)
     found = components(inputs.graph)
     if not found:
         reason = "no linear layers or convolutions stand in a pair or an attention that could become narrower"
         raise ModelError(plan.action, reason, "quantize it as it is: vitedge export")
-    deployed, calibration = plan.deployed, inputs.calibration
-    assert deployed.images is not None and deployed.recipe is not None and calibration is not None
-    frames = np.stack(list(pictures(deployed.model, deployed.images, deployed.recipe.observe, calibration)))
+    assert deployed.images is not None and deployed.recipe is not None
+    _, frames, calibration = read_pictures(
+        deployed.model, deployed.images, deployed.recipe.observe, action=plan.action, progress=progress
+    )
+    inputs = with_hold_out(changed(inputs, calibration=calibration), progress)
     return Subject(plan, inputs, found, costs(inputs.graph, frames, progress=progress), frames, progress)
