@@ -76,7 +76,8 @@ def main() -> int:
     right = exact.argmax(1) == labels
     print(f"{model.record.name}: {len(pictures)} pictures, {100 * right.mean():.2f} % right; shrunk by {len(seen)}")
     start = time.perf_counter()
-    own = {each.name: each.offered for each in components(graph) if each.name.startswith("blocks.")}
+    parts = (each for each in components(graph) if each.kind != "tokens")
+    own = {each.name: each.offered for each in parts if each.name.startswith("blocks.")}
     table = costs(graph, seen, names=own)
     work = {name: {width: block_macs(truncate(graph, {name: width})) for width in own[name]} for name in own}
     weighing_s = time.perf_counter() - start

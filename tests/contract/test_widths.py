@@ -16,14 +16,14 @@ from vitedge.formats.target import Candidate, Target, load_target
 from vitedge.runtimes.base import OpenOptions
 from vitedge.runtimes.session import open_session
 
-#: Odd numbers of heads, values wider and narrower than queries, and branches that are gone.
+#: Odd numbers of heads, values wider and narrower than queries, branches that are gone, and tokens that are merged.
 CONFIG = replace(
     artifacts.CONFIG,
     depth=4,
     blocks=(
-        BlockWidths(heads=3, query_key=24, value=40, mlp_hidden=72),
+        BlockWidths(heads=3, query_key=24, value=40, mlp_hidden=72, tokens=20),
         BlockWidths(heads=2, query_key=16, value=16, mlp_hidden=0),
-        BlockWidths(heads=0, query_key=0, value=0, mlp_hidden=40),
+        BlockWidths(heads=0, query_key=0, value=0, mlp_hidden=40, tokens=9),
         BlockWidths(heads=1, query_key=40, value=8, mlp_hidden=104),
     ),
 )

@@ -44,6 +44,18 @@ def test_rollout_goes_from_the_last_block_to_the_first() -> None:
     assert backwards.ravel()[5] == 1.0
 
 
+def test_rollout_goes_through_merged_tokens() -> None:
+    """The class token looks at the token that patches 2 and 3 became."""
+    merge = np.delete(np.eye(17), 4, axis=0)
+    merge[3, [3, 4]] = 0.5
+    looks = np.eye(16)
+    looks[0] = np.eye(16)[3]
+    shares = rollout([merge, np.stack([looks] * 2)], CONFIG)
+    assert shares.ravel()[[2, 3]].tolist() == [0.5, 0.5]
+    mean = replace(CONFIG, class_token=False, pool="avg", final_norm="fc_norm")
+    assert rollout([merge[1:, 1:]], mean).ravel() == pytest.approx(np.full(16, 1 / 16))
+
+
 def test_rollout_starts_at_what_is_pooled() -> None:
     alone = [attends()]
     mean = replace(CONFIG, class_token=False, pool="avg", final_norm="fc_norm")

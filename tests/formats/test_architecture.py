@@ -43,6 +43,17 @@ def test_work_is_counted_block_by_block() -> None:
     assert tiny().macs() - without == 2 * (25 * 24 * (4 * 24 + 2 * 40) + 2 * 25 * 25 * 24)
 
 
+def test_tokens_are_fewer_behind_a_block_that_merges_some() -> None:
+    config = tiny(depth=3, blocks=(replace(WHOLE, tokens=25), replace(WHOLE, tokens=9), WHOLE))
+    assert config.merges and config.block(0) == WHOLE  # as many as there are
+    assert [config.tokens_before(index) for index in range(4)] == [25, 25, 9, 9]
+    text = encode_json(config)
+    assert msgspec.json.decode(text, type=ViTConfig) == config and text.count(b'"tokens"') == 1
+    block = {tokens: tokens * 24 * (4 * 24 + 2 * 40) + 2 * tokens**2 * 24 for tokens in (25, 9)}
+    assert config.macs() == tiny(depth=3).macs() - block[25] + block[9] + 25 * 9 * 24
+    assert not tiny().merges and tiny().tokens_before(2) == 25
+
+
 def test_nothing_is_left_of_heads_that_are_gone() -> None:
     assert BlockWidths(heads=0, query_key=8, value=8, mlp_hidden=0, rope_pairs=(0, 1)) == GONE
 
@@ -64,6 +75,9 @@ def test_pairs_of_a_rotary_embedding_that_are_all_there_are_not_listed() -> None
         ({"blocks": (NARROW, WHOLE), "rope": Rope(kind="axial")}, "has 4 channels a query and keeps 4 pairs"),
         ({"blocks": (replace(NARROW, rope_pairs=(2, 1)), WHOLE), "rope": Rope(kind="axial")}, "ascending order"),
         ({"blocks": (replace(NARROW, rope_pairs=(2, 4)), WHOLE), "rope": Rope(kind="axial")}, "below 4"),
+        ({"blocks": (replace(WHOLE, tokens=26), WHOLE)}, "behind block 0 there can be 2 to 25 tokens, not 26"),
+        ({"blocks": (replace(WHOLE, tokens=9), replace(WHOLE, tokens=1))}, "behind block 1 there can be 2 to 9"),
+        ({"blocks": (replace(WHOLE, tokens=9), WHOLE), "rope": Rope(kind="axial")}, "merged in a model with a rotary"),
     ],
 )
 def test_widths_that_contradict_the_rest_are_refused(options: dict[str, object], problem: str) -> None:

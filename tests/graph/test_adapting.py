@@ -65,3 +65,13 @@ def test_a_rotary_embedding_follows_the_grid(kind: str) -> None:
 def test_a_size_that_the_stem_does_not_divide_is_refused() -> None:
     with pytest.raises(ModelError, match="not a positive multiple of the stem's stride 8"):
         with_resolution(tiny(), random_arrays(tiny()), (20, 32))
+
+
+def test_merged_tokens_fit_one_size() -> None:
+    merged = BlockWidths(heads=3, query_key=8, value=8, mlp_hidden=40, tokens=9)
+    config = tiny(blocks=(merged, tiny().block(0)))
+    arrays = random_arrays(config)
+    assert with_resolution(config, arrays, config.image_size) == (config, arrays)
+    with pytest.raises(ModelError, match="it merges tokens by their places in the picture"):
+        with_resolution(config, arrays, (64, 32))
+    assert with_classes(config, arrays, [1, 2])[0].block(0) == merged

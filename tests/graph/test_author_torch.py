@@ -67,6 +67,8 @@ def test_the_rarer_options(config: ViTConfig) -> None:
     [
         tiny(embed_dim=192, mlp_hidden=384, blocks=(ODD, replace(ODD, heads=2, query_key=40))),
         tiny(embed_dim=192, depth=4, distillation_token=True, layer_scale=True, blocks=HOLES),
+        tiny(embed_dim=192, register_tokens=2, blocks=(replace(ODD, tokens=15), replace(ODD, tokens=8))),
+        tiny(embed_dim=192, pool="token_avg", depth=3, blocks=(replace(ODD, tokens=9), ODD, replace(ODD, tokens=4))),
         tiny(embed_dim=192, mlp="swiglu", qkv_bias=False, blocks=(ODD, replace(ODD, mlp_hidden=9))),
         tiny(embed_dim=192, qk_norm=True, blocks=(replace(ODD, query_key=64), replace(ODD, heads=1, query_key=64))),
         tiny(
@@ -86,7 +88,7 @@ def test_the_rarer_options(config: ViTConfig) -> None:
             blocks=(replace(ODD, query_key=6, rope_pairs=(0, 5, 15)), replace(ODD, heads=2, query_key=10)),
         ),
     ],
-    ids=["odd", "branches", "swiglu", "qk-norm", "rope", "rope-halves", "rope-mixed"],
+    ids=["odd", "branches", "merged", "merged-average", "swiglu", "qk-norm", "rope", "rope-halves", "rope-mixed"],
 )
 def test_blocks_with_widths_of_their_own(config: ViTConfig) -> None:
     compare(config, within=1e-5)

@@ -68,14 +68,15 @@ def test_a_plain_vit_is_authored_anew(name: str) -> None:
     assert {"patch_embed.proj", "blocks.0.attn.qkv", "blocks.0.mlp.fc2", "head"} <= names
 
 
-def test_an_authored_graph_of_other_widths_is_authored_anew() -> None:
+@pytest.mark.parametrize("changes", [{}, {"class_token": False, "pool": "avg", "final_norm": "fc_norm"}], ids=str)
+def test_an_authored_graph_of_other_widths_is_authored_anew(changes: dict[str, object]) -> None:
     """As it lies in a model folder, with the picture's normalisation inside."""
     blocks = (
-        BlockWidths(heads=2, query_key=7, value=5, mlp_hidden=11),
-        BlockWidths(heads=0, query_key=0, value=0, mlp_hidden=6),
+        BlockWidths(heads=2, query_key=7, value=5, mlp_hidden=11, tokens=17),
+        BlockWidths(heads=0, query_key=0, value=0, mlp_hidden=6, tokens=10),
         BlockWidths(heads=4, query_key=2, value=9, mlp_hidden=0),
     )
-    config = tiny(depth=3, blocks=blocks, register_tokens=2)
+    config = tiny(depth=3, blocks=blocks, register_tokens=2, **changes)
     model = author_vit(config, random_arrays(config), mean=MEAN, std=STD)
     whole = Preprocessing(size=(32, 48), mean=(0, 0, 0), std=(1, 1, 1), rescale=1.0)
     again, report = convert(model, run(model, IMAGES), whole)

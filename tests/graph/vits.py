@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from vitedge.formats.architecture import BlockWidths, ConvStem, PatchStem, Rope, ViTConfig
 from vitedge.graph.author import expected_parameters
+from vitedge.graph.merging import evenly
 
 MEAN, STD = (0.48, 0.45, 0.40), (0.22, 0.23, 0.24)
 
@@ -33,6 +34,8 @@ def random_arrays(config: ViTConfig, *, folded_stem: bool = False, seed: int = 0
     for name, shape in expected_parameters(config, folded_stem=folded_stem):
         if name.endswith("running_var"):
             values = random.uniform(0.5, 2.0, shape)
+        elif name.endswith("merge.weight"):
+            values = np.roll(evenly(*shape), seed + 1, axis=1)
         elif len(shape) == 1 and name.endswith(("weight", "gamma")):
             values = random.uniform(0.5, 1.5, shape)
         elif len(shape) > 1 and name.endswith("weight"):
@@ -104,9 +107,13 @@ def configs(draw: st.DrawFn) -> ViTConfig:
 
 @st.composite
 def narrowed(draw: st.DrawFn) -> ViTConfig:
-    """A configuration whose blocks have widths of their own; branches and whole blocks may be gone."""
+    """A configuration whose blocks have widths of their own; branches and whole blocks may be gone, tokens merged."""
     config = draw(configs())
-    return replace(config, blocks=tuple(draw(widths(config)) for _ in range(config.depth)))
+    blocks, tokens = [draw(widths(config)) for _ in range(config.depth)], config.tokens
+    for index, block in enumerate(blocks if config.rope is None else ()):
+        tokens = draw(st.integers(config.prefix_tokens + 1, tokens) | st.just(tokens))
+        blocks[index] = replace(block, tokens=tokens)
+    return replace(config, blocks=tuple(blocks))
 
 
 @st.composite

@@ -70,7 +70,7 @@ def test_widths_of_each_block_are_one_table(small_model: Path, tmp_path: Path) -
     assert "Widths" not in [section.title for section in inspect(small_model).sections]
     assert model.record.architecture is not None
     blocks = (
-        BlockWidths(heads=3, query_key=24, value=40, mlp_hidden=0),
+        BlockWidths(heads=3, query_key=24, value=40, mlp_hidden=0, tokens=9),
         BlockWidths(heads=0, query_key=0, value=0, mlp_hidden=200),
     )
     record = replace(model.record, architecture=replace(model.record.architecture, blocks=blocks))
@@ -78,9 +78,9 @@ def test_widths_of_each_block_are_one_table(small_model: Path, tmp_path: Path) -
     found = inspect(tmp_path / "narrow")
     assert found.facts["architecture"].startswith("2 blocks of 64 channels, widths of their own, 17 tokens")
     table = next(section for section in found.sections if section.title == "Widths")
-    assert len(table.columns) == 6
-    assert [row[:5] for row in table.rows] == [("0", "3", "24", "40", "–"), ("1", "–", "–", "–", "200")]
-    assert all(row[5].endswith("%") for row in table.rows)
+    assert len(table.columns) == 7
+    assert [row[:6] for row in table.rows] == [("0", "3", "24", "40", "–", "17"), ("1", "–", "–", "–", "200", "9")]
+    assert all(row[6].endswith("%") for row in table.rows)
     made = artifact(tmp_path / "narrow", tmp_path / "artifact")
     assert made.manifest.schema_version == 3
     assert table in inspect(made.path).sections

@@ -80,7 +80,7 @@ def test_the_embedded_model_builds_for_every_compute_capability(precision: str) 
 )
 def test_widths_of_each_block_build_for_every_compute_capability(precision: str) -> None:
     narrow = BlockWidths(heads=3, query_key=24, value=40, mlp_hidden=200)
-    gone = BlockWidths(heads=0, query_key=0, value=0, mlp_hidden=72)
+    gone = BlockWidths(heads=0, query_key=0, value=0, mlp_hidden=72, tokens=11)
     config = tiny(embed_dim=64, num_heads=4, depth=3, blocks=(narrow, gone, replace(narrow, heads=1, mlp_hidden=0)))
     report = parse_and_build(lowered(trained_like(config), config, precision), capable(precision))
     assert report.errors == {} and tuple(report.engines) == capable(precision)

@@ -49,7 +49,7 @@ def test_the_components_of_a_vit() -> None:
     kinds = {"mlp": "hidden", "attn.heads": "heads", "attn.query_key": "query_key", "attn.value": "value"}
     blocks = {f"blocks.{i}.{part}": kind for i in (0, 1) for part, kind in kinds.items()}
     stem = {f"patch_embed.stem.{i}": "channels" for i in (0, 1)}
-    assert {name: each.kind for name, each in found.items()} == {**blocks, **stem}
+    assert {name: each.kind for name, each in found.items()} == {**blocks, **stem, "blocks.0.tokens": "tokens"}
     assert found["blocks.1.attn.heads"].offered == (0, 1, 2, 3)
     assert found["blocks.0.attn.query_key"].offered == (8, 16)
     assert found["patch_embed.stem.0"].offered == (8, 16, 24)

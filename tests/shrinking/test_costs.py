@@ -16,6 +16,7 @@ from vitedge.shrinking.components import components
 from vitedge.shrinking.costs import _curves, _Scale, costs
 from vitedge.shrinking.shrink import in_order, shrink
 from vitedge.shrinking.structures import structures
+from vitedge.shrinking.tokens import tokens_behind_blocks
 
 PICTURES = random_images(tiny(), 40, seed=7)
 
@@ -61,14 +62,14 @@ def test_a_rank_that_is_kept_whole_stays_exact(changes: dict[str, object]) -> No
     model = authored(tiny(embed_dim=48, stem=ConvStem(channels=(24, 16), strides=(2, 4)), **changes))
     scale, offered = _Scale(model, PICTURES), {each.name: each for each in components(model)}
     expected, solved = run(model, PICTURES), 0
-    for structure in in_order(model, structures(model)):
+    for structure in in_order(model, [*structures(model), *tokens_behind_blocks(model)]):
         scale.advance(structure)
         for name, (curve, narrowed) in _curves(scale, structure, offered).items():
             solved += 1
             whole = run(narrowed(offered[name].width), PICTURES)
             assert curve[offered[name].width] == 0 and len(curve) == offered[name].width + 1
             assert np.abs(whole - expected).max() <= 1e-5 * np.abs(expected).max(), name
-    assert solved == len(offered) == (10 if "qk_norm" not in changes else 8)
+    assert solved == len(offered) == 11 - 2 * ("qk_norm" in changes) - ("rope" in changes)
 
 
 def test_costs_of_a_hybrid() -> None:

@@ -30,14 +30,16 @@ def saved(widths: Mapping[str, int]) -> float:
 )
 @pytest.mark.parametrize("budget", [Budget("speedup", 1.25), Budget("macs", 0.7), Budget("latency", 0.85e-3)])
 def test_the_budget_is_met_whatever_the_table_missed(real: Callable[[float], float], budget: Budget) -> None:
-    trial = meet(PLACES, budget, FULL, lambda widths: Cost(FULL - real(saved(widths)), FULL), "shrink", silent)
+    trial = meet([PLACES], budget, FULL, lambda chosen: Cost(FULL - real(saved(chosen.widths)), FULL), "shrink", silent)
     assert abs(trial.over) <= TOLERANCE
     assert trial.cost.shrunk == FULL - real(saved(trial.widths))
 
 
 def test_what_cannot_be_met_says_what_can() -> None:
     with pytest.raises(InvalidResultError) as caught:
-        meet(PLACES, Budget("speedup", 9), FULL, lambda widths: Cost(FULL - saved(widths), FULL), "shrink m", silent)
+        meet(
+            [PLACES], Budget("speedup", 9), FULL, lambda each: Cost(FULL - saved(each.widths), FULL), "shrink m", silent
+        )
     assert caught.value.reason.startswith("the budget, 9 times as fast, can't be met")
     assert "3.57 times less than the whole one" in caught.value.reason  # 1000 / 280
     assert "ask for --speedup 3.5," in caught.value.hint
@@ -47,6 +49,6 @@ def test_coarse_widths_take_the_step_below_the_budget() -> None:
     coarse = [[Option(0, 0.0), Option(300, 1.0, {"a": 0})], [Option(0, 0.0), Option(200, 3.0, {"b": 0})]]
     cost = {(): 1000.0, ("a",): 700.0, ("b",): 800.0, ("a", "b"): 500.0}
     trial = meet(
-        coarse, Budget("speedup", 1.25), FULL, lambda widths: Cost(cost[tuple(sorted(widths))], FULL), "x", silent
+        [coarse], Budget("speedup", 1.25), FULL, lambda each: Cost(cost[tuple(sorted(each.widths))], FULL), "x", silent
     )
     assert trial.widths == {"a": 0}, "the least error that takes at most 800"

@@ -41,7 +41,7 @@ def test_a_table_has_every_component_at_narrower_widths(table: Path, small_model
     assert content["unit"] == "ns" and content["full"] > 0 and content["precision"] == "int8"
     names = {name for shape in content["shapes"] for name in shape["components"]}
     assert names == {each.name for each in components(load(Model.open(small_model).onnx_path))}
-    assert len(content["shapes"]) == 4, "two blocks of one shape are measured together"
+    assert len(content["shapes"]) == 5, "two blocks of one shape are measured together; tokens by themselves"
     for shape in content["shapes"]:
         widths = [each["width"] for each in shape["widths"]]
         assert widths and max(widths) < shape["width"] and len(set(widths)) == len(widths) <= MOST_WIDTHS
@@ -57,6 +57,10 @@ def test_what_was_written_is_read_for_this_model_alone(table: Path, small_model:
     other.write_text(json.dumps(content))
     with pytest.raises(UsageError, match="of another shape"):
         read_table(other, parts, "read")
+    content = json.loads(table.read_bytes())
+    content["shapes"] = [shape for shape in content["shapes"] if shape["kind"] != "tokens"]
+    other.write_text(json.dumps(content))
+    assert "blocks.0.tokens" not in read_table(other, parts, "read").saved, "as written before tokens were measured"
     with pytest.raises(UsageError, match="can't be read"):
         read_table(tmp_path / "absent.json", parts, "read")
 
@@ -78,7 +82,12 @@ def test_without_measuring_work_is_counted(small_model: Path, deployed: Plan) ->
     counted: Table = macs_table(graph, components(graph), deployed)
     assert str(counted) == "multiply-accumulates; nothing was measured" and not counted.measured
     assert counted.full == sum(macs(graph).values())
-    for name, width in (("blocks.0.mlp", 64), ("blocks.1.attn.query_key", 8), ("blocks.0.attn.heads", 1)):
+    for name, width in (
+        ("blocks.0.mlp", 64),
+        ("blocks.1.attn.query_key", 8),
+        ("blocks.0.attn.heads", 1),
+        ("blocks.0.tokens", 5),
+    ):
         if width in counted.saved[name]:
             exact = counted.full - sum(macs(truncate(graph, {name: width})).values())
             assert counted.saved[name][width] == pytest.approx(exact, rel=1e-9)

@@ -10,6 +10,7 @@ import numpy as np
 from vitedge.core.schema import Record
 from vitedge.errors import InvalidResultError, UsageError, nearest
 from vitedge.formats.model_folder import ClassLabel, Model
+from vitedge.graph.merging import sizes
 from vitedge.runtimes.options import OpenOptions
 
 if TYPE_CHECKING:
@@ -144,37 +145,47 @@ def bounds(grid: tuple[int, int], size: tuple[int, int]) -> list[tuple[slice, sl
     ]
 
 
-def rollout(attentions: Sequence[NDArray[np.float32]], config: ViTConfig) -> NDArray[np.float64]:
+def rollout(mixings: Sequence[NDArray[np.float32]], config: ViTConfig) -> NDArray[np.float64]:
     """Attention rollout (Abnar and Zuidema, 2005.00928): what part of the pooled tokens came from which patch.
 
     Args:
-        attentions: of each block that has heads, softmax [heads, T, T].
+        mixings: in their order, softmax [heads, T, T] of each block that has heads, and the matrix [fewer, T] of each
+            by which tokens are merged.
         config: the architecture.
 
     Returns:
         float64 [rows, columns], sum 1.
     """
     mixed = np.eye(config.tokens)
-    for attention in attentions:  # the residual connection carries the other half
-        mixed = (0.5 * attention.astype(np.float64).mean(axis=0) + 0.5 * np.eye(config.tokens)) @ mixed
+    for mixing in mixings:
+        if mixing.ndim == 3:  # the residual connection carries the other half
+            mixing = 0.5 * mixing.astype(np.float64).mean(axis=0) + 0.5 * np.eye(len(mixed))
+        mixed = mixing @ mixed
     prefix = config.prefix_tokens
+    merges = (mixing[prefix:, prefix:] for mixing in mixings if mixing.ndim == 2)
+    mean = np.average(mixed[prefix:], axis=0, weights=sizes(merges, config.grid[0] * config.grid[1]))
     pooled = {
         "token": mixed[: 1 + config.distillation_token].mean(axis=0),
-        "avg": mixed[prefix:].mean(axis=0),
-        "token_avg": 0.5 * mixed[0] + 0.5 * mixed[prefix:].mean(axis=0),
+        "avg": mean,
+        "token_avg": 0.5 * mixed[0] + 0.5 * mean,
     }[config.pool]
     patches: NDArray[np.float64] = pooled[prefix:].reshape(config.grid)
     return np.asarray(patches / patches.sum())
 
 
 def _rollout_of(subject: Subject, image: NDArray[np.uint8]) -> NDArray[np.float64]:
+    from vitedge.graph.surgery import array, initializers
     from vitedge.runtimes.interpreter import Interpreter
 
     assert subject.graph is not None and subject.config is not None
     names = {f"blocks.{index}.attn.softmax" for index in range(subject.config.depth)}
     tensors = [node.output[0] for node in subject.graph.graph.node if node.name in names]
-    softmax = Interpreter(subject.graph, optimized=True, tensors=tensors).run(image[None])[1:]
-    return rollout([tensor[0] for tensor in softmax], subject.config)
+    softmax = iter(Interpreter(subject.graph, optimized=True, tensors=tensors).run(image[None])[1:])
+    constants = initializers(subject.graph)
+    merges = {f"blocks.{index}.merge" for index in range(subject.config.depth)}
+    nodes = (node for node in subject.graph.graph.node if node.name in names | merges)
+    mixings = [next(softmax)[0] if node.name in names else array(constants[node.input[0]]) for node in nodes]
+    return rollout(mixings, subject.config)
 
 
 def _occluded(subject: Subject, image: NDArray[np.uint8], index: int, progress: Progress) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ with it are timm's (``patch_embed.proj.weight``, ``blocks.3.attn.qkv.bias``, ``n
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -116,7 +117,8 @@ class BlockWidths(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """What is left of one block: every head has as many channels as the others, and either branch may be gone.
 
     Without heads there are no ``norm1``, ``attn``, ``ls1`` and ``add1``; without hidden units no ``norm2``, ``mlp``,
-    ``ls2`` and ``add2``.
+    ``ls2`` and ``add2``. Where fewer tokens are left behind it, every patch token that is left is a weighted sum of
+    those before (``merge.weight`` [patch tokens after, patch tokens before]); the tokens before the patches stay.
     """
 
     heads: int
@@ -124,6 +126,7 @@ class BlockWidths(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     value: int  # channels of a head's value
     mlp_hidden: int
     rope_pairs: tuple[int, ...] | None = None  # of a fixed rotary embedding's pairs: the kept ones; None: all of them
+    tokens: int | None = None  # behind the block, with those before the patches; None: as many as it reads
 
     def __post_init__(self) -> None:
         if min(self.heads, self.query_key, self.value, self.mlp_hidden) < 0:
@@ -205,8 +208,32 @@ class ViTConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             blocks = tuple(_with_pairs(self.rope, self.head_dim, *each) for each in enumerate(blocks))
         elif any(block.rope_pairs is not None for block in blocks):
             raise ValueError("a block keeps pairs of a rotary embedding; there is none")
+        blocks = tuple(self._with_tokens(blocks))
         uniform = all(block == self.full_block for block in blocks)
         msgspec.structs.force_setattr(self, "blocks", msgspec.UNSET if uniform else blocks)
+
+    def _with_tokens(self, blocks: tuple[BlockWidths, ...]) -> Iterator[BlockWidths]:
+        """The blocks with ``tokens`` where some are merged."""
+        before = self.tokens
+        for index, block in enumerate(blocks):
+            after = before if block.tokens is None else block.tokens
+            if not self.prefix_tokens < after <= before:
+                least = self.prefix_tokens + 1
+                raise ValueError(f"behind block {index} there can be {least} to {before} tokens, not {after}")
+            if after < before and self.rope is not None:
+                raise ValueError("tokens are merged in a model with a rotary embedding, which turns them by positions")
+            yield msgspec.structs.replace(block, tokens=after if after < before else None)
+            before = after
+
+    def tokens_before(self, index: int) -> int:
+        """Length of the sequence that a block reads; of the number of blocks: that the head reads."""
+        merged = [block.tokens for block in (self.blocks or ())[:index] if block.tokens is not None]
+        return merged[-1] if merged else self.tokens
+
+    @property
+    def merges(self) -> bool:
+        """Whether tokens are merged behind a block: the model takes pictures of its size alone."""
+        return self.tokens_before(self.depth) < self.tokens
 
     @property
     def full_block(self) -> BlockWidths:
@@ -235,7 +262,7 @@ class ViTConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @property
     def tokens(self) -> int:
-        """Length N of the sequence that the blocks see."""
+        """Length N of the sequence that the first block reads."""
         return self.prefix_tokens + self.grid[0] * self.grid[1]
 
     @property
@@ -264,14 +291,15 @@ class ViTConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 height, width = height // stage.pool, width // stage.pool
         else:
             total = 3 * self.stem.patch_size**2 * self.embed_dim * patches
-        total += sum(self.block_macs(self.block(index)) for index in range(self.depth))
+        total += sum(self.block_macs(self.block(index), self.tokens_before(index)) for index in range(self.depth))
         return total + self.pooled_dim * self.num_classes * (2 if self.distillation_token else 1)
 
-    def block_macs(self, block: BlockWidths) -> int:
-        """Multiply-accumulates of a block of these widths."""
+    def block_macs(self, block: BlockWidths, tokens: int) -> int:
+        """Multiply-accumulates of a block of these widths that reads so many tokens."""
         queries, _, values = block.qkv
         linears = self.embed_dim * (sum(block.qkv) + values + block.mlp_hidden * (self.fc1_rows + 1))
-        return self.tokens * linears + self.tokens**2 * (queries + values)
+        merge = self.embed_dim * tokens * (block.tokens or 0)
+        return tokens * linears + tokens**2 * (queries + values) + merge
 
 
 def _with_pairs(rope: Rope, head_dim: int, index: int, block: BlockWidths) -> BlockWidths:

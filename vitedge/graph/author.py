@@ -11,8 +11,9 @@ The graph is the one that ``ARCHITECTURE`` calls canonical: opset 20, IR version
   ``blocks.{i}.attn.qkv``, ``blocks.{i}.attn.proj``, ``blocks.{i}.mlp.fc1``, ``blocks.{i}.mlp.fc2``, ``head`` and, for
   a distilled DeiT, ``head_dist``.
 - Everything else: ``patch_embed.stem.{i}.pool``, ``.act``; ``blocks.{i}.norm1``, ``.attn.q.rope``, ``.attn.k.rope``,
-  ``.attn.scores``, ``.attn.softmax``, ``.attn.context``, ``.add1``, ``.norm2``, ``.mlp.act``, ``.mlp.gate``, ``.add2``;
-  ``prefix_tokens``, ``pos_embed``, ``norm_pre``, ``pool``, ``norm`` or ``fc_norm``.
+  ``.attn.scores``, ``.attn.softmax``, ``.attn.context``, ``.add1``, ``.norm2``, ``.mlp.act``, ``.mlp.gate``, ``.add2``,
+  ``.merge``;
+  ``prefix_tokens``, ``pos_embed``, ``norm_pre``, ``pool.sizes``, ``pool``, ``norm`` or ``fc_norm``.
 
 Folded exactly (in float64, then rounded once): mean and standard deviation into a patch convolution, BatchNorm into
 its convolution (through a MaxPool where there's one), LayerScale into ``attn.proj`` and ``mlp.fc2``, the attention
@@ -38,6 +39,7 @@ from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ModelError
 from vitedge.formats.architecture import BlockWidths, ConvStem, ViTConfig
 from vitedge.graph.builder import GraphBuilder
+from vitedge.graph.merging import sizes, with_prefix
 from vitedge.graph.positions import block_angles, block_freqs, half_order
 
 OPSET = 20
@@ -97,6 +99,8 @@ def author_vit(
     x = _embed(graph, config, mean=(means / rescale)[order], factor=(rescale / stds)[order], order=order)
     for index in range(config.depth):
         x = _block(graph, config, x, f"blocks.{index}", config.block(index))
+        if config.block(index).tokens is not None:
+            x = _merge(graph, config, x, f"blocks.{index}.merge")
     _classify(graph, config, x)
     return graph.checked(config, name)
 
@@ -143,6 +147,9 @@ def expected_parameters(config: ViTConfig, *, folded_stem: bool = False) -> Iter
     for index in range(config.depth):
         yield from _attention_parameters(config, config.block(index), f"blocks.{index}", mixed=mixed)
         yield from _mlp_parameters(config, config.block(index), f"blocks.{index}")
+        if config.block(index).tokens is not None:
+            merged = (config.tokens_before(i) - config.prefix_tokens for i in (index + 1, index))
+            yield f"blocks.{index}.merge.weight", tuple(merged)
     yield from _affine(config.final_norm, dim)
     yield from _affine("head", config.num_classes, config.pooled_dim)
     if config.distillation_token:
@@ -401,6 +408,12 @@ def _block(graph: _Graph, config: ViTConfig, x: str, block: str, widths: BlockWi
     return x
 
 
+def _merge(graph: _Graph, config: ViTConfig, x: str, name: str) -> str:
+    """Tokens [N, T, D] -> [N, fewer, D]: a product from the left with a constant, in which the prefix stays."""
+    matrix = with_prefix(graph.array(f"{name}.weight"), config.prefix_tokens)
+    return graph.node("MatMul", name, graph.weight(f"{name}.weight", matrix), x)
+
+
 def _mlp(graph: _Graph, config: ViTConfig, x: str, name: str, widths: BlockWidths, *, scale: Float64 | float) -> str:
     """Two linears around an activation, [N, T, D] -> [N, T, D]; ``scale`` is the LayerScale of its output."""
     y = graph.linear(f"{name}.fc1", x, graph.array(f"{name}.fc1.weight"), graph.array(f"{name}.fc1.bias"))
@@ -503,6 +516,11 @@ def _attention(
     return _scaled_linear(graph, f"{name}.proj", context, scale)
 
 
+def _merge_weights(graph: _Graph, config: ViTConfig) -> Iterator[Float64]:
+    names = (f"blocks.{index}.merge.weight" for index in range(config.depth))
+    return (graph.array(name) for name in names if name in graph.arrays)
+
+
 def _classify(graph: _Graph, config: ViTConfig, x: str) -> None:
     """tokens [N, T, D] -> ``logits`` [N, classes]; LayerNorm goes token by token, so a selected one is normed alone."""
     eps, norm = config.layer_norm_eps, config.final_norm
@@ -511,7 +529,10 @@ def _classify(graph: _Graph, config: ViTConfig, x: str) -> None:
             x = graph.layer_norm(norm, x, eps)
         token = graph.token("pool.token", x, 0) if config.pool == "token_avg" else None
         if config.prefix_tokens:
-            x = graph.slice_tokens("pool.patches", x, config.prefix_tokens, config.tokens)
+            x = graph.slice_tokens("pool.patches", x, config.prefix_tokens, config.tokens_before(config.depth))
+        if config.merges:  # every patch counts once
+            counts = sizes(_merge_weights(graph, config), config.grid[0] * config.grid[1])
+            x = graph.node("Mul", "pool.sizes", x, graph.weight("pool.sizes.weight", (counts / counts.mean())[:, None]))
         x = graph.node("ReduceMean", "pool", x, graph.integers("pool.axes", [1]), keepdims=0)
         if token is not None:
             x = graph.node("Concat", "pool.concat", token, x, axis=-1)  # [N, 2 D]

@@ -39,8 +39,8 @@ def read_authored(model: onnx.ModelProto, config: ViTConfig, preprocessing: Prep
     their positions, there is no LayerScale, and a stem has biases.
 
     Args:
-        model: authored, then cut: fewer hidden units, channels of queries, keys and values, heads, branches, channels
-            of a convolutional stem, classes, or another image size.
+        model: authored, then cut: fewer hidden units, channels of queries, keys and values, heads, branches, tokens,
+            channels of a convolutional stem, classes, or another image size.
         config: what it was authored from.
         preprocessing: whose mean, standard deviation and channel order are folded in.
 
@@ -125,7 +125,10 @@ def _block_widths(graph: _Reader, config: ViTConfig, index: int) -> BlockWidths:
         if config.rope is not None and config.rope.kind != "mixed":
             pairs = _kept_pairs(graph, config, config.rope, block)
     hidden = graph.layer(f"{block}.mlp.fc2").weight.shape[1] if f"{block}.mlp.fc2" in graph.nodes else 0
-    return BlockWidths(heads=heads, query_key=query_key, value=value, mlp_hidden=hidden, rope_pairs=pairs)
+    merged = graph.constants(f"{block}.merge")[0].shape[0] if f"{block}.merge" in graph.nodes else None
+    return BlockWidths(
+        heads=heads, query_key=query_key, value=value, mlp_hidden=hidden, rope_pairs=pairs, tokens=merged
+    )
 
 
 def _turns(graph: _Reader, config: ViTConfig, block: str) -> NDArray[np.complex128]:
@@ -181,6 +184,9 @@ def _parameters(graph: _Reader, config: ViTConfig, preprocessing: Preprocessing)
             put_norm(f"{block}.norm2")
             for part in ("fc1", "fc2"):
                 put(f"{block}.mlp.{part}", graph.layer(f"{block}.mlp.{part}"))
+        if widths.tokens is not None:
+            (matrix,), prefix = graph.constants(f"{block}.merge"), config.prefix_tokens
+            arrays[f"{block}.merge.weight"] = matrix[prefix:, prefix:]
     for name in (config.final_norm, *(["norm_pre"] if config.pre_norm else [])):
         put_norm(name)
     for name in ("head", "head_dist") if config.distillation_token else ("head",):

@@ -18,6 +18,7 @@ from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ModelError, NotInstalledError, UsageError
 from vitedge.formats.architecture import PatchStem, ViTConfig
 from vitedge.formats.model_folder import MODEL_WEIGHTS, ClassLabel, ModelRecord
+from vitedge.graph.merging import MERGED
 from vitedge.graph.positions import resize_patches, resize_positions
 
 T = TypeVar("T")
@@ -82,6 +83,8 @@ def resized(
     except ValueError as error:
         hint = f"choose a multiple of {stem.stride}"
         raise ModelError(action, f"{image_size[0]}×{image_size[1]} pixels: {error}", hint) from error
+    if new.grid != config.grid and config.merges:
+        raise ModelError(action, MERGED, "start from the whole model that it was shrunk from")
     if new.grid != config.grid and config.position_embedding == "learned":
         prefix = config.prefix_tokens if config.position_embedding_covers_prefix else 0
         if max(new.grid) > 1024:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from vitedge.formats.architecture import BlockWidths, PatchStem, ViTConfig
 from vitedge.graph import surgery
 from vitedge.graph.folding import Index
+from vitedge.graph.merging import with_prefix
 from vitedge.graph.surgery import Linear, attribute
 
 Arrays = dict[str, NDArray[Any]]
@@ -82,7 +83,7 @@ def _lift(model: onnx.ModelProto, image_size: tuple[int, int]) -> tuple[ViTConfi
     attentions = _attentions(model, index, layers)
     if len({layer.name for layer in layers}) != len(layers) or not attentions:
         raise _NotPlain("no attention, or layers of one name")
-    branches, heads = _branches(index, attentions, linears, dim, arrays)
+    branches, ends, heads = _branches(index, attentions, linears, dim, arrays)
     if len(heads) not in (1, 2):
         raise _NotPlain(f"{len(heads)} linear layers behind the blocks")
     for name, head in zip(("head", "head_dist"), heads, strict=False):
@@ -100,7 +101,8 @@ def _lift(model: onnx.ModelProto, image_size: tuple[int, int]) -> tuple[ViTConfi
         arrays["dist_token"] = np.zeros((1, 1, dim), np.float32)
     if registers:
         arrays["reg_token"] = np.zeros((1, registers, dim), np.float32)
-    blocks = _widths(branches, attentions, arrays)
+    merged = _merges(index, branches, ends, prefix, arrays)
+    blocks = _widths(branches, attentions, merged, arrays)
     num_heads = _num_heads(blocks, dim, qk_norm=qk_norm)
     biased = _biases(branches, arrays)
     _unscale(branches, attentions, blocks, math.sqrt(dim // num_heads), arrays, qk_norm=qk_norm)
@@ -143,9 +145,24 @@ def _refuse_others(index: Index, layers: list[Linear]) -> None:
             tables += pair is not None
             if pair is None or (tables == 1 and len(index.constants[pair[1]].dims) == 3):
                 continue
-        elif index.factor(node) is not None:
+        elif index.factor(node) is not None or _counts_patches(index, node):
             continue
         raise _NotPlain(f"{node.op_type} '{node.name}'")
+
+
+def _counts_patches(index: Index, node: onnx.NodeProto) -> bool:
+    """Whether merged tokens are multiplied by how many patches they stand for before their mean is taken."""
+    pair, reader = index.operand(node), index.reader(node.output[0])
+    if node.op_type != "Mul" or pair is None or reader is None or reader.op_type != "ReduceMean":
+        return False
+    merged = any(_merging(index, each) is not None for each in index.model.graph.node)
+    return merged and list(index.constants[pair[1]].dims)[-1:] == [1]
+
+
+def _merging(index: Index, node: onnx.NodeProto) -> NDArray[Any] | None:
+    """The matrix [fewer, tokens] by which a product from the left merges tokens."""
+    matrix = index.constant(node.input[0]) if node.op_type == "MatMul" else None
+    return None if matrix is None else matrix.reshape(matrix.shape[-2:])
 
 
 def _attentions(model: onnx.ModelProto, index: Index, layers: list[Linear]) -> list[_Attention]:
@@ -208,13 +225,15 @@ def _copy_layer(index: Index, layer: Linear, name: str, arrays: Arrays) -> None:
 
 def _branches(
     index: Index, attentions: list[_Attention], linears: list[Linear], dim: int, arrays: Arrays
-) -> tuple[list[_Branch], list[Linear]]:
-    """Copy the layers of the residual branches, in their order; returns the branches, and the layers behind them.
+) -> tuple[list[_Branch], list[str], list[Linear]]:
+    """Copy the layers of the residual branches, in their order.
+
+    Returns the branches, the name of each one's last layer, and the layers behind them.
 
     A block has an attention and an MLP, or what is left of them: each attention begins a block, and so does an MLP that
     doesn't follow an attention.
     """
-    branches: list[_Branch] = []
+    branches, ends = list[_Branch](), list[str]()
     pending = list(attentions)
     while linears:
         block = branches[-1][1] + 1 if branches else 0
@@ -228,10 +247,31 @@ def _branches(
             branches.append(("attn", block))
         else:
             break
+        ends.append(linears[taken - 1].name)
         linears = linears[taken:]
     if pending:
         raise _NotPlain("an attention whose layers aren't where a plain ViT has them")
-    return branches, linears
+    return branches, ends, linears
+
+
+def _merges(index: Index, branches: list[_Branch], ends: list[str], prefix: int, arrays: Arrays) -> dict[int, int]:
+    """Copy the constants by which tokens are merged behind blocks; returns how many are left, by block."""
+    order = {node.name: position for position, node in enumerate(index.model.graph.node)}
+    merged: dict[int, int] = {}
+    for node in index.model.graph.node:
+        matrix = _merging(index, node)
+        if matrix is None:
+            continue
+        done = sum(order[end] < order[node.name] for end in ends)
+        between = 0 < done < len(branches) and branches[done - 1][1] < branches[done][1]
+        patches = matrix[prefix:, prefix:]
+        if not between or not np.array_equal(matrix, with_prefix(patches, prefix)):
+            raise _NotPlain(f"MatMul '{node.name}'")
+        block = branches[done - 1][1]
+        if block in merged:
+            raise _NotPlain(f"tokens are merged twice behind block {block}")
+        arrays[f"blocks.{block}.merge.weight"], merged[block] = patches, len(matrix)
+    return merged
 
 
 def _mlp(index: Index, linears: list[Linear], block: str, dim: int, arrays: Arrays) -> int:
@@ -273,7 +313,9 @@ def _take(index: Index, linears: list[Linear], wanted: Sequence[tuple[str, int, 
     return len(wanted)
 
 
-def _widths(branches: list[_Branch], attentions: list[_Attention], arrays: Arrays) -> tuple[BlockWidths, ...]:
+def _widths(
+    branches: list[_Branch], attentions: list[_Attention], merged: Mapping[int, int], arrays: Arrays
+) -> tuple[BlockWidths, ...]:
     """Of every block, from the shapes of its parameters."""
     heads = iter(attentions)
     blocks = []
@@ -284,8 +326,10 @@ def _widths(branches: list[_Branch], attentions: list[_Attention], arrays: Array
         if count and (queries % count or values % count):
             raise _NotPlain(f"heads of block {block} that aren't alike")
         hidden = arrays[f"blocks.{block}.mlp.fc2.weight"].shape[1] if ("mlp", block) in branches else 0
-        each = max(count, 1)
-        blocks.append(BlockWidths(heads=count, query_key=queries // each, value=values // each, mlp_hidden=hidden))
+        each, tokens = max(count, 1), merged.get(block)
+        blocks.append(
+            BlockWidths(heads=count, query_key=queries // each, value=values // each, mlp_hidden=hidden, tokens=tokens)
+        )
     return tuple(blocks)
 
 

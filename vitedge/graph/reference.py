@@ -57,6 +57,7 @@ def reference_logits(
     if config.pre_norm:
         x = _layer_norm(x, p, "norm_pre", config.layer_norm_eps)
 
+    sizes = np.ones(rows * columns)  # patches that each patch token stands for
     for i in range(config.depth):
         block, widths = f"blocks.{i}", config.block(i)
         if widths.heads:
@@ -71,12 +72,16 @@ def reference_logits(
                 y = _gelu(y, config.activation)
             y = _linear(y, p, f"{block}.mlp.fc2")
             x = x + y * p.get(f"{block}.ls2.gamma", 1.0)
+        if f"{block}.merge.weight" in p:
+            patches = np.einsum("ts,nsd->ntd", p[f"{block}.merge.weight"], x[:, config.prefix_tokens :])
+            x = np.concatenate([x[:, : config.prefix_tokens], patches], axis=1)
+            sizes = (p[f"{block}.merge.weight"] != 0) @ sizes
 
     if config.final_norm == "norm":
         x = _layer_norm(x, p, "norm", config.layer_norm_eps)
     if config.distillation_token:
         return (_linear(x[:, 0], p, "head") + _linear(x[:, 1], p, "head_dist")) / 2
-    token, patches = x[:, 0], x[:, config.prefix_tokens :].mean(axis=1)
+    token, patches = x[:, 0], np.average(x[:, config.prefix_tokens :], axis=1, weights=sizes)
     x = {"token": token, "avg": patches, "token_avg": np.concatenate([token, patches], axis=-1)}[config.pool]
     if config.final_norm == "fc_norm":
         x = _layer_norm(x, p, "fc_norm", config.layer_norm_eps)

@@ -5,17 +5,18 @@ from __future__ import annotations
 from vitedge.formats.architecture import ViTConfig
 from vitedge.reporting.rows import UNKNOWN
 
-COLUMNS = (">block", ">heads", ">channels of a query", ">of a value", ">MLP units", ">MACs of a full block")
+COLUMNS = (">block", ">heads", ">channels of a query", ">of a value", ">MLP units", ">tokens", ">MACs of a full block")
 
 
 def table(config: ViTConfig) -> tuple[tuple[str, ...], ...]:
     """A row a block, under :data:`COLUMNS`; nothing where all blocks are alike."""
-    whole = config.block_macs(config.full_block)
+    whole = config.block_macs(config.full_block, config.tokens)
     return tuple(
         (
             str(index),
             *(str(width or UNKNOWN) for width in (block.heads, block.query_key, block.value, block.mlp_hidden)),
-            f"{config.block_macs(block) / whole:.0%}",
+            str(config.tokens_before(index)),
+            f"{config.block_macs(block, config.tokens_before(index)) / whole:.0%}",
         )
         for index, block in enumerate(config.blocks or ())
     )

@@ -3,13 +3,17 @@
 What can be narrowed apart (an MLP, an attention, a convolution) is a *place*; it offers some :class:`Option`, of which
 one is taken. Dynamic programming over what the options save finds the least sum of errors that saves enough. It is
 exact for whole numbers up to :data:`STEPS`; larger ones are counted in so many steps, each option rounded down.
+
+What places save adds up, but for tokens: where some are merged, all later places have less to save. So one place
+behind which to merge, and how far, is a *schedule*; for each of the few that are offered the widths are chosen anew.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,7 +33,42 @@ class Option:
     widths: Mapping[str, int] = field(default_factory=dict)  # of the components that become narrower
 
 
-def choose(places: Sequence[Sequence[Option]], needed: float) -> list[Option] | None:
+Places = Sequence[Sequence[Option]]
+
+
+def choose_with_schedule(schedules: Sequence[Places], needed: float) -> list[Option] | None:
+    """The options of that schedule by which enough is saved at the least sum of errors; None: by none of them.
+
+    Args:
+        schedules: places of each; of one schedule the last place is the merging of tokens, with a single option.
+        needed: what has to be saved, in the unit of the options.
+    """
+    best: list[Option] | None = None
+    least = float("inf")
+    for places in sorted(schedules, key=_error_at_least):
+        if _error_at_least(places) < least and (options := _meeting(places, needed)) is not None:
+            error = together(options).error
+            best, least = (options, error) if error < least else (best, least)
+    return best
+
+
+def _meeting(places: Places, needed: float) -> list[Option] | None:
+    """As :func:`choose`, where what has no choice is taken first."""
+    given = [options[0] for options in places if len(options) == 1]
+    chosen = choose([options for options in places if len(options) > 1], needed - together(given).saved)
+    return None if chosen is None else [*chosen, *given]
+
+
+def _error_at_least(places: Places) -> float:
+    return sum(min(option.error for option in options) for options in places)
+
+
+def fastest_schedule(schedules: Sequence[Places]) -> list[Option]:
+    """The options that save most, of the schedule that saves most."""
+    return max(map(most_saving, schedules), key=lambda options: together(options).saved)
+
+
+def choose(places: Places, needed: float) -> list[Option] | None:
     """One option of each place, so that together they save enough at the least sum of errors.
 
     Args:
@@ -58,9 +97,7 @@ def choose(places: Sequence[Sequence[Option]], needed: float) -> list[Option] | 
     return list(_walk_back(offered, taken, steps))[::-1]
 
 
-def _walk_back(
-    places: Sequence[Sequence[Option]], taken: Sequence[tuple[np.ndarray, np.ndarray]], state: int
-) -> Iterator[Option]:
+def _walk_back(places: Places, taken: Sequence[tuple[np.ndarray, np.ndarray]], state: int) -> Iterator[Option]:
     """The options that led to a state, the last place's first."""
     for options, (best, before) in zip(reversed(places), reversed(taken), strict=True):
         yield options[best[state]]
@@ -79,10 +116,36 @@ def together(options: Iterable[Option]) -> Option:
     return Option(sum(each.saved for each in chosen), sum(each.error for each in chosen), widths)
 
 
+def schedules_of(
+    components: Sequence[Component],
+    saved: Mapping[str, Mapping[int, float]],
+    errors: Mapping[str, Mapping[int, float]],
+    left: Callable[[str, int], Mapping[str, float]],
+) -> list[list[list[Option]]]:
+    """The places without merged tokens, and those of every merging.
+
+    Args:
+        components: what can become narrower.
+        saved: by component and width, what it saves; only these widths are offered.
+        errors: by component and width, what it costs.
+        left: of a merging of tokens, the fraction of its work that each place has left.
+    """
+    narrowed = [each for each in components if each.kind != "tokens"]
+    schedules = [places_of(narrowed, saved, errors)]
+    for component in (each for each in components if each.kind == "tokens"):
+        for width, gain in saved.get(component.name, {}).items():
+            if gain > 0:
+                merging = Option(gain, errors[component.name][width], {component.name: width})
+                fractions = left(component.name, width)
+                schedules.append([*places_of(narrowed, saved, errors, fractions), [merging]])
+    return schedules
+
+
 def places_of(
     components: Sequence[Component],
     saved: Mapping[str, Mapping[int, float]],
     errors: Mapping[str, Mapping[int, float]],
+    left: Mapping[str, float] = MappingProxyType({}),
 ) -> list[list[Option]]:
     """The options of each place; those that another beats in both are left out.
 
@@ -90,11 +153,12 @@ def places_of(
         components: what can become narrower.
         saved: by component and width, what it saves; only these widths are offered.
         errors: by component and width, what it costs.
+        left: by place, the fraction of its work that there is; 1 of those that aren't named.
     """
     members: dict[str, list[Component]] = {}
     for component in components:
         members.setdefault(place_name(component), []).append(component)
-    return [_undominated(_combinations(each, saved, errors)) for each in members.values()]
+    return [_undominated(_combinations(each, saved, errors, left.get(name, 1.0))) for name, each in members.items()]
 
 
 def place_name(component: Component) -> str:
@@ -106,6 +170,7 @@ def _combinations(
     members: Sequence[Component],
     saved: Mapping[str, Mapping[int, float]],
     errors: Mapping[str, Mapping[int, float]],
+    work: float,
 ) -> Iterator[Option]:
     """Every choice of widths of the components of one place.
 
@@ -123,7 +188,7 @@ def _combinations(
         if gone and len(narrowed) > 1:
             continue
         left = min((width / each.width for each, width in narrowed if each.kind == "heads"), default=1.0)
-        gains = (saved[each.name][width] * (1.0 if each.kind == "heads" else left) for each, width in narrowed)
+        gains = (work * saved[each.name][width] * (1.0 if each.kind == "heads" else left) for each, width in narrowed)
         costs = (max(0.0, errors[each.name][width]) for each, width in narrowed)
         yield Option(sum(gains), sum(costs), {each.name: width for each, width in narrowed})
 

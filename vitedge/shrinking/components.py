@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from vitedge.errors import UsageError, nearest
 from vitedge.shrinking.rewrite import Rewriter, read_attention
 from vitedge.shrinking.structures import Attention, Pair, Structure, structure_of, structures
+from vitedge.shrinking.tokens import Tokens, offering, tokens_behind_blocks, with_merged
 
-Kind = Literal["hidden", "query_key", "value", "heads", "branch", "channels"]
+Kind = Literal["hidden", "query_key", "value", "heads", "branch", "channels", "tokens"]
 _GROUP = 8  # what kernels like a width to be a multiple of
 _STEPS = 16  # about so many widths are offered of a component
 NONE: Mapping[str, Sequence[int]] = MappingProxyType({})
@@ -26,7 +27,8 @@ class Component:
     """Something that can become narrower.
 
     The kinds, and what their widths count: ``hidden`` units of an MLP, ``channels`` between two convolutions,
-    ``query_key`` and ``value`` channels of each head, ``heads`` of an attention, and a whole ``branch``, 1 or 0.
+    ``query_key`` and ``value`` channels of each head, ``heads`` of an attention, a whole ``branch``, 1 or 0, and the
+    ``tokens`` behind a block.
     """
 
     name: str  # "blocks.3.mlp", "blocks.3.attn.query_key", "patch_embed.stem.0"
@@ -43,9 +45,11 @@ def components(model: onnx.ModelProto) -> list[Component]:
 
     Returns:
         Those with a choice. Names are the layers': a pair is called after its first layer without ``.fc1`` or
-        ``.conv``, an attention after its projection without ``.proj``, with ``.heads``, ``.query_key`` or ``.value``.
+        ``.conv``, an attention after its projection without ``.proj``, with ``.heads``, ``.query_key`` or ``.value``,
+        and tokens after their block, with ``.tokens``.
     """
-    return [each for each in _all(structures(model)) if len(each.offered) > 1]
+    found = _all(structures(model), offering(tokens_behind_blocks(model)))
+    return [each for each in found if len(each.offered) > 1]
 
 
 def truncate(
@@ -63,6 +67,8 @@ def truncate(
         UsageError: no such component, or a width that it can't have.
     """
     check_widths(model, widths)
+    for place in fewer_tokens(model, widths):
+        model = with_merged(model, place.name, widths[place.name])
     rewriter = Rewriter(model)
     for structure in changed(model, widths):
         if isinstance(structure, Pair) and {structure.first.name, structure.second.name} & rewriter.touched:
@@ -92,6 +98,11 @@ def changed(model: onnx.ModelProto, widths: Mapping[str, int]) -> list[Structure
     ]
 
 
+def fewer_tokens(model: onnx.ModelProto, widths: Mapping[str, int]) -> list[Tokens]:
+    """Where these widths merge tokens, in graph order."""
+    return [each for each in tokens_behind_blocks(model) if widths.get(each.name, each.count) != each.count]
+
+
 def _truncate_attention(
     rewriter: Rewriter, attention: Attention, widths: Mapping[str, int], units: Mapping[str, Sequence[int]]
 ) -> None:
@@ -117,12 +128,12 @@ def check_widths(model: onnx.ModelProto, widths: Mapping[str, int]) -> None:
     """Refuse widths that a graph can't have.
 
     Raises:
-        UsageError: no such component, or a width below the least one (0 where the branch may go, else 1), above the
-            present one, or, of rotary queries and keys, odd.
+        UsageError: no such component, or a width below the least one (0 where the branch may go, 1 patch token beside
+            those before the patches, else 1), above the present one, or, of rotary queries and keys, odd.
     """
     action = "make a model narrower"
-    found = structures(model)
-    known = {each.name: each for each in _all(found)}
+    found, places = structures(model), {each.name: each for each in tokens_behind_blocks(model)}
+    known = {each.name: each for each in _all(found, places.values())}
     rotary = [each for each in found if isinstance(each, Attention) and each.rotary is not None]
     pairs = {f"{each.name}.query_key" for each in rotary}
     for name, width in widths.items():
@@ -130,13 +141,15 @@ def check_widths(model: onnx.ModelProto, widths: Mapping[str, int]) -> None:
             reason = f"the model has no component '{name}'{nearest(name, known)}"
             raise UsageError(action, reason, "name one of those that vitedge.shrinking.components lists")
         component, least = known[name], 0 if known[name].offered[0] == 0 else 1
+        if name in places:
+            least += places[name].prefix
         if not least <= width <= component.width or (name in pairs and width % 2):
             what = f"{component.kind.replace('_', '/')} of '{name}' can be {least} to {component.width}"
             even = ", in twos: a rotary embedding turns pairs" if name in pairs else ""
             raise UsageError(action, f"the {what}{even}, not {width}", "choose another width")
 
 
-def _all(found: list[Structure]) -> Iterator[Component]:
+def _all(found: list[Structure], places: Iterable[Tokens]) -> Iterator[Component]:
     """Every component, also those without a choice."""
     for structure in found:
         gone = (0,) if structure.residual is not None else ()
@@ -151,6 +164,8 @@ def _all(found: list[Structure]) -> Iterator[Component]:
             yield Component(f"{name}.value", "value", structure.value_width, _offered(structure.value_width))
         else:
             yield Component(structure.name, "branch", 1, (0, 1))
+    for place in places:
+        yield Component(place.name, "tokens", place.count, place.offered)
 
 
 def _offered(width: int) -> tuple[int, ...]:

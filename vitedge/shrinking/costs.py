@@ -23,6 +23,7 @@ from vitedge.shrinking.rewrite import Rewriter
 from vitedge.shrinking.shrink import batch_of, first_node, in_order
 from vitedge.shrinking.solve import ContextProblem, PairProblem, ScoresProblem
 from vitedge.shrinking.structures import Attention, Pair, Structure, structures
+from vitedge.shrinking.tokens import Groups, Tokens, gram_of, groupings, tokens_behind_blocks, with_merged
 
 Float64 = NDArray[np.float64]
 Narrowed = Callable[[int], onnx.ModelProto]  # the graph in which one component alone has a width
@@ -63,7 +64,8 @@ def costs(
         )
     offered = {each.name: each for each in components(model) if names is None or each.name in names}
     scale = _Scale(model, pictures)
-    found = in_order(model, [each for each in structures(model) if set(each.present()) & set(offered)])
+    everything = [*structures(model), *tokens_behind_blocks(model)]
+    found = in_order(model, [each for each in everything if set(each.present()) & set(offered)])
     weighed: dict[str, dict[int, float]] = {}
     for done, structure in enumerate(found):
         progress("weigh", done, len(found))
@@ -84,7 +86,7 @@ class _Scale:
         self._some = Activations(model, pictures[:_TRIED], batch)
         self._logits = self._run(model)
 
-    def advance(self, structure: Structure) -> None:
+    def advance(self, structure: Structure | Tokens) -> None:
         """Go to where a structure begins."""
         for activations in (self._all, self._some):
             activations.advance(self.model, first_node(self.model, structure))
@@ -103,6 +105,12 @@ class _Scale:
         for values in self._all.run(self.model, [attention.query_tensor, attention.key_tensor]):
             moments.add(taken(values[attention.query_tensor], rows), values[attention.key_tensor])
         return moments
+
+    def groupings(self, place: Tokens) -> dict[int, tuple[float, Groups]]:
+        """Which tokens become one, by how many patch tokens are left."""
+        return groupings(
+            place, gram_of(place, (values[place.tensor] for values in self._all.run(self.model, [place.tensor])))
+        )
 
     def _run(self, model: onnx.ModelProto) -> Float64:
         name = model.graph.output[0].name
@@ -129,9 +137,11 @@ class _Scale:
 
 
 def _curves(
-    scale: _Scale, structure: Structure, offered: Mapping[str, Component]
+    scale: _Scale, structure: Structure | Tokens, offered: Mapping[str, Component]
 ) -> dict[str, tuple[Float64, Narrowed]]:
     """By component: the squared error of each width at the structure's output, and the graph at a width."""
+    if isinstance(structure, Tokens):
+        return {structure.name: _tokens(scale, structure)}
     moments = scale.moments(structure)
 
     def without() -> onnx.ModelProto:
@@ -161,6 +171,13 @@ def _curves(
             lambda width: without() if width == 0 else scale.model,
         )
     }
+
+
+def _tokens(scale: _Scale, place: Tokens) -> tuple[Float64, Narrowed]:
+    found, curve = scale.groupings(place), np.zeros(place.count + 1)
+    for patches, (error, _) in found.items():
+        curve[place.prefix + patches] = error
+    return curve, lambda count: with_merged(scale.model, place.name, found[count - place.prefix][1])
 
 
 def _attention(

@@ -16,7 +16,7 @@ from vitedge.formats.target import QUANTIZED, Candidate
 from vitedge.graph.surgery import macs
 from vitedge.quantization.observe import observe
 from vitedge.shrinking import timing
-from vitedge.shrinking.choose import Option, choose, most_saving, together
+from vitedge.shrinking.choose import Option, Places, choose_with_schedule, fastest_schedule, together
 from vitedge.shrinking.plan import ShrinkPlan
 from vitedge.shrinking.prices import prices
 from vitedge.shrinking.subject import Subject, subject
@@ -66,8 +66,8 @@ def frontier(plan: ShrinkPlan, progress: Progress = silent) -> Frontier:
         plan = changed(plan, budget=None)
         whole = subject(plan, progress)
         priced = prices(plan, whole.inputs.graph, whole.components, progress)
-        places = whole.places(priced.table.saved)
-        widths = [together(options).widths for options in _steps(places, priced.table.full)]
+        schedules = whole.schedules(priced.table.saved)
+        widths = [together(options).widths for options in _steps(schedules, priced.table.full)]
         graphs = [whole.inputs.graph if not each else whole.shrunk(each).model for each in widths]
         points = [
             point for candidate in _candidates(plan) for point in _points(whole, candidate, widths, graphs, progress)
@@ -82,13 +82,13 @@ def frontier(plan: ShrinkPlan, progress: Progress = silent) -> Frontier:
     )
 
 
-def _steps(places: Sequence[Sequence[Option]], full: float) -> Iterator[list[Option]]:
+def _steps(schedules: Sequence[Places], full: float) -> Iterator[list[Option]]:
     """The whole model, and choices that save more and more; by the table, down to a quarter of the time."""
-    fastest = most_saving(places)
+    fastest = fastest_schedule(schedules)
     most = min(together(fastest).saved, full * (1 - LEAST_SHARE))
     seen = list[Mapping[str, int]]()
     for number in range(BUDGETS + 1):
-        options = choose(places, most * number / BUDGETS) or fastest
+        options = choose_with_schedule(schedules, most * number / BUDGETS) or fastest
         widths = together(options).widths
         if widths not in seen:
             seen.append(widths)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from vitedge.exporting.plan import Plan
 from vitedge.graph.surgery import load, macs
 from vitedge.runtimes.choice import hardware_description
 from vitedge.shrinking import timing
+from vitedge.shrinking.choose import Option
 from vitedge.shrinking.components import components, truncate
 from vitedge.shrinking.options import ShrinkOptions
 from vitedge.shrinking.plan import ShrinkPlan, require_here
@@ -47,15 +48,13 @@ class Prices:
         """Whether whole models are measured or counted, and not the table's entries added up."""
         return self.watch is not None or not self.table.measured
 
-    def cost(self, widths: Mapping[str, int]) -> Cost:
-        """What the model of these widths takes, and the whole one beside it."""
+    def cost(self, chosen: Option) -> Cost:
+        """What the model of the chosen widths takes, and the whole one beside it."""
         if self.watch is not None and self.table.measured:
-            return self.measured(truncate(self.graph, widths))
+            return self.measured(truncate(self.graph, chosen.widths))
         if self.table.measured:
-            return Cost(
-                self.table.full - sum(self.table.saved[name][width] for name, width in widths.items()), self.table.full
-            )
-        return Cost(sum(macs(truncate(self.graph, widths)).values()), self.table.full)
+            return Cost(self.table.full - chosen.saved, self.table.full)
+        return Cost(sum(macs(truncate(self.graph, chosen.widths)).values()), self.table.full)
 
     def measured(self, graph: onnx.ModelProto) -> Cost:
         """What a graph takes here, against the whole one; measured for longer where the interval is too wide."""
@@ -118,7 +117,9 @@ def _cached_table(
     file = cache_folder() / "shrinking" / f"{_key(deployed, options, action)}.json"
     if file.is_file():
         try:
-            return read_table(file, found, action)
+            table = read_table(file, found, action)
+            if all(each.name in table.saved for each in found):
+                return table
         except (InputError, UsageError):
             pass  # damaged, or of another version: it's measured again
     table = measure_table(

@@ -310,7 +310,10 @@ class Rewriter:
             if name in constants and list(constants[name].dims)[-1:] == [len(mean)]:
                 self._set(node, position, array(constants[name]) + mean, f"{node.name}.bias")
                 return True
-        return node.op_type == "Add" and any(self._alone(name) and self._absorb(name, mean) for name in node.input)
+        averages = node.op_type == "MatMul" and node.input[0] in constants  # of tokens: what all have stays
+        return (averages or node.op_type == "Add") and any(
+            self._alone(name) and self._absorb(name, mean) for name in node.input if name not in constants
+        )
 
     def _alone(self, tensor: str) -> bool:
         return len(consumers(self.model).get(tensor, [])) == 1

@@ -14,6 +14,8 @@ from vitedge.errors import InvalidResultError, UsageError
 from vitedge.formats.fidelity import Fidelity
 from vitedge.formats.model_folder import Model, write_model
 from vitedge.graph.surgery import macs
+from vitedge.shrinking.choose import place_name
+from vitedge.shrinking.components import Component
 from vitedge.shrinking.files import model_files
 from vitedge.shrinking.finetune import finetuned
 from vitedge.shrinking.plan import ShrinkPlan
@@ -49,7 +51,7 @@ def shrink_subject(whole: Subject) -> Model:
     priced = prices(plan, whole.inputs.graph, whole.components, progress)
     table = priced.table
     _refuse_within(plan, table)
-    trial = meet(whole.places(table.saved), plan.budget, table.full, priced.cost, plan.action, progress)
+    trial = meet(whole.schedules(table.saved), plan.budget, table.full, priced.cost, plan.action, progress)
     graph = whole.shrunk(trial.widths).model
     if plan.options.finetune is not None:
         graph = finetuned(whole, graph)
@@ -110,18 +112,24 @@ def shrinkage(
 
 def _removed(whole: Subject, priced: Prices, trial: Trial) -> Iterator[Removed]:
     """What became narrower, in the order of the graph."""
-    table = priced.table
+    table, merged = priced.table, next((each for each in whole.components if _merges(each, trial)), None)
+    left = {} if merged is None else whole.left(merged.name, trial.widths[merged.name])
     for component in whole.components:
         width = trial.widths.get(component.name)
         if width is not None:
+            share = 1.0 if component is merged else left.get(place_name(component), 1.0)
             yield Removed(
                 component=component.name,
                 kind=component.kind,
                 before=component.width,
                 after=width,
-                saves=table.saved[component.name][width] / table.full,
+                saves=share * table.saved[component.name][width] / table.full,
                 error=whole.errors[component.name][width],
             )
+
+
+def _merges(component: Component, trial: Trial) -> bool:
+    return component.kind == "tokens" and component.name in trial.widths
 
 
 def write(whole: Subject, graph: onnx.ModelProto, done: Shrinkage) -> Model:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from vitedge.core.progress import Progress
 from vitedge.errors import InvalidResultError
-from vitedge.shrinking.choose import Option, choose, most_saving, together
+from vitedge.shrinking.choose import Option, Places, choose_with_schedule, fastest_schedule, together
 
 TOLERANCE = 0.02  # of the budget
 TRIALS = 8
@@ -64,20 +64,20 @@ class Trial:
 
 
 def meet(
-    places: Sequence[Sequence[Option]],
+    schedules: Sequence[Places],
     budget: Budget,
     full: float,
-    measure: Callable[[Mapping[str, int]], Cost],
+    measure: Callable[[Option], Cost],
     action: str,
     progress: Progress,
 ) -> Trial:
     """Find the widths of least error that meet a budget.
 
     Args:
-        places: what may be chosen (:func:`vitedge.shrinking.choose.places_of`).
+        schedules: what may be chosen (:func:`vitedge.shrinking.choose.schedules_of`).
         budget: what the shrunk model may take.
         full: the whole model's cost by the table.
-        measure: builds and measures the model of some widths.
+        measure: builds and measures the model of what was chosen.
         action: for error texts.
         progress: called with ("budget", trials done, trials at most).
 
@@ -88,15 +88,15 @@ def meet(
     Raises:
         InvalidResultError: the budget can't be met; what was reached is said.
     """
-    trials, most = list[Trial](), most_saving(places)
+    trials, most = list[Trial](), fastest_schedule(schedules)
     low, high = 0.0, float("inf")  # what has to be saved by the table: known to be too little, and more than enough
     needed = full - budget.allowed(full)
     for number in range(TRIALS):
         progress("budget", number, TRIALS)
-        options = choose(places, needed) or most
+        options = choose_with_schedule(schedules, needed) or most
         if any(tuple(options) == trial.options for trial in trials):
             break
-        cost = measure(together(options).widths)
+        cost = measure(together(options))
         trial = Trial(tuple(options), cost, budget.allowed(cost.full))
         trials.append(trial)
         if abs(trial.over) <= TOLERANCE:

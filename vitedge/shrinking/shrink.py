@@ -8,7 +8,7 @@ times.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,13 +18,15 @@ from numpy.typing import NDArray
 
 from vitedge.core.progress import Progress, silent
 from vitedge.errors import UsageError
+from vitedge.graph.merging import with_prefix
 from vitedge.graph.unused_tokens import rows_computed
 from vitedge.shrinking.activations import Activations, Tensors
-from vitedge.shrinking.components import changed, check_widths
+from vitedge.shrinking.components import changed, check_widths, fewer_tokens
 from vitedge.shrinking.moments import HeadMoments, Moments, taken
 from vitedge.shrinking.rewrite import AttentionWeights, Rewriter
 from vitedge.shrinking.solve import ContextProblem, PairProblem, ScoresProblem
 from vitedge.shrinking.structures import Attention, Pair, Structure, structure_of
+from vitedge.shrinking.tokens import Tokens, gram_of, groupings, place_of, with_merged
 
 _PIXELS_AT_ONCE = 8 * 224 * 224  # of the pictures that run together
 
@@ -76,7 +78,7 @@ def shrink(
     check_widths(model, widths)
     if not len(pictures):
         raise UsageError("shrink a model", "there are none of the pictures to do it by", "name a folder with pictures")
-    asked = in_order(model, changed(model, widths))
+    asked = in_order(model, [*changed(model, widths), *fewer_tokens(model, widths)])
     walk = _Walk(model, pictures, sequential=sequential, target=target)
     for done, structure in enumerate(asked):
         progress("shrink", done, len(asked))
@@ -93,8 +95,10 @@ def batch_of(pictures: NDArray[np.uint8]) -> int:
     return int(max(1, min(64, _PIXELS_AT_ONCE // (height * width))))
 
 
-def first_node(model: onnx.ModelProto, structure: Structure) -> str:
-    """The first node whose constants change when a structure becomes narrower."""
+def first_node(model: onnx.ModelProto, structure: Structure | Tokens) -> str:
+    """The first node that changes when a structure becomes narrower."""
+    if isinstance(structure, Tokens):
+        return structure.reader
     if isinstance(structure, Pair):
         names = {structure.first.name}
     elif isinstance(structure, Attention):
@@ -104,7 +108,7 @@ def first_node(model: onnx.ModelProto, structure: Structure) -> str:
     return next(str(node.name) for node in model.graph.node if node.name in names)
 
 
-def in_order(model: onnx.ModelProto, found: list[Structure]) -> list[Structure]:
+def in_order(model: onnx.ModelProto, found: Sequence[Structure | Tokens]) -> list[Structure | Tokens]:
     """By where they begin."""
     positions = {node.name: position for position, node in enumerate(model.graph.node)}
     return sorted(found, key=lambda each: positions[first_node(model, each)])
@@ -120,13 +124,17 @@ class _Walk:
         self._before = Activations(model, pictures, batch)
         self._after = Activations(model, pictures, batch) if sequential else None
         self._rows = rows_computed(model)
+        self._merging: NDArray[np.float32] | None = None  # of all tokens, where some are merged by now
 
-    def narrow(self, original: Structure, widths: Mapping[str, int]) -> None:
+    def narrow(self, original: Structure | Tokens, widths: Mapping[str, int]) -> None:
         """Make one structure narrower; those before it are done."""
         begin = first_node(self.original, original)
         self._before.advance(self.original, begin)
         if self._after is not None:
             self._after.advance(self.model, begin)
+        if isinstance(original, Tokens):
+            self._merge(place_of(self.model, original.name), widths[original.name])
+            return
         structure = structure_of(self.model, original)
         if structure.residual is not None and structure.goes(widths):
             self._without(structure)
@@ -134,6 +142,16 @@ class _Walk:
             self._pair(structure, widths[structure.name])
         elif isinstance(structure, Attention):
             self._attention(structure, widths)
+
+    def _merge(self, place: Tokens, count: int) -> None:
+        """Merge tokens; from there on the targets are what the original computes, merged likewise."""
+        activations = self._before if self._after is None else self._after
+        gram = gram_of(place, (values[place.tensor] for values in activations.run(self.model, [place.tensor])))
+        error, groups = groupings(place, gram)[count - place.prefix]
+        self.model = with_merged(self.model, place.name, groups)
+        matrix = np.float32(with_prefix(place.matrix(groups), place.prefix))
+        self._merging = matrix if self._merging is None else matrix @ self._merging
+        self.kept[place.name] = Kept(count, None, error / max(float(np.trace(gram)), 1e-30))
 
     def _without(self, structure: Structure) -> None:
         assert structure.residual is not None
@@ -194,8 +212,12 @@ class _Walk:
                 yield values, values[output]
         elif residual is None or self.target == "layer":
             both = zip(self._after.run(self.model, wanted), self._before.run(self.original, [output]), strict=True)
-            yield from ((values, whole[output]) for values, whole in both)
+            yield from ((values, self._merged(whole[output])) for values, whole in both)
         else:
             after = self._after.run(self.model, [*wanted, residual.skip])
             for values, whole in zip(after, self._before.run(self.original, [residual.output]), strict=True):
-                yield values, whole[residual.output] - values[residual.skip]
+                yield values, self._merged(whole[residual.output]) - values[residual.skip]
+
+    def _merged(self, whole: NDArray[Any]) -> NDArray[Any]:
+        """What the original computes [N, T, ...], its tokens merged as those of the graph in the making."""
+        return whole if self._merging is None else np.einsum("ts,nsd->ntd", self._merging, whole, optimize=True)

@@ -18,11 +18,12 @@ from vitedge.exporting.runnable import Runnable
 from vitedge.formats.fidelity import Fidelity
 from vitedge.quantization.calibrate import read_pictures
 from vitedge.runtimes import interpreter
-from vitedge.shrinking.choose import Option, places_of
-from vitedge.shrinking.components import Component, components
+from vitedge.shrinking.choose import Option, schedules_of
+from vitedge.shrinking.components import Component, components, truncate
 from vitedge.shrinking.costs import costs
 from vitedge.shrinking.plan import ShrinkPlan
 from vitedge.shrinking.shrink import Shrunk, shrink
+from vitedge.shrinking.table import work
 
 if TYPE_CHECKING:
     import onnx
@@ -45,9 +46,14 @@ class Subject:
         assert self.inputs.hold_out is not None
         return self.inputs.hold_out
 
-    def places(self, table: Mapping[str, Mapping[int, float]]) -> list[list[Option]]:
+    def schedules(self, table: Mapping[str, Mapping[int, float]]) -> list[list[list[Option]]]:
         """What may be chosen, by what a table says that each width saves."""
-        return places_of(self.components, table, self.errors)
+        return schedules_of(self.components, table, self.errors, self.left)
+
+    def left(self, name: str, width: int) -> dict[str, float]:
+        """The fraction of its multiply-accumulates that each place has left where tokens are merged."""
+        before, after = (work(graph) for graph in (self.inputs.graph, truncate(self.inputs.graph, {name: width})))
+        return {place: after[place] / count for place, count in before.items() if place in after}
 
     def shrunk(self, widths: Mapping[str, int]) -> Shrunk:
         """The model at these widths, compensated."""

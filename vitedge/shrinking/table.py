@@ -50,6 +50,11 @@ class Shape(Record):
     components: tuple[str, ...]
     widths: tuple[Width, ...]  # narrower ones
 
+    @property
+    def gaining(self) -> tuple[Width, ...]:
+        """The widths that may be chosen: of tokens those whose whole interval says that they save something."""
+        return self.widths if self.kind != "tokens" else tuple(each for each in self.widths if each.low > 0)
+
 
 class Table(Record):
     """``table.json``: what narrowing saves on one device, or in multiply-accumulates."""
@@ -76,8 +81,11 @@ class Table(Record):
 
     @property
     def saved(self) -> dict[str, dict[int, float]]:
-        """By component and width: as measured, where narrower ones don't save less."""
-        return {name: increasing(shape.widths) for shape in self.shapes for name in shape.components}
+        """By component and width: as measured, where narrower ones don't save less.
+
+        Tokens are merged where that is sure to save anything: of other widths nothing is said.
+        """
+        return {name: increasing(shape.gaining) for shape in self.shapes for name in shape.components}
 
     @property
     def digest(self) -> str:
@@ -122,15 +130,21 @@ def read_table(path: Path, components: Sequence[Component], action: str) -> Tabl
         raise UsageError(action, f"{path} can't be read: {error.strerror}", hint) from error
     table = decode_json(data, Table, action=action, file=str(path), error_type=ArtifactError)
     whole = {name: shape.width for shape in table.shapes for name in shape.components}
-    differing = [each.name for each in components if whole.get(each.name) != each.width]
-    if differing or len(whole) != len(components):
-        name = next(iter(differing), "") or next(iter(whole.keys() - {each.name for each in components}))
+    differing = [each.name for each in components if whole.get(each.name, _absent(each)) != each.width]
+    others = whole.keys() - {each.name for each in components}
+    if differing or others:
+        name = next(iter(differing), "") or next(iter(others))
         raise UsageError(
             action,
             f"{path} is of a model of another shape ({table.model}): {name} differs",
             f"measure this model's: vitedge shrink MODEL --target {table.target} --table OTHER.json",
         )
     return table
+
+
+def _absent(component: Component) -> int | None:
+    """The width of what a table doesn't name: of tokens the present one, as older versions didn't measure them."""
+    return component.width if component.kind == "tokens" else None
 
 
 def measure_table(watch: Stopwatch, components: Sequence[Component], progress: Progress) -> Table:
@@ -165,7 +179,7 @@ def macs_table(graph: onnx.ModelProto, components: Sequence[Component], plan: Pl
 
     def width(members: Sequence[Component], width: int) -> Width:
         first = members[0]
-        lowest = min(first.offered)
+        lowest = width if first.kind == "tokens" else min(first.offered)  # with their square, not in proportion
         whole = full - sum(macs(truncate(graph, {first.name: lowest})).values())
         saved = whole * (first.width - width) / (first.width - lowest)
         return Width(width=width, saved=saved, low=saved, high=saved)
@@ -177,22 +191,26 @@ def macs_table(graph: onnx.ModelProto, components: Sequence[Component], plan: Pl
 
 
 def shapes_of(graph: onnx.ModelProto, components: Sequence[Component]) -> list[list[Component]]:
-    """Components that are alike: of one kind, width and offer, and of as much work in their layers."""
-    work = _work(graph)
+    """Components that are alike: of one kind, width and offer, and of as much work in their layers.
+
+    Tokens that are merged behind different blocks aren't: what comes after them is all that gets less.
+    """
+    counts = work(graph)
     alike: dict[object, list[Component]] = {}
     for component in components:
-        key = component.kind, component.width, component.offered, work.get(place_name(component))
+        alone = component.name if component.kind == "tokens" else counts.get(place_name(component))
+        key = component.kind, component.width, component.offered, alone
         alike.setdefault(key, []).append(component)
     return list(alike.values())
 
 
-def _work(graph: onnx.ModelProto) -> dict[str, int]:
+def work(graph: onnx.ModelProto) -> dict[str, int]:
     """Multiply-accumulates by what stands before the last dot of the layers' names."""
-    work: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for name, count in macs(graph).items():
         group = name.rpartition(".")[0] or name
-        work[group] = work.get(group, 0) + count
-    return work
+        counts[group] = counts.get(group, 0) + count
+    return counts
 
 
 def sampled(members: Sequence[Component]) -> list[int]:

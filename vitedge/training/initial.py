@@ -20,6 +20,7 @@ from vitedge.errors import ModelError, UsageError
 from vitedge.formats.architecture import ConvStem, ViTConfig
 from vitedge.formats.model_folder import MODEL_JSON
 from vitedge.graph.author import has_folded_stem
+from vitedge.graph.merging import MERGED
 from vitedge.graph.positions import resize_positions
 from vitedge.training.optimizer import layer_of
 from vitedge.training.options import TrainOptions
@@ -111,6 +112,10 @@ def _from_model(options: TrainOptions, classes: Sequence[str], action: str) -> S
         if member != config:
             reason = f"{options.init_from} isn't a {options.model}"
             raise UsageError(action, reason, "leave out --model; the architecture is that of --init-from")
+    if theirs.merges and config.grid != theirs.grid:
+        raise UsageError(
+            action, f"{options.init_from}: {MERGED}", "leave out --image-size, or start from the whole model"
+        )
     arrays = dict(checkpoint.arrays)
     if "pos_embed" in arrays:
         prefix = theirs.prefix_tokens if theirs.position_embedding_covers_prefix else 0

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vitedge.formats.architecture import BlockWidths, ConvStem, PatchStem, Rope, Stage, ViTConfig
+from vitedge.graph.merging import evenly
 from vitedge.graph.positions import rotary_angles
 from vitedge.training.batch_norm import GlobalBatchNorm2d
 from vitedge.training.randomness import uniform
@@ -208,12 +209,31 @@ class DropPath(nn.Module):
         return x * self.kept.to(x.dtype)
 
 
+class Merge(nn.Module):
+    """Fewer patch tokens, each a weighted sum of those before; the weights are no parameters, and stay.
+
+    Args:
+        prefix: tokens before the patches, which stay.
+        after: tokens that are left.
+        before: tokens that come.
+    """
+
+    def __init__(self, prefix: int, after: int, before: int) -> None:
+        super().__init__()
+        self.prefix = prefix
+        self.register_buffer("weight", torch.tensor(evenly(after - prefix, before - prefix), dtype=torch.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, before, D] -> [B, after, D]."""
+        return torch.cat([x[:, : self.prefix], cast(Tensor, self.weight) @ x[:, self.prefix :]], dim=1)
+
+
 class Block(nn.Module):
     """A pre-norm transformer block: attention between tokens, then an MLP on each; either may be gone."""
 
-    def __init__(self, config: ViTConfig, widths: BlockWidths, drop_path: float) -> None:
+    def __init__(self, config: ViTConfig, index: int, drop_path: float) -> None:
         super().__init__()
-        dim, eps = config.embed_dim, config.layer_norm_eps
+        dim, eps, widths = config.embed_dim, config.layer_norm_eps, config.block(index)
         self.attn: Attention | None = None
         if widths.heads:
             self.norm1 = nn.LayerNorm(dim, eps)
@@ -226,14 +246,17 @@ class Block(nn.Module):
             self.mlp = Mlp(config, widths.mlp_hidden)
             self.ls2 = LayerScale(dim) if config.layer_scale else nn.Identity()
             self.drop_path2 = DropPath(drop_path)
+        self.merge: Merge | None = None
+        if widths.tokens is not None:
+            self.merge = Merge(config.prefix_tokens, widths.tokens, config.tokens_before(index))
 
     def forward(self, x: Tensor, angles: Tensor | None = None) -> Tensor:
-        """[B, N, D] -> [B, N, D]; the angles are the rotary embedding's."""
+        """[B, N, D] -> [B, N, D], or fewer tokens; the angles are the rotary embedding's."""
         if self.attn is not None:
             x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), angles)))
         if self.mlp is not None:
             x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
-        return x
+        return x if self.merge is None else cast(Tensor, self.merge(x))
 
 
 class VisionTransformer(nn.Module):
@@ -264,7 +287,7 @@ class VisionTransformer(nn.Module):
             self.rope = Rotation(config, config.rope, (config.depth, config.num_heads, config.head_dim // 2))
         self.norm_pre = nn.LayerNorm(dim, eps) if config.pre_norm else nn.Identity()
         rates = np.linspace(0.0, drop_path, config.depth)
-        self.blocks = nn.Sequential(*(Block(config, config.block(i), float(rate)) for i, rate in enumerate(rates)))
+        self.blocks = nn.Sequential(*(Block(config, i, float(rate)) for i, rate in enumerate(rates)))
         self.norm = nn.LayerNorm(dim, eps) if config.final_norm == "norm" else nn.Identity()
         self.fc_norm = nn.LayerNorm(dim, eps) if config.final_norm == "fc_norm" else nn.Identity()
         self.head = nn.Linear(config.pooled_dim, config.num_classes)
@@ -323,12 +346,21 @@ class VisionTransformer(nn.Module):
         x = self.features(image)  # [B, N, D]
         pooled = x[:, 0]
         if self.config.pool != "token":
-            patches = x[:, self.config.prefix_tokens :].mean(dim=1)
+            patches = self._mean(x[:, self.config.prefix_tokens :])
             pooled = patches if self.config.pool == "avg" else torch.cat([pooled, patches], dim=1)
         pooled = cast(Tensor, self.fc_norm(pooled))
         logits = cast(Tensor, self.head(pooled))  # [B, D] -> [B, classes]
         second = None if self.head_dist is None else cast(Tensor, self.head_dist(self.fc_norm(x[:, 1])))
         return logits, second, pooled
+
+    def _mean(self, x: Tensor) -> Tensor:
+        """Patch tokens [B, patches, D], or what merging left of them -> [B, D]; every patch counts once."""
+        if not self.config.merges:
+            return x.mean(dim=1)
+        sizes = torch.ones(self.config.tokens - self.config.prefix_tokens, device=x.device)
+        for merge in (module for module in self.modules() if isinstance(module, Merge)):
+            sizes = (cast(Tensor, merge.weight) != 0).float() @ sizes
+        return (x * (sizes / sizes.sum())[:, None].to(x.dtype)).sum(dim=1)
 
     def forward(self, image: Tensor) -> Tensor:
         """Normalised float images [B, 3, H, W] (RGB) -> logits [B, classes].
