@@ -9,10 +9,10 @@ bar is held against them. Peers: ``quantize_static`` and ``quantize_dynamic`` of
 and NNCF through its ONNX backend. All of one model get the same calibration pictures, and race in one process,
 interleaved, batch 1.
 
-Bars (docs/quantization.md): speed against the fastest of ``quantize_*`` and against float32, mean KL from the float32
-logits against the least of all peers', seconds to quantize ViT-Ti/16 with 300 pictures against NNCF's, five times,
-interleaved. Exits with 7 where one isn't met. On a machine with other load, ``--cpu-time`` takes one thread's processor
-time instead of latency.
+Bars (docs/quantization-results.md): speed against the fastest of ``quantize_*`` and against float32, mean KL from the
+float32 logits against the least of all peers', seconds to quantize ViT-Ti/16 with 300 pictures against NNCF's, five
+times, interleaved. Exits with 7 where one isn't met. On a machine with other load, ``--cpu-time`` takes one thread's
+processor time instead of latency.
 """
 
 from __future__ import annotations

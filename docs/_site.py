@@ -39,7 +39,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
             link = Path(path)
         return f"{match[1]}{link}{'#' + anchor if anchor else ''}{match[3]}"
 
-    markdown = re.sub(r"<!-- not run: (.*?) -->", r"*The tests don't run this: \1.*", markdown)
+    markdown = re.sub(r"<!-- not run: (.*?) -->", r"*The tests don't run this: \1.*\n", markdown)
     return _RELATIVE.sub(moved, markdown)
 
 

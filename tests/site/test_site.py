@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -43,9 +44,15 @@ def test_every_public_name_is_described(site: Path) -> None:
 
 
 def test_a_block_that_the_tests_do_not_run_says_so(site: Path) -> None:
-    assert "The tests don't run this: installing is tested" in (site / "start/camera/index.html").read_text().replace(
-        "&rsquo;", "'"
-    )
+    for page, reason in {"start/camera": "installing is tested", "without-vitedge": "it needs TensorRT"}.items():
+        text = (site / page / "index.html").read_text().replace("&rsquo;", "'")
+        assert f"The tests don't run this: {reason}" in text
+
+
+def test_tables_are_those_of_the_result_files() -> None:
+    tables = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))
+    page = tables["PAGE"].read_text(encoding="utf-8")
+    assert tables["written"](page) == page, "run: python benchmarks/tables.py"
 
 
 def test_pages_ask_no_other_host_for_anything(site: Path) -> None:

@@ -6,7 +6,7 @@ from vitedge.data.images import ImageSet
 from vitedge.errors import UsageError
 
 #: Observed at least, where the recipe decides: with fewer, which pictures were drawn decides more than their number
-#: (docs/quantization.md has the figures).
+#: (docs/quantization-results.md has the figures).
 LEAST_OBSERVED = 16
 COST_OF_FEWER = "with 16 the mean KL was up to 1.8 times that with 256, with 64 up to 1.2 times"
 #: Held out of ``--data`` where it's small: one in so many, and so many at least.

@@ -15,8 +15,8 @@ weights-int8     linears as ``MatMulNBits``: 8-bit weights, float32 products; th
 ===============  ==============================================================================================
 
 Standard Q/DQ isn't used: ONNX Runtime turns it into operators only in part, and what is left runs slower than float32
-(``docs/quantization.md`` has the figures). Activations are u8 per tensor, with static scales; convolutions of a stem
-take each picture's own range where the batch is 1. Weights are s8, per output channel. Processors without VNNI
+(``docs/quantization-results.md`` has the figures). Activations are u8 per tensor, with static scales; convolutions of
+a stem take each picture's own range where the batch is 1. Weights are s8, per output channel. Processors without VNNI
 multiply them with ``vpmaddubsw``, which adds the products of neighbours in saturating 16 bits, so neighbours add up to
 128 at most unless the target promises an instruction set that accumulates in 32 bits. A GELU whose output is rounded to
 8 bits is computed by tanh where that moves values by a small part of a step: it takes two thirds of the time.
