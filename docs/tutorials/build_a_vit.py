@@ -80,8 +80,8 @@ drawing.save(out / "patches.png")
 # this is called a *token*. All patches share the layer. A convolution whose kernel is as large as its stride
 # computes the same, which is how `vit.py` and vitedge write it.
 #
-# To check each step, two networks get the same weights: ours from `vit.py`, and `vitedge.training.vit`. The names of
-# their parameters are alike, so `load_state_dict` copies them.
+# To check each step, two networks get the same weights: the one of `vit.py`, and `vitedge.training.vit`. The names
+# of their parameters are the same, so `load_state_dict` copies them.
 
 # %%
 ours = ViT(size=224, patch=16, dim=192, depth=2, heads=3, classes=10).eval()
@@ -300,11 +300,11 @@ vitedge("bench", out / "fp32", out / "int8", "--duration", 0.5, "--warmup", 0.2)
 # ## 11. Where does it look?
 #
 # `vitedge explain-picture` draws two maps. *Attention rollout* (Abnar and Zuidema, 2005.00928) multiplies the
-# attention of all blocks, half of each being the residual connection, and shows from which patches the class
-# token's content came. *Occlusion* hides one patch after another, and shows by how much the probability of the
-# class falls: red patches speak for the class, blue ones against it.
+# attention of all blocks, where half of each is the residual connection. It shows from which patches the class token
+# got its content. *Occlusion* hides one patch after another, and shows by how much the probability of the class falls.
+# Red patches raise the probability, and blue ones lower it.
 #
-# Rollout shows where the network reads, occlusion what decides. They needn't agree.
+# Rollout shows where the network reads, and occlusion shows which patches decide. The two may differ.
 #
 # ![A photograph, its attention rollout and its occlusion map](attention.png)
 
@@ -340,5 +340,5 @@ vitedge("stream", out / "int8", out / "film.avi", "--headless", "--policy", "eve
 # ## Where to go on
 #
 # - [Train](../training.md) with augmentation and distillation; [import](../importing.md) published weights.
-# - [Quantization](../quantization.md): what INT8 costs, and how the calibration keeps it small.
+# - [Quantize](../quantization.md): accuracy budgets, calibration, and the precision of each layer.
 # - [Streams and cameras](../stream.md), a [Raspberry Pi](../raspberry-pi.md), a [Jetson](../jetson.md).

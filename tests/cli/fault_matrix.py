@@ -189,15 +189,15 @@ def document(cells: dict[tuple[str, str], Cell]) -> str:
     faults = list(dict.fromkeys(fault for fault, _ in cells))
     head = f"| fault | {' | '.join(VERBS)} |\n| --- |{' --- |' * len(VERBS)}\n"
     rows = "".join(f"| {fault} | {' | '.join(_cell(cells[fault, verb]) for verb in VERBS)} |\n" for fault in faults)
-    return f"{HEAD}\n{head}{rows}\n## What is said\n\n{''.join(_said(fault, cells) for fault in faults)}"
+    return f"{HEAD}\n{head}{rows}\n## The reasons\n\n{''.join(_said(fault, cells) for fault in faults)}"
 
 
 OUTCOMES = {0: "works", 2: "usage", 3: "input", 4: "source", 5: "resource", 7: "invalid", 8: "not installed"}
 HEAD = """# Faults and what every verb does
 
-A test runs every verb under every fault, each in a process of its own, and holds the codes of this page against what
-happens (`tests/cli/fault_matrix.py`). [errors.md](errors.md) has the meaning of the codes: 0 it works, 2 usage, 3 an
-input, 4 a stream's source, 5 a resource. `demo` is stopped once its first artifact is verified.
+A test runs every verb under every fault, each in a process of its own, and compares the outcome with this page
+(`tests/cli/fault_matrix.py`). [errors.md](errors.md) has the meaning of the codes: 0 it works, 2 usage, 3 an input, 4 a
+stream's source, 5 a resource. `demo` is stopped once its first artifact is verified.
 """
 
 
