@@ -1,8 +1,9 @@
-"""Words that the glossary retires are in no help page, error text, table, report template or page of the stream."""
+"""Words of documentation, help, errors, tables and public docstrings: short plain sentences, no retired word."""
 
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,10 +12,13 @@ from typing import Any
 import pytest
 import typer.main
 
+import vitedge
+from tests.conftest import ROOT
 from vitedge import errors
 from vitedge.cli.application import application
 
 PACKAGE = Path(errors.__file__).parent
+GENERATED = ("cli.md", "faults.md")  # from help pages and errors, which are read themselves
 
 #: What is retired, and what is said instead.
 RETIRED = {
@@ -46,7 +50,20 @@ RETIRED = {
     r"\bthe house\b|\bthe line\b": "the architecture, the pipeline",
 }
 
-#: (file or page, text): why a retired word stands there all the same.
+#: What makes a reader stop, and what is written instead.
+UNCLEAR = {
+    r"^What (?!(is|are|do|does|did|can|should)\b)[^?]*\.$": "begin with the subject, not with a clause as a noun",
+    r"\b(by|of|from|with|than|against|beside|for) what\b(?! (is|it) called)": "a noun in place of 'what …'",
+    r"\bso many\b": "the number",
+    r"\bit's said\b|\b(are|is|was) told\b": "who reports it, and to whom",
+    r"\bof ours\b|\bours\b": "of vitedge",
+    r"\bone an? (picture|source|core|line|class|block|shard|board)\b": "one for each",
+    r"\bif need be\b|\bas ever\b|\bwon't do\b|\bwill do\b|\bgoes on from\b|\bheeds?\b": "plain words",
+    r"\btravels?\b|\bhonest|\bspeaks? of\b|\bthe stranger": "the literal meaning",
+}
+LONGEST = 45  # words of a sentence
+
+#: (file or page, text): why a word or a sentence stands there all the same.
 EXEMPT: dict[tuple[str, str], str] = {}
 
 
@@ -85,6 +102,33 @@ def error_texts() -> Iterator[tuple[str, str]]:
                             yield str(path.relative_to(PACKAGE)), str(text.value)
 
 
+def sentences(text: str) -> Iterator[str]:
+    """The sentences of a text, code as one word."""
+    text = re.sub(r"``?[^`]+``?", "CODE", " ".join(text.split()))
+    yield from re.split(r"(?<=[.?!])[)\"]?\s+(?=[A-Z\"(*]|\d|vitedge\b)", text)
+
+
+def documented_texts() -> Iterator[tuple[str, str]]:
+    """Paragraphs, list items and headings of the documentation; no code, and no tables, whose cells are notes."""
+    pages = [path for path in sorted((ROOT / "docs").rglob("*.md")) if path.name not in GENERATED]
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *pages):
+        text = re.sub(r"^```.*?^```$|<!--.*?-->|^\|[^\n]*$", "\n\n", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+        text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
+        text = re.sub(
+            r"^#+ (.*)$|^\s*(?:[-*]|\d+\.) ", lambda match: f"\n\n{match[1] or ''}\n\n", text, flags=re.MULTILINE
+        )
+        for paragraph in re.split(r"\n\s*\n", text.replace("**", "")):
+            yield str(path.relative_to(ROOT)), " ".join(paragraph.split())
+
+
+def public_texts() -> Iterator[tuple[str, str]]:
+    """The docstrings that the page of the Python API shows, argument by argument."""
+    for name in vitedge.__all__:
+        documented = inspect.getdoc(getattr(vitedge, name)) or ""
+        for paragraph in re.split(r"\n\s*\n|\n +(?=\w+: )", documented):
+            yield f"vitedge.{name}", " ".join(paragraph.split())
+
+
 def shown_texts() -> Iterator[tuple[str, str]]:
     """Tables, reports and sentences: literals of the modules that write them, and templates without their code."""
     modules = ("demo.py", "doctor.py", "exporting/explain.py", "comparison/compare.py", "benchmarking/validity.py")
@@ -99,10 +143,16 @@ def shown_texts() -> Iterator[tuple[str, str]]:
 
 def help_texts() -> Iterator[tuple[str, str]]:
     """What ``--help`` prints of every verb and of each of its options."""
-    root: Any = typer.main.get_command(application())
-    for verb, command in {"vitedge": root, **root.commands}.items():
-        texts = [command.help, *(getattr(option, "help", None) for option in command.params)]
+    verbs: list[tuple[str, Any]] = [("vitedge", typer.main.get_command(application()))]
+    for verb, command in verbs:
+        verbs += [(f"{verb} {name}", inner) for name, inner in getattr(command, "commands", {}).items()]
+        described = (command.help or "").split("**Examples**")[0].split("\n\n")
+        texts = [*described, *(getattr(option, "help", None) for option in command.params)]
         yield from ((f"{verb} --help", re.sub(r"\s+", " ", text)) for text in texts if text)
+
+
+def exempt(source: str, text: str) -> bool:
+    return any(source == where and words in text for where, words in EXEMPT)
 
 
 @pytest.mark.parametrize(("texts", "least"), [(error_texts, 1000), (shown_texts, 1000), (help_texts, 150)])
@@ -114,6 +164,21 @@ def test_no_retired_word_is_shown(texts: Callable[[], Iterator[tuple[str, str]]]
         for pattern, instead in RETIRED.items():
             for match in re.finditer(pattern, text, re.IGNORECASE):
                 around = text[max(0, match.start() - 40) : match.end() + 40]
-                if not any(source == where and reason and words in text for (where, words), reason in EXEMPT.items()):
+                if not exempt(source, text):
                     found.append(f"{source}: '{around}': say {instead}")
+    assert count >= least and not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("texts", "least"), [(documented_texts, 600), (help_texts, 150), (error_texts, 1000), (public_texts, 100)]
+)
+def test_sentences_are_plain_and_short(texts: Callable[[], Iterator[tuple[str, str]]], least: int) -> None:
+    found, count = [], 0
+    for source, text in texts():
+        count += 1
+        for sentence in sentences(text):
+            wrong = [instead for pattern, instead in UNCLEAR.items() if re.search(pattern, sentence)]
+            if len(re.findall(r"[\w'’%·.-]*\w[\w'’%·.-]*", sentence)) > LONGEST:
+                wrong.append(f"more than {LONGEST} words")
+            found += [f"{source}: '{sentence}': {each}" for each in wrong if not exempt(source, text)]
     assert count >= least and not found, "\n".join(found)

@@ -368,8 +368,8 @@ def build(
         out: a folder for one artifact's engines (called ``ARTIFACT.engines`` it's found beside the artifact), or for a
             copy of the chosen artifact.
         autotune: choose among several artifacts of one model.
-        data: labelled pictures for the accuracy of what is chosen from.
-        duration_s: measure each for at least so many seconds.
+        data: labelled pictures for the accuracy of the candidates.
+        duration_s: shortest measurement of each, in seconds.
         choices: folder to write the choice to as well, for machines of the same kind; called ``ARTIFACT.choices`` it's
             found beside the artifact.
         options: build options over the manifest's.
@@ -538,7 +538,7 @@ def evaluate(
         data: a folder or archive with one sub-folder a class, or an embedded set's name; only artifacts of the
             embedded model have pictures of their own (``held-out``).
         options: how each is opened.
-        limit: evaluate so many images, the same ones on every machine.
+        limit: number of images to evaluate, the same ones on every machine.
         workers: processes that decode; None decides by the number of images and cores.
         resume: a partial result to go on from.
         keep: called with a partial result every few seconds.
@@ -624,7 +624,7 @@ def compare(
         options: how each is opened.
         config: how to measure; None is a :class:`vitedge.comparison.options.PairedConfig`.
         data: labelled images to compare the accuracy on; None: latency alone.
-        limit: compare on so many of the images.
+        limit: number of images to compare on.
         keep: called with the partial result, now and then and when it's stopped, to save it.
         progress: called with (task, done, total).
 
@@ -988,7 +988,7 @@ def open_fleet(
 
 
 def fleet_uploads(names: Iterable[str]) -> dict[str, Package]:
-    """Those of some names that are artifacts, folders or files here, as packages that travel to boards.
+    """Those of some names that are artifacts, folders or files here, as packages to send to boards.
 
     Raises:
         UsageError, ArtifactError, ResourceError: one of them can't be read.
@@ -999,7 +999,7 @@ def fleet_uploads(names: Iterable[str]) -> dict[str, Package]:
 
 
 def fleet_outcomes(out: str | Path) -> tuple[list[Outcome], list[tuple[str, str, str]]]:
-    """What has been done on which board: the outcomes in a ledger, and the events as (board, job, event).
+    """The outcomes in a ledger, by board and job, and the events as (board, job, event).
 
     Raises:
         UsageError: there is no ledger.

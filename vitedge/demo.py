@@ -50,7 +50,7 @@ SHOWN = 8  # pictures that are classified for the eye
 
 @dataclass
 class Demo:
-    """What the demo found."""
+    """The results of the demo."""
 
     out: Path
     result: Result

@@ -163,4 +163,4 @@ def test_too_little_is_not_enough_to_say(changes: dict[str, object], lacking: st
     row = Row(subject=Subject.of(null_artifact(tmp_path / "a")), latency=replace(STEADY, **changes))
     verdict = assess(row)
     assert verdict.enough is (not lacking) and verdict.valid is (not lacking)
-    assert verdict.reasons == ((f"not enough to say: {lacking}",) if lacking else ())
+    assert verdict.reasons == ((f"not enough data: {lacking}",) if lacking else ())

@@ -83,7 +83,7 @@ def test_what_cannot_be_compared(one: Artifact, tmp_path: Path) -> None:
     assert "a baseline and a candidate" in fails(2, "compare", one.path)[1]
     assert "neither an artifact nor a result" in fails(2, "compare", one.path, tmp_path / "none")[1]
     assert "an artifact and a result" in fails(2, "compare", one.path, tmp_path / "r.json")[1]
-    assert "nothing is measured anew" in fails(2, "compare", tmp_path / "r.json", "--duration", "3")[1]
+    assert "nothing is measured again" in fails(2, "compare", tmp_path / "r.json", "--duration", "3")[1]
     (tmp_path / "x.json").write_text("{}")
     fails(3, "compare", tmp_path / "x.json")
 

@@ -69,7 +69,7 @@ def test_the_page_tells_everything_but_passwords(artifact: Path, tmp_path: Path)
 def test_an_address_for_others_without_a_token_is_refused_at_once(artifact: Path, tmp_path: Path) -> None:
     for option in ("--page", "--metrics"):
         _, reason, hint = fails(2, "stream", artifact, "test://", option, "0.0.0.0:0")
-        assert "there's no token" in reason and "--token" in hint
+        assert "there is no token" in reason and "--token" in hint
     (tmp_path / "token").write_text("short")
     fails(2, "stream", artifact, "test://", "--page", "0.0.0.0:0", "--token", tmp_path / "token")
     fails(2, "stream", artifact, "test://", "--page", "elsewhere", "--duration", "1")

@@ -334,7 +334,7 @@ def test_the_command_line(artifacts: list[Artifact], data: Path, tmp_path: Path,
     assert done.code == 0, done.err
     plain = vitedge("eval", *paths, "--data", data)
     assert done.out == plain.out and len(answered) == 5
-    assert fails(2, "eval", *paths, "--data", data, *options)[2].startswith("go on with --resume")
+    assert fails(2, "eval", *paths, "--data", data, *options)[2].startswith("continue with --resume")
     done = vitedge("eval", *paths, "--data", data, *options, "--out", out, "--resume")
     assert done.code == 0 and len(answered) == 5 and not read_result(out).partial, done.err
     done = vitedge("classify", paths[0], data, *options, "--overwrite", "--json", tmp_path / "c.json")

@@ -58,7 +58,7 @@ def test_float32_of_another_machine_serves_when_the_images_are_the_same() -> Non
 def test_notes_tell_what_stands_against_a_row() -> None:
     fp32 = results.demo().rows[0]
     few = replace(results.latency(3.0), samples=results.samples(3.0, blocks=5, each=12))
-    assert "not enough to say: 60 inferences support no p95" in _notes(replace(fp32, latency=few))
+    assert "not enough data: 60 inferences support no p95" in _notes(replace(fp32, latency=few))
     hot = replace(fp32, latency=results.latency(3.0, throttled=True))
     assert any(note.startswith("throttled") for note in _notes(hot))
     other = replace(fp32, precision_executed={"bf16": 1.0})

@@ -139,7 +139,7 @@ def azure(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_graph_that_would_go_to_the_cpu_is_refused(exported: Artifact) -> None:
     with pytest.raises(ArtifactError, match=r"doesn't take the graph whole|refuses the graph on OpenVINO") as refused:
         open_session(with_provider(exported, Provider(name="OpenVINO")))
-    assert refused.value.hint.startswith("export for another target; or name what")
+    assert refused.value.hint.startswith("export for another target; or name the operators")
     with open_session(exported) as plain:
         operators = sorted({node.operator for node in plain.executed()})
     some = Provider(name="OpenVINO", remainder=tuple(operators[1:]))
@@ -163,7 +163,7 @@ def test_what_onnxruntime_says_of_a_graph_that_it_refuses(text: str, said: str) 
     """The one text that is known has words of ours; any other is passed on, and what to do is the same."""
     error = _explained(RuntimeError(text), "open it", Provider(name="OpenVINO"))
     assert isinstance(error, ArtifactError) and said in error.reason
-    assert error.hint.startswith("export for another target; or name what")
+    assert error.hint.startswith("export for another target; or name the operators")
 
 
 @pytest.mark.usefixtures("azure")
@@ -187,7 +187,7 @@ def test_where_kernels_ran() -> None:
     assert providers.check_kernels(partly, [*cuda, *cast], "open it") == "CUDA 3, CPU: Cast 1"
     with pytest.raises(ArtifactError, match=r"it leaves Cast \(1\) to the CPU") as refused:
         providers.check_kernels(Provider(name="CUDA"), [*cuda, *cast], "open it")
-    assert refused.value.hint.endswith("name what may stay behind as the provider's remainder in the target")
+    assert refused.value.hint.endswith("name the operators that may run on the CPU as the provider's remainder")
 
 
 def test_another_device_than_the_targets_is_refused(exported: Artifact) -> None:

@@ -416,7 +416,7 @@ def test_loopback_needs_no_token(text: str, expected: tuple[str, int]) -> None:
 
 @pytest.mark.parametrize("text", ["0.0.0.0:8042", ":8042", "10.0.0.7:80", "[::]:8042", "box.local:8042"])
 def test_every_other_address_needs_one(text: str) -> None:
-    with pytest.raises(UsageError, match="there's no token"):
+    with pytest.raises(UsageError, match="there is no token"):
         parse_address(text, None, "--page")
     assert parse_address(text, TOKEN, "--page")[1] in (80, 8042)
 

@@ -203,7 +203,7 @@ def _refuse_other_question(
         raise UsageError(RESUMING, f"it was measured under other rules: {', '.join(other)}", ANEW)
     lacking = [] if earlier.partial else _lacking(earlier, config)
     if lacking:
-        raise UsageError(RESUMING, f"it is whole, and has no {', no '.join(lacking)}", ANEW)
+        raise UsageError(RESUMING, f"it is complete, and has no {', no '.join(lacking)}", ANEW)
 
 
 def _lacking(whole: Result, config: BenchConfig) -> list[str]:

@@ -99,7 +99,7 @@ class BenchConfig(Record):
     warmup_s: Annotated[
         Annotated[float, Meta(ge=0)] | None,
         Flag(
-            "Shortest warm-up; it goes on until the latency is stable.",
+            "Shortest warm-up; it lasts until the latency is stable.",
             ("--warmup",),
             unit="time",
             default="the target's",
@@ -137,8 +137,8 @@ class BenchConfig(Record):
     like: Annotated[
         tuple[str, ...],
         Flag(
-            f"Measure as another tool does, too, and show its figures beside ours: {', '.join(TOOLS)}; repeat the "
-            "option for several.",
+            "Measure also as another tool does, and show its figures beside those of vitedge: "
+            f"{', '.join(TOOLS)}; repeat the option for several.",
             unit="tool",
             group=BESIDE,
         ),
@@ -166,7 +166,7 @@ class BenchConfig(Record):
         if (self.scenario == "camera") != (rate_hz is not None):
             raise UsageError(
                 f"measure scenario {self.scenario}",
-                "a rate of arrivals belongs to the scenario 'camera', and the other way round",
+                "the scenario 'camera' and a rate of arrivals need each other",
                 "use: --scenario camera --rate 30",
             )
         if self.scenario == "camera" and any(artifact.manifest.batch != 1 for artifact in artifacts):

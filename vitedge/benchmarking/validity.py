@@ -61,7 +61,7 @@ def assess(row: Row) -> Verdict:
         lacking = what_lacks(row.latency)
         enough = not lacking
         reasons += [reason for reason in (why, noise, what) if reason]
-        reasons += [f"not enough to say: {', '.join(lacking)}"] if lacking else []
+        reasons += [f"not enough data: {', '.join(lacking)}"] if lacking else []
         capped = was_power_capped(row.latency)
     return Verdict(throttled, unstable, enough, audited, correct, tuple(reasons), capped, noise)
 

@@ -179,7 +179,7 @@ def _labelled(candidates: Sequence[Artifact], data: str | None, *, evaluated: bo
     if data is None and candidates[0].manifest.origin.kind != "embedded":
         raise UsageError(
             action,
-            "quantized candidates lose accuracy, and measuring how much takes labelled pictures",
+            "measuring the accuracy loss of quantized candidates needs labelled pictures",
             "name a folder with one sub-folder a class: --data labelled/",
         )
     return embedded.open_images(data or "held-out", action=action)

@@ -42,8 +42,8 @@ def bench(
 ) -> None:
     """Measure the latency of one or more artifacts on this machine; raw samples are kept with the environment.
 
-    It goes on until the minimum time, the minimum number and the number that the percentile needs are reached. With
-    `--out`, what has been measured is saved while it runs, so that a killed measurement can be resumed.
+    The measurement ends when the minimum time, the minimum number and the number that the percentile needs are reached.
+    With `--out`, finished rounds are saved while it runs, so that a killed measurement can be resumed.
 
     **Examples**
 

@@ -86,7 +86,7 @@ def build(
         bool,
         typer.Option(
             "--dry-run",
-            help="Say what would be built, in how much memory, and what it took before; build nothing.",
+            help="List the engines that would be built, with their memory and earlier build times; build nothing.",
         ),
     ] = False,
     overwrite: Overwrite = False,
@@ -95,14 +95,14 @@ def build(
 ) -> None:
     """Build the engines of an artifact on the device, before they are first needed; choose among its candidates.
 
-    They go to this device's cache, where opening the artifact finds them. TensorRT builds for the GPU that is here;
-    TensorRT-RTX builds ahead of time for those that the target names, without a GPU. A folder written with --out
-    travels beside the artifact: as ARTIFACT.engines it's found on opening. With --overwrite, engines for other GPUs
-    that lie there stay, so that one folder serves several devices.
+    The engines go to this device's cache, where opening the artifact finds them. TensorRT builds for the GPU of this
+    machine; TensorRT-RTX builds ahead of time, without a GPU, for the GPUs that the target names. A folder that --out
+    writes as ARTIFACT.engines is found beside the artifact. With --overwrite, engines for other GPUs in it stay, so
+    that one folder serves several devices.
 
-    An artifact that was exported --with-candidates is measured here, its candidates interleaved, whatever its
-    runtime. The fastest within the budget is what opening the artifact opens from then on, on this machine with this
-    version of the runtime; --overwrite measures again.
+    The candidates of an artifact that was exported --with-candidates are measured here, interleaved, with any runtime.
+    From then on, opening the artifact opens the fastest one within the budget, on this machine with this version of
+    the runtime; --overwrite measures again.
 
     **Examples**
 

@@ -77,7 +77,7 @@ def compare(
         bool,
         typer.Option(
             "--strict",
-            help="Exit with 7 also for what can't be ruled out, and for invalid rows.",
+            help="Exit with 7 also for losses that can't be ruled out, and for invalid rows.",
             rich_help_panel=ALLOWED,
         ),
     ] = False,
@@ -109,7 +109,7 @@ def compare(
     refuse_existing([out], overwrite=overwrite, action="compare")
     if results:
         if data or duration or out or threads is not None or device:
-            raise UsageError("compare results", "nothing is measured anew", "leave out how to measure")
+            raise UsageError("compare results", "nothing is measured again", "omit the options of the measurement")
         comparisons = api.compare_results(results, tolerance)
     else:
         keep = keeper(out)

@@ -8,9 +8,9 @@ from vitedge.cli.options import Json
 def doctor(
     json: Json = None,
 ) -> None:
-    """Say what this machine is and what it can run: instructions, cores, memory, runtimes, GPU, cameras, targets.
+    """Describe this machine and list what it can run: instructions, cores, memory, runtimes, GPU, cameras, targets.
 
-    What can't be read is called unknown, and a broken runtime is named: the doctor itself always finishes.
+    Values that can't be read are called unknown, and broken runtimes are named; the command itself always finishes.
 
     **Examples**
 

@@ -46,7 +46,7 @@ def eval_(
             "--workers",
             min=0,
             max=64,
-            help="Number of processes that decode images [default: one a core, none for few images].",
+            help="Number of processes that decode images [default: one for each core, none for few images].",
             rich_help_panel=PICTURES,
         ),
     ] = None,
@@ -66,10 +66,10 @@ def eval_(
     """Measure the accuracy of one or more artifacts on labelled images, paired with the float32 one among them.
 
     Top-1 and top-5 with intervals, the difference with McNemar's exact test, flips, and calibration of the
-    probabilities. Images that an artifact was calibrated on are refused. With --out, what has been evaluated is written
-    every few seconds and marked partial: whatever kills the run, --resume goes on from there.
+    probabilities. Images that an artifact was calibrated on are refused. With --out, the evaluation so far is written
+    every few seconds and marked partial, and --resume continues a run that was stopped or killed.
 
-    With --engine, a cluster evaluates any number of images at any address, and --resume goes on from the answers in
+    With --engine, a cluster evaluates any number of images at any address, and --resume continues from the answers in
     --answers.
 
     **Examples**
@@ -80,7 +80,7 @@ def eval_(
 
     `vitedge eval artifact/ --data test.tar.gz --limit 1000`
 
-    `vitedge eval int8/ --data s3://bucket/val-{000..127}.tar --engine ray --answers answers/ --out accuracy.json`
+    `vitedge eval int8/ --data 's3://bucket/val-{000..127}.tar' --engine ray --answers answers/ --out accuracy.json`
     """
     from vitedge import api
     from vitedge.core.progress import bars

@@ -28,8 +28,8 @@ def fleet(*, selection: Selection, quiet: Quiet = False) -> None:
     """Work on all boards of an inventory at once, over SSH: the same verbs, one report.
 
     The inventory, `fleet.toml`, names each board's host as `ssh` does; OpenSSH's own configuration, keys, agents and
-    known hosts are used. Artifacts travel by digest, one job at a time runs on a board, and a ledger in `--out` keeps
-    what has been done: after any interruption `--resume` does what is missing.
+    known hosts are used. Artifacts are sent by digest, one job at a time runs on a board, and a ledger in `--out` keeps
+    all finished work: after an interruption `--resume` does the missing work.
 
     **Examples**
 
@@ -45,7 +45,7 @@ def fleet(*, selection: Selection, quiet: Quiet = False) -> None:
 
 
 def doctor(json: Json = None) -> None:
-    """Say what each board is, can run and has free, who measures on it, and which versions differ.
+    """List the boards: hardware, targets, free space, who measures there, and versions that differ.
 
     **Examples**
 
@@ -71,10 +71,10 @@ def push(
     json: Json = None,
     quiet: Quiet = False,
 ) -> None:
-    """Bring artifacts to the boards: only files that aren't there travel, and an artifact appears whole or not at all.
+    """Send artifacts to the boards: only missing files are sent, and an artifact appears as a whole or not at all.
 
-    A file is known by its digest, is checked when it has arrived, and goes on from where an interrupted push ended. On
-    the board an artifact lies in `FOLDER/artifacts/DIGEST`, and the link `FOLDER/current/NAME` leads to it.
+    A file is identified by its digest and checked on arrival; an interrupted push continues where it ended. On the
+    board an artifact lies in `FOLDER/artifacts/DIGEST`, and the link `FOLDER/current/NAME` leads to it.
 
     **Examples**
 
@@ -94,7 +94,7 @@ def push(
 def install(
     wheel: Annotated[
         Path | None,
-        typer.Option("--wheel", help="Wheel of vitedge [default: of what runs here]."),
+        typer.Option("--wheel", help="Wheel of vitedge [default: made of the running one]."),
     ] = None,
     json: Json = None,
     quiet: Quiet = False,
@@ -102,7 +102,7 @@ def install(
     """Install this vitedge and a board's extras there; the board needs Python, and no internet.
 
     Wheels are resolved and downloaded here for the board's architecture, Python and C library, and sent. A new virtual
-    environment takes the place of the one before when it's complete.
+    environment replaces the earlier one when it is complete.
 
     **Examples**
 
@@ -129,7 +129,7 @@ def run(
     json: Json = None,
     quiet: Quiet = False,
 ) -> None:
-    """Run any vitedge command on each board, under its lock; what it prints comes back as a file.
+    """Run any vitedge command on each board, under its lock; its output comes back as a file.
 
     **Examples**
 
@@ -144,7 +144,7 @@ def run(
 
 
 def collect(out: Out = OUT, json: Json = None) -> None:
-    """Bring back the results of jobs that went on after `--detach`, an interruption or a lost connection.
+    """Fetch the results of jobs that continued after `--detach`, an interruption or a lost connection.
 
     **Examples**
 
@@ -159,7 +159,7 @@ def collect(out: Out = OUT, json: Json = None) -> None:
 
 
 def status(out: Out = OUT, json: Json = None) -> None:
-    """Say what the ledger has: what is done on which board, what isn't and why, and what happened on the way.
+    """Show the ledger: finished and missing work on each board, the reasons, and the events.
 
     **Examples**
 

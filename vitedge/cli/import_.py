@@ -27,7 +27,7 @@ def import_(
     json: Json = None,
     quiet: Quiet = False,
 ) -> None:
-    """Bring a published ViT, a torch module or an ONNX file into a model folder, proving that nothing changed.
+    """Bring a published ViT, a torch module or an ONNX file into a model folder, and compare its logits.
 
     **Examples**
 

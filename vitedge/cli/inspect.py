@@ -25,9 +25,9 @@ def inspect(
     ] = False,
     json: Json = None,
 ) -> None:
-    """Say what a file or folder is: classes, preprocessing, precision by layer, sizes, digests, origin, licence.
+    """Describe a file or folder: classes, preprocessing, precision by layer, sizes, digests, origin, licence.
 
-    The digests of models and artifacts are checked on the way.
+    The digests of models and artifacts are checked as well.
 
     **Examples**
 

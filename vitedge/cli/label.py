@@ -16,8 +16,8 @@ def label(
         str,
         typer.Option(
             "--labels",
-            help="Class names: a folder of class folders (sorted), a text file (one a line, or 0 name), JSON (a list, "
-            "names by id, or a config.json with id2label), or imagenet-1k.",
+            help="Class names: a folder of class folders (sorted), a text file (a name a line, or 0 name), JSON (a "
+            "list, names by id, or a config.json with id2label), or imagenet-1k.",
         ),
     ],
     json: Json = None,

@@ -45,7 +45,7 @@ def report(
     json: Json = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Say which artifact to deploy and why, with every number behind it: one HTML file, Markdown, or CSV.
+    """Recommend the artifact to deploy, with the reasons and all figures: one HTML file, Markdown, or CSV.
 
     Results of several runs and machines become one report; rows measured under different rules aren't ranked together.
 

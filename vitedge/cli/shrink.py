@@ -26,9 +26,9 @@ def shrink(
 ) -> None:
     """Make a model narrower until it meets a budget of latency, at the least loss, without training or labels.
 
-    What can go and what it saves on the target decides: MLP units, channels of queries, keys and values, heads,
-    branches, channels of convolutions. What is left takes over what went, by least squares over the pictures. The
-    result is a model folder as any other.
+    It removes MLP units, channels of queries, keys and values, heads, branches, and channels of convolutions, chosen by
+    the time that each saves on the target and the error that it adds. The remaining weights are fitted by least squares
+    over the pictures. The result is a model folder like any other.
 
     **Examples**
 

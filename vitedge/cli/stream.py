@@ -25,12 +25,12 @@ def stream(
     options: StreamSettings,
     settings: Annotated[
         Path | None,
-        typer.Option("--settings", help="TOML file with these options, by their names; options given here win."),
+        typer.Option("--settings", help="TOML file with these options; those on the command line override it."),
     ] = None,
 ) -> None:
-    """Classify camera streams, for months if need be: every frame is accounted for, and none is invented.
+    """Classify camera streams, also for months: every frame is counted once, and none is invented.
 
-    SIGINT and SIGTERM drain, print the frame counts, and exit with 0.
+    SIGINT and SIGTERM classify the waiting frames, print the frame counts, and exit with 0.
 
     **Examples**
 

@@ -30,8 +30,8 @@ def train(
 ) -> None:
     """Train a compact Vision Transformer on class folders, from scratch or from a trained model.
 
-    Stopped or killed, it goes on with --resume and ends with the same weights. Under torchrun, several processes share
-    every step.
+    --resume continues a run that was stopped or killed, and ends with the same weights. Under torchrun, several
+    processes share every step.
 
     **Examples**
 

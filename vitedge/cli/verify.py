@@ -17,10 +17,10 @@ def verify(
     no_build: NoBuild = False,
     json: Json = None,
 ) -> None:
-    """Test on this machine that an artifact is, and computes, what was exported.
+    """Test on this machine that an artifact is unchanged, and computes the exported results.
 
-    Digests, preprocessing, outputs on golden pictures, precision counted in the executed graph, versions, options.
-    Where the runtime can't run on this machine, what remains for the device is left undecided (–).
+    The checks cover digests, preprocessing, outputs on golden pictures, the precision in the executed graph, versions
+    and options. Where the runtime can't run on this machine, the checks for the device stay undecided (–).
 
     **Examples**
 

@@ -23,7 +23,7 @@ SLOWDOWN_PCT = 0.0  # allowed where nobody says another
 
 
 class Tolerance(Record):
-    """What a candidate may cost; None takes its target's budget, or :data:`SLOWDOWN_PCT`."""
+    """The largest loss allowed to a candidate; None takes its target's budget, or :data:`SLOWDOWN_PCT`."""
 
     max_slowdown_pct: float | None = None  # of the baseline's time; negative demands a gain
     max_top1_drop_pp: float | None = field(default=None, name="max_drop_pts")  # percentage points of top-1

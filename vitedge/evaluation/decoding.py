@@ -212,7 +212,7 @@ def _receive(process: subprocess.Popen[bytes], images: ImageSet, chunk: range) -
         raise ImageError(
             f"read the pictures {images.records[chunk[0]].name} to {images.records[chunk[-1]].name}",
             cause_of_death(process.wait()),
-            "replace the one that the decoder can't take",
+            "replace the picture that crashes the decoder",
         ) from None
 
 

@@ -63,7 +63,7 @@ def evaluate(
         artifacts: at least one, all with the same classes.
         images: labelled by class folders.
         options: how each is opened.
-        limit: evaluate so many images, the same ones on every machine.
+        limit: number of images to evaluate, the same ones on every machine.
         workers: processes that decode; None decides by the number of images and cores.
         resume: a partial result of the same artifacts on the same images: go on from there.
         keep: called with a partial result every :data:`KEEP_S` seconds, to survive being killed.
@@ -281,7 +281,7 @@ class Answered:
             raise UsageError(
                 f"{action}, going on from an earlier result",
                 f"it's of other {' and '.join(different)}".replace("other a ", "another "),
-                "name another --out, or begin anew with --overwrite",
+                "name another --out, or start again with --overwrite",
             )
 
 

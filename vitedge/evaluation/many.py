@@ -44,7 +44,7 @@ _OURS = re.compile(rf".*-[0-9a-f]{{16}}{re.escape(SUFFIX)}")
 
 
 class ClassifiedShards(Record):
-    """What a classification of many pictures left."""
+    """The outcome of a classification of many pictures."""
 
     answers: str  # the folder
     shards: int
@@ -206,12 +206,12 @@ class _Run:
             raise UsageError(action, reason, "name another folder: --answers FOLDER")
         if there and not (resume or overwrite):
             raise UsageError(
-                action, f"{folder} holds answers already", "go on with --resume, or begin anew with --overwrite"
+                action, f"{folder} holds answers already", "continue with --resume, or start again with --overwrite"
             )
         others = [name for name in there if name not in self._shards]
         if resume and others:
             reason = f"{folder} holds answers of other artifacts, options or pictures: {others[0]}"
-            raise UsageError(action, reason, "name another --answers, or begin anew with --overwrite")
+            raise UsageError(action, reason, "name another --answers, or start again with --overwrite")
         return there
 
 
@@ -224,7 +224,7 @@ def _same(worker: Worker | None, header: Header, action: str) -> Worker:
     if worker is not None and worker != header.worker:
         ours, theirs = (f"{each.versions} {list(each.sessions)}" for each in (worker, header.worker))
         reason = f"the workers differ, so their answers might, too: {ours}; and {header.shard} by {theirs}"
-        raise UsageError(action, reason, "give all nodes the same versions, then begin anew with --overwrite")
+        raise UsageError(action, reason, "give all nodes the same versions, then start again with --overwrite")
     return header.worker
 
 

@@ -19,7 +19,7 @@ SHARD_PICTURES = 1000
 
 
 class EngineOptions(Record):
-    """What divides the pictures into shards and answers them, and where the answers go."""
+    """The engine that divides the pictures into shards and answers them, and the folder of its answers."""
 
     engine: Annotated[
         Literal["ray"] | None,

@@ -31,7 +31,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Plan:
-    """What an export would do; everything that can be refused without work has been."""
+    """A checked export: everything that can be refused without work has been."""
 
     model: Model
     target: Target

@@ -297,5 +297,5 @@ def problem(outcomes: Sequence[Outcome], refused: Mapping[str, VitedgeError]) ->
     if failed:
         first = failed[0]
         reason = f"{len(failed)} of {len(outcomes)} failed; {first.board}, {first.artifacts}: {first.detail}"
-        return InvalidResultError(action, reason, "what it says helps there; then repeat with --resume or --overwrite")
+        return InvalidResultError(action, reason, "follow its hint; then repeat with --resume or --overwrite")
     return None

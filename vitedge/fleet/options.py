@@ -34,7 +34,7 @@ class Keeping(Record):
     out: Annotated[str, Flag("Folder for the ledger and the results of all boards.", ("--out", "-o"), unit="path")] = (
         OUT
     )
-    resume: Annotated[bool, Flag("Do what is missing in --out; what is done isn't done again.")] = False
+    resume: Annotated[bool, Flag("Do only the work that is missing in --out.")] = False
     overwrite: Annotated[bool, Flag("Do everything again; earlier results of the same work are replaced.")] = False
     together: Annotated[
         bool, Flag("Do all artifacts in one job on each board, interleaved, instead of one after the other.")

@@ -312,7 +312,7 @@ def _pool(published: Published, words: list[str], arrays: Arrays, action: str) -
     pool = published.global_pool or published.model_args.get("global_pool")
     if pool is None and "dinov3" in words:
         hint = f'add "global_pool": "token" or "avg" to {CONFIG_JSON}'
-        raise ModelError(action, "nothing tells how its tokens are pooled", hint)
+        raise ModelError(action, "no file says how its tokens are pooled", hint)
     if pool is None:
         average = "cls_token" not in arrays or "fc_norm.weight" in arrays
         pool = "avg" if average else "token"

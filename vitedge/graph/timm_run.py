@@ -103,7 +103,7 @@ def _architecture(choice: Choice, run: _Run, weights: Weights, action: str) -> A
     fitting = [row.name for row in timm_architectures.architectures().values() if _fits(row, weights.arrays)]
     if fitting:
         reason = f"the file doesn't say which architecture it has; its tensors fit {', '.join(fitting[:8])}"
-        raise UsageError(action, reason, f"name the one that it was trained as, say --arch {fitting[0]}")
+        raise UsageError(action, reason, f"name the architecture that was trained, for instance --arch {fitting[0]}")
     names = ", ".join(f"'{name}' {list(values.shape)}" for name, values in list(weights.arrays.items())[:4])
     reason = f"the file doesn't say which architecture it has, and its tensors fit none that is known: {names}, …"
     raise UsageError(action, reason, _elsewhere(weights.arrays))

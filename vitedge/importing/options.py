@@ -52,7 +52,7 @@ def parse_three(text: str) -> tuple[float, ...]:
 
 
 class ImportOptions(Record):
-    """What to read beside the source. None leaves to the source what it says itself.
+    """Options of an import. None takes the value that the source itself has.
 
     An ONNX file with float input, or a torch module, needs at least ``mean`` and ``std``, and ``size`` where its input
     has none, unless its metadata says them. Another ``size`` of a published checkpoint resizes its position embedding,
@@ -94,8 +94,8 @@ class ImportOptions(Record):
     labels: Annotated[
         str | tuple[str, ...] | None,
         Flag(
-            "Class names: a folder of class folders (sorted), a text file (one a line, or 0 name), JSON (a list, names "
-            "by id, or a config.json with id2label), or imagenet-1k.",
+            "Class names: a folder of class folders (sorted), a text file (a name a line, or 0 name), JSON (a list, "
+            "names by id, or a config.json with id2label), or imagenet-1k.",
             default="the source's own",
             group=MODEL,
         ),
@@ -145,7 +145,7 @@ class ImportOptions(Record):
     ] = None
     crop_offset: Annotated[
         str | None,
-        Flag("Rounding of half of what the crop removes: round (torchvision) or floor (transformers).", group=PICTURES),
+        Flag("Rounding of half of the removed border: round (torchvision) or floor (transformers).", group=PICTURES),
     ] = None
     fill: Annotated[
         tuple[int, int, int] | None,

@@ -39,7 +39,7 @@ class Section(Record):
 
 
 class Inspection(Record):
-    """What was found; ``record`` is the file's own content, for programs."""
+    """The description of a file or folder; ``record`` is the file's own content, for programs."""
 
     kind: str  # "model", "artifact", "result", "engines", "onnx"
     path: str

@@ -121,7 +121,7 @@ def _verdict(line: Line) -> Text:
     against = {
         "throttled": verdict.throttled,
         "unstable": verdict.unstable,
-        "not enough to say": verdict.enough is False,
+        "not enough data": verdict.enough is False,
         "failed its audit": verdict.audited is False,
         "wrong outputs": not verdict.correct,
     }

@@ -80,7 +80,7 @@ def resumable(out: Path | None, *, wanted: bool, action: str) -> Result | None:
     if not wanted:
         return None
     if out is None:
-        raise UsageError(action, "--resume goes on from the file of --out", "add: --out result.json")
+        raise UsageError(action, "--resume continues from the file of --out", "add: --out result.json")
     if not out.exists():
         return None
     return read_result(out)

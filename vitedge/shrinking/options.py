@@ -23,7 +23,7 @@ class ShrinkOptions(Record):
     ] = None
     speedup: Annotated[
         Annotated[float, Meta(ge=1)] | None,
-        Flag("How many times as fast as the whole model to become.", unit="factor", group=BUDGET),
+        Flag("Speed-up over the whole model to reach.", unit="factor", group=BUDGET),
     ] = None
     macs: Annotated[
         Annotated[float, Meta(ge=0.01, le=1)] | None,
@@ -49,7 +49,7 @@ class ShrinkOptions(Record):
     classes: Annotated[
         str | None,
         Flag(
-            "Text file with the classes that are needed, one a line; what only the others used goes first.",
+            "Text file with the needed classes, one name a line; parts that only the others use are removed first.",
             unit="path",
             default="all",
             group=MODEL,
@@ -57,7 +57,7 @@ class ShrinkOptions(Record):
     ] = None
     finetune: Annotated[
         Annotated[int, Meta(ge=1)] | None,
-        Flag("Train so many passes with the whole model as teacher; this needs torch.", unit="passes", group=LOSS),
+        Flag("Number of training passes with the whole model as teacher; this needs torch.", unit="passes", group=LOSS),
     ] = None
     labelled: Annotated[
         str | None, Flag("Class folders to fine-tune on.", unit="path", default="the pictures of --data", group=LOSS)

@@ -37,7 +37,7 @@ class StreamSettings(Record, rename="kebab"):
         ),
     ] = None
     every: Annotated[
-        Annotated[int, Meta(ge=1)], Flag("Classify one of so many frames.", unit="frames", group=FRAMES)
+        Annotated[int, Meta(ge=1)], Flag("Classify one frame out of this number.", unit="frames", group=FRAMES)
     ] = 1
     crop: Annotated[
         str | None,
@@ -124,7 +124,11 @@ class StreamSettings(Record, rename="kebab"):
     ] = None
     gap: Annotated[
         Annotated[float, Meta(ge=0.001, le=3600)],
-        Flag("Time without a frame after which labels start anew.", unit="seconds", group=CONNECTION),
+        Flag(
+            "Time without a frame after which the label leaves and smoothing begins again.",
+            unit="seconds",
+            group=CONNECTION,
+        ),
     ] = 0.5
     top_k: Annotated[
         Annotated[int, Meta(ge=1, le=100)],
@@ -176,7 +180,7 @@ class StreamSettings(Record, rename="kebab"):
     mqtt_publish: Annotated[
         Literal["labels", "events", "records"],
         Flag(
-            "What is published by MQTT: labels with their probabilities; events, too; or a record of every frame, too.",
+            "Messages to publish: labels with their probabilities; events, too; or a record of every frame, too.",
             group=OUTPUT,
         ),
     ] = "events"

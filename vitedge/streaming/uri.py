@@ -172,7 +172,11 @@ def read_credentials(where: str) -> Mapping[str, Credentials]:
             return _from_netrc(text)
         except netrc.NetrcParseError:
             pass
-    raise UsageError(action, "they're in neither syntax", "write one line user:password, or lines as in a .netrc file")
+    raise UsageError(
+        action,
+        "it is neither user:password nor the lines of a .netrc file",
+        "write one line user:password, or lines as in a .netrc file",
+    )
 
 
 def _from_netrc(text: str) -> Mapping[str, Credentials]:

@@ -38,7 +38,7 @@ def parse_side(text: str) -> tuple[int, int]:
 
 
 class Augmentation(Record):
-    """What happens to a training batch."""
+    """How training pictures are changed at random."""
 
     crop_padding: Annotated[  # of reflected border; the image is cut out again at a random place
         Count, Flag("Largest random shift.", unit="pixels", group=AUGMENT)
@@ -100,7 +100,7 @@ class Distillation(Record):
     views: Annotated[
         Count,
         Flag(
-            "Augmented views of a picture, one an epoch; with 0 the teacher gets the picture as it is.",
+            "Augmented views of a picture, one for each epoch; with 0 the teacher gets the picture as it is.",
             ("--teacher-views",),
             unit="views",
             group=TEACH,
@@ -119,7 +119,7 @@ class Distillation(Record):
 
 
 class TrainOptions(Record):
-    """What to train and how. The learning rate rises from 0 over the warm-up, then falls to 0 at the last step."""
+    """How to train a model. The learning rate rises from 0 over the warm-up, then falls to 0 at the last step."""
 
     model: Annotated[
         str | None, Flag("Architecture of the zoo; a wrong name lists them all.", unit="name", default="--init-from's")

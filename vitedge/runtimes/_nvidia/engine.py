@@ -77,7 +77,7 @@ def load(package: str, action: str) -> Any:
     except ImportError as error:
         missing = NotInstalledError.for_extra(action, package, extra(package))
         if importlib.util.find_spec(package) is not None:
-            missing = NotInstalledError(action, f"'{package}' can't be imported: {error}", "install it anew")
+            missing = NotInstalledError(action, f"'{package}' can't be imported: {error}", "install it again")
         raise missing from error
 
 

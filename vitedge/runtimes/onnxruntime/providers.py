@@ -99,7 +99,7 @@ def check_kernels(provider: Provider, events: Iterable[Mapping[str, Any]], actio
         raise ArtifactError(
             action,
             f"{provider.name} doesn't take the graph whole: it {what}",
-            "export for another target; or name what may stay behind as the provider's remainder in the target",
+            "export for another target; or name the operators that may run on the CPU as the provider's remainder",
         )
     rest = "".join(f", CPU: {name} {count}" for name, count in sorted(on_cpu.items()))
     return f"{provider.name} {sum(ran.values())}{rest}"

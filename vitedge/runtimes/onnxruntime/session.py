@@ -250,7 +250,7 @@ def _profile(path: Path) -> Any:
     except ValueError as error:
         reason = "ONNX Runtime's profile of one inference is cut off"
         hint = "free space in the folder for temporary files, or raise the limit: ulimit -f"
-        raise ResourceError("see what was executed", reason, hint) from error
+        raise ResourceError("read the executed graph", reason, hint) from error
 
 
 def _create(package: Any, artifact: Artifact, settings: Any, action: str, provider: Provider | None = None) -> Any:
@@ -280,7 +280,7 @@ def _explained(error: Exception, action: str, provider: Provider | None = None) 
         return ArtifactError(
             action,
             "the target's provider doesn't take the graph whole, and ONNX Runtime would run the rest on the CPU",
-            "export for another target; or name what may stay behind as the provider's remainder in the target",
+            "export for another target; or name the operators that may run on the CPU as the provider's remainder",
         )
     if provider is not None:
         hint = "export for another target; or name what the provider leaves as its remainder in the target"

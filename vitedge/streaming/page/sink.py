@@ -76,7 +76,7 @@ def parse_address(text: str, token: str | None, option: str) -> tuple[str, int]:
     if token is None and not _is_loopback(host):
         raise UsageError(
             action,
-            "other machines could look in there, and there's no token",
+            "other machines could open it, and there is no token",
             "add --token FILE (or env:NAME), or serve at 127.0.0.1 and forward a port by ssh",
         )
     return host, int(match["port"])
