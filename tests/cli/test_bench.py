@@ -11,7 +11,7 @@ import pytest
 
 from tests.benchmarking.nulls import null_artifact, stopped_while_measuring, told_when_measuring
 from tests.cli.command import fails, vitedge
-from vitedge.benchmarking.options import parse_time
+from vitedge.core.options import parse_time
 from vitedge.formats.artifact import Artifact
 from vitedge.formats.result import read_result
 

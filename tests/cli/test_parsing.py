@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
 
 from tests.cli.command import fails, vitedge
-from vitedge.cli.application import VERBS
+from vitedge.cli.application import VERBS, application
+from vitedge.cli.records import parameters
+from vitedge.streaming.settings import StreamSettings
 
 
 @pytest.mark.parametrize(
@@ -38,6 +43,31 @@ def test_all_that_is_missing_is_named_at_once() -> None:
     _, reason, hint = fails(2, "export", "my model", "-t", "openvino")
     assert reason == "missing: --out"
     assert shlex.split(hint.removeprefix("run: "))[:6] == ["vitedge", "export", "my model", "-t", "openvino", "--out"]
+
+
+def options(command: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every option of a command and of those inside it, with the words that lead to it."""
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from options(inner, *path, name)
+    yield from ((path, each) for each in command.params if each.param_type_name == "option")
+
+
+def test_every_time_is_read_in_the_same_forms() -> None:
+    """No option counts seconds by another name, and all refuse the same words."""
+    every = {(*path, each.opts[0]): each for path, each in options(typer.main.get_command(application()))}
+    times = {name for name, each in every.items() if each.metavar == "<time>"}
+    assert {(verb, "--duration") for verb in ("bench", "build", "compare", "demo", "stream")} <= times
+    assert {("fleet", "bench", "--duration"), ("train", "--checkpoint-seconds")} <= times
+    seconds = {name for name, each in every.items() if each.metavar == "<seconds>" or "duration" in name[-1]}
+    assert seconds <= times
+    arguments = {"bench": "a", "build": "a", "compare": "a b", "demo": "", "stream": "a test://"}
+    for verb, words in arguments.items():
+        refused = fails(2, verb, *words.split(), "--duration", "soon")
+        assert refused == ["read a time", "'soon' isn't one", "write 90, 90s, 10m or 1h"], verb
+    for verb in ("build", "compare", "demo"):
+        option = every[verb, "--duration"]
+        assert option.type_cast_value(None, "10m") == 600
+    assert {parameter.value("10m") for parameter in parameters(StreamSettings) if parameter.name == "duration"} == {600}
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, get_args
 from msgspec import Meta
 
 from vitedge.core.files import sha256
-from vitedge.core.options import Flag
+from vitedge.core.options import Flag, time_flag
 from vitedge.core.schema import Record
 from vitedge.errors import ImageError, UsageError
 from vitedge.formats.samples import Rules, Scenario, Tool
@@ -25,18 +25,6 @@ TOOLS = get_args(Tool)
 LOAD, STOP, SWEEPS, BESIDE = "Load", "When to stop", "What to vary", "Further measurements"
 DEMO_SECONDS = 3.0  # of the demo's measurement of each artifact
 ROUNDS = 30
-
-
-def parse_time(text: str) -> float:
-    """``90``, ``90s``, ``10m`` or ``1h`` in seconds.
-
-    Raises:
-        UsageError: another text.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
-    if match is None:
-        raise UsageError("measure latency", f"'{text}' isn't a time", "write 90, 90s, 10m or 1h")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def parse_counts(option: str) -> Callable[[str], tuple[int, ...]]:
@@ -87,23 +75,19 @@ class BenchConfig(Record):
     ] = None
     duration_s: Annotated[
         Annotated[float, Meta(ge=0)] | None,
-        Flag(
+        time_flag(
             "Shortest measurement of each artifact: 30, 90s, 10m; from 1m on, burst is compared with sustained speed.",
             ("--duration",),
-            unit="time",
             default="the target's",
-            parse=parse_time,
             group=STOP,
         ),
     ] = None
     warmup_s: Annotated[
         Annotated[float, Meta(ge=0)] | None,
-        Flag(
+        time_flag(
             "Shortest warm-up; it lasts until the latency is stable.",
             ("--warmup",),
-            unit="time",
             default="the target's",
-            parse=parse_time,
             group=STOP,
         ),
     ] = None

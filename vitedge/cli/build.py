@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vitedge.cli.options import OUTPUT, Json, Overwrite, Quiet
+from vitedge.cli.options import OUTPUT, Json, Overwrite, Quiet, time_option
 
 ENGINES = "Engines"
 CHOICE = "Choice among candidates"
@@ -50,11 +50,8 @@ def build(
     ] = None,
     duration: Annotated[
         float | None,
-        typer.Option(
-            "--duration",
-            min=0,
-            help="Shortest measurement of each candidate, in seconds [default: the target's].",
-            rich_help_panel=CHOICE,
+        time_option(
+            "--duration", "Shortest measurement of each candidate: 30, 90s, 10m [default: the target's].", CHOICE
         ),
     ] = None,
     choices: Annotated[

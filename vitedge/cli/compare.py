@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vitedge.cli.options import Device, Json, NoBuild, Overwrite, Quiet, ResultOut, Threads
+from vitedge.cli.options import Device, Json, NoBuild, Overwrite, Quiet, ResultOut, Threads, time_option
 from vitedge.comparison.options import ROUNDS, SLOWDOWN_PCT
 
 ALLOWED = "Allowed differences"
@@ -51,11 +51,8 @@ def compare(
     ] = None,
     duration: Annotated[
         float | None,
-        typer.Option(
-            "--duration",
-            min=0.1,
-            help="Shortest measurement of each artifact, in seconds [default: the target's].",
-            rich_help_panel=LATENCY,
+        time_option(
+            "--duration", "Shortest measurement of each artifact: 30, 90s, 10m [default: the target's].", LATENCY
         ),
     ] = None,
     rounds: Annotated[

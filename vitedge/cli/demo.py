@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vitedge.benchmarking.options import DEMO_SECONDS
-from vitedge.cli.options import OUTPUT, Json, Quiet
+from vitedge.cli.options import OUTPUT, Json, Quiet, time_option
 
 
 def demo(
@@ -19,7 +19,7 @@ def demo(
         bool, typer.Option("--overwrite", help="Replace an older demo folder.", rich_help_panel=OUTPUT)
     ] = False,
     duration: Annotated[
-        float, typer.Option("--duration", min=0.1, help="Seconds of latency measurement for each artifact.")
+        float, time_option("--duration", "Shortest latency measurement of each artifact: 3, 90s, 10m.")
     ] = DEMO_SECONDS,
     json: Json = None,
     quiet: Quiet = False,

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from vitedge.core.options import TIME, parse_time
+
 OUTPUT, RUNTIME = "Output", "Runtime"
+
+
+def time_option(name: str, help: str, panel: str | None = None) -> Any:
+    """An option that takes ``90``, ``90s``, ``10m`` or ``1h``, and gives seconds."""
+    return typer.Option(
+        name, parser=lambda value: parse_time(str(value)), metavar=f"<{TIME}>", help=help, rich_help_panel=panel
+    )
+
 
 Threads = Annotated[
     int | None,

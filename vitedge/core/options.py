@@ -7,6 +7,7 @@ a :class:`Flag`. Bounds are msgspec's ``Meta``, so a command line, a file and a 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from vitedge.core.schema import load_toml
 from vitedge.errors import UsageError, nearest
 
 R = TypeVar("R", bound=Record)
+TIME = "time"  # how the command line calls a value that :func:`parse_time` reads
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,23 @@ class Flag:
     unit: str = ""
     default: str = ""
     parse: Callable[[str], Any] | None = None
+
+
+def parse_time(text: str) -> float:
+    """``90``, ``90s``, ``10m`` or ``1h`` in seconds.
+
+    Raises:
+        UsageError: another text.
+    """
+    match = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([smh]?)", text.strip())
+    if match is None:
+        raise UsageError("read a time", f"'{text}' isn't one", "write 90, 90s, 10m or 1h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def time_flag(help: str, names: tuple[str, ...] = (), *, group: str = "", default: str = "") -> Flag:
+    """The :class:`Flag` of a field that holds seconds; the command line takes minutes and hours, too."""
+    return Flag(help, names, group, TIME, default, parse_time)
 
 
 def filled(kind: type[R], fields: Mapping[str, Any], base: R | None = None, *, action: str, verb: str) -> R:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from vitedge.core.options import Flag
+from vitedge.core.options import Flag, time_flag
 from vitedge.core.schema import Record
 
 INVENTORY, OUT = "fleet.toml", "fleet-results"
@@ -24,7 +24,7 @@ class Selection(Record):
     patience_s: Annotated[
         float,
         Meta(ge=0),
-        Flag("How long to try again when a board's connection ends.", ("--patience",), unit="seconds"),
+        time_flag("How long to try again when a board's connection ends.", ("--patience",)),
     ] = 60.0
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypedDict, get_args, get_type_hints
 
 from msgspec import Meta
 
-from vitedge.core.options import Flag, filled, from_file
+from vitedge.core.options import Flag, filled, from_file, time_flag
 from vitedge.core.schema import Record
 from vitedge.errors import UsageError, nearest
 
@@ -102,19 +102,19 @@ class StreamSettings(Record, rename="kebab"):
     ] = 1.0
     connect_timeout: Annotated[
         Annotated[float, Meta(ge=0.1, le=3600)],
-        Flag("Longest time to wait for a connection.", unit="seconds", group=CONNECTION),
+        time_flag("Longest time to wait for a connection.", group=CONNECTION),
     ] = 5.0
     stall_timeout: Annotated[
         Annotated[float, Meta(ge=0.1, le=3600)],
-        Flag("Longest time without a frame before reconnecting.", unit="seconds", group=CONNECTION),
+        time_flag("Longest time without a frame before reconnecting.", group=CONNECTION),
     ] = 10.0
     backoff_min: Annotated[
         Annotated[float, Meta(ge=0.01, le=3600)],
-        Flag("Pause before the first attempt to reconnect.", unit="seconds", group=CONNECTION),
+        time_flag("Pause before the first attempt to reconnect.", group=CONNECTION),
     ] = 1.0
     backoff_max: Annotated[
         Annotated[float, Meta(ge=0.01, le=3600)],
-        Flag("Longest pause between attempts to reconnect.", unit="seconds", group=CONNECTION),
+        time_flag("Longest pause between attempts to reconnect.", group=CONNECTION),
     ] = 30.0
     retries: Annotated[
         Annotated[int, Meta(ge=0)] | None,
@@ -124,11 +124,7 @@ class StreamSettings(Record, rename="kebab"):
     ] = None
     gap: Annotated[
         Annotated[float, Meta(ge=0.001, le=3600)],
-        Flag(
-            "Time without a frame after which the label leaves and smoothing begins again.",
-            unit="seconds",
-            group=CONNECTION,
-        ),
+        time_flag("Time without a frame after which the label leaves and smoothing begins again.", group=CONNECTION),
     ] = 0.5
     top_k: Annotated[
         Annotated[int, Meta(ge=1, le=100)],
@@ -142,10 +138,10 @@ class StreamSettings(Record, rename="kebab"):
         Flag("Least probability at which a label stays.", unit="probability", default="--threshold", group=LABELS),
     ] = None
     smoothing: Annotated[
-        Seconds, Flag("Time constant of the smoothing over frames; 0 smooths nothing.", unit="seconds", group=LABELS)
+        Seconds, time_flag("Time constant of the smoothing over frames; 0 smooths nothing.", group=LABELS)
     ] = 0.0
     switch_after: Annotated[
-        Seconds, Flag("Time that a new label must lead before it replaces the old one.", unit="seconds", group=LABELS)
+        Seconds, time_flag("Time that a new label must lead before it replaces the old one.", group=LABELS)
     ] = 0.0
     json: Annotated[
         str | None, Flag("Write records as JSON Lines to a file, or to stdout with -.", unit="path", group=OUTPUT)
@@ -204,7 +200,7 @@ class StreamSettings(Record, rename="kebab"):
         str | None,
         Flag("A file, or env:NAME, with the token that viewers on other machines need.", unit="path", group=OUTPUT),
     ] = None
-    duration: Annotated[Seconds | None, Flag("Stop after this time.", unit="seconds", group=RUNNING)] = None
+    duration: Annotated[Seconds | None, time_flag("Stop after this time.", group=RUNNING)] = None
     threads: Annotated[
         Annotated[int, Meta(ge=0)] | None,
         Flag("Number of compute threads; 0 uses all physical cores.", default="the target's", group=RUNNING),

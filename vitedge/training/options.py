@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from msgspec import Meta
 
-from vitedge.core.options import Flag
+from vitedge.core.options import Flag, time_flag
 from vitedge.core.schema import Record
 from vitedge.errors import UsageError, nearest
 
@@ -232,7 +232,7 @@ class TrainOptions(Record):
     ] = "auto"
     compile: Annotated[bool, Flag("Compile with torch.compile; this needs a C++ compiler.", group=MACHINE)] = False
     workers: Annotated[Count, Flag("Decoding threads for data larger than memory.", unit="threads", group=MACHINE)] = 2
-    checkpoint_seconds: Annotated[NotNegative, Flag("Time between checkpoints.", unit="seconds", group=MACHINE)] = 120.0
+    checkpoint_seconds: Annotated[NotNegative, time_flag("Time between checkpoints.", group=MACHINE)] = 120.0
 
     def __post_init__(self) -> None:
         choices = {
