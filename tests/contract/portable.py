@@ -10,13 +10,17 @@ closing count; exits with 1 when one failed.
 from __future__ import annotations
 
 import argparse
+import asyncio
+import io
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -212,26 +216,68 @@ def profile(artifact: Artifact, session: Session) -> str:
 
 
 def threads(artifact: Artifact, session: Session) -> str:
-    """Two threads at once are served one after the other, each with its own answer."""
-    frames = [frames_of(session, session.batch, seed=seed) for seed in range(2)]
+    """Threads that run, submit and collect at once each get their own answers."""
+    frames = [frames_of(session, session.batch, seed=seed) for seed in range(4)]
     expected = [session.run(frame) for frame in frames]
     wrong: list[int] = []
 
     def ask(index: int) -> None:
-        for _ in range(10):
-            if relative(session.run(frames[index]), expected[index]) > SAME_ARITHMETIC:
-                wrong.append(index)
-            ticket = session.submit(frames[index])
-            if relative(session.collect(ticket), expected[index]) > SAME_ARITHMETIC:
+        for _ in range(5):
+            tickets = [session.submit(frames[index]) for _ in range(2)]
+            found = [session.run(frames[index]), *(session.collect(ticket) for ticket in reversed(tickets))]
+            if max(relative(one, expected[index]) for one in found) > SAME_ARITHMETIC:
                 wrong.append(index)
 
-    workers = [threading.Thread(target=ask, args=(index,)) for index in range(2)]
+    workers = [threading.Thread(target=ask, args=(index,)) for index in range(4)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
     assert not wrong, f"threads {sorted(set(wrong))} got another's answers"
-    return "2 threads, 20 inferences each"
+    return "4 threads, 15 inferences each"
+
+
+def event_loop(artifact: Artifact, session: Session) -> str:
+    """Asynchronous calls keep their order, overlap up to the slots, leave the loop free, and are cancelled cleanly."""
+    frames = [frames_of(session, session.batch, seed=seed) for seed in range(session.slots + 4)]
+    expected = [session.run(frame) for frame in frames]
+    entered = Counter[str]()
+
+    class Counted(Session):
+        def submit(self, images: np.ndarray) -> int:
+            entered["inferences"] += 1
+            return session.submit(images)
+
+        def collect(self, ticket: int) -> np.ndarray:
+            return session.collect(ticket)
+
+    async def ask() -> list[np.ndarray | BaseException]:
+        counted = Counted(artifact, session._open())
+        with session._lock:  # the runtime is busy
+            calls = [asyncio.create_task(counted.run_async(frame)) for frame in frames]
+            while entered["inferences"] < session.slots:
+                await asyncio.sleep(0.001)  # which an event loop that is blocked would never come to
+            calls[0].cancel()  # at work
+            calls[-1].cancel()  # waits
+            await asyncio.sleep(0.01)
+            assert entered["inferences"] == session.slots, "more at work than there are slots"
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        assert entered["inferences"] == len(frames) - 1, "a cancelled call that waited was started"
+        counted._workers.shutdown()
+        return found
+
+    first, *others, last = asyncio.run(ask())
+    assert isinstance(first, asyncio.CancelledError) and isinstance(last, asyncio.CancelledError)
+    for logits_, right in zip(others, expected[1:-1], strict=True):
+        assert isinstance(logits_, np.ndarray) and relative(logits_, right) <= SAME_ARITHMETIC, "another's answer"
+    picture = frames[0][0]
+    png = io.BytesIO()
+    Image.fromarray(picture).save(png, "png")
+    answers = asyncio.run(session.classify_async(png.getvalue(), top_k=3))
+    for answer, alone in zip(answers, session.classify(picture, top_k=3), strict=True):
+        assert answer.label == alone.label and abs(answer.probability - alone.probability) <= SAME_ARITHMETIC
+    refused(lambda: asyncio.run(session.run_async(frames[0][0])), "expected uint8")
+    return f"{len(frames)} calls on {session.slots} slots, 2 cancelled"
 
 
 def contract_copy(artifact: Artifact, session: Session) -> str:
@@ -254,7 +300,9 @@ def closing(artifact: Artifact, session: Session) -> str:
         for call in (lambda: other.run(frames), lambda: other.submit(frames), other.executed, lambda: other.info):
             refused(call, "closed", "open the artifact again")
         refused(lambda: other.collect(0), "closed")
-    return "4 calls refused"
+        refused(lambda: asyncio.run(other.run_async(frames)), "closed")
+        refused(lambda: asyncio.run(other.classify_async(frames[0])), "closed")
+    return "7 calls refused"
 
 
 def reopening(artifact: Artifact, session: Session) -> str:
@@ -286,6 +334,7 @@ CHECKS: tuple[Check, ...] = (
     executed,
     profile,
     threads,
+    event_loop,
     contract_copy,
     closing,
     reopening,

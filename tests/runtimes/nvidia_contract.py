@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +79,21 @@ class SessionContract:
             place.check(between, 9)
             with pytest.raises(UsageError, match="isn't outstanding"):
                 session.collect(tickets[0])
+
+    def test_threads_and_event_loops_get_their_own_answers(self, place: Place) -> None:
+        async def ask(session: Session) -> list[NDArray[np.float32]]:
+            return await asyncio.gather(*(session.run_async(place.images(seed)) for seed in range(6)))
+
+        def many(session: Session, seed: int) -> None:
+            for _ in range(5):
+                place.check(session.collect(session.submit(place.images(seed))), seed)
+
+        with place.open() as session, ThreadPoolExecutor(3) as threads:
+            done = [threads.submit(many, session, seed) for seed in range(3)]
+            for seed, logits in enumerate(asyncio.run(ask(session))):
+                place.check(logits, seed)
+            for each in done:
+                each.result()
 
     def test_opening_and_closing_leaks_nothing(self, place: Place) -> None:
         def once() -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import threading
 from collections.abc import Callable
 from enum import Enum
 from types import ModuleType, SimpleNamespace
@@ -54,6 +55,7 @@ class CudaStandIn(ModuleType):
         self.driver, self.runtime = 12060, 12060
         self.refuses_capture = False
         self._next = 1000
+        self._queues = threading.RLock()  # one thread may wait for a stream while another one uses it
 
     @property
     def alive(self) -> int:
@@ -71,7 +73,8 @@ class CudaStandIn(ModuleType):
 
     def enqueue(self, stream: int, cost: int, run: Callable[[], None]) -> None:
         assert int(stream) in self.streams, "a stream that isn't there, or no longer"
-        self.capturing.get(int(stream), self.streams[int(stream)]).append(Work(cost, run))
+        with self._queues:
+            self.capturing.get(int(stream), self.streams[int(stream)]).append(Work(cost, run))
 
     def _name(self) -> int:
         self._next += 1
@@ -120,10 +123,11 @@ class CudaStandIn(ModuleType):
 
     def cudaStreamSynchronize(self, stream: int) -> tuple[Error]:
         assert stream not in self.capturing, "a stream that is captured can't be waited for"
-        for work in self.streams[stream]:
-            work.run()
-            self.clock += work.cost
-        self.streams[stream].clear()
+        with self._queues:
+            for work in self.streams[stream]:
+                work.run()
+                self.clock += work.cost
+            self.streams[stream].clear()
         return (Error.cudaSuccess,)
 
     def cudaStreamBeginCapture(self, stream: int, mode: str) -> tuple[Error]:

@@ -94,9 +94,10 @@ class LayerTime(NamedTuple):
 
 
 class Backend(Protocol):
-    """What a runtime's ``open_backend`` returns. Called by one thread at a time, with checked inputs."""
+    """What a runtime's ``open_backend`` returns. Inputs are checked, and calls come one at a time, but for ``wait``."""
 
     batch: int
+    slots: int  # submitted inferences that can be in flight at once
     info: Mapping[str, Option]  # runtime, version, device, threads, effective options as read back
 
     def infer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], Stages]:
@@ -107,8 +108,19 @@ class Backend(Protocol):
         """Start an asynchronous inference and return its ticket; blocks while all slots are busy."""
         ...
 
+    def wait(self, ticket: int) -> None:
+        """Return when a submitted inference is over, or at once where there is no such ticket.
+
+        Several threads may wait while another one calls anything else but ``close``.
+        """
+        ...
+
     def collect(self, ticket: int) -> NDArray[np.float32]:
-        """Wait for a submitted inference and return its logits, owned by the caller."""
+        """Logits of a submitted inference, owned by the caller; waits where it isn't over yet.
+
+        Raises:
+            KeyError: no such ticket is outstanding.
+        """
         ...
 
     def executed(self) -> list[Executed]:

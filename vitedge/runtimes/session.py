@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
 from vitedge import runtimes
-from vitedge.data.images import read_picture
+from vitedge.data.images import open_picture, read_picture
 from vitedge.errors import InvalidResultError, UsageError
 from vitedge.formats.artifact import Artifact
 from vitedge.formats.target import Option
@@ -22,6 +25,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
+    #: A PIL image, uint8 RGB [H, W, 3], a picture file, or its content.
+    Picture = Image.Image | NDArray[np.uint8] | str | Path | bytes
+
+Answer = TypeVar("Answer")
+
 
 class Prediction(NamedTuple):
     """One answer of :meth:`Session.classify`."""
@@ -31,7 +39,12 @@ class Prediction(NamedTuple):
 
 
 class Session:
-    """An artifact, opened in its runtime. One caller at a time: calls are serialised by a lock.
+    """An artifact, opened in its runtime.
+
+    Any thread may call any method. ``run``, ``classify``, ``executed`` and ``profile`` have the runtime to themselves:
+    calls from several threads are served one after the other. What ``submit``, ``run_async`` and ``classify_async``
+    start overlaps, at most :attr:`slots` inferences at once. Sessions know nothing of each other; several of them run
+    at the same time. A session belongs to its process: open one after a fork, not before.
 
     Use it as a context manager, or call :meth:`close`.
     """
@@ -41,6 +54,8 @@ class Session:
         self.classes = artifact.manifest.classes
         self._backend: Backend | None = backend
         self._lock = threading.Lock()
+        self._collecting: set[object] = set()
+        self._workers = ThreadPoolExecutor(backend.slots, "vitedge-session")  # threads start when they're first wanted
         height, width = artifact.manifest.preprocessing.size
         self.input_shape = (backend.batch, height, width, 3)
 
@@ -48,6 +63,11 @@ class Session:
     def batch(self) -> int:
         """Pictures per inference; :meth:`run` refuses another number."""
         return self.input_shape[0]
+
+    @property
+    def slots(self) -> int:
+        """Inferences that overlap when they're started by ``submit``, ``run_async`` or ``classify_async``."""
+        return self._open().slots
 
     @property
     def info(self) -> Mapping[str, Option]:
@@ -82,24 +102,63 @@ class Session:
             return np.array(logits, dtype=np.float32), stages
 
     def submit(self, images: NDArray[np.uint8]) -> int:
-        """Start an asynchronous inference of uint8 [batch, h, w, 3]; returns the ticket for :meth:`collect`."""
+        """Start an asynchronous inference of uint8 [batch, h, w, 3]; returns the ticket for :meth:`collect`.
+
+        The pictures are copied. While all slots are busy, it waits for one.
+        """
         self._check(images)
         with self._lock:
             return self._open().submit(images)
 
     def collect(self, ticket: int) -> NDArray[np.float32]:
-        """Wait for a submitted inference; float32 logits [batch, classes], owned.
+        """Wait for a submitted inference; float32 logits [batch, classes], owned. Other threads can submit meanwhile.
 
         Raises:
             UsageError: no such ticket is outstanding.
         """
-        with self._lock:
-            try:
-                return self._open().collect(ticket)
-            except KeyError:
-                raise UsageError(
-                    "collect an inference", f"ticket {ticket} isn't outstanding", "collect each ticket once"
-                ) from None
+        caller = object()
+        try:
+            with self._lock:
+                backend = self._open()
+                self._collecting.add(caller)  # until it's gone, close() waits
+            backend.wait(ticket)
+            with self._lock:
+                return backend.collect(ticket)
+        except KeyError:
+            raise UsageError(
+                "collect an inference", f"ticket {ticket} isn't outstanding", "collect each ticket once"
+            ) from None
+        finally:
+            self._collecting.discard(caller)
+
+    async def run_async(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """As :meth:`run`, without blocking the event loop; leave ``images`` as they are until the logits are there.
+
+        At most :attr:`slots` calls are at work, the others wait in the order in which they came. A cancelled call that
+        waits is never started; one that is at work is finished, and its answer dropped.
+
+        Raises:
+            UsageError: another dtype or shape; the session is closed.
+        """
+        self._check(images)
+        return await self._in_slot(self._inferred, images)
+
+    async def classify_async(self, picture: Picture, top_k: int = TOP_K) -> list[Prediction]:
+        """As :meth:`classify`, without blocking the event loop; order and cancelling as in :meth:`run_async`.
+
+        Raises:
+            ImageError: the picture can't be read.
+            InvalidResultError: the logits aren't finite.
+            UsageError: the session is closed.
+        """
+        return await self._in_slot(self._classified, picture, top_k, self._inferred)
+
+    def _in_slot(self, call: Callable[..., Answer], *arguments: object) -> asyncio.Future[Answer]:
+        self._open()
+        return asyncio.get_running_loop().run_in_executor(self._workers, call, *arguments)
+
+    def _inferred(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return self.collect(self.submit(images))
 
     def map_batches(self, images: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.float32]]:
         """Logits [classes] for each uint8 [h, w, 3], in order; the last batch is padded and the padding dropped."""
@@ -111,20 +170,35 @@ class Session:
                 yield from self.run(np.stack(group))
                 group = []
         if group:
-            padded = np.stack(group + [group[-1]] * (self.batch - len(group)))
-            yield from self.run(padded)[: len(group)]
+            yield from self.run(self._padded(group))[: len(group)]
 
-    def classify(self, picture: Image.Image | NDArray[np.uint8] | str | Path, top_k: int = TOP_K) -> list[Prediction]:
-        """The ``top_k`` most probable classes of one picture (or picture file), best first.
+    def _padded(self, group: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        return np.stack(group + [group[-1]] * (self.batch - len(group)))
+
+    def classify(self, picture: Picture, top_k: int = TOP_K) -> list[Prediction]:
+        """The ``top_k`` most probable classes of one picture, best first.
+
+        Args:
+            picture: a PIL image, uint8 RGB [H, W, 3], a picture file, or its content.
+            top_k: classes to return.
 
         Raises:
             ImageError: the picture can't be read.
             InvalidResultError: the logits aren't finite.
         """
-        if isinstance(picture, (str, Path)):
+        return self._classified(picture, top_k, self.run)
+
+    def _classified(
+        self,
+        picture: Picture,
+        top_k: int,
+        run: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
+    ) -> list[Prediction]:
+        if isinstance(picture, bytes):
+            picture = open_picture(picture, "that was given")
+        elif isinstance(picture, (str, Path)):
             picture = read_picture(Path(picture))
-        logits = next(self.map_batches([self.preprocess(picture)]))
-        return self.predictions(logits, top_k)
+        return self.predictions(run(self._padded([self.preprocess(picture)]))[0], top_k)
 
     def predictions(self, logits: NDArray[np.float32], top_k: int = TOP_K) -> list[Prediction]:
         """Logits [classes] to the ``top_k`` best predictions.
@@ -158,11 +232,14 @@ class Session:
             return self._open().profile(images, repeats)
 
     def close(self) -> None:
-        """Release the runtime; calling it twice is harmless."""
+        """Release the runtime when what is at work is done; what waits is refused. Calling it twice is harmless."""
         with self._lock:
-            if self._backend is not None:
-                self._backend.close()
-                self._backend = None
+            backend, self._backend = self._backend, None
+        if backend is not None:
+            self._workers.shutdown()
+            while self._collecting:
+                time.sleep(0.001)
+            backend.close()
 
     def __enter__(self) -> Session:
         return self

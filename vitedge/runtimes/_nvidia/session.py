@@ -147,7 +147,7 @@ class TensorRTBackend:
         self._tickets = itertools.count()
         self._pending: dict[int, Slot] = {}  # ticket -> where it runs
         self._done: dict[int, NDArray[np.float32]] = {}
-        self._contexts = max(1, int(options.get("contexts", CONTEXTS)))
+        self.slots = max(1, int(options.get("contexts", CONTEXTS)))
         self._runtime_cache: Any = None
         self._config: Any = None
         self._cache_file = engines.cache_of(obtained.metadata.graph, artifact.manifest.name) / f"{info['engine']}.jit"
@@ -164,7 +164,7 @@ class TensorRTBackend:
             raise
         self.info: Mapping[str, Option] = {
             **info,
-            "contexts": self._contexts,
+            "contexts": self.slots,
             "cuda_graph": mode.graph,
             "zero_copy": mode.zero_copy,
             **{f"{name}_us": us for name, us in times.items()},
@@ -253,7 +253,7 @@ class TensorRTBackend:
 
     def submit(self, images: NDArray[np.uint8]) -> int:
         """See the contract; ``contexts`` inferences are in flight at a time, the rest waits here."""
-        while len(self._slots) < self._contexts:
+        while len(self._slots) < self.slots:
             self._slots.append(self._slot(self._slots[0].mode))
         ticket = next(self._tickets)
         slot = self._slots[ticket % len(self._slots)]
@@ -261,6 +261,11 @@ class TensorRTBackend:
         slot.start(images)
         self._pending[ticket] = slot
         return ticket
+
+    def wait(self, ticket: int) -> None:
+        """See the contract; where its slot was given to a later inference meanwhile, that one is waited for."""
+        if (slot := self._pending.get(ticket)) is not None:
+            slot.synchronize()
 
     def collect(self, ticket: int) -> NDArray[np.float32]:
         """See the contract."""

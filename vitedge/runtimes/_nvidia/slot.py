@@ -130,12 +130,16 @@ class Slot:
 
     def wait(self) -> NDArray[np.float32]:
         """The logits of what was started, in this slot's memory, when they are there."""
-        self._synchronize()
+        self._settle()
         return self._output.host
 
-    def _synchronize(self) -> None:
+    def synchronize(self) -> None:
+        """Return when the stream is empty. Any thread may call it; what the slot knows of its work stays as it is."""
+        self._cuda("cudaStreamSynchronize", self._stream)
+
+    def _settle(self) -> None:
         if self._waiting:
-            self._cuda("cudaStreamSynchronize", self._stream)
+            self.synchronize()
             self._waiting = False
 
     def stages(self) -> Stages:
@@ -148,7 +152,7 @@ class Slot:
     def close(self) -> None:
         """Release everything; work in flight is waited for, since its memory goes."""
         try:
-            self._synchronize()
+            self._settle()
         finally:
             self._launch = self.context = None
             self._resources.release()

@@ -77,7 +77,7 @@ class NullBackend:
     """One-hot logits chosen by each picture's first byte: different pictures, different answers, no arithmetic."""
 
     def __init__(self, batch: int, classes: int, planted: Mapping[str, Option], *, device: str, threads: int) -> None:
-        self.batch = batch
+        self.batch, self.slots = batch, 1
         self.info: Mapping[str, Option] = {
             "runtime": "null",
             "version": str(installed()),
@@ -114,6 +114,9 @@ class NullBackend:
         ticket = next(self._tickets)
         self._done[ticket] = self.infer(images)[0].copy()
         return ticket
+
+    def wait(self, ticket: int) -> None:
+        """Nothing is in flight: see :meth:`submit`."""
 
     def collect(self, ticket: int) -> NDArray[np.float32]:
         """See the contract."""

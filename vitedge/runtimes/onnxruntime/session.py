@@ -9,7 +9,7 @@ import re
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent import futures
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,14 +102,14 @@ class OnnxRuntimeBackend:
     def __init__(
         self, artifact: Artifact, session: Any, wanted: Mapping[str, Option], info: Mapping[str, Option]
     ) -> None:
-        self.batch = artifact.manifest.batch
+        self.batch, self.slots = artifact.manifest.batch, SLOTS
         self.info: dict[str, Option] = {**info, "slots": SLOTS}
         self._artifact, self._session, self._wanted = artifact, session, wanted
         self._planned = [layer.name for layer in artifact.manifest.layers]
         self._slot = _Slot(session)
         self._free: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
-        self._workers: ThreadPoolExecutor | None = None  # asynchronous slots are made when they're first wanted
-        self._pending: dict[int, Future[NDArray[np.float32]]] = {}
+        self._workers: futures.ThreadPoolExecutor | None = None  # asynchronous slots are made when they're first wanted
+        self._pending: dict[int, futures.Future[NDArray[np.float32]]] = {}
         self._tickets = itertools.count()
 
     def infer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], Stages]:
@@ -122,7 +122,7 @@ class OnnxRuntimeBackend:
     def submit(self, images: NDArray[np.uint8]) -> int:
         """See the contract."""
         if self._workers is None:
-            self._workers = ThreadPoolExecutor(SLOTS, "onnxruntime")
+            self._workers = futures.ThreadPoolExecutor(SLOTS, "onnxruntime")
             for _ in range(SLOTS):
                 self._free.put(_Slot(self._session))
         slot = self._free.get()
@@ -130,6 +130,11 @@ class OnnxRuntimeBackend:
         ticket = next(self._tickets)
         self._pending[ticket] = self._workers.submit(self._work, slot)
         return ticket
+
+    def wait(self, ticket: int) -> None:
+        """See the contract."""
+        if (future := self._pending.get(ticket)) is not None:
+            futures.wait([future])
 
     def collect(self, ticket: int) -> NDArray[np.float32]:
         """See the contract."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import time
 import xml.etree.ElementTree as ElementTree
-from collections import deque
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -101,10 +100,10 @@ class OpenVINOBackend:
         self._model, self._compiled, self._planned = model, compiled, planned
         self._device, self._options = device, options
         self._request = compiled.create_infer_request()
-        slots = max(2, int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")))
-        self.info = {**info, "slots": slots}
-        self._free = [compiled.create_infer_request() for _ in range(slots)]
-        self._running: deque[tuple[int, Any]] = deque()
+        self.slots = max(2, int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")))
+        self.info = {**info, "slots": self.slots}
+        self._free = [compiled.create_infer_request() for _ in range(self.slots)]
+        self._running: dict[int, Any] = {}  # by ticket, the oldest first
         self._done: dict[int, NDArray[np.float32]] = {}
         self._tickets = itertools.count()
 
@@ -119,21 +118,26 @@ class OpenVINOBackend:
     def submit(self, images: NDArray[np.uint8]) -> int:
         """See the contract. When all slots are busy, the oldest one's logits are kept and its slot is used again."""
         if not self._free:
-            self._finish_oldest()
+            self._finish(next(iter(self._running)))
         request = self._free.pop()
         _start(request, images)
         ticket = next(self._tickets)
-        self._running.append((ticket, request))
+        self._running[ticket] = request
         return ticket
+
+    def wait(self, ticket: int) -> None:
+        """See the contract; where its request was given to a later inference meanwhile, that one is waited for."""
+        if (request := self._running.get(ticket)) is not None:
+            request.wait()
 
     def collect(self, ticket: int) -> NDArray[np.float32]:
         """See the contract."""
-        while ticket not in self._done and self._running:
-            self._finish_oldest()
+        if ticket in self._running:
+            self._finish(ticket)
         return self._done.pop(ticket)
 
-    def _finish_oldest(self) -> None:
-        ticket, request = self._running.popleft()
+    def _finish(self, ticket: int) -> None:
+        request = self._running.pop(ticket)
         request.wait()
         self._done[ticket] = request.get_output_tensor().data.copy()
         self._free.append(request)
@@ -171,7 +175,7 @@ class OpenVINOBackend:
 
     def close(self) -> None:
         """See the contract."""
-        for _, request in self._running:
+        for request in self._running.values():
             request.wait()
         self._running.clear()
         self._free.clear()
