@@ -235,7 +235,12 @@ def test_what_the_documents_name_exists(page: Path) -> None:
 
 
 def test_tests_lie_in_the_folder_of_what_they_test() -> None:
-    more = {"browser", "contract", "site"}  # in a real browser; what all runtimes have in common; the documentation
+    more = {
+        "browser",
+        "contract",
+        "examples",
+        "site",
+    }  # "browser": in a real one; "contract": all runtimes'; "site": docs
     assert {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")} <= {*packages(), *more}
 
 

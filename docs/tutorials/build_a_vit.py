@@ -11,12 +11,18 @@ Cells begin with "# %%"; ``python docs/tutorials/_make.py`` makes the page and t
 #
 # You start with one photograph and end with a quantized classifier that watches a film. On the way you write a Vision
 # Transformer in about 60 lines of torch, check each step against the one that vitedge trains, and look at what it has
-# learned. You need Python, some torch, and
-# `pip install "vitedge[train,host,stream] @ https://github.com/vitedge/vitedge/archive/main.zip"`.
+# learned. You need Python and some torch. [The script](build_a_vit.py) is what this page shows, piece by piece; put
+# [vit.py](vit.py), the network, beside it:
 #
-# This page, [the script](build_a_vit.py) and [the notebook](build-a-vit.ipynb) are made from the same source; the
-# network is in [vit.py](vit.py). Put `vit.py` beside the notebook. The whole source runs in the project's tests, with
-# two training steps; the pictures below were made with `--steps 100` and the embedded pictures.
+# <!-- not run: the tests run the script with two training steps -->
+# ```
+# python3 -m venv .venv && . .venv/bin/activate
+# pip install "vitedge[train,stream] @ https://github.com/vitedge/vitedge/archive/main.zip"
+# python build_a_vit.py
+# ```
+#
+# Or read and run [the notebook](build-a-vit.ipynb), which is made from the same source. The pictures below were made
+# with `--steps 100` and the embedded pictures.
 
 # %%
 import argparse

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import runpy
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,9 +33,9 @@ def exported(small_model: Path, runtime: str, folder: Path) -> Artifact:
     return vitedge.export(small_model, runtime, "fp32", folder / "artifact")
 
 
-def test_every_runtime_has_both_programs() -> None:
-    runtimes_ = ("onnxruntime", "openvino", "tensorrt")
-    assert sorted(PROGRAMS) == sorted(f"{name}{end}" for name in runtimes_ for end in (".py", ".cpp"))
+def test_every_runtime_has_its_programs() -> None:
+    """The C++ programs for ONNX Runtime and OpenVINO are in examples/cpp, which tests/examples runs."""
+    assert sorted(PROGRAMS) == ["onnxruntime.py", "openvino.py", "tensorrt.cpp", "tensorrt.py"]
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
@@ -55,34 +54,6 @@ def test_python(small_model: Path, tmp_path: Path, runtime: str) -> None:
     assert [name for name, _ in said] == [names[index] for index in np.argsort(-logits[0])[:5]]
     # Pillow may resize in another order than vitedge's contract: a pixel may differ by one
     np.testing.assert_allclose([float(value) for _, value in said], np.sort(logits[0])[::-1][:5], atol=0.05)
-
-
-def test_openvino_in_cpp(small_model: Path, tmp_path: Path) -> None:
-    made = exported(small_model, "openvino", tmp_path)
-    import openvino
-
-    package = Path(openvino.__file__).parent
-    libraries = sorted((package / "libs").glob("libopenvino.so.*"))
-    if shutil.which("g++") is None or not libraries or not (package / "include").is_dir():
-        pytest.skip("no g++ here, or this OpenVINO comes without headers")
-    program, raw = tmp_path / "program", tmp_path / "picture.rgb"
-    source = written(tmp_path, "openvino.cpp")
-    subprocess.run(
-        ["g++", "-std=c++17", "-O0", source, "-o", program, f"-I{package / 'include'}", libraries[0]],
-        check=True,
-        capture_output=True,
-    )
-    raw.write_bytes(made.array(GOLDEN_INPUTS)[0].tobytes())
-    done = subprocess.run(
-        [program, made.graph_path, raw],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={"LD_LIBRARY_PATH": str(package / "libs")},
-    )
-    np.testing.assert_allclose(
-        [float(line) for line in done.stdout.split()], made.array(GOLDEN_LOGITS)[0], rtol=1e-3, atol=1e-4
-    )
 
 
 def test_tensorrt_against_the_stand_in(

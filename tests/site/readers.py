@@ -1,0 +1,68 @@
+"""What the readers of the Start pages and the tutorial have before they begin; for the tests and for first_hour.py."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from tests.graph.vits import random_arrays
+from tests.site.pages import DOCS
+from vitedge.data import embedded
+from vitedge.formats.architecture import PatchStem, ViTConfig
+
+CLASSES = ("airplane", "frog", "truck")
+#: By a line of the page, what the hobbyist does by hand once it's done.
+HOBBYIST_DOES = {"vitedge new workbench": "cp -r photos/* workbench/data/"}
+
+
+def pictures(folder: Path, each: int, source: embedded.Pictures = "calibration") -> None:
+    """Pictures of three classes, one folder a class."""
+    images = embedded.pictures(source)
+    for name in CLASSES:
+        (folder / name).mkdir(parents=True)
+    counts = dict.fromkeys(CLASSES, 0)
+    for index, record in enumerate(images.records):
+        if record.folder in counts and counts[record.folder] < each:
+            counts[record.folder] += 1
+            place = folder / record.folder / f"{counts[record.folder]}{Path(record.name).suffix}"
+            place.write_bytes(images.read_bytes(index))
+
+
+def engineer(folder: Path) -> None:
+    """A checkpoint as timm's ``train.py`` writes it, its classes, and pictures with and without labels."""
+    import torch
+
+    config = ViTConfig(
+        image_size=(64, 64),
+        stem=PatchStem(patch_size=16),
+        embed_dim=192,
+        depth=12,
+        num_heads=3,
+        mlp_hidden=768,
+        num_classes=len(CLASSES),
+    )
+    weights = {name: torch.from_numpy(value) for name, value in random_arrays(config).items()}
+    torch.save({"state_dict": weights, "epoch": 9}, folder / "model_best.pth.tar")
+    (folder / "names.txt").write_text("\n".join(CLASSES))
+    pictures(folder / "pictures", 20)
+    pictures(folder / "labelled", 20, "held-out")
+
+
+def hobbyist(folder: Path) -> None:
+    """Forty photographs of each of three things."""
+    pictures(folder / "photos", 40)
+
+
+def student(folder: Path) -> None:
+    """The tutorial's two files."""
+    for name in ("build_a_vit.py", "vit.py"):
+        shutil.copy(DOCS / "tutorials" / name, folder)
+
+
+def developer(folder: Path) -> None:
+    """An INT8 artifact for ONNX Runtime, and a picture."""
+    import vitedge
+
+    model = vitedge.import_model("embedded", out=folder / "model0")
+    vitedge.export(model, target="onnxruntime", precision="int8", out=folder / "int8")
+    (folder / "picture.png").write_bytes(embedded.pictures("display").read_bytes(0))
