@@ -288,7 +288,7 @@ def _explained(error: Exception, action: str, provider: Provider | None = None) 
             "export for another target; or name the operators that may run on the CPU as the provider's remainder",
         )
     if provider is not None:
-        hint = "export for another target; or name what the provider leaves as its remainder in the target"
+        hint = "export for another target; or name the operators that it leaves as its remainder in the target"
         return ArtifactError(action, f"ONNX Runtime {version} refuses the graph on {provider.name}: {reason}", hint)
     return ArtifactError(action, f"ONNX Runtime {version} refuses the graph: {reason}", COPY_AGAIN)
 
