@@ -43,7 +43,8 @@ class Session:
 
     Any thread may call any method. ``run``, ``classify``, ``executed`` and ``profile`` have the runtime to themselves:
     calls from several threads are served one after the other. Inferences that ``submit``, ``run_async`` and
-    ``classify_async`` start overlap, at most :attr:`slots` of them at once. Several sessions run at the same time. A session belongs to its process: open one after a fork, not before.
+    ``classify_async`` start overlap, at most :attr:`slots` of them at once.
+    Several sessions run at the same time. A session belongs to its process: open one after a fork, not before.
 
     Use it as a context manager, or call :meth:`close`.
     """
@@ -231,7 +232,7 @@ class Session:
             return self._open().profile(images, repeats)
 
     def close(self) -> None:
-        """Release the runtime when running calls have ended; waiting calls are refused. Calling it twice is harmless."""
+        """Release the runtime when running calls end; waiting calls are refused. Calling it twice is harmless."""
         with self._lock:
             backend, self._backend = self._backend, None
         if backend is not None:
