@@ -300,7 +300,7 @@ def latency_table(
         model: a model folder.
         target: a target that runs on this machine.
         out: the file to write.
-        options: the precision, the threads, and whether ``out`` may be replaced.
+        options: the precision, the threads, the resolutions, and whether ``out`` may be replaced.
         progress: called with (task, done, total).
         **fields: of :class:`~vitedge.shrinking.options.ShrinkOptions`, in place of those in ``options``.
 
@@ -310,11 +310,12 @@ def latency_table(
     """
     from vitedge.shrinking import prices
     from vitedge.shrinking.options import ShrinkOptions
-    from vitedge.shrinking.plan import action_of, plan_deployment
+    from vitedge.shrinking.plan import action_of, check_sizes, plan_deployment
 
     checked = filled(ShrinkOptions, fields, options, action="measure a latency table", verb="shrink")
     deployed = plan_deployment(model, target, checked, Path(out))
     action = f"{action_of(deployed.model, deployed.target)}: measure a latency table"
+    check_sizes(deployed.model, checked, action)
     with resource_errors(action):
         return prices.latency_table(deployed, Path(out), checked, action, progress)
 

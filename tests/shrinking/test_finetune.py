@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import vitedge
+from vitedge.core.progress import silent
 from vitedge.formats.model_folder import Model
 from vitedge.graph.surgery import load, macs
+from vitedge.runtimes.interpreter import run_graph
+from vitedge.shrinking.adapting import at_size
+from vitedge.shrinking.finetune import finetuned
+from vitedge.shrinking.options import ShrinkOptions
+from vitedge.shrinking.plan import plan_shrink
 from vitedge.shrinking.shrinkage import shrinkage_of
+from vitedge.shrinking.subject import subject
 
 pytest.importorskip("torch")
 
@@ -33,3 +41,15 @@ def test_the_whole_model_teaches(labelled: bool, small_model: Path, small_data: 
 
 def work(model: Model) -> int:
     return sum(macs(load(model.onnx_path)).values())
+
+
+def test_a_smaller_input_learns_from_whole_pictures(small_model: Path, small_data: Path, tmp_path: Path) -> None:
+    options = ShrinkOptions(macs=0.5, finetune=1, data=str(small_data), num_samples=24)
+    whole = subject(plan_shrink(small_model, "onnxruntime", tmp_path / "small", options), silent)
+    with at_size(whole.plan.deployed.model, (16, 16), "shrink") as model:
+        student = whole.of(model)
+    trained = finetuned(whole, student, student.inputs.graph)
+    assert sum(macs(trained).values()) == sum(macs(student.inputs.graph).values())
+    pictures = student.hold_out.frames
+    assert pictures.shape[1:] == (16, 16, 3)
+    assert not np.array_equal(run_graph(trained, pictures), run_graph(student.inputs.graph, pictures))

@@ -172,8 +172,8 @@ def test_more_loss_than_allowed_writes_nothing(
     with pytest.raises(InvalidResultError) as caught:
         vitedge.shrink(small_model, "onnxruntime", tmp_path / "small", ShrinkOptions(**given))  # type: ignore[arg-type]
     assert caught.value.reason == (
-        "more is lost than may be, a top-1 drop of at most 40 pp: top-1 drops by 60.00 pp (95 %: 30.00 to 80.00), and "
-        "25.00% of 16 pictures keep their label"
+        "more is lost than may be, a top-1 drop of at most 40 pp: top-1 drops by 60.00 pp (95 % interval 30.00 to "
+        "80.00), and 25.00% of 16 pictures keep their label"
     )
     assert "--finetune 10" in caught.value.hint and not list(tmp_path.iterdir())
 

@@ -12,6 +12,7 @@ from vitedge.shrinking.choose import Option
 from vitedge.shrinking.search import TOLERANCE, Budget, Cost, meet
 
 FULL = 1000.0
+START = Cost(FULL, FULL)
 #: Twelve places whose options save up to 60 of 1000; errors grow faster than what is saved.
 PLACES = [
     [Option(5.0 * step, (1 + place) * float(step) ** 2, {f"p{place}": 12 - step} if step else {}) for step in range(13)]
@@ -30,16 +31,14 @@ def saved(widths: Mapping[str, int]) -> float:
 )
 @pytest.mark.parametrize("budget", [Budget("speedup", 1.25), Budget("macs", 0.7), Budget("latency", 0.85e-3)])
 def test_the_budget_is_met_whatever_the_table_missed(real: Callable[[float], float], budget: Budget) -> None:
-    trial = meet([PLACES], budget, FULL, lambda chosen: Cost(FULL - real(saved(chosen.widths)), FULL), "shrink", silent)
+    trial = meet([PLACES], budget, START, lambda each: Cost(FULL - real(saved(each.widths)), FULL), "shrink", silent)
     assert abs(trial.over) <= TOLERANCE
     assert trial.cost.shrunk == FULL - real(saved(trial.widths))
 
 
 def test_what_cannot_be_met_says_what_can() -> None:
     with pytest.raises(InvalidResultError) as caught:
-        meet(
-            [PLACES], Budget("speedup", 9), FULL, lambda each: Cost(FULL - saved(each.widths), FULL), "shrink m", silent
-        )
+        meet([PLACES], Budget("speedup", 9), START, lambda each: Cost(FULL - saved(each.widths), FULL), "x", silent)
     assert caught.value.reason.startswith("the budget, 9 times as fast, can't be met")
     assert "3.57 times less than the whole one" in caught.value.reason  # 1000 / 280
     assert "ask for --speedup 3.5," in caught.value.hint
@@ -49,6 +48,22 @@ def test_coarse_widths_take_the_step_below_the_budget() -> None:
     coarse = [[Option(0, 0.0), Option(300, 1.0, {"a": 0})], [Option(0, 0.0), Option(200, 3.0, {"b": 0})]]
     cost = {(): 1000.0, ("a",): 700.0, ("b",): 800.0, ("a", "b"): 500.0}
     trial = meet(
-        [coarse], Budget("speedup", 1.25), FULL, lambda each: Cost(cost[tuple(sorted(each.widths))], FULL), "x", silent
+        [coarse], Budget("speedup", 1.25), START, lambda each: Cost(cost[tuple(sorted(each.widths))], FULL), "x", silent
     )
     assert trial.widths == {"a": 0}, "the least error that takes at most 800"
+
+
+@pytest.mark.parametrize("table", [0.9, 1.0, 1.1], ids=["the table says less", "as it says", "the table says more"])
+def test_a_smaller_input_has_less_to_save(table: float) -> None:
+    """600 of the whole model's 1000 before anything is narrowed, which the table may have wrong."""
+    start = Cost(table * 600.0, FULL)
+    trial = meet([PLACES], Budget("speedup", 2), start, lambda each: Cost(600 - saved(each.widths), FULL), "x", silent)
+    assert abs(trial.over) <= TOLERANCE and 90 <= saved(trial.widths) <= 110
+
+
+@pytest.mark.parametrize("real", [500.0, 700.0], ids=["as the table says", "more"])
+def test_a_smaller_input_may_be_all_it_takes(real: float) -> None:
+    budget = Budget("speedup", 1.6)
+    start = Cost(500.0, FULL)
+    trial = meet([PLACES], budget, start, lambda each: Cost(real - saved(each.widths), FULL), "x", silent)
+    assert trial.over <= TOLERANCE and bool(trial.widths) == (real > 625)

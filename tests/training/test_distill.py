@@ -111,9 +111,9 @@ def test_the_clean_picture_is_asked_about_at_the_teachers_size(
     assert len(list((tmp_path / "model.run" / "teacher").iterdir())) == 1
 
 
-@pytest.mark.parametrize(("lesson", "token"), [("soft", False), ("hard", True), ("feature", False)])
+@pytest.mark.parametrize(("lesson", "token"), [("soft", False), ("hard", True), ("feature", False), ("both", True)])
 def test_a_student_learns_from_its_teacher(
-    teacher: Path, pictures: Path, tmp_path: Path, lesson: Literal["soft", "hard", "feature"], token: bool
+    teacher: Path, pictures: Path, tmp_path: Path, lesson: Literal["soft", "hard", "feature", "both"], token: bool
 ) -> None:
     how = Distillation(teacher=str(teacher), lesson=lesson, weight=0.5 if lesson == "feature" else 1.0, views=1)
     options = replace(PATCHES, epochs=6, lr=2e-3, ema=0.5, distillation=how, distillation_token=token)
@@ -147,6 +147,10 @@ def test_features_are_what_the_head_reads(teacher: Path) -> None:
         expected = model.heads(x)[2].numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
     assert Student(model, 10)(x)[2].shape == (4, 10)
+    torch.testing.assert_close(Student(model, expected.shape[1])(x)[2].detach().numpy(), expected)
+    both = Teacher.open(Distillation(teacher=str(teacher), lesson="both"), ("red", "blue"), 1, "train").predict(pixels)
+    assert both.shape == (4, 2 + expected.shape[1])
+    np.testing.assert_array_equal(both[:, 2:], found)
 
 
 def test_lessons_are_their_formulas() -> None:
@@ -169,6 +173,10 @@ def test_lessons_are_their_formulas() -> None:
     torch.testing.assert_close(
         distillation_loss(feature, answers, logits, None, 2 * answers, None), torch.zeros(6), atol=1e-5, rtol=0
     )
+    soft = distillation_loss(how, logits, answers, None, None, None)
+    turned = distillation_loss(feature, answers, logits, None, second, None)
+    both = distillation_loss(replace(how, lesson="both"), torch.cat([logits, answers], 1), answers, None, second, None)
+    torch.testing.assert_close(both, soft + turned)
     flipped = distillation_loss(how, answers, answers.flip(0), None, None, Mix(0.0))
     torch.testing.assert_close(flipped, torch.zeros(6), atol=1e-5, rtol=0)  # mixed as the pictures are
 

@@ -36,6 +36,8 @@ def shrink(
 
     `vitedge shrink model/ --target onnxruntime --macs 0.6 --max-drop 1 --data images/ --out small/`
 
+    `vitedge shrink model/ --target onnxruntime --speedup 2 --resolutions 160,192 --data images/ --out small/`
+
     `vitedge shrink model/ --target onnxruntime --speedup 2 --finetune 10 --data images/ --out small/`
 
     `vitedge shrink model/ --target onnxruntime --frontier --data images/ --out small`

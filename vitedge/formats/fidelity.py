@@ -25,6 +25,10 @@ class Drop(Record):
     low: float
     high: float
 
+    def __str__(self) -> str:
+        """With true minus signs; negative is a gain."""
+        return f"{self.pp:.2f} pp (95 % interval {self.low:.2f} to {self.high:.2f})".replace("-", "−")
+
 
 class Fidelity(Record):
     """How a quantized graph differs from the float graph."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vitedge.data.preprocessing import Preprocessing
 from vitedge.errors import ModelError, NotInstalledError, UsageError
-from vitedge.formats.architecture import PatchStem, ViTConfig
+from vitedge.formats.architecture import ConvStem, PatchStem, ViTConfig
 from vitedge.formats.model_folder import MODEL_WEIGHTS, ClassLabel, ModelRecord
 from vitedge.graph.merging import MERGED
 from vitedge.graph.positions import resize_patches, resize_positions
@@ -78,6 +78,25 @@ def resized(
         arrays["patch_embed.proj.weight"] = resize_patches(arrays["patch_embed.proj.weight"], patch_size)
         done["patch_projection"] = f"resized from {stem.patch_size} to {patch_size} pixels"
         stem = PatchStem(patch_size=patch_size)
+    new = resized_config(config, image_size, action, stem=stem)
+    if new.grid != config.grid and config.position_embedding == "learned":
+        prefix = config.prefix_tokens if config.position_embedding_covers_prefix else 0
+        positions = resize_positions(arrays["pos_embed"], config.grid, new.grid, prefix, antialias=antialias)
+        arrays["pos_embed"] = positions
+        old = "×".join(map(str, config.grid))
+        done["position_embedding"] = f"resized from {old} to {new.grid[0]}×{new.grid[1]} patches"
+    return new, arrays, done
+
+
+def resized_config(
+    config: ViTConfig, image_size: tuple[int, int], action: str, *, stem: PatchStem | ConvStem | None = None
+) -> ViTConfig:
+    """The architecture for another image size and perhaps another stem.
+
+    Raises:
+        ModelError: the size isn't made of whole patches, or of too many.
+    """
+    stem = stem or config.stem
     try:
         new = replace(config, image_size=image_size, stem=stem)
     except ValueError as error:
@@ -85,15 +104,9 @@ def resized(
         raise ModelError(action, f"{image_size[0]}×{image_size[1]} pixels: {error}", hint) from error
     if new.grid != config.grid and config.merges:
         raise ModelError(action, MERGED, "start from the whole model that it was shrunk from")
-    if new.grid != config.grid and config.position_embedding == "learned":
-        prefix = config.prefix_tokens if config.position_embedding_covers_prefix else 0
-        if max(new.grid) > 1024:
-            raise ModelError(action, f"{new.grid[0]}×{new.grid[1]} patches are too many", "choose a smaller size")
-        positions = resize_positions(arrays["pos_embed"], config.grid, new.grid, prefix, antialias=antialias)
-        arrays["pos_embed"] = positions
-        old = "×".join(map(str, config.grid))
-        done["position_embedding"] = f"resized from {old} to {new.grid[0]}×{new.grid[1]} patches"
-    return new, arrays, done
+    if new.grid != config.grid and config.position_embedding == "learned" and max(new.grid) > 1024:
+        raise ModelError(action, f"{new.grid[0]}×{new.grid[1]} patches are too many", "choose a smaller size")
+    return new
 
 
 def contract_from(published: Mapping[str, Any], given: Mapping[str, Any], file: str, action: str) -> Preprocessing:

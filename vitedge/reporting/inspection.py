@@ -220,8 +220,7 @@ def _fidelity(fidelity: Fidelity | None) -> dict[str, str]:
         return {}
     sentence = f"KL {fidelity.divergence:.2g}, top-1 agreement {100 * fidelity.agreement:.2f} %"
     if fidelity.top1_drop is not None:
-        drop = fidelity.top1_drop
-        sentence += f", top-1 drop {drop.pp:.2f} pp (95 % interval {drop.low:.2f} to {drop.high:.2f})"
+        sentence += f", top-1 drop {fidelity.top1_drop}"
     where = f"{fidelity.pictures} pictures of {fidelity.source}"
     if fidelity.split == "calibration":
         where += " that calibration used"

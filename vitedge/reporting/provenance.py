@@ -12,12 +12,19 @@ def facts(done: Shrinkage) -> dict[str, str]:
     return {
         "shrunk from": f"{done.model} ({done.model_digest[:12]})",
         "shrunk to": done.budget,
+        **({"shrunk input": sizes(done)} if done.resolutions else {}),
         "widths chosen by": done.chosen_by,
         "shrunk model takes": costs(done),
         "of its work": f"{done.macs_after / done.macs_before:.0%} of {done.macs_before:,} multiply-accumulates",
         "lost by shrinking": loss(done.loss),
         "shrunk by": f"{done.pictures} pictures{tuned}",
     }
+
+
+def sizes(done: Shrinkage) -> str:
+    """Which input size was chosen, of which."""
+    tried = " and ".join("×".join(map(str, each.size)) for each in done.resolutions)
+    return f"{'×'.join(map(str, done.size or ()))} pixels, chosen from {tried}"
 
 
 def costs(done: Shrinkage) -> str:
@@ -32,8 +39,7 @@ def loss(fidelity: Fidelity | None) -> str:
     """A loss against the whole model in one line."""
     if fidelity is None:
         return "not measured"
-    drop = fidelity.top1_drop
-    top1 = "" if drop is None else f"top-1 drop {drop.pp:.2f} pp (95 %: {drop.low:.2f} to {drop.high:.2f}), "
+    top1 = "" if fidelity.top1_drop is None else f"top-1 drop {fidelity.top1_drop}, "
     return (
         f"{top1}{1 - fidelity.agreement:.1%} of {fidelity.pictures} pictures change their label, mean KL "
         f"{fidelity.divergence:.2g}"

@@ -11,6 +11,7 @@ from msgspec import convert, to_builtins
 from vitedge.errors import UsageError
 from vitedge.formats.model_folder import Model
 from vitedge.reporting import provenance, terminal
+from vitedge.reporting.rows import points
 from vitedge.shrinking.frontier import Frontier
 from vitedge.shrinking.shrinkage import SHRUNK, Shrinkage
 from vitedge.shrinking.table import Table
@@ -68,25 +69,47 @@ def removed(done: Shrinkage) -> RenderableType:
     )
 
 
+def resolutions(done: Shrinkage) -> RenderableType:
+    """What each input size takes and loses once it's narrow enough."""
+    measured = done.unit == "ns"
+    return terminal.table(
+        ["pixels", ">ms" if measured else ">MMACs", ">top-1 drop (pp)", ">agreement (%)", ">KL"],
+        [
+            (
+                "×".join(map(str, each.size)),
+                "not within the budget" if each.cost is None else f"{each.cost / 1e6:.3g}",
+                "" if each.loss is None or each.loss.top1_drop is None else points(each.loss.top1_drop.pp),
+                "" if each.loss is None else f"{100 * each.loss.agreement:.2f}",
+                "" if each.loss is None else f"{each.loss.divergence:.2g}",
+            )
+            for each in done.resolutions
+        ],
+        title="the budget at each input size, against the whole model at its own; the least KL is chosen",
+    )
+
+
 def _shrunk(row: Mapping[str, Any]) -> Iterator[RenderableType]:
     done = convert(row["shrunk"], Shrinkage)
     yield terminal.facts({"model": row["model"], **provenance.facts(done)}.items())
-    yield removed(done)
+    if done.resolutions:
+        yield resolutions(done)
+    if done.removed:
+        yield removed(done)
 
 
 def _frontier(curve: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield terminal.table(
-        ["!precision", "!budget", ">ms", ">times as fast", ">MMACs", ">top-1 (%)", ">agreement (%)", ">KL"],
+        ["!precision", "!budget or model", ">ms", ">times as fast", ">MMACs", ">top-1 (%)", ">agreement (%)", ">KL"],
         [
             (
                 point["precision"],
-                point["budget"],
+                point["model"] or point["budget"],
                 f"{point['latency_ms']:.3f}",
                 f"{point['speedup']:.2f}",
                 f"{point['macs'] / 1e6:.1f}",
                 "" if point["top1"] is None else f"{100 * point['top1']:.2f}",
-                f"{100 * point['loss']['agreement']:.2f}",
-                f"{point['loss']['divergence']:.2g}",
+                "" if point["loss"] is None else f"{100 * point['loss']['agreement']:.2f}",
+                "" if point["loss"] is None else f"{point['loss']['divergence']:.2g}",
             )
             for point in curve["points"]
         ],
@@ -102,20 +125,29 @@ def show_table(path: str | Path) -> Callable[[Table], None]:
 
     def show(table: Table) -> None:
         rows = [
-            (shape.kind.replace("_", "/"), len(shape.components), shape.width, each.width, f"{each.saved / 1e3:.1f}")
-            for shape in table.shapes
+            (
+                "" if each_size.size is None else "×".join(map(str, each_size.size)),
+                shape.kind.replace("_", "/"),
+                len(shape.components),
+                shape.width,
+                each.width,
+                f"{each.saved / 1e3:.1f}",
+            )
+            for each_size in (table, *table.resized)
+            for shape in each_size.shapes
             for each in shape.widths
         ]
+        whole = [f"{each.full / 1e6:.3g} ms" for each in (table, *table.resized)]
         terminal.show(
             terminal.facts(
                 [
                     ("table", path),
                     ("model", table.model),
                     ("measured", str(table)),
-                    ("whole model", f"{table.full / 1e6:.3g} ms"),
+                    ("whole model", ", ".join(whole)),
                 ]
             ),
-            terminal.table(["what", ">components", ">width", ">narrower", ">each saves (µs)"], rows),
+            terminal.table(["pixels", "what", ">components", ">width", ">narrower", ">each saves (µs)"], rows),
         )
 
     return show

@@ -1,4 +1,4 @@
-"""The model to shrink where not all of its classes are needed: the same one, with fewer logits."""
+"""The model to shrink with fewer logits, where not all of its classes are needed, or for smaller pictures."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from msgspec.structs import replace
 
 from vitedge.core.files import read_whole, resource_errors
 from vitedge.errors import ModelError, UsageError, nearest
-from vitedge.formats.model_folder import MODEL_ONNX, ClassLabel, Model, class_numbers, write_model
-from vitedge.graph.adapting import with_classes
+from vitedge.formats.architecture import ViTConfig
+from vitedge.formats.model_folder import MODEL_ONNX, ClassLabel, Model, ModelRecord, class_numbers, write_model
+from vitedge.graph.adapting import with_classes, with_resolution
 from vitedge.graph.author import author_vit, contract_of
 from vitedge.graph.authored import read_authored
+from vitedge.graph.checkpoint import Arrays, resized_config
 from vitedge.graph.surgery import load, to_bytes
 
 
@@ -37,15 +39,62 @@ def of_classes(model: Model, classes: str | None, action: str) -> Iterator[Model
         yield model
         return
     kept, record = wanted(Path(classes), model.record.classes, action), model.record
-    if record.architecture is None:
-        raise ModelError(action, "it isn't a plain ViT, whose classes alone can be left out", "leave out --classes")
-    config, every = read_authored(load(model.onnx_path), record.architecture, record.preprocessing)
+    config = architecture_of(record, action, "whose classes alone can be left out", "--classes")
+    config, every = read_authored(load(model.onnx_path), config, record.preprocessing)
     config, needed = with_classes(config, {**every}, kept)
-    graph = author_vit(config, needed, **contract_of(record.preprocessing), name=record.name)
     labels = tuple(replace(record.classes[index], id=number) for number, index in enumerate(kept))
+    with _written(replace(record, classes=labels), config, needed, action) as fewer:
+        yield fewer
+
+
+@contextlib.contextmanager
+def at_size(model: Model, size: tuple[int, int], action: str) -> Iterator[Model]:
+    """The model for pictures of (height, width) pixels, in a folder of its own while it's needed.
+
+    A learned position embedding is resized once, as timm and ``train --image-size`` resize it
+    (:func:`vitedge.graph.adapting.with_resolution`); the preprocessing makes pictures of this size.
+
+    Raises:
+        ModelError: as :func:`sized`.
+    """
+    record = model.record
+    sized(record, size, action)
+    assert record.architecture is not None
+    config, every = read_authored(load(model.onnx_path), record.architecture, record.preprocessing)
+    config, arrays = with_resolution(config, {**every}, size)
+    smaller = replace(record, preprocessing=replace(record.preprocessing, size=size))
+    with _written(smaller, config, arrays, action) as written:
+        yield written
+
+
+def sized(record: ModelRecord, size: tuple[int, int], action: str) -> ViTConfig:
+    """The architecture for pictures of another size.
+
+    Raises:
+        ModelError: it isn't a plain ViT, or its stem doesn't divide this size.
+    """
+    config = architecture_of(record, action, "whose input size alone can be changed", "--resolutions")
+    return resized_config(config, size, action)
+
+
+def architecture_of(record: ModelRecord, action: str, why: str, option: str) -> ViTConfig:
+    """A plain ViT's.
+
+    Raises:
+        ModelError: it isn't one, which an option needs.
+    """
+    if record.architecture is None:
+        raise ModelError(action, f"it isn't a plain ViT, {why}", f"leave out {option}")
+    return record.architecture
+
+
+@contextlib.contextmanager
+def _written(record: ModelRecord, config: ViTConfig, arrays: Arrays, action: str) -> Iterator[Model]:
+    """A model of these parameters, in a folder of its own."""
+    graph = author_vit(config, arrays, **contract_of(record.preprocessing), name=record.name)
     with resource_errors(action), tempfile.TemporaryDirectory(prefix="vitedge-shrink-") as folder:
-        fewer = replace(record, classes=labels, architecture=config)
-        yield write_model(Path(folder) / "model", fewer, {MODEL_ONNX: to_bytes(graph)})
+        record = replace(record, architecture=config)
+        yield write_model(Path(folder) / "model", record, {MODEL_ONNX: to_bytes(graph)})
 
 
 def wanted(path: Path, labels: Sequence[ClassLabel], action: str) -> list[int]:

@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 from dataclasses import replace as changed
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from msgspec.structs import replace
@@ -26,14 +26,19 @@ if TYPE_CHECKING:
 
 WITHOUT_LABELS, WITH_LABELS = 1.0, 0.5  # weight of the teacher in the loss
 BATCH, LR = 128, 5e-4
+LESSON: Literal["soft", "both"] = "soft"  # "both": features, too
 AT_ONCE = 64  # pictures whose labels the whole model says
 
 
-def finetuned(whole: Subject, graph: onnx.ModelProto) -> onnx.ModelProto:
+def finetuned(whole: Subject, student: Subject, graph: onnx.ModelProto) -> onnx.ModelProto:
     """The shrunk graph after training with the whole model as teacher; its widths stay.
+
+    Where the student takes smaller pictures the teacher still looks at whole ones, each at its own size: made larger
+    again, what the student sees would teach less.
 
     Args:
         whole: the whole model, its plan and pictures.
+        student: the model that was shrunk: the same, or at a smaller input.
         graph: the shrunk one.
 
     Raises:
@@ -47,23 +52,26 @@ def finetuned(whole: Subject, graph: onnx.ModelProto) -> onnx.ModelProto:
     plan, record = whole.plan, whole.plan.deployed.model.record
     folders = tuple(label.folder or label.name for label in record.classes)
     named = replace(record, classes=class_table([label.name for label in record.classes], folders))
-    files, architecture = model_files(graph, record)
+    shown = student.plan.deployed.model.record
+    files, architecture = model_files(graph, shown)
     if MODEL_WEIGHTS not in files:
         reason = "it isn't a plain ViT as the trainer knows them"
         raise ModelError(f"{plan.action} and fine-tune it", reason, "leave out --finetune")
     images = _pictures(whole, folders)
     with tempfile.TemporaryDirectory(prefix="vitedge-finetune-") as folder:
         place = Path(folder)
-        student = write_model(place / "student", replace(named, architecture=architecture), files)
+        narrow = replace(named, architecture=architecture, preprocessing=shown.preprocessing)
+        start = write_model(place / "student", narrow, files)
         teacher = write_model(place / "teacher", _without_weights(named), {"model.onnx": to_bytes(whole.inputs.graph)})
         weight = WITHOUT_LABELS if plan.options.labelled is None else WITH_LABELS
+        how = Distillation(teacher=str(teacher.path), lesson=LESSON, weight=weight)
         options = TrainOptions(
-            init_from=str(student.path),
+            init_from=str(start.path),
             epochs=int(plan.options.finetune or 1),
             batch_size=BATCH,
             lr=LR,
             label_smoothing=0.0,
-            distillation=Distillation(teacher=str(teacher.path), weight=weight),
+            distillation=how if student.size == whole.size else replace(how, views=0),
             threads=plan.options.threads or 0,
         )
         try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from dataclasses import replace as changed
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from vitedge._version import __version__
@@ -13,9 +15,10 @@ from vitedge.core.schema import Record
 from vitedge.exporting.candidates import evaluate_candidate
 from vitedge.formats.fidelity import Fidelity
 from vitedge.formats.target import QUANTIZED, Candidate
-from vitedge.graph.surgery import macs
+from vitedge.graph.surgery import load, macs
 from vitedge.quantization.observe import observe
 from vitedge.shrinking import timing
+from vitedge.shrinking.beside import Neighbour, neighbours
 from vitedge.shrinking.choose import Option, Places, choose_with_schedule, fastest_schedule, together
 from vitedge.shrinking.plan import ShrinkPlan
 from vitedge.shrinking.prices import prices
@@ -32,14 +35,15 @@ LEAST_SHARE = 0.25  # of the whole model's time, by the table
 class Point(Record):
     """One model of the curve in one precision."""
 
-    budget: str  # "whole", or what to ask for: "--speedup 1.5"
+    budget: str  # "whole", or what to ask for: "--speedup 1.5"; of another model "–"
     precision: str
     latency_ms: float  # median
     speedup: float  # against the whole model in the same precision
     macs: int
-    loss: Fidelity  # against the whole model in float32, on the hold-out pictures
-    top1: float | None  # fraction; None: the hold-out pictures have no labels
+    loss: Fidelity | None  # against the whole model in float32, on the hold-out pictures; None: its weights are random
+    top1: float | None  # fraction; None: the hold-out pictures have no labels, or its weights are random
     widths: dict[str, int]  # of the components that became narrower
+    model: str | None = None  # that was measured beside; None: the one that is shrunk
 
 
 class Frontier(Record):
@@ -68,10 +72,12 @@ def frontier(plan: ShrinkPlan, progress: Progress = silent) -> Frontier:
         priced = prices(plan, whole.inputs.graph, whole.components, progress)
         schedules = whole.schedules(priced.table.saved)
         widths = [together(options).widths for options in _steps(schedules, priced.table.full)]
-        graphs = [whole.inputs.graph if not each else whole.shrunk(each).model for each in widths]
-        points = [
-            point for candidate in _candidates(plan) for point in _points(whole, candidate, widths, graphs, progress)
+        narrowed = [
+            Drawn(whole, whole.shrunk(each).model if each else whole.inputs.graph, "", dict(each)) for each in widths
         ]
+        with neighbours(plan.options.beside, plan.deployed.model.record) as others:
+            drawn = [*narrowed, *map(partial(_beside, whole), others)]
+            points = [point for candidate in _candidates(plan) for point in _points(whole, candidate, drawn, progress)]
     deployed = plan.deployed
     return Frontier(
         model=deployed.model.record.name,
@@ -102,43 +108,57 @@ def _candidates(plan: ShrinkPlan) -> list[Candidate]:
     return [deployed] if plain is None or plain == deployed else [plain, deployed]
 
 
-def _points(
-    whole: Subject,
-    candidate: Candidate,
-    widths: Sequence[Mapping[str, int]],
-    graphs: Sequence[onnx.ModelProto],
-    progress: Progress,
-) -> Iterator[Point]:
+@dataclass(frozen=True)
+class Drawn:
+    """A model of the picture."""
+
+    subject: Subject  # whose pictures it takes
+    graph: onnx.ModelProto
+    name: str = ""  # of another model than the one that is shrunk
+    widths: dict[str, int] = field(default_factory=dict)
+    trained: bool = True
+
+
+def _beside(whole: Subject, other: Neighbour) -> Drawn:
+    """Another model of the picture."""
+    if not other.trained:
+        return Drawn(whole, load(other.model.onnx_path), other.name, trained=False)
+    subject = whole.of(other.model)
+    return Drawn(subject, subject.inputs.graph, other.name)
+
+
+def _points(whole: Subject, candidate: Candidate, drawn: Sequence[Drawn], progress: Progress) -> Iterator[Point]:
     """The points of one precision."""
     plan = whole.plan
     deployed = changed(plan.deployed, candidates=(candidate,), precision=candidate.precision)
-    watch = Stopwatch(deployed, graphs[0], threads=plan.options.threads, duration_s=timing.WHOLE_S)
-    full, timings = watch.times(graphs[1:], progress)
-    for number, (chosen, graph) in enumerate(zip(widths, graphs, strict=True)):
-        progress(f"evaluate {candidate.precision}", number, len(graphs))
-        ratio = timings[number - 1].ratio if number else 1.0
-        loss = _loss(whole, candidate, graph)
+    watch = Stopwatch(deployed, drawn[0].graph, threads=plan.options.threads, duration_s=timing.WHOLE_S)
+    full, timings = watch.times([each.graph for each in drawn[1:]], progress)
+    ratios = [1.0, *(timing.ratio for timing in timings)]
+    for number, (each, ratio) in enumerate(zip(drawn, ratios, strict=True)):
+        progress(f"evaluate {candidate.precision}", number, len(drawn))
+        loss = _loss(each.subject, candidate, each.graph) if each.trained else None
         yield Point(
-            budget=f"--speedup {1 / ratio:.2f}" if number else "whole",
+            budget="–" if each.name else f"--speedup {1 / ratio:.2f}" if number else "whole",
             precision=candidate.precision,
             latency_ms=full * ratio / 1e6,
             speedup=1 / ratio,
-            macs=sum(macs(graph).values()),
+            macs=sum(macs(each.graph).values()),
             loss=loss,
-            top1=_top1(whole, loss),
-            widths=dict(chosen),
+            top1=None if loss is None else _top1(whole, loss),
+            widths=each.widths,
+            model=each.name or None,
         )
-    progress(f"evaluate {candidate.precision}", len(graphs), len(graphs))
+    progress(f"evaluate {candidate.precision}", len(drawn), len(drawn))
 
 
-def _loss(whole: Subject, candidate: Candidate, graph: onnx.ModelProto) -> Fidelity:
+def _loss(subject: Subject, candidate: Candidate, graph: onnx.ModelProto) -> Fidelity:
     """A graph in a precision against the whole one in float32."""
     if candidate.precision not in QUANTIZED:
-        return whole.loss(graph)
-    recipe = whole.plan.deployed.recipe
+        return subject.loss(graph)
+    recipe = subject.plan.deployed.recipe
     assert recipe is not None
-    statistics = observe(graph, whole.frames, recipe.observe, key="shrunk")
-    evaluated = evaluate_candidate(changed(whole.inputs, graph=graph, statistics=statistics), candidate, silent)
+    statistics = observe(graph, subject.frames, recipe.observe, key="shrunk")
+    evaluated = evaluate_candidate(changed(subject.inputs, graph=graph, statistics=statistics), candidate, silent)
     assert evaluated.manifest.fidelity is not None
     return evaluated.manifest.fidelity
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, TypedDict
 
@@ -11,8 +12,27 @@ from vitedge.core.options import Flag
 from vitedge.core.schema import Record
 from vitedge.errors import UsageError
 
+Side = Annotated[int, Meta(ge=1, le=4096)]
+#: (height, width). msgspec 0.22 reads the length of a ``tuple[Side, Side]`` beside a ``Side`` from other memory.
+Sides = Annotated[tuple[Side, ...], Meta(min_length=2, max_length=2)]
 BUDGET, LOSS, PICTURES, MODEL = "Budget (one of them)", "Loss", "Pictures", "Measurement and model"
 FEWEST_PICTURES = 300
+
+
+def parse_sizes(text: str) -> tuple[int | tuple[int, int], ...]:
+    """``24,28`` or ``96x160`` as sides, or (height, width), in pixels.
+
+    Raises:
+        UsageError: something else.
+    """
+    sizes = []
+    for size in text.split(","):
+        sides = size.strip().lower().replace("×", "x").split("x")
+        if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+            reason = f"'{size.strip()}' isn't a number of pixels, or a height and a width"
+            raise UsageError("shrink a model", reason, "write, say, --resolutions 24,28 or --resolutions 96x160")
+        sizes.append((int(sides[0]), int(sides[1])) if len(sides) == 2 else int(sides[0]))
+    return tuple(sizes)
 
 
 class ShrinkOptions(Record):
@@ -37,6 +57,15 @@ class ShrinkOptions(Record):
             group=BUDGET,
         ),
     ] = False
+    beside: Annotated[
+        tuple[str, ...],
+        Flag(
+            "Model to draw into the frontier's picture, too: a trained model folder, a member of the zoo (its latency "
+            "alone), or zoo for all members of this input size.",
+            unit="model",
+            group=BUDGET,
+        ),
+    ] = ()
     max_drop: Annotated[
         Annotated[float, Meta(ge=0)] | None,
         Flag(
@@ -55,6 +84,16 @@ class ShrinkOptions(Record):
             group=MODEL,
         ),
     ] = None
+    resolutions: Annotated[
+        tuple[Side | Sides, ...],
+        Flag(
+            "Smaller input sizes that may be chosen beside the model's own: 24,28 or 96x160; the loss decides.",
+            unit="pixels",
+            default="the model's alone",
+            group=MODEL,
+            parse=parse_sizes,
+        ),
+    ] = ()
     finetune: Annotated[
         Annotated[int, Meta(ge=1)] | None,
         Flag("Number of training passes with the whole model as teacher; this needs torch.", unit="passes", group=LOSS),
@@ -117,6 +156,12 @@ class ShrinkOptions(Record):
         given = {"latency": self.latency, "speedup": self.speedup, "macs": self.macs}
         return {name: value for name, value in given.items() if value is not None}
 
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """The resolutions as (height, width), each once, the largest first."""
+        sizes = {(size, size) if isinstance(size, int) else (size[0], size[1]) for size in self.resolutions}
+        return sorted(sizes, key=lambda size: (-size[0] * size[1], size))
+
     def require_one_budget(self, action: str) -> None:
         """Refuse none and several.
 
@@ -136,8 +181,10 @@ class ShrinkFields(TypedDict, total=False):
     speedup: float | None
     macs: float | None
     frontier: bool
+    beside: Sequence[str]
     max_drop: float | None
     classes: str | Path | None
+    resolutions: Sequence[int | tuple[int, int]]
     finetune: int | None
     labelled: str | Path | None
     data: str | Path | None

@@ -21,9 +21,14 @@ from vitedge.formats.budget import Budget as LossBudget
 from vitedge.formats.model_folder import MODEL_FOLDER, Model
 from vitedge.formats.recipe import load_recipe
 from vitedge.formats.target import Target, load_target
+from vitedge.graph.surgery import load
 from vitedge.runtimes.here import runs_here, why_not_here
+from vitedge.shrinking.adapting import sized
+from vitedge.shrinking.beside import check_beside
+from vitedge.shrinking.components import components
 from vitedge.shrinking.options import FEWEST_PICTURES, ShrinkOptions
 from vitedge.shrinking.search import Budget
+from vitedge.shrinking.table import Table, read_table, refuse_other
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class ShrinkPlan:
     options: ShrinkOptions
     budget: Budget | None  # None: a table or a frontier alone
     source_digest: str = ""  # of the model before classes were left out
+    table: Table | None = None  # the file's
 
     @property
     def action(self) -> str:
@@ -44,6 +50,11 @@ class ShrinkPlan:
     def here(self) -> bool:
         """Whether models can be measured on this machine."""
         return runs_here(self.deployed.target)
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """The smaller inputs that may be chosen, (height, width) in pixels, the largest first."""
+        return [size for size in self.options.sizes if size != self.deployed.model.record.preprocessing.size]
 
     def beside(self, ending: str) -> Path:
         """A file beside the model folder: ``OUT.frontier.svg``."""
@@ -74,9 +85,9 @@ def plan_shrink(
         source_digest: of the model before classes were left out; empty: ``model`` is whole.
 
     Raises:
-        UsageError: unknown target or precision, no or several budgets, an existing output, unfit pictures, or a latency
-            that can't be measured.
-        ModelError: a damaged model folder.
+        UsageError: unknown target or precision, no or several budgets, an existing output, unfit pictures, a latency
+            that can't be measured, or a resolution that isn't smaller.
+        ModelError: a damaged model folder, or one that can't take a resolution.
         NotInstalledError: the target's graphs are written by a package that isn't installed, or torch is missing.
     """
     deployed = plan_deployment(model, target, options, Path(out))
@@ -86,6 +97,11 @@ def plan_shrink(
     budget = next((Budget(*given) for given in options.budgets.items()), None)
     plan = ShrinkPlan(deployed, options, budget, source_digest or deployed.model.digest)
     _refuse_unmeasurable(plan)
+    check_sizes(deployed.model, options, action)
+    check_beside(options.beside, deployed.model.record, action)
+    if options.beside and not options.frontier:
+        raise UsageError(action, "--beside names models for a frontier's picture", "add --frontier, or leave it out")
+    plan = changed(plan, table=_table(plan))
     if plan.budget is not None:
         refuse_existing(deployed.out, MODEL_FOLDER, overwrite=options.overwrite, action=action)
     if options.frontier:
@@ -134,6 +150,42 @@ def _refuse_unmeasurable(plan: ShrinkPlan) -> None:
         raise UsageError(plan.action, "--macs counts, and reads no latency table", "leave out one of the two")
     if options.frontier or (options.latency is not None and options.table is None):
         require_here(target, plan.action)
+
+
+def check_sizes(model: Model, options: ShrinkOptions, action: str) -> None:
+    """Refuse resolutions that the model can't take, or that aren't smaller than its own.
+
+    Raises:
+        UsageError: it's larger, or it's asked for beside a frontier.
+        ModelError: as :func:`vitedge.shrinking.adapting.sized`.
+    """
+    own, record = model.record.preprocessing.size, model.record
+    for size in options.sizes:
+        sized(record, size, action)
+        if size[0] > own[0] or size[1] > own[1]:
+            text = "×".join(map(str, size))
+            reason = f"{text} pixels are more than the {own[0]}×{own[1]} that the model takes"
+            raise UsageError(action, reason, "name smaller ones: --resolutions")
+    if options.sizes and options.frontier:
+        reason = "a frontier is drawn for one input size"
+        raise UsageError(action, reason, "leave out --resolutions, or ask for a budget")
+
+
+def _table(plan: ShrinkPlan) -> Table | None:
+    """The latency table of a file.
+
+    Raises:
+        UsageError, ArtifactError: as :func:`vitedge.shrinking.table.read_table`; or it's of another precision, or has
+            none of the resolutions.
+    """
+    path, deployed = plan.options.table, plan.deployed
+    if path is None:
+        return None
+    table = read_table(Path(path), components(load(deployed.model.onnx_path)), plan.action)
+    refuse_other(table, deployed, path, plan.action)
+    for size in plan.sizes:
+        table.at(size, path, plan.action)
+    return table
 
 
 def _with_pictures(deployed: Plan, options: ShrinkOptions, action: str) -> Plan:

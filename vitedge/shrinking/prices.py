@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from vitedge import runtimes
 from vitedge.core.cache import optional_writes
@@ -19,6 +21,7 @@ from vitedge.exporting.plan import Plan
 from vitedge.graph.surgery import load, macs
 from vitedge.runtimes.choice import hardware_description
 from vitedge.shrinking import timing
+from vitedge.shrinking.adapting import at_size
 from vitedge.shrinking.choose import Option
 from vitedge.shrinking.components import components, truncate
 from vitedge.shrinking.options import ShrinkOptions
@@ -39,9 +42,16 @@ LONGER = 3.0  # times as long, where an interval is wider than the tolerance of 
 class Prices:
     """A table, and what tells the cost of a whole model."""
 
-    table: Table
+    table: Table  # at the size of the graph's input
+    full: float  # the whole model's cost by the table, at its own size
+    macs: int  # of the whole model, at its own size
     graph: onnx.ModelProto
-    watch: Stopwatch | None  # None: nothing is measured here
+    watch: Stopwatch | None  # with the whole model; None: nothing is measured here
+
+    @property
+    def start(self) -> Cost:
+        """What the graph takes by the table while nothing is narrower, and the whole model beside it."""
+        return Cost(self.table.full, self.full)
 
     @property
     def verifies(self) -> bool:
@@ -53,8 +63,8 @@ class Prices:
         if self.watch is not None and self.table.measured:
             return self.measured(truncate(self.graph, chosen.widths))
         if self.table.measured:
-            return Cost(self.table.full - chosen.saved, self.table.full)
-        return Cost(sum(macs(truncate(self.graph, chosen.widths)).values()), self.table.full)
+            return Cost(self.table.full - chosen.saved, self.full)
+        return Cost(sum(macs(truncate(self.graph, chosen.widths)).values()), self.full)
 
     def measured(self, graph: onnx.ModelProto) -> Cost:
         """What a graph takes here, against the whole one; measured for longer where the interval is too wide."""
@@ -66,32 +76,34 @@ class Prices:
 
 
 def prices(plan: ShrinkPlan, graph: onnx.ModelProto, found: Sequence[Component], progress: Progress) -> Prices:
-    """The table to choose by: the file's, else measured where the target runs here, else multiply-accumulates.
-
-    Raises:
-        UsageError, ArtifactError: as :func:`vitedge.shrinking.table.read_table`; or a table of another precision.
-    """
-    deployed, options = plan.deployed, plan.options
+    """The table to choose by: the file's, else measured where the target runs here, else multiply-accumulates."""
+    deployed = plan.deployed
     counted = plan.budget is not None and plan.budget.kind == "macs"
+    elsewhere = plan.table is not None and plan.table.hardware != hardware_description(deployed.target)
     watch = None
-    if plan.here and not counted:
-        watch = Stopwatch(deployed, graph, threads=options.threads, duration_s=timing.WHOLE_S)
-    if options.table is not None:
-        table = read_table(Path(options.table), found, plan.action)
-        _refuse_other(table, deployed, options.table, plan.action)
-        here = watch if watch is not None and table.hardware == hardware_description(deployed.target) else None
-        return Prices(table, graph, here)
-    if watch is None:
-        return Prices(macs_table(graph, found, deployed), graph, None)
-    return Prices(_cached_table(deployed, options, graph, found, progress), graph, watch)
+    if plan.here and not counted and not elsewhere:
+        watch = Stopwatch(deployed, graph, threads=plan.options.threads, duration_s=timing.WHOLE_S)
+    table = plan.table or _new_table(plan, graph, found, progress, measured=watch is not None)
+    return Prices(table, table.full, sum(macs(graph).values()), graph, watch)
 
 
-def _refuse_other(table: Table, deployed: Plan, path: str, action: str) -> None:
-    """Raises: UsageError: the table is of another target or precision."""
-    theirs, ours = (table.target, table.precision), (deployed.target.name, deployed.candidates[0].precision)
-    if theirs != ours:
-        reason = f"{path} was measured for {' in '.join(theirs)}, not for {' in '.join(ours)}"
-        raise UsageError(action, reason, f"use: --target {theirs[0]} --precision {theirs[1]}, or measure another table")
+def resized_prices(
+    whole: Prices, plan: ShrinkPlan, graph: onnx.ModelProto, found: Sequence[Component], progress: Progress
+) -> Prices:
+    """The same of the model at another input size; whole models are still measured beside the one at its own size."""
+    if plan.table is None:
+        table = _new_table(plan, graph, found, progress, measured=whole.watch is not None)
+    else:
+        table = plan.table.at(plan.deployed.model.record.preprocessing.size, str(plan.options.table), plan.action)
+    return replace(whole, table=table, graph=graph)
+
+
+def _new_table(
+    plan: ShrinkPlan, graph: onnx.ModelProto, found: Sequence[Component], progress: Progress, *, measured: bool
+) -> Table:
+    if measured:
+        return _cached_table(plan.deployed, plan.options, graph, found, progress)
+    return macs_table(graph, found, plan.deployed)
 
 
 def latency_table(deployed: Plan, out: Path, options: ShrinkOptions, action: str, progress: Progress) -> Table:
@@ -103,8 +115,14 @@ def latency_table(deployed: Plan, out: Path, options: ShrinkOptions, action: str
     """
     require_here(deployed.target, action)
     refuse_existing(out, JSON, overwrite=options.overwrite, action=action)
-    graph = load(deployed.model.onnx_path)
+    graph, resized = load(deployed.model.onnx_path), []
     table = _cached_table(deployed, options, graph, components(graph), progress)
+    for size in options.sizes:
+        with at_size(deployed.model, size, action) as model:
+            graph = load(model.onnx_path)
+            plan = replace(deployed, model=model)
+            resized.append(_cached_table(plan, options, graph, components(graph), progress))
+    table = msgspec.structs.replace(table, resized=tuple(resized))
     write_atomic(out, encode_json(table), action)
     return table
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from msgspec import to_builtins
-from msgspec.structs import replace
+from msgspec.structs import replace as replaced
 
 from vitedge.core.files import resource_errors
 from vitedge.core.progress import Progress, silent
@@ -14,19 +16,37 @@ from vitedge.errors import InvalidResultError, UsageError
 from vitedge.formats.fidelity import Fidelity
 from vitedge.formats.model_folder import Model, write_model
 from vitedge.graph.surgery import macs
+from vitedge.shrinking.adapting import at_size
 from vitedge.shrinking.choose import place_name
 from vitedge.shrinking.components import Component
 from vitedge.shrinking.files import model_files
 from vitedge.shrinking.finetune import finetuned
 from vitedge.shrinking.plan import ShrinkPlan
-from vitedge.shrinking.prices import Prices, prices
+from vitedge.shrinking.prices import Prices, prices, resized_prices
 from vitedge.shrinking.search import Cost, Trial, meet
-from vitedge.shrinking.shrinkage import SHRUNK, Removed, Shrinkage
+from vitedge.shrinking.shrinkage import SHRUNK, Removed, Resolution, Shrinkage
 from vitedge.shrinking.subject import Subject, subject
 from vitedge.shrinking.table import Table
 
 if TYPE_CHECKING:
     import onnx
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The model of one input size within the budget."""
+
+    subject: Subject
+    priced: Prices
+    trial: Trial
+    graph: onnx.ModelProto
+    loss: Fidelity
+
+    @property
+    def cost(self) -> Cost:
+        """What the graph takes, and the whole model; measured again where it's measured here."""
+        measured = self.priced.table.measured and self.priced.watch is not None
+        return self.priced.measured(self.graph) if measured else self.trial.cost
 
 
 def carry_out(plan: ShrinkPlan, progress: Progress = silent) -> Model:
@@ -36,29 +56,59 @@ def carry_out(plan: ShrinkPlan, progress: Progress = silent) -> Model:
         InvalidResultError: the budget can't be met, or more is lost than may be.
         Others as :func:`subject`, and as :func:`vitedge.formats.model_folder.write_model`.
     """
-    with resource_errors(plan.action):
-        return shrink_subject(subject(plan, progress))
+    with resource_errors(plan.action), contextlib.ExitStack() as stack:
+        whole = subject(plan, progress)
+        priced = prices(plan, whole.inputs.graph, whole.components, progress)
+        _refuse_within(plan, priced.table)
+        choices = [(whole, priced)]
+        for size in plan.sizes:
+            smaller = whole.of(stack.enter_context(at_size(plan.deployed.model, size, plan.action)))
+            found, graph = smaller.components, smaller.inputs.graph
+            choices.append((smaller, resized_prices(priced, smaller.plan, graph, found, progress)))
+        attempts = _attempts(choices, plan)
+        chosen = min(attempts, key=lambda each: (not _holds(plan, each.loss), each.loss.divergence))
+        tried = [_resolution(each, attempts) for each, _ in choices] if plan.sizes else []
+        if plan.options.finetune is not None:
+            graph = finetuned(whole, chosen.subject, chosen.graph)
+            chosen = replace(chosen, graph=graph, loss=chosen.subject.loss(graph))
+        _refuse_loss(plan, chosen.loss)
+        return write(chosen, shrinkage(chosen, tried))
 
 
-def shrink_subject(whole: Subject) -> Model:
-    """Choose, shrink and write.
+def _attempts(choices: Sequence[tuple[Subject, Prices]], plan: ShrinkPlan) -> list[Attempt]:
+    """Of every size that meets the budget.
 
     Raises:
-        InvalidResultError: the budget can't be met, or more is lost than may be.
+        InvalidResultError: none does; what the smallest one reached is said.
     """
-    plan, progress = whole.plan, whole.progress
     assert plan.budget is not None
-    priced = prices(plan, whole.inputs.graph, whole.components, progress)
-    table = priced.table
-    _refuse_within(plan, table)
-    trial = meet(whole.schedules(table.saved), plan.budget, table.full, priced.cost, plan.action, progress)
-    graph = whole.shrunk(trial.widths).model
-    if plan.options.finetune is not None:
-        graph = finetuned(whole, graph)
-    loss = whole.loss(graph)
-    _refuse_loss(plan, loss)
-    cost = trial.cost if not table.measured or priced.watch is None else priced.measured(graph)
-    return write(whole, graph, shrinkage(whole, priced, trial, cost, graph, loss))
+    attempts = list[Attempt]()
+    for each, priced in choices:
+        try:
+            trial = meet(
+                each.schedules(priced.table.saved), plan.budget, priced.start, priced.cost, plan.action, each.progress
+            )
+        except InvalidResultError:
+            if each is choices[-1][0] and not attempts:
+                raise
+            continue
+        graph = each.shrunk(trial.widths).model
+        attempts.append(Attempt(each, priced, trial, graph, each.loss(graph)))
+    return attempts
+
+
+def _resolution(tried: Subject, attempts: Sequence[Attempt]) -> Resolution:
+    """What became of an input size."""
+    attempt = next((each for each in attempts if each.subject is tried), None)
+    if attempt is None:
+        return Resolution(size=tried.size, cost=None, loss=None)
+    return Resolution(size=tried.size, cost=attempt.trial.cost.shrunk, loss=attempt.loss)
+
+
+def _holds(plan: ShrinkPlan, loss: Fidelity) -> bool:
+    """Whether no more is lost than may be."""
+    limit = plan.deployed.budget
+    return not limit.limits_accuracy or limit.holds(loss)
 
 
 def _refuse_within(plan: ShrinkPlan, table: Table) -> None:
@@ -72,28 +122,26 @@ def _refuse_within(plan: ShrinkPlan, table: Table) -> None:
 
 def _refuse_loss(plan: ShrinkPlan, loss: Fidelity) -> None:
     """Raises: InvalidResultError: more is lost than may be."""
-    limit = plan.deployed.budget
-    if not limit.limits_accuracy or limit.holds(loss):
+    if _holds(plan, loss):
         return
-    drop = loss.top1_drop
-    lost = "" if drop is None else f"top-1 drops by {drop.pp:.2f} pp (95 %: {drop.low:.2f} to {drop.high:.2f}), and "
+    lost = "" if loss.top1_drop is None else f"top-1 drops by {loss.top1_drop}, and "
+    kept = f"{loss.agreement:.2%} of {loss.pictures} pictures keep their label"
     raise InvalidResultError(
         plan.action,
-        f"more is lost than may be, {limit}: {lost}{loss.agreement:.2%} of {loss.pictures} pictures keep their label",
+        f"more is lost than may be, {plan.deployed.budget}: {lost}{kept}",
         "nothing was written; ask for less, allow more, "
         + ("train for longer: --finetune" if plan.options.finetune else "or repair it: --finetune 10"),
     )
 
 
-def shrinkage(
-    whole: Subject, priced: Prices, trial: Trial, cost: Cost, graph: onnx.ModelProto, loss: Fidelity
-) -> Shrinkage:
+def shrinkage(chosen: Attempt, tried: Sequence[Resolution]) -> Shrinkage:
     """What was done, for ``model.json``."""
+    whole, priced, cost = chosen.subject, chosen.priced, chosen.cost
     plan, table = whole.plan, priced.table
     return Shrinkage(
         model=plan.deployed.model.record.name,
         model_digest=plan.source_digest,
-        classes=len(whole.plan.deployed.model.record.classes),
+        classes=len(plan.deployed.model.record.classes),
         budget=str(plan.budget),
         chosen_by=str(table),
         table_digest=table.digest if table.measured else None,
@@ -101,21 +149,24 @@ def shrinkage(
         full=cost.full,
         cost=cost.shrunk,
         verified=priced.verifies,
-        macs_before=sum(macs(whole.inputs.graph).values()),
-        macs_after=sum(macs(graph).values()),
-        removed=tuple(_removed(whole, priced, trial)),
+        macs_before=priced.macs,
+        macs_after=sum(macs(chosen.graph).values()),
+        removed=tuple(_removed(chosen)),
         pictures=len(whole.frames),
-        loss=loss,
+        loss=chosen.loss,
         finetuned_epochs=plan.options.finetune,
+        size=whole.size,
+        resolutions=tuple(tried),
     )
 
 
-def _removed(whole: Subject, priced: Prices, trial: Trial) -> Iterator[Removed]:
+def _removed(chosen: Attempt) -> Iterator[Removed]:
     """What became narrower, in the order of the graph."""
-    table, merged = priced.table, next((each for each in whole.components if _merges(each, trial)), None)
-    left = {} if merged is None else whole.left(merged.name, trial.widths[merged.name])
+    whole, priced, widths = chosen.subject, chosen.priced, chosen.trial.widths
+    merged = next((each for each in whole.components if _merges(each, chosen.trial)), None)
+    left = {} if merged is None else whole.left(merged.name, widths[merged.name])
     for component in whole.components:
-        width = trial.widths.get(component.name)
+        width = widths.get(component.name)
         if width is not None:
             share = 1.0 if component is merged else left.get(place_name(component), 1.0)
             yield Removed(
@@ -123,7 +174,7 @@ def _removed(whole: Subject, priced: Prices, trial: Trial) -> Iterator[Removed]:
                 kind=component.kind,
                 before=component.width,
                 after=width,
-                saves=share * table.saved[component.name][width] / table.full,
+                saves=share * priced.table.saved[component.name][width] / priced.full,
                 error=whole.errors[component.name][width],
             )
 
@@ -132,18 +183,18 @@ def _merges(component: Component, trial: Trial) -> bool:
     return component.kind == "tokens" and component.name in trial.widths
 
 
-def write(whole: Subject, graph: onnx.ModelProto, done: Shrinkage) -> Model:
+def write(chosen: Attempt, done: Shrinkage) -> Model:
     """Write the shrunk model: the whole one's record, with what was done among its origin's details.
 
     Raises:
         UsageError, ResourceError: as :func:`vitedge.formats.model_folder.write_model`.
     """
-    plan, record = whole.plan, whole.plan.deployed.model.record
-    files, architecture = model_files(graph, record)
+    plan, record = chosen.subject.plan, chosen.subject.plan.deployed.model.record
+    files, architecture = model_files(chosen.graph, record)
     details = {**record.origin.details, SHRUNK: to_builtins(done)}
-    record = replace(
+    record = replaced(
         record,
-        origin=replace(record.origin, details=details, parity=None),
+        origin=replaced(record.origin, details=details, parity=None),
         architecture=architecture,
         accuracy=None,
     )

@@ -66,7 +66,7 @@ class Trial:
 def meet(
     schedules: Sequence[Places],
     budget: Budget,
-    full: float,
+    start: Cost,
     measure: Callable[[Option], Cost],
     action: str,
     progress: Progress,
@@ -76,7 +76,8 @@ def meet(
     Args:
         schedules: what may be chosen (:func:`vitedge.shrinking.choose.schedules_of`).
         budget: what the shrunk model may take.
-        full: the whole model's cost by the table.
+        start: cost by the table where nothing becomes narrower, and the whole model's beside it. They differ where the
+            input is smaller; that is measured first, as it may be all it takes.
         measure: builds and measures the model of what was chosen.
         action: for error texts.
         progress: called with ("budget", trials done, trials at most).
@@ -90,7 +91,9 @@ def meet(
     """
     trials, most = list[Trial](), fastest_schedule(schedules)
     low, high = 0.0, float("inf")  # what has to be saved by the table: known to be too little, and more than enough
-    needed = full - budget.allowed(full)
+    if start.shrunk != start.full:
+        start = measure(Option(0.0, 0.0))
+    needed = start.shrunk - budget.allowed(start.full)
     for number in range(TRIALS):
         progress("budget", number, TRIALS)
         options = choose_with_schedule(schedules, needed) or most
@@ -99,7 +102,7 @@ def meet(
         cost = measure(together(options))
         trial = Trial(tuple(options), cost, budget.allowed(cost.full))
         trials.append(trial)
-        if abs(trial.over) <= TOLERANCE:
+        if abs(trial.over) <= TOLERANCE or (needed <= 0 and trial.over <= 0):
             break
         saved = together(options).saved
         if trial.over > 0:
@@ -108,10 +111,11 @@ def meet(
                 break
         else:
             high = min(high, needed)
-        real = max(cost.full - cost.shrunk, 0.05 * saved)
-        needed = saved * (cost.full - trial.allowed) / real
+        before = cost.full * start.shrunk / start.full
+        real = max(before - cost.shrunk, 0.05 * saved, 1.0)
+        needed = saved * (before - trial.allowed) / real
         if not low < needed < high:
-            needed = (low + high) / 2 if high < float("inf") else 1.2 * low
+            needed = (low + high) / 2 if high < float("inf") else 1.2 * low or cost.shrunk - trial.allowed
     progress("budget", TRIALS, TRIALS)
     return _best(trials, budget, action)
 

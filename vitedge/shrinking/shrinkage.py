@@ -22,6 +22,14 @@ class Removed(Record):
     error: float  # squared error of the logits that it was expected to add
 
 
+class Resolution(Record):
+    """An input size that was tried."""
+
+    size: tuple[int, int]  # (height, width), pixels
+    cost: float | None  # of its narrowed model, in the unit of the costs; None: the budget can't be met there
+    loss: Fidelity | None  # of the same, against the whole model at its own size
+
+
 class Shrinkage(Record):
     """How a model was shrunk."""
 
@@ -41,6 +49,8 @@ class Shrinkage(Record):
     pictures: int  # that it was shrunk by
     loss: Fidelity | None = None  # against the whole model in float32, on hold-out pictures
     finetuned_epochs: int | None = None
+    size: tuple[int, int] | None = None  # (height, width) of the input that was chosen, pixels
+    resolutions: tuple[Resolution, ...] = ()  # that were tried; empty: the model's own alone
 
     @property
     def speedup(self) -> float:

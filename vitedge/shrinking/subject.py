@@ -1,21 +1,24 @@
-"""The whole model of a shrinking, with what every step of it needs; pictures are looked at once."""
+"""The model of a shrinking, with what every step of it needs; each picture is decoded once for a size."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as changed
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitedge.core.progress import Progress, silent
+from vitedge.data.images import ImageSet
 from vitedge.errors import ModelError
 from vitedge.exporting.candidates import ExportInputs, load_golden, with_hold_out
 from vitedge.exporting.hold_out import HoldOut, float_logits
 from vitedge.exporting.runnable import Runnable
 from vitedge.formats.fidelity import Fidelity
+from vitedge.formats.model_folder import Model
 from vitedge.quantization.calibrate import read_pictures
 from vitedge.runtimes import interpreter
 from vitedge.shrinking.choose import Option, schedules_of
@@ -31,14 +34,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Subject:
-    """The whole model, its plan and hold-out pictures, and what can become narrower."""
+    """A model at one input size with its plan and pictures."""
 
     plan: ShrinkPlan
-    inputs: ExportInputs  # its graph and hold-out pictures
-    components: Sequence[Component]
-    errors: Mapping[str, Mapping[int, float]]  # by component and width: squared error of the logits
-    frames: NDArray[np.uint8] = field(repr=False)  # the pictures to shrink by, [n, h, w, 3]
+    inputs: ExportInputs  # its graph, and hold-out pictures with the logits of the whole model at its own size
+    numbers: Sequence[int]  # of the pictures to shrink by, in their set
+    frames: NDArray[np.uint8] = field(repr=False)  # these pictures, [n, h, w, 3]
     progress: Progress = field(default=silent, repr=False)
+
+    @cached_property
+    def components(self) -> Sequence[Component]:
+        """What can become narrower."""
+        return components(self.inputs.graph)
+
+    @cached_property
+    def errors(self) -> Mapping[str, Mapping[int, float]]:
+        """By component and width: squared error of the logits."""
+        return costs(self.inputs.graph, self.frames, progress=self.progress)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the input in pixels."""
+        return self.plan.deployed.model.record.preprocessing.size
 
     @property
     def hold_out(self) -> HoldOut:
@@ -60,9 +77,23 @@ class Subject:
         return shrink(self.inputs.graph, widths, self.frames, progress=self.progress)
 
     def loss(self, graph: onnx.ModelProto) -> Fidelity:
-        """A float graph against the whole one, on the hold-out pictures."""
+        """A float graph of this size against the whole model, on the hold-out pictures."""
         executed_by = interpreter.require(self.plan.action)
         return self.hold_out.evaluate(Runnable(lambda frames: float_logits(graph, frames, silent), executed_by, None))
+
+    def of(self, model: Model) -> Subject:
+        """Another model on the same pictures: this one at another size, or one with the same classes.
+
+        What it loses is still measured against this one.
+        """
+        plan = changed(self.plan, deployed=changed(self.plan.deployed, model=model))
+        images, apply = plan.deployed.images, model.record.preprocessing.apply
+        assert images is not None
+        frames = np.stack([apply(images.read(number)) for number in self.numbers])
+        held_out = plan.deployed.held_out or images
+        hold_out = changed(self.hold_out, frames=_frames(held_out, self.hold_out.names, model))
+        inputs = changed(load_golden(plan.deployed), calibration=self.inputs.calibration, hold_out=hold_out)
+        return Subject(plan, inputs, self.numbers, frames, self.progress)
 
 
 def subject(plan: ShrinkPlan, progress: Progress) -> Subject:
@@ -74,13 +105,18 @@ def subject(plan: ShrinkPlan, progress: Progress) -> Subject:
             :func:`vitedge.exporting.candidates.with_hold_out`.
     """
     deployed, inputs = plan.deployed, load_golden(plan.deployed)
-    found = components(inputs.graph)
-    if not found:
+    if not components(inputs.graph):
         reason = "no linear layers or convolutions stand in a pair or an attention that could become narrower"
         raise ModelError(plan.action, reason, "quantize it as it is: vitedge export")
     assert deployed.images is not None and deployed.recipe is not None
-    _, frames, calibration = read_pictures(
+    numbers, frames, calibration = read_pictures(
         deployed.model, deployed.images, deployed.recipe.observe, action=plan.action, progress=progress
     )
     inputs = with_hold_out(changed(inputs, calibration=calibration), progress)
-    return Subject(plan, inputs, found, costs(inputs.graph, frames, progress=progress), frames, progress)
+    return Subject(plan, inputs, numbers, frames, progress)
+
+
+def _frames(images: ImageSet, names: Sequence[str], model: Model) -> NDArray[np.uint8]:
+    """The pictures of these names as a model takes them, uint8 [n, h, w, 3]."""
+    numbers = {record.name: number for number, record in enumerate(images.records)}
+    return np.stack([model.record.preprocessing.apply(images.read(numbers[name])) for name in names])

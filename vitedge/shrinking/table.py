@@ -73,6 +73,8 @@ class Table(Record):
     hardware: str = ""
     threads: int | None = None  # None: the target's
     batch: int = 1
+    size: tuple[int, int] | None = None  # (height, width) of the input, pixels
+    resized: tuple[Table, ...] = ()  # the same at other sizes
 
     @property
     def measured(self) -> bool:
@@ -97,6 +99,19 @@ class Table(Record):
             return "multiply-accumulates; nothing was measured"
         threads = "" if self.threads is None else f", {self.threads} thread{'s' if self.threads != 1 else ''}"
         return f"{self.target} in {self.precision}, measured with {self.runtime} on {self.hardware}{threads}"
+
+    def at(self, size: tuple[int, int], path: str | Path, action: str) -> Table:
+        """The table of the same model at another input size.
+
+        Raises:
+            UsageError: there is none.
+        """
+        found = next((table for table in self.resized if table.size == size), None)
+        if found is None:
+            sides = "x".join(map(str, size))
+            command = f"vitedge shrink MODEL --target {self.target} --resolutions {sides} --table OTHER.json"
+            raise UsageError(action, f"{path} has no times of {sides} pixels", f"measure them, too: {command}")
+        return found
 
 
 def increasing(widths: Sequence[Width]) -> dict[int, float]:
@@ -147,6 +162,14 @@ def _absent(component: Component) -> int | None:
     return component.width if component.kind == "tokens" else None
 
 
+def refuse_other(table: Table, plan: Plan, path: str | Path, action: str) -> None:
+    """Raises: UsageError: the table is of another target or precision."""
+    theirs, ours = (table.target, table.precision), (plan.target.name, plan.candidates[0].precision)
+    if theirs != ours:
+        reason = f"{path} was measured for {' in '.join(theirs)}, not for {' in '.join(ours)}"
+        raise UsageError(action, reason, f"use: --target {theirs[0]} --precision {theirs[1]}, or measure another table")
+
+
 def measure_table(watch: Stopwatch, components: Sequence[Component], progress: Progress) -> Table:
     """Measure on this machine what narrowing saves."""
     plan, shapes = watch.plan, shapes_of(watch.original, components)
@@ -170,6 +193,7 @@ def measure_table(watch: Stopwatch, components: Sequence[Component], progress: P
         hardware=hardware_description(plan.target),
         threads=watch.threads,
         batch=plan.batch,
+        size=plan.model.record.preprocessing.size,
     )
 
 

@@ -68,9 +68,6 @@ class Stopwatch:
 
     def __init__(self, plan: Plan, original: onnx.ModelProto, *, threads: int | None = None, duration_s: float) -> None:
         self.plan, self.original, self.threads, self.duration_s = plan, original, threads, duration_s
-        height, width = plan.model.record.preprocessing.size
-        shape = max(OBSERVED, plan.batch + 1), height, width, 3
-        self._pictures = generator(0).integers(0, 256, shape, dtype=np.uint8)
 
     def longer(self, factor: float) -> Stopwatch:
         """The same with longer measurements."""
@@ -80,7 +77,7 @@ class Stopwatch:
         """(the original's median in nanoseconds, what each graph took).
 
         Args:
-            graphs: float graphs with the original's input and output.
+            graphs: float graphs with the original's output; their inputs may be smaller.
             progress: called with ("measure", graphs done, graphs).
 
         Raises:
@@ -123,7 +120,7 @@ class Stopwatch:
 
     def _block_samples(self, session: Session) -> int:
         """How many inferences of the original fill a block."""
-        frame = self._frames(session.batch)[0]
+        frame = self._frames(session)[0]
         times_ns = []
         for _ in range(1 + OBSERVED):
             start = time.perf_counter_ns()
@@ -131,10 +128,15 @@ class Stopwatch:
             times_ns.append(time.perf_counter_ns() - start)
         return max(1, int(1e9 * self.duration_s / ROUNDS / min(times_ns)))
 
-    def _frames(self, batch: int) -> NDArray[np.uint8]:
-        """Random pictures, uint8 [2, batch, h, w, 3]."""
-        shape = batch, *self._pictures.shape[1:]
-        return np.stack([np.resize(np.roll(self._pictures, turn, 0), shape) for turn in (0, 1)])
+    def _pictures(self, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """Random pictures of (height, width) pixels, uint8 [n, h, w, 3]."""
+        return generator(0).integers(0, 256, (max(OBSERVED, self.plan.batch + 1), *size, 3), dtype=np.uint8)
+
+    def _frames(self, session: Session) -> NDArray[np.uint8]:
+        """Random pictures as a session takes them, uint8 [2, batch, h, w, 3]."""
+        batch, height, width, _ = session.input_shape
+        pictures = self._pictures((height, width))
+        return np.stack([np.resize(np.roll(pictures, turn, 0), (batch, height, width, 3)) for turn in (0, 1)])
 
     @contextlib.contextmanager
     def _open(self, manifest: Manifest, lowered: Lowered) -> Iterator[Session]:
@@ -149,22 +151,30 @@ class Stopwatch:
 
     def _lower(self, graph: onnx.ModelProto) -> tuple[Manifest, Lowered]:
         """A graph as the target's runtime runs it, with a manifest to open it by."""
-        fast, recipe, statistics = load_recipe("fast"), self.plan.recipe, None
-        candidate = self.plan.candidates[0]
+        fast, plan, statistics = load_recipe("fast"), _for_input_of(graph, self.plan), None
+        recipe, candidate = plan.recipe, plan.candidates[0]
+        pictures = self._pictures(plan.model.record.preprocessing.size)[:OBSERVED]
         if candidate.precision in QUANTIZED and recipe is not None:
             recipe = replace(recipe, round=fast.round)  # which numbers the weights become changes no time
-            statistics = observe(graph, self._pictures[:OBSERVED], fast.observe, key="random pictures")
-        plan = changed(self.plan, recipe=recipe)
+            statistics = observe(graph, pictures, fast.observe, key="random pictures")
         none = np.empty((0, 0), np.float32)
-        inputs = ExportInputs(plan, graph, {}, self._pictures[:OBSERVED], none, statistics=statistics)
+        inputs = ExportInputs(changed(plan, recipe=recipe), graph, {}, pictures, none, statistics=statistics)
         lowered = inputs.lower(candidate)
         return draft_manifest(inputs, candidate, lowered), lowered
 
     def _workload(self, session: Session, most: int) -> Workload:
         """Random pictures through a session; outputs mean nothing here and aren't audited."""
+        pictures = self._pictures((session.input_shape[1], session.input_shape[2]))
 
         def prepared(index: int) -> NDArray[np.uint8]:
-            return np.asarray(self._pictures[index])
+            return np.asarray(pictures[index])
 
-        frames = self._frames(session.batch)
-        return Workload(session, frames, preprocess=prepared, postprocess=len, max_block_samples=most)
+        return Workload(session, self._frames(session), preprocess=prepared, postprocess=len, max_block_samples=most)
+
+
+def _for_input_of(graph: onnx.ModelProto, plan: Plan) -> Plan:
+    """The plan with the preprocessing for a graph's input, which may be smaller than the model's."""
+    _, height, width, _ = (each.dim_value for each in graph.graph.input[0].type.tensor_type.shape.dim)
+    record = plan.model.record
+    record = replace(record, preprocessing=replace(record.preprocessing, size=(height, width)))
+    return changed(plan, model=changed(plan.model, record=record))

@@ -21,6 +21,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
@@ -38,12 +39,13 @@ from vitedge.training.options import Augmentation, Distillation, as_fields
 from vitedge.training.vit import VisionTransformer
 
 BATCH = 64
+FEATURES = ("feature", "both")  # lessons of which features are a part
 LARGEST = 6e4  # of a logit or feature that float16 keeps
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A model to learn from: uint8 [B, h, w, 3] at its own size -> float32 [B, classes or features]."""
+    """A model to learn from: uint8 [B, h, w, 3] at its own size -> float32 [B, classes, features, or their sum]."""
 
     name: str
     digest: str
@@ -62,15 +64,18 @@ class Teacher:
         """
         graph, labels, preprocessing, name, digest = _read(how.teacher, action)
         columns = _columns(labels, folders, name, action) if how.lesson != "feature" else []
-        outputs = ["logits"]
-        if how.lesson == "feature":
-            graph, outputs = _with_features(graph, action)
+        outputs = ["logits"] if columns else []
+        if how.lesson in FEATURES:
+            graph, feature = _with_features(graph, action)
+            outputs.append(feature)
         session = _session(graph, threads, action)
         (source,) = session.get_inputs()
 
         def predict(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-            (values,) = session.run(outputs, {source.name: pixels})
-            return np.asarray(values[:, columns] if columns else values, np.float32)
+            values = session.run(outputs, {source.name: pixels})
+            if columns:
+                values[0] = values[0][:, columns]
+            return np.concatenate(values, axis=1, dtype=np.float32)
 
         return cls(name, digest, preprocessing, len(columns), predict)
 
@@ -103,7 +108,7 @@ def _columns(labels: Sequence[ClassLabel], folders: Sequence[str], name: str, ac
     return [ids[folder] for folder in folders]
 
 
-def _with_features(graph: bytes, action: str) -> tuple[bytes, list[str]]:
+def _with_features(graph: bytes, action: str) -> tuple[bytes, str]:
     """The graph with one more output: what its last linear layer reads."""
     import onnx
 
@@ -116,7 +121,7 @@ def _with_features(graph: bytes, action: str) -> tuple[bytes, list[str]]:
         raise ModelError(action, "the teacher doesn't end in a linear layer", "use --distill soft")
     feature = writers[name].input[0]
     model.graph.output.append(onnx.helper.make_empty_tensor_value_info(feature))
-    return model.SerializeToString(deterministic=True), [feature]
+    return model.SerializeToString(deterministic=True), feature
 
 
 def _session(graph: bytes, threads: int, action: str) -> Any:
@@ -161,7 +166,8 @@ class TeacherOutputs:
         self.teacher, self.how, self.pictures, self.views = teacher, how, pictures, views
         self.folder, self.group, self.action = folder, group, action
         self.after_batch: Callable[[], None] = lambda: None  # called while the teacher runs, after each batch
-        content = json.dumps([teacher.digest, how.lesson == "feature", pictures.images.classes, list(digests), *key])
+        kind = "both" if how.lesson == "both" else how.lesson == "feature"
+        content = json.dumps([teacher.digest, kind, pictures.images.classes, list(digests), *key])
         self.key = hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()[:32]
         self.view, self.outputs = -1, np.empty((0, 0), np.float16)
 
@@ -183,7 +189,9 @@ class TeacherOutputs:
     @property
     def feature_size(self) -> int:
         """The number of the teacher's features; 0 where they aren't wanted."""
-        return self.of(0, torch.tensor([0])).shape[1] if self.how.lesson == "feature" else 0
+        if self.how.lesson not in FEATURES:
+            return 0
+        return self.of(0, torch.tensor([0])).shape[1] - self.teacher.classes
 
     def _load(self, view: int) -> NDArray[np.float16]:
         """The outputs for a view, from disk, else computed and kept."""
@@ -253,6 +261,9 @@ def resized(pixels: Tensor, size: tuple[int, int]) -> NDArray[np.uint8]:
 class Student(nn.Module):
     """A model in training: logits of both heads, and its features in the teacher's dimensions where they're compared.
 
+    They're mapped linearly; where both have as many, the map begins as the identity: a student that was made from its
+    teacher is near it to begin with.
+
     Args:
         model: what is trained.
         feature_size: of the teacher's features; 0: they aren't compared.
@@ -261,7 +272,10 @@ class Student(nn.Module):
     def __init__(self, model: VisionTransformer, feature_size: int = 0) -> None:
         super().__init__()
         self.model = model
-        self.project = nn.Linear(model.config.embed_dim, feature_size) if feature_size else None
+        self.project = nn.Linear(model.config.pooled_dim, feature_size) if feature_size else None
+        if self.project is not None and feature_size == model.config.pooled_dim:
+            nn.init.eye_(self.project.weight)
+            nn.init.zeros_(self.project.bias)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """[B, 3, H, W] -> logits [B, classes], the second head's [B, classes], features [B, teacher's]."""
@@ -278,17 +292,23 @@ def distillation_loss(
     - hard: cross-entropy with the teacher's choice (Touvron et al., 2012.12877).
     - feature: 1 - cosine between the teacher's features and a linear map of the student's (after Romero et al.,
       1412.6550).
+    - both: soft and feature, added up.
 
     A student with a distillation token learns from the teacher by the second head alone.
 
     Args:
         how: what the student takes from the teacher.
-        outputs: the teacher's logits or features [B, …].
+        outputs: the teacher's logits, or features, or logits and then features [B, …].
         logits: the student's [B, classes].
         second: of its second head, if it has one.
         features: the student's, mapped [B, …].
         mix: how the pictures were mixed.
     """
+    if how.lesson == "both":
+        classes = logits.shape[1]
+        parts = ("soft", outputs[:, :classes]), ("feature", outputs[:, classes:])
+        losses = [distillation_loss(replace(how, lesson=each), of, logits, second, features, mix) for each, of in parts]
+        return losses[0] + losses[1]
     if how.lesson == "feature":
         assert features is not None
         targets = functional.normalize(outputs, dim=1)

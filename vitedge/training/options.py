@@ -14,7 +14,7 @@ OptimizerName = Literal["muon", "adamw"]
 Schedule = Literal["cosine", "linear"]
 Precision = Literal["auto", "fp32", "bf16"]
 Resize = Literal["squash", "shortest", "pad"]
-Lesson = Literal["soft", "hard", "feature"]
+Lesson = Literal["soft", "hard", "feature", "both"]
 NewHead = Literal["fitted", "zero"]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 NotNegative = Annotated[float, Meta(ge=0)]
@@ -85,7 +85,9 @@ class Distillation(Record):
     lesson: Annotated[
         Lesson,
         Flag(
-            "Target of the loss: the teacher's probabilities, its label, or its features.", ("--distill",), group=TEACH
+            "Target of the loss: the teacher's probabilities, its label, its features, or probabilities and features.",
+            ("--distill",),
+            group=TEACH,
         ),
     ] = "soft"
     weight: Annotated[
@@ -95,7 +97,7 @@ class Distillation(Record):
         ),
     ] = 0.5
     temperature: Annotated[
-        Annotated[float, Meta(ge=0.1)], Flag("Temperature of both distributions, for soft.", group=TEACH)
+        Annotated[float, Meta(ge=0.1)], Flag("Temperature of both distributions, for soft and both.", group=TEACH)
     ] = 2.0
     views: Annotated[
         Count,
