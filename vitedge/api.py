@@ -354,6 +354,7 @@ def build(
     data: str | Path | None = None,
     duration_s: float | None = None,
     choices: str | Path | None = None,
+    engines: str | Path | None = None,
     options: Mapping[str, Option] | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
@@ -373,6 +374,8 @@ def build(
         duration_s: shortest measurement of each, in seconds.
         choices: folder to write the choice to as well, for machines of the same kind; called ``ARTIFACT.choices`` it's
             found beside the artifact.
+        engines: folder to write the engines that this device built to as well, beside those for other devices that lie
+            there; called ``ARTIFACT.engines`` it's found beside the artifact.
         options: build options over the manifest's.
         overwrite: permit replacing ``out``, and measuring again what was measured here.
         progress: called with (task, done, total).
@@ -386,7 +389,7 @@ def build(
     """
     from msgspec import to_builtins
 
-    from vitedge.building import engines
+    from vitedge.building import engines as building
     from vitedge.building.choices import autotune as choose
     from vitedge.errors import UsageError
     from vitedge.formats.artifact import Artifact
@@ -394,27 +397,27 @@ def build(
 
     several = [artifacts] if isinstance(artifacts, (str, Path, Artifact)) else artifacts
     opened = [artifact if isinstance(artifact, Artifact) else Artifact.open(artifact) for artifact in several]
+    within = [candidate for artifact in opened for candidate in candidates_of(artifact)]
     folder = None if out is None else Path(out)
     if autotune or (len(opened) == 1 and not sms and folders(opened[0])):
-        labelled = None if data is None else str(data)
         timed = choose(
             opened,
-            data=labelled,
+            data=None if data is None else str(data),
             out=folder,
             overwrite=overwrite,
             duration_s=duration_s,
             choices=None if choices is None else Path(choices),
             progress=progress,
         )
-        return [to_builtins(candidate) for candidate in timed]
-    opened = [candidate for artifact in opened for candidate in candidates_of(artifact)]
-    if folder is not None and len(opened) > 1:
+        rows = [to_builtins(candidate) for candidate in timed]
+    elif folder is not None and len(within) > 1:
         raise UsageError("write engines", "one folder is for one artifact", "build one at a time, or add: --autotune")
-    return [
-        row
-        for artifact in opened
-        for row in engines.build(artifact, sms=sms, out=folder, options=options, overwrite=overwrite, progress=progress)
-    ]
+    else:
+        how: dict[str, Any] = {"sms": sms, "options": options, "overwrite": overwrite, "progress": progress}
+        rows = [row for artifact in within for row in building.build(artifact, out=folder, **how)]
+    if engines is not None:
+        building.carry(within, Path(engines), sms=sms, options=options)
+    return rows
 
 
 def plan_build(

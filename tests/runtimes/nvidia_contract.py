@@ -17,6 +17,7 @@ from vitedge.building.engines import build
 from vitedge.core import paths
 from vitedge.errors import ArtifactError, UsageError
 from vitedge.formats.artifact import Artifact
+from vitedge.formats.engines import INDEX
 from vitedge.formats.target import Option
 from vitedge.runtimes._nvidia import engines
 from vitedge.runtimes.base import OpenOptions
@@ -117,7 +118,7 @@ class SessionContract:
     @pytest.mark.parametrize(("field", "other"), [("version", "9.9.9"), ("sm", "1.0"), ("driver", "1.0")])
     def test_a_foreign_engine_is_refused_or_replaced(self, place: Place, field: str, other: str) -> None:
         place.open().close()
-        (index,) = (paths.cache_folder() / "engines").rglob(engines.INDEX)
+        (index,) = (paths.cache_folder() / "engines").rglob(INDEX)
         listed = json.loads(index.read_bytes())
         for one in listed["engines"]:
             one[field] = other

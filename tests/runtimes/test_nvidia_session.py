@@ -39,6 +39,7 @@ from vitedge.formats.artifact import (
     npy,
     write_artifact,
 )
+from vitedge.formats.engines import INDEX, add, index
 from vitedge.formats.model_folder import Origin
 from vitedge.formats.result import Check
 from vitedge.formats.target import Option
@@ -400,7 +401,7 @@ def test_shared_memory_is_used_without_copies_where_it_is_faster(tmp_path: Path,
 def test_a_note_that_says_nothing_is_measured_again(tmp_path: Path, cuda: CudaStandIn, note: bytes) -> None:
     made = artifact(tmp_path)
     open_session(made).close()
-    (file,) = (path for path in (tmp_path / "cache").rglob("*.json") if path.name != engines.INDEX)
+    (file,) = (path for path in (tmp_path / "cache").rglob("*.json") if path.name != INDEX)
     file.write_bytes(note)
     with open_session(made) as opened:
         assert opened.info["cuda_graph"] is True
@@ -487,7 +488,7 @@ def test_an_engine_that_isnt_what_was_built_is_built_anew(tmp_path: Path, cuda: 
     made = artifact(tmp_path)
     open_session(made).close()
     (file,) = (tmp_path / "cache").rglob("*.plan")
-    index = file.with_name(engines.INDEX)
+    index = file.with_name(INDEX)
     (metadata,) = json.loads(index.read_bytes())["engines"]
     assert (metadata["gpu"], metadata["sm"], metadata["version"]) == ("Stand-in", "8.7", "10.3.0")
     assert (metadata["driver"], metadata["cuda"], metadata["seconds"]) == ("12.6", "12.6", 12.5)
@@ -572,7 +573,7 @@ def test_one_folder_serves_several_devices(tmp_path: Path, cuda: CudaStandIn, mo
     build_engines(made, out=out)
     another_gpu(cuda, monkeypatch, tmp_path / "another device")
     build_engines(made, out=out, overwrite=True)
-    assert [one.gpu for one in engines.index(out).engines] == ["Stand-in", "Other"]
+    assert [one.gpu for one in index(out).engines] == ["Stand-in", "Other"]
     assert len(list(out.glob("*.cache"))) == 2, "each GPU's own timings travel"
     cuda.gpu.name, cuda.gpu.minor = b"Stand-in", 7
     monkeypatch.setenv("VITEDGE_CACHE", str(tmp_path / "third device"))
@@ -582,11 +583,33 @@ def test_one_folder_serves_several_devices(tmp_path: Path, cuda: CudaStandIn, mo
     found = vitedge.inspect(out)
     assert found.kind == "engines"
     assert [row[:2] for row in found.sections[0].rows] == [("8.7", "Stand-in"), ("8.9", "Other")]
-    damaged = next(out / one.file for one in engines.index(out).engines if one.gpu == "Other")
+    damaged = next(out / one.file for one in index(out).engines if one.gpu == "Other")
     damaged.write_bytes(b"another engine")
     assert "isn't what was written" in vitedge.inspect(out).sections[0].rows[1][-1]
     build_engines(made, out=out, overwrite=True)
-    assert [one.gpu for one in engines.index(out).engines] == ["Stand-in"], "a damaged engine isn't carried on"
+    assert [one.gpu for one in index(out).engines] == ["Stand-in"], "a damaged engine isn't carried on"
+
+
+def test_what_a_device_built_is_written_for_equal_ones(
+    tmp_path: Path, cuda: CudaStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = artifact(tmp_path)
+    vitedge.build(made, engines=tmp_path / "built")
+    assert [one.gpu for one in index(tmp_path / "built").engines] == ["Stand-in"]
+    assert len(list((tmp_path / "built").glob("*.cache"))) == 1
+    (tmp_path / "built").rename(engines.beside(made.path))
+    monkeypatch.setenv("VITEDGE_CACHE", str(tmp_path / "an equal device"))
+    (row,) = vitedge.build(made, engines=tmp_path / "nothing")
+    assert not row["built"] and not (tmp_path / "nothing").exists(), "it came with the artifact"
+    another_gpu(cuda, monkeypatch, tmp_path / "another device")
+    (row,) = vitedge.build(made, engines=engines.beside(made.path))
+    assert row["built"] and [one.gpu for one in index(engines.beside(made.path)).engines] == ["Stand-in", "Other"]
+
+
+def test_candidates_find_their_engines_beside_the_artifact_that_has_them(tmp_path: Path) -> None:
+    made = artifact(tmp_path)
+    assert engines.beside(made.path / "candidates" / "int8") == tmp_path / "artifact.engines"
+    assert engines.beside(tmp_path / "candidates" / "int8") == tmp_path / "candidates" / "int8.engines"
 
 
 def test_engines_of_another_graph_go_with_overwrite(
@@ -594,12 +617,12 @@ def test_engines_of_another_graph_go_with_overwrite(
 ) -> None:
     made, out = artifact(tmp_path), tmp_path / "artifact.engines"
     build_engines(made, out=out)
-    (file,) = (path for path in out.iterdir() if path.name == engines.INDEX)
+    (file,) = (path for path in out.iterdir() if path.name == INDEX)
     graph = json.loads(file.read_bytes())["engines"][0]["graph"]
     file.write_text(file.read_text().replace(graph, "f" * 64))
     another_gpu(cuda, monkeypatch, tmp_path / "another device")
     build_engines(made, out=out, overwrite=True)
-    assert [one.gpu for one in engines.index(out).engines] == ["Other"]
+    assert [one.gpu for one in index(out).engines] == ["Other"]
 
 
 def test_a_dry_run_builds_nothing(tmp_path: Path, cuda: CudaStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -626,8 +649,8 @@ def test_a_damaged_index_never_gives_an_engine(data: st.DataObject) -> None:
     """Whatever stands in ``engines.json``: nothing is raised, and what is given has the digest in its metadata."""
     wanted = metadata.for_building("tensorrt", "10.3.0", "a" * 64, BuildOptions(), "8.7")
     with tempfile.TemporaryDirectory() as folder:
-        engines.add(Path(folder), "tiny", b"an engine", wanted, "test")
-        file = Path(folder) / engines.INDEX
+        add(Path(folder), "tiny", b"an engine", wanted, "test")
+        file = Path(folder) / INDEX
         index = bytearray(file.read_bytes())
         for _ in range(data.draw(st.integers(1, 3))):
             index[data.draw(st.integers(0, len(index) - 1))] = data.draw(st.integers(0, 255))

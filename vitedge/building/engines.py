@@ -18,6 +18,7 @@ from vitedge.core.progress import Progress, silent
 from vitedge.device.hardware import memory
 from vitedge.errors import UsageError
 from vitedge.formats.artifact import GOLDEN_INPUTS, Artifact
+from vitedge.formats.engines import ENGINES
 from vitedge.formats.target import Option
 from vitedge.runtimes.base import OpenOptions
 from vitedge.runtimes.session import open_session
@@ -71,7 +72,7 @@ def build(
     action = f"build the engines of {artifact.path}"
     module = builder_of(artifact, action)
     if out is not None:
-        refuse_existing(out, module.ENGINES, overwrite=overwrite, action=action)
+        refuse_existing(out, ENGINES, overwrite=overwrite, action=action)
     engines = module.build(artifact, sms, options or {}, progress)
     if out is not None:
         module.export_engines(artifact, engines, out, overwrite=overwrite, action=action)
@@ -89,6 +90,34 @@ def build(
         }
         for engine in engines
     ]
+
+
+def carry(
+    artifacts: Sequence[Artifact],
+    folder: Path,
+    *,
+    sms: Sequence[str] = (),
+    options: Mapping[str, Option] | None = None,
+) -> None:
+    """Write the engines that this device built of some artifacts into a folder, for equal devices.
+
+    Called ``ARTIFACT.engines``, the folder is found beside the artifact, also for the candidates within it. Engines for
+    other devices that lie there stay. Of runtimes that build none, and of what isn't built, nothing is written.
+
+    Args:
+        artifacts: an artifact, its candidates.
+        folder: made where there is something to write.
+        sms: as for :func:`build`.
+        options: as for :func:`build`.
+
+    Raises:
+        UsageError, ResourceError, NotInstalledError: as :func:`plan`; the folder can't be written.
+    """
+    for artifact in artifacts:
+        if builds(artifact.manifest.target.runtime):
+            action = f"write the engines of {artifact.path}"
+            module = builder_of(artifact, action)
+            module.carry(artifact, module.plan(artifact, sms, options or {}), folder, action)
 
 
 def plan(

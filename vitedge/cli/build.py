@@ -62,6 +62,15 @@ def build(
             "ARTIFACT.choices it's found beside the artifact.",
         ),
     ] = None,
+    engines: Annotated[
+        Path | None,
+        typer.Option(
+            "--engines",
+            help="Folder to write the engines that this device built to as well, for equal devices; called "
+            "ARTIFACT.engines it's found beside the artifact.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Explain what the engines do: types, reformats, fused attention.")
     ] = False,
@@ -133,11 +142,12 @@ def build(
                 data=data,
                 duration_s=duration,
                 choices=choices,
+                engines=engines,
                 options=options,
                 overwrite=overwrite,
                 progress=progress,
             )
             terminal.emit(rows, None if explain else json, built.show_build)
         if explain:
-            engines, compared = api.explain_engines(artifact, OpenOptions(options=options), progress=progress)
-            terminal.emit({"engines": engines, "compared": compared}, json, built.show_explained)
+            explained, compared = api.explain_engines(artifact, OpenOptions(options=options), progress=progress)
+            terminal.emit({"engines": explained, "compared": compared}, json, built.show_explained)

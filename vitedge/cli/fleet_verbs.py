@@ -22,14 +22,14 @@ from vitedge.fleet.options import Keeping
 
 VERBS = (verify, build, bench, eval_, compare)
 #: Options that mean something else for many boards, or nothing.
-OURS = {"out", "json", "resume", "overwrite", "quiet", "choices", "dry_run", "explain", CONTEXT}
+OURS = {"out", "json", "resume", "overwrite", "quiet", "choices", "engines", "dry_run", "explain", CONTEXT}
 ARTIFACTS = Annotated[
     list[Path], typer.Argument(help="Artifact folders; each goes to the boards that are for its target.")
 ]
 #: What each does here.
 SUMMARIES = {
     "verify": "Test on each board that artifacts are, and compute, what was exported.",
-    "build": "Build engines on each board, and choose among an artifact's candidates once on each kind of board.",
+    "build": "Build engines, and choose among an artifact's candidates, once on each kind of board.",
     "bench": "Measure the latency of artifacts on each board, one after the other; raw samples come back.",
     "eval": "Measure the accuracy of artifacts on each board; --data is pushed by digest, too.",
     "compare": "Hold candidates against a baseline on each board, interleaved within one run there.",

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import filecmp
 import hashlib
 import importlib.metadata
 import json
@@ -146,7 +147,7 @@ class Agent:
     def do_publish(self, digest: str, name: str, files: dict[str, str], payload: bytes = b"") -> Answer:
         """Make a folder of files that are here (path -> SHA-256), and let a name stand for it; each in one step."""
         place = self.path("artifacts", digest)
-        fresh = any(size_of(place / path) != size_of(self.path("files", sha)) for path, sha in files.items())
+        fresh = not all(same(place / path, self.path("files", sha)) for path, sha in files.items())
         if fresh:
             building = self.path("artifacts", f".{digest}.{os.getpid()}")
             shutil.rmtree(building, ignore_errors=True)
@@ -156,8 +157,11 @@ class Agent:
                 link_or_copy(self.path("files", sha), to)
             for folder, _, _ in os.walk(building):
                 sync(folder)
-            shutil.rmtree(place, ignore_errors=True)  # it lacks a file
+            earlier = self.path("artifacts", f".{digest}.{os.getpid()}.earlier")
+            if place.exists():  # it lacks a file, or has another one
+                place.rename(earlier)
             building.rename(place)
+            shutil.rmtree(earlier, ignore_errors=True)
         point(self.path("current", name), f"../artifacts/{digest}")
         return {"fresh": fresh, "path": str(place)}
 
@@ -448,6 +452,14 @@ def size_of(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return -1
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether two files have the same content; two names of one file are known without reading it."""
+    try:
+        return one.samefile(other) or filecmp.cmp(one, other, shallow=False)
+    except OSError:
+        return False
 
 
 def new_file(path: Path) -> int:

@@ -18,12 +18,13 @@ from vitedge.fleet.connection import Link
 from vitedge.fleet.doctor import BoardState, examine, versions_of, vitedge_doctor
 from vitedge.fleet.install import Installed, install, machine_of
 from vitedge.fleet.inventory import Board, read_inventory
-from vitedge.fleet.jobs import CHOICES, Jobs, Work, missing
+from vitedge.fleet.jobs import CHOICES, ENGINES, Jobs, Work, missing
 from vitedge.fleet.ledger import LEDGER, Ledger, Outcome, open_ledger
 from vitedge.fleet.options import Keeping, Selection
 from vitedge.fleet.push import Package, Pushed, artifact_package, companions, named_apart, push
 from vitedge.fleet.wheels import Machine, own_wheel, resolve
 from vitedge.formats.artifact import Artifact
+from vitedge.formats.engines import SUFFIX, merge
 
 T = TypeVar("T")
 #: Boards on which something couldn't be done, with the reason.
@@ -215,23 +216,20 @@ class Fleet:
         keeping: Keeping | None = None,
         **how: Any,
     ) -> tuple[list[Outcome], Refused]:
-        """Build on one board of each kind first; the others of the kind take its choice among candidates.
+        """Build on one board of each kind first; the others of the kind take its engines and its choice.
 
-        Boards are of one kind when processor, instruction sets, GPUs and versions are equal. Choices are kept in
-        ``ARTIFACT.choices`` here, which travels with the artifact from then on.
+        Boards are of one kind when the artifacts' runtimes have equal versions there, and what engines and choices
+        depend on is equal: the GPUs, for candidates the processor and its instruction sets, too. Both are kept here in
+        ``ARTIFACT.engines`` and ``ARTIFACT.choices``, which travel with the artifact from then on.
 
         Args, returns and errors are those of :meth:`work`.
         """
-        first: dict[object, str] = {}
+        opened, first = [Artifact.open(path) for path in artifacts], dict[object, str]()
         for state in self.doctor():
-            kind = (state.kind, *sorted(state.versions.items())) if state.problem is None else state.name
-            first.setdefault(kind, state.name)
+            first.setdefault(_kind(state, opened), state.name)
         outcomes, refused = self._some(first.values()).work("build", artifacts, arguments, keeping, **how)
-        shared = Path((keeping or Keeping()).out) / CHOICES
-        for path in map(Path, artifacts):
-            for choice in sorted((shared / Artifact.open(path).digest).glob("*.json")):
-                beside = path.resolve().with_name(path.resolve().name + f".{CHOICES}")
-                write_atomic(beside / choice.name, choice.read_bytes(), f"keep the choice for {path}")
+        for artifact in opened:
+            _share(artifact, Path((keeping or Keeping()).out))
         others = [board.name for board in self.boards if board.name not in first.values()]
         if others:
             more, failed = self._some(others).work("build", artifacts, arguments, keeping, **how)
@@ -332,6 +330,36 @@ def _existing(out: str | Path) -> Path:
             "read the ledger", f"there is no {folder / LEDGER}", "name the folder of results: --out FOLDER"
         )
     return folder
+
+
+def _kind(state: BoardState, artifacts: Sequence[Artifact]) -> object:
+    """What is equal on boards that take each other's engines and choices; a board that can't be used is alone."""
+    if state.problem is not None:
+        return state.name
+
+    def needs(artifact: Artifact) -> object:
+        target, chooses = artifact.manifest.target, any(each.folder for each in artifact.manifest.candidates)
+        by_gpu = target.device.startswith("cuda") and not chooses
+        return state.gpus if by_gpu else state.kind, state.versions.get(target.runtime)
+
+    return state.versions["vitedge"], *map(needs, artifacts)
+
+
+def _share(artifact: Artifact, out: Path) -> None:
+    """Put what boards built and chose of an artifact beside it.
+
+    Args:
+        artifact: here.
+        out: the folder of results, with the choices by artifact, and the engines by artifact and board.
+
+    Raises:
+        ResourceError: it can't be written there.
+    """
+    whole, action = artifact.path.resolve(), f"keep what the boards built of {artifact.path}"
+    for choice in sorted((out / CHOICES / artifact.digest).glob("*.json")):
+        write_atomic(whole.with_name(f"{whole.name}.{CHOICES}") / choice.name, choice.read_bytes(), action)
+    for engines in sorted((out / ENGINES).glob("*/*")):
+        merge(engines, whole.with_name(whole.name + SUFFIX), set(artifact.manifest.files.values()), action)
 
 
 async def _versions(link: Link) -> str:

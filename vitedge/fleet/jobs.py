@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import json
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,14 +21,15 @@ from vitedge.fleet.doctor import held_by
 from vitedge.fleet.ledger import DONE, FAILED, FINAL, LEDGER, OVERLAPPED, Ledger, Outcome
 from vitedge.fleet.options import Keeping
 from vitedge.fleet.push import Package, megabytes
+from vitedge.formats.engines import INDEX
 
-RESULT, CHOICES = "result.json", "choices"
+RESULT, CHOICES, ENGINES = "result.json", "choices", "engines"
 #: What makes a verb write its result into the job's folder, and go on from what an earlier attempt left there.
 OUTPUTS: Mapping[str, Sequence[str]] = {
     "bench": ("--out", RESULT, "--resume"),
     "eval": ("--out", RESULT, "--resume"),
     "compare": ("--out", RESULT, "--overwrite"),
-    "build": ("--json", RESULT, "--choices", CHOICES),
+    "build": ("--json", RESULT, "--choices", CHOICES, "--engines", ENGINES),
     "verify": ("--json", RESULT),
 }
 RESTARTS = 2  # of a job that ended without saying how, by one command
@@ -201,7 +203,9 @@ class Jobs:
             self._note(outcome, said)
         name = await self._fetched(outcome) if code in (0, 7) else None
         if outcome.verb == "build" and code == 0:
-            await self._fetch_choices(outcome)
+            await self._fetch_folder(outcome, CHOICES, self.folder / CHOICES / outcome.subject)
+            await self._fetch_folder(outcome, ENGINES, self.folder / ENGINES / outcome.subject / outcome.board)
+            self._note_refused(outcome, name)
         state = DONE if code == 0 else FAILED if code in FINAL else "interrupted"
         return self._ended(replace(outcome, state=state, detail="" if code == 0 else said, result=name))
 
@@ -230,12 +234,19 @@ class Jobs:
         write_atomic(self.folder / name, content, f"keep the result of {outcome.board}")
         return name
 
-    async def _fetch_choices(self, outcome: Outcome) -> None:
-        """Bring the choices among an artifact's candidates, for boards of the same kind."""
-        place = f"jobs/{outcome.job}/{CHOICES}"
-        for name in (await self.link.ask("list", name=place))["names"]:
-            content = await self.link.fetch(f"{place}/{name}")
-            write_atomic(self.folder / CHOICES / outcome.subject / name, content, f"keep the choice of {outcome.board}")
+    async def _fetch_folder(self, outcome: Outcome, name: str, into: Path) -> None:
+        """Bring what a build leaves for boards of the same kind: choices, or engines with their list at last."""
+        place = f"jobs/{outcome.job}/{name}"
+        names = (await self.link.ask("list", name=place))["names"]
+        for file in sorted(names, key=lambda each: each == INDEX):
+            content = await self.link.fetch(f"{place}/{file}")
+            write_atomic(into / file, content, f"keep the {name} of {outcome.board}")
+
+    def _note_refused(self, outcome: Outcome, result: str | None) -> None:
+        """Say which engines the board had, and refused."""
+        rows = [] if result is None else json.loads((self.folder / result).read_bytes())
+        for because in [row["because"] for row in rows if row.get("because")]:
+            self._note(outcome, f"build {outcome.artifacts} built anew: {because}")
 
     def _ended(self, outcome: Outcome) -> Outcome:
         recorded = self.ledger.record(outcome)

@@ -15,9 +15,10 @@ from vitedge.errors import ResourceError, UsageError
 from vitedge.fleet.agent import PIECE
 from vitedge.fleet.connection import ANSWER_S, Channel, Link
 from vitedge.formats.artifact import MANIFEST, MANIFEST_DIGEST, Artifact
+from vitedge.formats.engines import SUFFIX
 
 IN_FLIGHT = 8  # pieces that are sent before the first one's answer is waited for
-COMPANIONS = (".engines", ".choices")
+COMPANIONS = (SUFFIX, ".choices")
 TRIES = 3  # of a file that arrives damaged
 RESERVE = 16 << 20  # bytes that stay free on the board's disk
 #: Called with how many bytes have been sent, and how many are to be.

@@ -18,11 +18,11 @@ from vitedge.errors import ModelError, NotInstalledError, UsageError
 from vitedge.formats.architecture import ViTConfig
 from vitedge.formats.artifact import MANIFEST, Artifact, Golden, LayerPlan, Manifest
 from vitedge.formats.budget import Budget
+from vitedge.formats.engines import INDEX, Engines
 from vitedge.formats.fidelity import Fidelity
 from vitedge.formats.model_folder import GIVE_NAMES, MODEL_JSON, ClassLabel, Model, Origin, nameless
 from vitedge.formats.result import RESULT_JSON, read_result
 from vitedge.reporting import provenance, rows, widths
-from vitedge.runtimes._nvidia.engines import INDEX, Engines
 from vitedge.runtimes.choice import folders, open_artifact, read_choice
 from vitedge.shrinking.shrinkage import SHRUNK, shrinkage_of
 

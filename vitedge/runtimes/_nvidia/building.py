@@ -10,12 +10,12 @@ from vitedge.core.progress import Progress
 from vitedge.device.hardware import gpus
 from vitedge.errors import ResourceError, UsageError
 from vitedge.formats.artifact import Artifact
+from vitedge.formats.engines import EngineMetadata
 from vitedge.formats.target import Option
 from vitedge.runtimes._nvidia import engine, engines, metadata, session
 from vitedge.runtimes._nvidia.driver import Cuda
 from vitedge.runtimes._nvidia.engine import BuildOptions
 from vitedge.runtimes._nvidia.engines import ObtainedEngine, Outlook
-from vitedge.runtimes._nvidia.metadata import EngineMetadata
 
 
 def build(

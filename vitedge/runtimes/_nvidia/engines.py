@@ -10,40 +10,38 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from vitedge._version import __version__
 from vitedge.core.cache import optional_writes
-from vitedge.core.files import FolderKind, new_folder, require_writable, sha256, write_atomic
+from vitedge.core.files import new_folder, require_writable, sha256, write_atomic
 from vitedge.core.paths import cache_folder
 from vitedge.core.progress import Progress, silent
-from vitedge.core.schema import Record, decode_json, encode_json
 from vitedge.device import hardware
-from vitedge.errors import ArtifactError, ResourceError, VitedgeError
-from vitedge.formats.artifact import Artifact
+from vitedge.errors import ArtifactError, ResourceError
+from vitedge.formats.artifact import CANDIDATES, MANIFEST, Artifact
+from vitedge.formats.engines import (
+    COMPARED,
+    ENGINES,
+    SUFFIX,
+    EngineMetadata,
+    add,
+    differences,
+    identity,
+    index,
+    passport,
+    sound,
+)
 from vitedge.runtimes._nvidia import engine
 from vitedge.runtimes._nvidia.engine import BuildOptions
-from vitedge.runtimes._nvidia.metadata import EngineMetadata, description, differences, identity
+from vitedge.runtimes._nvidia.metadata import description
 
-INDEX = "engines.json"
-ENGINES = FolderKind("a folder of engines", (INDEX,))
 TIMINGS = "timings.cache"  # in an export folder of 0.1.0: what TensorRT measured there, under one name for all GPUs
 #: TensorRT-RTX is the same software wherever it builds; TensorRT has to be where the engine will run.
 AHEAD_OF_TIME = ("tensorrt_rtx",)
 #: Building takes more memory than running: the libraries and CUDA's own, and several copies of the weights.
 BASE_MB, COPIES = {"tensorrt": 900, "tensorrt_rtx": 230}, 4  # RTX: measured with 1.7.1; TensorRT: a guess
-
-
-class Engines(Record):
-    """``engines.json``."""
-
-    SCHEMA_VERSION: ClassVar[int] = 1
-    schema_version: int = 1
-    vitedge_version: str = __version__
-    artifact: str = ""  # its name, for people
-    engines: tuple[EngineMetadata, ...] = ()
 
 
 class ObtainedEngine(NamedTuple):
@@ -74,26 +72,21 @@ def cache_of(graph: str, name: str) -> Path:
 
 
 def beside(artifact: Path) -> Path:
-    """Where an export folder is looked for: ``artifact.engines`` beside ``artifact``."""
+    """Where an export folder is looked for: ``artifact.engines`` beside ``artifact``, or beside the one it's within."""
     whole = artifact.absolute()
-    return whole.with_name(f"{whole.name}.engines")
-
-
-def index(folder: Path) -> Engines:
-    """The folder's list of engines; empty where there is none, or half of one."""
-    try:
-        return decode_json((folder / INDEX).read_bytes(), Engines, action="look for an engine", file=INDEX)
-    except (OSError, VitedgeError):
-        return Engines()
+    if whole.parent.name == CANDIDATES and (whole.parent.parent / MANIFEST).is_file():
+        whole = whole.parent.parent
+    return whole.with_name(f"{whole.name}{SUFFIX}")
 
 
 def look_for(folder: Path, wanted: EngineMetadata) -> ObtainedEngine | list[str]:
     """The engine that fits, or what stands against the nearest one; nothing to say where there is none."""
-    nearest: list[str] = []
+    nearest, least = list[str](), len(COMPARED)
     for metadata in index(folder).engines:
         if wanted.gpu is None and metadata.sm != wanted.sm:
             continue  # built ahead of time for another GPU: it isn't in question
         against = differences(metadata, wanted)
+        apart = len(against)
         if not against:
             try:
                 plan = (folder / Path(metadata.file).name).read_bytes()
@@ -103,8 +96,8 @@ def look_for(folder: Path, wanted: EngineMetadata) -> ObtainedEngine | list[str]
                 if sha256(plan) == metadata.engine:
                     return ObtainedEngine(plan, metadata, folder, built=False)
                 against = [f"its file {metadata.file} isn't what was written"]
-        if not nearest or len(against) < len(nearest):
-            nearest = against
+        if not nearest or apart < least:
+            nearest, least = against, apart
     return nearest
 
 
@@ -200,20 +193,6 @@ def build_into(
     return ObtainedEngine(built.plan, metadata, folder, built=True)
 
 
-def add(folder: Path, name: str, plan: bytes, metadata: EngineMetadata, action: str) -> EngineMetadata:
-    """Write an engine, then list it; the one that it replaces goes last."""
-    digest = sha256(plan)
-    metadata = replace(metadata, engine=digest, file=f"sm{metadata.sm.replace('.', '')}-{digest[:12]}.plan")
-    write_atomic(folder / metadata.file, plan, action)
-    listed = index(folder).engines
-    kept = tuple(other for other in listed if identity(other) != identity(metadata))
-    write_atomic(folder / INDEX, encode_json(Engines(artifact=name, engines=(*kept, metadata))), action)
-    for other in listed:
-        if other not in kept and other.file != metadata.file:
-            (folder / Path(other.file).name).unlink(missing_ok=True)
-    return metadata
-
-
 def timing_cache(metadata: EngineMetadata) -> Path:
     """What TensorRT measured while it built on this GPU in this version, for all models."""
     key = sha256(json.dumps([metadata.package, metadata.version, metadata.gpu, metadata.sm]).encode())[:16]
@@ -245,12 +224,25 @@ def export_engines(
 def _others(folder: Path, obtained: Sequence[ObtainedEngine]) -> Iterator[tuple[EngineMetadata, bytes]]:
     """Sound engines of a folder that are of the same graph, and that none of ``obtained`` replaces."""
     graphs, replaced = ({key(each.metadata) for each in obtained} for key in (lambda one: one.graph, identity))
-    for metadata in index(folder).engines:
-        path = folder / Path(metadata.file).name
-        if metadata.graph in graphs and identity(metadata) not in replaced and path.is_file():
-            plan = path.read_bytes()
-            if sha256(plan) == metadata.engine:
-                yield metadata, plan
+    for metadata, plan in sound(folder):
+        if metadata.graph in graphs and identity(metadata) not in replaced:
+            yield metadata, plan
+
+
+def carry(artifact: Artifact, outlooks: Sequence[Outlook], folder: Path, action: str) -> None:
+    """Write the engines that this device built into a folder, beside those for other devices that lie there.
+
+    What came with the artifact isn't written again.
+
+    Raises:
+        ResourceError: disk, permission.
+    """
+    for each in outlooks:
+        if each.builds or each.folder == beside(artifact.path):
+            continue
+        plan = (each.folder / each.metadata.file).read_bytes()
+        add(folder, artifact.manifest.name, plan, each.metadata, action, same=passport)
+        _carry_timings(timing_cache(each.metadata), folder, action)
 
 
 def _carry_timings(timings: Path, folder: Path, action: str) -> None:

@@ -12,7 +12,7 @@ from vitedge.runtimes._nvidia.engines import ObtainedEngine, Outlook
 from vitedge.runtimes.tensorrt.detect import PACKAGE, installed
 
 parse_layers, explain_layers, compare = layers.parse, explain.explain, explain.compare
-ENGINES, export_engines = engines.ENGINES, engines.export_engines
+export_engines, carry = engines.export_engines, engines.carry
 
 
 def build(
