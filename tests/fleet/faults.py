@@ -20,8 +20,10 @@ from typing import Any
 from tests.fleet.boards import Desk, FakeBoard
 
 #: In place of vitedge on a board: takes a while, counts what it has measured to the end, goes on from a whole result.
+#: The next one that is started after :func:`hold` ends after :func:`release` at the earliest.
 STUB = """#!/bin/sh
 [ -e result.json ] && exit 0
+if mv "$HOME/hold" "$HOME/held" 2> /dev/null; then while [ -e "$HOME/held" ]; do sleep 0.05; done; fi
 sleep "$(cat "$HOME/seconds")"
 echo "{\\"artifact\\": \\"$2\\"}" > result.new || { echo "error: x
        No space left on device
@@ -42,6 +44,29 @@ def stub(board: FakeBoard, seconds: float) -> str:
         (place / name).chmod(0o755)
     (board.home / "seconds").write_text(str(seconds))
     return str(place.parent)
+
+
+def hold(board: FakeBoard) -> None:
+    """Let the next job of the stub last until :func:`release`."""
+    (board.home / "hold").touch()
+
+
+def begun(board: FakeBoard) -> None:
+    """Wait until the stub is held."""
+    until_true((board.home / "held").exists)
+
+
+def until_true(condition: Callable[[], object]) -> None:
+    """Wait for something that comes."""
+    until = time.monotonic() + 200
+    while not condition():
+        assert time.monotonic() < until, "it hasn't come"
+        time.sleep(0.05)
+
+
+def release(board: FakeBoard) -> None:
+    """Let it end."""
+    (board.home / "held").unlink()
 
 
 class Troublemaker:

@@ -31,15 +31,16 @@ def stubbed(desk: Desk, name: str, seconds: float, **entry: object) -> FakeBoard
     return board
 
 
-def begun(board: FakeBoard, jobs: int = 1) -> None:
-    """Wait until so many jobs run there or have run."""
-    until = time.monotonic() + 30
-    while time.monotonic() < until:
-        states = [path.read_text() for path in (board.home / "fleet" / "jobs").glob("*/status")]
-        if sum('"running"' in state or '"done"' in state for state in states) >= jobs:
-            return
-        time.sleep(0.05)
-    raise AssertionError("no job has begun")
+def held(desk: Desk, **entry: object) -> FakeBoard:
+    """A board whose next job lasts until it's released."""
+    board = stubbed(desk, "nuc", 0, **entry)
+    faults.hold(board)
+    return board
+
+
+def waits(board: FakeBoard) -> bool:
+    """Whether a job waits there for another one."""
+    return any('"waiting"' in path.read_text() for path in (board.home / "fleet" / "jobs").glob("*/status"))
 
 
 def events(out: str = "fleet-results") -> list[str]:
@@ -54,43 +55,44 @@ def background(desk: Desk, *arguments: object) -> subprocess.Popen[bytes]:
 
 def test_who_measures_is_said_and_waited_for(desk: Desk, artifacts: Path) -> None:
     """The lock is held by the job, not by the connection, and is free when the job ends."""
-    board = stubbed(desk, "nuc", 2.5)
+    board = held(desk)
     first = background(desk, "bench", artifacts / "one", "--out", "theirs", "-q")
-    begun(board)
+    faults.begun(board)
     first.kill()  # their laptop closes; the job goes on
     first.wait()
     done = vitedge("fleet", "bench", artifacts / "two", "-q")
     assert done.code == 5
     assert "somebody else measures there: " in done.out and "bench one, since" in done.out
-    done = vitedge("fleet", "bench", artifacts / "two", "-q", "--resume", "--wait")
-    assert done.code == 0, done.err
+    waiting = background(desk, "bench", artifacts / "two", "-q", "--resume", "--wait")
+    faults.until_true(lambda: waits(board))
+    faults.release(board)
+    assert waiting.wait(200) == 0
     assert vitedge("fleet", "bench", artifacts / "one", "--out", "theirs", "--resume", "-q").code == 0
     assert faults.measured(board).total() == 2, "the job that went on was collected, not repeated"
 
 
 def test_a_stop_leaves_the_boards_at_work(desk: Desk, artifacts: Path) -> None:
-    board = stubbed(desk, "nuc", 1.5)
+    board = held(desk)
     running = background(desk, "bench", artifacts / "one", "-q")
-    begun(board)
+    faults.begun(board)
     running.send_signal(signal.SIGINT)
-    assert running.wait(30) == 130
+    assert running.wait(200) == 130
     said = (desk.laptop / "log").read_text()
     assert "what runs on the boards goes on" in said and "vitedge fleet collect" in said and "Traceback" not in said
-    until = time.monotonic() + 30
-    while "done" not in vitedge("fleet", "collect").out and time.monotonic() < until:
-        time.sleep(0.2)
+    faults.release(board)
+    faults.until_true(lambda: "done" in vitedge("fleet", "collect").out)
     assert [row["state"] for row in faults.rows(Path("fleet-results"))] == ["done"]
     assert set(faults.measured(board).values()) == {1}
 
 
 def test_power_that_is_cut_while_measuring(desk: Desk, artifacts: Path) -> None:
-    board = stubbed(desk, "nuc", 1.5)
+    board = held(desk)
     running = background(desk, "bench", artifacts / "one", "-q")
-    begun(board)
+    faults.begun(board)
     board.cut_power()
     time.sleep(0.5)
     board.start()
-    assert running.wait(60) == 0, (desk.laptop / "log").read_text()
+    assert running.wait(200) == 0, (desk.laptop / "log").read_text()
     assert any(text.startswith("connection lost") for text in events())
     assert any("is started again: its processes were ended before it was done" in text for text in events())
     assert set(faults.measured(board).values()) == {1}
@@ -98,13 +100,12 @@ def test_power_that_is_cut_while_measuring(desk: Desk, artifacts: Path) -> None:
 
 def test_a_full_disk_is_an_outcome_and_resume_goes_on(desk: Desk, artifacts: Path) -> None:
     with small_disk(desk.folder / "disk", 12_000) as disk:
-        board = stubbed(desk, "nuc", 0.5, folder=f"{disk}/fleet")
+        board = held(desk, folder=f"{disk}/fleet")
         running = background(desk, "bench", artifacts / "one", "-q")
-        until = time.monotonic() + 30
-        while not list(disk.glob("fleet/jobs/*/stderr")) and time.monotonic() < until:
-            time.sleep(0.02)
+        faults.begun(board)
         filler = fill(disk)
-        assert running.wait(60) == 5
+        faults.release(board)
+        assert running.wait(200) == 5
         (row,) = faults.rows(Path("fleet-results"))
         assert row["state"] == "interrupted" and row["detail"] == "the board's disk is full: 0.0 MB are free"
         assert any("disk is full" in text for text in events())
@@ -123,11 +124,12 @@ def test_no_room_is_said_before_anything_is_sent(desk: Desk, artifacts: Path) ->
 
 
 def test_a_clock_that_jumps_changes_nothing_and_is_noted(desk: Desk, artifacts: Path) -> None:
-    board = stubbed(desk, "nuc", 1.0)
+    board = held(desk)
     running = background(desk, "bench", artifacts / "one", "-q")
-    begun(board)
+    faults.begun(board)
     (board.home / "clock" / "shift").write_text("-86400")
-    assert running.wait(60) == 0
+    faults.release(board)
+    assert running.wait(200) == 0
     assert any("the board's clock moved by -86400 s" in text for text in events())
 
 
@@ -164,12 +166,13 @@ def test_a_push_goes_on_where_it_ended_and_is_checked(desk: Desk, tmp_path: Path
 
 def test_a_planted_overlap_is_caught(desk: Desk, artifacts: Path) -> None:
     """Somebody removes the lock while a job runs: neither measurement counts, and both are made again."""
-    board = stubbed(desk, "nuc", 1.5)
+    board = held(desk)
     assert vitedge("fleet", "bench", artifacts / "one", "--detach", "-q").code == 0
-    begun(board)
+    faults.begun(board)
     (board.home / "lock").unlink()
     done = vitedge("fleet", "bench", artifacts / "two", "-q")
-    vitedge("fleet", "collect")
+    faults.release(board)
+    faults.until_true(lambda: "running" not in vitedge("fleet", "collect").out)
     found = {row["artifacts"]: row for row in faults.rows(Path("fleet-results"))}
     assert {row["state"] for row in found.values()} == {"overlapped"}, done.out
     assert "another job ran on the board at the same time: bench two" in found["one"]["detail"]

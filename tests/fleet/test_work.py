@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sqlite3
@@ -126,20 +127,35 @@ def test_what_fails_on_a_board_is_said_and_the_others_go_on(desk: Desk, artifact
 
 def test_a_job_goes_on_without_us_and_is_collected(desk: Desk, artifacts: Path) -> None:
     board = desk.add("nuc", venv=str(desk.folder / "nuc" / "stub"))
-    faults.stub(board, 0.5)
+    faults.stub(board, 0)
+    faults.hold(board)
     one, two = artifacts / "one", artifacts / "two"
     done = vitedge("fleet", "bench", one, two, *QUICK, "--detach", "-q")
     assert done.code == 0, done.err
     assert [row["state"] for row in ledger()] == ["running", "running"]
+    with contextlib.closing(sqlite3.connect("fleet-results/ledger.db")) as connection, connection:
+        connection.execute("UPDATE outcomes SET state = 'planned' WHERE artifacts = 'one'")  # stopped before it's told
     board.stop_server()  # nobody is connected now, nor can be
     board.start()
-    for _ in range(100):
-        if "running" not in vitedge("fleet", "collect").out:
-            break
+    faults.begun(board)
+    faults.release(board)
+    faults.until_true(lambda: vitedge("fleet", "collect").out.count("done") == 2)
     rows = ledger()
     assert [row["state"] for row in rows] == ["done", "done"]
     assert sorted((row["started_ns"], row["ended_ns"]) for row in rows)[1][0] >= min(row["ended_ns"] for row in rows)
     assert all((Path("fleet-results") / row["result"]).is_file() for row in rows)
+
+
+def test_what_lies_beside_an_artifact_travels_with_every_change(desk: Desk, artifacts: Path) -> None:
+    board, beside = desk.add("nuc"), desk.laptop / "one.choices"
+    shutil.copytree(artifacts / "one", desk.laptop / "one")
+    beside.mkdir()
+    for content in ("1.25", "1.75"):  # of one length
+        (beside / "choice.json").write_text(content)
+        done = vitedge("fleet", "push", "one", "-q")
+        assert done.code == 0, done.err
+        assert (board.home / "fleet" / "current" / "one.choices" / "choice.json").read_text() == content
+        assert len(list((board.home / "fleet" / "artifacts").iterdir())) == 2, "nothing earlier is left"
 
 
 def test_a_damaged_artifact_stays_here(desk: Desk, artifacts: Path) -> None:

@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 
 from vitedge.core.files import resource_errors, write_atomic
 from vitedge.core.progress import Progress, silent
-from vitedge.errors import Interrupted, UsageError, VitedgeError, signal_of
+from vitedge.errors import Interrupted, UsageError, VitedgeError, signal_of, without_passwords
 from vitedge.fleet.connection import Link
 from vitedge.fleet.doctor import BoardState, examine, versions_of, vitedge_doctor
 from vitedge.fleet.install import Installed, install, machine_of
 from vitedge.fleet.inventory import Board, read_inventory
 from vitedge.fleet.jobs import CHOICES, ENGINES, Jobs, Work, missing
-from vitedge.fleet.ledger import LEDGER, Ledger, Outcome, open_ledger
+from vitedge.fleet.ledger import LEDGER, UNKNOWN, Ledger, Outcome, open_ledger
 from vitedge.fleet.options import Keeping, Selection
 from vitedge.fleet.push import Package, Pushed, artifact_package, companions, named_apart, push
 from vitedge.fleet.wheels import Machine, own_wheel, resolve
@@ -164,11 +164,12 @@ class Fleet:
             The outcomes, and the boards on which the work couldn't go on, with the reason.
 
         Raises:
-            UsageError, ArtifactError: no such artifact, or a damaged one.
+            UsageError, ArtifactError: no such artifact, or a damaged one; a password in an argument.
             ResourceError: the results' folder can't be written.
             Interrupted: what runs on the boards goes on.
         """
         keeping, uploads = keeping or Keeping(), uploads or {}
+        _refuse_passwords(verb, arguments)
         packages = [artifact_package(path) for path in artifacts]
         named_apart(packages)
         beside = {package: companions(path, package.digest) for package, path in zip(packages, artifacts, strict=True)}
@@ -256,7 +257,7 @@ class Fleet:
         """
         folder, names = _existing(out), {board.name for board in self.boards}
         with open_ledger(folder, "collect from the boards") as ledger:
-            open_rows = [row for row in ledger.rows() if row.state in ("running", "unreachable")]
+            open_rows = [row for row in ledger.rows() if row.state in UNKNOWN]
 
             async def work(link: Link) -> None:
                 mine = [row for row in open_rows if row.board == link.board.name]
@@ -330,6 +331,15 @@ def _existing(out: str | Path) -> Path:
             "read the ledger", f"there is no {folder / LEDGER}", "name the folder of results: --out FOLDER"
         )
     return folder
+
+
+def _refuse_passwords(verb: str, arguments: Sequence[str]) -> None:
+    """Raises: UsageError: an argument holds what may be a password: the ledger and the boards' processes show it."""
+    for word in arguments:
+        if without_passwords(word) != word:
+            reason = f"{word} has a user name or password in it, which the ledger and the boards' processes would show"
+            hint = "leave it out, and let vitedge read it on the board, from a file or a variable: --credentials FILE"
+            raise UsageError(f"{verb} on the boards", reason, hint)
 
 
 def _kind(state: BoardState, artifacts: Sequence[Artifact]) -> object:

@@ -22,6 +22,8 @@ LEDGER, SCHEMA = "ledger.db", 1
 #: Exit codes that would come again: done, usage, bad artifact or data, result invalid, runtime not installed.
 FINAL = (0, 2, 3, 7, 8)
 DONE, FAILED, OVERLAPPED = "done", "failed", "overlapped"
+#: Of a job that the board may know more about: a stop may come between its start there and the ledger's word of it.
+UNKNOWN = ("planned", "running", "unreachable")
 
 
 class Outcome(Record):
