@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def test_a_table_of_what_each_board_is_and_can_run(desk: Desk) -> None:
     assert done.code == 5
     assert done.error[:2] == ["examine the boards", "1 of 2 can't be used: pi5"]
     assert "Connect call failed" in done.out and "ssh -p" in done.out
-    assert "clocks that are off" in done.out and "86,400 s ahead" in done.out
+    assert re.search(r"clocks that are off\s+nuc +86,\d+ s ahead", done.out)
     nuc, pi5 = json.loads((desk.laptop / "boards.json").read_text())
     assert nuc["problem"] is None and {"vitedge", "onnxruntime"} <= nuc["versions"].keys()
     assert "onnxruntime" in nuc["targets"] and nuc["cores"] and nuc["disk_mb"] and nuc["kind"]

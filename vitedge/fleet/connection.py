@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import shlex
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import asyncssh
 
 CONNECT_S, ANSWER_S = 20.0, 30.0
+START_S = 60.0  # a small or busy board may need so long to start Python
 CONFIGURATIONS = ("~/.ssh/config", "/etc/ssh/ssh_config")
 KNOWN_HOSTS = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2", "/etc/ssh/ssh_known_hosts")
 MOST_NOISE = 1 << 16  # bytes that a board's shell may print before the agent greets
@@ -131,8 +133,10 @@ class Link:
         if self._channel is None:
             channel = await _connect(self.board, self._password)
             try:
+                asked_s = time.time()
                 await channel.send("open", folder=self.board.folder)
                 self.facts = _checked(await channel.receive(), self.board, "open its folder")
+                self.facts["clock_s"] = self.facts["clock_ns"] / 1e9 - (asked_s + time.time()) / 2
             except BaseException:
                 await channel.close()
                 raise
@@ -324,13 +328,13 @@ async def _start_agent(board: Board, connection: asyncssh.SSHClientConnection) -
 
     source = Path(agent.__file__).read_bytes()
     try:
-        process = await asyncio.wait_for(connection.create_process(command_line(board), encoding=None), CONNECT_S)
+        process = await asyncio.wait_for(connection.create_process(command_line(board), encoding=None), START_S)
         process.stdin.write(f"{len(source)}\n".encode() + source)
         noise = 0
-        while (line := await asyncio.wait_for(process.stdout.readline(), CONNECT_S)) != agent.GREETING:
+        while (line := await asyncio.wait_for(process.stdout.readline(), START_S)) != agent.GREETING:
             noise += len(line)
             if not line or noise > MOST_NOISE:
-                said = await asyncio.wait_for(process.stderr.read(2000), CONNECT_S)
+                said = await asyncio.wait_for(process.stderr.read(2000), START_S)
                 raise _no_python(board, said.decode(errors="replace").strip())
     except (OSError, asyncssh.Error, asyncio.TimeoutError) as error:
         raise ConnectionEnded(_said(error)) from error
