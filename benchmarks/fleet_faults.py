@@ -2,15 +2,14 @@
 
     python benchmarks/fleet_faults.py [--faults 100] [--seed 26] [--json FILE]
 
-Four boards on loopback, each an OpenSSH server with its own host key: environments with different versions of ONNX
-Runtime, one of them on a small disk. An emulated aarch64 board takes minutes for a measurement:
-tests/fleet/test_aarch64.py has it do less.
+Four boards on loopback, each an OpenSSH server with its own host key: two x86-64 environments with different versions
+of ONNX Runtime, an aarch64 Python under emulation, and a board on a small disk.
 
 Faults: connections that drop or stall, power that is cut, a disk that fills, a clock that jumps,
 and the laptop's command that is killed. At the end the ledger has to have what a run without faults gives, and the
 boards' own records say that nothing was measured twice and nothing ran beside anything else.
 
-Needs root for the small disk, and OpenSSH's server.
+Needs root for the small disk, OpenSSH's server, and the program of $VITEDGE_AARCH64_PYTHON.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from pathlib import Path
 
 import vitedge
 from tests.disks import small_disk
-from tests.fleet import faults
+from tests.fleet import emulated, faults
 from tests.fleet.boards import Desk
 
 ROOT = Path(vitedge.__file__).resolve().parent.parent
@@ -65,7 +64,7 @@ def build(desk: Desk, folder: Path, disk: Path) -> None:
     pythons = {
         "older": with_older_runtime(folder / "older"),
         "newer": sys.executable,
-        "third": sys.executable,
+        "aarch64": f"{emulated.environment(folder / 'emulated')}/bin/python",
         "full": sys.executable,
     }
     for name, python in pythons.items():
