@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -166,6 +167,15 @@ def test_keywords_are_the_fields(fields: type, record: type[Record]) -> None:
     assert set(keywords) == {option.path[0] for option in parameters(record)}
     for name, kind in typing.get_type_hints(record).items():
         if name in keywords:
-            wider = set(typing.get_args(keywords[name]) or [keywords[name]]) - {Path}
-            wider = {tuple[str, ...] if each == Sequence[str] else each for each in wider}
-            assert wider == set(typing.get_args(kind) or [kind]), name
+            wider = _alternatives(keywords[name]) - {Path}
+            assert {_as_tuple(each) for each in wider} == _alternatives(kind), name
+
+
+def _alternatives(kind: Any) -> set[Any]:
+    union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    return set(typing.get_args(kind)) if union else {kind}
+
+
+def _as_tuple(kind: Any) -> Any:
+    """A field is a tuple where its keyword takes any sequence."""
+    return tuple[typing.get_args(kind)[0], ...] if typing.get_origin(kind) is Sequence else kind

@@ -23,6 +23,7 @@ class Levels:
     """A backend whose answer is the nearest of six greys; 12 for it, 0 for the others."""
 
     info: Mapping[str, Any] = {"runtime": "levels", "version": "1", "device": "cpu", "threads": 1}
+    slots = 1
 
     def __init__(self, batch: int = 1, wait_s: float = 0.0) -> None:
         self.batch, self._wait_s = batch, wait_s

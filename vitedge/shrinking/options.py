@@ -184,7 +184,7 @@ class ShrinkFields(TypedDict, total=False):
     beside: Sequence[str]
     max_drop: float | None
     classes: str | Path | None
-    resolutions: Sequence[int | tuple[int, int]]
+    resolutions: Sequence[int | tuple[int, ...]]  # sides, or (height, width)
     finetune: int | None
     labelled: str | Path | None
     data: str | Path | None
