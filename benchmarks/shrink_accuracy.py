@@ -76,10 +76,7 @@ def main() -> int:
     right = exact.argmax(1) == labels
     print(f"{model.record.name}: {len(pictures)} pictures, {100 * right.mean():.2f} % right; shrunk by {len(seen)}")
     start = time.perf_counter()
-    parts = (each for each in components(graph) if each.kind != "tokens")
-    own = {each.name: each.offered for each in parts if each.name.startswith("blocks.")}
-    table = costs(graph, seen, names=own)
-    work = {name: {width: block_macs(truncate(graph, {name: width})) for width in own[name]} for name in own}
+    table, work = weighed(graph, seen)
     weighing_s = time.perf_counter() - start
     print(f"{'':28s}{'points':>8s}{'flips':>9s}{'mean KL':>10s}   ({weighing_s:.0f} s to weigh)", flush=True)
     rows, bars = [], []
@@ -117,6 +114,14 @@ def main() -> int:
 def block_macs(graph: onnx.ModelProto) -> int:
     """Multiply-accumulates of the blocks at batch 1, attention's products included."""
     return sum(count for name, count in macs(graph).items() if name.startswith("blocks."))
+
+
+def weighed(graph: onnx.ModelProto, seen: NDArray[np.uint8]) -> tuple[Table, Table]:
+    """The error that each width of the blocks' components adds, and the blocks' multiply-accumulates at it."""
+    parts = (each for each in components(graph) if each.kind != "tokens")
+    own = {each.name: each.offered for each in parts if each.name.startswith("blocks.")}
+    work = {name: {width: block_macs(truncate(graph, {name: width})) for width in own[name]} for name in own}
+    return costs(graph, seen, names=own), work
 
 
 def widths_at(graph: onnx.ModelProto, table: Table, work: Table, fraction: float) -> Widths:

@@ -21,15 +21,13 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 from peer_bars import Bar, decoded, environment, open_model, write
-from shrink_accuracy import block_macs, divergence, widths_at
+from shrink_accuracy import block_macs, divergence, weighed, widths_at
 
 import vitedge
 from vitedge.data.embedded import open_images
 from vitedge.formats.model_folder import Model, write_model
 from vitedge.graph.surgery import load
 from vitedge.runtimes.interpreter import run_graph
-from vitedge.shrinking.components import components, truncate
-from vitedge.shrinking.costs import costs
 from vitedge.shrinking.files import model_files
 from vitedge.shrinking.shrink import shrink
 
@@ -77,9 +75,7 @@ def main() -> int:
 def shrunk(whole: Model, seen: NDArray[np.uint8], folder: Path) -> Iterator[tuple[str, Model]]:
     """Model folders at the fractions of the blocks' multiply-accumulates."""
     graph = load(whole.onnx_path)
-    own = {each.name: each.offered for each in components(graph) if each.name.startswith("blocks.")}
-    errors = costs(graph, seen, names=own)
-    work = {name: {width: block_macs(truncate(graph, {name: width})) for width in own[name]} for name in own}
+    errors, work = weighed(graph, seen)
     for fraction in FRACTIONS:
         narrow = shrink(graph, widths_at(graph, errors, work, fraction), seen).model
         files, architecture = model_files(narrow, whole.record)

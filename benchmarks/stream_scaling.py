@@ -15,15 +15,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from random_models import random_model
 
 import vitedge
-from tests.graph.vits import random_arrays
 from tests.streaming.test_scale import encoded
 from vitedge.data.preprocessing import Preprocessing
-from vitedge.formats.architecture import PatchStem, ViTConfig
-from vitedge.formats.model_folder import ModelRecord, Origin, class_table, write_model
-from vitedge.graph.author import author_vit
-from vitedge.graph.surgery import to_bytes
 from vitedge.streaming.scale import scaler
 
 CONTRACT = Preprocessing(size=(224, 224))
@@ -40,27 +36,9 @@ def median_ms(call: Callable[[], object], rounds: int = 30) -> float:
 
 
 def tiny_vit(folder: Path) -> Path:
-    """An artifact of ViT-Ti/16 (Touvron et al. 2021: 192 wide, 12 blocks, 3 heads) for ONNX Runtime."""
-    config = ViTConfig(
-        image_size=(224, 224),
-        stem=PatchStem(patch_size=16),
-        embed_dim=192,
-        depth=12,
-        num_heads=3,
-        mlp_hidden=768,
-        num_classes=1000,
-    )
-    record = ModelRecord(
-        name="vit-tiny",
-        classes=class_table([f"class-{number}" for number in range(1000)]),
-        preprocessing=CONTRACT,
-        origin=Origin(kind="onnx", source="random weights"),
-        licence="CC0-1.0",
-        architecture=config,
-    )
-    graph = author_vit(config, random_arrays(config, seed=1), mean=CONTRACT.mean, std=CONTRACT.std)
-    model = write_model(folder / "model", record, {"model.onnx": to_bytes(graph)})
-    return Path(vitedge.export(model.path, target="onnxruntime", precision="fp32", out=folder / "artifact").path)
+    """An artifact of ViT-Ti/16 for ONNX Runtime."""
+    model = random_model("vit_tiny_patch16_224", folder / "model")
+    return vitedge.export(model, target="onnxruntime", precision="fp32", out=folder / "artifact").path
 
 
 def main() -> None:

@@ -60,12 +60,18 @@ def picture(artifact: Artifact, first: int) -> np.ndarray:
     return np.full((1, *artifact.manifest.preprocessing.size, 3), first, np.uint8)
 
 
-def test_who_waits_for_an_answer_keeps_nobody_from_submitting(artifact: Artifact, backend: Waiting) -> None:
-    session, answers = Session(artifact, backend), list[int]()
-    slow = session.submit(picture(artifact, SLOW))
+def collected_meanwhile(session: Session, backend: Waiting) -> tuple[threading.Thread, list[int]]:
+    """A thread that waits for the picture SLOW, and where its answer will be."""
+    slow, answers = session.submit(picture(session.artifact, SLOW)), list[int]()
     waiting = threading.Thread(target=lambda: answers.append(int(session.collect(slow).argmax())))
     waiting.start()
     backend.waited_for.acquire()
+    return waiting, answers
+
+
+def test_who_waits_for_an_answer_keeps_nobody_from_submitting(artifact: Artifact, backend: Waiting) -> None:
+    session = Session(artifact, backend)
+    waiting, answers = collected_meanwhile(session, backend)
     quick = session.collect(session.submit(picture(artifact, QUICK)))
     assert (quick.argmax(), answers) == (QUICK, [])
     backend.over.set()
@@ -75,11 +81,8 @@ def test_who_waits_for_an_answer_keeps_nobody_from_submitting(artifact: Artifact
 
 
 def test_closing_waits_for_who_collects(artifact: Artifact, backend: Waiting) -> None:
-    session, answers = Session(artifact, backend), list[int]()
-    slow = session.submit(picture(artifact, SLOW))
-    waiting = threading.Thread(target=lambda: answers.append(int(session.collect(slow).argmax())))
-    waiting.start()
-    backend.waited_for.acquire()
+    session = Session(artifact, backend)
+    waiting, answers = collected_meanwhile(session, backend)
     closing = threading.Thread(target=session.close)
     closing.start()
     while session._backend is not None:

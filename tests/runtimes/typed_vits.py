@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from vitedge.data.preprocessing import Preprocessing
-from vitedge.formats.architecture import PatchStem, ViTConfig
+from vitedge.formats.architecture import ViTConfig
 from vitedge.formats.model_folder import class_table
 from vitedge.formats.recipe import load_recipe
 from vitedge.formats.target import Candidate, load_target
@@ -24,19 +24,12 @@ from vitedge.graph.builder import GraphBuilder
 from vitedge.graph.surgery import to_bytes
 from vitedge.quantization.observe import observe
 from vitedge.runtimes.base import Request
+from vitedge.training.zoo import zoo_config
 
 #: Not every target that the tests use has a GPU for it.
 FP8 = Candidate(precision="fp8", variant="linears-fp8-rest-fp16")
 
-VIT_TI = ViTConfig(
-    image_size=(224, 224),
-    stem=PatchStem(patch_size=16),
-    embed_dim=192,
-    depth=12,
-    num_heads=3,
-    mlp_hidden=768,
-    num_classes=1000,
-)
+VIT_TI = zoo_config("vit_tiny_patch16_224", num_classes=1000)
 
 
 def trained_like(config: ViTConfig, seed: int = 0) -> onnx.ModelProto:

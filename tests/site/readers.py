@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.graph.vits import random_arrays
 from tests.site.pages import DOCS
 from vitedge.data import embedded
-from vitedge.formats.architecture import PatchStem, ViTConfig
+from vitedge.training.zoo import zoo_config
 
 CLASSES = ("airplane", "frog", "truck")
 #: By a line of the page, what the hobbyist does by hand once it's done.
@@ -32,15 +32,7 @@ def engineer(folder: Path) -> None:
     """A checkpoint as timm's ``train.py`` writes it, its classes, and pictures with and without labels."""
     import torch
 
-    config = ViTConfig(
-        image_size=(64, 64),
-        stem=PatchStem(patch_size=16),
-        embed_dim=192,
-        depth=12,
-        num_heads=3,
-        mlp_hidden=768,
-        num_classes=len(CLASSES),
-    )
+    config = zoo_config("vit_tiny_patch16_224", num_classes=len(CLASSES), image_size=(64, 64))
     weights = {name: torch.from_numpy(value) for name, value in random_arrays(config).items()}
     torch.save({"state_dict": weights, "epoch": 9}, folder / "model_best.pth.tar")
     (folder / "names.txt").write_text("\n".join(CLASSES))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -54,7 +53,7 @@ class Session:
         self.classes = artifact.manifest.classes
         self._backend: Backend | None = backend
         self._lock = threading.Lock()
-        self._collecting: set[object] = set()
+        self._collecting, self._collected = 0, threading.Condition(self._lock)
         self._workers = ThreadPoolExecutor(backend.slots, "vitedge-session")  # threads start when they're first wanted
         height, width = artifact.manifest.preprocessing.size
         self.input_shape = (backend.batch, height, width, 3)
@@ -116,11 +115,10 @@ class Session:
         Raises:
             UsageError: no such ticket is outstanding.
         """
-        caller = object()
+        with self._lock:
+            backend = self._open()
+            self._collecting += 1  # close() waits for it
         try:
-            with self._lock:
-                backend = self._open()
-                self._collecting.add(caller)  # until it's gone, close() waits
             backend.wait(ticket)
             with self._lock:
                 return backend.collect(ticket)
@@ -129,7 +127,9 @@ class Session:
                 "collect an inference", f"ticket {ticket} isn't outstanding", "collect each ticket once"
             ) from None
         finally:
-            self._collecting.discard(caller)
+            with self._collected:
+                self._collecting -= 1
+                self._collected.notify_all()
 
     async def run_async(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """As :meth:`run`, without blocking the event loop; leave ``images`` as they are until the logits are there.
@@ -237,8 +237,8 @@ class Session:
             backend, self._backend = self._backend, None
         if backend is not None:
             self._workers.shutdown()
-            while self._collecting:
-                time.sleep(0.001)
+            with self._collected:
+                self._collected.wait_for(lambda: not self._collecting)
             backend.close()
 
     def __enter__(self) -> Session:

@@ -42,8 +42,7 @@ class Attempt:
     graph: onnx.ModelProto
     loss: Fidelity
 
-    @property
-    def cost(self) -> Cost:
+    def verified(self) -> Cost:
         """What the graph takes, and the whole model; measured again where it's measured here."""
         measured = self.priced.table.measured and self.priced.watch is not None
         return self.priced.measured(self.graph) if measured else self.trial.cost
@@ -136,7 +135,7 @@ def _refuse_loss(plan: ShrinkPlan, loss: Fidelity) -> None:
 
 def shrinkage(chosen: Attempt, tried: Sequence[Resolution]) -> Shrinkage:
     """What was done, for ``model.json``."""
-    whole, priced, cost = chosen.subject, chosen.priced, chosen.cost
+    whole, priced, cost = chosen.subject, chosen.priced, chosen.verified()
     plan, table = whole.plan, priced.table
     return Shrinkage(
         model=plan.deployed.model.record.name,
