@@ -26,6 +26,8 @@ import venv
 from collections import Counter, defaultdict
 from pathlib import Path
 
+from random_models import random_model
+
 import vitedge
 from tests.disks import small_disk
 from tests.fleet import emulated, faults
@@ -105,7 +107,7 @@ def main() -> None:
         desk = Desk(Path(folder) / "desk")
         os.environ["HOME"] = str(desk.laptop)
         try:
-            model = vitedge.import_model("embedded", Path(folder) / "model")
+            model = random_model("vit_nano_patch4_32", Path(folder) / "model")
             one = vitedge.export(model, "onnxruntime", "fp32", Path(folder) / "one")
             artifacts = faults.copies(one.path, Path(folder) / "artifacts", 6)
             build(desk, Path(folder), disk)
