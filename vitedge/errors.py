@@ -26,7 +26,7 @@ from __future__ import annotations
 import difflib
 import re
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from vitedge.installation import install_command
@@ -172,7 +172,10 @@ def behind(error: BaseException | None, kind: type[E]) -> E | None:
     return error
 
 
-def nearest(name: str, candidates: Iterable[str]) -> str:
-    """``"; the nearest is 'x'"`` when one of ``candidates`` resembles ``name``, else an empty string."""
-    matches = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
-    return f"; the nearest is '{matches[0]}'" if matches else ""
+def nearest(name: str, candidates: Iterable[str], *, show: Callable[[str], str] = str) -> str:
+    """``"; the nearest is 'x'"`` when one of ``candidates`` resembles ``name``, else an empty string.
+
+    ``show``: a candidate as the reader types it.
+    """
+    matches = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.55)
+    return f"; the nearest is '{show(matches[0])}'" if matches else ""

@@ -12,6 +12,7 @@ import pytest
 import typer.main
 
 from tests.cli.command import fails, vitedge
+from vitedge.cli import synonyms
 from vitedge.cli.application import VERBS, application
 from vitedge.cli.records import parameters
 from vitedge.streaming.settings import StreamSettings
@@ -26,7 +27,28 @@ from vitedge.streaming.settings import StreamSettings
             "there is no option '--durtion'; the nearest is '--duration'",
             "run: vitedge bench --help",
         ),
-        ("--verbose doctor", "there is no option '--verbose'; the nearest is '--version'", "run: vitedge --help"),
+        ("--verbose doctor", "there is no option '--verbose'; here it's '--debug'", "run: vitedge --help"),
+        ("shrink m --budget 3", "there is no option '--budget'", "run: vitedge shrink --help"),
+        (
+            "quantize model/",
+            "there is no verb 'quantize'; here it's 'vitedge export --precision int8'",
+            "run: vitedge --help",
+        ),
+        (
+            "fleet predict a",
+            "there is no verb 'predict'",
+            "run: vitedge fleet --help",
+        ),
+        (
+            "bench a --num_threads 3",
+            "there is no option '--num_threads'; here it's '--threads'",
+            "run: vitedge bench --help",
+        ),
+        (
+            "export --model m",
+            "there is no option '--model'; here it's the argument MODEL",
+            "run: vitedge export --help",
+        ),
         ("classify a b --top-k 0", "--top-k: 0 is not in the range 1<=x<=100", "run: vitedge classify --help"),
         ("report a --format pdf", "--format: 'pdf' is not one of 'html', 'md', 'csv'", "run: vitedge report --help"),
         ("eval a --limit", "option '--limit' requires an argument", "run: vitedge eval --help"),
@@ -34,6 +56,23 @@ from vitedge.streaming.settings import StreamSettings
 )
 def test_words_that_cannot_be_used_are_one_block(words: str, reason: str, hint: str) -> None:
     assert fails(2, *words.split())[1:] == [reason, hint]
+
+
+def test_words_of_other_tools_lead_to_words_that_there_are() -> None:
+    """None is ours already in every verb, and what it leads to exists."""
+    every = typer.main.get_command(application())
+    commands = every.commands  # type: ignore[attr-defined]
+    ours = {
+        name: {word for each in verb.params for word in (*each.opts, str(each.name).upper())}
+        for name, verb in {**commands, "": every}.items()
+    }
+    for word, meant in synonyms.VERBS.items():
+        verb, *option = meant.split()
+        assert word not in commands and set(option[:1]) <= ours[verb], word
+    for word, meanings in synonyms.OPTIONS.items():
+        for meaning in meanings:
+            reached = [words for words in ours.values() if word not in words and meaning.split()[0] in words]
+            assert reached, (word, meaning)
 
 
 def test_all_that_is_missing_is_named_at_once() -> None:

@@ -10,7 +10,8 @@ from typing import Any, cast
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from vitedge.errors import UsageError, nearest
+from vitedge.cli import synonyms
+from vitedge.errors import UsageError
 
 #: What click raises for words that it can't use. typer brings click along, or a copy of it, by its version.
 _PARSER_ERROR = cast(type[Exception], typer.BadParameter.__base__)
@@ -60,7 +61,7 @@ class Verbs(TyperGroup):
             UsageError: there is none of this name.
         """
         if args[0] not in self.commands and not ctx.resilient_parsing:
-            reason = f"there is no verb '{args[0]}'{nearest(args[0], self.commands)}"
+            reason = f"there is no verb '{args[0]}'{synonyms.verb(args[0], ctx.command_path, self.commands)}"
             raise UsageError(f"run '{ctx.command_path} {args[0]}'", reason, f"run: {ctx.command_path} --help")
         return super().resolve_command(ctx, args)
 
@@ -101,8 +102,10 @@ def _taken(ctx: Any, words: Sequence[str]) -> str:
 def _reason(ctx: Any, error: Any) -> str:
     """One clause of a parser's error."""
     if (unknown := getattr(error, "option_name", None)) and hasattr(error, "possibilities"):
-        options = [name for parameter in ctx.command.params for name in (*parameter.opts, *parameter.secondary_opts)]
-        return f"there is no option '{unknown}'{nearest(unknown, [each for each in options if each[:1] == '-'])}"
+        names = [name for parameter in ctx.command.params for name in (*parameter.opts, *parameter.secondary_opts)]
+        options = [each for each in names if each[:1] == "-"]
+        arguments = [_name(each) for each in ctx.command.params if each.param_type_name != "option"]
+        return f"there is no option '{unknown}'{synonyms.option(unknown, options, arguments)}"
     parameter = getattr(error, "param", None)
     text = str(error.message if parameter is not None else error.format_message()).rstrip(".")
     return f"{_name(parameter)}: {text}" if parameter is not None else text[:1].lower() + text[1:]
