@@ -178,7 +178,7 @@ def campaign(
             with contextlib.suppress(subprocess.TimeoutExpired):
                 laptop.wait(60)
             trouble.heal()
-            round_ += laptop.poll() == 0
+            round_ += laptop.wait(600) == 0
         for _ in range(5):
             if start().wait(600) == 0:
                 return trouble.made, rows(out), round_ + 1
