@@ -25,15 +25,19 @@ NOBODY = (
 )
 #: {lab} has the inputs, {out} is an empty folder.
 VERBS = {
+    "new": "{out}/garden",
+    "run": "--file {lab}/vitedge.toml",
     "train": "{lab}/data --model vit_nano_patch4_32 --epochs 1 --out {out}/model",
     "import": "{lab}/source.onnx --out {out}/model",
     "label": "{lab}/named --labels {lab}/data",
+    "shrink": "{lab}/model -t onnxruntime --macs 0.7 --data {lab}/data --num-samples 24 --out {out}/small",
     "export": "{lab}/model -t onnxruntime -p int8 --data {lab}/data --num-samples 8 --out {out}/artifact",
     "verify": "{lab}/artifact",
     "bench": "{lab}/artifact --duration 0.2 --warmup 0.1 --out {out}/result.json",
     "eval": "{lab}/artifact --data {lab}/data",
     "build": "{lab}/candidates --duration 0.1",
     "classify": "{lab}/artifact {lab}/data/ant/1.png",
+    "explain-picture": "{lab}/model {lab}/data/ant/1.png --out {out}/map.png",
     "stream": "{lab}/artifact {lab}/data/ant --headless",
     "compare": "{lab}/artifact {lab}/candidates --duration 0.2",
     "report": "{lab}/result.json --out {out}/report.html",
@@ -122,6 +126,7 @@ def make_lab(folder: Path, model: Path, data: Path) -> Path:
     ):
         done = vitedge(*arguments)
         assert done.code == 0, done.err
+    (lab / "vitedge.toml").write_text('[steps]\nlook = "vitedge inspect artifact"\n')
     for path in (folder, *lab.rglob("*"), lab):
         path.chmod(0o755 if path.is_dir() else 0o644)
     for place in (lab, lab / "named"):
