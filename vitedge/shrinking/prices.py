@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from vitedge.shrinking.components import Component
 
-LONGER = 3.0  # times as long, where an interval is wider than the tolerance of the budget
+LONGER = 3.0  # times as long, where an interval is wider than the tolerance of the budget, and to confirm
 
 
 @dataclass(frozen=True)
@@ -61,17 +62,24 @@ class Prices:
     def cost(self, chosen: Option) -> Cost:
         """What the model of the chosen widths takes, and the whole one beside it."""
         if self.watch is not None and self.table.measured:
-            return self.measured(truncate(self.graph, chosen.widths))
+            return self._measured(chosen, self.watch)
         if self.table.measured:
             return Cost(self.table.full - chosen.saved, self.full)
         return Cost(sum(macs(truncate(self.graph, chosen.widths)).values()), self.full)
 
-    def measured(self, graph: onnx.ModelProto) -> Cost:
-        """What a graph takes here, against the whole one; measured for longer where the interval is too wide."""
-        assert self.watch is not None
-        full, (timing,) = self.watch.times([graph], silent)
+    @property
+    def confirm(self) -> Callable[[Option], Cost] | None:
+        """What measures the same for longer, where whole models are measured here."""
+        if self.watch is None or not self.table.measured:
+            return None
+        return partial(self._measured, watch=self.watch.longer(LONGER))
+
+    def _measured(self, chosen: Option, watch: Stopwatch) -> Cost:
+        """Measured for longer where the interval is too wide."""
+        graphs = [truncate(self.graph, chosen.widths)]
+        full, (timing,) = watch.times(graphs, silent)
         if timing.high - timing.low > 2 * TOLERANCE * timing.ratio:
-            full, (timing,) = self.watch.longer(LONGER).times([graph], silent)
+            full, (timing,) = watch.longer(LONGER).times(graphs, silent)
         return Cost(timing.ns, full)
 
 

@@ -23,7 +23,7 @@ from vitedge.shrinking.files import model_files
 from vitedge.shrinking.finetune import finetuned
 from vitedge.shrinking.plan import ShrinkPlan
 from vitedge.shrinking.prices import Prices, prices, resized_prices
-from vitedge.shrinking.search import Cost, Trial, meet
+from vitedge.shrinking.search import Trial, meet
 from vitedge.shrinking.shrinkage import SHRUNK, Removed, Resolution, Shrinkage
 from vitedge.shrinking.subject import Subject, subject
 from vitedge.shrinking.table import Table
@@ -41,11 +41,6 @@ class Attempt:
     trial: Trial
     graph: onnx.ModelProto
     loss: Fidelity
-
-    def verified(self) -> Cost:
-        """What the graph takes, and the whole model; measured again where it's measured here."""
-        measured = self.priced.table.measured and self.priced.watch is not None
-        return self.priced.measured(self.graph) if measured else self.trial.cost
 
 
 def carry_out(plan: ShrinkPlan, progress: Progress = silent) -> Model:
@@ -85,7 +80,13 @@ def _attempts(choices: Sequence[tuple[Subject, Prices]], plan: ShrinkPlan) -> li
     for each, priced in choices:
         try:
             trial = meet(
-                each.schedules(priced.table.saved), plan.budget, priced.start, priced.cost, plan.action, each.progress
+                each.schedules(priced.table.saved),
+                plan.budget,
+                priced.start,
+                priced.cost,
+                plan.action,
+                each.progress,
+                confirm=priced.confirm,
             )
         except InvalidResultError:
             if each is choices[-1][0] and not attempts:
@@ -135,7 +136,7 @@ def _refuse_loss(plan: ShrinkPlan, loss: Fidelity) -> None:
 
 def shrinkage(chosen: Attempt, tried: Sequence[Resolution]) -> Shrinkage:
     """What was done, for ``model.json``."""
-    whole, priced, cost = chosen.subject, chosen.priced, chosen.verified()
+    whole, priced, cost = chosen.subject, chosen.priced, chosen.trial.cost
     plan, table = whole.plan, priced.table
     return Shrinkage(
         model=plan.deployed.model.record.name,

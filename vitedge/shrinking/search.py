@@ -2,13 +2,14 @@
 
 A table adds up what single components save, and a whole model differs from the sum. So what has to be saved by the
 table is searched: first as if everything saved by one factor more or less than the table says, and between the last
-trial that took too long and the last that was needlessly fast as soon as there are both.
+trial that took too long and the last that was needlessly fast as soon as there are both. The one of many measurements
+that holds may hold by luck, so that model is measured once more, for longer, and only this counts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from vitedge.core.progress import Progress
@@ -50,7 +51,13 @@ class Trial:
 
     options: tuple[Option, ...]  # one a place
     cost: Cost
-    allowed: float
+    budget: Budget
+    sure: bool = False  # measured once more, for longer
+
+    @property
+    def allowed(self) -> float:
+        """What it may cost."""
+        return self.budget.allowed(self.cost.full)
 
     @property
     def widths(self) -> Mapping[str, int]:
@@ -70,6 +77,8 @@ def meet(
     measure: Callable[[Option], Cost],
     action: str,
     progress: Progress,
+    *,
+    confirm: Callable[[Option], Cost] | None = None,
 ) -> Trial:
     """Find the widths of least error that meet a budget.
 
@@ -81,10 +90,11 @@ def meet(
         measure: builds and measures the model of what was chosen.
         action: for error texts.
         progress: called with ("budget", trials done, trials at most).
+        confirm: measures with less noise; None: ``measure`` has none.
 
     Returns:
-        A trial within :data:`TOLERANCE` of the budget; where the widths are too coarse for that, the one of least error
-        that takes less.
+        A trial, confirmed, within :data:`TOLERANCE` of the budget; where the widths are too coarse for that, the one of
+        least error that takes less.
 
     Raises:
         InvalidResultError: the budget can't be met; what was reached is said.
@@ -99,8 +109,10 @@ def meet(
         options = choose_with_schedule(schedules, needed) or most
         if any(tuple(options) == trial.options for trial in trials):
             break
-        cost = measure(together(options))
-        trial = Trial(tuple(options), cost, budget.allowed(cost.full))
+        trial = Trial(tuple(options), measure(together(options)), budget, sure=confirm is None)
+        if abs(trial.over) <= TOLERANCE:
+            trial = _confirmed(trial, confirm)
+        cost = trial.cost
         trials.append(trial)
         if abs(trial.over) <= TOLERANCE or (needed <= 0 and trial.over <= 0):
             break
@@ -117,14 +129,24 @@ def meet(
         if not low < needed < high:
             needed = (low + high) / 2 if high < float("inf") else 1.2 * low or cost.shrunk - trial.allowed
     progress("budget", TRIALS, TRIALS)
-    return _best(trials, budget, action)
+    return _best(trials, budget, action, confirm)
 
 
-def _best(trials: Sequence[Trial], budget: Budget, action: str) -> Trial:
+def _confirmed(trial: Trial, confirm: Callable[[Option], Cost] | None) -> Trial:
+    """A trial with the cost that counts."""
+    if trial.sure or confirm is None:
+        return trial
+    return replace(trial, cost=confirm(together(trial.options)), sure=True)
+
+
+def _best(trials: Sequence[Trial], budget: Budget, action: str, confirm: Callable[[Option], Cost] | None) -> Trial:
     """The trial of least error among those that hold."""
-    holding = [trial for trial in trials if trial.over <= TOLERANCE]
-    if holding:
-        return min(holding, key=lambda trial: (together(trial.options).error, -trial.over))
+    trials = sorted(trials, key=lambda trial: (together(trial.options).error, -trial.over))
+    for number, trial in enumerate(trials):
+        if trial.over <= TOLERANCE:
+            trials[number] = _confirmed(trial, confirm)
+            if trials[number].over <= TOLERANCE:
+                return trials[number]
     fastest = min(trials, key=lambda trial: trial.over)
     raise InvalidResultError(
         action,
