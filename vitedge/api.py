@@ -560,7 +560,7 @@ def evaluate(
     if data is None and any(artifact.manifest.origin.kind != "embedded" for artifact in opened):
         raise UsageError(
             action,
-            "labelled images are needed; the embedded ones serve the embedded model alone",
+            "labelled images are needed; the embedded pictures suit the embedded model only",
             "name a folder with one sub-folder a class: --data labelled/",
         )
     images = embedded.open_images(data or "held-out", action=action)

@@ -37,7 +37,7 @@ def test_table_file_and_json_tell_the_same(artifact: Artifact, data: Path, tmp_p
 
 def test_refusals(artifact: Artifact, data: Path, tmp_path: Path) -> None:
     _, reason, hint = fails(2, "eval", artifact.path)
-    assert "serve the embedded model alone" in reason and "--data" in hint
+    assert "suit the embedded model only" in reason and "--data" in hint
     fails(2, "eval", artifact.path, "--data", "held-out")  # its folders aren't this model's classes
     (tmp_path / "r.json").write_text("")
     assert "already exists" in fails(2, "eval", artifact.path, "--data", data, "--out", tmp_path / "r.json")[1]

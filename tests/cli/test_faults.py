@@ -164,7 +164,7 @@ def test_json_goes_into_no_file_of_another_kind(artifact: Path, tmp_path: Path) 
 
 def test_calibration_images_are_the_users_to_name(small_model: Path, tmp_path: Path) -> None:
     _, reason, hint = fails(2, *export_arguments(small_model, tmp_path / "a"))
-    assert "the embedded ones serve the embedded model alone" in reason
+    assert "the embedded pictures suit the embedded model only" in reason
     assert "--data" in hint
 
 

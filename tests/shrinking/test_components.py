@@ -184,9 +184,9 @@ def test_hybrids_are_cut_where_patterns_are_found(name: str) -> None:
     ("widths", "text"),
     [
         ({"blocks.0.mpl": 8}, "no component 'blocks.0.mpl'; the nearest is 'blocks.0.mlp'"),
-        ({"blocks.0.mlp": 41}, "hidden of 'blocks.0.mlp' can be 0 to 40, not 41"),
-        ({"blocks.0.attn.value": 0}, "value of 'blocks.0.attn.value' can be 1 to 8, not 0"),
-        ({"blocks.0.attn.query_key": 3}, "in twos: a rotary embedding turns pairs, not 3"),
+        ({"blocks.0.mlp": 41}, r"the width of 'blocks\.0\.mlp' \(hidden\) can be 0 to 40, not 41"),
+        ({"blocks.0.attn.value": 0}, r"'blocks\.0\.attn\.value' \(value\) can be 1 to 8, not 0"),
+        ({"blocks.0.attn.query_key": 3}, "and even, because a rotary embedding rotates pairs of channels, not 3"),
     ],
 )
 def test_impossible_widths_are_refused(widths: dict[str, int], text: str) -> None:

@@ -83,5 +83,5 @@ def test_some_components_alone() -> None:
 
 
 def test_no_pictures() -> None:
-    with pytest.raises(UsageError, match="there are no pictures"):
+    with pytest.raises(UsageError, match="no pictures were given"):
         costs(authored(tiny()), PICTURES[:0])

@@ -56,14 +56,15 @@ def test_what_stands_beside_is_a_model_of_the_same_classes(small_model: Path, sm
     how = ("shrink", small_model, "--target", "onnxruntime", "--data", small_data, "--num-samples", 24)
     how = (*how, "--out", tmp_path / "small")
     _, reason, hint = fails(2, *how, "--frontier", "--beside", "vit_nano_patch4_23")
-    assert "is no model; the nearest is 'vit_nano_patch4_32'" in reason and "zoo for all members" in hint
+    assert "is neither a model folder nor in the zoo; the nearest is 'vit_nano_patch4_32'" in reason
+    assert "zoo for all members" in hint
     whole = Model.open(small_model)
     record = replace(whole.record, classes=class_table(["a", "b", "c", "d", "e"]))
     other = write_model(tmp_path / "other", record, {"model.onnx": whole.onnx_path.read_bytes()})
     _, reason, _ = fails(2, *how, "--frontier", "--beside", other.path)
     assert "has other classes than small" in reason
     _, reason, hint = fails(2, *how, "--macs", 0.5, "--beside", small_model)
-    assert "for a frontier's picture" in reason and "add --frontier" in hint
+    assert "to the picture of --frontier" in reason and "add --frontier" in hint
 
 
 def test_a_curve_takes_a_target_that_runs_here(small_model: Path, small_data: Path, tmp_path: Path) -> None:

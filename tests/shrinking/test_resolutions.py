@@ -103,7 +103,7 @@ def test_a_table_carries_the_sizes_that_were_measured(
     with vitedge.open(artifact, threads=1) as session:
         assert session.input_shape[1:3] == (16, 16)
     _, reason, hint = fails(2, *how, "--speedup", 3, "--resolutions", "24", "--overwrite")
-    assert reason.endswith("board.json has no times of 24x24 pixels") and "--resolutions 24x24" in hint
+    assert reason.endswith("board.json has no times for inputs of 24x24 pixels") and "--resolutions 24x24" in hint
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
@@ -120,8 +120,8 @@ def test_a_smaller_input_is_measured_beside_the_whole_model(precision: str, smal
     ("given", "reason", "hint"),
     [
         ("20", "image height 20 is not a positive multiple of the stem's stride 8", "choose a multiple of 8"),
-        ("16,40", "40×40 pixels are more than the 32×32 that the model takes", "name smaller ones"),
-        ("16x", "'16x' isn't a number of pixels", "write, say, --resolutions 24,28"),
+        ("16,40", "40×40 pixels are more than the 32×32 that the model takes", "name smaller sizes"),
+        ("16x", "'16x' isn't a number of pixels", "write for example --resolutions 24,28"),
     ],
 )
 def test_sizes_that_make_no_sense_are_refused(given: str, reason: str, hint: str, small_model: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_model_that_is_no_plain_vit_keeps_its_size(small_model: Path, small_da
     record = replace(whole.record, architecture=None)
     hybrid = write_model(tmp_path / "hybrid", record, {"model.onnx": whole.onnx_path.read_bytes()})
     how = {"data": small_data, "num_samples": 24, "resolutions": [16]}
-    with pytest.raises(ModelError, match="isn't a plain ViT, whose input size alone can be changed"):
+    with pytest.raises(ModelError, match="isn't a plain ViT, and only a plain ViT's input size can be changed"):
         vitedge.shrink(hybrid, "onnxruntime", tmp_path / "x", macs=0.5, **how)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="a frontier is drawn for one input size"):
         vitedge.shrink_frontier(whole, "onnxruntime", tmp_path / "x", **how)  # type: ignore[arg-type]

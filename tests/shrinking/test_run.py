@@ -172,7 +172,7 @@ def test_more_loss_than_allowed_writes_nothing(
     with pytest.raises(InvalidResultError) as caught:
         vitedge.shrink(small_model, "onnxruntime", tmp_path / "small", ShrinkOptions(**given))  # type: ignore[arg-type]
     assert caught.value.reason == (
-        "more is lost than may be, a top-1 drop of at most 40 pp: top-1 drops by 60.00 pp (95 % interval 30.00 to "
+        "the loss exceeds the limit, a top-1 drop of at most 40 pp: top-1 drops by 60.00 pp (95 % interval 30.00 to "
         "80.00), and 25.00% of 16 pictures keep their label"
     )
     assert "--finetune 10" in caught.value.hint and not list(tmp_path.iterdir())
@@ -199,10 +199,10 @@ def test_classes_that_are_not_needed_go(small_model: Path, small_data: Path, tmp
 @pytest.mark.parametrize(
     ("given", "reason", "hint"),
     [
-        ([], "one budget is needed, given: none", "--frontier"),
-        (["--macs", 0.5, "--speedup", 2], "one budget is needed, given: --speedup and --macs", "choose"),
-        (["--macs", 0.5, "--table", "t.json"], "--macs counts, and reads no latency table", "leave out"),
-        (["--macs", 0.5, "--labelled", "x"], "--labelled names pictures to fine-tune on", "--finetune EPOCHS"),
+        ([], "exactly one budget is needed, but none was given", "--frontier"),
+        (["--macs", 0.5, "--speedup", 2], "one budget is needed, but --speedup and --macs were given", "choose"),
+        (["--macs", 0.5, "--table", "t.json"], "--macs counts multiply-accumulates and uses no", "leave out"),
+        (["--macs", 0.5, "--labelled", "x"], "--labelled names pictures for --finetune", "--finetune EPOCHS"),
         (["--speedup", 2, "--precision", "fp16"], "ONNX Runtime has no fp16 kernels", "--precision"),
         (["--speedup", 2, "--table", "absent.json"], "absent.json can't be read", "measure it on the device"),
         (["--macs", 0.001, "--data", "DATA"], "0.001", ""),
@@ -231,7 +231,7 @@ def test_a_table_of_another_model_or_precision_is_refused(
     table.write_text(json.dumps(content))
     how = ("--table", table, *how[2:])
     _, reason, _ = fails(2, "shrink", small_model, "--target", "onnxruntime", "--precision", "int8", *how)
-    assert "is of a model of another shape" in reason
+    assert "was measured with a model of another shape" in reason
 
 
 def test_without_an_output_it_says_what_to_add(small_model: Path) -> None:

@@ -40,7 +40,7 @@ def test_what_cannot_be_met_says_what_can() -> None:
     with pytest.raises(InvalidResultError) as caught:
         meet([PLACES], Budget("speedup", 9), START, lambda each: Cost(FULL - saved(each.widths), FULL), "x", silent)
     assert caught.value.reason.startswith("the budget, 9 times as fast, can't be met")
-    assert "3.57 times less than the whole one" in caught.value.reason  # 1000 / 280
+    assert "costs 28% of the whole model, 2.52 times" in caught.value.reason  # 1000 / 280
     assert "ask for --speedup 3.5," in caught.value.hint
 
 

@@ -209,5 +209,5 @@ def test_what_overflows_is_said() -> None:
 def test_no_pictures_and_no_such_component() -> None:
     with pytest.raises(UsageError, match="no component"):
         shrink(authored(tiny()), {"x": 1}, PICTURES)
-    with pytest.raises(UsageError, match="there are none of the pictures"):
+    with pytest.raises(UsageError, match="no pictures were given"):
         shrink(authored(tiny()), {"blocks.0.mlp": 20}, PICTURES[:0])

@@ -89,7 +89,7 @@ def test_where_merging_is_offered() -> None:
         assert not [each for each in components(authored(tiny(**changes))) if each.kind == "tokens"]
     model = authored(tiny(register_tokens=2))
     check_widths(model, {"blocks.0.tokens": 4})
-    with pytest.raises(UsageError, match=r"tokens of 'blocks\.0\.tokens' can be 4 to 27, not 3"):
+    with pytest.raises(UsageError, match=r"'blocks\.0\.tokens' \(tokens\) can be 4 to 27, not 3"):
         check_widths(model, {"blocks.0.tokens": 3})
 
 

@@ -1,4 +1,4 @@
-"""The tensors of a graph on all pictures, kept at one place of it, from which what comes later can be run.
+"""Run a graph on all pictures part by part: the tensors at one point are kept, and later nodes are run from them.
 
 A graph that is changed layer by layer is run layer by layer: each layer once or a few times on every picture, and none
 again from the start. What later layers read is all that is kept.
@@ -24,10 +24,10 @@ Tensors = dict[str, NDArray[Any]]
 
 
 class Activations:
-    """What a graph's next nodes read, one batch of pictures at a time."""
+    """The tensors that a graph's next nodes read, for all pictures, batch by batch."""
 
     def __init__(self, model: onnx.ModelProto, pictures: NDArray[np.uint8], batch: int) -> None:
-        """At the beginning of the graph.
+        """Start at the graph's input.
 
         Args:
             model: one input, uint8 [N, h, w, 3].
@@ -41,7 +41,7 @@ class Activations:
         self._values: list[Tensors] = [{name: padded[i : i + batch]} for i in range(0, len(padded), batch)]
 
     def advance(self, model: onnx.ModelProto, before: str) -> None:
-        """Go on to the place before a node; what isn't read from there on is forgotten."""
+        """Move on to the point before a node, and drop the tensors that no later node reads."""
         nodes = list(model.graph.node)
         position = next(i for i, node in enumerate(nodes) if node.name == before)
         made = {name for node in nodes[:position] for name in node.output} | {model.graph.input[0].name}
@@ -52,7 +52,7 @@ class Activations:
             self._values[index] = values
 
     def run(self, model: onnx.ModelProto, wanted: Sequence[str]) -> Iterator[Tensors]:
-        """The named tensors, batch by batch.
+        """Yield the named tensors, batch by batch.
 
         Raises:
             ModelError: the graph doesn't run.
@@ -72,7 +72,7 @@ class Activations:
                 if value.dtype.kind == "f" and not np.isfinite(value).all():
                     raise InvalidResultError(
                         _ACTION,
-                        f"'{name}' isn't finite on one of them",
+                        f"the tensor '{name}' has NaN or infinite values on at least one picture",
                         "check the model's weights and its preprocessing",
                     )
             new = dict(zip(later, made, strict=True))
@@ -80,7 +80,7 @@ class Activations:
 
 
 def _part(model: onnx.ModelProto, here: Tensors, wanted: Iterable[str]) -> onnx.ModelProto:
-    """The nodes between tensors that are here and those that are wanted, as a graph."""
+    """Return the nodes between the tensors that are kept and those that are wanted, as a graph."""
     wanted = list(wanted)
     needed, nodes = set(wanted), []
     for node in reversed(model.graph.node):

@@ -1,4 +1,4 @@
-"""The model to shrink with fewer logits, where not all of its classes are needed, or for smaller pictures."""
+"""Prepare the model to shrink: with fewer logits where not all classes are needed, or for smaller pictures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vitedge.graph.surgery import load, to_bytes
 
 @contextlib.contextmanager
 def of_classes(model: Model, classes: str | None, action: str) -> Iterator[Model]:
-    """The model whose logits are those of the named classes alone, in a folder of its own while it's needed.
+    """Provide the model with the logits of the named classes only, in a temporary folder.
 
     Each logit is what it was. What only the others used costs nothing from then on, and is what goes first.
 
@@ -39,7 +39,7 @@ def of_classes(model: Model, classes: str | None, action: str) -> Iterator[Model
         yield model
         return
     kept, record = wanted(Path(classes), model.record.classes, action), model.record
-    config = architecture_of(record, action, "whose classes alone can be left out", "--classes")
+    config = architecture_of(record, action, "only a plain ViT can leave out classes", "--classes")
     config, every = read_authored(load(model.onnx_path), config, record.preprocessing)
     config, needed = with_classes(config, {**every}, kept)
     labels = tuple(replace(record.classes[index], id=number) for number, index in enumerate(kept))
@@ -49,7 +49,7 @@ def of_classes(model: Model, classes: str | None, action: str) -> Iterator[Model
 
 @contextlib.contextmanager
 def at_size(model: Model, size: tuple[int, int], action: str) -> Iterator[Model]:
-    """The model for pictures of (height, width) pixels, in a folder of its own while it's needed.
+    """Provide the model for pictures of (height, width) pixels, in a temporary folder.
 
     A learned position embedding is resized once, as timm and ``train --image-size`` resize it
     (:func:`vitedge.graph.adapting.with_resolution`); the preprocessing makes pictures of this size.
@@ -68,29 +68,29 @@ def at_size(model: Model, size: tuple[int, int], action: str) -> Iterator[Model]
 
 
 def sized(record: ModelRecord, size: tuple[int, int], action: str) -> ViTConfig:
-    """The architecture for pictures of another size.
+    """Return the architecture for pictures of another size.
 
     Raises:
         ModelError: it isn't a plain ViT, or its stem doesn't divide this size.
     """
-    config = architecture_of(record, action, "whose input size alone can be changed", "--resolutions")
+    config = architecture_of(record, action, "only a plain ViT's input size can be changed", "--resolutions")
     return resized_config(config, size, action)
 
 
 def architecture_of(record: ModelRecord, action: str, why: str, option: str) -> ViTConfig:
-    """A plain ViT's.
+    """Return the architecture of a plain ViT.
 
     Raises:
-        ModelError: it isn't one, which an option needs.
+        ModelError: the model isn't a plain ViT, which the option needs.
     """
     if record.architecture is None:
-        raise ModelError(action, f"it isn't a plain ViT, {why}", f"leave out {option}")
+        raise ModelError(action, f"the model isn't a plain ViT, and {why}", f"leave out {option}")
     return record.architecture
 
 
 @contextlib.contextmanager
 def _written(record: ModelRecord, config: ViTConfig, arrays: Arrays, action: str) -> Iterator[Model]:
-    """A model of these parameters, in a folder of its own."""
+    """Write a model with these parameters into a temporary folder."""
     graph = author_vit(config, arrays, **contract_of(record.preprocessing), name=record.name)
     with resource_errors(action), tempfile.TemporaryDirectory(prefix="vitedge-shrink-") as folder:
         record = replace(record, architecture=config)
@@ -98,7 +98,7 @@ def _written(record: ModelRecord, config: ViTConfig, arrays: Arrays, action: str
 
 
 def wanted(path: Path, labels: Sequence[ClassLabel], action: str) -> list[int]:
-    """Numbers of the classes that a text file names, in the model's order.
+    """Return the numbers of the classes that a text file names, in the model's order.
 
     Raises:
         UsageError: it can't be read, names none, or one that the model doesn't have.

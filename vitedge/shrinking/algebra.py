@@ -1,4 +1,4 @@
-"""The numerics of narrower layers, in float64: which inputs of a layer cost least to lose, and what makes up for them.
+"""Numerics of narrower layers, in float64: which inputs a layer can lose at least cost, and weights that compensate.
 
 A layer y = x W + b is to give what it gave with fewer of its inputs. With the inputs' covariance C and the ridge λ,
 D = C + λ I, the weights W' of the kept inputs S minimise
@@ -23,12 +23,12 @@ Indices = NDArray[np.intp]
 
 #: λ as a fraction of the mean variance of the inputs.
 RIDGE = 1e-3
-_AT_ONCE = 32  # inputs that go before the whole inverse is down-dated
-_RANK = 1e-10  # of the largest eigenvalue: what counts as zero
+_AT_ONCE = 32  # inputs that are removed before the whole inverse is down-dated
+_RANK = 1e-10  # eigenvalues below this fraction of the largest count as zero
 
 
 def damped(covariance: Float64, ridge: float = RIDGE) -> Float64:
-    """C + λ I, [.., K, K]; positive definite also where inputs are constant, or rounding is all there is."""
+    """Return C + λ I, [.., K, K]; positive definite even where inputs are constant or differ by rounding alone."""
     size = covariance.shape[-1]
     variance = np.maximum(np.trace(covariance, axis1=-2, axis2=-1) / size, 1e-30)
     added = ridge * variance[..., None, None] * np.eye(size)
@@ -41,7 +41,7 @@ def damped(covariance: Float64, ridge: float = RIDGE) -> Float64:
 
 
 def targeted(damped_covariance: Float64, covariance: Float64, matrix: Float64, cross: Float64) -> Float64:
-    """The weights of all inputs, where the target isn't what they give now.
+    """Return the weights of all inputs that fit another target than the layer's present output.
 
     Args:
         damped_covariance: D [K, K].
@@ -56,7 +56,7 @@ def targeted(damped_covariance: Float64, covariance: Float64, matrix: Float64, c
 
 
 def removal_order(damped_covariance: Float64, matrix: Float64, rows: int = 1, keep: int = 0) -> Indices:
-    """Units from the one that is lost last to the one that costs least to lose.
+    """Return the units, from the one to remove last to the one that is cheapest to remove.
 
     Greedy: the unit u with the least cost tr(W_uᵀ ((D⁻¹)_uu)⁻¹ W_u) goes, the weights of the others are updated, and
     the inverse is down-dated by D⁻¹_·u ((D⁻¹)_uu)⁻¹ D⁻¹_u·, exactly; of the whole inverse that is put off for some
@@ -94,7 +94,7 @@ class _Chosen(NamedTuple):
 
 
 def _cheapest(inverse: Float64, weights: Float64, rows: int, steps: int) -> _Chosen:
-    """So many units, one after the other, each the cheapest once the others took up what the ones before it gave."""
+    """Pick units to remove one by one: each is the cheapest after the others compensated for the units before it."""
     batch, size, outputs = weights.shape
     count = size // rows
     blocks = np.einsum("buxuy->buxy", inverse.reshape(batch, count, rows, count, rows)).copy()
@@ -120,13 +120,13 @@ def _cheapest(inverse: Float64, weights: Float64, rows: int, steps: int) -> _Cho
 
 @dataclass(frozen=True)
 class Removal:
-    """A layer's inputs in the order in which they go, factored once for every number of them.
+    """A layer's inputs in the order of their removal, with one factorisation for every number of them.
 
     With D = L Lᵀ, the inputs that stay longest first, and P = Lᵀ W: without the inputs behind the first s the squared
     error grows by the squares of P's rows behind the first s, and the weights solve L_ssᵀ W' = P_s.
     """
 
-    kept_first: Indices  # units [n], the last one to go first
+    kept_first: Indices  # units [n]; the one to remove last comes first
     rows: int  # inputs of a unit
     factor: Float64  # L [K, K]
     product: Float64  # P [K, C_out]
@@ -139,16 +139,16 @@ class Removal:
         return cls(kept_first, rows, factor, factor.T @ matrix[order])
 
     def errors(self) -> Float64:
-        """Squared error that is added when 0, 1, .. n units are kept [n + 1]; the last is 0."""
+        """Return the squared error that keeping 0, 1, .. n units adds [n + 1]; the last is 0."""
         squares = np.square(self.product).sum(axis=1).reshape(-1, self.rows).sum(axis=1)
         return np.concatenate([np.cumsum(squares[::-1])[::-1], [0.0]])
 
     def kept(self, width: int) -> Indices:
-        """The units that stay, ascending."""
+        """Return the units that are kept, ascending."""
         return np.sort(self.kept_first[:width])
 
     def matrix(self, width: int) -> Float64:
-        """The weights of the units that stay, in ascending order of units [width · rows, C_out]."""
+        """Return the weights of the units that are kept, in ascending order of units [width · rows, C_out]."""
         size = width * self.rows
         solved = np.linalg.solve(self.factor[:size, :size].T, self.product[:size])
         by_unit = solved.reshape(width, self.rows, -1)[np.argsort(self.kept_first[:width])]
@@ -159,7 +159,7 @@ class Removal:
 
 
 def low_rank_scores(queries: Float64, keys: Float64) -> tuple[Float64, Float64, Float64]:
-    """Maps to fewer channels of queries and keys that keep q · k best.
+    """Return linear maps to fewer channels of queries and keys that preserve q · k best.
 
     The scores of queries and keys with E[q qᵀ] = Q and, about their mean, E[k kᵀ] = K (a term that is the same for all
     keys is none to Softmax) have the squared norm of Q^½ K^½; the best of rank r are its first r singular vectors
@@ -180,7 +180,7 @@ def low_rank_scores(queries: Float64, keys: Float64) -> tuple[Float64, Float64, 
 
 
 def _roots(moments: Float64) -> tuple[Float64, Float64]:
-    """The symmetric square root of [.., d, d] and its pseudo-inverse."""
+    """Return the symmetric square root of [.., d, d] and its pseudo-inverse."""
     values, vectors = np.linalg.eigh(moments)
     least = _RANK * np.maximum(values[..., -1:], 1e-30)
     roots = np.sqrt(np.maximum(values, 0))
@@ -190,7 +190,7 @@ def _roots(moments: Float64) -> tuple[Float64, Float64]:
 
 
 def rotary_pairs(queries: Float64, keys: Float64) -> Float64:
-    """How the parts of a score that the pairs of a rotary embedding make vary together.
+    """Return how the terms of an attention score, one for each pair of a rotary embedding, vary together.
 
     A score is the sum of one product a pair, q_p · k_p; with queries and keys drawn apart, E[s_p s_q] is the sum of
     E[q_p q_qᵀ] ∘ E[k_p k_qᵀ] over the four channels.
@@ -208,7 +208,7 @@ def rotary_pairs(queries: Float64, keys: Float64) -> Float64:
 
 
 def value_bases(damped_covariance: Float64, matrix: Float64, heads: int) -> Float64:
-    """An orthonormal basis of each head's context, most important directions first.
+    """Return an orthonormal basis of each head's context, most important directions first.
 
     What a head adds to the output, c_h W_h, varies most along the singular vectors of C_h^½ W_h; the first r columns
     span the r channels that keep it best by themselves.
@@ -230,7 +230,7 @@ def value_bases(damped_covariance: Float64, matrix: Float64, heads: int) -> Floa
 
 
 def block_diagonal(blocks: Float64) -> Float64:
-    """[heads, a, b] as one [heads · a, heads · b]."""
+    """Arrange [heads, a, b] as one block-diagonal matrix [heads · a, heads · b]."""
     heads, a, b = blocks.shape
     joined = np.zeros((heads, a, heads, b))
     joined[np.arange(heads), :, np.arange(heads)] = blocks

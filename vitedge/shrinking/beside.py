@@ -19,7 +19,7 @@ from vitedge.graph.author import author_vit, contract_of, expected_parameters
 from vitedge.graph.surgery import to_bytes
 from vitedge.training.zoo import ZOO, zoo_config
 
-ALL = "zoo"  # every member for inputs of the model's size
+ALL = "zoo"  # all members with the model's input size
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Neighbour:
 
 
 def check_beside(named: Sequence[str], record: ModelRecord, action: str) -> None:
-    """Refuse what is neither a member of the zoo nor a model folder of the same classes.
+    """Refuse names that are neither a member of the zoo nor a model folder with the same classes.
 
     Raises:
         UsageError: it's something else.
@@ -44,16 +44,20 @@ def check_beside(named: Sequence[str], record: ModelRecord, action: str) -> None
             continue
         if not Path(name).is_dir():
             hint = f"name a model folder, a member of the zoo, or {ALL} for all members of this input size"
-            raise UsageError(action, f"--beside {name} is no model{nearest(name, ZOO)}", hint)
+            raise UsageError(
+                action, f"--beside {name} is neither a model folder nor in the zoo{nearest(name, ZOO)}", hint
+            )
         theirs = [label.name for label in Model.open(name).record.classes]
         if theirs != ours:
-            reason = f"{name} has other classes than {record.name}: {len(theirs)}, not the same {len(ours)} in order"
-            raise UsageError(action, reason, "name models of the same classes: --beside MODEL")
+            reason = (
+                f"{name} has other classes than {record.name} ({len(theirs)} and {len(ours)}), or another order of them"
+            )
+            raise UsageError(action, reason, "name models with the same classes in the same order: --beside MODEL")
 
 
 @contextlib.contextmanager
 def neighbours(named: Sequence[str], record: ModelRecord) -> Iterator[list[Neighbour]]:
-    """The models that are named; members of the zoo lie in a folder while they're needed.
+    """Open the named models; members of the zoo are written into a temporary folder.
 
     Args:
         named: that :func:`check_beside` let pass.
@@ -73,7 +77,7 @@ def _neighbour(name: str, record: ModelRecord, folder: Path) -> Neighbour:
 
 
 def _of_the_zoo(name: str, record: ModelRecord, out: Path) -> Model:
-    """A member with random weights and the classes and colours of a record."""
+    """Write a zoo member with random weights, and with the classes and normalization of a record."""
     config, draw = zoo_config(name, num_classes=len(record.classes)), generator(0)
 
     def values(parameter: str, shape: tuple[int, ...]) -> NDArray[np.float32]:

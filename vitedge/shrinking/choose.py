@@ -1,4 +1,4 @@
-"""Which widths meet a budget at the least error: a knapsack over everything that can become narrower.
+"""Choose the widths that meet a budget at the least error: a knapsack over all components that can become narrower.
 
 What can be narrowed apart (an MLP, an attention, a convolution) is a *place*; it offers some :class:`Option`, of which
 one is taken. Dynamic programming over what the options save finds the least sum of errors that saves enough. It is
@@ -21,12 +21,12 @@ import numpy as np
 if TYPE_CHECKING:
     from vitedge.shrinking.components import Component
 
-STEPS = 1 << 14  # in which what has to be saved is counted
+STEPS = 1 << 14  # the knapsack counts the saving that is needed in at most this many steps
 
 
 @dataclass(frozen=True)
 class Option:
-    """One way to have a place."""
+    """One choice of widths for a place, with what it saves and the error that it adds."""
 
     saved: float  # against the whole width: nanoseconds, or multiply-accumulates
     error: float  # squared error of the logits that it adds
@@ -37,7 +37,7 @@ Places = Sequence[Sequence[Option]]
 
 
 def choose_with_schedule(schedules: Sequence[Places], needed: float) -> list[Option] | None:
-    """The options of that schedule by which enough is saved at the least sum of errors; None: by none of them.
+    """Return the options of the schedule that saves enough at the least sum of errors; None: no schedule does.
 
     Args:
         schedules: places of each; of one schedule the last place is the merging of tokens, with a single option.
@@ -53,7 +53,7 @@ def choose_with_schedule(schedules: Sequence[Places], needed: float) -> list[Opt
 
 
 def _meeting(places: Places, needed: float) -> list[Option] | None:
-    """As :func:`choose`, where what has no choice is taken first."""
+    """Choose as :func:`choose` does, after taking the places that have a single option."""
     given = [options[0] for options in places if len(options) == 1]
     chosen = choose([options for options in places if len(options) > 1], needed - together(given).saved)
     return None if chosen is None else [*chosen, *given]
@@ -64,12 +64,12 @@ def _error_at_least(places: Places) -> float:
 
 
 def fastest_schedule(schedules: Sequence[Places]) -> list[Option]:
-    """The options that save most, of the schedule that saves most."""
+    """Return the fastest options of the fastest schedule."""
     return max(map(most_saving, schedules), key=lambda options: together(options).saved)
 
 
 def choose(places: Places, needed: float) -> list[Option] | None:
-    """One option of each place, so that together they save enough at the least sum of errors.
+    """Choose one option for each place, so that together they save enough at the least sum of errors.
 
     Args:
         places: the options of each; one of them saves nothing at no error.
@@ -98,19 +98,19 @@ def choose(places: Places, needed: float) -> list[Option] | None:
 
 
 def _walk_back(places: Places, taken: Sequence[tuple[np.ndarray, np.ndarray]], state: int) -> Iterator[Option]:
-    """The options that led to a state, the last place's first."""
+    """Yield the options that led to a state, the last place's first."""
     for options, (best, before) in zip(reversed(places), reversed(taken), strict=True):
         yield options[best[state]]
         state = int(before[state])
 
 
 def most_saving(places: Iterable[Sequence[Option]]) -> list[Option]:
-    """The option of each place that saves most."""
+    """Return each place's option that saves most."""
     return [max(options, key=lambda option: (option.saved, -option.error)) for options in places]
 
 
 def together(options: Iterable[Option]) -> Option:
-    """What several options save and cost in all."""
+    """Add up what several options save, and the errors that they add."""
     chosen = list(options)
     widths = {name: width for option in chosen for name, width in option.widths.items()}
     return Option(sum(each.saved for each in chosen), sum(each.error for each in chosen), widths)
@@ -122,7 +122,7 @@ def schedules_of(
     errors: Mapping[str, Mapping[int, float]],
     left: Callable[[str, int], Mapping[str, float]],
 ) -> list[list[list[Option]]]:
-    """The places without merged tokens, and those of every merging.
+    """Return the schedules: the places without merged tokens, then the places for every way to merge tokens.
 
     Args:
         components: what can become narrower.
@@ -147,7 +147,7 @@ def places_of(
     errors: Mapping[str, Mapping[int, float]],
     left: Mapping[str, float] = MappingProxyType({}),
 ) -> list[list[Option]]:
-    """The options of each place; those that another beats in both are left out.
+    """Return the options of each place, without those that another option beats in both saving and error.
 
     Args:
         components: what can become narrower.
@@ -162,7 +162,7 @@ def places_of(
 
 
 def place_name(component: Component) -> str:
-    """Where a component lies: ``blocks.3.attn`` for ``blocks.3.attn.value``."""
+    """Return the name of the place that a component belongs to: ``blocks.3.attn`` for ``blocks.3.attn.value``."""
     return component.name.removesuffix(f".{component.kind}")
 
 
@@ -172,7 +172,7 @@ def _combinations(
     errors: Mapping[str, Mapping[int, float]],
     work: float,
 ) -> Iterator[Option]:
-    """Every choice of widths of the components of one place.
+    """Yield every combination of widths of one place's components.
 
     Where one goes entirely, nothing is left for the others to save; fewer heads have less to narrow in each of them.
     """
@@ -194,7 +194,7 @@ def _combinations(
 
 
 def _undominated(options: Iterable[Option]) -> list[Option]:
-    """Those that no other beats in both, from the one that saves least on."""
+    """Drop every option that another one beats in both saving and error; the option that saves least comes first."""
     kept: list[Option] = []
     for option in sorted(options, key=lambda option: (-option.saved, option.error, len(option.widths))):
         if not kept or option.error < kept[-1].error:

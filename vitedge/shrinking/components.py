@@ -17,14 +17,14 @@ from vitedge.shrinking.structures import Attention, Pair, Structure, structure_o
 from vitedge.shrinking.tokens import Tokens, offering, tokens_behind_blocks, with_merged
 
 Kind = Literal["hidden", "query_key", "value", "heads", "branch", "channels", "tokens"]
-_GROUP = 8  # what kernels like a width to be a multiple of
-_STEPS = 16  # about so many widths are offered of a component
+_GROUP = 8  # kernels run best at widths that are multiples of this
+_STEPS = 16  # about as many widths are offered for a component
 NONE: Mapping[str, Sequence[int]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class Component:
-    """Something that can become narrower.
+    """A part of the model that can become narrower.
 
     The kinds, and what their widths count: ``hidden`` units of an MLP, ``channels`` between two convolutions,
     ``query_key`` and ``value`` channels of each head, ``heads`` of an attention, a whole ``branch``, 1 or 0, and the
@@ -38,7 +38,7 @@ class Component:
 
 
 def components(model: onnx.ModelProto) -> list[Component]:
-    """What can become narrower, in graph order, and the widths to choose from.
+    """List what can become narrower, in graph order, and the widths to choose from.
 
     Args:
         model: a float graph whose nodes have unique names.
@@ -55,7 +55,7 @@ def components(model: onnx.ModelProto) -> list[Component]:
 def truncate(
     model: onnx.ModelProto, widths: Mapping[str, int], units: Mapping[str, Sequence[int]] = NONE
 ) -> onnx.ModelProto:
-    """The graph at these widths with nothing compensated: what takes as long as a shrunk one.
+    """Return the graph at these widths without compensation: it takes as long as a shrunk graph.
 
     Args:
         model: a float graph.
@@ -90,7 +90,7 @@ def _units(name: str, width: int, units: Mapping[str, Sequence[int]]) -> NDArray
 
 
 def changed(model: onnx.ModelProto, widths: Mapping[str, int]) -> list[Structure]:
-    """The structures of a graph that these widths make narrower, in graph order."""
+    """Return the structures of a graph that these widths make narrower, in graph order."""
     return [
         each
         for each in structures(model)
@@ -99,7 +99,7 @@ def changed(model: onnx.ModelProto, widths: Mapping[str, int]) -> list[Structure
 
 
 def fewer_tokens(model: onnx.ModelProto, widths: Mapping[str, int]) -> list[Tokens]:
-    """Where these widths merge tokens, in graph order."""
+    """Return the places where these widths merge tokens, in graph order."""
     return [each for each in tokens_behind_blocks(model) if widths.get(each.name, each.count) != each.count]
 
 
@@ -139,18 +139,18 @@ def check_widths(model: onnx.ModelProto, widths: Mapping[str, int]) -> None:
     for name, width in widths.items():
         if name not in known:
             reason = f"the model has no component '{name}'{nearest(name, known)}"
-            raise UsageError(action, reason, "name one of those that vitedge.shrinking.components lists")
+            raise UsageError(action, reason, "choose one of the names that vitedge.shrinking.components lists")
         component, least = known[name], 0 if known[name].offered[0] == 0 else 1
         if name in places:
             least += places[name].prefix
         if not least <= width <= component.width or (name in pairs and width % 2):
-            what = f"{component.kind.replace('_', '/')} of '{name}' can be {least} to {component.width}"
-            even = ", in twos: a rotary embedding turns pairs" if name in pairs else ""
+            what = f"width of '{name}' ({component.kind.replace('_', '/')}) can be {least} to {component.width}"
+            even = " and even, because a rotary embedding rotates pairs of channels" if name in pairs else ""
             raise UsageError(action, f"the {what}{even}, not {width}", "choose another width")
 
 
 def _all(found: list[Structure], places: Iterable[Tokens]) -> Iterator[Component]:
-    """Every component, also those without a choice."""
+    """Yield every component, those with a single width too."""
     for structure in found:
         gone = (0,) if structure.residual is not None else ()
         if isinstance(structure, Pair):
@@ -169,6 +169,6 @@ def _all(found: list[Structure], places: Iterable[Tokens]) -> Iterator[Component
 
 
 def _offered(width: int) -> tuple[int, ...]:
-    """Multiples of what kernels like, about 16 of them, and the present width."""
+    """Return the widths to offer: about 16 multiples of the group size that suits kernels, and the present width."""
     step = max(_GROUP, -(-width // (_STEPS * _GROUP)) * _GROUP)
     return (*range(step, width, step), width)

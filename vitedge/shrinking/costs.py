@@ -1,4 +1,4 @@
-"""What each component's widths cost: the error that a narrower one adds to the logits.
+"""The cost of each component's widths: the error that a narrower component adds to the logits.
 
 By itself, the squared error that a width adds to a layer's output follows from second moments in closed form, for all
 widths from one factorisation. What such an error does to the logits differs from layer to layer: two widths of every
@@ -28,7 +28,7 @@ from vitedge.shrinking.tokens import Groups, Tokens, gram_of, groupings, tokens_
 Float64 = NDArray[np.float64]
 Narrowed = Callable[[int], onnx.ModelProto]  # the graph in which one component alone has a width
 
-_TRIED = 64  # pictures on which widths are tried
+_TRIED = 64  # pictures on which the error of a width is measured
 
 
 def costs(
@@ -38,7 +38,7 @@ def costs(
     names: Collection[str] | None = None,
     progress: Progress = silent,
 ) -> dict[str, dict[int, float]]:
-    """The error of every offered width.
+    """Return the error of every offered width.
 
     Each layer is run once on every picture, and for two widths of every component what follows it on 64 of them.
 
@@ -60,7 +60,7 @@ def costs(
     """
     if not len(pictures):
         raise UsageError(
-            "weigh what can be removed", "there are no pictures to do it by", "name a folder with pictures"
+            "measure the error of narrower components", "no pictures were given", "pass some hundred pictures"
         )
     offered = {each.name: each for each in components(model) if names is None or each.name in names}
     scale = _Scale(model, pictures)
@@ -77,7 +77,7 @@ def costs(
 
 
 class _Scale:
-    """The model and its tensors at one place, and what a change there does to the logits."""
+    """Measures the effect on the logits of a change at one point of the model."""
 
     def __init__(self, model: onnx.ModelProto, pictures: NDArray[np.uint8]) -> None:
         self.model, self.rows = model, rows_computed(model)
@@ -87,12 +87,12 @@ class _Scale:
         self._logits = self._run(model)
 
     def advance(self, structure: Structure | Tokens) -> None:
-        """Go to where a structure begins."""
+        """Move on to the point where a structure begins."""
         for activations in (self._all, self._some):
             activations.advance(self.model, first_node(self.model, structure))
 
     def moments(self, structure: Structure) -> Moments:
-        """Of what its last layer reads and gives."""
+        """Return the moments of what the structure's last layer reads and computes."""
         moments, last = Moments(), structure.last
         rows = self.rows.get(last.linear.output)
         for values in self._all.run(self.model, [last.linear.input, last.linear.output]):
@@ -100,14 +100,14 @@ class _Scale:
         return moments
 
     def head_moments(self, attention: Attention) -> HeadMoments:
-        """Of its queries and keys."""
+        """Return the moments of an attention's queries and keys."""
         moments, rows = HeadMoments(), self.rows.get(attention.query_tensor)
         for values in self._all.run(self.model, [attention.query_tensor, attention.key_tensor]):
             moments.add(taken(values[attention.query_tensor], rows), values[attention.key_tensor])
         return moments
 
     def groupings(self, place: Tokens) -> dict[int, tuple[float, Groups]]:
-        """Which tokens become one, by how many patch tokens are left."""
+        """Return, by the number of patch tokens that are left, the error of merging and the groups of tokens."""
         return groupings(
             place, gram_of(place, (values[place.tensor] for values in self._all.run(self.model, [place.tensor])))
         )
@@ -117,7 +117,7 @@ class _Scale:
         return np.concatenate([values[name] for values in self._some.run(model, [name])]).astype(np.float64)
 
     def costs(self, component: Component, curve: Float64, narrowed: Narrowed) -> dict[int, float]:
-        """Of every offered width, from the error that it adds to its layer's output [width + 1]."""
+        """Return the cost of every offered width, from the error that it adds to its layer's output [width + 1]."""
         tried = sorted({component.offered[0], component.offered[len(component.offered) // 2 - 1]})
         errors = {width: self._error(narrowed(width)) for width in tried}
         floor = 1e-12 * max(float(curve[0]), 1e-30)
@@ -139,7 +139,7 @@ class _Scale:
 def _curves(
     scale: _Scale, structure: Structure | Tokens, offered: Mapping[str, Component]
 ) -> dict[str, tuple[Float64, Narrowed]]:
-    """By component: the squared error of each width at the structure's output, and the graph at a width."""
+    """Return, by component, the squared error of each width at the structure's output, and the graph at a width."""
     if isinstance(structure, Tokens):
         return {structure.name: _tokens(scale, structure)}
     moments = scale.moments(structure)

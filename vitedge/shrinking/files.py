@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def model_files(graph: onnx.ModelProto, record: ModelRecord) -> tuple[dict[str, bytes], ViTConfig | None]:
-    """``model.onnx`` and, of a plain ViT, ``model.safetensors`` to train from; and its architecture.
+    """Return ``model.onnx`` and, for a plain ViT, ``model.safetensors`` to train from, and its architecture.
 
     Args:
         graph: the shrunk one.

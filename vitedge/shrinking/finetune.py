@@ -1,4 +1,4 @@
-"""Repair by training: the shrunk model learns from the whole one, on pictures with or without labels."""
+"""Fine-tuning: the shrunk model learns from the original model, on pictures with or without labels."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 WITHOUT_LABELS, WITH_LABELS = 1.0, 0.5  # weight of the teacher in the loss
 BATCH, LR = 128, 5e-4
 LESSON: Literal["soft", "both"] = "soft"  # "both": features, too
-AT_ONCE = 64  # pictures whose labels the whole model says
+AT_ONCE = 64  # pictures that the original model labels in one batch
 
 
 def finetuned(whole: Subject, student: Subject, graph: onnx.ModelProto) -> onnx.ModelProto:
-    """The shrunk graph after training with the whole model as teacher; its widths stay.
+    """Fine-tune the shrunk graph with the original model as teacher; its widths don't change.
 
     Where the student takes smaller pictures the teacher still looks at whole ones, each at its own size: made larger
     again, what the student sees would teach less.
@@ -55,7 +55,7 @@ def finetuned(whole: Subject, student: Subject, graph: onnx.ModelProto) -> onnx.
     shown = student.plan.deployed.model.record
     files, architecture = model_files(graph, shown)
     if MODEL_WEIGHTS not in files:
-        reason = "it isn't a plain ViT as the trainer knows them"
+        reason = "the trainer can only train plain ViTs, and the model isn't one"
         raise ModelError(f"{plan.action} and fine-tune it", reason, "leave out --finetune")
     images = _pictures(whole, folders)
     with tempfile.TemporaryDirectory(prefix="vitedge-finetune-") as folder:
@@ -83,12 +83,12 @@ def finetuned(whole: Subject, student: Subject, graph: onnx.ModelProto) -> onnx.
 
 
 def _without_weights(record: ModelRecord) -> ModelRecord:
-    """A record for a folder that has the graph alone."""
+    """Return a record for a folder that holds the graph but no weights file."""
     return replace(record, architecture=None, files={})
 
 
 def _pictures(whole: Subject, folders: tuple[str, ...]) -> ImageSet:
-    """What is trained on, with class folders: their own, or those that the whole model says.
+    """Return the pictures to train on, with class folders: their own, or the labels that the original model gives.
 
     Hold-out pictures of ``--data`` aren't trained on.
     """
@@ -117,12 +117,14 @@ def _pictures(whole: Subject, folders: tuple[str, ...]) -> ImageSet:
 
 
 def _several(images: ImageSet, action: str) -> ImageSet:
-    """Without the pictures of classes that have a single one: it couldn't be held out to choose the best epoch by."""
+    """Leave out classes with a single picture, which couldn't be held out to choose the best epoch."""
     counts: dict[str | None, int] = {}
     for record in images.records:
         counts[record.folder] = counts.get(record.folder, 0) + 1
     kept = [index for index, record in enumerate(images.records) if counts[record.folder] > 1]
     if not kept:
         reason = f"{images.source} has no class with two pictures"
-        raise UsageError(f"{action} and fine-tune it", reason, "name more pictures: --labelled DIR")
+        raise UsageError(
+            f"{action} and fine-tune it", reason, "name a folder with two or more pictures in a class: --labelled DIR"
+        )
     return images.subset(kept)

@@ -1,4 +1,4 @@
-"""The curve that people choose from: what about ten budgets cost in accuracy and take in time, in two precisions."""
+"""The frontier: the accuracy and latency of models for about ten budgets, in two precisions, to choose from."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Point(Record):
 
 
 class Frontier(Record):
-    """``OUT.frontier.json``."""
+    """The contents of ``OUT.frontier.json``."""
 
     SCHEMA_VERSION: ClassVar[int] = 1
     schema_version: int = 1
@@ -89,7 +89,7 @@ def frontier(plan: ShrinkPlan, progress: Progress = silent) -> Frontier:
 
 
 def _steps(schedules: Sequence[Places], full: float) -> Iterator[list[Option]]:
-    """The whole model, and choices that save more and more; by the table, down to a quarter of the time."""
+    """Yield the whole model, then choices that save more and more; by the table, down to a quarter of the time."""
     fastest = fastest_schedule(schedules)
     most = min(together(fastest).saved, full * (1 - LEAST_SHARE))
     seen = list[Mapping[str, int]]()
@@ -102,7 +102,7 @@ def _steps(schedules: Sequence[Places], full: float) -> Iterator[list[Option]]:
 
 
 def _candidates(plan: ShrinkPlan) -> list[Candidate]:
-    """Float, where the target has it, and what will be deployed."""
+    """Return the float candidate, where the target has one, and the candidate that will be deployed."""
     (deployed,) = plan.deployed.candidates
     plain = plan.deployed.target.plain
     return [deployed] if plain is None or plain == deployed else [plain, deployed]
@@ -110,7 +110,7 @@ def _candidates(plan: ShrinkPlan) -> list[Candidate]:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A model of the picture."""
+    """A model that the frontier's picture shows."""
 
     subject: Subject  # whose pictures it takes
     graph: onnx.ModelProto
@@ -120,7 +120,7 @@ class Drawn:
 
 
 def _beside(whole: Subject, other: Neighbour) -> Drawn:
-    """Another model of the picture."""
+    """Prepare another model for the frontier's picture."""
     if not other.trained:
         return Drawn(whole, load(other.model.onnx_path), other.name, trained=False)
     subject = whole.of(other.model)
@@ -128,7 +128,7 @@ def _beside(whole: Subject, other: Neighbour) -> Drawn:
 
 
 def _points(whole: Subject, candidate: Candidate, drawn: Sequence[Drawn], progress: Progress) -> Iterator[Point]:
-    """The points of one precision."""
+    """Yield the points of one precision."""
     plan = whole.plan
     deployed = changed(plan.deployed, candidates=(candidate,), precision=candidate.precision)
     watch = Stopwatch(deployed, drawn[0].graph, threads=plan.options.threads, duration_s=timing.WHOLE_S)
@@ -152,7 +152,7 @@ def _points(whole: Subject, candidate: Candidate, drawn: Sequence[Drawn], progre
 
 
 def _loss(subject: Subject, candidate: Candidate, graph: onnx.ModelProto) -> Fidelity:
-    """A graph in a precision against the whole one in float32."""
+    """Compare a graph in one precision with the whole model in float32."""
     if candidate.precision not in QUANTIZED:
         return subject.loss(graph)
     recipe = subject.plan.deployed.recipe
@@ -164,7 +164,7 @@ def _loss(subject: Subject, candidate: Candidate, graph: onnx.ModelProto) -> Fid
 
 
 def _top1(whole: Subject, loss: Fidelity) -> float | None:
-    """Top-1 on the hold-out pictures, where they have labels."""
+    """Return the top-1 accuracy on the hold-out pictures, where they have labels."""
     labels = whole.hold_out.labels
     if labels is None or loss.top1_drop is None:
         return None

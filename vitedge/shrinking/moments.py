@@ -1,4 +1,4 @@
-"""Means and second moments of what layers read, and of what they are to give, over all pictures."""
+"""Means and second moments of layers' inputs and target outputs, over all pictures."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from vitedge.quantization.views import View
 
 Float64 = NDArray[np.float64]
 
-_ROWS = 1 << 13  # of a batch that are looked at: more of a convolution's positions tell little more
+_ROWS = 1 << 13  # rows of a batch that are used; more positions of a convolution change the statistics little
 
 
 @dataclass
 class Moments:
-    """Sums over rows x [n, K] that a layer reads and the rows y [n, C] that it's to give; float64."""
+    """Sums over a layer's input rows x [n, K] and its target output rows y [n, C]; float64."""
 
     count: float = 0.0
-    _shift: Any = None  # about what the sums of x are, [K]: float32 products of large means would lose the variance
+    _shift: Any = None  # [K], taken off x before summing: float32 products of large means would lose the variance
     _x: Any = 0.0
     _y: Any = 0.0
     _xx: Any = 0.0
@@ -33,14 +33,14 @@ class Moments:
     _random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
     def add(self, view: View, read: NDArray[Any], given: NDArray[Any], rows: Span | None = None) -> None:
-        """One batch.
+        """Add one batch.
 
         Args:
             view: how the layer reads its tensor.
             read: the tensor that it reads.
             given: its target, in the form of its output.
-            rows: of the output of a linear, those that something reads later on; they count as much as all together,
-                which alone they'd be too few for.
+            rows: of a linear's output, those that later nodes read. They get the same total weight as all rows
+                together; all rows are counted too, because these rows alone would be too few.
         """
         y = np.moveaxis(given, 1, -1) if view.kernel else given
         last = taken(y, rows).reshape(-1, y.shape[-1])
@@ -52,7 +52,7 @@ class Moments:
             self.add_rows(x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), weight)
 
     def add_rows(self, x: NDArray[Any], y: NDArray[Any], weight: float = 1.0) -> None:
-        """Rows [n, K] and [n, C], each counted ``weight`` times; of very many a random choice."""
+        """Add rows [n, K] and [n, C], each counted ``weight`` times; of very many rows, a random choice is taken."""
         if len(x) > 2 * _ROWS:
             chosen = self._random.choice(len(x), _ROWS, replace=False)
             x, y = x[chosen], y[chosen]
@@ -68,8 +68,8 @@ class Moments:
         self._yy += weight * float(np.square(y, dtype=np.float64).sum())
         if not (np.isfinite(self._xx).all() and np.isfinite(self._xy).all()):
             raise InvalidResultError(
-                "look at the activations of the model",
-                f"the squares of some overflow float32: they reach {float(np.abs(x).max()):.3g}",
+                "compute statistics of the model's activations",
+                f"activations reach {float(np.abs(x).max()):.3g}, so that their squares overflow float32",
                 "check the model's weights and its preprocessing",
             )
 
@@ -106,7 +106,7 @@ class Moments:
 
 
 def taken(values: NDArray[Any], rows: Span | None) -> NDArray[Any]:
-    """The rows of a tensor that something reads later on."""
+    """Return the rows of a tensor that later nodes read."""
     return values if rows is None else np.take(values, range(rows.start, rows.stop), rows.axis)
 
 
@@ -117,7 +117,7 @@ class HeadMoments:
         self._images, self._queries, self._keys = 0, np.zeros(1), np.zeros(1)
 
     def add(self, queries: NDArray[Any], keys: NDArray[Any]) -> None:
-        """One batch, [N, T, heads, d] each; keys count about each picture's mean, which is none to Softmax."""
+        """Add one batch, [N, T, heads, d] each; each picture's mean is taken off the keys, since Softmax ignores it."""
         keys = keys - keys.mean(axis=1, keepdims=True)
         self._images += len(queries)
         self._queries = self._queries + _gram(queries)
@@ -135,6 +135,6 @@ class HeadMoments:
 
 
 def _gram(values: NDArray[Any]) -> Float64:
-    """The mean over tokens and the sum over pictures of v vᵀ, [heads, d, d]."""
+    """Return v vᵀ, averaged over tokens and summed over pictures, [heads, d, d]."""
     by_head = np.ascontiguousarray(values.transpose(2, 0, 1, 3)).reshape(values.shape[2], -1, values.shape[3])
     return np.asarray((by_head.swapaxes(1, 2) @ by_head).astype(np.float64) / values.shape[1])

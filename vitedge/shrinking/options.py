@@ -1,4 +1,4 @@
-"""What to shrink a model to, and how."""
+"""Options of shrinking: the budget, the pictures, and the loss that is allowed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FEWEST_PICTURES = 300
 
 
 def parse_sizes(text: str) -> tuple[int | tuple[int, int], ...]:
-    """``24,28`` or ``96x160`` as sides, or (height, width), in pixels.
+    """Parse ``24,28`` or ``96x160`` as sides, or (height, width), in pixels.
 
     Raises:
         UsageError: something else.
@@ -30,13 +30,13 @@ def parse_sizes(text: str) -> tuple[int | tuple[int, int], ...]:
         sides = size.strip().lower().replace("×", "x").split("x")
         if len(sides) > 2 or not all(side.isdecimal() for side in sides):
             reason = f"'{size.strip()}' isn't a number of pixels, or a height and a width"
-            raise UsageError("shrink a model", reason, "write, say, --resolutions 24,28 or --resolutions 96x160")
+            raise UsageError("shrink a model", reason, "write for example --resolutions 24,28 or --resolutions 96x160")
         sizes.append((int(sides[0]), int(sides[1])) if len(sides) == 2 else int(sides[0]))
     return tuple(sizes)
 
 
 class ShrinkOptions(Record):
-    """The budget, the pictures, and what may be lost."""
+    """The budget, the pictures, and the loss that is allowed."""
 
     latency: Annotated[
         Annotated[float, Meta(ge=0.001)] | None, Flag("Median latency to reach on the target.", unit="ms", group=BUDGET)
@@ -163,15 +163,16 @@ class ShrinkOptions(Record):
         return sorted(sizes, key=lambda size: (-size[0] * size[1], size))
 
     def require_one_budget(self, action: str) -> None:
-        """Refuse none and several.
+        """Refuse a request without a budget, or with several.
 
         Raises:
             UsageError: not one budget.
         """
         if len(self.budgets) != 1:
-            several = " and ".join(f"--{name}" for name in self.budgets) or "none"
-            hint = "choose: --latency MS, --speedup X or --macs SHARE; or --frontier to see what each would cost"
-            raise UsageError(action, f"one budget is needed, given: {several}", hint)
+            named = " and ".join(f"--{name}" for name in self.budgets)
+            reason = f"exactly one budget is needed, but {f'{named} were' if named else 'none was'} given"
+            hint = "choose --latency MS, --speedup X or --macs FRACTION; --frontier shows what each budget would cost"
+            raise UsageError(action, reason, hint)
 
 
 class ShrinkFields(TypedDict, total=False):

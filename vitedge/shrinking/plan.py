@@ -1,4 +1,4 @@
-"""What a shrinking would do: everything that can be refused without work is refused here."""
+"""The plan of a shrinking: every request that can be refused without work is refused here."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ShrinkPlan:
 
     @property
     def action(self) -> str:
-        """What is asked for, for error texts."""
+        """The action, for error texts."""
         return action_of(self.deployed.model, self.deployed.target)
 
     @property
@@ -53,17 +53,17 @@ class ShrinkPlan:
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        """The smaller inputs that may be chosen, (height, width) in pixels, the largest first."""
+        """The smaller input sizes that may be chosen, (height, width) in pixels, the largest first."""
         return [size for size in self.options.sizes if size != self.deployed.model.record.preprocessing.size]
 
     def beside(self, ending: str) -> Path:
-        """A file beside the model folder: ``OUT.frontier.svg``."""
+        """Return the path of a file beside the model folder: ``OUT.frontier.svg``."""
         out = self.deployed.out
         return out.with_name(f"{out.name}.{ending}")
 
 
 def action_of(model: Model, target: Target) -> str:
-    """What is asked for, for error texts."""
+    """Return the action, for error texts."""
     return f"shrink {model.record.name} for {target.name}"
 
 
@@ -75,7 +75,7 @@ def plan_shrink(
     *,
     source_digest: str = "",
 ) -> ShrinkPlan:
-    """Check what is asked for, before any work.
+    """Check the request before any work.
 
     Args:
         model: a model folder.
@@ -100,7 +100,8 @@ def plan_shrink(
     check_sizes(deployed.model, options, action)
     check_beside(options.beside, deployed.model.record, action)
     if options.beside and not options.frontier:
-        raise UsageError(action, "--beside names models for a frontier's picture", "add --frontier, or leave it out")
+        reason = "--beside adds models to the picture of --frontier, which is missing"
+        raise UsageError(action, reason, "add --frontier, or leave out --beside")
     plan = changed(plan, table=_table(plan))
     if plan.budget is not None:
         refuse_existing(deployed.out, MODEL_FOLDER, overwrite=options.overwrite, action=action)
@@ -110,12 +111,13 @@ def plan_shrink(
     if options.finetune is not None and importlib.util.find_spec("torch") is None:
         raise NotInstalledError.for_extra(f"{action} and fine-tune it", "torch", "train")
     if options.labelled is not None and options.finetune is None:
-        raise UsageError(action, "--labelled names pictures to fine-tune on", "add --finetune EPOCHS, or leave it out")
+        reason = "--labelled names pictures for --finetune, which is missing"
+        raise UsageError(action, reason, "add --finetune EPOCHS, or leave out --labelled")
     return changed(plan, deployed=_with_pictures(deployed, options, action))
 
 
 def plan_deployment(model: Model | str | Path, target: Target | str | Path, options: ShrinkOptions, out: Path) -> Plan:
-    """The model as it will be deployed: target, candidate and batch, without pictures.
+    """Plan the model's deployment: target, candidate and batch, without pictures.
 
     Raises:
         UsageError, ModelError, NotInstalledError: as :func:`plan_shrink`.
@@ -139,15 +141,17 @@ def require_here(target: Target, action: str) -> None:
     """
     if not runs_here(target):
         why = why_not_here(target) or f"{target.runtime} doesn't run here"
-        hint = f"run on the device: vitedge shrink MODEL --target {target.name} --table table.json, and bring the file"
+        command = f"vitedge shrink MODEL --target {target.name} --table table.json"
+        hint = f"run on the device: {command}; then copy the file here, and give it with --table table.json"
         raise UsageError(action, f"nothing can be measured: {why}", hint)
 
 
 def _refuse_unmeasurable(plan: ShrinkPlan) -> None:
-    """Raises: UsageError: a time without anything to know it by, or a table that wouldn't be read."""
+    """Raises: UsageError: a latency can't be measured and no table gives it, or the table would be ignored."""
     options, target = plan.options, plan.deployed.target
     if plan.budget is not None and plan.budget.kind == "macs" and options.table is not None:
-        raise UsageError(plan.action, "--macs counts, and reads no latency table", "leave out one of the two")
+        reason = "--macs counts multiply-accumulates and uses no latency table"
+        raise UsageError(plan.action, reason, "leave out --macs or --table")
     if options.frontier or (options.latency is not None and options.table is None):
         require_here(target, plan.action)
 
@@ -165,14 +169,14 @@ def check_sizes(model: Model, options: ShrinkOptions, action: str) -> None:
         if size[0] > own[0] or size[1] > own[1]:
             text = "×".join(map(str, size))
             reason = f"{text} pixels are more than the {own[0]}×{own[1]} that the model takes"
-            raise UsageError(action, reason, "name smaller ones: --resolutions")
+            raise UsageError(action, reason, "name smaller sizes: --resolutions")
     if options.sizes and options.frontier:
         reason = "a frontier is drawn for one input size"
         raise UsageError(action, reason, "leave out --resolutions, or ask for a budget")
 
 
 def _table(plan: ShrinkPlan) -> Table | None:
-    """The latency table of a file.
+    """Read the latency table that a file holds.
 
     Raises:
         UsageError, ArtifactError: as :func:`vitedge.shrinking.table.read_table`; or it's of another precision, or has
@@ -189,14 +193,14 @@ def _table(plan: ShrinkPlan) -> Table | None:
 
 
 def _with_pictures(deployed: Plan, options: ShrinkOptions, action: str) -> Plan:
-    """The plan with the pictures to shrink by, the hold-out pictures, and the limit of loss.
+    """Return the plan with the pictures to shrink with, the hold-out pictures, and the limit of the loss.
 
     Raises:
         UsageError: too few pictures.
     """
     is_embedded, recipe = deployed.model.record.origin.kind == "embedded", deployed.recipe
     if options.data is None and not is_embedded:
-        reason = "shrinking needs pictures; the embedded ones serve the embedded model alone"
+        reason = "shrinking needs pictures; the embedded pictures suit the embedded model only"
         raise UsageError(action, reason, "name a folder of pictures like those the model will see: --data images/")
     images = embedded.open_images(options.data or "calibration", action=action)
     held_out = embedded.open_images(options.held_out, action=action) if options.held_out else None
@@ -216,7 +220,7 @@ def _with_pictures(deployed: Plan, options: ShrinkOptions, action: str) -> Plan:
 
 
 def _limit(model: Model, images: ImageSet, options: ShrinkOptions, action: str) -> LossBudget:
-    """What may be lost: top-1 where the hold-out pictures have labels, else agreement with the whole model."""
+    """Return the allowed loss: of top-1 where hold-out pictures have labels, else of agreement with the whole model."""
     if options.max_drop is None or class_ids(model, images, required=False, action=action) is not None:
         return LossBudget.of_export(options.max_drop, None)
     return LossBudget.of_export(None, max(0.0, 100 - options.max_drop))

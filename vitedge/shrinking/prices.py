@@ -1,4 +1,4 @@
-"""Where a shrinking takes its costs from: a file's table, one that is measured here, or multiply-accumulates."""
+"""The source of a shrinking's costs: a table from a file, a table measured here, or multiply-accumulates."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LONGER = 3.0  # times as long, where an interval is wider than the tolerance of 
 
 @dataclass(frozen=True)
 class Prices:
-    """A table, and what tells the cost of a whole model."""
+    """A table of savings, and the means to tell the cost of a whole model."""
 
     table: Table  # at the size of the graph's input
     full: float  # the whole model's cost by the table, at its own size
@@ -51,16 +51,16 @@ class Prices:
 
     @property
     def start(self) -> Cost:
-        """What the graph takes by the table while nothing is narrower, and the whole model beside it."""
+        """The graph's cost by the table while nothing is narrower, and the whole model's."""
         return Cost(self.table.full, self.full)
 
     @property
     def verifies(self) -> bool:
-        """Whether whole models are measured or counted, and not the table's entries added up."""
+        """True where whole models are measured or counted; False where the table's entries are added up."""
         return self.watch is not None or not self.table.measured
 
     def cost(self, chosen: Option) -> Cost:
-        """What the model of the chosen widths takes, and the whole one beside it."""
+        """Return the cost of the model with the chosen widths, and the whole model's."""
         if self.watch is not None and self.table.measured:
             return self._measured(chosen, self.watch)
         if self.table.measured:
@@ -69,13 +69,13 @@ class Prices:
 
     @property
     def confirm(self) -> Callable[[Option], Cost] | None:
-        """What measures the same for longer, where whole models are measured here."""
+        """The function that measures the same for longer; None where whole models aren't measured here."""
         if self.watch is None or not self.table.measured:
             return None
         return partial(self._measured, watch=self.watch.longer(LONGER))
 
     def _measured(self, chosen: Option, watch: Stopwatch) -> Cost:
-        """Measured for longer where the interval is too wide."""
+        """Measure a model of the chosen widths; for longer where the interval is too wide."""
         graphs = [truncate(self.graph, chosen.widths)]
         full, (timing,) = watch.times(graphs, silent)
         if timing.high - timing.low > 2 * TOLERANCE * timing.ratio:
@@ -84,7 +84,7 @@ class Prices:
 
 
 def prices(plan: ShrinkPlan, graph: onnx.ModelProto, found: Sequence[Component], progress: Progress) -> Prices:
-    """The table to choose by: the file's, else measured where the target runs here, else multiply-accumulates."""
+    """Return the table to choose by: the file's, else one measured here if the target runs here, else MACs."""
     deployed = plan.deployed
     counted = plan.budget is not None and plan.budget.kind == "macs"
     elsewhere = plan.table is not None and plan.table.hardware != hardware_description(deployed.target)
@@ -98,7 +98,7 @@ def prices(plan: ShrinkPlan, graph: onnx.ModelProto, found: Sequence[Component],
 def resized_prices(
     whole: Prices, plan: ShrinkPlan, graph: onnx.ModelProto, found: Sequence[Component], progress: Progress
 ) -> Prices:
-    """The same of the model at another input size; whole models are still measured beside the one at its own size."""
+    """Return the prices at another input size; whole models are still measured against the model at its own size."""
     if plan.table is None:
         table = _new_table(plan, graph, found, progress, measured=whole.watch is not None)
     else:
@@ -138,7 +138,7 @@ def latency_table(deployed: Plan, out: Path, options: ShrinkOptions, action: str
 def _cached_table(
     deployed: Plan, options: ShrinkOptions, graph: onnx.ModelProto, found: Sequence[Component], progress: Progress
 ) -> Table:
-    """The table of this machine: measured before, or now."""
+    """Return this machine's table, measured before or now."""
     action = deployed.action
     file = cache_folder() / "shrinking" / f"{_key(deployed, options, action)}.json"
     if file.is_file():
@@ -157,7 +157,7 @@ def _cached_table(
 
 
 def _key(deployed: Plan, options: ShrinkOptions, action: str) -> str:
-    """Of what decides on times."""
+    """Return a digest of everything that times depend on."""
     target, candidate = deployed.target, deployed.candidates[0]
     identity = [deployed.model.record.files["model.onnx"], str(target), str(candidate), str(options.threads)]
     identity += [runtimes.require(target.runtime, action), hardware_description(target), str(power_mode())]

@@ -1,4 +1,4 @@
-"""Writing narrower structures into a graph. Names of nodes stay; constants that others read too are copied first."""
+"""Write narrower structures into a graph. Node names don't change; shared constants are copied first."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class Side:
     bias: Float64 | None  # [heads, channels]
 
     def heads(self, kept: Indices) -> Side:
-        """Of these heads alone."""
+        """Keep these heads only."""
         return Side(self.weight[:, kept], None if self.bias is None else self.bias[kept])
 
     def channels(self, kept: Indices) -> Side:
-        """Of these channels of every head alone."""
+        """Keep these channels of every head only."""
         return Side(self.weight[..., kept], None if self.bias is None else self.bias[..., kept])
 
     def mapped(self, maps: Float64) -> Side:
-        """Behind a linear map of every head's channels; maps [heads, channels, new channels]."""
+        """Apply a linear map to every head's channels; maps [heads, channels, new channels]."""
         bias = None if self.bias is None else np.einsum("hd,hdr->hr", self.bias, maps)
         return Side(np.einsum("chd,hdr->chr", self.weight, maps), bias)
 
@@ -52,7 +52,7 @@ class AttentionWeights:
     bias: Float64 | None
 
     def heads(self, kept: Indices) -> AttentionWeights:
-        """Of these heads alone; the projection reads the others no more."""
+        """Keep these heads only; the projection no longer reads the others."""
         return replace(
             self,
             query=self.query.heads(kept),
@@ -65,7 +65,7 @@ class AttentionWeights:
 
 
 def read_attention(attention: Attention) -> AttentionWeights:
-    """The weights that the graph holds."""
+    """Read an attention's weights from the graph."""
 
     def side(part: Part, channels: int) -> Side:
         matrix = part.layer.matrix[:, part.start : part.stop]
@@ -80,14 +80,14 @@ def read_attention(attention: Attention) -> AttentionWeights:
 
 
 class Rewriter:
-    """A copy of a graph, whose structures are written anew."""
+    """A copy of a graph whose structures are rewritten."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = copy(model)
-        self.touched: set[str] = set()  # names of layers that have other weights by now
+        self.touched: set[str] = set()  # names of layers whose weights have changed
 
     def finished(self) -> onnx.ModelProto:
-        """The model, without what nothing reads any more."""
+        """Return the model without nodes and constants that nothing reads any more."""
         del self.model.graph.value_info[:]
         prune(self.model)
         return self.model
@@ -95,7 +95,7 @@ class Rewriter:
     # --- structures --------------------------------------------------------------------------------------------------
 
     def pair(self, pair: Pair, kept: Indices, matrix: Float64, bias: NDArray[Any] | None) -> None:
-        """Keep these channels between two layers.
+        """Keep only these channels between two layers.
 
         Args:
             pair: as it is in the graph.
@@ -158,9 +158,9 @@ class Rewriter:
         prune(self.model)
 
     def absorb_means(self) -> None:
-        """Move what branches that went added on average into constants that are added before, where there are any."""
+        """Move the means of removed branches into constants that are added earlier, where there are any."""
         for name in [node.name for node in self.model.graph.node if node.op_type == "Add"]:
-            node = self._node(name)  # anew: every move writes the nodes anew
+            node = self._node(name)  # looked up each time: every move replaces nodes
             constant = next((each for each in node.input if each.rstrip("'") == f"{name}.mean"), None)
             if constant is None:
                 continue
@@ -175,7 +175,7 @@ class Rewriter:
     # --- constants ---------------------------------------------------------------------------------------------------
 
     def layer(self, name: str, matrix: Float64, bias: NDArray[Any] | None) -> None:
-        """New weights of a layer: [K, C_out] and [C_out]; a bias that it didn't have is added."""
+        """Set a layer's weights [K, C_out] and bias [C_out]; a bias is added where there was none."""
         self.touched.add(name)
         node = self._node(name)
         linear = next(each for each in linear_layers(self.model) if each.name == name)
@@ -201,7 +201,7 @@ class Rewriter:
         self._set(reader, position, np.asarray(bias).reshape(shape), f"{name}.bias")
 
     def _shaped(self, constant: str, width: int) -> list[int]:
-        """The shape of a bias, of another width."""
+        """Return a bias's shape with another width."""
         dims = list(initializers(self.model)[constant].dims)
         return [*dims[:-1], width] if dims else [width]
 
@@ -210,7 +210,7 @@ class Rewriter:
         return node
 
     def _free(self, name: str) -> str:
-        """A name that no tensor has."""
+        """Return a name that no tensor has."""
         graph = self.model.graph
         taken = set(initializers(self.model)) | {each for node in graph.node for each in (*node.input, *node.output)}
         while name in taken:
@@ -218,7 +218,7 @@ class Rewriter:
         return name
 
     def _set(self, node: onnx.NodeProto, position: int, values: NDArray[Any], name: str) -> None:
-        """A node's constant input; one that others read stays theirs."""
+        """Set a node's constant input; a constant that other nodes read too is left unchanged for them."""
         old = node.input[position] if position < len(node.input) else ""
         constant = initializers(self.model).get(old)
         integers = values.dtype.kind == "i"
@@ -228,7 +228,9 @@ class Rewriter:
         with np.errstate(over="ignore"):
             new = np.ascontiguousarray(values).astype(kind)
         if not np.isfinite(new).all():
-            raise ModelError("shrink a layer", f"'{target}' overflows float32", "check the model's weights")
+            raise ModelError(
+                "shrink a layer", f"the new values of '{target}' overflow float32", "check the model's weights"
+            )
         set_constant(self.model, target, new)
         while len(node.input) <= position:
             node.input.append("")
@@ -238,13 +240,13 @@ class Rewriter:
         self._set(split, 1, np.asarray(sizes, np.int64), f"{split.name}.sizes")
 
     def _shape(self, reshape: onnx.NodeProto, last: Sequence[int]) -> None:
-        """The last sizes that a Reshape makes; the others stay."""
+        """Set the last sizes of a Reshape's output; the others don't change."""
         shape = array(initializers(self.model)[reshape.input[1]]).copy()
         shape[-len(last) :] = last
         self._set(reshape, 1, shape, f"{reshape.name}.shape")
 
     def _keep(self, node: onnx.NodeProto, kept: Indices, width: int, *, convolution: bool) -> None:
-        """These channels of a depthwise convolution, or of a constant that is added or multiplied."""
+        """Keep these channels of a depthwise convolution, or of a constant that is added or multiplied."""
         constants = initializers(self.model)
         if node.op_type == "Conv":
             for position in range(1, len(node.input)):
@@ -261,7 +263,7 @@ class Rewriter:
                 self._set(node, position, np.take(values, kept, axis), f"{node.name}.by")
 
     def _keep_heads(self, node: onnx.NodeProto, kept: Indices, heads: int) -> None:
-        """These heads of a constant that is added to scores [N, heads, T, T]."""
+        """Keep these heads of a constant that is added to scores [N, heads, T, T]."""
         constants = initializers(self.model)
         for position, name in enumerate(node.input):
             values = array(constants[name]) if name in constants else np.zeros(())
@@ -269,7 +271,7 @@ class Rewriter:
                 self._set(node, position, np.take(values, kept, -3), f"{node.name}.by")
 
     def _rotary(self, attention: Attention, pairs: Indices, kept: Indices) -> None:
-        """These pairs, and of tables of every head these heads, in the tables [T, 1 or heads, channels]."""
+        """Keep these pairs in the rotary tables [T, 1 or heads, channels], and these heads where each has its own."""
         assert attention.rotary is not None
         whole = len(pairs) == attention.query_key // 2
         columns = np.concatenate([pairs, pairs + attention.query_key // 2])
@@ -290,7 +292,7 @@ class Rewriter:
             self._sizes(self._node(each.split), [len(pairs)] * 2)
 
     def _own_table(self, name: str, nodes: Sequence[onnx.NodeProto]) -> str:
-        """A table's name, if nothing but these nodes reads it."""
+        """Return a table's name if only these nodes read it."""
         names = {node.name for node in nodes}
         readers = consumers(self.model).get(name, [])
         return name if all(reader.name in names for reader in readers) else self._free(name)
@@ -298,7 +300,7 @@ class Rewriter:
     # --- what a branch adds on average -------------------------------------------------------------------------------
 
     def _absorb(self, tensor: str, mean: Float64) -> bool:
-        """Add [C] to a tensor by a constant that goes into it; False: there's none."""
+        """Add [C] to a tensor through a constant that is added to it; False: there's none."""
         node, constants = producers(self.model).get(tensor), initializers(self.model)
         if node is not None and node.op_type == "Transpose":
             node = self._patches(node, len(mean))
@@ -319,7 +321,7 @@ class Rewriter:
         return len(consumers(self.model).get(tensor, [])) == 1
 
     def _patches(self, transpose: onnx.NodeProto, channels: int) -> onnx.NodeProto | None:
-        """The convolution whose output [N, C, H, W] becomes rows [N, H·W, C] here."""
+        """Return the convolution whose output [N, C, H, W] becomes the rows [N, H·W, C] here."""
         makers, constants = producers(self.model), initializers(self.model)
         reshape = makers.get(transpose.input[0])
         if reshape is None or reshape.op_type != "Reshape" or attribute(transpose, "perm") != [0, 2, 1]:

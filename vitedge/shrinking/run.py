@@ -70,7 +70,7 @@ def carry_out(plan: ShrinkPlan, progress: Progress = silent) -> Model:
 
 
 def _attempts(choices: Sequence[tuple[Subject, Prices]], plan: ShrinkPlan) -> list[Attempt]:
-    """Of every size that meets the budget.
+    """Return an attempt for every size that meets the budget.
 
     Raises:
         InvalidResultError: none does; what the smallest one reached is said.
@@ -98,7 +98,7 @@ def _attempts(choices: Sequence[tuple[Subject, Prices]], plan: ShrinkPlan) -> li
 
 
 def _resolution(tried: Subject, attempts: Sequence[Attempt]) -> Resolution:
-    """What became of an input size."""
+    """Return the outcome for one input size."""
     attempt = next((each for each in attempts if each.subject is tried), None)
     if attempt is None:
         return Resolution(size=tried.size, cost=None, loss=None)
@@ -106,7 +106,7 @@ def _resolution(tried: Subject, attempts: Sequence[Attempt]) -> Resolution:
 
 
 def _holds(plan: ShrinkPlan, loss: Fidelity) -> bool:
-    """Whether no more is lost than may be."""
+    """Whether the loss is within the limit."""
     limit = plan.deployed.budget
     return not limit.limits_accuracy or limit.holds(loss)
 
@@ -117,25 +117,25 @@ def _refuse_within(plan: ShrinkPlan, table: Table) -> None:
     if plan.budget.allowed(table.full) >= table.full:
         cost = f"{table.full / 1e6:.3g} ms" if table.measured else f"{table.full:,.0f} multiply-accumulates"
         reason = f"the whole model takes {cost}, which is within the budget, {plan.budget}"
-        raise UsageError(plan.action, reason, "export it as it is, or ask for less")
+        raise UsageError(plan.action, reason, "export it as it is, or ask for a smaller budget")
 
 
 def _refuse_loss(plan: ShrinkPlan, loss: Fidelity) -> None:
-    """Raises: InvalidResultError: more is lost than may be."""
+    """Raises: InvalidResultError: the loss exceeds the limit."""
     if _holds(plan, loss):
         return
     lost = "" if loss.top1_drop is None else f"top-1 drops by {loss.top1_drop}, and "
     kept = f"{loss.agreement:.2%} of {loss.pictures} pictures keep their label"
     raise InvalidResultError(
         plan.action,
-        f"more is lost than may be, {plan.deployed.budget}: {lost}{kept}",
-        "nothing was written; ask for less, allow more, "
-        + ("train for longer: --finetune" if plan.options.finetune else "or repair it: --finetune 10"),
+        f"the loss exceeds the limit, {plan.deployed.budget}: {lost}{kept}",
+        "nothing was written; relax the budget, allow a larger --max-drop, "
+        + ("or fine-tune for longer: --finetune EPOCHS" if plan.options.finetune else "or fine-tune: --finetune 10"),
     )
 
 
 def shrinkage(chosen: Attempt, tried: Sequence[Resolution]) -> Shrinkage:
-    """What was done, for ``model.json``."""
+    """Return the record of the shrinking, for ``model.json``."""
     whole, priced, cost = chosen.subject, chosen.priced, chosen.trial.cost
     plan, table = whole.plan, priced.table
     return Shrinkage(
@@ -161,7 +161,7 @@ def shrinkage(chosen: Attempt, tried: Sequence[Resolution]) -> Shrinkage:
 
 
 def _removed(chosen: Attempt) -> Iterator[Removed]:
-    """What became narrower, in the order of the graph."""
+    """Yield what became narrower, in the order of the graph."""
     whole, priced, widths = chosen.subject, chosen.priced, chosen.trial.widths
     merged = next((each for each in whole.components if _merges(each, chosen.trial)), None)
     left = {} if merged is None else whole.left(merged.name, widths[merged.name])
@@ -184,7 +184,7 @@ def _merges(component: Component, trial: Trial) -> bool:
 
 
 def write(chosen: Attempt, done: Shrinkage) -> Model:
-    """Write the shrunk model: the whole one's record, with what was done among its origin's details.
+    """Write the shrunk model: the whole model's record, with the shrinking among its origin's details.
 
     Raises:
         UsageError, ResourceError: as :func:`vitedge.formats.model_folder.write_model`.

@@ -1,4 +1,4 @@
-"""Widths that meet a budget: chosen by a table, tried as a whole model, corrected by what that took, until it holds.
+"""Find widths that meet a budget: choose by a table, measure the whole model, correct the table's sum, and repeat.
 
 A table adds up what single components save, and a whole model differs from the sum. So what has to be saved by the
 table is searched: first as if everything saved by one factor more or less than the table says, and between the last
@@ -21,7 +21,7 @@ TRIALS = 8
 
 
 class Cost(NamedTuple):
-    """What a model takes, and the whole one beside it: nanoseconds, or multiply-accumulates."""
+    """The cost of a model beside that of the whole model: nanoseconds, or multiply-accumulates."""
 
     shrunk: float
     full: float
@@ -29,13 +29,13 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True)
 class Budget:
-    """What a shrunk model may take."""
+    """The cost that a shrunk model may have."""
 
     kind: str  # "latency" in milliseconds, "speedup" as a factor, "macs" as a fraction
     value: float
 
     def allowed(self, full: float) -> float:
-        """In the unit of the whole model's cost."""
+        """Return the allowed cost, in the unit of the whole model's."""
         if self.kind == "latency":
             return self.value * 1e6
         return full / self.value if self.kind == "speedup" else full * self.value
@@ -47,7 +47,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Trial:
-    """A choice that was tried."""
+    """A choice of widths whose whole model was measured or counted."""
 
     options: tuple[Option, ...]  # one a place
     cost: Cost
@@ -61,12 +61,12 @@ class Trial:
 
     @property
     def widths(self) -> Mapping[str, int]:
-        """Of the components that become narrower."""
+        """The widths of the components that become narrower."""
         return together(self.options).widths
 
     @property
     def over(self) -> float:
-        """The fraction by which it's over the budget; negative where it's below."""
+        """The fraction by which the cost exceeds the budget; negative where it's below."""
         return self.cost.shrunk / self.allowed - 1
 
 
@@ -133,14 +133,14 @@ def meet(
 
 
 def _confirmed(trial: Trial, confirm: Callable[[Option], Cost] | None) -> Trial:
-    """A trial with the cost that counts."""
+    """Return a trial with its confirmed cost."""
     if trial.sure or confirm is None:
         return trial
     return replace(trial, cost=confirm(together(trial.options)), sure=True)
 
 
 def _best(trials: Sequence[Trial], budget: Budget, action: str, confirm: Callable[[Option], Cost] | None) -> Trial:
-    """The trial of least error among those that hold."""
+    """Return the trial of least error among those that meet the budget."""
     trials = sorted(trials, key=lambda trial: (together(trial.options).error, -trial.over))
     for number, trial in enumerate(trials):
         if trial.over <= TOLERANCE:
@@ -150,17 +150,18 @@ def _best(trials: Sequence[Trial], budget: Budget, action: str, confirm: Callabl
     fastest = min(trials, key=lambda trial: trial.over)
     raise InvalidResultError(
         action,
-        f"the budget, {budget}, can't be met: the narrowest model that can be had takes "
-        f"{fastest.cost.shrunk / fastest.allowed:.2f} times as much, and {fastest.cost.full / fastest.cost.shrunk:.2f} "
-        "times less than the whole one",
+        f"the budget, {budget}, can't be met: the narrowest possible model costs "
+        f"{fastest.cost.shrunk / fastest.cost.full:.0%} of the whole model, "
+        f"{fastest.cost.shrunk / fastest.allowed:.2f} times what the budget allows",
         f"nothing was written; {_reachable(fastest, budget)}",
     )
 
 
 def _reachable(fastest: Trial, budget: Budget) -> str:
-    """What to ask for instead."""
+    """Return the hint: a budget that can be met."""
     if budget.kind == "latency":
         return f"ask for --latency {1.02 * fastest.cost.shrunk / 1e6:.3g}, or start from a smaller model"
     if budget.kind == "speedup":
-        return f"ask for --speedup {int(98 * fastest.cost.full / fastest.cost.shrunk) / 100:g}, or start smaller"
+        speedup = int(98 * fastest.cost.full / fastest.cost.shrunk) / 100
+        return f"ask for --speedup {speedup:g}, or start from a smaller model"
     return f"ask for --macs {fastest.cost.shrunk / fastest.cost.full + 0.01:.2f}, or start from a smaller model"

@@ -1,4 +1,4 @@
-"""A narrower model that computes what the whole one does, as nearly as its widths permit, by unlabelled pictures alone.
+"""Make a model narrower so that it computes nearly the same as before, with unlabelled pictures only.
 
 Layer after layer, each on what the narrowed layers before it really compute, its target what the original computes
 there: what the earlier ones lost is made up for as well. CORP (2602.05243) and ZipLM (2302.04089) take both from the
@@ -28,14 +28,14 @@ from vitedge.shrinking.solve import ContextProblem, PairProblem, ScoresProblem
 from vitedge.shrinking.structures import Attention, Pair, Structure, structure_of
 from vitedge.shrinking.tokens import Tokens, gram_of, groupings, place_of, with_merged
 
-_PIXELS_AT_ONCE = 8 * 224 * 224  # of the pictures that run together
+_PIXELS_AT_ONCE = 8 * 224 * 224  # pixels of a batch
 
 Indices = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What became of a component."""
+    """The outcome for one component."""
 
     width: int
     units: tuple[int, ...] | None  # those that are kept, ascending; None where they were mixed into fewer channels
@@ -59,7 +59,7 @@ def shrink(
     target: Literal["layer", "stream"] = "stream",
     progress: Progress = silent,
 ) -> Shrunk:
-    """Make components narrower, and let what stays make up for it.
+    """Make components narrower, and refit the remaining weights to compensate.
 
     Args:
         model: a float graph; its one input takes uint8 [N, h, w, 3].
@@ -77,7 +77,7 @@ def shrink(
     """
     check_widths(model, widths)
     if not len(pictures):
-        raise UsageError("shrink a model", "there are none of the pictures to do it by", "name a folder with pictures")
+        raise UsageError("shrink a model", "no pictures were given", "pass some hundred pictures")
     asked = in_order(model, [*changed(model, widths), *fewer_tokens(model, widths)])
     walk = _Walk(model, pictures, sequential=sequential, target=target)
     for done, structure in enumerate(asked):
@@ -90,7 +90,7 @@ def shrink(
 
 
 def batch_of(pictures: NDArray[np.uint8]) -> int:
-    """How many pictures run together."""
+    """Return how many pictures run together in one batch."""
     height, width = pictures.shape[1:3]
     return int(max(1, min(64, _PIXELS_AT_ONCE // (height * width))))
 
@@ -109,13 +109,13 @@ def first_node(model: onnx.ModelProto, structure: Structure | Tokens) -> str:
 
 
 def in_order(model: onnx.ModelProto, found: Sequence[Structure | Tokens]) -> list[Structure | Tokens]:
-    """By where they begin."""
+    """Sort structures by the position of their first node in the graph."""
     positions = {node.name: position for position, node in enumerate(model.graph.node)}
     return sorted(found, key=lambda each: positions[first_node(model, each)])
 
 
 class _Walk:
-    """Through the original and the graph in the making, side by side."""
+    """A walk through the original graph and the narrower one, side by side."""
 
     def __init__(self, model: onnx.ModelProto, pictures: NDArray[np.uint8], *, sequential: bool, target: str) -> None:
         self.original, self.model, self.target = model, model, target
@@ -197,7 +197,7 @@ class _Walk:
         self.model = rewriter.finished()
 
     def _moments(self, structure: Structure) -> Moments:
-        """Of what the structure's last layer reads, and of what it's to give."""
+        """Return the moments of what the structure's last layer reads, and of its target."""
         moments, last = Moments(), structure.last
         rows = self._rows.get(last.linear.output)
         for values, target in self._observed(structure, [last.linear.input]):
@@ -219,5 +219,5 @@ class _Walk:
                 yield values, self._merged(whole[residual.output]) - values[residual.skip]
 
     def _merged(self, whole: NDArray[Any]) -> NDArray[Any]:
-        """What the original computes [N, T, ...], its tokens merged as those of the graph in the making."""
+        """Merge the tokens of the original's tensor [N, T, ...] as the graph that is being made merges them."""
         return whole if self._merging is None else np.einsum("ts,nsd->ntd", self._merging, whole, optimize=True)

@@ -1,4 +1,4 @@
-"""What was taken off a model: ``origin.details.shrunk`` in ``model.json``, and what the command line shows."""
+"""The record of a shrinking: ``origin.details.shrunk`` in ``model.json``, and what the command line shows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Resolution(Record):
 
 
 class Shrinkage(Record):
-    """How a model was shrunk."""
+    """How a model was shrunk: its budget, costs, loss and the components that became narrower."""
 
     model: str  # name of the whole one
     model_digest: str
@@ -54,12 +54,12 @@ class Shrinkage(Record):
 
     @property
     def speedup(self) -> float:
-        """How many times as little it costs."""
+        """The whole model's cost over the shrunk model's."""
         return self.full / self.cost
 
 
 def shrinkage_of(origin: Origin) -> Shrinkage | None:
-    """How a model of this origin was shrunk; None: it wasn't, or another version says it otherwise."""
+    """Return how a model of this origin was shrunk; None: it wasn't, or the record has another version's form."""
     try:
         return msgspec.convert(origin.details.get(SHRUNK), Shrinkage)
     except msgspec.ValidationError:

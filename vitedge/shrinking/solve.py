@@ -54,7 +54,7 @@ class NarrowedContext:
 
 
 class PairProblem:
-    """Which units of a pair to keep, and what the second layer makes of them."""
+    """The least-squares problem of a pair: which units to keep, and the second layer's new weights."""
 
     def __init__(self, pair: Pair, moments: Moments, keep: int = 0) -> None:
         """Order the units.

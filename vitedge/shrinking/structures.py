@@ -1,4 +1,4 @@
-"""What can become narrower in a graph: pairs of layers, attentions, and residual branches, wherever they are found.
+"""Find what can become narrower in a graph: pairs of layers, attentions, and residual branches.
 
 A *pair* is a layer behind which channelwise operators alone stand, and then one other layer: an MLP (plain or gated),
 two convolutions, an inverted bottleneck with its depthwise convolution. An *attention* is softmax(q kᵀ) v over heads,
@@ -63,7 +63,7 @@ class Pair:
 
     @property
     def last(self) -> Layer:
-        """The layer whose output it makes."""
+        """The layer that computes its output."""
         return self.second
 
     def present(self) -> dict[str, int]:
@@ -71,17 +71,17 @@ class Pair:
         return {self.name: self.width}
 
     def goes(self, widths: Mapping[str, int]) -> bool:
-        """Whether nothing is to be left of it."""
+        """Whether these widths remove it entirely."""
         return self.residual is not None and widths.get(self.name, self.width) == 0
 
     @property
     def rows(self) -> int:
-        """Rows of the second's matrix that one channel has: 1, or a kernel's positions."""
+        """The number of rows of the second layer's matrix that one channel has: 1, or a kernel's positions."""
         return self.second.inputs // self.width
 
 
 class Part(NamedTuple):
-    """Some of the output channels of a linear: an attention's queries, keys or values."""
+    """A range of a linear's output channels: an attention's queries, keys or values."""
 
     layer: Layer
     start: int
@@ -90,7 +90,7 @@ class Part(NamedTuple):
 
 
 class Rotary(NamedTuple):
-    """Names of the nodes that turn queries or keys by a rotary embedding."""
+    """Names of the nodes that apply a rotary embedding to queries or keys."""
 
     split: str
     cos: str
@@ -98,7 +98,7 @@ class Rotary(NamedTuple):
 
 
 class AttentionWidths(NamedTuple):
-    """What an attention can have less of."""
+    """The widths of an attention that can be reduced."""
 
     heads: int
     query_key: int  # channels of a head
@@ -127,7 +127,7 @@ class Attention:
 
     @property
     def last(self) -> Layer:
-        """The layer whose output it makes."""
+        """The layer that computes its output."""
         return self.projection
 
     def present(self) -> dict[str, int]:
@@ -136,11 +136,11 @@ class Attention:
         return {f"{self.name}.{kind}": width for kind, width in present._asdict().items()}
 
     def widths(self, widths: Mapping[str, int]) -> AttentionWidths:
-        """Of all widths its own, the present ones where they aren't named."""
+        """Pick this attention's widths; the present width where none is named."""
         return AttentionWidths(*(widths.get(name, width) for name, width in self.present().items()))
 
     def goes(self, widths: Mapping[str, int]) -> bool:
-        """Whether nothing is to be left of it."""
+        """Whether these widths remove it entirely."""
         return self.residual is not None and self.widths(widths).heads == 0
 
 
@@ -157,7 +157,7 @@ class Branch:
         return {self.name: 1}
 
     def goes(self, widths: Mapping[str, int]) -> bool:
-        """Whether nothing is to be left of it."""
+        """Whether these widths remove it entirely."""
         return widths.get(self.name, 1) == 0
 
 
@@ -184,7 +184,7 @@ def structures(model: onnx.ModelProto) -> list[Structure]:
 
 
 def structure_of(model: onnx.ModelProto, structure: S) -> S:
-    """The same structure as it is in a graph in which others were changed.
+    """Find a structure again in a graph in which others were changed.
 
     Raises:
         LookupError: it's gone.
@@ -203,7 +203,7 @@ class _Search:
         self.by_output = {layer.linear.output: layer for layer in self.layers}
 
     def residual(self, output: str) -> Residual | None:
-        """The Add that alone reads a branch's output, if its other operand is what the branch was made from."""
+        """Return the Add that alone reads a branch's output, if its other operand is the branch's input."""
         add = self.index.reader(output)
         if add is None or add.op_type != "Add" or add.output[0] in self.index.outputs:
             return None
@@ -252,7 +252,7 @@ class _Search:
             yield Pair(name, layer, second, tuple(ahead.constants), split, channels, residual)
 
     def _ahead(self, tensor: str, channels: int, *, convolution: bool) -> _Ahead | None:
-        """As far as channelwise operators go, each the only reader of the one before; None at a graph's output."""
+        """Follow channelwise operators while each is the only reader of the one before; None at a graph's output."""
         ahead = _Ahead(tensor, [])
         while True:
             if ahead.tensor in self.index.outputs:
@@ -273,7 +273,7 @@ class _Search:
                 return ahead
 
     def _by_itself(self, tensor: str, readers: list[onnx.NodeProto]) -> str | None:
-        """What x · f(x) writes, where nothing else reads x."""
+        """Return the product x · f(x), where nothing else reads x; else None."""
         if len(readers) != 2:
             return None
         for function, product in (readers, readers[::-1]):
@@ -283,7 +283,7 @@ class _Search:
         return None
 
     def _gated(self, ahead: _Ahead, split: onnx.NodeProto, channels: int, layer: Layer) -> _Ahead | None:
-        """Past a Split into gates and values, to behind their product."""
+        """Return the product of gates and values behind a Split."""
         halves = layer.linear.kind == "linear" and len(split.output) == 2 and self._halves(split, channels)
         if not halves or ahead.constants:
             return None
@@ -304,7 +304,7 @@ class _Search:
         return weight is not None and attribute(node, "group", 1) == channels == weight.dims[0] and channels > 1
 
     def _per_channel(self, node: onnx.NodeProto, channels: int, *, convolution: bool) -> bool:
-        """Whether a node adds or multiplies by a number, or by one a channel."""
+        """Whether a node adds or multiplies by a scalar or by one number per channel."""
         pair = self.index.operand(node) if node.op_type in _WITH_CONSTANT else None
         if pair is None:
             return False
@@ -323,7 +323,7 @@ class _Search:
                     continue
 
     def _attention(self, softmax: onnx.NodeProto) -> Attention:
-        """The attention around a Softmax.
+        """Return the attention around a Softmax.
 
         Raises:
             LookupError: it differs from the pattern.
@@ -365,7 +365,7 @@ class _Search:
         )
 
     def _only(self, tensor: str, operator: str, **attributes: object) -> onnx.NodeProto:
-        """The node that alone reads a tensor."""
+        """Return the only node that reads a tensor."""
         node = self.index.reader(tensor)
         if node is None or node.op_type != operator:
             raise LookupError
@@ -374,14 +374,14 @@ class _Search:
         return node
 
     def _producer(self, tensor: str, operator: str) -> onnx.NodeProto:
-        """The node that writes a tensor, which nothing but one node reads."""
+        """Return the node that writes a tensor, if a single node reads that tensor."""
         node = self.index.producers.get(tensor)
         if node is None or node.op_type != operator or self.index.reader(tensor) is None:
             raise LookupError
         return node
 
     def _scores(self, tensor: str) -> tuple[onnx.NodeProto, str | None]:
-        """The product of queries and keys behind what Softmax reads, and the Add of a constant in between."""
+        """Return the product of queries and keys that Softmax reads, and the Add of a constant in between."""
         bias = None
         while True:
             node = self.index.producers.get(tensor)
@@ -400,7 +400,7 @@ class _Search:
         return tensor if step is None else self._unscaled(step[0])
 
     def _turned(self, tensor: str, *paths: list[list[int]]) -> str:
-        """What stands before Transposes with these orders of axes, the last one first."""
+        """Return the tensor before Transposes with these orders of axes, of which the last comes first."""
         for path in paths:
             source = tensor
             for perm in path:
@@ -415,7 +415,7 @@ class _Search:
         raise LookupError
 
     def _unrotated(self, tensor: str) -> tuple[str, Rotary | None]:
-        """Queries or keys before their rotary embedding: x · cos + (x, its halves swapped) · sin."""
+        """Return queries or keys before their rotary embedding: x · cos + (x, its halves swapped) · sin."""
         add = self.index.producers.get(tensor)
         if add is None or add.op_type != "Add":
             return tensor, None
@@ -437,7 +437,7 @@ class _Search:
         return str(node.input[0]) if node is not None and node.op_type == "LayerNormalization" else tensor
 
     def _made(self, tensor: str) -> _Made:
-        """The Reshape that makes [N, T, heads, channels], both numbers, and the layer's channels that it reads."""
+        """Return the Reshape to [N, T, heads, channels], heads and channels, and the layer's channels that it reads."""
         reshape = self.index.producers.get(tensor)
         shape = None if reshape is None or reshape.op_type != "Reshape" else self.index.constant(reshape.input[1])
         if reshape is None or shape is None or shape.size != 4 or shape[2] < 1 or shape[3] < 1:
@@ -454,7 +454,7 @@ class _Search:
         return _Made(reshape.name, (heads, width), Part(layer, start, start + heads * width, split))
 
     def _cut(self, tensor: str) -> tuple[Layer, int, str]:
-        """The linear whose channels a Split cuts, the first of those in ``tensor``, and the Split."""
+        """Return the linear whose output a Split divides, the first of its channels in ``tensor``, and the Split."""
         split = self.index.producers.get(tensor)
         if split is None or split.op_type != "Split" or attribute(split, "axis", 0) not in (-1, 2):
             raise LookupError
@@ -479,7 +479,7 @@ class _Ahead(NamedTuple):
 
 
 class _Made(NamedTuple):
-    """Queries, keys or values."""
+    """The tensor of an attention's queries, keys or values, traced back to its linear."""
 
     reshape: str  # name of the node that makes [N, T, heads, channels]
     shape: tuple[int, int]  # heads and channels
@@ -487,7 +487,7 @@ class _Made(NamedTuple):
 
 
 def _tiled(parts: list[Part]) -> bool:
-    """Whether query, key and value are, together, all that their linears make, each channel once."""
+    """Whether query, key and value together are all output channels of their linears, each channel once."""
     made: dict[str, list[tuple[int, int]]] = {}
     widths: Mapping[str, int] = {part.layer.name: part.layer.outputs for part in parts}
     for part in parts:
@@ -501,6 +501,6 @@ def _tiled(parts: list[Part]) -> bool:
 
 
 def _without(name: str, *endings: str) -> str:
-    """A layer's name without the part that says which layer of a structure it is."""
+    """Return a layer's name without the part that says which layer of a structure it is."""
     parent, _, last = name.rpartition(".")
     return parent if parent and last in endings else name

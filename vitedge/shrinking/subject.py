@@ -1,4 +1,4 @@
-"""The model of a shrinking, with what every step of it needs; each picture is decoded once for a size."""
+"""The model to shrink, and the data that every step needs; each picture is decoded once for an input size."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class Subject:
 
     @cached_property
     def components(self) -> Sequence[Component]:
-        """What can become narrower."""
+        """The components that can become narrower."""
         return components(self.inputs.graph)
 
     @cached_property
     def errors(self) -> Mapping[str, Mapping[int, float]]:
-        """By component and width: squared error of the logits."""
+        """The squared error of the logits, by component and width."""
         return costs(self.inputs.graph, self.frames, progress=self.progress)
 
     @property
@@ -64,25 +64,25 @@ class Subject:
         return self.inputs.hold_out
 
     def schedules(self, table: Mapping[str, Mapping[int, float]]) -> list[list[list[Option]]]:
-        """What may be chosen, by what a table says that each width saves."""
+        """Return the options to choose from, given a table of what each width saves."""
         return schedules_of(self.components, table, self.errors, self.left)
 
     def left(self, name: str, width: int) -> dict[str, float]:
-        """The fraction of its multiply-accumulates that each place has left where tokens are merged."""
+        """Return the fraction of its multiply-accumulates that each place keeps where tokens are merged."""
         before, after = (work(graph) for graph in (self.inputs.graph, truncate(self.inputs.graph, {name: width})))
         return {place: after[place] / count for place, count in before.items() if place in after}
 
     def shrunk(self, widths: Mapping[str, int]) -> Shrunk:
-        """The model at these widths, compensated."""
+        """Shrink the model to these widths, with compensation."""
         return shrink(self.inputs.graph, widths, self.frames, progress=self.progress)
 
     def loss(self, graph: onnx.ModelProto) -> Fidelity:
-        """A float graph of this size against the whole model, on the hold-out pictures."""
+        """Compare a float graph of this size with the whole model, on the hold-out pictures."""
         executed_by = interpreter.require(self.plan.action)
         return self.hold_out.evaluate(Runnable(lambda frames: float_logits(graph, frames, silent), executed_by, None))
 
     def of(self, model: Model) -> Subject:
-        """Another model on the same pictures: this one at another size, or one with the same classes.
+        """Take another model on the same pictures: this one at another size, or one with the same classes.
 
         What it loses is still measured against this one.
         """
@@ -97,7 +97,7 @@ class Subject:
 
 
 def subject(plan: ShrinkPlan, progress: Progress) -> Subject:
-    """Look at the pictures, and at what can be removed.
+    """Read the pictures, and find the components that can become narrower.
 
     Raises:
         ModelError: nothing in the model can become narrower.
@@ -106,7 +106,7 @@ def subject(plan: ShrinkPlan, progress: Progress) -> Subject:
     """
     deployed, inputs = plan.deployed, load_golden(plan.deployed)
     if not components(inputs.graph):
-        reason = "no linear layers or convolutions stand in a pair or an attention that could become narrower"
+        reason = "the model has no MLP, attention or pair of convolutions that could become narrower"
         raise ModelError(plan.action, reason, "quantize it as it is: vitedge export")
     assert deployed.images is not None and deployed.recipe is not None
     numbers, frames, calibration = read_pictures(
@@ -117,6 +117,6 @@ def subject(plan: ShrinkPlan, progress: Progress) -> Subject:
 
 
 def _frames(images: ImageSet, names: Sequence[str], model: Model) -> NDArray[np.uint8]:
-    """The pictures of these names as a model takes them, uint8 [n, h, w, 3]."""
+    """Read the pictures of these names as a model takes them, uint8 [n, h, w, 3]."""
     numbers = {record.name: number for number, record in enumerate(images.records)}
     return np.stack([model.record.preprocessing.apply(images.read(numbers[name])) for name in names])

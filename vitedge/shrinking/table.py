@@ -1,4 +1,4 @@
-"""The latency table: what each component saves at each width, measured on the device, as a file to carry.
+"""The latency table: the time that each component saves at each width, measured on the device and kept in a file.
 
 Components of equal shape are measured together, all of them at one width at a time, and the difference to the whole
 model is shared out among them: so threads, caches and fusions are those of a whole model.
@@ -34,7 +34,7 @@ FILE = "the latency table"
 
 
 class Width(Record):
-    """One width of components of one shape."""
+    """One width of all components of one shape."""
 
     width: int
     saved: float  # by each of them: nanoseconds, or multiply-accumulates
@@ -52,12 +52,12 @@ class Shape(Record):
 
     @property
     def gaining(self) -> tuple[Width, ...]:
-        """The widths that may be chosen: of tokens those whose whole interval says that they save something."""
+        """The widths that may be chosen; of tokens, those whose whole interval is above zero."""
         return self.widths if self.kind != "tokens" else tuple(each for each in self.widths if each.low > 0)
 
 
 class Table(Record):
-    """``table.json``: what narrowing saves on one device, or in multiply-accumulates."""
+    """The contents of ``table.json``: the savings of narrower components on one device, or in multiply-accumulates."""
 
     SCHEMA_VERSION: ClassVar[int] = 1
     schema_version: int = 1
@@ -78,12 +78,12 @@ class Table(Record):
 
     @property
     def measured(self) -> bool:
-        """Whether it holds times."""
+        """Whether it holds times rather than multiply-accumulates."""
         return self.unit == "ns"
 
     @property
     def saved(self) -> dict[str, dict[int, float]]:
-        """By component and width: as measured, where narrower ones don't save less.
+        """The saving by component and width, as measured, raised so that narrower components never save less.
 
         Tokens are merged where that is sure to save anything: of other widths nothing is said.
         """
@@ -101,7 +101,7 @@ class Table(Record):
         return f"{self.target} in {self.precision}, measured with {self.runtime} on {self.hardware}{threads}"
 
     def at(self, size: tuple[int, int], path: str | Path, action: str) -> Table:
-        """The table of the same model at another input size.
+        """Return the table of the same model at another input size.
 
         Raises:
             UsageError: there is none.
@@ -110,15 +110,17 @@ class Table(Record):
         if found is None:
             sides = "x".join(map(str, size))
             command = f"vitedge shrink MODEL --target {self.target} --resolutions {sides} --table OTHER.json"
-            raise UsageError(action, f"{path} has no times of {sides} pixels", f"measure them, too: {command}")
+            raise UsageError(
+                action, f"{path} has no times for inputs of {sides} pixels", f"measure that size too: {command}"
+            )
         return found
 
 
 def increasing(widths: Sequence[Width]) -> dict[int, float]:
-    """What each width saves, at least as much as a wider one: neighbours that contradict that get their mean.
+    """Make savings increase as widths fall: neighbours that contradict this get their mean.
 
     Isotonic regression by pooling adjacent violators: noise of single entries is averaged, and a width that kernels
-    don't like isn't worth more than the next one that they do.
+    run slowly isn't worth more than the next one that they do.
     """
     pools: list[tuple[float, list[int]]] = []  # (mean, widths), from the widest on
     for each in sorted(widths, key=lambda each: -each.width):
@@ -132,7 +134,7 @@ def increasing(widths: Sequence[Width]) -> dict[int, float]:
 
 
 def read_table(path: Path, components: Sequence[Component], action: str) -> Table:
-    """A table from a file, for a model with these components.
+    """Read a table from a file, for a model with these components.
 
     Raises:
         UsageError: it can't be read, or it's another model's.
@@ -151,14 +153,14 @@ def read_table(path: Path, components: Sequence[Component], action: str) -> Tabl
         name = next(iter(differing), "") or next(iter(others))
         raise UsageError(
             action,
-            f"{path} is of a model of another shape ({table.model}): {name} differs",
-            f"measure this model's: vitedge shrink MODEL --target {table.target} --table OTHER.json",
+            f"{path} was measured with a model of another shape ({table.model}): {name} differs",
+            f"measure this model: vitedge shrink MODEL --target {table.target} --table OTHER.json",
         )
     return table
 
 
 def _absent(component: Component) -> int | None:
-    """The width of what a table doesn't name: of tokens the present one, as older versions didn't measure them."""
+    """Return the width of a component that a table doesn't name: of tokens the present one, for older tables."""
     return component.width if component.kind == "tokens" else None
 
 
@@ -171,7 +173,7 @@ def refuse_other(table: Table, plan: Plan, path: str | Path, action: str) -> Non
 
 
 def measure_table(watch: Stopwatch, components: Sequence[Component], progress: Progress) -> Table:
-    """Measure on this machine what narrowing saves."""
+    """Measure the savings of narrower components on this machine."""
     plan, shapes = watch.plan, shapes_of(watch.original, components)
     asked = [(members, width) for members in shapes for width in sampled(members)]
     graphs = [truncate(watch.original, {each.name: width for each in members}) for members, width in asked]
@@ -198,7 +200,7 @@ def measure_table(watch: Stopwatch, components: Sequence[Component], progress: P
 
 
 def macs_table(graph: onnx.ModelProto, components: Sequence[Component], plan: Plan) -> Table:
-    """What narrowing saves in multiply-accumulates: proportional to what is taken off each component."""
+    """Return a table in multiply-accumulates: savings are proportional to what is removed from each component."""
     full, shapes = sum(macs(graph).values()), shapes_of(graph, components)
 
     def width(members: Sequence[Component], width: int) -> Width:
@@ -215,7 +217,7 @@ def macs_table(graph: onnx.ModelProto, components: Sequence[Component], plan: Pl
 
 
 def shapes_of(graph: onnx.ModelProto, components: Sequence[Component]) -> list[list[Component]]:
-    """Components that are alike: of one kind, width and offer, and of as much work in their layers.
+    """Group components of the same kind, width, offered widths and amount of work.
 
     Tokens that are merged behind different blocks aren't: what comes after them is all that gets less.
     """
@@ -229,7 +231,7 @@ def shapes_of(graph: onnx.ModelProto, components: Sequence[Component]) -> list[l
 
 
 def work(graph: onnx.ModelProto) -> dict[str, int]:
-    """Multiply-accumulates by what stands before the last dot of the layers' names."""
+    """Add up multiply-accumulates by the layers' names without their last part."""
     counts: dict[str, int] = {}
     for name, count in macs(graph).items():
         group = name.rpartition(".")[0] or name
@@ -238,7 +240,7 @@ def work(graph: onnx.ModelProto) -> dict[str, int]:
 
 
 def sampled(members: Sequence[Component]) -> list[int]:
-    """The narrower widths that are offered and measured of components of one shape, evenly spread."""
+    """Return the narrower widths to measure for components of one shape, evenly spread over those on offer."""
     offered = [width for width in members[0].offered if width < members[0].width]
     if len(offered) <= MOST_WIDTHS:
         return offered

@@ -1,4 +1,4 @@
-"""Graphs in; how long each takes as it would be deployed, interleaved with the original, out.
+"""Measure the time of graphs as they would be deployed, interleaved with the original.
 
 A graph is lowered as ``vitedge export`` would lower it, and opened in the target's runtime. Where that quantizes, the
 statistics are made up from random pictures: what they are changes numbers, not time.
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from vitedge.runtimes.session import Session
 
 ROUNDS = 3 * FEWEST_ROUNDS
-AT_ONCE = 8  # graphs that are open beside the original
+AT_ONCE = 8  # graphs that are open together with the original
 OBSERVED = 2  # random pictures
 ENTRY_S, WHOLE_S = 1.5, 3.0  # that each graph is measured for, at least: of a table's entry, of a whole model
 WARMUP = 1 / 8  # of that
@@ -48,7 +48,7 @@ NO_MEMORY = Memory(before_bytes=None, after_bytes=None, peak_bytes=None)
 
 
 class Timing(NamedTuple):
-    """What a graph took."""
+    """The measured time of a graph."""
 
     ns: float  # median of the original, times ``ratio``
     ratio: float  # to the original, by the fastest inference of each interleaved block
@@ -70,11 +70,11 @@ class Stopwatch:
         self.plan, self.original, self.threads, self.duration_s = plan, original, threads, duration_s
 
     def longer(self, factor: float) -> Stopwatch:
-        """The same with longer measurements."""
+        """Return a stopwatch with longer measurements."""
         return Stopwatch(self.plan, self.original, threads=self.threads, duration_s=factor * self.duration_s)
 
     def times(self, graphs: Sequence[onnx.ModelProto], progress: Progress) -> tuple[float, list[Timing]]:
-        """(the original's median in nanoseconds, what each graph took).
+        """Return the original's median in nanoseconds, and each graph's timing.
 
         Args:
             graphs: float graphs with the original's output; their inputs may be smaller.
@@ -96,7 +96,7 @@ class Stopwatch:
         return float(np.median(medians)), timings
 
     def _measured(self, graphs: Sequence[onnx.ModelProto]) -> list[Latency]:
-        """The original and some graphs, interleaved block by block."""
+        """Measure the original and some graphs, interleaved block by block."""
         with contextlib.ExitStack() as stack:
             lowered = [self._lowered_original, *map(self._lower, graphs)]
             sessions = [stack.enter_context(self._open(*each)) for each in lowered]
@@ -119,7 +119,7 @@ class Stopwatch:
         return [each for each in latencies if each is not None]
 
     def _block_samples(self, session: Session) -> int:
-        """How many inferences of the original fill a block."""
+        """Return how many inferences of the original fill a block."""
         frame = self._frames(session)[0]
         times_ns = []
         for _ in range(1 + OBSERVED):
@@ -129,18 +129,18 @@ class Stopwatch:
         return max(1, int(1e9 * self.duration_s / ROUNDS / min(times_ns)))
 
     def _pictures(self, size: tuple[int, int]) -> NDArray[np.uint8]:
-        """Random pictures of (height, width) pixels, uint8 [n, h, w, 3]."""
+        """Return random pictures of (height, width) pixels, uint8 [n, h, w, 3]."""
         return generator(0).integers(0, 256, (max(OBSERVED, self.plan.batch + 1), *size, 3), dtype=np.uint8)
 
     def _frames(self, session: Session) -> NDArray[np.uint8]:
-        """Random pictures as a session takes them, uint8 [2, batch, h, w, 3]."""
+        """Return random pictures as a session takes them, uint8 [2, batch, h, w, 3]."""
         batch, height, width, _ = session.input_shape
         pictures = self._pictures((height, width))
         return np.stack([np.resize(np.roll(pictures, turn, 0), (batch, height, width, 3)) for turn in (0, 1)])
 
     @contextlib.contextmanager
     def _open(self, manifest: Manifest, lowered: Lowered) -> Iterator[Session]:
-        """A graph in the target's runtime."""
+        """Open a graph in the target's runtime."""
         with opened(manifest, lowered, self.plan.action, threads=self.threads) as runnable:
             assert runnable.session is not None, "what is measured runs here"
             yield runnable.session
@@ -150,12 +150,12 @@ class Stopwatch:
         return self._lower(self.original)
 
     def _lower(self, graph: onnx.ModelProto) -> tuple[Manifest, Lowered]:
-        """A graph as the target's runtime runs it, with a manifest to open it by."""
+        """Lower a graph to the target's runtime, with the manifest that opening it needs."""
         fast, plan, statistics = load_recipe("fast"), _for_input_of(graph, self.plan), None
         recipe, candidate = plan.recipe, plan.candidates[0]
         pictures = self._pictures(plan.model.record.preprocessing.size)[:OBSERVED]
         if candidate.precision in QUANTIZED and recipe is not None:
-            recipe = replace(recipe, round=fast.round)  # which numbers the weights become changes no time
+            recipe = replace(recipe, round=fast.round)  # the values of the weights don't change the time
             statistics = observe(graph, pictures, fast.observe, key="random pictures")
         none = np.empty((0, 0), np.float32)
         inputs = ExportInputs(changed(plan, recipe=recipe), graph, {}, pictures, none, statistics=statistics)
@@ -163,7 +163,7 @@ class Stopwatch:
         return draft_manifest(inputs, candidate, lowered), lowered
 
     def _workload(self, session: Session, most: int) -> Workload:
-        """Random pictures through a session; outputs mean nothing here and aren't audited."""
+        """Run random pictures through a session; outputs mean nothing here and aren't audited."""
         pictures = self._pictures((session.input_shape[1], session.input_shape[2]))
 
         def prepared(index: int) -> NDArray[np.uint8]:
@@ -173,7 +173,7 @@ class Stopwatch:
 
 
 def _for_input_of(graph: onnx.ModelProto, plan: Plan) -> Plan:
-    """The plan with the preprocessing for a graph's input, which may be smaller than the model's."""
+    """Return the plan with the preprocessing for a graph's input, which may be smaller than the model's."""
     _, height, width, _ = (each.dim_value for each in graph.graph.input[0].type.tensor_type.shape.dim)
     record = plan.model.record
     record = replace(record, preprocessing=replace(record.preprocessing, size=(height, width)))

@@ -23,14 +23,14 @@ from vitedge.graph.surgery import array, initializers, pinned, shapes
 Float64 = NDArray[np.float64]
 Groups = list[list[int]]
 
-_PLACES = 3  # behind so many blocks merging is offered
-_FRACTIONS = (0.25, 0.5, 0.75)  # of the patch tokens that may be left
-_FEWEST = 16  # patch tokens that are worth merging
+_PLACES = 3  # blocks behind which merging is offered
+_FRACTIONS = (0.25, 0.5, 0.75)  # of the patch tokens, which may be kept
+_FEWEST = 16  # fewer patch tokens aren't worth merging
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens behind a block of an authored graph."""
+    """The tokens behind a block of a graph that vitedge wrote."""
 
     name: str  # "blocks.3.tokens"
     block: str
@@ -42,7 +42,7 @@ class Tokens:
 
     @property
     def count(self) -> int:
-        """T, the tokens that there are."""
+        """T, the number of tokens."""
         return self.prefix + len(self.patches)
 
     def present(self) -> dict[str, int]:
@@ -51,13 +51,13 @@ class Tokens:
 
     @property
     def offered(self) -> tuple[int, ...]:
-        """Numbers of tokens that may be left, ascending, the present one last."""
+        """The numbers of tokens to choose from, ascending, the present one last."""
         patches = len(self.patches)
         fewer = {self.prefix + round(fraction * patches) for fraction in _FRACTIONS if patches >= _FEWEST}
         return (*sorted(fewer), self.count)
 
     def matrix(self, groups: Sequence[Sequence[int]]) -> Float64:
-        """What makes of each group of patch tokens the mean of their patches, [groups, patch tokens]."""
+        """Return the matrix that averages each group of patch tokens over its patches, [groups, patch tokens]."""
         matrix = np.zeros((len(groups), len(self.patches)))
         for row, members in enumerate(groups):
             sizes = np.array([len(self.patches[member]) for member in members])
@@ -66,7 +66,7 @@ class Tokens:
 
 
 def tokens_behind_blocks(model: onnx.ModelProto) -> list[Tokens]:
-    """Where tokens can be merged: behind every block of an authored plain ViT but the last, not before another merging.
+    """List the places where tokens can be merged: behind every block of a plain ViT that vitedge wrote, but the last.
 
     A rotary embedding turns queries and keys by their tokens' places; with one nothing is merged.
     """
@@ -89,7 +89,7 @@ def tokens_behind_blocks(model: onnx.ModelProto) -> list[Tokens]:
 
 
 def _grid(model: onnx.ModelProto) -> tuple[int, int]:
-    """(rows, columns) of what the stem makes; of the stem alone, whose shapes are inferred at once."""
+    """Return (rows, columns) of the stem's output; only the stem's shapes are inferred, which is fast."""
     stem, constants = onnx.ModelProto(), initializers(model)
     stem.ir_version = model.ir_version
     stem.opset_import.extend(model.opset_import)
@@ -103,7 +103,7 @@ def _grid(model: onnx.ModelProto) -> tuple[int, int]:
 
 
 def _ends(nodes: Mapping[str, onnx.NodeProto]) -> Iterator[tuple[str, onnx.NodeProto]]:
-    """Blocks that have a branch, and the last node of each."""
+    """Yield the blocks that have a branch, and the last node of each."""
     ends: dict[str, onnx.NodeProto] = {}
     for name, node in nodes.items():
         block, _, part = name.rpartition(".")
@@ -113,19 +113,19 @@ def _ends(nodes: Mapping[str, onnx.NodeProto]) -> Iterator[tuple[str, onnx.NodeP
 
 
 def offering(places: Sequence[Tokens]) -> list[Tokens]:
-    """Those of the places behind which merging is offered, evenly spread over the depth."""
+    """Return the places behind which merging is offered, evenly spread over the depth."""
     blocks = len(places) + 1
     chosen = {round(blocks * (number + 1) / (_PLACES + 1)) - 1 for number in range(_PLACES)}
     return [place for index, place in enumerate(places) if index in chosen]
 
 
 def place_of(model: onnx.ModelProto, name: str) -> Tokens:
-    """The place of this name, as it is in a graph in which others were changed."""
+    """Find a place again in a graph in which others were changed."""
     return next(place for place in tokens_behind_blocks(model) if place.name == name)
 
 
 def with_merged(model: onnx.ModelProto, name: str, groups: Sequence[Sequence[int]] | int) -> onnx.ModelProto:
-    """The graph in which tokens are merged.
+    """Return the graph with merged tokens.
 
     Args:
         model: a float graph; it isn't changed.
@@ -157,7 +157,7 @@ def with_merged(model: onnx.ModelProto, name: str, groups: Sequence[Sequence[int
 
 
 def _count_patches(builder: GraphBuilder, pool: onnx.NodeProto, counts: Sequence[int]) -> None:
-    """Let the mean of the tokens be that of the patches: every token counts as often as it stands for one."""
+    """Turn the mean over tokens into the mean over patches: a token counts once for each of its patches."""
     before = pool.input[0]
     earlier = next((node for node in builder.model.graph.node if node.name == "pool.sizes"), None)
     if earlier is not None:
@@ -172,7 +172,7 @@ def _count_patches(builder: GraphBuilder, pool: onnx.NodeProto, counts: Sequence
 
 
 def gram_of(place: Tokens, batches: Iterable[NDArray[Any]]) -> Float64:
-    """What the patch tokens have in common: E[LayerNorm(x_i)ᵀ LayerNorm(x_j)] [patch tokens, patch tokens].
+    """Return the Gram matrix of patch tokens: E[LayerNorm(x_i)ᵀ LayerNorm(x_j)] [patch tokens, patch tokens].
 
     Args:
         place: where they are.
@@ -189,7 +189,7 @@ def gram_of(place: Tokens, batches: Iterable[NDArray[Any]]) -> Float64:
 
 
 def groupings(place: Tokens, gram: Float64) -> dict[int, tuple[float, Groups]]:
-    """By number of patch tokens that are left: the squared error of all of them, and which become one.
+    """Return, by the number of patch tokens that are left, the squared error of all of them, and the groups of tokens.
 
     Starting from every token by itself, those two neighbours are joined whose joining adds the least error.
 
@@ -219,7 +219,7 @@ def groupings(place: Tokens, gram: Float64) -> dict[int, tuple[float, Groups]]:
 
 
 def _neighbours(place: Tokens) -> NDArray[np.bool_]:
-    """Which patch tokens have patches side by side."""
+    """Return which patch tokens have adjacent patches, as a symmetric matrix."""
     columns = place.grid[1]
     owner = {patch: token for token, patches in enumerate(place.patches) for patch in patches}
     near = np.zeros((len(place.patches), len(place.patches)), bool)
