@@ -126,7 +126,7 @@ def test_what_is_not_finite_is_named(graph: onnx.ModelProto) -> None:
 
 
 def test_no_pictures(graph: onnx.ModelProto) -> None:
-    with pytest.raises(ModelError, match="there were none"):
+    with pytest.raises(ModelError, match="there were no images"):
         observe(graph, [], SETTINGS, key="k")
 
 

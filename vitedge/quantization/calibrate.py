@@ -1,4 +1,4 @@
-"""Calibration images in, statistics out: read once, kept for ever, and taken up again where a run was killed.
+"""Collect statistics from calibration images: read once, kept in the cache, and resumed where a run was killed.
 
 Which images are looked at is drawn by the recipe's seed. One that can't be read is named and replaced by the next of
 that order. Statistics lie in the cache folder under model, images and the recipe's ``[observe]`` section.
@@ -32,20 +32,20 @@ if TYPE_CHECKING:
     from vitedge.quantization.statistics import Statistics
 
 WALK, PARTIAL = "walk.json", "partial.safetensors"
-#: Seconds of observing between two savings of what was seen so far.
+#: Seconds of observing between two saves of the state.
 SAVE_SECONDS = 60.0
 
 
 class _Step(Record):
-    """One image of the seeded order that was looked at."""
+    """One image of the seeded order that was read or skipped."""
 
     name: str
-    digest: str  # SHA-256 of the encoded file; empty where not even that could be read
+    digest: str  # SHA-256 of the encoded file; empty where the file couldn't be read
     readable: bool
 
 
 class _Walk(Record):
-    """``walk.json``: the images behind the statistics beside it, or behind ``partial.safetensors``."""
+    """``walk.json``: the images that went into the statistics beside it, or into ``partial.safetensors``."""
 
     SCHEMA_VERSION: ClassVar[int] = 1
     schema_version: int = 1
@@ -62,7 +62,7 @@ def calibrate(
     action: str,
     progress: Progress = silent,
 ) -> tuple[Statistics, Calibration]:
-    """Statistics of ``settings.num_samples`` of the images, from the cache or from one pass over them.
+    """Return statistics of ``settings.num_samples`` of the images, from the cache or from one pass over them.
 
     Args:
         model: the model folder that the graph came from.
@@ -105,7 +105,7 @@ def calibrate(
 
 
 def _calibration(images: ImageSet, steps: Sequence[_Step]) -> Calibration:
-    """Which images were looked at."""
+    """Return the record of the calibration images."""
     digests = sorted(step.digest for step in steps if step.readable)
     return Calibration(
         source=images.source.name,
@@ -119,7 +119,7 @@ def _calibration(images: ImageSet, steps: Sequence[_Step]) -> Calibration:
 def read_pictures(
     model: Model, images: ImageSet, settings: Observe, *, action: str, progress: Progress = silent
 ) -> tuple[list[int], NDArray[np.uint8], Calibration]:
-    """The images that :func:`calibrate` would look at, without observing anything.
+    """Read the images that :func:`calibrate` would observe, without observing them.
 
     Args:
         model, images, settings, action: as there.
@@ -148,7 +148,7 @@ def read_pictures(
 def pictures(
     model: Model, images: ImageSet, settings: Observe, calibration: Calibration
 ) -> Iterator[NDArray[np.uint8]]:
-    """Once more what :func:`calibrate` looked at, uint8 [h, w, 3] each: for what calibrates itself.
+    """Yield the images of :func:`calibrate` again, uint8 [h, w, 3] each, for runtimes that calibrate themselves.
 
     Images that were changed or went since then are left out.
     """
@@ -165,7 +165,7 @@ def pictures(
 def _frames(
     model: Model, images: ImageSet, order: list[int], steps: list[_Step], wanted: int, action: str
 ) -> Iterator[NDArray[np.uint8]]:
-    """The model's input, uint8 [h, w, 3], of the images behind ``steps`` until there are enough; adds their steps."""
+    """Yield the model's input, uint8 [h, w, 3], for images after ``steps`` until there are enough; add their steps."""
     readable = sum(step.readable for step in steps)
     for index in order[len(steps) :]:
         if readable == wanted:
@@ -191,7 +191,7 @@ def _observe(
     settings: Observe,
     progress: Progress,
 ) -> None:
-    """One pass, saved now and then."""
+    """Observe the frames in one pass, and save the state from time to time."""
     saved = time.monotonic()
     progress("observe", observer.samples, settings.num_samples)
     for batch in observer.batches(frames):
@@ -219,7 +219,7 @@ def digests_of(images: ImageSet, indices: Sequence[int]) -> list[str]:
 
 
 def _digest(images: ImageSet, index: int) -> str:
-    """Of the encoded file; empty where it can't be read."""
+    """Return the SHA-256 of the encoded file; empty where it can't be read."""
     try:
         return images.digest(index)
     except ImageError:
@@ -227,7 +227,7 @@ def _digest(images: ImageSet, index: int) -> str:
 
 
 def _load_walk(folder: Path, images: ImageSet, order: list[int]) -> _Walk | None:
-    """The walk of an earlier run, if the images that it went over are still the same."""
+    """Load the walk of an earlier run, if its images are still the same."""
     try:
         walk = decode_json((folder / WALK).read_bytes(), _Walk, action="read statistics", file=WALK)
     except (OSError, InputError):
@@ -239,7 +239,7 @@ def _load_walk(folder: Path, images: ImageSet, order: list[int]) -> _Walk | None
 
 
 def _resume(observer: Observer, folder: Path, walk: _Walk | None) -> list[_Step]:
-    """The steps that an earlier run had gone, with what it had seen put back; empty where there's nothing sound."""
+    """Restore an earlier run's observer and return its steps; empty where there is no sound state."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -256,7 +256,7 @@ def _resume(observer: Observer, folder: Path, walk: _Walk | None) -> list[_Step]
 
 
 def _save_partial(observer: Observer, folder: Path, steps: list[_Step], action: str) -> None:
-    """Keep what was seen so far; ``walk.json`` completes it."""
+    """Save the state of the observer; ``walk.json`` completes it."""
     from vitedge.quantization.statistics import safetensors_pieces, sha256_of
 
     pieces = safetensors_pieces(observer.state())

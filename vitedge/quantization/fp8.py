@@ -32,19 +32,19 @@ _ZERO = np.zeros((), _FLOAT8)
 
 
 def round_to_float8(values: NDArray[Any], scale: float) -> NDArray[Any]:
-    """``values`` / ``scale`` as float8 E4M3, saturated, halves to even; any shape."""
+    """Round ``values`` / ``scale`` to float8 E4M3, saturated, halves to even; any shape."""
     scaled = np.clip(np.asarray(values, np.float32) / np.float32(scale), -LARGEST, LARGEST)
     rounded: NDArray[Any] = scaled.astype(_FLOAT8)
     return rounded
 
 
 def fake(values: NDArray[Any], scale: float) -> NDArray[np.float32]:
-    """The nearest representable values, float32, any shape."""
+    """Return the nearest representable values, float32, any shape."""
     return np.asarray(round_to_float8(values, scale).astype(np.float32) * np.float32(scale))
 
 
 def scale_for(largest: float) -> float:
-    """The least float16 scale under which ``largest`` is representable."""
+    """Return the least float16 scale at which ``largest`` is representable."""
     scale = np.float16(max(largest / LARGEST, LEAST_SCALE))
     return float(scale if float(scale) * LARGEST >= largest else np.nextafter(scale, np.float16(np.inf)))
 
@@ -52,7 +52,7 @@ def scale_for(largest: float) -> float:
 def quantize_fp8(
     model: onnx.ModelProto, statistics: Statistics, recipe: Recipe, layers: Collection[str]
 ) -> onnx.ModelProto:
-    """The float graph with the named layers in FP8.
+    """Return the float graph with the named layers in FP8.
 
     The input of layer ``X`` goes through ``X.input.q`` and ``X.input.dq`` (layers that read one tensor share the pair
     of the first), its weights are stored as float8 under ``X.weight.q`` and go through ``X.weight.dq``; both have one
@@ -93,7 +93,7 @@ def quantize_fp8(
 
 
 def _input_pair(builder: GraphBuilder, name: str, source: str, scale: float) -> str:
-    """QuantizeLinear and DequantizeLinear around a layer's input; the tensor behind them."""
+    """Insert QuantizeLinear and DequantizeLinear before a layer's input; return the tensor behind them."""
     grid = (
         builder.constant(f"{name}.input.scale", np.asarray(scale, np.float32)),
         builder.constant(f"{name}.input.zero_point", _ZERO),
@@ -104,7 +104,7 @@ def _input_pair(builder: GraphBuilder, name: str, source: str, scale: float) -> 
 
 
 def _weight(builder: GraphBuilder, layer: Layer, scale: float) -> str:
-    """The stored float8 weights and the DequantizeLinear behind them; the tensor that it writes."""
+    """Store float8 weights with a DequantizeLinear behind them; return the tensor that it writes."""
     name = f"{layer.name}.weight"
     stored = (
         builder.constant(f"{name}.q", round_to_float8(layer.weight, scale)),
@@ -115,7 +115,7 @@ def _weight(builder: GraphBuilder, layer: Layer, scale: float) -> str:
 
 
 def _mean_error(layer: Layer, observed: Observed, input_scale: float, weight_scale: float) -> NDArray[np.float64]:
-    """E[x] W - E[x̂] Ŵ, float64 [C_out]; E[x] is exact over all rows, the mean error of x̂ comes from the kept rows."""
+    """Return E[x] W - E[x̂] Ŵ, float64 [C_out]; E[x] is over all rows, the mean error of x̂ over the kept rows."""
     rounded = layer.to_matrix(fake(layer.weight, weight_scale))
     rows = observed.rows.astype(np.float32)
     shift = (rows - fake(rows, input_scale)).mean(axis=0, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Rounding weights one input at a time, each error taken up by the inputs that are still to come."""
+"""GPTQ: round weights one input at a time, and let the inputs that aren't rounded yet compensate each error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BLOCK = 64
 def gptq(
     matrix: NDArray[np.float64], scale: NDArray[np.float32], codes: Codes, covariance: NDArray[Any]
 ) -> NDArray[np.int8]:
-    """Integers with a small Δwᵀ C Δw for every output channel (GPTQ, 2210.17323; scales are given).
+    """Return integers with a small Δwᵀ C Δw for every output channel (GPTQ, 2210.17323; scales are given).
 
     Inputs are taken in the order of falling variance; what is left of the error of those that are done goes into the
     next. Written as Babai's nearest plane, which rounds the same (2507.18553): with C = L Lᵀ, last input first, input k
@@ -49,7 +49,7 @@ def gptq(
 
 
 def _factor(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The lower Cholesky factor of the covariance, which is damped in place."""
+    """Return the lower Cholesky factor of the covariance, which is damped in place."""
     diagonal = np.diag_indices(len(covariance))
     ridge = DAMPING * float(np.maximum(covariance[diagonal], 0).mean()) or 1.0
     covariance[diagonal] += ridge / 2

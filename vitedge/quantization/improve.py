@@ -25,19 +25,19 @@ from vitedge.quantization.prepare import replaced
 from vitedge.quantization.statistics import Observed, Statistics
 from vitedge.quantization.views import Layer, quantizable
 
-#: How much of a channel's spread moves into the weights; None leaves shift and scale alone.
+#: Fractions of a channel's spread that move into the weights; None changes neither shift nor scale.
 ALPHAS: tuple[float | None, ...] = (None, 0.0, 0.25, 0.5, 0.75, 1.0)
-#: Of the squared error without it: what a migration has to come under. It's there for outliers: where every channel
-#: fills the grid to its ends, whatever calibration didn't see is clipped, and smaller gains over the calibration images
-#: were losses elsewhere.
+#: Fraction of the squared error that a migration must stay below. Migration is for outliers: where every channel
+#: fills its whole grid, values beyond the calibration images' are clipped, and smaller gains over the calibration
+#: images were losses on other images.
 WORTHWHILE = 0.1
-#: How many times as far as the typical channel's all channels together have to reach before an operator is thought of:
-#: less uneven ones don't get under a tenth.
+#: Ratio of the range of all channels together to the typical channel's, from which on an operator is considered:
+#: with more even ranges the error doesn't fall below a tenth.
 _UNEVEN = 8.0
-#: OpenVINO 2026.4 fuses the rounding behind these into them, and takes channels' constants along another axis.
+#: OpenVINO 2026.4 fuses the rounding behind these operators into them, and takes channel constants along a wrong axis.
 _REDUCTIONS = ("GlobalAveragePool", "GlobalMaxPool", "ReduceMax", "ReduceMean", "ReduceSum")
-_ROWS = 1024  # of the reservoir, for choosing among them
-_SMALLEST = 1e-3  # fraction of the largest spread, below which a channel's isn't widened any further
+_ROWS = 1024  # rows of the reservoir that the choice is made with
+_SMALLEST = 1e-3  # fraction of the largest spread to which smaller spreads are raised
 
 Float64 = NDArray[np.float64]
 
@@ -45,7 +45,7 @@ Float64 = NDArray[np.float64]
 def improve(
     model: onnx.ModelProto, statistics: Statistics, settings: Improve, scheme: Scheme, layers: Collection[str]
 ) -> tuple[onnx.ModelProto, Statistics]:
-    """The recipe's improvements, one after the other.
+    """Apply the recipe's improvements, one after the other.
 
     Args:
         model: a float graph whose layers have constants of their own
@@ -139,7 +139,7 @@ def migrate_values(
 
 
 class _AttentionValues(NamedTuple):
-    """The projection behind an attention, and the linear that makes the attention's values."""
+    """The projection behind an attention, and the linear that computes the attention's values."""
 
     projection: Layer
     source: Layer
@@ -147,7 +147,7 @@ class _AttentionValues(NamedTuple):
 
 
 def _attention_values(model: onnx.ModelProto, layers: Collection[Layer]) -> Iterator[_AttentionValues]:
-    """Of every canonical attention whose values nothing else reads."""
+    """Yield every canonical attention whose values only its product with the probabilities reads."""
     index = Index(model)
     linears = {layer.linear.output: layer for layer in layers if layer.linear.kind == "linear"}
     for projection in layers:
@@ -158,7 +158,7 @@ def _attention_values(model: onnx.ModelProto, layers: Collection[Layer]) -> Iter
 
 
 def _values_of(index: Index, projection: Layer) -> str | None:
-    """The tensor [N, T, D] of an attention's values, found backward from its projection; None behind anything else."""
+    """Find the tensor [N, T, D] of an attention's values backward from its projection; None behind anything else."""
     context = _backward(index, projection.linear.input, "Reshape", "Transpose", "MatMul")
     if context is None:
         return None
@@ -175,7 +175,7 @@ def _values_of(index: Index, projection: Layer) -> str | None:
 
 
 def _made_by(index: Index, linears: Mapping[str, Layer], values: str, *, width: int) -> tuple[Layer, slice] | None:
-    """The linear that makes values [N, T, width], and which of its output channels: all, or one output of a Split."""
+    """Return the linear that computes values [N, T, width], and its channels: all, or those of one Split output."""
     if values in linears:
         return linears[values], slice(0, width)
     split = index.producers.get(values)
@@ -194,7 +194,7 @@ def _made_by(index: Index, linears: Mapping[str, Layer], values: str, *, width: 
 
 
 def _backward(index: Index, tensor: str, *operators: str) -> list[onnx.NodeProto] | None:
-    """The nodes behind a tensor, by their first inputs, if they are these operators and nothing else reads between."""
+    """Return the nodes behind a tensor, by their first inputs, if they are these operators with one reader each."""
     nodes: list[onnx.NodeProto] = []
     for operator in operators:
         node = index.producers.get(tensor)
@@ -206,7 +206,7 @@ def _backward(index: Index, tensor: str, *operators: str) -> list[onnx.NodeProto
 
 
 def _target_shape(index: Index, reshape: onnx.NodeProto) -> list[int]:
-    """What a Reshape makes of its input; empty where that isn't constant."""
+    """Return the shape that a Reshape produces; empty where it isn't constant."""
     shape = index.constant(reshape.input[1])
     return [] if shape is None else [int(size) for size in shape]
 
@@ -214,7 +214,7 @@ def _target_shape(index: Index, reshape: onnx.NodeProto) -> list[int]:
 def migrate_inputs(
     model: onnx.ModelProto, statistics: Statistics, settings: Improve, scheme: Scheme, layers: Collection[str]
 ) -> tuple[onnx.ModelProto, Statistics]:
-    """Shift and scale what linears read by operators of their own, where nothing in front can take it up.
+    """Shift and scale inputs of linears with operators of their own, where no earlier layer can absorb it.
 
     GELU isn't homogeneous, so outliers of a hidden unit can't move into the layer that makes it. Behind the node ``X``
     a Sub ``X.shift`` and a Mul ``X.scale`` are added, each where it's needed; the linears of ``layers`` behind read
@@ -258,7 +258,7 @@ def migrate_inputs(
 def by_operators(
     observed: Observed, matrix: Float64, scheme: Scheme, settings: Improve, *, centred: bool
 ) -> tuple[Float64, Float64]:
-    """Shift and scale [C] that are worth an operator. Half precision holds them exactly: scales are powers of two."""
+    """Return the shift and scale [C] that are worth an operator. Scales are powers of two, exact in half precision."""
     low, high = observed.minimum.astype(np.float64), observed.maximum.astype(np.float64)
     ones, nothing = np.ones(len(matrix)), np.zeros(len(matrix))
     candidates: list[tuple[float, Float64, Float64]] = []  # the fraction of the error to come under; shift, scale
@@ -284,7 +284,7 @@ def by_operators(
 def migrate_convolutions(
     model: onnx.ModelProto, statistics: Statistics, scheme: Scheme, layers: Collection[str]
 ) -> tuple[onnx.ModelProto, Statistics]:
-    """Scale what convolutions read by an operator of its own, where outliers in some channels make it worth one.
+    """Scale inputs of convolutions with an operator of its own, where outliers in some channels make it worthwhile.
 
     Behind the node ``X`` a Mul ``X.scale`` divides each channel by a power of two, exact in half precision, and
     the convolutions of ``layers`` behind undo it in their weights. Zeros of the padding stay zeros: there is no shift.
@@ -320,7 +320,7 @@ def migrate_convolutions(
 
 
 def _channel_scales(observed: Observed, matrix: Float64, scheme: Scheme) -> Float64 | None:
-    """Powers of two [C] for what convolutions with weights [C·taps, C_out] read; None where they aren't worth a Mul."""
+    """Return powers of two [C] for the input of convolutions with weights [C·taps, C_out]; None: not worth a Mul."""
     low, high = observed.minimum.astype(np.float64), observed.maximum.astype(np.float64)
     if high.max() - low.min() <= _UNEVEN * float(np.median(high - low)):
         return None
@@ -338,7 +338,7 @@ def _channel_scales(observed: Observed, matrix: Float64, scheme: Scheme) -> Floa
 
 
 def _halves(values: Float64) -> Float64:
-    """The nearest numbers of half precision, where it reaches so far."""
+    """Return the nearest numbers of half precision, within its range."""
     limit = float(np.finfo(np.float16).max)
     return np.where(np.abs(values) < limit, np.clip(values, -limit, limit).astype(np.float16), values)
 
@@ -347,7 +347,7 @@ def _halves(values: Float64) -> Float64:
 
 
 def choose_migration(observed: Observed, matrix: Float64, scheme: Scheme) -> tuple[Float64, Float64]:
-    """Shift and scale [C] with the least output error once inputs and weights [C, C_out] are rounded."""
+    """Choose the shift and scale [C] with the least output error once inputs and weights [C, C_out] are rounded."""
     candidates = [migration(observed, matrix, alpha) for alpha in ALPHAS]
     rows = observed.rows[:_ROWS].astype(np.float32)
     exact = rows @ matrix.astype(np.float32)
@@ -357,7 +357,7 @@ def choose_migration(observed: Observed, matrix: Float64, scheme: Scheme) -> tup
 
 
 def migration(observed: Observed, matrix: Float64, alpha: float | None) -> tuple[Float64, Float64]:
-    """Shift c = (max + min)/2 and scale s = r^α / max|W|^(1-α), r = (max - min)/2, both [C]; None changes nothing.
+    """Return shift c = (max + min)/2 and scale s = r^α / max|W|^(1-α), r = (max - min)/2, both [C]; None: no change.
 
     s is normalised to a geometric mean of 1, which no rounding notices and half precision likes.
     """
@@ -380,7 +380,7 @@ def _rounded_error(
     shift: Float64,
     scale: Float64,
 ) -> float:
-    """Mean squared output error, its mean taken out, with plain ranges on both sides."""
+    """Return the mean squared output error without its mean, with plain ranges on both sides."""
     grid = affine(((observed.minimum - shift) / scale).min(), ((observed.maximum - shift) / scale).max(), scheme)
     inputs = np.asarray((rows - shift.astype(np.float32)) / scale.astype(np.float32), np.float32)
     weights = matrix * scale[:, None]
@@ -392,7 +392,7 @@ def _rounded_error(
 
 
 def _absorbed(layer: Layer, shift: Float64, scale: Float64) -> dict[str, Float64]:
-    """Weight and bias initialisers of a linear whose input became (x - shift)/scale."""
+    """Return weight and bias initialisers of a linear whose input became (x - shift)/scale."""
     matrix = layer.matrix
     assert layer.bias is not None and layer.linear.bias is not None
     weight: Float64 = layer.from_matrix(matrix * scale[:, None])
@@ -400,7 +400,7 @@ def _absorbed(layer: Layer, shift: Float64, scale: Float64) -> dict[str, Float64
 
 
 def _with_affine(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph in which every LayerNormalization with a constant scale has a bias."""
+    """Return the graph in which every LayerNormalization with a constant scale has a bias."""
     model = copy(model)
     constants = initializers(model)
     for node in model.graph.node:

@@ -1,4 +1,4 @@
-"""The integers themselves: schemes, grids of representable values, rounding onto them."""
+"""Integers: schemes, grids of representable values, and rounding to them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ F = TypeVar("F", bound=np.floating[Any])
 
 @dataclass(frozen=True)
 class Scheme:
-    """What a runtime's int8 kernels take."""
+    """The integer types that a runtime's int8 kernels accept."""
 
     activation: Literal["uint8", "int8"]
     symmetric: bool  # the zero point is the middle: 0 for int8, 128 for uint8
@@ -28,13 +28,13 @@ class Grid(NamedTuple):
     type: Literal["uint8", "int8"]
 
     def quantize(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Integers of ``type``, saturated, any shape."""
+        """Return integers of ``type``, saturated, any shape."""
         limits = np.iinfo(self.type)
         levels = np.rint(values / self.scale) + self.zero_point
         return np.asarray(np.clip(levels, limits.min, limits.max).astype(self.type))
 
     def fake(self, values: NDArray[F]) -> NDArray[F]:
-        """The nearest representable values, in the dtype of ``values``."""
+        """Return the nearest representable values, in the dtype of ``values``."""
         limits, scale = np.iinfo(self.type), values.dtype.type(self.scale)
         levels = np.asarray(values / scale)
         np.rint(levels, out=levels)
@@ -45,7 +45,7 @@ class Grid(NamedTuple):
 
 
 def affine(low: float, high: float, scheme: Scheme) -> Grid:
-    """The grid that covers [low, high] and zero; zero is always representable."""
+    """Return the grid that covers [low, high] and zero; zero is always representable."""
     low, high = min(float(low), 0.0), max(float(high), 0.0)
     limits = np.iinfo(scheme.activation)
     if scheme.symmetric:
@@ -57,12 +57,12 @@ def affine(low: float, high: float, scheme: Scheme) -> Grid:
 
 
 def _scale(step: float) -> np.float32:
-    """A step as float32; 1 where the tensor is zero everywhere."""
+    """Return a step as float32; 1 where the tensor is zero everywhere."""
     scale: np.float32 = np.float32(step) if step > 1e-30 else np.float32(1.0)
     return scale
 
 
-#: What two weights may add up to whose products with u8 values are added in 16 bits: 255 · 128 < 2¹⁵ ≤ 255 · 129.
+#: Largest sum of two weights whose products with u8 values are added in 16 bits: 255 · 128 < 2¹⁵ ≤ 255 · 129.
 PAIR = 128
 
 _LEAST_SCALE = 1e-30  # keeps the scale of an all-zero channel a normal number
@@ -70,7 +70,7 @@ _LEAST_SCALE = 1e-30  # keeps the scale of an all-zero channel a normal number
 
 @dataclass(frozen=True)
 class Codes:
-    """The integers that the weights [K, C_out] of a layer may be, so that its kernel computes them exactly.
+    """The integers that the weights [K, C_out] of a layer may have, so that its kernel computes them exactly.
 
     x86 without VNNI multiplies u8 by s8 with ``vpmaddubsw``, which adds the products of two neighbours in saturating
     16 bits. Weights of 7 bits never saturate there; nor do weights of 8 bits, as long as no two neighbours add up to
@@ -83,7 +83,7 @@ class Codes:
 
     @classmethod
     def of(cls, scheme: Scheme, channels: int, taps: int = 1) -> Codes:
-        """For rows by channel, then by tap. An odd number of channels is laid out differently by different kernels."""
+        """Make codes for rows by channel, then by tap. Kernels lay out an odd number of channels differently."""
         if scheme.wide_sums:
             return cls(127)
         if channels % 2:
@@ -92,14 +92,14 @@ class Codes:
         return cls(127, (channel ^ 1) * taps + tap)
 
     def scale(self, matrix: NDArray[np.float64]) -> NDArray[np.float32]:
-        """The least scale [C_out] at which all weights [K, C_out] can be represented."""
+        """Return the least scale [C_out] at which all weights [K, C_out] can be represented."""
         step = np.abs(matrix).max(axis=0) / self.largest
         if self.partner is not None:
             step = np.maximum(step, np.abs(matrix + matrix[self.partner]).max(axis=0) / PAIR)
         return np.asarray(np.maximum(step, _LEAST_SCALE), np.float32)
 
     def round(self, matrix: NDArray[np.floating[Any]], scale: NDArray[np.float32]) -> NDArray[np.int8]:
-        """The nearest integers of weights [K, C_out] with scales [C_out]; of neighbours, the nearest pair."""
+        """Return the nearest integers of weights [K, C_out] with scales [C_out]; of neighbours, the nearest pair."""
         levels = np.clip(np.rint(matrix / scale), -self.largest, self.largest)
         if self.partner is not None:
             total = levels + levels[self.partner]
@@ -110,7 +110,7 @@ class Codes:
         return np.asarray(levels.astype(np.int8))
 
     def limits(self, row: int, rounded: NDArray[np.int8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Least and largest integers [C_out] of a row, beside those that are rounded ([K, C_out]; 0: not yet)."""
+        """Return the least and largest integers [C_out] of a row, given the rounded ones ([K, C_out]; 0: not yet)."""
         beside = np.zeros(rounded.shape[1], np.int64)
         if self.partner is not None:
             beside = rounded[self.partner[row]].astype(np.int64)

@@ -1,4 +1,4 @@
-"""One streamed pass of the calibration images through the float graph; memory doesn't grow with their number."""
+"""Observe calibration images in one streamed pass through the float graph; memory doesn't grow with their number."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from vitedge.graph.surgery import batch_size, copy, to_bytes
 from vitedge.quantization.statistics import Observed, Statistics
 from vitedge.quantization.views import View, quantizable
 
-_PIXELS_AT_ONCE = 8 * 224 * 224  # the activations of one batch are what memory is spent on
-_THREADS = 8  # at most: each has a few copies of one layer's input
+_PIXELS_AT_ONCE = 8 * 224 * 224  # pixels of a batch, whose activations take most of the memory
+_THREADS = 8  # at most: each holds a few copies of one layer's input
 
 
 def observe(
@@ -55,14 +55,14 @@ def observe(
 
 
 class Observer:
-    """Statistics in the making. What it holds can be taken out between two batches and put back in another process.
+    """Collects statistics. Its state can be saved between two batches and restored in another process.
 
     The order of the images changes nothing but the last bits of the sums: which rows are kept is drawn by a hash of
     the seed, the image and the row's position.
     """
 
     def __init__(self, model: onnx.ModelProto, settings: Observe) -> None:
-        """As :func:`observe`.
+        """Prepare a run; arguments as of :func:`observe`.
 
         Raises:
             ModelError: the graph doesn't load.
@@ -76,14 +76,14 @@ class Observer:
         self._fixed = batch_size(model)
 
     def batches(self, images: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
-        """The images as uint8 [N, h, w, 3]; N follows from the size of the first unless the graph fixes it."""
+        """Yield the images as uint8 [N, h, w, 3]; N follows from the size of the first unless the graph fixes it."""
         stream = iter(images)
         for first in stream:
             size = self._fixed or max(1, min(64, _PIXELS_AT_ONCE // (first.shape[0] * first.shape[1])))
             yield np.stack([first, *islice(stream, size - 1)])
 
     def add(self, batch: NDArray[np.uint8]) -> None:
-        """See uint8 [N, h, w, 3]; fewer than the graph's fixed batch are padded, and the padding isn't counted.
+        """Add uint8 [N, h, w, 3]; fewer than the graph's fixed batch are padded, and the padding isn't counted.
 
         Raises:
             ModelError: the graph doesn't run.
@@ -96,13 +96,13 @@ class Observer:
         linear = [name for name, view in self._views.items() if not view.kernel]
         with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as threads:
             rows = dict(zip(linear, threads.map(lambda name: self._watch(name, values, keys), linear), strict=True))
-        for name in self._views:  # one by one: products have threads of their own, rows of convolutions are large
+        for name in self._views:  # one by one: products use threads themselves, and rows of convolutions are large
             seen = rows[name] if name in rows else self._watch(name, values, keys)
             self._watchers[name].multiply(seen)
         self.samples += len(batch)
 
     def _watch(self, name: str, values: Mapping[str, NDArray[np.float32]], keys: list[int]) -> NDArray[np.float32]:
-        """Add one batch to a view's watcher, but for the products of the rows [n, K], which are returned."""
+        """Add one batch to a view's watcher, except the products of the rows [n, K], which are returned."""
         view = self._views[name]
         value = values[view.tensor]
         channels = view.channels(value)
@@ -120,18 +120,18 @@ class Observer:
         return rows
 
     def statistics(self, key: str) -> Statistics:
-        """What was seen.
+        """Return the statistics collected so far.
 
         Raises:
             ModelError: nothing was.
         """
         if not self.samples:
-            raise ModelError("observe the calibration images", "there were none", "name a folder with pictures")
+            raise ModelError("observe the calibration images", "there were no images", "name a folder with pictures")
         observed = {name: self._watchers[name].finish() for name in self._views}
         return Statistics(key, self.samples, observed)
 
     def state(self) -> dict[str, NDArray[np.generic]]:
-        """Everything it holds, as arrays by name."""
+        """Return the whole state, as arrays by name."""
         return {
             f"{name}#{part}": np.asarray(value)
             for name, watcher in self._watchers.items()
@@ -139,7 +139,7 @@ class Observer:
         }
 
     def restore(self, state: Mapping[str, NDArray[np.generic]], samples: int) -> None:
-        """Take up where :meth:`state` was taken, ``samples`` images into the stream.
+        """Restore a :meth:`state` that was saved ``samples`` images into the stream.
 
         Raises:
             KeyError: a part is missing.
@@ -157,7 +157,7 @@ def _image_key(seed: int, image: NDArray[np.uint8]) -> int:
 
 
 def session_of(model: onnx.ModelProto, action: str) -> Any:
-    """An ONNX Runtime session on the CPU that leaves the threads to NumPy in between.
+    """Open an ONNX Runtime session on the CPU whose threads don't compete with NumPy's between runs.
 
     Raises:
         ModelError: the graph doesn't load.
@@ -198,7 +198,7 @@ class _Runner:
 
 
 def refused(error: Exception) -> ModelError:
-    """What ONNX Runtime says of a graph that it can't load or run."""
+    """Return the error for a graph that ONNX Runtime can't load or run."""
     reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return ModelError("run the float model", reason, "import the model again")
 
@@ -218,7 +218,7 @@ class _Watcher:
 
     @classmethod
     def looking_at(cls, view: View, settings: Observe, values: NDArray[np.float32]) -> _Watcher:
-        """An empty one. ``values`` is a first look at the tensor, for sizes and ranges; it isn't counted."""
+        """Return an empty watcher. ``values`` is a batch of the tensor, for sizes and ranges; it isn't counted."""
         channels, width = view.channels(values), view.rows(values[:1]).shape[1]
         low, high = spanned(channels)
         bins = settings.histogram_bins + settings.histogram_bins % 2  # pairs are merged
@@ -237,7 +237,7 @@ class _Watcher:
         return cls(settings, empty)
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """What the constructor takes."""
+        """Return the constructor's arguments."""
         return {
             "count": np.asarray(self._count, np.int64),
             "minimum": self._minimum,
@@ -274,7 +274,7 @@ class _Watcher:
         self._moments += rows.T @ rows
 
     def finish(self) -> Observed:
-        """What was seen; the kept rows are ordered by their keys."""
+        """Return the observation; the kept rows are ordered by their keys."""
         return Observed(
             count=self._count,
             rows=self._rows[np.argsort(self._keys, kind="stable")],
@@ -288,7 +288,7 @@ class _Watcher:
         )
 
     def _sample(self, rows: NDArray[np.float32], image_keys: list[int]) -> None:
-        """A reservoir by random keys (Efraimidis & Spirakis 2006, equal weights): the smallest keys' rows stay."""
+        """Keep the rows with the smallest random keys (reservoir of Efraimidis & Spirakis 2006, equal weights)."""
         each = len(rows) // len(image_keys)
         positions = np.arange(each, dtype=np.uint64)
         keys = np.concatenate([mixed(np.uint64(key) + positions * _GOLDEN) for key in image_keys])
@@ -309,7 +309,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser (Steele, Lea, Flood 2014): the same on every machine and NumPy version."""
+    """Apply SplitMix64's finaliser (Steele, Lea, Flood 2014): the same on every machine and NumPy version."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed_values: NDArray[np.uint64] = values ^ (values >> np.uint64(31))
@@ -317,7 +317,7 @@ def mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def spanned(values: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Range [C] of each channel of values [n, C], widened where a channel was constant."""
+    """Return the range [C] of each channel of values [n, C], widened where a channel was constant."""
     low, high = values.min(axis=0).astype(np.float64), values.max(axis=0).astype(np.float64)
     largest = max(float(np.abs(low).max()), float(np.abs(high).max()), 1e-30)
     return low, np.where(high - low < 1e-6 * largest, low + 1e-6 * largest, high)
@@ -327,7 +327,7 @@ class Histogram:
     """One histogram per channel; a range that is exceeded doubles, and neighbouring bins merge."""
 
     def __init__(self, low: NDArray[np.float64], high: NDArray[np.float64], counts: NDArray[np.uint32]) -> None:
-        """Ranges [C] to begin with, and counts [C, bins], an even number of bins."""
+        """Start with ranges [C] and counts [C, bins]; the number of bins is even."""
         self.low, self.high, self.counts = low.copy(), high.copy(), counts
 
     def add(self, values: NDArray[np.float32], low: NDArray[np.float32], high: NDArray[np.float32]) -> None:
@@ -337,7 +337,7 @@ class Histogram:
         position = values - self.low.astype(np.float32)
         position *= (bins / (self.high - self.low)).astype(np.float32)
         np.clip(position, 0, bins - 1, out=position)  # the upper edge belongs to the last bin
-        width = np.int32 if channels * bins <= np.iinfo(np.int32).max else np.int64  # the narrower is a third quicker
+        width = np.int32 if channels * bins <= np.iinfo(np.int32).max else np.int64  # int32 is a third faster
         index = position.astype(width)
         index += np.arange(channels, dtype=width) * width(bins)
         flat = np.bincount(index.reshape(-1), minlength=channels * bins)

@@ -1,4 +1,4 @@
-"""What rounding takes for granted: every quantizable layer has a weight and a bias that belong to it alone."""
+"""Prepare a graph for rounding: give every quantizable layer a weight and a bias of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vitedge.quantization.views import quantizable
 
 
 def with_own_constants(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph in which no two layers share a weight or a bias, and every layer has one: zeros where it had none.
+    """Return the graph in which no two layers share a weight or a bias, and every layer has a bias.
 
     New initialisers are called ``X.weight`` and ``X.bias`` (with a prime where the name is taken), an Add ``X.bias``.
     """
@@ -53,7 +53,7 @@ def with_own_constants(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def replaced(model: onnx.ModelProto, values: Mapping[str, NDArray[np.generic]]) -> onnx.ModelProto:
-    """The graph with new values in the named initialisers; shapes and types stay theirs."""
+    """Return the graph with new values in the named initialisers; their shapes and types don't change."""
     model = copy(model)
     for tensor in model.graph.initializer:
         if tensor.name in values:
@@ -64,7 +64,7 @@ def replaced(model: onnx.ModelProto, values: Mapping[str, NDArray[np.generic]]) 
 
 
 def add_behind(graph: onnx.GraphProto, node: onnx.NodeProto, bias: str) -> None:
-    """``node``'s output becomes the sum of its product and ``bias``."""
+    """Replace ``node``'s output by the sum of its product and ``bias``."""
     output = node.output[0]
     node.output[0] = f"{node.name}.product.out"
     add = helper.make_node("Add", [node.output[0], bias], [output], f"{node.name}.bias")

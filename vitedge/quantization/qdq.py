@@ -1,4 +1,4 @@
-"""Precision in the graph: standard QuantizeLinear and DequantizeLinear around the inputs and on the weights."""
+"""Write precision into the graph: standard QuantizeLinear and DequantizeLinear for inputs and weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def insert_qdq(
     dynamic: Collection[str] = (),
     weights_only: bool = False,
 ) -> onnx.ModelProto:
-    """The float graph with each of ``layers`` quantized by standard operators of opset 20.
+    """Return the float graph with each of ``layers`` quantized by standard operators of opset 20.
 
     The input of layer ``X`` goes through the nodes ``X.input.q`` and ``X.input.dq`` (layers that read one tensor with
     one scale share the pair of the first), its weights are stored as int8 under ``X.weight.q`` and go through
@@ -44,7 +44,7 @@ def insert_qdq(
         raise ModelError(
             "insert Q/DQ", f"the graph has no linear layer '{missing[0]}'", "use the graph that belongs to them"
         )
-    rounded: dict[tuple[str, float, int, str, bool], str] = {}  # what was quantized how -> the tensor behind the pair
+    rounded: dict[tuple[str, float, int, str, bool], str] = {}  # (tensor, grid) -> the tensor behind the pair
     for node in builder.model.graph.node:
         layer = layers.get(node.name)
         if layer is not None:
@@ -62,7 +62,7 @@ def insert_qdq(
 
 
 def _input_pair(builder: GraphBuilder, layer: QuantizedLayer, source: str, own_range: bool) -> str:
-    """QuantizeLinear and DequantizeLinear, by the range of each inference or the observed one; the tensor behind."""
+    """Insert QuantizeLinear and DequantizeLinear with each inference's or the observed range; return their output."""
     name = f"{layer.name}.input"
     if own_range:
         grid = (f"{name}.scale", f"{name}.zero_point")
@@ -78,7 +78,7 @@ def _input_pair(builder: GraphBuilder, layer: QuantizedLayer, source: str, own_r
 
 
 def _weight(builder: GraphBuilder, layer: QuantizedLayer) -> str:
-    """The stored integers and the DequantizeLinear behind them; the tensor that it writes."""
+    """Store integers with a DequantizeLinear behind them; return the tensor that it writes."""
     name = f"{layer.name}.weight"
     stored = (
         builder.constant(f"{name}.q", layer.weight),

@@ -102,7 +102,7 @@ def quantize_layers(
 
 
 def _one_a_tensor(grids: Mapping[str, Grid], inputs: Mapping[str, Sequence[Layer]]) -> dict[str, Grid]:
-    """The widest grid of those that layers of several kernels want of one tensor, which is then rounded once."""
+    """Merge the grids that layers of several kernels need for one tensor into the widest, so that it's rounded once."""
     widest: dict[str, Grid] = {}
     for key, grid in grids.items():
         tensor = inputs[key][0].view.tensor
@@ -153,7 +153,7 @@ def activation_grid(
     *,
     unbiased: bool = False,
 ) -> Grid:
-    """Scale and zero point for a layer's input.
+    """Return scale and zero point for a layer's input.
 
     ``mse`` clips: candidates of all pairs of shrunken ends are ranked by the squared error over the histograms, each
     channel weighted by the squared norm of its row of ``matrix``; the best few and the whole range are then held
@@ -192,7 +192,7 @@ def activation_grid(
 
 
 def pooled(observed: Observed, importance: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """One histogram of all channels: bin centres and weights, both [bins]; ``importance`` [C] weights the channels."""
+    """Pool channels, weighted by ``importance`` [C], into one histogram: bin centres and weights, both [bins]."""
     bins = observed.histogram.shape[1]
     width = (observed.high - observed.low) / bins
     centres = observed.low[:, None] + (np.arange(bins) + 0.5) * width[:, None]
@@ -206,7 +206,7 @@ def pooled(observed: Observed, importance: NDArray[np.float64]) -> tuple[NDArray
 
 
 def _output_error(rows: NDArray[np.float32], grid: Grid, matrix: NDArray[np.float32], unbiased: bool) -> float:
-    """Σ over rows of |(x - x̂) W|²."""
+    """Return Σ over rows of |(x - x̂) W|²."""
     error = rows - grid.fake(rows)
     if unbiased:
         error = error - error.mean(axis=0)
@@ -221,7 +221,7 @@ _WEIGHT_SHRINK = np.linspace(1.0, 0.6, 17)
 def weight_scales(
     matrix: NDArray[np.float64], moments: NDArray[np.float32] | None, codes: Codes
 ) -> NDArray[np.float32]:
-    """Symmetric scale of every output channel, float32 [C_out].
+    """Return the symmetric scale of every output channel, float32 [C_out].
 
     Args:
         matrix: weights [K, C_out].
@@ -243,11 +243,11 @@ def weight_scales(
 
 
 _RIDGE = (0.003, 0.03, 0.3)  # of the mean variance
-_UNSEEN = 4  # every fourth row checks what the others say
+_UNSEEN = 4  # every fourth row is held out to check the fit to the others
 
 
 def compensated(matrix: NDArray[np.float64], observed: Observed, grid: Grid, *, unbiased: bool) -> NDArray[np.float64]:
-    """Weights that make up for the rounding of their inputs, W + dW (ridge regression, ERQ, 2407.06794).
+    """Return weights that compensate the rounding of their inputs, W + dW (ridge regression, ERQ, 2407.06794).
 
     dW = (E[x̂x̂ᵀ] + λI)⁻¹ E[x̂ (x - x̂)ᵀ] W, from the kept rows. λ is chosen, and dW = 0 among the candidates, by the
     output error over rows that weren't fitted.
@@ -278,7 +278,7 @@ def compensated(matrix: NDArray[np.float64], observed: Observed, grid: Grid, *, 
 def mean_output_error(
     observed: Observed, matrix: NDArray[np.float64], grid: Grid, rounded: NDArray[Any]
 ) -> NDArray[np.float64]:
-    """E[x] W - E[x̂] Ŵ, float64 [C_out]: what the bias has to make up for.
+    """Return E[x] W - E[x̂] Ŵ, float64 [C_out], which the bias has to compensate.
 
     E[x] is exact over all rows; the mean error of x̂ comes from the kept rows.
     """

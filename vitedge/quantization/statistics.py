@@ -1,4 +1,4 @@
-"""What the calibration images did to every layer input: kept once, rounded from as often as one likes.
+"""Statistics of every layer's input over the calibration images: collected once, used for any number of roundings.
 
 A per-channel migration invalidates a per-tensor histogram, so histograms are per channel, and bias terms and output
 errors need joint samples, so some whole rows are kept.
@@ -26,7 +26,7 @@ TENSORS, INDEX = "statistics.safetensors", "statistics.json"
 
 @dataclass(frozen=True)
 class Observed:
-    """What the calibration images did to one layer input, seen as rows of K values in C channels.
+    """Statistics of one layer's input over the calibration images, seen as rows of K values in C channels.
 
     K is C for a linear and C·kh·kw for a convolution (see :mod:`vitedge.quantization.views`).
     """
@@ -42,8 +42,8 @@ class Observed:
     high: NDArray[np.float64]  # [C]: upper edge of the last bin
 
     def moved(self, shift: NDArray[np.float64], scale: NDArray[np.float64]) -> Observed:
-        """The same of (x - shift) / scale, exactly; both [C], scales positive. Where K > C no tap may lie in padding,
-        or all shifts are 0."""
+        """Return the exact statistics of (x - shift) / scale; both [C], scales positive. Where K > C, no tap may lie in
+        padding, or all shifts are 0."""
         shift, scale = np.asarray(shift, np.float64), np.asarray(scale, np.float64)
         offset, factor = (np.repeat(each, len(self.mean) // len(each)) for each in (shift, scale))  # [K]
         crossed = np.outer(self.mean, offset)
@@ -61,7 +61,7 @@ class Observed:
         )
 
     def covariance(self) -> NDArray[np.float32]:
-        """E[x xᵀ] - E[x] E[x]ᵀ, float32 [K, K]."""
+        """Return E[x xᵀ] - E[x] E[x]ᵀ, float32 [K, K]."""
         centred: NDArray[np.float32] = (self.moments - np.outer(self.mean, self.mean)).astype(np.float32)
         return centred
 
@@ -109,7 +109,7 @@ class Statistics:
 
     @classmethod
     def load(cls, folder: str | Path, key: str) -> Statistics | None:
-        """The statistics in ``folder``, or None: nothing there, of another key or version, damaged, or half written."""
+        """Load the statistics in ``folder``, or None: absent, of another key or version, damaged, or half written."""
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
@@ -131,8 +131,8 @@ class Statistics:
 
 
 def safetensors_pieces(tensors: Mapping[str, NDArray[Any]]) -> list[bytes | memoryview]:
-    """A safetensors file of contiguous arrays in pieces that share their memory: as large as the file, it would be
-    copied twice on the way through the package (github.com/huggingface/safetensors, "Format")."""
+    """Return a safetensors file of contiguous arrays in pieces that share the arrays' memory; the safetensors package
+    would copy the whole file twice (github.com/huggingface/safetensors, "Format")."""
     header, offset = {}, 0
     ordered = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # each aligned to its size
     for name in ordered:
@@ -148,7 +148,7 @@ def safetensors_pieces(tensors: Mapping[str, NDArray[Any]]) -> list[bytes | memo
 
 
 def sha256_of(pieces: Iterable[bytes | memoryview]) -> str:
-    """Hex SHA-256 of all pieces, one behind the other."""
+    """Return the hex SHA-256 of all pieces in sequence."""
     digest = hashlib.sha256()
     for piece in pieces:
         digest.update(piece)
@@ -159,7 +159,7 @@ _ARRAYS = tuple(name for name in Observed.__dataclass_fields__ if name != "count
 
 
 def _sound(values: Observed) -> bool:
-    """Whether the arrays fit each other."""
+    """Whether the arrays' shapes fit each other and all values are finite."""
     width, channels = len(values.mean), len(values.minimum)
     return (
         values.rows.shape == (len(values.rows), width)

@@ -1,4 +1,4 @@
-"""Rows: what a layer multiplies by its weights, one row per output position, whether it's a linear or a convolution.
+"""Views: the rows that a layer multiplies by its weights, one for each output position, for linears and convolutions.
 
 A linear reads a tensor [..., C] as rows of K = C values, one a token. A convolution reads [N, C, H, W] as rows of
 K = C·kh·kw values, one a receptive field (im2col), ordered as its weight [C_out, C, kh, kw] is. In both cases the layer
@@ -35,13 +35,13 @@ class View:
         return f"{self.tensor}|{self.kernel}{self.strides}{self.pads}{self.dilations}".replace(" ", "")
 
     def channels(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The tensor as [n, C]: every value under its channel."""
+        """Return the tensor as [n, C]: every value in its channel's column."""
         if self.kernel:
             values = np.moveaxis(values, 1, -1)
         return values.reshape(-1, values.shape[-1])
 
     def rows(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The tensor as [n, K]; positions follow each other as in the layer's output."""
+        """Return the tensor as [n, K]; positions are in the order of the layer's output."""
         if not self.kernel:
             return values.reshape(-1, values.shape[-1])
         top, left, bottom, right = self.pads
@@ -84,17 +84,17 @@ class Layer:
         return self.to_matrix(self.weight)
 
     def to_matrix(self, weight: NDArray[Any]) -> NDArray[np.float64]:
-        """Weights in the graph's layout as float64 [K, C_out]."""
+        """Return weights in the graph's layout as float64 [K, C_out]."""
         flat = weight.reshape(weight.shape[0], -1)
         return np.asarray(flat.T if self.linear.channel_axis == 0 else flat, dtype=np.float64)
 
     def from_matrix(self, matrix: NDArray[Any]) -> NDArray[Any]:
-        """A [K, C_out] matrix in the graph's layout."""
+        """Return a [K, C_out] matrix in the graph's layout."""
         return np.ascontiguousarray(matrix.T if self.linear.channel_axis == 0 else matrix).reshape(self.weight.shape)
 
 
 def quantizable(model: onnx.ModelProto) -> tuple[list[Layer], dict[str, str]]:
-    """The layers of a float graph that can be quantized, in graph order, and the reason for each that can't."""
+    """Return the layers of a float graph that can be quantized, in graph order, and a reason for each that can't."""
     constants, layers, refused = initializers(model), [], {}
     for linear in linear_layers(model):
         view = _view(linear)
@@ -110,7 +110,7 @@ def quantizable(model: onnx.ModelProto) -> tuple[list[Layer], dict[str, str]]:
 
 
 def _view(linear: Linear) -> View | str:
-    """The view, or the reason why there is none."""
+    """Return the view, or the reason why there is none."""
     node = linear.node
     if node.op_type == "Gemm":
         if attribute(node, "transA", 0) or attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0:
@@ -138,7 +138,7 @@ def _integers(node: onnx.NodeProto, name: str, default: tuple[int, ...]) -> tupl
 
 
 def pixel_tensors(model: onnx.ModelProto) -> dict[str, str]:
-    """Tensors that are the picture itself as floats [N, C, H, W], and the uint8 input [N, H, W, C] that they hold."""
+    """Return the tensors that hold the picture as floats [N, C, H, W], and the uint8 input [N, H, W, C] of each."""
     pictures = {
         value.name: value.name
         for value in model.graph.input
