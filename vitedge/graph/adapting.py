@@ -1,4 +1,4 @@
-"""The same model for pictures of another size, or for some of its classes: configuration and parameters in, and out."""
+"""Adapt a model's configuration and parameters to another picture size, or to some of its classes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vitedge.graph.checkpoint import Arrays, resized
 
 
 def with_resolution(config: ViTConfig, arrays: Arrays, size: tuple[int, int]) -> tuple[ViTConfig, Arrays]:
-    """The model for pictures of (height, width) pixels.
+    """Return the model for pictures of (height, width) pixels.
 
     A learned position embedding is resized bicubically with antialias, as timm does it
     (:func:`~vitedge.graph.positions.resize_positions`); those of class, distillation and register tokens stay. A rotary
@@ -32,7 +32,7 @@ def with_resolution(config: ViTConfig, arrays: Arrays, size: tuple[int, int]) ->
 
 
 def with_classes(config: ViTConfig, arrays: Arrays, kept: Sequence[int]) -> tuple[ViTConfig, Arrays]:
-    """The model whose logits are those of the kept classes, in their order; each is what it was.
+    """Return the model whose logits are those of the kept classes, in their order; the logits' values don't change.
 
     Args:
         config: the architecture.

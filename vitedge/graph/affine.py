@@ -24,7 +24,7 @@ def _float32(values: Array) -> Array:
 
 
 def gemm(model: onnx.ModelProto) -> int:
-    """Gemm with constant weights becomes MatMul and Add; alpha, beta and the transposition go into the constants."""
+    """Turn Gemm with constant weights into MatMul and Add; alpha, beta and the transposition go into the constants."""
     index, replacements = Index(model), {}
     for node in model.graph.node:
         weight = index.constant(node.input[1]) if node.op_type == "Gemm" else None
@@ -52,7 +52,7 @@ def gemm(model: onnx.ModelProto) -> int:
 
 
 def batch_norm(model: onnx.ModelProto) -> int:
-    """BatchNorm (Ioffe & Szegedy, 1502.03167) in inference form is folded into the layer before it, or the one behind.
+    """Fold BatchNorm (Ioffe & Szegedy, 1502.03167) in inference form into the layer before it, or the one behind.
 
     Between a linear layer and its norm there may be a reshape of [N, T, C] to rows [N · T, C].
     """
@@ -80,7 +80,7 @@ def batch_norm(model: onnx.ModelProto) -> int:
 
 
 def _layer_before(index: Index, layers: dict[str, Linear], norm: onnx.NodeProto, channels: int) -> Linear | None:
-    """The layer whose channels a BatchNorm alone normalises, directly or as rows."""
+    """Return the layer whose channels a BatchNorm alone normalises, directly or as rows."""
     source = norm.input[0]
     if source not in layers:
         rows = index.producers.get(source)
@@ -97,7 +97,7 @@ def _layer_before(index: Index, layers: dict[str, Linear], norm: onnx.NodeProto,
 
 
 def _layer_behind(index: Index, layers: dict[str, Linear], norm: onnx.NodeProto, channels: int) -> Linear | None:
-    """The MatMul that alone reads what a BatchNorm of rows writes."""
+    """Return the MatMul that alone reads the output of a BatchNorm of rows."""
     reader = index.reader(norm.output[0])
     layer = next((layer for layer in layers.values() if reader is not None and layer.node is reader), None)
     if layer is None or layer.kind != "linear" or layer.channel_axis != 1 or layer.input != norm.output[0]:
@@ -118,7 +118,7 @@ def _scale_input(model: onnx.ModelProto, index: Index, layer: Linear, gain: Floa
 
 
 def _add_bias(model: onnx.ModelProto, index: Index, layer: Linear, offset: Float64) -> None:
-    """y -> y + offset, per output channel, in the layer's own bias, which it is given where it has none, in place."""
+    """Add an offset per output channel to the layer's own bias, in place; the bias is created where there is none."""
     if layer.bias is not None:
         bias = surgery.array(index.constants[layer.bias]).astype(np.float64)
         owner = layer.bias_node if layer.bias_node is not None else layer.node
@@ -139,7 +139,7 @@ def _add_bias(model: onnx.ModelProto, index: Index, layer: Linear, offset: Float
 
 
 def channel_scale(model: onnx.ModelProto) -> int:
-    """A factor per output channel behind a linear layer or a convolution (LayerScale, for one) is folded into it."""
+    """Fold a factor per output channel behind a linear layer or a convolution (LayerScale, for one) into the layer."""
     index, count = Index(model), 0
     for layer in surgery.linear_layers(model):
         reader = index.reader(layer.output)
@@ -177,8 +177,8 @@ def _scale_layer(model: onnx.ModelProto, index: Index, layer: Linear, gain: Floa
 
 
 def attention_scale(model: onnx.ModelProto) -> int:
-    """Factors around q·kᵀ, on q, on k, on both (as torch writes it) or on the scores, become one: in the query's own
-    linear layer where nothing but transposition lies between, else one Mul on q."""
+    """Merge factors around q·kᵀ, on q, on k, on both (as torch writes it) or on the scores, into one: in the query's
+    own linear layer where nothing but transposition lies between, else one Mul on q."""
     count = 0
     for name in [node.output[0] for node in model.graph.node if node.op_type == "MatMul"]:
         index = Index(model)
@@ -219,7 +219,7 @@ def attention_scale(model: onnx.ModelProto) -> int:
 
 
 def _scale_chain(index: Index, name: str) -> tuple[list[tuple[onnx.NodeProto, float]], str]:
-    """Scalings between ``name`` and where it comes from through data movement alone, and that tensor."""
+    """Return the scalings between ``name`` and its source through data movement alone, and the source tensor."""
     scalings: list[tuple[onnx.NodeProto, float]] = []
     while True:
         node = index.producers.get(name)
@@ -236,7 +236,7 @@ def _scale_chain(index: Index, name: str) -> tuple[list[tuple[onnx.NodeProto, fl
 
 
 def normalisation(model: onnx.ModelProto) -> int:
-    """Mean and factor in front of a convolution without padding are folded into it.
+    """Fold mean and factor in front of a convolution without padding into the convolution.
 
     They are the nodes ``image.mean`` (Sub) and ``image.scale`` (Mul), constants [3, 1, 1], that import puts there.
     """

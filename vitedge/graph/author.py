@@ -1,4 +1,4 @@
-"""Author: a configuration and named arrays become the canonical ONNX graph, without torch and without an exporter.
+"""Author: write the canonical ONNX graph from a configuration and named arrays, without torch and without an exporter.
 
 The graph is the one that ``ARCHITECTURE`` calls canonical: opset 20, IR version 9, input ``image`` uint8
 ``[N, H, W, 3]``, output ``logits`` float32 ``[N, classes]``, symbolic batch ``N``. Its names are an interface:
@@ -61,7 +61,7 @@ def author_vit(
     channel_order: Literal["rgb", "bgr"] = "rgb",
     name: str = "vit",
 ) -> onnx.ModelProto:
-    """The canonical ONNX graph of a plain Vision Transformer.
+    """Write the canonical ONNX graph of a plain Vision Transformer.
 
     Args:
         config: the architecture.
@@ -106,12 +106,12 @@ def author_vit(
 
 
 def contract_of(preprocessing: Preprocessing) -> dict[str, Any]:
-    """What :func:`author_vit` folds in of a preprocessing, as its arguments."""
+    """Return the fields of a preprocessing that :func:`author_vit` folds in, as its arguments."""
     return {name: getattr(preprocessing, name) for name in ("mean", "std", "rescale", "channel_order")}
 
 
 def expected_parameters(config: ViTConfig, *, folded_stem: bool = False) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every parameter, in the order of the forward pass.
+    """Yield name and shape of every parameter, in the order of the forward pass.
 
     ``folded_stem`` chooses between the two forms of :class:`~vitedge.formats.architecture.ConvStem`; a patch stem has
     one.
@@ -193,7 +193,7 @@ def has_folded_stem(names: Iterable[str]) -> bool:
 
 
 def checked_parameters(config: ViTConfig, arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.float32]]:
-    """The arrays as float32, proven to be exactly the finite parameters that ``config`` has.
+    """Return the arrays as float32, after checking that they are exactly the finite parameters that ``config`` needs.
 
     torch's ``num_batches_tracked`` counters are dropped; they are no parameters.
 
@@ -243,7 +243,7 @@ def _affine(name: str, outputs: int, inputs: int | None = None) -> Iterator[tupl
 
 
 class _Graph(GraphBuilder):
-    """The graph in the making, and the parameters that it's made of."""
+    """The graph under construction, and the parameters that go into it."""
 
     def __init__(self, arrays: Mapping[str, NDArray[np.float32]]) -> None:
         super().__init__()
@@ -253,7 +253,7 @@ class _Graph(GraphBuilder):
         return self.arrays[name].astype(np.float64)
 
     def weight(self, name: str, values: ArrayLike) -> str:
-        """A float32 initialiser."""
+        """Add a float32 initialiser."""
         with np.errstate(over="ignore"):
             array = np.ascontiguousarray(values, dtype=np.float32)
         if not np.isfinite(array).all():
@@ -270,7 +270,7 @@ class _Graph(GraphBuilder):
     def layer_norm(
         self, name: str, x: str, eps: float, *, factor: float = 1.0, order: NDArray[np.intp] | slice = slice(None)
     ) -> str:
-        """Over the last axis; ``factor`` and an ``order`` of the channels are folded into the affine."""
+        """Normalise the last axis; ``factor`` and an ``order`` of the channels are folded into the affine."""
         weight = self.weight(f"{name}.weight", factor * self.array(f"{name}.weight")[order])
         bias = self.weight(f"{name}.bias", factor * self.array(f"{name}.bias")[order])
         return self.node("LayerNormalization", name, x, weight, bias, axis=-1, epsilon=eps)
@@ -279,7 +279,7 @@ class _Graph(GraphBuilder):
         return self.node("Gelu", name, x, approximate="tanh" if kind == "gelu_tanh" else "none")
 
     def split(self, name: str, x: str, parts: Sequence[str], sizes: Sequence[int]) -> None:
-        """Cuts the last axis into parts of these sizes, the tensors ``parts``."""
+        """Split the last axis into parts of these sizes, the tensors ``parts``."""
         self.node("Split", name, x, self.integers(f"{name}.sizes", sizes), out=parts, axis=-1)
 
     def slice_tokens(self, name: str, x: str, first: int, end: int) -> str:
@@ -340,7 +340,7 @@ def _embed(graph: _Graph, config: ViTConfig, *, mean: Float64, factor: Float64, 
 
 
 def _convolve(graph: _Graph, stem: ConvStem, x: str, *, mean: Float64, factor: Float64, order: slice) -> str:
-    """The stages of a convolutional stem, pixels [N, 3, H, W] -> [N, channels, rows, columns]."""
+    """Build the stages of a convolutional stem, pixels [N, 3, H, W] -> [N, channels, rows, columns]."""
     if stem.stages[0].padding:
         x = graph.node("Sub", "image.mean", x, graph.weight("image.mean.weight", mean.reshape(3, 1, 1)))
     for index, stage in enumerate(stem.stages):
@@ -370,7 +370,7 @@ def _convolve(graph: _Graph, stem: ConvStem, x: str, *, mean: Float64, factor: F
 
 
 def _folded_batch_norm(graph: _Graph, stage: str, *, pooled: bool) -> tuple[Float64, Float64]:
-    """Kernel and bias of a stem convolution, with inference-time BatchNorm (Ioffe & Szegedy, 1502.03167) folded in.
+    """Return kernel and bias of a stem convolution, with BatchNorm (Ioffe & Szegedy, 1502.03167) folded in.
 
     A MaxPool in between lets a positive scale pass alone.
     """
@@ -395,7 +395,7 @@ def _folded_batch_norm(graph: _Graph, stage: str, *, pooled: bool) -> tuple[Floa
 
 
 def _block(graph: _Graph, config: ViTConfig, x: str, block: str, widths: BlockWidths) -> str:
-    """x [N, T, D] -> x + attention(norm1(x)), then + mlp(norm2(x)); a branch that is gone adds nothing."""
+    """Compute x [N, T, D] -> x + attention(norm1(x)), then + mlp(norm2(x)); a removed branch adds nothing."""
     if widths.heads:
         y = graph.layer_norm(f"{block}.norm1", x, config.layer_norm_eps)
         scale = _layer_scale(graph, config, f"{block}.ls1")
@@ -409,13 +409,13 @@ def _block(graph: _Graph, config: ViTConfig, x: str, block: str, widths: BlockWi
 
 
 def _merge(graph: _Graph, config: ViTConfig, x: str, name: str) -> str:
-    """Tokens [N, T, D] -> [N, fewer, D]: a product from the left with a constant, in which the prefix stays."""
+    """Merge tokens [N, T, D] -> [N, fewer, D]: a product from the left with a constant that keeps the prefix tokens."""
     matrix = with_prefix(graph.array(f"{name}.weight"), config.prefix_tokens)
     return graph.node("MatMul", name, graph.weight(f"{name}.weight", matrix), x)
 
 
 def _mlp(graph: _Graph, config: ViTConfig, x: str, name: str, widths: BlockWidths, *, scale: Float64 | float) -> str:
-    """Two linears around an activation, [N, T, D] -> [N, T, D]; ``scale`` is the LayerScale of its output."""
+    """Build two linears around an activation, [N, T, D] -> [N, T, D]; ``scale`` is the LayerScale of the output."""
     y = graph.linear(f"{name}.fc1", x, graph.array(f"{name}.fc1.weight"), graph.array(f"{name}.fc1.bias"))
     if config.mlp == "swiglu":  # silu(gate) · value
         gate, value = f"{name}.split.gate", f"{name}.split.value"
@@ -428,7 +428,7 @@ def _mlp(graph: _Graph, config: ViTConfig, x: str, name: str, widths: BlockWidth
 
 
 def _rotary_tables(graph: _Graph, config: ViTConfig) -> None:
-    """Constants ``rope.cos`` and ``rope.sin`` [T, 1, d], or one pair a block with [T, heads, d] where it has its own.
+    """Add constants ``rope.cos`` and ``rope.sin`` [T, 1, d], or a pair for each block that has its own, [T, heads, d].
 
     Partners of a pair are half a head apart: turned = x · cos + (x, its halves swapped) · sin, the first half of sin
     negative. Prefix tokens have cos 1 and sin 0.
@@ -448,14 +448,14 @@ def _rotary_tables(graph: _Graph, config: ViTConfig) -> None:
 
 
 def _rotary_table(config: ViTConfig, index: int) -> str:
-    """The name of a block's tables: of the block where it has its own frequencies or keeps some pairs alone."""
+    """Return the name of a block's tables: the block's own where its frequencies or its kept pairs are its own."""
     assert config.rope is not None
     own = config.rope.kind == "mixed" or config.block(index).rope_pairs is not None
     return f"blocks.{index}.attn.rope" if own else "rope"
 
 
 def _rotate(graph: _Graph, x: str, name: str, tables: str, pairs: int) -> str:
-    """[N, T, heads, d] turned by the rotary embedding; 5 operators, every one elementwise or a copy."""
+    """Apply the rotary embedding to [N, T, heads, d]; 5 operators, each elementwise or a copy."""
     first, second = f"{name}.rope.split.first", f"{name}.rope.split.second"
     graph.split(f"{name}.rope.split", x, (first, second), [pairs] * 2)
     swapped = graph.node("Concat", f"{name}.rope.swap", second, first, axis=-1)
@@ -468,7 +468,7 @@ def _layer_scale(graph: _Graph, config: ViTConfig, name: str) -> Float64 | float
 
 
 def _scaled_linear(graph: _Graph, name: str, x: str, scale: Float64 | float, *, out: str | None = None) -> str:
-    """scale · (W x + b), the scale per output channel folded in."""
+    """Compute scale · (W x + b), with the scale per output channel folded in."""
     bias = graph.array(f"{name}.bias") * scale
     return graph.linear(name, x, (graph.array(f"{name}.weight").T * scale).T, bias, out=out)
 
@@ -476,7 +476,7 @@ def _scaled_linear(graph: _Graph, name: str, x: str, scale: Float64 | float, *, 
 def _attention(
     graph: _Graph, config: ViTConfig, x: str, name: str, widths: BlockWidths, *, scale: Float64 | float
 ) -> str:
-    """Multi-head self-attention, [N, T, D] -> [N, T, D]; ``scale`` is the LayerScale of its output."""
+    """Build multi-head self-attention, [N, T, D] -> [N, T, D]; ``scale`` is the LayerScale of the output."""
     heads, channels = widths.heads, (widths.query_key, widths.query_key, widths.value)
     queries, _, values = widths.qkv
     weight = graph.array(f"{name}.qkv.weight")
@@ -487,7 +487,7 @@ def _attention(
         if bias is not None:
             bias[:queries] *= factor
     order = half_order(widths.query_key, config.rope.pairs if config.rope is not None else "halves")
-    turned = 2 * queries  # channels of q and k; their products don't mind the order
+    turned = 2 * queries  # channels of q and k; their products don't depend on the order
     rows = (np.arange(0, turned, widths.query_key)[:, None] + order).ravel()
     weight[:turned] = weight[rows]
     if bias is not None:
@@ -522,7 +522,7 @@ def _merge_weights(graph: _Graph, config: ViTConfig) -> Iterator[Float64]:
 
 
 def _classify(graph: _Graph, config: ViTConfig, x: str) -> None:
-    """tokens [N, T, D] -> ``logits`` [N, classes]; LayerNorm goes token by token, so a selected one is normed alone."""
+    """Compute ``logits`` [N, classes] from tokens [N, T, D]; of a selected token, only that token is normalised."""
     eps, norm = config.layer_norm_eps, config.final_norm
     if config.pool != "token":
         if norm == "norm":

@@ -1,4 +1,4 @@
-"""The inverse of authoring: an authored graph whose widths, classes or size have changed becomes parameters again.
+"""The inverse of authoring: read the parameters back from an authored graph whose widths, classes or size have changed.
 
 Whoever cuts an authored graph keeps its node names. What is left of every layer is read off by these names, with the
 configuration that the graph was authored from for what a graph doesn't tell. Authored anew, the parameters must give
@@ -28,12 +28,12 @@ Arrays = dict[str, NDArray[np.float32]]
 
 _ACTION = "read the parameters off an authored graph"
 _HINT = "report it, with the model"
-#: Of the largest value of a constant: how far the one that is authored anew may be.
+#: Largest deviation of a constant in the graph that is authored again, as a fraction of the constant's largest value.
 TOLERANCE = 1e-5
 
 
 def read_authored(model: onnx.ModelProto, config: ViTConfig, preprocessing: Preprocessing) -> tuple[ViTConfig, Arrays]:
-    """The configuration and parameters from which :func:`~vitedge.graph.author.author_vit` makes this graph.
+    """Return the configuration and parameters from which :func:`~vitedge.graph.author.author_vit` writes this graph.
 
     Tokens' positions, LayerScale, BatchNorm and the mean of two heads were folded in and stay so: the tokens take up
     their positions, there is no LayerScale, and a stem has biases.
@@ -66,14 +66,14 @@ def read_authored(model: onnx.ModelProto, config: ViTConfig, preprocessing: Prep
 
 @dataclass(frozen=True)
 class _Layer:
-    """In torch's axis order, float64."""
+    """The weights of one layer in torch's axis order, float64."""
 
     weight: Float64  # [C_out, C_in], or [C_out, C_in, kh, kw]
     bias: Float64 | None  # [C_out]
 
 
 class _Reader:
-    """Nodes and layers by name."""
+    """Reads nodes and layers by name."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.index = Index(model)
@@ -81,16 +81,16 @@ class _Reader:
         self.layers = {layer.name: layer for layer in linear_layers(model)}
 
     def constants(self, name: str) -> list[Float64]:
-        """The constant inputs of a node."""
+        """Return the constant inputs of a node."""
         values = (self.index.constant(tensor) for tensor in self.nodes[name].input)
         return [np.asarray(value, np.float64) for value in values if value is not None]
 
     def sizes(self, name: str) -> list[int]:
-        """The last two sizes that a Reshape makes."""
+        """Return the last two sizes of a Reshape's output."""
         return [int(size) for size in self.constants(name)[0][-2:]]
 
     def layer(self, name: str) -> _Layer:
-        """A linear or a convolution."""
+        """Return a linear or a convolution."""
         layer = self.layers[name]
         weight = np.asarray(self.index.constant(layer.weight), np.float64)
         bias = None if layer.bias is None else np.asarray(self.index.constant(layer.bias), np.float64).reshape(-1)
@@ -98,7 +98,7 @@ class _Reader:
 
 
 def _configuration(graph: _Reader, config: ViTConfig) -> ViTConfig:
-    """The widths that the graph has."""
+    """Return the configuration with the widths that the graph has."""
     _, height, width, _ = graph.index.model.graph.input[0].type.tensor_type.shape.dim
     config = replace(config, image_size=(height.dim_value, width.dim_value))
     stem = config.stem
@@ -132,7 +132,7 @@ def _block_widths(graph: _Reader, config: ViTConfig, index: int) -> BlockWidths:
 
 
 def _turns(graph: _Reader, config: ViTConfig, block: str) -> NDArray[np.complex128]:
-    """exp(i · angle) of the patches' pairs, [patches, 1 or heads, pairs], from a block's tables."""
+    """Return exp(i · angle) of the patches' pairs, [patches, 1 or heads, pairs], from a block's tables."""
     (cos,), (sin,) = graph.constants(f"{block}.attn.q.rope.cos"), graph.constants(f"{block}.attn.q.rope.sin")
     pairs = cos.shape[-1] // 2
     turns = cos[..., pairs:] + 1j * sin[..., pairs:]
@@ -140,7 +140,7 @@ def _turns(graph: _Reader, config: ViTConfig, block: str) -> NDArray[np.complex1
 
 
 def _kept_pairs(graph: _Reader, config: ViTConfig, rope: Rope, block: str) -> tuple[int, ...]:
-    """Which of a fixed embedding's pairs a block's tables hold, in order."""
+    """Return the pairs of a fixed embedding that a block's tables hold, in order."""
     every = np.exp(1j * rotary_angles(rope, config.grid, config.head_dim))[:, 0]  # [patches, d/2]
     pairs: list[int] = []
     for turn in _turns(graph, config, block)[:, 0].T:
@@ -152,7 +152,7 @@ def _kept_pairs(graph: _Reader, config: ViTConfig, rope: Rope, block: str) -> tu
 
 
 def _frequencies(graph: _Reader, config: ViTConfig, rope: Rope, block: str) -> Float64:
-    """A mixed embedding's [2, heads, pairs], from the angles of the second row's and the second column's patches."""
+    """Return a mixed embedding's [2, heads, pairs], from the angles of the second row's and column's patches."""
     rows, columns = config.grid
     turns = _turns(graph, config, block)
     turns = turns.reshape(rows, columns, *turns.shape[1:])
@@ -163,7 +163,7 @@ def _frequencies(graph: _Reader, config: ViTConfig, rope: Rope, block: str) -> F
 
 
 def _parameters(graph: _Reader, config: ViTConfig, preprocessing: Preprocessing) -> Arrays:
-    """Under timm's names, with what authoring folds in taken out again."""
+    """Return the parameters under timm's names, without the preprocessing that authoring folds in."""
     arrays: dict[str, Float64] = {}
 
     def put(name: str, layer: _Layer) -> None:
@@ -199,7 +199,7 @@ def _parameters(graph: _Reader, config: ViTConfig, preprocessing: Preprocessing)
 
 
 def _put_embedding(graph: _Reader, config: ViTConfig, preprocessing: Preprocessing, arrays: dict[str, Float64]) -> None:
-    """The stem, with the pixels' mean and factor taken out, and the tokens with their positions."""
+    """Read the stem, without the pixels' mean and factor, and the tokens with their positions."""
     order = slice(None, None, -1) if preprocessing.channel_order == "bgr" else slice(None)
     mean = (np.asarray(preprocessing.mean) / preprocessing.rescale)[order]
     factor = (preprocessing.rescale / np.asarray(preprocessing.std))[order]
@@ -230,7 +230,7 @@ def _put_embedding(graph: _Reader, config: ViTConfig, preprocessing: Preprocessi
 def _put_queries(
     graph: _Reader, config: ViTConfig, index: int, widths: BlockWidths, arrays: dict[str, Float64]
 ) -> None:
-    """Queries, keys and values, with the scale taken out and a rotary embedding's pairs in their order."""
+    """Read queries, keys and values, without the scale, and with a rotary embedding's pairs in their original order."""
     name, queries, scale = f"blocks.{index}.attn", widths.qkv[0], config.head_dim**-0.5
     back = np.argsort(half_order(widths.query_key, config.rope.pairs if config.rope is not None else "halves"))
     rows = (np.arange(0, 2 * queries, widths.query_key)[:, None] + back).ravel()
@@ -251,7 +251,7 @@ def _put_queries(
 
 
 def _compare(graph: _Reader, anew: _Reader) -> None:
-    """Raise where the author makes another graph of what was read."""
+    """Raise where the author writes another graph from the parameters."""
     if different := sorted(graph.nodes.keys() ^ anew.nodes.keys()):
         raise ModelError(_ACTION, f"the author has other nodes: {', '.join(different[:3])}", _HINT)
     for name in graph.nodes:

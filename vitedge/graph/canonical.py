@@ -1,4 +1,4 @@
-"""An ONNX file from anyone becomes the canonical form, with parity proven after every step.
+"""Turn any ONNX file into the canonical form, with parity checked after every step.
 
 First the graph is made readable (:func:`prepare`): functions inlined, half precision widened, opset 20. Then our input
 is put in front (:mod:`vitedge.graph.interface`). Then every rewrite is tried on a copy, and kept only if the logits
@@ -42,7 +42,7 @@ _CANONICAL = re.compile(
 
 @dataclass
 class Report:
-    """What was done to a foreign graph, and what wasn't."""
+    """The rewrites that were applied to a foreign graph, and those that weren't."""
 
     opset: int = OPSET  # of the source
     rewrites: dict[str, int] = field(default_factory=dict)  # kept: name -> places
@@ -53,7 +53,7 @@ class Report:
     deviation: float = 0.0  # of the result
 
     def details(self) -> dict[str, Any]:
-        """For ``model.json``."""
+        """Return the report for ``model.json``."""
         details = {"source_opset": self.opset, "rewrites": self.rewrites, "authored": self.architecture is not None}
         details.update({"rejected_rewrites": self.rejected} if self.rejected else {})
         details.update({"operators_left_alone": self.left_alone} if self.left_alone else {})
@@ -61,7 +61,7 @@ class Report:
 
 
 def prepare(model: onnx.ModelProto, action: str) -> tuple[onnx.ModelProto, Report]:
-    """The same function at opset 20 and IR 9 in float32: functions inlined, documentation and stored shapes dropped.
+    """Return the same function at opset 20 and IR 9 in float32: functions inlined, documentation and shapes dropped.
 
     Raises:
         ModelError: the graph is malformed, or uses operators that opset 20 doesn't have.
@@ -90,7 +90,7 @@ def prepare(model: onnx.ModelProto, action: str) -> tuple[onnx.ModelProto, Repor
         onnx.checker.check_model(model)
     except ModelError:
         raise
-    except Exception as error:  # onnx's checker, inliner and converter raise kinds of their own
+    except Exception as error:  # onnx's checker, inliner and converter raise exceptions of their own
         raise ModelError(action, f"its graph can't be brought to opset {OPSET}: {_first_line(error)}", FIX) from error
     _unique_names(model)
     return model, report
@@ -99,7 +99,7 @@ def prepare(model: onnx.ModelProto, action: str) -> tuple[onnx.ModelProto, Repor
 def canonicalise(
     model: onnx.ModelProto, report: Report, preprocessing: Preprocessing, check: Check
 ) -> tuple[onnx.ModelProto, Report]:
-    """Bring a graph with our interface to the canonical form, as far as its logits permit.
+    """Bring a graph with our interface to the canonical form, as far as its logits don't change.
 
     Args:
         model: from :func:`~vitedge.graph.interface.with_image_input`; unchanged.
@@ -138,7 +138,7 @@ def canonicalise(
 def _attempt(
     model: onnx.ModelProto, name: str, rewrite: Callable[[onnx.ModelProto], int], report: Report, check: Check
 ) -> onnx.ModelProto:
-    """Apply a rewrite until it finds nothing more, and keep the result if the logits stay what they were."""
+    """Apply a rewrite until it finds nothing more, and keep the result if the logits don't change."""
     candidate, total = surgery.copy(model), 0
     try:
         for _ in range(256):
@@ -147,7 +147,7 @@ def _attempt(
             total += count
             if count == 0:
                 break
-    except (ArithmeticError, LookupError, ModelError, TypeError, ValueError):  # a malformed graph: not ours to repair
+    except (ArithmeticError, LookupError, ModelError, TypeError, ValueError):  # a malformed graph isn't repaired
         report.rejected[name] = float("inf")
         return model
     if total == 0:
@@ -161,7 +161,7 @@ def _attempt(
 
 
 def _free_batch(model: onnx.ModelProto) -> int:
-    """A fixed batch of one becomes symbolic; whether the graph works for other batches is what the check proves."""
+    """Make a fixed batch of one symbolic; the check then proves that the graph works for other batches."""
     if surgery.batch_size(model) != 1:
         return 0
     inferred = surgery.shapes(model)
@@ -216,7 +216,7 @@ def _opset(model: onnx.ModelProto) -> int:
 
 
 def _to_lower_opset(model: onnx.ModelProto, report: Report, action: str) -> None:
-    """Relabel a newer graph as opset 20, in place, where every operator in it exists there in the same form.
+    """Relabel a newer graph as opset 20, in place, if opset 20 has every operator of it in the same form.
 
     From opset 21 on most revisions only admit more types. Whatever changed beyond that shows in the logits.
     """
@@ -255,7 +255,7 @@ def _forget_documentation(model: onnx.ModelProto) -> None:
 
 
 def _unique_names(model: onnx.ModelProto) -> None:
-    """Give a name to every node that has none or another's, in place."""
+    """Give every node a unique name, in place."""
     used: set[str] = set()
     for position, node in enumerate(model.graph.node):
         name = node.name or f"{node.op_type.lower()}_{position}"
@@ -266,7 +266,7 @@ def _unique_names(model: onnx.ModelProto) -> None:
 
 
 def _named(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Layers are called by the parameters that they hold, where those have kept their names (``blocks.3.attn.qkv``)."""
+    """Name layers after the parameters that they hold, where those have kept their names (``blocks.3.attn.qkv``)."""
     new = surgery.copy(model)
     used = {node.name for node in new.graph.node}
     norms = ((n, *n.input[1:3]) for n in new.graph.node if n.op_type == "LayerNormalization")

@@ -1,4 +1,4 @@
-"""A published model, read and checked, and what reading every layout needs."""
+"""A published model, read and checked, and the functions that the readers of every layout share."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def resized(
     patch_size: int | None = None,
     antialias: bool = True,
 ) -> tuple[ViTConfig, Arrays, dict[str, str]]:
-    """The same model for another image or patch size, and what was done in words.
+    """Return the same model for another image or patch size, and a description of the change.
 
     The position embedding is resized as :func:`~vitedge.graph.positions.resize_positions` does, the patch projection
     as :func:`~vitedge.graph.positions.resize_patches`; a rotary embedding follows from the new grid.
@@ -91,7 +91,7 @@ def resized(
 def resized_config(
     config: ViTConfig, image_size: tuple[int, int], action: str, *, stem: PatchStem | ConvStem | None = None
 ) -> ViTConfig:
-    """The architecture for another image size and perhaps another stem.
+    """Return the architecture for another image size and perhaps another stem.
 
     Raises:
         ModelError: the size isn't made of whole patches, or of too many.
@@ -110,7 +110,7 @@ def resized_config(
 
 
 def contract_from(published: Mapping[str, Any], given: Mapping[str, Any], file: str, action: str) -> Preprocessing:
-    """What the source says of its preprocessing, overridden by what the caller says.
+    """Return the source's preprocessing, with the caller's fields in place of its own.
 
     Raises:
         UsageError: a field of the caller's that can't be kept.
@@ -128,13 +128,13 @@ def contract_from(published: Mapping[str, Any], given: Mapping[str, Any], file: 
 
 
 def taken_defaults(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """For ``origin.details``: which fields come from a library's defaults, and whose, less what the caller gave."""
+    """Return, for ``origin.details``, the fields that come from a library's defaults and not from the caller."""
     taken = {name: value for name, value in defaults.items() if name not in given}
     return {"preprocessing_defaults": taken} if taken.keys() - {"from"} else {}
 
 
 def flags(fields: Mapping[str, Any]) -> list[str]:
-    """Fields as a command line spells them, ``--crop-fraction 0.9``; without a value where it's None."""
+    """Return fields as command-line options, ``--crop-fraction 0.9``; without a value where it's None."""
     texts = []
     for name, value in fields.items():
         text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
@@ -143,7 +143,7 @@ def flags(fields: Mapping[str, Any]) -> list[str]:
 
 
 def grid_of(positions: int, prefix: int, likely: list[tuple[int, int]]) -> tuple[tuple[int, int], bool] | None:
-    """((rows, columns), whether the prefix has positions too) of a learned embedding; None where nothing fits.
+    """Return ((rows, columns), whether the prefix has positions too) of a learned embedding; None where nothing fits.
 
     Args:
         positions: its length.
@@ -161,7 +161,7 @@ def grid_of(positions: int, prefix: int, likely: list[tuple[int, int]]) -> tuple
 
 
 def shape_of(arrays: Mapping[str, NDArray[np.generic]], name: str, rank: int, action: str) -> tuple[int, ...]:
-    """A tensor's shape.
+    """Return a tensor's shape.
 
     Raises:
         ModelError: no such tensor, or another number of axes.
@@ -176,7 +176,7 @@ def shape_of(arrays: Mapping[str, NDArray[np.generic]], name: str, rank: int, ac
 
 
 def image_size_of(value: object, action: str, file: str = CONFIG_JSON) -> tuple[int, int]:
-    """(height, width) from an integer or a pair.
+    """Return (height, width) from an integer or a pair.
 
     Raises:
         ModelError: something else, or out of range.
@@ -188,7 +188,7 @@ def image_size_of(value: object, action: str, file: str = CONFIG_JSON) -> tuple[
 
 
 def read_json(path: Path, kind: type[T], action: str) -> T:
-    """A published JSON file into ``kind``, which ignores keys that it doesn't know.
+    """Read a published JSON file into ``kind``, which ignores keys that it doesn't know.
 
     Raises:
         ModelError: unreadable, or not what the format says.
@@ -203,7 +203,7 @@ def read_json(path: Path, kind: type[T], action: str) -> T:
 
 
 def readme_licence(folder: Path) -> str | None:
-    """``license:`` in the front matter of the model card; for "other" its ``license_name``."""
+    """Return ``license:`` from the front matter of the model card; for "other" its ``license_name``."""
     try:
         text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")[:8192]
     except OSError:
@@ -217,7 +217,7 @@ def readme_licence(folder: Path) -> str | None:
 
 
 def read_safetensors(path: Path) -> Arrays:
-    """Every tensor of a safetensors file; bfloat16 becomes float32, exactly.
+    """Read every tensor of a safetensors file; bfloat16 becomes float32, exactly.
 
     Raises:
         UsageError: no such file.

@@ -1,4 +1,4 @@
-"""Classifiers whose outputs are maps from class names to scores, as WinML's, CoreML's and other converters write them.
+"""Convert classifiers whose outputs map class names to scores, as converters for WinML and CoreML write them.
 
 Such a graph ends in ``ZipMap`` (``ai.onnx.ml``), beside the name of the best class as a string. The scores that go into
 the map are the output that everything else here works with; the map's keys are the class names.
@@ -14,7 +14,7 @@ from vitedge.graph.surgery import attribute
 
 
 def without_class_maps(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """The model with the scores for outputs instead of their maps, and the class names.
+    """Return the model with the scores as outputs instead of their maps, and the class names.
 
     Args:
         model: any graph; unchanged.

@@ -1,4 +1,4 @@
-"""Simplification of foreign graphs: constants computed, shape arithmetic resolved, no-ops passed over, types widened.
+"""Simplify foreign graphs: compute constants, resolve shape arithmetic, remove no-ops, widen types.
 
 Also the small editor that these and :mod:`vitedge.graph.rewrites` share. Every function changes the model in place
 and counts its finds.
@@ -33,7 +33,7 @@ _FOLDABLE = re.compile(
 
 
 class Index:
-    """Who writes, who reads and what is constant, at one moment of a graph."""
+    """The producers, consumers and constants of a graph, as they are when the index is made."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
@@ -43,30 +43,30 @@ class Index:
         self.outputs = {value.name for value in model.graph.output}
 
     def constant(self, name: str) -> Array | None:
-        """The values of a constant tensor, None if it isn't one."""
+        """Return the values of a constant tensor; None if it isn't one."""
         return surgery.array(self.constants[name]) if name in self.constants else None
 
     def scalar(self, name: str) -> float | None:
-        """The value of a constant float tensor with one element."""
+        """Return the value of a constant float tensor with one element."""
         tensor = self.constants.get(name)
         if tensor is None or math.prod(tensor.dims) != 1 or tensor.data_type != TensorProto.FLOAT:
             return None
         return float(surgery.array(tensor).reshape(-1)[0])
 
     def reader(self, name: str) -> onnx.NodeProto | None:
-        """The node that alone reads ``name``, which is no graph output."""
+        """Return the only node that reads ``name``, which is no graph output."""
         readers = self.consumers.get(name, [])
         return readers[0] if len(readers) == 1 and name not in self.outputs else None
 
     def operand(self, node: onnx.NodeProto) -> tuple[str, str] | None:
-        """(dynamic input, constant input) of a node with one of each."""
+        """Return (dynamic input, constant input) of a node with one of each."""
         if len(node.input) != 2 or (node.input[0] in self.constants) == (node.input[1] in self.constants):
             return None
         first, second = node.input
         return (second, first) if first in self.constants else (first, second)
 
     def factor(self, node: onnx.NodeProto) -> tuple[str, float] | None:
-        """(input, factor) of a node that multiplies by a constant scalar."""
+        """Return (input, factor) of a node that multiplies by a constant scalar."""
         pair = self.operand(node) if node.op_type in ("Mul", "Div") else None
         value = self.scalar(pair[1]) if pair else None
         if pair is None or value is None or (node.op_type == "Div" and (node.input[0] != pair[0] or value == 0)):
@@ -102,7 +102,7 @@ def _reads(graph: onnx.GraphProto) -> Iterator[str]:
 
 
 def sort(model: onnx.ModelProto) -> None:
-    """Bring nodes that read what later ones write, as converters leave them, into an order, in place.
+    """Sort nodes topologically, in place; converters leave nodes that read what later nodes write.
 
     Where there is none (a cycle) nothing is changed.
     """
@@ -144,7 +144,7 @@ def set_constant(model: onnx.ModelProto, name: str, values: Array) -> str:
 
 
 def reroute(model: onnx.ModelProto, old: str, new: str) -> None:
-    """Everybody who reads ``old`` reads ``new``. ``old`` must be no graph output."""
+    """Let every reader of ``old`` read ``new``. ``old`` must be no graph output."""
     for node in model.graph.node:
         for position, name in enumerate(node.input):
             if name == old:
@@ -152,7 +152,7 @@ def reroute(model: onnx.ModelProto, old: str, new: str) -> None:
 
 
 def widen(model: onnx.ModelProto) -> int:
-    """float16 and bfloat16 become float32, weights, casts and interfaces alike."""
+    """Convert float16 and bfloat16 to float32 in weights, casts and interfaces."""
     narrow = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
     count = 0
     for tensor in surgery.tensors(model):
@@ -177,7 +177,7 @@ def widen(model: onnx.ModelProto) -> int:
 
 
 def constants(model: onnx.ModelProto) -> int:
-    """Constant nodes become initialisers, and what depends on constants alone is computed."""
+    """Turn Constant nodes into initialisers, and compute everything that depends on constants alone."""
     graph, count, values_of = model.graph, 0, surgery.initializers(model)
     kept = []
     for node in graph.node:
@@ -206,7 +206,7 @@ def constants(model: onnx.ModelProto) -> int:
 
 
 def _evaluate(node: onnx.NodeProto, arrays: Sequence[Array | None]) -> list[Array] | None:
-    """Outputs of one node whose inputs are known, by ONNX's own reference; None where that fails."""
+    """Evaluate a node whose inputs are known with ONNX's own reference; None where that fails."""
     names = [name for name in node.input if name]
     graph = helper.make_graph(
         [node],
@@ -242,7 +242,7 @@ def _small(node: onnx.NodeProto, arrays: Sequence[Array | None]) -> bool:
 
 
 def identities(model: onnx.ModelProto) -> int:
-    """Identity, Dropout, Concat of one, casts from float32 to float32 and scalings by one are passed over."""
+    """Remove Identity, Dropout, Concat of one, casts from float32 to float32 and scalings by one."""
     index, count = Index(model), 0
     floats = {value.name for value in model.graph.input if value.type.tensor_type.elem_type == TensorProto.FLOAT}
     for node in model.graph.node:
@@ -264,7 +264,7 @@ def identities(model: onnx.ModelProto) -> int:
 
 
 def _is_float(index: Index, name: str, floats: set[str]) -> bool:
-    """Whether a tensor is float32 for certain: an input, a constant, or written by an operator that makes floats."""
+    """Whether a tensor is certainly float32: an input, a constant, or the output of an operator that writes floats."""
     producer = index.producers.get(name)
     if producer is None:
         return name in floats or (name in index.constants and index.constants[name].data_type == TensorProto.FLOAT)

@@ -36,7 +36,7 @@ from vitedge.graph.state_dicts import NOTHING_SAID, Wanted, weights_in
 
 @dataclass(frozen=True)
 class _Family:
-    """What an architecture's class means."""
+    """The properties that an architecture's class name implies."""
 
     prefix: str  # of its tensors
     distillation: Literal["none", "register", "head"] = "none"  # "register": its token is there, its head isn't
@@ -54,7 +54,7 @@ FAMILIES = {
 
 
 class _Config(msgspec.Struct, frozen=True, kw_only=True):
-    """What is read of ``config.json``; its other keys don't touch inference. Defaults are the format's own."""
+    """The keys of ``config.json`` that are read; others don't affect inference. Defaults are the format's own."""
 
     architectures: tuple[str, ...]
     hidden_size: int = 768
@@ -76,7 +76,7 @@ class _Config(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_huggingface(path: Path, wanted: Wanted = NOTHING_SAID) -> Checkpoint:
-    """A folder in transformers' published layout, or the weights file in it.
+    """Read a folder in transformers' published layout, or the weights file in it.
 
     Args:
         path: the folder or the file.
@@ -163,7 +163,7 @@ def _architecture(published: _Config, family: _Family, source: Arrays, action: s
 
 
 def _gathered(config: ViTConfig, family: _Family, source: Arrays, action: str) -> tuple[ViTConfig, Arrays]:
-    """The tensors under our names, each one's shape checked under the source's; what is left over is refused."""
+    """Return the tensors under our names, each shape checked under the source's name; refuse tensors left over."""
     hint = "download the checkpoint again, or pass the configuration that belongs to it"
     if config.depth > len(source) or config.tokens > 1 << 14:
         raise ModelError(
@@ -217,7 +217,7 @@ _DINO_BLOCK = {"ls1.gamma": "layer_scale1.lambda1", "ls2.gamma": "layer_scale2.l
 
 
 def _theirs(ours: str, family: _Family, swiglu: bool) -> tuple[str, ...]:
-    """The source's tensors that make one of ours, one below the other."""
+    """Return the source's tensors that form one of ours, one below the other."""
     part, _, kind = ours.rpartition(".")
     if ours == "reg_token" and family.distillation == "register":
         return (f"{family.prefix}.embeddings.distillation_token",)
@@ -244,7 +244,7 @@ def _theirs(ours: str, family: _Family, swiglu: bool) -> tuple[str, ...]:
 
 
 def _classes(published: _Config, count: int, action: str) -> tuple[ClassLabel, ...] | None:
-    """``id2label``; transformers' own placeholders LABEL_0, LABEL_1, … are none."""
+    """Return the class names of ``id2label``; transformers' placeholders LABEL_0, LABEL_1, … aren't names."""
     names = published.id2label
     if not names or all(name == f"LABEL_{index}" for index, name in names.items()):
         return None
@@ -256,7 +256,7 @@ def _classes(published: _Config, count: int, action: str) -> tuple[ClassLabel, .
 
 
 def _idle(name: str, family: _Family) -> bool:
-    """Tensors that classification doesn't use: the mask token of pre-training, the pooler of the bare model."""
+    """Return the tensors that classification doesn't use: the mask token of pre-training, the bare model's pooler."""
     return name in (
         f"{family.prefix}.embeddings.mask_token",
         f"{family.prefix}.pooler.dense.weight",

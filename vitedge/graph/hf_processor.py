@@ -1,4 +1,4 @@
-"""transformers' image processors: what a checkpoint's folder says of its pictures, as fields of the contract.
+"""transformers' image processors: read the preprocessing in a checkpoint's folder as fields of the contract.
 
 The rule is what ``AutoImageProcessor`` of transformers 5 makes of the same folder. Its classes have defaults of their
 own, which stand for every key that a file leaves out or sets to null; whatever is taken from them is reported. What a
@@ -60,12 +60,12 @@ _EXAMPLE = {
 
 
 class _Unclear(Exception):
-    """Why pictures can't be brought to the model's size as the file says."""
+    """The reason why the file doesn't say how pictures are brought to the model's size."""
 
 
 @dataclass
 class _Settings:
-    """The file's values, and the class's for keys that it leaves out."""
+    """The file's values, and the class's defaults for keys that the file leaves out."""
 
     values: Mapping[str, Any]
     kind: _Kind
@@ -81,7 +81,7 @@ class _Settings:
 def read_preprocessing(
     folder: Path, model: str, image_size: tuple[int, int], given: Mapping[str, Any], action: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The contract's fields as the folder says them, and those of them that the class's defaults fill.
+    """Return the contract's fields that the folder gives, and those of them that the class's defaults fill.
 
     Args:
         folder: the checkpoint's.
@@ -119,7 +119,7 @@ def read_preprocessing(
 
 
 def _values(folder: Path, action: str) -> dict[str, Any] | None:
-    """The image processor's dictionary, from whichever file has it."""
+    """Return the image processor's dictionary, from whichever file has it."""
     if (folder / PROCESSOR).is_file():
         inside = read_json(folder / PROCESSOR, dict[str, Any], action).get("image_processor")
         if isinstance(inside, dict):
@@ -135,7 +135,7 @@ def _class_name(named: object) -> str:
 
 
 def _ask(reason: str, wanted: tuple[str, ...], like: str, given: Mapping[str, Any], action: str) -> None:
-    """Ask for those of the wanted fields that the caller hasn't given, with an example that can be typed.
+    """Ask for the needed fields that the caller hasn't given, with an example that can be typed.
 
     Raises:
         UsageError: any is missing.
@@ -163,7 +163,7 @@ def _interpolation(settings: _Settings, like: str, given: Mapping[str, Any], act
 
 
 def _values_of_pixels(settings: _Settings, like: str, given: Mapping[str, Any], action: str) -> dict[str, Any]:
-    """Rescale, mean and std."""
+    """Return rescale, mean and std."""
     fields: dict[str, Any] = {"rescale": 1.0, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     if settings.get("do_rescale", True):
         fields["rescale"] = settings.get("rescale_factor", 1 / 255)
@@ -180,7 +180,7 @@ def _values_of_pixels(settings: _Settings, like: str, given: Mapping[str, Any], 
 
 
 def _geometry(settings: _Settings, name: str) -> dict[str, Any]:
-    """Size, resize and crop.
+    """Return size, resize and crop.
 
     Raises:
         _Unclear: the contract can't express it.
@@ -220,7 +220,7 @@ def _geometry(settings: _Settings, name: str) -> dict[str, Any]:
 
 
 def _sides(value: object, squares: bool, key: str) -> tuple[int, ...]:
-    """(height, width), or (shortest edge,).
+    """Return (height, width), or (shortest edge,).
 
     Raises:
         _Unclear: neither.
@@ -250,7 +250,7 @@ _FIELDS = {
 
 
 def _defaults(settings: _Settings, fields: Mapping[str, Any], whose: str, named: bool) -> dict[str, Any]:
-    """Those of the fields for which the class spoke, and its name."""
+    """Return the fields that the class's defaults filled, and the class's name."""
     names = {_FIELDS[key] for key in settings.defaulted if key in _FIELDS}
     if "size" in names or (not named and not isinstance(settings.values.get("size"), dict)):
         names.add("resize")

@@ -1,4 +1,4 @@
-"""The way of a picture into a graph: what happens to pixels before the first layer, in one canonical spelling.
+"""The path of a picture into a graph: the operations on pixels before the first layer, in one canonical form.
 
 A canonical graph begins with the nodes ``image.float`` (Cast), ``image.nchw`` (Transpose), ``image.order`` (Gather,
 where the network wants BGR), ``image.mean`` (Sub) and ``image.scale`` (Mul). A foreign graph may do any of it itself,
@@ -29,7 +29,7 @@ _ELEMENTWISE = ("Add", "Sub", "Mul", "Div")
 
 @dataclass
 class _Path:
-    """What became of a pixel so far: value · gain + offset for each of the network's channels, taken in this order."""
+    """The operations on a pixel so far: value · gain + offset for each of the network's channels, in this order."""
 
     tensor: str = "image"
     nodes: list[onnx.NodeProto] = field(default_factory=list)
@@ -45,7 +45,7 @@ class _Path:
 
 
 def image_path(model: onnx.ModelProto) -> int:
-    """Everything elementwise between the image and the first layer becomes the canonical nodes, in place."""
+    """Replace everything elementwise between the image and the first layer by the canonical nodes, in place."""
     index, path = Index(model), _Path()
     while (node := index.reader(path.tensor)) is not None and _advance(index, path, node):
         path.nodes.append(node)
@@ -79,7 +79,7 @@ def image_path(model: onnx.ModelProto) -> int:
 
 
 def _advance(index: Index, path: _Path, node: onnx.NodeProto) -> bool:
-    """Follow one node, if it only converts, moves, reorders or scales what is there."""
+    """Follow one node, if it only converts, moves, reorders or scales the values."""
     if node.op_type == "Cast" and attribute(node, "to") == TensorProto.FLOAT:
         path.is_float = True
     elif node.op_type == "Transpose" and len(attribute(node, "perm", [])) == 4:
@@ -99,7 +99,7 @@ def _advance(index: Index, path: _Path, node: onnx.NodeProto) -> bool:
 
 
 def _scale(index: Index, path: _Path, node: onnx.NodeProto) -> bool:
-    """Follow an addition of, or a multiplication by, one constant a channel."""
+    """Follow an addition of, or a multiplication by, one constant per channel."""
     pair = index.operand(node)
     values = _per_channel(index.constant(pair[1]), path.channel_axis) if pair is not None else None
     if pair is None or values is None or (node.op_type == "Div" and (node.input[0] != pair[0] or not values.all())):
@@ -115,7 +115,7 @@ def _scale(index: Index, path: _Path, node: onnx.NodeProto) -> bool:
 
 
 def _per_channel(values: Array | None, axis: int) -> Float64 | None:
-    """A constant as one number a channel of a tensor of rank four, None if it is more than that."""
+    """Return a constant as one number per channel of a tensor of rank four; None if it has more values."""
     if values is None or values.ndim > 4:
         return None
     shape = [1] * (4 - values.ndim) + list(values.shape)
@@ -125,7 +125,7 @@ def _per_channel(values: Array | None, axis: int) -> Float64 | None:
 
 
 def normalisation_inside(model: onnx.ModelProto) -> dict[str, Any]:
-    """What the canonical nodes in front of a graph do, as :func:`~vitedge.graph.author.author_vit` takes it."""
+    """Return the normalisation of a graph's canonical nodes, as :func:`~vitedge.graph.author.author_vit` takes it."""
     index = Index(model)
     nodes = {node.name: node for node in model.graph.node}
     constants = [index.constant(nodes[name].input[1]) for name in ("image.mean", "image.scale") if name in nodes]

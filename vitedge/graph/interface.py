@@ -1,4 +1,4 @@
-"""The interface of a foreign graph, and ours in front of it: where its picture goes in and its logits come out."""
+"""Find the image input and the logits of a foreign graph, and put our interface in front of it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FIX = "export the model again, with a recent torch.onnx.export at opset 20 or lo
 
 @dataclass(frozen=True)
 class Source:
-    """What a foreign graph takes and gives."""
+    """The input and output of a foreign graph."""
 
     input: str
     layout: Literal["nchw", "nhwc"]
@@ -65,7 +65,7 @@ def describe(model: onnx.ModelProto, preprocessing: Preprocessing, action: str) 
 
 
 def _first_channels(model: onnx.ModelProto, shape: Sequence[int | None]) -> int | None:
-    """Channels that reach the first convolution when the input has this shape; None where that can't be inferred."""
+    """Return the channels that reach the first convolution for this input shape; None where that can't be inferred."""
     new = surgery.copy(model)
     new.graph.input[0].CopyFrom(
         helper.make_tensor_value_info(
@@ -83,7 +83,7 @@ def _first_channels(model: onnx.ModelProto, shape: Sequence[int | None]) -> int 
 def with_image_input(
     model: onnx.ModelProto, source: Source, preprocessing: Preprocessing, classes: int
 ) -> onnx.ModelProto:
-    """The model behind our interface: uint8 RGB ``image`` [N, H, W, 3] in, ``logits`` out, normalisation explicit."""
+    """Return the model behind our interface: uint8 RGB ``image`` [N, H, W, 3] in, ``logits`` out, normalised inside."""
     new = surgery.copy(model)
     builder, tensor = GraphBuilder(), "image"
 
@@ -124,7 +124,7 @@ def with_image_input(
 
 
 def _logits(model: onnx.ModelProto, action: str) -> str:
-    """The one output of rank two, or the one called logits."""
+    """Return the one output of rank two, or the one called logits."""
     ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in model.graph.output}
     flat = [name for name, rank in ranks.items() if rank == 2]
     name = (
@@ -137,7 +137,7 @@ def _logits(model: onnx.ModelProto, action: str) -> str:
 
 
 def before(model: onnx.ModelProto, output: str, limit: int = 32) -> list[str]:
-    """Tensors that an output is computed from, the nearest first, by ``limit`` nodes at most; no constants."""
+    """Return tensors from which an output is computed, the nearest first, by at most ``limit`` nodes; no constants."""
     producers, names = surgery.producers(model), [output]
     for name in names:
         node = producers.get(name)
@@ -150,7 +150,7 @@ def before(model: onnx.ModelProto, output: str, limit: int = 32) -> list[str]:
 def ending_at(
     model: onnx.ModelProto, source: Source, tensor: str, classes: int, *, flat: bool
 ) -> tuple[onnx.ModelProto, Source]:
-    """The model whose one output is a tensor inside it as rows [N, classes].
+    """Return the model whose only output is an inner tensor, as rows [N, classes].
 
     Args:
         model: unchanged.

@@ -1,4 +1,4 @@
-"""Lifting: recognise a plain Vision Transformer in a foreign graph and read its configuration and parameters off it.
+"""Lifting: recognise a plain Vision Transformer in a foreign graph, and read its configuration and parameters.
 
 What is lifted is authored anew, so that every plain ViT, whoever exported it, ends in the same graph with the same node
 names. Only the sequence of layers and their shapes is looked at here; that the authored graph computes what the foreign
@@ -37,7 +37,7 @@ class _NotPlain(Exception):
 
 @dataclass(frozen=True)
 class _Attention:
-    """What one softmax belongs to."""
+    """The nodes and layers around one softmax."""
 
     scores: onnx.NodeProto  # the product q·kᵀ
     factor: float  # of the scores, wherever the graph multiplies by it
@@ -51,7 +51,7 @@ _Branch = tuple[str, int]
 
 
 def lift(model: onnx.ModelProto, image_size: tuple[int, int]) -> list[tuple[ViTConfig, Arrays]]:
-    """Candidates for what this graph is, as far as its layers tell; none where it is no plain ViT.
+    """Return candidate configurations of this graph, as far as its layers tell; none where it is no plain ViT.
 
     Args:
         model: simplified: LayerNormalization and Gelu operators, MatMul and Add, tokens as Pad and Add, LayerScale
@@ -131,7 +131,7 @@ def _lift(model: onnx.ModelProto, image_size: tuple[int, int]) -> tuple[ViTConfi
 
 
 def _refuse_others(index: Index, layers: list[Linear]) -> None:
-    """Anything that a plain ViT doesn't compute: rotary positions, attention biases, gates, other activations.
+    """Refuse anything that a plain ViT doesn't compute: rotary positions, attention biases, gates, other activations.
 
     That the logits agree doesn't show it where the weights happen to make it small, as in an untrained network.
     """
@@ -151,7 +151,7 @@ def _refuse_others(index: Index, layers: list[Linear]) -> None:
 
 
 def _counts_patches(index: Index, node: onnx.NodeProto) -> bool:
-    """Whether merged tokens are multiplied by how many patches they stand for before their mean is taken."""
+    """Whether merged tokens are multiplied by their number of patches before their mean is taken."""
     pair, reader = index.operand(node), index.reader(node.output[0])
     if node.op_type != "Mul" or pair is None or reader is None or reader.op_type != "ReduceMean":
         return False
@@ -160,13 +160,13 @@ def _counts_patches(index: Index, node: onnx.NodeProto) -> bool:
 
 
 def _merging(index: Index, node: onnx.NodeProto) -> NDArray[Any] | None:
-    """The matrix [fewer, tokens] by which a product from the left merges tokens."""
+    """Return the matrix [fewer, tokens] of a product from the left that merges tokens."""
     matrix = index.constant(node.input[0]) if node.op_type == "MatMul" else None
     return None if matrix is None else matrix.reshape(matrix.shape[-2:])
 
 
 def _attentions(model: onnx.ModelProto, index: Index, layers: list[Linear]) -> list[_Attention]:
-    """Every attention in the order of the graph."""
+    """Return every attention in the order of the graph."""
     by_output = {layer.output: layer for layer in layers}
     shapes = surgery.shapes(surgery.pinned(model))
     attentions = []
@@ -186,7 +186,7 @@ def _attentions(model: onnx.ModelProto, index: Index, layers: list[Linear]) -> l
 
 
 def _unfactored(index: Index, name: str) -> tuple[str, float]:
-    """The tensor behind the constant scalars that multiply this one, and their product."""
+    """Return the tensor behind the constant scalars that multiply this one, and the product of the scalars."""
     factor = 1.0
     while name in index.producers and (step := index.factor(index.producers[name])) is not None:
         name, factor = step[0], factor * step[1]
@@ -194,7 +194,7 @@ def _unfactored(index: Index, name: str) -> tuple[str, float]:
 
 
 def _made_by(index: Index, by_output: Mapping[str, Linear], name: str) -> tuple[Linear, float]:
-    """The linear layer that a tensor comes from, along first inputs, and the constant scalars on the way."""
+    """Return the linear layer that a tensor comes from, along first inputs, and the constant scalars on the way."""
     name, factor = _unfactored(index, name)
     while name not in by_output:
         name, more = _unfactored(index, index.producers[name].input[0])
@@ -203,7 +203,7 @@ def _made_by(index: Index, by_output: Mapping[str, Linear], name: str) -> tuple[
 
 
 def _patch_embedding(index: Index, layer: Linear) -> int:
-    """Channels of a convolution whose kernel is its stride, on the normalised image."""
+    """Return the channels of a convolution whose kernel is its stride, on the normalised image."""
     node = layer.node
     kernel, strides = attribute(node, "kernel_shape"), attribute(node, "strides", [1, 1])
     plain = not any(attribute(node, "pads", [])) and set(attribute(node, "dilations", [1])) == {1}
@@ -216,7 +216,7 @@ def _patch_embedding(index: Index, layer: Linear) -> int:
 
 
 def _copy_layer(index: Index, layer: Linear, name: str, arrays: Arrays) -> None:
-    """Weight and bias under timm's names, in torch's axis order."""
+    """Copy weight and bias under timm's names, in torch's axis order."""
     weight = surgery.array(index.constants[layer.weight])
     arrays[f"{name}.weight"] = weight if layer.channel_axis == 0 else weight.T
     if layer.bias is not None:
@@ -255,7 +255,7 @@ def _branches(
 
 
 def _merges(index: Index, branches: list[_Branch], ends: list[str], prefix: int, arrays: Arrays) -> dict[int, int]:
-    """Copy the constants by which tokens are merged behind blocks; returns how many are left, by block."""
+    """Copy the constants by which tokens are merged behind blocks; return the number of tokens left, by block."""
     order = {node.name: position for position, node in enumerate(index.model.graph.node)}
     merged: dict[int, int] = {}
     for node in index.model.graph.node:
@@ -275,13 +275,13 @@ def _merges(index: Index, branches: list[_Branch], ends: list[str], prefix: int,
 
 
 def _mlp(index: Index, linears: list[Linear], block: str, dim: int, arrays: Arrays) -> int:
-    """Copy both layers of an MLP; returns their number."""
+    """Copy both layers of an MLP; return their number."""
     hidden = _shape(index, linears[0])[1]
     return _take(index, linears, ((f"{block}.mlp.fc1", dim, hidden), (f"{block}.mlp.fc2", hidden, dim)), arrays)
 
 
 def _attention(index: Index, linears: list[Linear], attention: _Attention, block: str, dim: int, arrays: Arrays) -> int:
-    """Copy the layers of an attention, those of queries, keys and values as one; returns their number."""
+    """Copy the layers of an attention, those of queries, keys and values as one; return their number."""
     name = f"{block}.attn.qkv"
     if attention.query.name == attention.key.name:
         rows = _shape(index, linears[0])[1]
@@ -304,7 +304,7 @@ def _attention(index: Index, linears: list[Linear], attention: _Attention, block
 
 
 def _take(index: Index, linears: list[Linear], wanted: Sequence[tuple[str, int, int]], arrays: Arrays) -> int:
-    """Copy the first layers under these names if they have these (inputs, outputs); returns their number."""
+    """Copy the first layers under these names if they have these (inputs, outputs); return their number."""
     if [_shape(index, layer) for layer in linears[: len(wanted)]] != [shape[1:] for shape in wanted]:
         raise _NotPlain(f"the layers of {wanted[0][0]} have other shapes")
     for (name, _, outputs), layer in zip(wanted, linears, strict=False):
@@ -316,7 +316,7 @@ def _take(index: Index, linears: list[Linear], wanted: Sequence[tuple[str, int, 
 def _widths(
     branches: list[_Branch], attentions: list[_Attention], merged: Mapping[int, int], arrays: Arrays
 ) -> tuple[BlockWidths, ...]:
-    """Of every block, from the shapes of its parameters."""
+    """Return every block's widths, from the shapes of its parameters."""
     heads = iter(attentions)
     blocks = []
     for block in range(branches[-1][1] + 1):
@@ -334,7 +334,7 @@ def _widths(
 
 
 def _num_heads(blocks: Sequence[BlockWidths], dim: int, *, qk_norm: bool) -> int:
-    """Of the model that the blocks were cut from: a whole block's, or a number that suits them all."""
+    """Return the number of heads of the model that the blocks were cut from: a whole block's, or one that suits all."""
     attending = [block for block in blocks if block.heads]
     whole = [block.heads for block in attending if block.qkv == (dim, dim, dim)]
     if qk_norm:
@@ -364,7 +364,7 @@ def _unscale(
     *,
     qk_norm: bool,
 ) -> None:
-    """Give every attention the scale 1/root, where the author puts it: queries take up what theirs differs by."""
+    """Give every attention the scale 1/root, where the author puts it; the queries absorb the difference."""
     attending = [block for kind, block in branches if kind == "attn"]
     for attention, block in zip(attentions, attending, strict=True):
         factor = np.float32(attention.factor * root)
@@ -379,13 +379,13 @@ def _unscale(
 
 
 def _shape(index: Index, layer: Linear) -> tuple[int, int]:
-    """(inputs, outputs)."""
+    """Return (inputs, outputs)."""
     dims = list(index.constants[layer.weight].dims)
     return (dims[0], dims[1]) if layer.channel_axis == 1 else (dims[1], dims[0])
 
 
 def _pooling(index: Index, name: str) -> tuple[Literal["token", "avg"], Literal["norm", "fc_norm"]]:
-    """What stands between the last residual Add and the head."""
+    """Return the pooling and the norm between the last residual Add and the head."""
     seen = []
     while (node := index.producers.get(name)) is not None and node.op_type != "Add":
         seen.append(node.op_type)
@@ -404,7 +404,7 @@ def _norms(
     final_norm: str,
     arrays: Arrays,
 ) -> tuple[float, bool, bool]:
-    """Copy every LayerNorm; returns (epsilon, whether one stands before the blocks, whether q and k have their own)."""
+    """Copy every LayerNorm; return (epsilon, whether one precedes the blocks, whether q and k have their own)."""
     nodes = [node for node in index.model.graph.node if node.op_type == "LayerNormalization"]
     wide = [node for node in nodes if index.constants[node.input[1]].dims[0] == dim]
     epsilons = {float(f"{attribute(node, 'epsilon', 1e-5):.6g}") for node in nodes}
@@ -434,7 +434,7 @@ def _copy_norm(index: Index, node: onnx.NodeProto, name: str, arrays: Arrays) ->
 
 
 def _tokens(index: Index, patches: int, dim: int, arrays: Arrays) -> tuple[int, bool]:
-    """Copy the constant that is added to the sequence; returns (tokens before the patches, whether there is one)."""
+    """Copy the constant that is added to the sequence; return (tokens before the patches, whether there is one)."""
     for node in index.model.graph.node:
         pair = index.operand(node) if node.op_type == "Add" else None
         if pair is None:

@@ -1,4 +1,4 @@
-"""Published checkpoint layouts: a folder of weights becomes a configuration, named arrays, preprocessing and classes.
+"""Published checkpoint layouts: read a folder of weights as configuration, named arrays, preprocessing and classes.
 
 Nothing of the publishing library is needed. What the tensors' names and shapes tell is read from them; what they can't
 tell (heads, pooling, LayerNorm's epsilon, the activation) is read from the configuration file, then from the
@@ -35,7 +35,7 @@ __all__ = [
 
 
 class _Head(msgspec.Struct, frozen=True):
-    """What tells the layouts apart."""
+    """The keys that distinguish the layouts."""
 
     architecture: Any = None  # timm
     architectures: Any = None  # transformers
@@ -49,7 +49,7 @@ def read_published(
     named: bool = False,
     choice: Choice = Choice(),  # noqa: B008 - it's frozen
 ) -> Checkpoint:
-    """A folder with ``config.json`` beside its weights, or the weights file in it: timm's or transformers'.
+    """Read a folder with ``config.json`` beside its weights, or the weights file in it: timm's or transformers'.
 
     A file of weights without ``config.json`` beside it, or with an architecture named, is read as training leaves it.
 
@@ -78,7 +78,7 @@ def read_published(
 
 
 def _reader(folder: Path, action: str) -> Callable[..., Checkpoint]:
-    """Of the layout that ``config.json`` tells."""
+    """Return the reader of the layout that ``config.json`` has."""
     head = read_json(folder / CONFIG_JSON, _Head, action)
     if head.architecture is None and head.architectures is None:
         hint = "name a folder of timm or transformers, or export the model to ONNX and import that"
@@ -87,7 +87,7 @@ def _reader(folder: Path, action: str) -> Callable[..., Checkpoint]:
 
 
 def read_own(path: Path) -> Checkpoint:
-    """A model folder that ``vitedge train`` wrote, or the embedded one: ``model.json`` and ``model.safetensors``.
+    """Read a model folder that ``vitedge train`` wrote, or the embedded one: ``model.json`` and ``model.safetensors``.
 
     Raises:
         ModelError: altered files, or a model without its architecture or weights.

@@ -1,4 +1,4 @@
-"""Tokens merged by a constant matrix: which of a sequence's patch tokens become one, the same for every picture."""
+"""Merge tokens by a constant matrix, which groups a sequence's patch tokens in the same way for every picture."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MERGED = "it merges tokens by their places in the picture, which fit pictures of
 
 
 def mean_of(groups: Sequence[Sequence[int]]) -> Float64:
-    """The matrix [groups, tokens] that makes of each group of tokens their mean."""
+    """Return the matrix [groups, tokens] that averages each group of tokens."""
     matrix = np.zeros((len(groups), sum(map(len, groups))))
     for row, members in enumerate(groups):
         matrix[row, list(members)] = 1 / len(members)
@@ -22,12 +22,12 @@ def mean_of(groups: Sequence[Sequence[int]]) -> Float64:
 
 
 def evenly(after: int, before: int) -> Float64:
-    """Neighbours in the sequence averaged, groups as even as can be: [after, before]."""
+    """Return the matrix that averages neighbours in the sequence, in groups as even as possible: [after, before]."""
     return mean_of([each.tolist() for each in np.array_split(np.arange(before), after)])
 
 
 def with_prefix(patches: Float64, prefix: int) -> Float64:
-    """A matrix [after, before] for patch tokens as one for the whole sequence, whose first tokens stay."""
+    """Extend a matrix [after, before] for patch tokens to the whole sequence, whose first tokens don't change."""
     after, before = patches.shape
     matrix = np.eye(prefix + after, prefix + before)
     matrix[prefix:, prefix:] = patches
@@ -35,7 +35,7 @@ def with_prefix(patches: Float64, prefix: int) -> Float64:
 
 
 def sizes(matrices: Iterable[NDArray[np.generic]], patches: int) -> Float64:
-    """How many patches each token stands for that merging leaves, [tokens]; sum: the patches.
+    """Return the number of patches that each token stands for after merging, [tokens]; their sum is the patches.
 
     Args:
         matrices: [after, before] of each merging in turn; every token before belongs to one row.

@@ -1,4 +1,4 @@
-"""Position embeddings: learned ones resized to another grid, and the angles of rotary ones."""
+"""Position embeddings: resize learned ones to another grid, and compute the angles of rotary ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def resize_positions(
     *,
     antialias: bool = True,
 ) -> NDArray[np.float32]:
-    """A learned position embedding for another number of patches: bicubic, as timm does when it loads a checkpoint.
+    """Resize a learned position embedding to another number of patches: bicubic, as timm does for a checkpoint.
 
     Args:
         pos: [1, prefix + rows · columns, D], the patches row by row.
@@ -52,7 +52,7 @@ def resize_positions(
 
 
 def resize_patches(kernel: NDArray[np.generic], size: int) -> NDArray[np.float32]:
-    """The patch projection for another patch size: FlexiViT's pseudo-inverse resize (Beyer et al., 2212.08013).
+    """Resize the patch projection to another patch size: FlexiViT's pseudo-inverse resize (Beyer et al., 2212.08013).
 
     The new kernel is the one whose products with resized patches are closest to the old one's with the patches.
 
@@ -72,7 +72,7 @@ def resize_patches(kernel: NDArray[np.generic], size: int) -> NDArray[np.float32
 
 
 def _bicubic(old: int, new: int, antialias: bool) -> Float64:
-    """[new, old]: what each new sample takes of the old ones (half-pixel centres)."""
+    """Return [new, old]: the weights of the old samples in each new one (half-pixel centres)."""
     scale = old / new
     stretch = max(scale, 1.0) if antialias else 1.0
     cubic = -0.5 if antialias else -0.75
@@ -91,7 +91,7 @@ def _bicubic(old: int, new: int, antialias: bool) -> Float64:
 
 
 def _kernel(x: Float64, a: float) -> Float64:
-    """Keys' cubic convolution (IEEE ASSP 29, 1981) at distances x ≥ 0."""
+    """Return Keys' cubic convolution (IEEE ASSP 29, 1981) at distances x ≥ 0."""
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
     return np.asarray(np.where(x < 1, near, np.where(x < 2, far, 0.0)))
@@ -100,7 +100,7 @@ def _kernel(x: Float64, a: float) -> Float64:
 def rotary_angles(
     rope: Rope, grid: tuple[int, int], head_dim: int, freqs: NDArray[np.generic] | None = None
 ) -> Float64:
-    """The angle that each pair of channels of each patch is turned by.
+    """Return the angle by which each pair of channels of each patch is rotated.
 
     Args:
         rope: the kind; see :class:`~vitedge.formats.architecture.Rope`.
@@ -129,13 +129,13 @@ def rotary_angles(
 
 
 def half_order(head_dim: int, pairs: Literal["neighbours", "halves"]) -> NDArray[np.intp]:
-    """The order of a head's channels in which the partners of a pair are half a head apart."""
+    """Return the order of a head's channels in which the partners of a pair are half a head apart."""
     channels = np.arange(head_dim)
     return channels if pairs == "halves" else np.concatenate([channels[::2], channels[1::2]])
 
 
 def block_angles(config: ViTConfig, block: BlockWidths, freqs: NDArray[np.generic] | None = None) -> Float64:
-    """The angles of one block's kept pairs: radians [rows · columns, 1 or heads, query_key/2].
+    """Return the angles of one block's kept pairs: radians [rows · columns, 1 or heads, query_key/2].
 
     Args:
         config: with a rotary embedding.
@@ -148,7 +148,7 @@ def block_angles(config: ViTConfig, block: BlockWidths, freqs: NDArray[np.generi
 
 
 def block_freqs(config: ViTConfig, arrays: Mapping[str, NDArray[Any]], index: int) -> NDArray[Any] | None:
-    """One block's learned frequencies [2, heads, query_key/2]; None where the embedding is fixed."""
+    """Return one block's learned frequencies [2, heads, query_key/2]; None where the embedding is fixed."""
     if config.rope is None or config.rope.kind != "mixed":
         return None
     return arrays[f"blocks.{index}.attn.rope.freqs"] if config.blocks else arrays["rope.freqs"][:, index]

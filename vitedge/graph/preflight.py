@@ -1,4 +1,4 @@
-"""A graph against a reader that isn't here: its versions, its operators, and the type of every tensor they touch."""
+"""Check a graph for a reader that isn't installed here: its versions, its operators, and its tensors' types."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _NAMES |= {TensorProto.FLOAT: "float32", TensorProto.DOUBLE: "float64"}
 
 @dataclass(frozen=True)
 class Limits:
-    """What one reader of ONNX files takes."""
+    """The versions, operators and types that one reader of ONNX files accepts."""
 
     reader: str  # name and version, for the findings
     opsets: tuple[int, int]  # oldest and newest version of the standard operators
     ir_version: int  # newest
-    operators: Mapping[str, Types] | None = None  # what its data may be, by standard operator; None: every operator
-    other_types: Types = frozenset()  # what inputs and outputs of another type than the data may be
+    operators: Mapping[str, Types] | None = None  # allowed types of data, by standard operator; None: every operator
+    other_types: Types = frozenset()  # allowed types of inputs and outputs that aren't data
     slots: Mapping[tuple[str, int], Types] = field(default_factory=dict)  # exceptions: (operator, input), -1: outputs
     boundary_types: Types = frozenset()  # tensors of these may only be graph inputs and outputs
     constants: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # inputs that have to be initialisers
@@ -36,7 +36,7 @@ class Limits:
 
 
 def read(graph: bytes) -> onnx.ModelProto | str:
-    """The model, or why these bytes aren't one."""
+    """Return the model, or the reason why these bytes aren't one."""
     try:
         return parse(graph)
     except ModelError as error:
@@ -44,7 +44,7 @@ def read(graph: bytes) -> onnx.ModelProto | str:
 
 
 def findings(model: onnx.ModelProto, limits: Limits) -> list[str]:
-    """What the reader can't take, in words, in graph order; empty when it can take everything."""
+    """Return findings that the reader can't accept, in words, in graph order; empty when it accepts everything."""
     problems = list(_versions(model, limits))
     if limits.static:
         problems += _dynamic(model)
@@ -59,7 +59,7 @@ def findings(model: onnx.ModelProto, limits: Limits) -> list[str]:
 
 
 def type_name(number: int) -> str:
-    """ "float32", "int8", … of an ONNX element type."""
+    """Return "float32", "int8", … of an ONNX element type."""
     return str(_NAMES.get(number, f"type {number}"))
 
 
@@ -129,5 +129,5 @@ def _types(model: onnx.ModelProto, limits: Limits) -> Iterator[str]:
 def _inconsistent(model: onnx.ModelProto) -> Iterator[str]:
     try:
         onnx.checker.check_model(model, full_check=all(node.domain in STANDARD for node in model.graph.node))
-    except Exception as error:  # the checker's own kinds have no common base
+    except Exception as error:  # the checker's exceptions have no common base
         yield f"the graph isn't consistent: {' '.join(str(error).split())[:300]}"

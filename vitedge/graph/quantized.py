@@ -1,4 +1,4 @@
-"""Graphs that are quantized already: in which form, and by which tool; a model folder holds float32 weights alone."""
+"""Detect graphs that are quantized already, the form, and the tool; a model folder holds float32 weights only."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FLOAT_MODEL = (
 
 @dataclass(frozen=True)
 class Quantized:
-    """How a graph is quantized."""
+    """The form in which a graph is quantized, and the tool that did it."""
 
     form: str
     tool: str | None  # None: nothing tells
@@ -43,7 +43,7 @@ class Quantized:
 
 
 def quantized_form(model: onnx.ModelProto) -> Quantized | None:
-    """In which form a graph is quantized; None for a float graph."""
+    """Return the form in which a graph is quantized; None for a float graph."""
     nodes = list(_nodes(model))
     counts = Counter(node.op_type for node in nodes)
     for form, pattern in _FORMS:
@@ -64,7 +64,7 @@ def refuse_quantized(model: onnx.ModelProto, action: str) -> None:
 
 
 def _tool(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> str | None:
-    """Who quantized it, by the marks that each tool leaves."""
+    """Return the tool that quantized it, by the marks that each tool leaves."""
     metadata = surgery.get_metadata(model)
     names = [node.name for node in nodes]
     domains = {node.domain for node in nodes}
@@ -82,7 +82,7 @@ def _tool(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> str | None:
 
 
 def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Every node: of the graph, of graphs inside nodes, and of functions."""
+    """Yield every node: of the graph, of graphs inside nodes, and of functions."""
     waiting = [*model.graph.node, *(node for function in model.functions for node in function.node)]
     while waiting:
         node = waiting.pop()

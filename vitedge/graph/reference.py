@@ -28,7 +28,7 @@ def reference_logits(
     std: Sequence[float],
     rescale: float = 1 / 255,
 ) -> Float64:
-    """uint8 RGB images [N, H, W, 3] -> logits [N, classes]."""
+    """Compute uint8 RGB images [N, H, W, 3] -> logits [N, classes]."""
     p = {name: np.asarray(array).astype(np.float64) for name, array in arrays.items()}
     x = (images.astype(np.float64) * rescale - np.asarray(mean)) / np.asarray(std)  # [N, H, W, 3]
 
@@ -89,7 +89,7 @@ def reference_logits(
 
 
 def _attention(config: ViTConfig, p: Mapping[str, Float64], x: Float64, block: int) -> Float64:
-    """softmax(q kᵀ / √head_dim) v in every head, [N, T, D] -> [N, T, D]."""
+    """Compute softmax(q kᵀ / √head_dim) v in every head, [N, T, D] -> [N, T, D]."""
     name, widths = f"blocks.{block}.attn", config.block(block)
     batch, tokens, _ = x.shape
     parts = np.split(_linear(x, p, f"{name}.qkv"), np.cumsum(widths.qkv)[:2], axis=-1)
@@ -128,7 +128,7 @@ def _layer_norm(x: Float64, p: Mapping[str, Float64], name: str, eps: float) -> 
 
 
 def _gelu(x: Float64, kind: str) -> Float64:
-    """Hendrycks & Gimpel, 1606.08415."""
+    """Compute GELU (Hendrycks & Gimpel, 1606.08415)."""
     if kind == "gelu_tanh":
         gate: Float64 = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
     else:
@@ -140,7 +140,7 @@ _erf = np.vectorize(math.erf, otypes=[np.float64])  # numpy has none, and scipy 
 
 
 def _max_pool(x: Float64, side: int) -> Float64:
-    """[N, H, W, C] -> [N, H/side, W/side, C]; rows and columns that fill no window are left out."""
+    """Pool [N, H, W, C] -> [N, H/side, W/side, C]; rows and columns that fill no window are left out."""
     batch, rows, columns, channels = x.shape[0], x.shape[1] // side, x.shape[2] // side, x.shape[3]
     x = x[:, : rows * side, : columns * side]
     pooled: Float64 = x.reshape(batch, rows, side, columns, side, channels).max(axis=(2, 4))
@@ -148,7 +148,7 @@ def _max_pool(x: Float64, side: int) -> Float64:
 
 
 def _convolution(x: Float64, weight: Float64, bias: Float64 | None, stride: int, padding: int = 0) -> Float64:
-    """[N, H, W, C] with weight [out, C, k, k] -> [N, rows, columns, out]."""
+    """Convolve [N, H, W, C] with weight [out, C, k, k] -> [N, rows, columns, out]."""
     out, _, size, _ = weight.shape
     x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(1, 2))[:, ::stride, ::stride]

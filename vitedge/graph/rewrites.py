@@ -1,4 +1,4 @@
-"""Rewrites towards the canonical form, one function a spelling. Each changes the model in place and counts its finds.
+"""Rewrites towards the canonical form, one function a spelling; each changes the model in place and counts matches.
 
 They look for what a piece of graph computes rather than for how it is written: a GELU is any scalar function of one
 tensor that equals GELU on a grid, a LayerNorm any function of a row that equals one on random rows. None of them needs
@@ -45,7 +45,7 @@ _ELEMENTWISE: dict[str, Callable[..., Float64]] = {
 
 
 def _evaluate_from(index: Index, start: str, values: Float64, limit: int = 32) -> dict[str, Float64]:
-    """Every tensor that is a function of ``start`` and constant scalars: elementwise, or a mean over the last axis."""
+    """Evaluate tensors that depend on ``start`` and constant scalars only: elementwise, or a mean of the last axis."""
     values_of, scalars = {start: values}, {}
     queue = list(index.consumers.get(start, []))
     with np.errstate(all="ignore"):
@@ -76,7 +76,7 @@ def _over_last_axis(index: Index, node: onnx.NodeProto) -> bool:
 
 
 def gelu(model: onnx.ModelProto) -> int:
-    """Any spelling of GELU, exact or by tanh (Hendrycks & Gimpel, 1606.08415), becomes the Gelu operator."""
+    """Turn any spelling of GELU, exact or by tanh (Hendrycks & Gimpel, 1606.08415), into the Gelu operator."""
     grid = np.linspace(-6, 6, 97)
     kinds = {
         "none": 0.5 * grid * (1 + _erf(grid / math.sqrt(2))),
@@ -104,7 +104,7 @@ def gelu(model: onnx.ModelProto) -> int:
 
 
 def contributed_gelu(model: onnx.ModelProto) -> int:
-    """ONNX Runtime's own GELUs, as its optimizer and optimum write them, become the standard operator."""
+    """Turn ONNX Runtime's own GELUs, as its optimizer and optimum write them, into the standard operator."""
     kinds, replacements = {"Gelu": "none", "BiasGelu": "none", "FastGelu": "tanh"}, {}
     for node in model.graph.node:
         if node.domain != "com.microsoft" or node.op_type not in kinds:
@@ -121,7 +121,7 @@ def contributed_gelu(model: onnx.ModelProto) -> int:
 
 
 def _upstream(index: Index, name: str, depth: int = 6) -> Iterator[str]:
-    """The tensor and those it is computed from elementwise, the nearest first."""
+    """Yield the tensor and those from which it is computed elementwise, the nearest first."""
     level = [name]
     for _ in range(depth):
         yield from level
@@ -131,7 +131,7 @@ def _upstream(index: Index, name: str, depth: int = 6) -> Iterator[str]:
 
 
 def layer_norm(model: onnx.ModelProto) -> int:
-    """LayerNorm (Ba et al., 1607.06450) spelled in means, squares and roots becomes the LayerNormalization operator."""
+    """Turn LayerNorm (Ba et al., 1607.06450), spelled in means, squares and roots, into LayerNormalization."""
     rows = generator(0).standard_normal((4, 16)) * 3 + 1
     centred = rows - rows.mean(axis=-1, keepdims=True)
     variance = (centred**2).mean(axis=-1, keepdims=True)
@@ -178,13 +178,13 @@ def _is_row(tensor: onnx.TensorProto) -> bool:
 
 
 def _row(model: onnx.ModelProto, index: Index, name: str) -> str:
-    """The constant as a vector [D]."""
+    """Return the constant as a vector [D]."""
     tensor = index.constants[name]
     return name if len(tensor.dims) == 1 else set_constant(model, f"{name}.row", surgery.array(tensor).reshape(-1))
 
 
 def tokens(model: onnx.ModelProto) -> int:
-    """Constant tokens joined to the sequence become zero rows and one constant Add; successive constants are summed.
+    """Turn constant tokens joined to the sequence into zero rows and one constant Add; sum successive constants.
 
     Concat([expanded class token, x], 1) + positions -> Pad(x) + (token and positions). It frees the batch too, since
     nothing has to be expanded to it.
@@ -229,7 +229,7 @@ def _padded_tokens(model: onnx.ModelProto) -> int:
 
 
 def _constant_rows(index: Index, name: str) -> Array | None:
-    """A constant [1, rows, D], as it is or expanded along the batch."""
+    """Return a constant [1, rows, D], as it is or expanded along the batch."""
     producer = index.producers.get(name)
     if producer is not None and producer.op_type == "Expand":
         name = producer.input[0]
@@ -238,7 +238,7 @@ def _constant_rows(index: Index, name: str) -> Array | None:
 
 
 def _swapped_pads(model: onnx.ModelProto) -> int:
-    """Pad(x + positions) -> Pad(x) + Pad(positions)."""
+    """Rewrite Pad(x + positions) as Pad(x) + Pad(positions)."""
     index, replacements = Index(model), {}
     for node in model.graph.node:
         add = index.producers.get(node.input[0]) if node.op_type == "Pad" else None
@@ -264,7 +264,7 @@ def _swapped_pads(model: onnx.ModelProto) -> int:
 
 
 def _summed_constants(model: onnx.ModelProto) -> int:
-    """Pad(x) + a + b -> Pad(x) + (a + b)."""
+    """Rewrite Pad(x) + a + b as Pad(x) + (a + b)."""
     index, replacements = Index(model), {}
     for node in model.graph.node:
         outer = index.operand(node) if node.op_type == "Add" else None
@@ -289,7 +289,7 @@ def _summed_constants(model: onnx.ModelProto) -> int:
 
 
 def attention_operator(model: onnx.ModelProto) -> int:
-    """Attention-23 without cache or soft cap on [N, heads, T, head_dim] becomes MatMul, Softmax, MatMul.
+    """Turn Attention-23 without cache or soft cap on [N, heads, T, head_dim] into MatMul, Softmax, MatMul.
 
     A mask of numbers is added to the scores, as the operator's specification has it.
     """
@@ -323,7 +323,7 @@ def attention_operator(model: onnx.ModelProto) -> int:
 
 
 def _float_tensors(model: onnx.ModelProto) -> set[str]:
-    """Tensors that hold float32 for certain."""
+    """Return tensors that are certainly float32."""
     try:
         inferred = onnx.shape_inference.infer_shapes(model).graph
     except Exception:  # whatever a malformed graph raises; then nothing is certain

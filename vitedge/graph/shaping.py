@@ -1,4 +1,4 @@
-"""Shapes of foreign graphs: what is computed from shapes while running becomes constant, reshapes become few.
+"""Shapes of foreign graphs: make shapes that are computed at run time constant, and merge reshapes.
 
 As :mod:`vitedge.graph.folding`: every function changes the model in place and counts its finds.
 """
@@ -20,7 +20,7 @@ _BATCHES = (3, 5)
 
 
 def shape_arithmetic(model: onnx.ModelProto) -> int:
-    """Shapes computed while running become constants wherever they don't depend on the batch.
+    """Turn shapes that are computed at run time into constants wherever they don't depend on the batch.
 
     The graph's shapes are inferred for two batch sizes; a tensor computed from shapes that comes out equal is a
     constant, and a Reshape whose result differs in one place has a wildcard there.
@@ -55,7 +55,7 @@ def shape_arithmetic(model: onnx.ModelProto) -> int:
 
 
 def _expand_target(sizes: Sequence[tuple[tuple[int | None, ...], tuple[int | None, ...]]]) -> Array | None:
-    """One target for both batch sizes: 1, which keeps what is there, in the places that aren't expanded."""
+    """Return one target for both batch sizes: 1, which keeps a size, wherever nothing is expanded."""
     (first_in, first), (last_in, last) = sizes[0], sizes[-1]
     if None in first or None in first_in or len({len(first_in), len(first), len(last_in), len(last)}) != 1:
         return None
@@ -66,7 +66,7 @@ def _expand_target(sizes: Sequence[tuple[tuple[int | None, ...], tuple[int | Non
 
 
 def _reshape_target(results: Sequence[tuple[int | None, ...]]) -> Array | None:
-    """One target for results of both batch sizes: the shape, with -1 in the one place where they differ."""
+    """Return one target for results of both batch sizes: the shape, with -1 in the one place where they differ."""
     first, last = results[0], results[-1]
     if None in first or not all(first) or len(first) != len(last):
         return None
@@ -78,7 +78,7 @@ def _reshape_target(results: Sequence[tuple[int | None, ...]]) -> Array | None:
 def _known_integers(
     model: onnx.ModelProto, batch: int | None
 ) -> tuple[dict[str, Array], dict[str, tuple[int | None, ...]]]:
-    """Every small tensor that shape inference and constant folding determine at this batch size, and all shapes."""
+    """Return every small tensor that shape inference and folding determine at this batch size, and all shapes."""
     light = surgery.copy(model) if batch is None else surgery.pin_batch(model, batch)
     for tensor in list(light.graph.initializer):
         if math.prod(tensor.dims) > 1024:  # weights: their shape is enough
@@ -105,7 +105,7 @@ def _known_integers(
 
 
 def last_axes(model: onnx.ModelProto) -> int:
-    """Means, Softmaxes and LayerNorms over the last axis count it from the end."""
+    """Let Means, Softmaxes and LayerNorms over the last axis count that axis from the end."""
     inferred, index, count = surgery.shapes(model), Index(model), 0
     for node in model.graph.node:
         last = len(inferred.get(node.input[0], ())) - 1 if node.input else -1
@@ -125,7 +125,7 @@ def last_axes(model: onnx.ModelProto) -> int:
 
 
 def reshapes(model: onnx.ModelProto) -> int:
-    """A reshape of a reshape becomes one, and those that keep the shape are passed over."""
+    """Merge a reshape of a reshape into one, and remove those that keep the shape."""
     movers, count = ("Reshape", "Flatten", "Squeeze", "Unsqueeze"), 0
     fixed = surgery.batch_size(model)
     pinned = [model] if fixed is not None else [surgery.pin_batch(model, batch) for batch in _BATCHES]

@@ -1,4 +1,4 @@
-"""Which of the tensors in a weights file are the model: state dicts found, one chosen, wrappers' prefixes removed."""
+"""Find the model's tensors in a weights file: find state dicts, choose one, remove the prefixes of wrappers."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ PICKLED_WEIGHTS = "pytorch_model.bin"  # transformers' and timm's, before safete
 _MAX_TENSORS = 20_000
 _MAX_NAME = 200  # characters
 _MAX_PREFIXES = 16
-_MAX_KEYS = 4  # of one mapping that is there several times
-#: What torch.compile, FSDP and activation checkpointing put between the parts of a name.
+_MAX_KEYS = 4  # names that are kept of a mapping that occurs several times
+#: The parts that torch.compile, FSDP and activation checkpointing insert into a name.
 _BETWEEN = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
 _AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?)([._]|$)", re.IGNORECASE)
 _USUAL = ("state_dict", "model", "module", "")  # in timm's order; "" is the file itself
@@ -32,7 +32,7 @@ _USUAL = ("state_dict", "model", "module", "")  # in timm's order; "" is the fil
 
 @dataclass(frozen=True)
 class Choice:
-    """Which model a file of weights holds, and which of its state dicts is wanted.
+    """The model that a file of weights holds, and the state dict to take.
 
     Args:
         arch: timm's name of the architecture; None: as the file or ``config.json`` says.
@@ -49,7 +49,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the caller says of a checkpoint; the checkpoint says the rest.
+    """The caller's choices for a checkpoint; everything else comes from the checkpoint.
 
     Args:
         given: fields of :class:`~vitedge.data.preprocessing.Preprocessing` that override the published ones; with
@@ -70,7 +70,7 @@ NOTHING_SAID = Wanted()
 
 @dataclass(frozen=True)
 class Weights:
-    """One model's tensors out of a file.
+    """One model's tensors from a file.
 
     Args:
         arrays: by the model's own names.
@@ -84,7 +84,7 @@ class Weights:
 
 
 def weights_file(path: Path, action: str) -> Path:
-    """The file itself, or a published folder's: safetensors first, else torch's.
+    """Return the file itself, or a published folder's: safetensors first, else torch's.
 
     Raises:
         ModelError: a folder with neither, or with weights in several files.
@@ -104,12 +104,12 @@ def weights_file(path: Path, action: str) -> Path:
 
 
 def weights_in(path: Path, expected: Collection[str], choice: Choice, action: str) -> Weights:
-    """The tensors of a folder or a file; as :func:`weights_file` and :func:`read_weights`."""
+    """Return the tensors of a folder or a file; as :func:`weights_file` and :func:`read_weights`."""
     return read_weights(weights_file(path, action), expected, choice, action)
 
 
 def read_weights(path: Path, expected: Collection[str], choice: Choice, action: str) -> Weights:
-    """The tensors of one model in a file of safetensors or of ``torch.save``; nothing in it is run.
+    """Return the tensors of one model in a file of safetensors or of ``torch.save``; no code in the file runs.
 
     Args:
         path: the file; its first bytes say what it is, whatever its name.
@@ -140,7 +140,7 @@ def read_weights(path: Path, expected: Collection[str], choice: Choice, action: 
 
 
 def _is_safetensors(path: Path) -> bool:
-    """By its name, or by the JSON that begins behind its length."""
+    """Whether it's a safetensors file, by its name or by the JSON behind the length at its beginning."""
     with path.open("rb") as stream:
         return path.suffix.lower() == ".safetensors" or stream.read(9)[8:] == b"{"
 
@@ -163,7 +163,7 @@ def _is_tensor(value: object) -> bool:
 
 
 def _state_dicts(content: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Mappings from names to tensors in the content and two levels below it, each under a few names at most."""
+    """Yield mappings from names to tensors in the content and two levels below it, each under a few names at most."""
     seen: Counter[int] = Counter()
     waiting = deque([("", content, 0)])
     while waiting:
@@ -180,7 +180,7 @@ def _state_dicts(content: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _models(content: Any, expected: Collection[str]) -> list[_Model]:
-    """The state dicts, below whichever prefix, that have most of the expected names; all whole ones where none has any.
+    """Return the state dicts, below any prefix, with most of the expected names; all whole ones where none has any.
 
     A prefix is what stands before one of the longest names, which are the least likely to be a part of others.
     """
@@ -219,7 +219,7 @@ def _chosen(found: list[_Model], choice: Choice, file: str, action: str) -> _Mod
 
 
 def _first(models: list[_Model], file: str, action: str) -> _Model:
-    """The one in the place that training scripts use; several elsewhere are asked about."""
+    """Return the model in the place that training scripts use; refuse several in other places."""
 
     def rank(model: _Model) -> int:
         places = [place for place in _USUAL if f"{model.label}.".startswith(f"{place}.") or place == ""]
@@ -234,7 +234,7 @@ def _first(models: list[_Model], file: str, action: str) -> _Model:
 
 
 def _details(model: _Model, found: list[_Model]) -> dict[str, str]:
-    """What was taken, what else is there, and what was left, in words."""
+    """Describe the tensors that were taken, the other state dicts, and the tensors left out."""
     words = [model.label] if model.label else []
     if others := [other for other in found if other is not model]:
         ways = ["--use-ema" if other.averaged and not model.averaged else "--weights-key" for other in others]
@@ -246,7 +246,7 @@ def _details(model: _Model, found: list[_Model]) -> dict[str, str]:
 
 
 def _check_size(tensors: Mapping[str, Any], file_bytes: int, action: str) -> None:
-    """Tensors may share a storage; what they need together stays near the file's own size."""
+    """Check that tensors, which may share a storage, together need no more than about the file's size."""
     needed = sum(int(np.prod(tensor.shape, dtype=object)) * 4 for tensor in tensors.values())
     if len(tensors) > _MAX_TENSORS or needed > 8 * file_bytes:
         reason = f"its {len(tensors)} tensors need {needed >> 20} MiB, far more than the file has"
@@ -254,5 +254,5 @@ def _check_size(tensors: Mapping[str, Any], file_bytes: int, action: str) -> Non
 
 
 def _plain(value: Any) -> Any:
-    """Attributes of a namespace as a mapping."""
+    """Return attributes of a namespace as a mapping."""
     return value.values if isinstance(value, Attributes) else value

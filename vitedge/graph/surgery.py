@@ -1,4 +1,4 @@
-"""Small tools on ONNX graphs: reading and writing, who produces and consumes what, the linear layers, the work they do.
+"""Small tools for ONNX graphs: read and write, producers and consumers, linear layers, multiply-accumulates.
 
 Functions return new models and leave their argument alone, unless their docstring says otherwise.
 """
@@ -44,7 +44,7 @@ def load(path: str | Path) -> onnx.ModelProto:
 
 
 def parse(data: bytes, action: str = "read an ONNX model") -> onnx.ModelProto:
-    """An ONNX model from its bytes; external data stays where it is.
+    """Parse an ONNX model from its bytes; external data isn't loaded.
 
     Raises:
         ModelError: these bytes are no ONNX model.
@@ -60,7 +60,7 @@ def parse(data: bytes, action: str = "read an ONNX model") -> onnx.ModelProto:
 
 
 def _decode(message: Any) -> None:
-    """Read every text of a message: protobuf decodes them late, and any of them may be no UTF-8."""
+    """Read every text of a message: protobuf decodes texts late, and any of them may be invalid UTF-8."""
     for field, value in message.ListFields():
         if field.message_type is not None:
             for part in [value] if hasattr(value, "ListFields") else value:
@@ -72,7 +72,7 @@ def _decode(message: Any) -> None:
 
 
 def to_bytes(model: onnx.ModelProto) -> bytes:
-    """The model as one ONNX file; equal models give equal bytes.
+    """Return the model as one ONNX file; equal models give equal bytes.
 
     Raises:
         ModelError: it needs more than 2 GB.
@@ -85,14 +85,14 @@ def to_bytes(model: onnx.ModelProto) -> bytes:
 
 
 def copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy that shares nothing."""
+    """Return a copy that shares nothing."""
     new = onnx.ModelProto()
     new.CopyFrom(model)
     return new
 
 
 def copied(message: M) -> M:
-    """A copy of a node or tensor that shares nothing."""
+    """Return a copy of a node or tensor that shares nothing."""
     new = type(message)()
     new.CopyFrom(message)
     return new
@@ -106,7 +106,7 @@ def write_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> None
 
 
 def set_metadata(model: onnx.ModelProto, metadata: Mapping[str, str]) -> onnx.ModelProto:
-    """The model with these entries in its ``metadata_props``; other entries stay."""
+    """Return the model with these entries in its ``metadata_props``; other entries are kept."""
     new = copy(model)
     merged = {**get_metadata(model), **metadata}
     del new.metadata_props[:]
@@ -116,18 +116,18 @@ def set_metadata(model: onnx.ModelProto, metadata: Mapping[str, str]) -> onnx.Mo
 
 
 def get_metadata(model: onnx.ModelProto) -> dict[str, str]:
-    """``metadata_props`` as a dictionary."""
+    """Return ``metadata_props`` as a dictionary."""
     return {entry.key: entry.value for entry in model.metadata_props}
 
 
 def batch_size(model: onnx.ModelProto) -> int | None:
-    """First dimension of the first input; None while it is symbolic."""
+    """Return the first dimension of the first input; None while it is symbolic."""
     shape = model.graph.input[0].type.tensor_type.shape
     return shape.dim[0].dim_value if shape.dim and shape.dim[0].HasField("dim_value") else None
 
 
 def pin_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
-    """The model with the symbolic batch dimension of its inputs and outputs set to ``batch``.
+    """Return the model with the symbolic batch dimension of its inputs and outputs set to ``batch``.
 
     Raises:
         ModelError: the batch is fixed to another number already.
@@ -146,28 +146,28 @@ def pin_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
 
 
 def pinned(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model at batch 1 where its batch is symbolic, so that shapes are numbers; else itself."""
+    """Return the model at batch 1 where its batch is symbolic, so that shapes are numbers; else the model itself."""
     return pin_batch(model, 1) if batch_size(model) is None else model
 
 
 def initializers(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """The constant tensors of the graph by name."""
+    """Return the constant tensors of the graph by name."""
     return {tensor.name: tensor for tensor in model.graph.initializer}
 
 
 def inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    """The graph's inputs; constants that are listed among them, as old exporters do, are none."""
+    """Return the graph's inputs without the constants that old exporters list among them."""
     constants = initializers(model)
     return [value for value in model.graph.input if value.name not in constants]
 
 
 def producers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
-    """The node that writes each tensor."""
+    """Return the node that writes each tensor."""
     return {output: node for node in model.graph.node for output in node.output if output}
 
 
 def consumers(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
-    """The nodes that read each tensor, in graph order; a node that reads it twice appears once."""
+    """Return the nodes that read each tensor, in graph order; a node that reads it twice appears once."""
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
         for name in dict.fromkeys(node.input):
@@ -177,7 +177,7 @@ def consumers(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
-    """Value of a node's attribute, ``default`` where it is absent; strings come as ``str``."""
+    """Return a node's attribute, or ``default`` where it is absent; strings are returned as ``str``."""
     for candidate in node.attribute:
         if candidate.name == name:
             value = onnx.helper.get_attribute_value(candidate)
@@ -186,7 +186,7 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
 
 
 def array(tensor: onnx.TensorProto) -> NDArray[Any]:
-    """The values of a constant tensor.
+    """Return the values of a constant tensor.
 
     Raises:
         ModelError: its data doesn't fit its shape or type.
@@ -217,7 +217,7 @@ class Linear:
 
 
 def linear_layers(model: onnx.ModelProto) -> list[Linear]:
-    """Every layer with constant weights, in graph order, in any graph (node names must be unique).
+    """Return every layer with constant weights, in graph order, in any graph (node names must be unique).
 
     A MatMul counts when its right operand is a constant matrix; the Add behind it is its bias when it adds one constant
     per output channel and nothing else reads the product.
@@ -263,7 +263,7 @@ def _bias_add(
 
 
 def shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
-    """Shape of every tensor that ONNX shape inference finds, None for a dimension it doesn't know.
+    """Return the shape of every tensor that ONNX shape inference finds, None for an unknown dimension.
 
     Raises:
         ModelError: the graph contradicts itself.
@@ -283,7 +283,7 @@ def shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
 
 
 def macs(model: onnx.ModelProto) -> dict[str, int]:
-    """Multiply-accumulates of each MatMul, Gemm and Conv node by name, at batch 1 where the batch is symbolic.
+    """Return multiply-accumulates of each MatMul, Gemm and Conv node by name, at batch 1 where the batch is symbolic.
 
     Nodes whose shapes ONNX can't infer are absent.
     """
@@ -304,7 +304,7 @@ def macs(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every stored tensor: initialisers and attributes, those of subgraphs and functions included."""
+    """Yield every stored tensor: initialisers and attributes, those of subgraphs and functions included."""
     yield from _graph_tensors(model.graph)
     for function in model.functions:
         yield from _node_tensors(function.node)
@@ -346,7 +346,7 @@ def _internalise(model: onnx.ModelProto, folder: Path, action: str) -> None:
 
 
 def _external_bytes(folder: Path, entries: Mapping[str, str], tensor: str, action: str) -> bytes:
-    """The bytes of one tensor, from a plain file inside ``folder``."""
+    """Return the bytes of one tensor, from a plain file inside ``folder``."""
     hint = "keep the data file beside the ONNX file, or export without external data"
     location = PurePosixPath(entries.get("location", ""))
     where = f"the data of tensor '{tensor}' lies in '{location}'"

@@ -1,4 +1,4 @@
-"""What a published model was trained to answer: one class a picture, or something that isn't offered."""
+"""The task that a published model was trained for: one class for a picture, or a task that vitedge doesn't support."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def require_several_classes(count: int, where: str, action: str) -> None:
 
 
 def require_one_class_beside(folder: Path, activation: str | None, action: str) -> None:
-    """:func:`require_one_class` by the files beside weights or a graph: ``config.json`` and timm's ``args.yaml``.
+    """Apply :func:`require_one_class` to the files beside weights or a graph: ``config.json`` and timm's ``args.yaml``.
 
     What isn't there or can't be read says nothing; who needs a file reads it himself.
     """

@@ -1,4 +1,4 @@
-"""timm's plain ViTs by name: each one's configuration, and how its pictures are prepared unless a run says otherwise.
+"""timm's plain ViTs by name: each one's configuration, and its default preprocessing.
 
 ``timm_architectures.json`` is written by ``tests/importing/references/make_architectures.py`` from timm itself.
 """
@@ -32,18 +32,18 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True):
     tags: dict[str, dict[str, Any]]  # of published weights, with what differs from the fields above
 
     def configured(self, num_classes: int) -> ViTConfig:
-        """The module that timm makes of the name."""
+        """Return the module that timm builds for the name."""
         return msgspec.convert({**self.config, "num_classes": num_classes}, ViTConfig)
 
 
 @cache
 def architectures() -> dict[str, Architecture]:
-    """All of them, by name."""
+    """Return all architectures, by name."""
     return {row.name: row for row in msgspec.json.decode(TABLE.read_bytes(), type=list[Architecture])}
 
 
 def known(name: str) -> Architecture | None:
-    """The architecture of a name as timm takes it: with or without a tag, or with ``hf-hub:timm/`` before it."""
+    """Return the architecture of a name as timm takes it: with or without a tag, or with ``hf-hub:timm/`` before it."""
     base, _, tag = name.rpartition("/")[2].partition(".")
     row = architectures().get(base)
     if row is None or not tag:
@@ -52,7 +52,7 @@ def known(name: str) -> Architecture | None:
 
 
 def find(name: str, action: str) -> Architecture:
-    """The architecture of a name.
+    """Return the architecture of a name.
 
     Raises:
         UsageError: no plain ViT of timm has it.

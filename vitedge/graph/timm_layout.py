@@ -35,7 +35,7 @@ ANCHORS = ("patch_embed.proj.weight",)  # a tensor that every ViT of timm has
 
 
 def read_timm(path: Path, wanted: Wanted = NOTHING_SAID) -> Checkpoint:
-    """A folder in timm's published layout, or the weights file in it.
+    """Read a folder in timm's published layout, or the weights file in it.
 
     Plain families: ViT, DeiT, distilled DeiT, DeiT-III, CLIP-style pre-norm, registers, average pooling, DINOv2, DINOv3
     and RoPE-ViT, with or without LayerScale, QK-norm and SwiGLU; a classification head is obligatory.
@@ -65,7 +65,7 @@ def checkpoint_of(
     licence: str | None = None,
     file: str = CONFIG_JSON,
 ) -> Checkpoint:
-    """What timm says of a model and the tensors under its names, put together; as :func:`read_timm`."""
+    """Join timm's published configuration and the tensors under its names into a checkpoint; as :func:`read_timm`."""
     given, words = wanted.given, _words(published, action)
     arrays = unified(weights.arrays, words, action)
     config = _architecture(published, words, arrays, action)
@@ -89,7 +89,7 @@ def checkpoint_of(
 
 
 class Pretrained(msgspec.Struct, frozen=True, kw_only=True):
-    """What is read of timm's ``pretrained_cfg``; its other keys don't touch inference. timm fills the first six."""
+    """The keys of timm's ``pretrained_cfg`` that are read; others don't affect inference. timm fills the first six."""
 
     input_size: tuple[int, int, int] | None = None  # (channels, height, width)
     mean: tuple[float, float, float] | None = None
@@ -105,7 +105,7 @@ class Pretrained(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Published(msgspec.Struct, frozen=True, kw_only=True):
-    """What is read of ``config.json``. Older files are one flat dictionary; ``pretrained`` is then the whole."""
+    """The keys of ``config.json`` that are read. Older files are flat dictionaries; ``pretrained`` is then all."""
 
     architecture: str
     pretrained: Pretrained
@@ -146,7 +146,7 @@ _ACTIVATIONS: dict[str, Literal["gelu", "gelu_tanh"]] = {"None": "gelu", "gelu":
 
 
 def _words(published: Published, action: str) -> list[str]:
-    """The words of a plain ViT's name; what isn't one is refused."""
+    """Return the words of a plain ViT's name; refuse other names."""
     name, args = published.architecture, published.model_args
     words = name.split("_")
     if words[0] not in ("vit", "deit", "deit3", "flexivit", "test") or not all(map(_WORDS.fullmatch, words)):
@@ -161,7 +161,7 @@ def _words(published: Published, action: str) -> list[str]:
 
 
 def unified(arrays: Arrays, words: list[str], action: str) -> Arrays:
-    """timm's second ViT (``Eva``: DINOv3, RoPE-ViT) under the names of its first; the key has no bias there.
+    """Rename the tensors of timm's second ViT (``Eva``: DINOv3, RoPE-ViT) to its first's; the key has no bias there.
 
     Args:
         arrays: under timm's names.
@@ -203,7 +203,7 @@ def unified(arrays: Arrays, words: list[str], action: str) -> Arrays:
 
 
 def _rope(published: Published, words: list[str], action: str) -> Rope | None:
-    """The rotary embedding, which has no tensors (but for ``mixed``) and is told by the architecture's name."""
+    """Return the rotary embedding, which has no tensors (except ``mixed``), from the architecture's name."""
     args = published.model_args
     try:
         if "dinov3" in words:
@@ -295,13 +295,13 @@ def _num_classes(published: Published, arrays: Arrays, action: str) -> int:
 
 
 def _image_size(published: Published, action: str) -> tuple[int, int]:
-    """What the weights are for."""
+    """Return the picture size that the weights are for."""
     given = published.model_args.get("img_size")
     return image_size_of(given or (published.pretrained.input_size or DEFAULTS["input_size"])[1:], action)
 
 
 def _data_size(published: Published, action: str) -> tuple[int, int]:
-    """What pictures are prepared to: the weights' size, but for models that take others and resize as they run."""
+    """Return the size of prepared pictures: the weights' size, or another for models that resize as they run."""
     args, input_size = published.model_args, published.pretrained.input_size
     if input_size and (args.get("dynamic_img_size") or args.get("strict_img_size") is False):
         return image_size_of(input_size[1:], action)
@@ -340,7 +340,7 @@ def _heads(published: Published, words: list[str], arrays: Arrays, embed_dim: in
 def _preprocessing(
     published: Published, size: tuple[int, int], given: Mapping[str, Any], action: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The contract's fields, and those of them that timm's defaults fill."""
+    """Return the contract's fields, and those of them that timm's defaults fill."""
     channels = (published.pretrained.input_size or DEFAULTS["input_size"])[0]
     if "img_size" not in published.model_args and channels != 3:
         raise ModelError(action, f"input_size has {channels} channels, not RGB", f"correct {CONFIG_JSON}")
@@ -348,7 +348,7 @@ def _preprocessing(
 
 
 def _classes(published: Published, count: int, action: str) -> tuple[ClassLabel, ...] | None:
-    """timm's ``label_names`` are keys (WordNet ids for ImageNet); ``label_descriptions`` say what they mean."""
+    """Return the classes. ``label_names`` are keys (WordNet ids for ImageNet); ``label_descriptions`` explain them."""
     names = published.label_names or published.pretrained.label_names
     if not names:
         return None

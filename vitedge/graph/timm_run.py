@@ -1,4 +1,4 @@
-"""A checkpoint of one's own training under timm's names: the architecture is named, or the file says it.
+"""A checkpoint from the user's own training under timm's names; the caller or the file names the architecture.
 
 timm's ``train.py`` keeps its arguments in the file. They say which architecture, image size and preprocessing the
 weights were trained with, as timm's ``resolve_data_config`` reads them; the rest is timm's default of the architecture.
@@ -27,7 +27,7 @@ Scalar = int | float | bool | str | None
 
 
 class _Run(msgspec.Struct, frozen=True, kw_only=True):
-    """What is read of train.py's arguments. None: they leave it to timm's default of the architecture."""
+    """The arguments of train.py that are read. None: timm uses the architecture's default."""
 
     model: str | None = None
     img_size: int | None = None
@@ -47,7 +47,7 @@ _NEUTRAL = {"img_size", "num_classes", "dynamic_img_size", "strict_img_size", "d
 
 
 def read_trained(path: Path, wanted: Wanted = NOTHING_SAID) -> Checkpoint:
-    """Weights alone, as training leaves them: ``.pth``, ``.pt``, ``.ckpt``, ``.bin`` or ``.safetensors``.
+    """Read weights as training leaves them: ``.pth``, ``.pt``, ``.ckpt``, ``.bin`` or ``.safetensors``.
 
     Args:
         path: the file, or a folder with ``model.safetensors`` or ``pytorch_model.bin``.
@@ -86,7 +86,7 @@ def _run(arguments: object, action: str) -> _Run:
 
 
 def _architecture(choice: Choice, run: _Run, weights: Weights, action: str) -> Architecture:
-    """The architecture that was named, else the file's."""
+    """Return the architecture that was named, else the file's."""
     name = run.model or weights.run.get("arch")
     name = name[:100] if isinstance(name, str) else ""
     trained = timm_architectures.known(name)
@@ -110,7 +110,7 @@ def _architecture(choice: Choice, run: _Run, weights: Weights, action: str) -> A
 
 
 def _published(architecture: Architecture, run: _Run) -> tuple[Published, set[str]]:
-    """What timm's ``config.json`` would say, and which keys of the preprocessing are the run's own."""
+    """Return timm's equivalent ``config.json``, and the keys of the preprocessing that the run set itself."""
     size = run.input_size or ((3, run.img_size, run.img_size) if run.img_size else None)
     mean, std = (tuple(value * 3 if len(value) == 1 else value) if value else None for value in (run.mean, run.std))
     trained = {
@@ -157,7 +157,7 @@ def _fits(architecture: Architecture, arrays: Arrays) -> bool:
 
 
 def _misfits(architecture: Architecture, arrays: Arrays, action: str) -> list[str]:
-    """What doesn't fit, in words, the plainest first."""
+    """Describe the tensors that don't fit, the simplest first."""
     arrays = unified(arrays, architecture.name.split("_"), action)
     expected = _expected(architecture, arrays)
     shapes = [
@@ -189,7 +189,7 @@ _NEAR = 0.75  # of 1: an equal shape counts a half, the names' likeness the othe
 def _nearest(
     name: str, missing: Mapping[str, tuple[int, ...]], unknown: Mapping[str, tuple[int, ...]]
 ) -> tuple[float, str, str]:
-    """How near the file comes to an expected tensor, from 0 to 1; the tensor's name, and the file's."""
+    """Return the likeness of the nearest tensor in the file, from 0 to 1; the expected name, and the file's name."""
 
     def likeness(other: str) -> float:
         same = unknown[other] == missing[name]
@@ -204,7 +204,7 @@ def _named(name: str, shape: tuple[int, ...]) -> str:
 
 
 def _listed(tensors: Mapping[str, tuple[int, ...]]) -> str:
-    """The first three, and how many more there are."""
+    """Return the first three, and the number of the others."""
     first = ", ".join(_named(name, shape) for name, shape in list(tensors.items())[:3])
     return (first or "no others") + (f" and {len(tensors) - 3} more" if len(tensors) > 3 else "")
 

@@ -22,7 +22,7 @@ FIELDS = {"input_size": "size", "crop_pct": "crop_fraction", "crop_mode": "resiz
 def evaluation_transform(
     pretrained: Mapping[str, Any], size: tuple[int, int], given: Mapping[str, Any], action: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What ``timm.data.create_transform`` makes of a ``pretrained_cfg``, as fields of the contract.
+    """Return ``timm.data.create_transform``'s transform for a ``pretrained_cfg``, as fields of the contract.
 
     Args:
         pretrained: the ``pretrained_cfg``.

@@ -1,4 +1,4 @@
-"""Typed graphs: float16 arithmetic where it pays, float32 where it must be, and a visible Cast wherever they meet."""
+"""Typed graphs: float16 arithmetic where it's faster, float32 where precision needs it, and a Cast at each border."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ HALF_SCALE_MIN = 2.0**-18
 
 
 def opset(model: onnx.ModelProto) -> int:
-    """Version of the standard operators that the model uses; 0 where it names none."""
+    """Return the version of the standard operators that the model uses; 0 where it names none."""
     return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
 
 
 def element_types(model: onnx.ModelProto) -> dict[str, int]:
-    """ONNX element type of every tensor that shape inference finds.
+    """Return the ONNX element type of every tensor that shape inference finds.
 
     Raises:
         ModelError: the graph contradicts itself.
@@ -42,7 +42,7 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def type_variables(node: onnx.NodeProto, version: int) -> tuple[list[str], list[str], dict[str, set[str]]]:
-    """How ONNX types a node: the type (variable) of each input, of each output, and what each variable may be.
+    """Return a node's types in ONNX: the type (variable) of each input, of each output, and each variable's types.
 
     Raises:
         KeyError: this opset has no such operator.
@@ -60,7 +60,7 @@ def type_variables(node: onnx.NodeProto, version: int) -> tuple[list[str], list[
 
 
 def to_half(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto:
-    """The model with its float32 arithmetic in float16; graph inputs and outputs keep their types.
+    """Return the model with its float32 arithmetic in float16; graph inputs and outputs keep their types.
 
     Constants become float16, and a Cast stands wherever a float16 and a float32 tensor meet. Operators that have no
     float16 form stay in float32. Scales of QuantizeLinear and DequantizeLinear take the type of their tensors (as ONNX
@@ -81,7 +81,7 @@ _HINT = "export it in fp32"
 
 
 class _Halving:
-    """One conversion, node by node in graph order."""
+    """One conversion to float16, node by node in graph order."""
 
     def __init__(self, model: onnx.ModelProto, keep: Collection[str]) -> None:
         self.builder = GraphBuilder(model)
@@ -111,7 +111,7 @@ class _Halving:
         graph.initializer.extend(constants)
         try:
             onnx.checker.check_model(self.new, full_check=True)
-        except Exception as error:  # the checker's own kinds have no common base
+        except Exception as error:  # the checker's exceptions have no common base
             raise ModelError(_ACTION, f"it doesn't stay consistent: {error}", _HINT) from error
         return self.new
 
@@ -144,7 +144,7 @@ class _Halving:
                     self._cast(f"{name}.half", name, TensorProto.FLOAT)
 
     def _read(self, name: str, half: bool) -> str:
-        """The name under which the tensor ``name``, once float32, is to be had in the wanted type."""
+        """Return the name of the tensor in the needed type for ``name``, which was float32."""
         if name in self.constants:
             if half and f"{name}.half" not in self.halves:
                 self.halves[f"{name}.half"] = _half_tensor(self.constants[name], f"{name}.half")
@@ -163,7 +163,7 @@ class _Halving:
         self.builder.node("Cast", f"{target}.cast", source, out=target, to=to)
 
     def _type_attributes(self, node: onnx.NodeProto) -> None:
-        """Constant values, and the attributes that name the type of the output."""
+        """Convert constant values, and the attributes that name the type of the output."""
         for entry in node.attribute:
             if entry.type == onnx.AttributeProto.TENSOR and entry.t.data_type == TensorProto.FLOAT:
                 entry.t.CopyFrom(_half_tensor(entry.t, entry.t.name))

@@ -1,4 +1,4 @@
-"""Unused tokens are left out: behind the last attention a class token is all that a classifier looks at.
+"""Leave out unused tokens: behind the last attention, a classifier reads the class token only.
 
 Most operators of a ViT treat every token by itself. A head that reads the class token alone therefore needs, of the
 last block, the keys and values of all tokens, but one query, one row of the projection and one row of the MLP. Which
@@ -21,7 +21,7 @@ _ALONE = ("Cast", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "Identity", 
 _BROADCAST = ("Add", "Div", "Mul", "Sub")
 _OVER_AN_AXIS = ("LayerNormalization", "Softmax")
 
-#: Largest fraction of the rows that may be read: where nearly all are, cutting them out costs more than it saves.
+#: Largest fraction of the rows that may be read: where nearly all are read, a Slice costs more than it saves.
 WORTHWHILE = 0.5
 
 Shape = tuple[int | None, ...]
@@ -29,19 +29,19 @@ Shape = tuple[int | None, ...]
 
 @dataclass(frozen=True)
 class Span:
-    """What is read of a tensor: from ``start`` to before ``stop`` along an axis."""
+    """The range of a tensor that is read: from ``start`` to before ``stop`` along an axis."""
 
     axis: int
     start: int
     stop: int
 
     def along(self, axis: int) -> Span:
-        """The same rows of a tensor that has them along another axis."""
+        """Return the same rows of a tensor that has them along another axis."""
         return Span(axis, self.start, self.stop)
 
 
 def without_unused_tokens(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph whose operators compute only the rows that something reads; itself where no product gets smaller.
+    """Return the graph whose operators compute only rows that are read; the graph itself where no product gets smaller.
 
     Tensors keep their names. Where rows of a tensor are read that other readers need whole, a Slice
     ``<tensor>.rows`` stands between. Constants are cut once, under that name.
@@ -61,14 +61,14 @@ def without_unused_tokens(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def rows_computed(model: onnx.ModelProto) -> dict[str, Span]:
-    """The rows that something reads, of every tensor of which not all are; a graph with subgraphs has none."""
+    """Return the rows that are read, of every tensor that isn't read whole; nothing for a graph with subgraphs."""
     if any(attr.type in (attr.GRAPH, attr.GRAPHS) for node in model.graph.node for attr in node.attribute):
         return {}  # what the bodies of loops and branches read isn't among a node's inputs
     return _Plan(model).made
 
 
 class _Plan:
-    """Which rows of each tensor are read, found from the outputs backward."""
+    """The rows of each tensor that are read, found backward from the outputs."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.constants = initializers(model)
@@ -82,7 +82,7 @@ class _Plan:
                 self.read[name] = rows if self.read.get(name, rows) == rows else None
 
     def wants(self, node: onnx.NodeProto) -> list[Span | None]:
-        """The rows of each input that the node needs for those of its outputs that are read."""
+        """Return the rows of each input that the node needs for the rows of its outputs that are read."""
         whole: list[Span | None] = [None] * len(node.input)
         if node.domain not in ("", "ai.onnx") or not all(name in self.shapes for name in node.input if name):
             return whole
@@ -97,7 +97,7 @@ class _Plan:
         return [*leading, *whole][: len(whole)]
 
     def selection(self, node: onnx.NodeProto) -> Span | None:
-        """What a Gather of one index or a Slice along one axis takes out of its input."""
+        """Return the range that a Gather of one index or a Slice along one axis takes from its input."""
         shape, bounds = self.shapes.get(node.input[0], ()), [self.constants.get(name) for name in node.input[1:]]
         if node.op_type not in ("Gather", "Slice") or not bounds or None in bounds:
             return None
@@ -118,7 +118,7 @@ class _Plan:
         return Span(axis, start, min(stop, size))
 
     def inputs(self, node: onnx.NodeProto, rows: Span) -> list[Span | None]:
-        """The rows of the leading inputs that give these rows of the output; nothing where an operator mixes rows."""
+        """Return the leading inputs' rows that give these rows of the output; nothing where an operator mixes rows."""
         out = self.shapes.get(node.output[0], ())
         first = self.shapes.get(node.input[0], ())
         last = len(out) - 1
@@ -141,13 +141,13 @@ class _Plan:
         return []
 
     def aligned(self, name: str, out: Shape, rows: Span) -> Span | None:
-        """The rows of an operand that is broadcast to the output's shape."""
+        """Return the rows of an operand that is broadcast to the output's shape."""
         shape = self.shapes[name]
         axis = rows.axis - (len(out) - len(shape))
         return rows.along(axis) if axis >= 0 and shape[axis] == out[rows.axis] else None
 
     def keeps(self, node: onnx.NodeProto, axis: int) -> bool:
-        """Whether a Reshape leaves the axes up to this one as they are, however long this one is."""
+        """Whether a Reshape leaves the axes up to this one unchanged, for any length of this one."""
         constant = self.constants.get(node.input[1])
         before, after = self.shapes[node.input[0]][: axis + 1], self.shapes.get(node.output[0], ())[: axis + 1]
         if constant is None or attribute(node, "allowzero", 0) or before != after or None in before:
@@ -156,7 +156,7 @@ class _Plan:
 
 
 def _rewrite(builder: GraphBuilder, plan: _Plan) -> None:
-    """Build the nodes anew, with the rows they are planned to read."""
+    """Rebuild the nodes, with the rows that they are planned to read."""
     cut: dict[tuple[str, Span], str] = {}
     for node in builder.model.graph.node:
         selected = plan.selection(node)
@@ -177,7 +177,7 @@ def _rewrite(builder: GraphBuilder, plan: _Plan) -> None:
 
 
 def _select_from_first(builder: GraphBuilder, plan: _Plan, node: onnx.NodeProto, rows: Span) -> None:
-    """Let a Gather or a Slice count from the first of the rows that are computed."""
+    """Let a Gather or a Slice count from the first row that is computed."""
     starts = {1: 0} if node.op_type == "Gather" else {1: 0, 2: rows.stop - rows.start}
     for index, value in starts.items():
         old = array(plan.constants[node.input[index]])
@@ -185,7 +185,7 @@ def _select_from_first(builder: GraphBuilder, plan: _Plan, node: onnx.NodeProto,
 
 
 def _cut(builder: GraphBuilder, plan: _Plan, name: str, rows: Span, out: str) -> None:
-    """The rows of a tensor under another name: of a constant at once, else by a Slice."""
+    """Write some rows of a tensor under another name: of a constant directly, else through a Slice."""
     constant = plan.constants.get(name)
     if constant is not None:
         builder.constant(out, np.take(array(constant), range(rows.start, rows.stop), rows.axis))
