@@ -30,12 +30,12 @@ from vitedge.installation import pip
 
 
 def names() -> list[str]:
-    """The runtimes, sorted: the folders that lie here. Those with an underscore are what several runtimes share."""
+    """Return the runtimes, sorted: the folders here, except those with an underscore, which hold shared code."""
     return sorted(path.parent.name for path in Path(__file__).parent.glob("[!_]*/__init__.py"))
 
 
 def part(runtime: str, module: str) -> ModuleType:
-    """The module ``detect``, ``lowering`` or ``session`` of a runtime.
+    """Return the module ``detect``, ``lowering`` or ``session`` of a runtime.
 
     Raises:
         UsageError: no runtime has this name.
@@ -48,18 +48,18 @@ def part(runtime: str, module: str) -> ModuleType:
 
 
 def has(runtime: str, module: str) -> bool:
-    """Whether a runtime has ``build`` or ``parser_check``, modules that not all have; nothing is imported."""
+    """Whether a runtime has the optional module ``build`` or ``parser_check``; nothing is imported."""
     return importlib.util.find_spec(f"vitedge.runtimes.{runtime}.{module}") is not None
 
 
 def installed(runtime: str) -> str | None:
-    """Version of the runtime on this machine, or None."""
+    """Return the version of the runtime on this machine, or None."""
     version = part(runtime, "detect").installed()
     return None if version is None else str(version)
 
 
 def require(runtime: str, action: str) -> str:
-    """Version of the runtime on this machine.
+    """Return the version of the runtime on this machine.
 
     Raises:
         NotInstalledError: it isn't installed; the extra is named.
@@ -74,13 +74,13 @@ def require(runtime: str, action: str) -> str:
 
 
 def extra(runtime: str) -> str:
-    """The extra that brings a runtime on this machine; "" for the null runtime."""
+    """Return the extra that brings a runtime on this machine; "" for the null runtime."""
     facts = part(runtime, "detect")
     return str(facts.extra() if hasattr(facts, "extra") else facts.EXTRA)
 
 
 def require_writer(runtime: str, action: str) -> None:
-    """Demand what writes a runtime's files, where that is its own package.
+    """Demand the package that writes a runtime's files, where there is one.
 
     Raises:
         NotInstalledError: as :func:`require`.
@@ -95,18 +95,18 @@ def needs_package(runtime: str) -> bool:
 
 
 def on_gpu(runtime: str) -> bool:
-    """Whether a runtime computes on GPUs alone, so that the processor's instructions explain nothing."""
+    """Whether a runtime computes on GPUs only, so that the processor's instructions don't matter."""
     return runtime in names() and getattr(part(runtime, "detect"), "ON_GPU", False)
 
 
 def untested(runtime: str, version: str) -> str:
-    """Says that this version of a runtime is newer than what this release was tested with; empty where it isn't."""
+    """Return a warning that this version of a runtime is newer than this release's tests; empty where it isn't."""
     facts = part(runtime, "detect")
     return newer_than_tested(facts.NAME, version, newest_tested(facts.EXTRA))
 
 
 def fuses_otherwise(runtime: str) -> tuple[str, str]:
-    """(why, what to do) where a graph wasn't executed as planned by a runtime that is newer than what was tested.
+    """Return (reason, hint) if a runtime newer than the tested versions didn't execute a graph as planned.
 
     Both are empty where the installed version is no newer.
     """
@@ -121,6 +121,6 @@ def fuses_otherwise(runtime: str) -> tuple[str, str]:
 
 
 def package(runtime: str, variant: str) -> str:
-    """The package that makes a kernel variant, and the extra that brings it; empty where vitedge makes it."""
+    """Return the package that makes a kernel variant, and the extra that brings it; empty where vitedge makes it."""
     facts = part(runtime, "detect")
     return str(facts.package(variant)) if hasattr(facts, "package") else ""

@@ -1,4 +1,4 @@
-"""Attention of the canonical form, recognised in a graph: what the lowerings of several runtimes need of it."""
+"""Find attentions of the canonical form in a graph, with the facts that several runtimes' lowerings need."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Attention:
 
     @property
     def sizes(self) -> tuple[int, int, int]:
-        """Columns of the linear that are queries, keys and values."""
+        """Numbers of the linear's columns that are queries, keys and values."""
         return self.heads * self.query_key, self.heads * self.query_key, self.heads * self.value
 
 
 def attentions(model: onnx.ModelProto) -> list[Attention]:
-    """Every attention of the canonical form, in graph order; one that differs anywhere isn't among them.
+    """Return every attention of the canonical form, in graph order; one that differs anywhere isn't among them.
 
     Some of the queries may do (:mod:`vitedge.graph.unused_tokens`). The linear's weights may be dequantized ones.
     """

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from vitedge.quantization.statistics import Statistics
 
-#: Why a layer that could be quantized isn't.
+#: The reason for a layer in float that could be quantized.
 BUDGET = "the accuracy budget needs it in float"
 NO_GAIN = "quantizing it saves no time here"
 PRICE = "it would cost more accuracy for the time it saves than the layers do on average"
@@ -28,7 +28,7 @@ PRICE = "it would cost more accuracy for the time it saves than the layers do on
 
 @dataclass(frozen=True)
 class Request:
-    """What a lowering gets: the canonical float graph, and the candidate that it is to become."""
+    """The input of a lowering: the canonical float graph, and the candidate to write."""
 
     graph: onnx.ModelProto  # canonical, float32, symbolic batch
     target: Target
@@ -39,11 +39,12 @@ class Request:
     recipe: Recipe | None = None  # of a quantized candidate
     statistics: Statistics | None = None
     quantized: frozenset[str] | None = None  # layers that may be quantized; None: all that the variant quantizes
-    #: The calibration pictures as the model takes them, uint8 [h, w, 3], anew at each call; for what calibrates itself.
+    #: The calibration pictures as the model takes them, uint8 [h, w, 3], read again at each call; for tools that
+    #: calibrate by themselves.
     pictures: Callable[[], Iterator[NDArray[np.uint8]]] | None = None
 
     def left_in_float(self, layers: Iterable[str]) -> dict[str, str]:
-        """Those of ``layers`` that may not be quantized, with the reason."""
+        """Return those of ``layers`` that may not be quantized, with the reason."""
         if self.quantized is None:
             return {}
         return {name: BUDGET for name in layers if name not in self.quantized}
@@ -56,7 +57,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Lowered:
-    """What a lowering gives: files, and the precision that each layer is meant to run in."""
+    """The result of a lowering: files, and the precision that each layer is planned to run in."""
 
     graph: str  # name of the file that the runtime opens
     files: Mapping[str, bytes]  # the graph and what it refers to
@@ -94,14 +95,14 @@ class LayerTime(NamedTuple):
 
 
 class Backend(Protocol):
-    """What a runtime's ``open_backend`` returns. Inputs are checked, and calls come one at a time, but for ``wait``."""
+    """The object that ``open_backend`` returns. Its inputs are checked; calls come one at a time, except ``wait``."""
 
     batch: int
     slots: int  # submitted inferences that can be in flight at once
     info: Mapping[str, Option]  # runtime, version, device, threads, effective options as read back
 
     def infer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], Stages]:
-        """Uint8 [batch, h, w, 3] to float32 [batch, classes]; the array may be reused by the next call."""
+        """Run uint8 [batch, h, w, 3] and return float32 [batch, classes]; the next call may reuse the array."""
         ...
 
     def submit(self, images: NDArray[np.uint8]) -> int:
@@ -109,14 +110,14 @@ class Backend(Protocol):
         ...
 
     def wait(self, ticket: int) -> None:
-        """Return when a submitted inference is over, or at once where there is no such ticket.
+        """Wait until a submitted inference is over; return at once where there is no such ticket.
 
         Several threads may wait while another one calls anything else but ``close``.
         """
         ...
 
     def collect(self, ticket: int) -> NDArray[np.float32]:
-        """Logits of a submitted inference, owned by the caller; waits where it isn't over yet.
+        """Return the logits of a submitted inference, owned by the caller; wait where it isn't over yet.
 
         Raises:
             KeyError: no such ticket is outstanding.
@@ -124,11 +125,11 @@ class Backend(Protocol):
         ...
 
     def executed(self) -> list[Executed]:
-        """The graph as it runs, read from the runtime."""
+        """Return the graph as it runs, read from the runtime."""
         ...
 
     def profile(self, images: NDArray[np.uint8], repeats: int) -> list[list[LayerTime]]:
-        """Per-node times of ``repeats`` inferences; profiling may run in a session of its own."""
+        """Return per-node times of ``repeats`` inferences; profiling may run in a session of its own."""
         ...
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Which of an artifact's candidates runs on this machine: what ``vitedge build`` measured here, kept in the cache.
+"""The candidate of an artifact that runs on this machine: ``vitedge build`` measures here and keeps the choice.
 
 An artifact may carry candidates, each an artifact of its own in the folder ``candidates/``. The artifact itself is the
 target's stated preference, and runs until a choice was made for this machine and this version of the runtime.
@@ -39,7 +39,7 @@ class Timed(Record):
 
 
 class Choice(Record):
-    """``choice.json`` in the artifact's cache folder."""
+    """The contents of ``choice.json`` in the artifact's cache folder."""
 
     SCHEMA_VERSION: ClassVar[int] = 1
     schema_version: int = 1
@@ -49,7 +49,7 @@ class Choice(Record):
 
 
 def candidates_of(artifact: Artifact) -> list[Artifact]:
-    """The artifact itself, and those that travel with it.
+    """Return the artifact itself, and the candidates that travel with it.
 
     Raises:
         ArtifactError: one of them is damaged.
@@ -58,12 +58,12 @@ def candidates_of(artifact: Artifact) -> list[Artifact]:
 
 
 def folders(artifact: Artifact) -> list[str]:
-    """Where the candidates lie that travel with an artifact; none for most."""
+    """Return the folders of the candidates that travel with an artifact; most artifacts have none."""
     return [candidate.folder for candidate in artifact.manifest.candidates if candidate.folder is not None]
 
 
 def hardware_description(target: Target) -> str:
-    """What a choice is bound to: the processor and its instruction sets, the GPUs where the target is one."""
+    """Return the hardware that a choice is valid for: processor and instruction sets, and the GPUs of a GPU target."""
     cpu = hardware.processor()
     names = [cpu.model or "unknown processor", *sorted(cpu.isa or ())]
     if target.device.startswith("cuda"):
@@ -72,7 +72,7 @@ def hardware_description(target: Target) -> str:
 
 
 def read_choice(artifact: Artifact) -> Choice | None:
-    """What was chosen here, or on a machine like this one, with this version of the runtime; None where nothing was."""
+    """Return the choice that was made here, or on an equal machine, with this version of the runtime; else None."""
     path = _path(artifact)
     if path is None:
         return None
@@ -89,7 +89,7 @@ def read_choice(artifact: Artifact) -> Choice | None:
 
 
 def write_choice(artifact: Artifact, measured: tuple[Timed, ...], action: str) -> Path:
-    """Keep a choice; returns its file.
+    """Write a choice to the cache; return its file.
 
     Raises:
         ResourceError: the cache can't be written.
@@ -103,7 +103,7 @@ def write_choice(artifact: Artifact, measured: tuple[Timed, ...], action: str) -
 
 
 def export_choice(artifact: Artifact, folder: Path, action: str) -> None:
-    """Write the choice for this machine into a folder, for others of its kind: it keeps those that are there.
+    """Write the choice for this machine into a folder that travels, and keep the choices of other machines there.
 
     Called ``ARTIFACT.choices``, the folder is found beside the artifact. A choice is bound to the processor, its
     instruction sets, the GPU and the runtime's version, so on another kind of machine it isn't taken.
@@ -117,12 +117,12 @@ def export_choice(artifact: Artifact, folder: Path, action: str) -> None:
 
 
 def _name(path: Path) -> str:
-    """The name of a choice in a folder of several, by its place in the cache."""
+    """Return the name of a choice in a folder of several, from its place in the cache."""
     return f"{path.parent.name}.json"
 
 
 def open_artifact(path: str | Path) -> Artifact:
-    """The artifact at ``path``, or the one of its candidates that was chosen for this machine.
+    """Open the artifact at ``path``, or the one of its candidates that was chosen for this machine.
 
     :attr:`vitedge.formats.artifact.Artifact.because` says which it is and why, and so does a line on a terminal's
     stderr.
@@ -151,7 +151,7 @@ def open_artifact(path: str | Path) -> Artifact:
 
 
 def _path(artifact: Artifact) -> Path | None:
-    """Where a choice for this machine lies; None where the runtime isn't installed."""
+    """Return the path of the choice for this machine; None where the runtime isn't installed."""
     target = artifact.manifest.target
     version = runtimes.installed(target.runtime)
     return None if version is None else artifact.cache(version, hardware_description(target)) / CHOICE

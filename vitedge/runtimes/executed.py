@@ -1,4 +1,4 @@
-"""Effective precision: what each planned layer really ran in, counted in the executed graph."""
+"""Effective precision: the type that each planned layer really ran in, counted in the executed graph."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ UNKNOWN = "unknown"
 
 
 def executed_types(layers: Sequence[LayerPlan], executed: Iterable[Executed]) -> dict[str, str]:
-    """The type that each planned layer was executed in, or "unknown".
+    """Return the type that each planned layer was executed in, or "unknown".
 
     A runtime may execute a layer as several nodes of its name; the planned type counts when one of them has it.
     """
@@ -29,7 +29,7 @@ def executed_types(layers: Sequence[LayerPlan], executed: Iterable[Executed]) ->
 
 
 def unmet_layers(layers: Sequence[LayerPlan], executed: Iterable[Executed]) -> list[str]:
-    """The planned layers that didn't run as planned, as ``name: planned, executed``.
+    """Return the planned layers that didn't run as planned, as ``name: planned, executed``.
 
     Where the runtime doesn't tell a type, a float layer counts as met, and a quantized one doesn't: that has to be
     proven.
@@ -43,12 +43,12 @@ def unmet_layers(layers: Sequence[LayerPlan], executed: Iterable[Executed]) -> l
 
 
 def executed_fractions(layers: Sequence[LayerPlan], executed: Iterable[Executed]) -> dict[str, float] | None:
-    """Fraction of the multiply-accumulates by executed type; sums to 1. None where no layer was planned."""
+    """Return the fraction of the multiply-accumulates by executed type; sums to 1. None where no layer was planned."""
     return mac_fractions(layers, executed_types(layers, executed)) or None
 
 
 def mac_fractions(layers: Sequence[LayerPlan], types: Mapping[str, str]) -> dict[str, float]:
-    """Fraction of the multiply-accumulates by each layer's type, sorted by type; sums to 1. Empty without any."""
+    """Return fractions of the multiply-accumulates by type, sorted by type; they sum to 1. Empty without any."""
     total = sum(layer.macs for layer in layers)
     macs_of: dict[str, int] = {}
     for layer in layers:

@@ -1,4 +1,4 @@
-"""Whether this machine can stand for a target's."""
+"""Tell whether artifacts of a target run on this machine, and why not."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def runs_here(target: Target) -> bool:
 
 
 def why_not_here(target: Target) -> str:
-    """Why this machine can't stand for a target's, whatever is installed; empty where it can.
+    """Return why artifacts of a target can't run on this machine, whatever is installed; empty where they can.
 
     What can't be read of the processor is no reason against it.
     """

@@ -1,4 +1,4 @@
-"""The arithmetic of a typed standard graph, interpreted on the CPU: what a runtime that isn't here would compute.
+"""Interpret the arithmetic of a typed standard graph on the CPU, in place of a runtime that isn't installed here.
 
 Graph optimisations are off, so that Q/DQ is executed as written. ONNX Runtime has few half-precision kernels on CPUs:
 it computes in float32 and takes back-to-back casts out, intermediate roundings with them. So half precision is made
@@ -29,7 +29,7 @@ _BATCH = 16
 
 
 def require(action: str) -> str:
-    """The interpreter's name and version, "onnxruntime 1.31.1".
+    """Return the interpreter's name and version, "onnxruntime 1.31.1".
 
     Raises:
         NotInstalledError: onnxruntime is missing.
@@ -41,7 +41,7 @@ def require(action: str) -> str:
 
 
 class Interpreter:
-    """A graph of standard operators, opened once to be run literally.
+    """A graph of standard operators, opened once and executed without fusions.
 
     Args:
         model: one input uint8 [N, h, w, 3], one output [N, classes]; N may be symbolic or fixed.
@@ -69,7 +69,7 @@ class Interpreter:
             self._session = runtime.InferenceSession(to_bytes(graph), options, providers=["CPUExecutionProvider"])
 
     def run(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        """Run images, the last batch of a fixed N padded.
+        """Run images; the last batch of a fixed N is padded.
 
         Args:
             images: uint8 [count, h, w, 3].
@@ -101,12 +101,12 @@ def _model_errors() -> Iterator[None]:
 
 
 def run_graph(model: onnx.ModelProto, images: NDArray[np.uint8], *, optimized: bool = False) -> NDArray[np.float32]:
-    """Logits of images, float32 [count, classes]; arguments and errors are those of :class:`Interpreter`."""
+    """Return the logits of images, float32 [count, classes]; arguments and errors are those of :class:`Interpreter`."""
     return Interpreter(model, optimized=optimized).run(images)[0]
 
 
 def nudged(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
-    """A copy whose float32 constants are moved by about a unit in the last place, as sums in another order are.
+    """Return a copy whose float32 constants are moved by about a unit in the last place, like sums in another order.
 
     Args:
         model: a graph of standard operators.
@@ -122,7 +122,7 @@ def nudged(model: onnx.ModelProto, seed: int) -> onnx.ModelProto:
 
 
 def widened(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph in which half-precision tensors are float32 tensors that hold half-precision values.
+    """Return the graph in which half-precision tensors are float32 tensors that hold half-precision values.
 
     Each operator that computes reads float32, accumulates in float32, and its result is rounded by a pair of casts.
     """
@@ -158,7 +158,7 @@ def widened(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _types(model: onnx.ModelProto) -> dict[str, int]:
-    """Element type of every tensor that ONNX infers."""
+    """Return the element type of every tensor that ONNX infers."""
     graph = shape_inference.infer_shapes(model).graph
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
     for value in (*graph.input, *graph.output, *graph.value_info):

@@ -1,4 +1,4 @@
-"""What the lowerings of several runtimes share: names of variants, which layers go into integers, and the plan."""
+"""Code that the lowerings of several runtimes share: names of variants, the choice of integer layers, and the plan."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ POINTWISE_PATCHES = "its error would be in every block, and integers save next t
 
 
 def variant_of(request: Request) -> str:
-    """What an error is about: the candidate's kernel variant and its target."""
+    """Return the subject of an error: the candidate's kernel variant and its target."""
     return f"kernel variant '{request.candidate.variant}' of target '{request.target.name}'"
 
 
 def checked_variant(request: Request, variants: Iterable[str], runtime: str) -> str:
-    """The name of the candidate's kernel variant.
+    """Return the name of the candidate's kernel variant.
 
     Args:
         request: the float graph and the candidate.
@@ -49,7 +49,7 @@ def checked_variant(request: Request, variants: Iterable[str], runtime: str) -> 
 def integer_layers(
     request: Request, kinds: Collection[str], why_float: Callable[[Layer], str]
 ) -> tuple[list[str], dict[str, str]]:
-    """Names of the layers that the kernel variant quantizes, in graph order, and why each other one stays in float.
+    """Return the layers that the kernel variant quantizes, in graph order, and why each other one stays in float.
 
     Args:
         request: the float graph, and the layers that may be quantized.
@@ -69,7 +69,7 @@ def integer_layers(
 def quantized(
     request: Request, scheme: Scheme, names: Collection[str]
 ) -> tuple[onnx.ModelProto, dict[str, QuantizedLayer]]:
-    """The improved float graph and the named layers in integers, by the request's statistics and recipe."""
+    """Return the improved float graph and the named layers in integers, by the request's statistics and recipe."""
     assert request.statistics is not None and request.recipe is not None, "a quantized candidate needs statistics"
     return quantize_layers(request.graph, request.statistics, request.recipe, scheme, names)
 
@@ -77,7 +77,7 @@ def quantized(
 def planned_layers(
     graph: onnx.ModelProto, precisions: Mapping[str, str], *, rest: str, reasons: Mapping[str, str] | None = None
 ) -> tuple[LayerPlan, ...]:
-    """What each layer is meant to run in: the plan that export proves and verify counts again.
+    """Return the planned precision of each layer: export checks the plan, and verify counts it again.
 
     One entry for each node that multiplies and accumulates: Linear, Conv, and the products inside attention.
 

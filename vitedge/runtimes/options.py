@@ -1,4 +1,4 @@
-"""How an artifact is opened."""
+"""Options for opening an artifact."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from vitedge.core.progress import Progress
 from vitedge.formats.target import Option
 
-TOP_K = 5  # classes that are told of a picture
+TOP_K = 5  # classes that are returned for a picture
 
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """How a session is opened; None takes the target's."""
+    """Options for opening a session; None takes the target's value."""
 
     device: str | None = None
     threads: int | None = None
     options: Mapping[str, Option] = field(default_factory=dict)
     build: bool = True  # where an engine is missing or doesn't fit, build it into the cache; else refuse
-    progress: Progress | None = None  # of that; None says a few lines on a terminal
+    progress: Progress | None = None  # of the build; None prints a few lines on a terminal

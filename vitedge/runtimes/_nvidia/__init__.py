@@ -1,1 +1,1 @@
-"""What TensorRT and TensorRT-RTX share: one ONNX parser and one Python API, in two packages. No runtime by itself."""
+"""Code that TensorRT and TensorRT-RTX share: one ONNX parser and one Python API, in two packages. No runtime itself."""

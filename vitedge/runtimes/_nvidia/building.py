@@ -1,4 +1,4 @@
-"""Engines before they are first needed: for the GPU that is here or, with TensorRT-RTX, for others."""
+"""Build engines before they are first needed: for this machine's GPU or, with TensorRT-RTX, for others."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def build(
     options: Mapping[str, Option],
     progress: Progress,
 ) -> list[ObtainedEngine]:
-    """The engines of one artifact, in the cache: taken from there where they fit, else built.
+    """Return the engines of one artifact from the cache, after building those that are missing or don't fit.
 
     Args:
         package: "tensorrt" or "tensorrt_rtx".
@@ -51,7 +51,7 @@ def build(
 def plan(
     package: str, version: str, artifact: Artifact, sms: Sequence[str], options: Mapping[str, Option]
 ) -> list[Outlook]:
-    """What :func:`build` would do with the same arguments; nothing is built.
+    """Return the engines that :func:`build` would build or reuse with the same arguments; nothing is built.
 
     Raises:
         UsageError, ResourceError: as :func:`build`, before it builds.
@@ -66,7 +66,7 @@ def plan(
 def _wanted(
     package: str, version: str, artifact: Artifact, sms: Sequence[str], options: Mapping[str, Option], action: str
 ) -> list[tuple[EngineMetadata, BuildOptions]]:
-    """The metadata and build options of each engine that is asked for."""
+    """Return the metadata and build options of each requested engine."""
     wanted = session.build_options({**artifact.manifest.runtime_options, **options}, action)
     graph = sha256(artifact.graph_path.read_bytes())
     if package in engines.AHEAD_OF_TIME:

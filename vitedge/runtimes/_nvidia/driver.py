@@ -57,7 +57,7 @@ class Cuda:
         return values[0] if values else None
 
     def gpu(self) -> GpuFacts:
-        """The first GPU that CUDA shows."""
+        """Return the first GPU that CUDA shows."""
         properties = self("cudaGetDeviceProperties", 0)
         return GpuFacts(
             name=properties.name.decode().strip("\0"),
@@ -67,13 +67,13 @@ class Cuda:
         )
 
     def version(self, function: str) -> str:
-        """``cudaDriverGetVersion`` and ``cudaRuntimeGetVersion`` as "12.6"."""
+        """Return ``cudaDriverGetVersion`` and ``cudaRuntimeGetVersion`` as "12.6"."""
         number = int(self(function))
         return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def newer_driver(package: str) -> str:
-    """What to do where the driver is older than the CUDA runtime that ``cuda-bindings`` brings."""
+    """Return the hint where the driver is older than the CUDA runtime that ``cuda-bindings`` brings."""
     oldest = ", ".join(f"CUDA {major} takes driver {driver} or newer" for major, driver in cuda.OLDEST_DRIVER.items())
     if package == "tensorrt" and cuda.served(hardware.gpus(), hardware.board()) == (12,):
         return f"this driver serves CUDA 12; run: {install_command('tensorrt-cu12')}"
@@ -81,25 +81,25 @@ def newer_driver(package: str) -> str:
 
 
 class Resources:
-    """What was made, and how it's destroyed: last first."""
+    """CUDA resources that were created, and the calls that destroy them, last first."""
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
         self._resources: list[tuple[str, Any]] = []
 
     def keep(self, destroy: str, thing: Any) -> Any:
-        """Remember that ``destroy(thing)`` is due; returns the thing."""
+        """Register ``destroy(thing)`` for :meth:`release`; return the thing."""
         self._resources.append((destroy, thing))
         return thing
 
     def release(self) -> None:
-        """Destroy everything; a second call finds nothing."""
+        """Destroy all resources; a second call does nothing."""
         while self._resources:
             self._cuda(*self._resources.pop())
 
 
 class Buffer(NamedTuple):
-    """A pinned array on the host, and where the GPU reads or writes it."""
+    """A pinned array on the host, and the address at which the GPU reads or writes it."""
 
     host: NDArray[Any]
     device: int
@@ -109,7 +109,7 @@ class Buffer(NamedTuple):
 def buffer(
     cuda: Cuda, resources: Resources, shape: tuple[int, ...], dtype: type[np.generic], *, zero_copy: bool
 ) -> Buffer:
-    """Memory for one tensor; with ``zero_copy`` the host's pages are mapped into the GPU's address space."""
+    """Allocate memory for one tensor; with ``zero_copy`` the host's pages are mapped into the GPU's address space."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     if zero_copy:
         pinned = resources.keep("cudaFreeHost", cuda("cudaHostAlloc", size, cuda.names.cudaHostAllocMapped))

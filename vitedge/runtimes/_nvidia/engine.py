@@ -1,4 +1,4 @@
-"""From a typed ONNX graph to a serialised engine, with either package; in a child process, where a crash is a message.
+"""Build a serialised engine from a typed ONNX graph, in a child process, so that a crash becomes an error message.
 
 Both packages have one Python API. TensorRT builds for the GPU it finds; TensorRT-RTX builds for any compute capability
 it knows, GPU or none.
@@ -31,7 +31,7 @@ STEPS = 1000  # of the progress bar
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What is set explicitly on every build."""
+    """The settings that every build sets explicitly."""
 
     tf32: bool = False  # on by default in TensorRT: float32 products with 10 bits of mantissa
     sms: tuple[str, ...] = ()  # TensorRT-RTX: compute capabilities of the one engine; none: the GPU that is here
@@ -42,7 +42,7 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class Built:
-    """What a build gives."""
+    """The result of a build."""
 
     plan: bytes
     timing_cache: bytes = b""  # empty where the package keeps none
@@ -51,7 +51,7 @@ class Built:
 
 
 def installed(package: str) -> str | None:
-    """Version of the installed package, or None; it's imported only where it has no record of its version."""
+    """Return the version of the installed package, or None; it's imported only where no record has its version."""
     if importlib.util.find_spec(package) is None:
         return None
     for name in (package, f"{package}-cu13", f"{package}-cu12"):  # wheels of one CUDA may come without the first
@@ -61,13 +61,13 @@ def installed(package: str) -> str | None:
 
 
 def extra(package: str) -> str:
-    """The extra that brings a package; TensorRT's is the one of the newest CUDA that this machine's driver serves."""
+    """Return the extra that brings a package; for TensorRT the newest CUDA's that this machine's driver serves."""
     served = cuda.served(hardware.gpus(), hardware.board()) if package == "tensorrt" else None
     return f"{EXTRAS[package]}-cu{served[0]}" if served else EXTRAS[package]
 
 
 def load(package: str, action: str) -> Any:
-    """The module ``tensorrt`` or ``tensorrt_rtx``.
+    """Import the module ``tensorrt`` or ``tensorrt_rtx``.
 
     Raises:
         NotInstalledError: it, or a library that it needs, isn't here.
@@ -91,7 +91,7 @@ def build_isolated(
     action: str,
     progress: Progress = silent,
 ) -> Built:
-    """:func:`build` in a child process; a crash or a hang of the builder is an error like any other.
+    """Run :func:`build` in a child process; a crash or a hang of the builder is an error like any other.
 
     Raises:
         ArtifactError: the graph is refused, or the builder crashed.
@@ -119,7 +119,7 @@ def build_isolated(
 
 
 def build(package: str, graph: bytes, options: BuildOptions = BuildOptions(), timing_cache: bytes = b"") -> Built:
-    """A serialised engine. Call it through :func:`build_isolated`: builders have crashed.
+    """Build and serialise an engine. Call it through :func:`build_isolated`: builders have crashed.
 
     Args:
         package: "tensorrt" or "tensorrt_rtx".
@@ -139,7 +139,7 @@ def build(package: str, graph: bytes, options: BuildOptions = BuildOptions(), ti
     log = logger(trt)
     try:
         builder = trt.Builder(log)
-    except TypeError as error:  # how the bindings say that there is no CUDA
+    except TypeError as error:  # the bindings raise it where there is no CUDA
         raise ResourceError(action, f"no builder: {log.text()}", "run it where the GPU is") from error
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # TensorRT 11 knows nothing else
     network = builder.create_network(0 if typed is None else 1 << int(typed))
@@ -168,7 +168,7 @@ def build(package: str, graph: bytes, options: BuildOptions = BuildOptions(), ti
 
 
 def capability_names(trt: Any) -> list[str]:
-    """The compute capabilities that this TensorRT-RTX builds for, as "8.6"."""
+    """Return the compute capabilities that this TensorRT-RTX builds for, as "8.6"."""
     names = [re.fullmatch(r"SM(\d+)(\d)", name) for name in dir(trt.ComputeCapability)]
     return sorted((f"{match[1]}.{match[2]}" for match in names if match), key=lambda sm: float(sm))
 
@@ -217,7 +217,7 @@ def _parser_error(error: Any) -> str:
 
 
 def logger(trt: Any) -> Any:
-    """A logger that keeps errors and prints nothing."""
+    """Return a logger that keeps errors and prints nothing."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]  # the module has no stubs
         def __init__(self) -> None:
@@ -235,7 +235,7 @@ def logger(trt: Any) -> Any:
 
 
 class Phases:
-    """How far a build is: phases have steps, and a phase may be a step of another. Called by several threads."""
+    """The progress of a build: phases have steps, and a phase may be a step of another. Called by several threads."""
 
     def __init__(self, report: Callable[[float], None]) -> None:
         self._report, self._lock = report, threading.Lock()
@@ -243,12 +243,12 @@ class Phases:
         self._furthest = 0.0
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
-        """A phase begins."""
+        """Begin a phase."""
         with self._lock:
             self._phases[name] = (parent, max(1, steps), 0)
 
     def step(self, name: str) -> None:
-        """One of its steps is done."""
+        """Count a finished step of a phase."""
         with self._lock:
             parent, steps, done = self._phases.get(name, (None, 1, 0))
             self._phases[name] = (parent, steps, min(done + 1, steps))
@@ -260,7 +260,7 @@ class Phases:
                 self._report(fraction)
 
     def finish(self, name: str) -> None:
-        """The phase ends, all its steps done or not."""
+        """End a phase, whether its steps are done or not."""
         with self._lock:
             self._phases.pop(name, None)
 
@@ -273,7 +273,7 @@ class Phases:
 
 
 def progress_monitor(trt: Any, report: Callable[[float], None]) -> Any:
-    """An ``IProgressMonitor`` that reports the fraction of the build that is done, 0 to 1."""
+    """Return an ``IProgressMonitor`` that reports the fraction of the build that is done, 0 to 1."""
     phases = Phases(report)
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the module has no stubs

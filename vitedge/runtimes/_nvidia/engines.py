@@ -1,4 +1,4 @@
-"""Where engines lie: in the cache of this device, or in an export folder that travels beside the artifact.
+"""The folders of engines: the cache of this device, or an export folder that travels beside the artifact.
 
 Both are folders with an ``engines.json``, which lists the metadata of each engine. An engine is loaded only with the
 digest that stands there, and only where its metadata fit.
@@ -41,7 +41,7 @@ TIMINGS = "timings.cache"  # in an export folder of 0.1.0: what TensorRT measure
 #: TensorRT-RTX is the same software wherever it builds; TensorRT has to be where the engine will run.
 AHEAD_OF_TIME = ("tensorrt_rtx",)
 #: Building takes more memory than running: the libraries and CUDA's own, and several copies of the weights.
-BASE_MB, COPIES = {"tensorrt": 900, "tensorrt_rtx": 230}, 4  # RTX: measured with 1.7.1; TensorRT: a guess
+BASE_MB, COPIES = {"tensorrt": 900, "tensorrt_rtx": 230}, 4  # RTX: measured with 1.7.1; TensorRT: an estimate
 
 
 class ObtainedEngine(NamedTuple):
@@ -51,28 +51,28 @@ class ObtainedEngine(NamedTuple):
     metadata: EngineMetadata
     folder: Path
     built: bool  # just now
-    rebuilt_because: str = ""  # what stood against the one that was there
+    rebuilt_because: str = ""  # why the existing engine didn't fit
 
 
 class Outlook(NamedTuple):
-    """What building would do for one engine."""
+    """The engine that building would reuse or make."""
 
-    metadata: EngineMetadata  # of the engine that is there, or else of the one that would be built
+    metadata: EngineMetadata  # of the existing engine, or of the one that would be built
     folder: Path  # where it lies, or would lie
     builds: bool  # there is none that fits
-    because: str  # what stands against the one that is there
+    because: str  # why the existing engine doesn't fit
     memory_mb: int  # that building takes, about
-    earlier: tuple[EngineMetadata, ...]  # of the same graph, built anywhere, the likest first
+    earlier: tuple[EngineMetadata, ...]  # of the same graph, built anywhere, the most similar first
 
 
 def cache_of(graph: str, name: str) -> Path:
-    """The folder of this device's engines for one ONNX file; it need not exist."""
+    """Return the folder of this device's engines for one ONNX file; it need not exist."""
     readable = re.sub(r"[^\w.-]", "_", name)[:64]
     return cache_folder() / "engines" / f"{readable}-{graph[:24]}"
 
 
 def beside(artifact: Path) -> Path:
-    """Where an export folder is looked for: ``artifact.engines`` beside ``artifact``, or beside the one it's within."""
+    """Return an artifact's export folder: ``artifact.engines`` beside it, or beside the one that contains it."""
     whole = artifact.absolute()
     if whole.parent.name == CANDIDATES and (whole.parent.parent / MANIFEST).is_file():
         whole = whole.parent.parent
@@ -80,11 +80,11 @@ def beside(artifact: Path) -> Path:
 
 
 def look_for(folder: Path, wanted: EngineMetadata) -> ObtainedEngine | list[str]:
-    """The engine that fits, or what stands against the nearest one; nothing to say where there is none."""
+    """Return the engine that fits, or the reason why the nearest one doesn't; an empty text where there is none."""
     nearest, least = list[str](), len(COMPARED)
     for metadata in index(folder).engines:
         if wanted.gpu is None and metadata.sm != wanted.sm:
-            continue  # built ahead of time for another GPU: it isn't in question
+            continue  # built ahead of time for another GPU, so it isn't a candidate
         against = differences(metadata, wanted)
         apart = len(against)
         if not against:
@@ -110,7 +110,7 @@ def obtain(
     progress: Progress = silent,
     action: str,
 ) -> ObtainedEngine:
-    """The engine for ``wanted``: from the export folder beside the artifact, from the cache, or built into the cache.
+    """Return the engine for ``wanted``: from the export folder beside the artifact, from the cache, or built now.
 
     Raises:
         ArtifactError: it would have to be built, and may not be; or the graph is refused, or the builder crashed.
@@ -135,7 +135,7 @@ def obtain(
 
 
 def _look_everywhere(artifact: Artifact, wanted: EngineMetadata) -> ObtainedEngine | str:
-    """The engine that fits, or a sentence on what stands against the nearest one; empty where there is none."""
+    """Return the engine that fits, or why the nearest one doesn't, in a sentence; empty where there is none."""
     against: list[str] = []
     for folder in (beside(artifact.path), cache_of(wanted.graph, artifact.manifest.name)):
         found = look_for(folder, wanted)
@@ -146,7 +146,7 @@ def _look_everywhere(artifact: Artifact, wanted: EngineMetadata) -> ObtainedEngi
 
 
 def outlook(artifact: Artifact, wanted: EngineMetadata, options: BuildOptions) -> Outlook:
-    """What :func:`obtain` would do; nothing is built."""
+    """Return what :func:`obtain` would reuse or build; nothing is built."""
     cache = cache_of(wanted.graph, artifact.manifest.name)
     found = _look_everywhere(artifact, wanted)
     there = isinstance(found, ObtainedEngine)
@@ -173,7 +173,7 @@ def build_into(
     progress: Progress = silent,
     action: str,
 ) -> ObtainedEngine:
-    """Build one engine, and write it and its metadata into a folder; what earlier builds here measured is used.
+    """Build one engine, and write it and its metadata into a folder; timings of earlier builds here are reused.
 
     Where nothing was built yet, what an equal device measured (``seed``) is; TensorRT itself refuses another GPU's.
     """
@@ -194,7 +194,7 @@ def build_into(
 
 
 def timing_cache(metadata: EngineMetadata) -> Path:
-    """What TensorRT measured while it built on this GPU in this version, for all models."""
+    """Return the path of TensorRT's timing cache for this GPU and version, which all models share."""
     key = sha256(json.dumps([metadata.package, metadata.version, metadata.gpu, metadata.sm]).encode())[:16]
     return cache_folder() / "timings" / f"{metadata.package}-{metadata.version}-{key}.cache"
 
@@ -202,7 +202,7 @@ def timing_cache(metadata: EngineMetadata) -> Path:
 def export_engines(
     artifact: Artifact, obtained: Sequence[ObtainedEngine], out: Path, *, overwrite: bool, action: str
 ) -> Path:
-    """Write engines as a folder that travels beside the artifact, under the name that :func:`beside` gives or another.
+    """Write engines as a folder that travels beside the artifact, named as :func:`beside` says, or otherwise.
 
     What lies there already for other GPUs, of the same graph, stays: so one folder comes to serve several devices.
 
@@ -222,7 +222,7 @@ def export_engines(
 
 
 def _others(folder: Path, obtained: Sequence[ObtainedEngine]) -> Iterator[tuple[EngineMetadata, bytes]]:
-    """Sound engines of a folder that are of the same graph, and that none of ``obtained`` replaces."""
+    """Yield a folder's sound engines of the same graph that none of ``obtained`` replaces."""
     graphs, replaced = ({key(each.metadata) for each in obtained} for key in (lambda one: one.graph, identity))
     for metadata, plan in sound(folder):
         if metadata.graph in graphs and identity(metadata) not in replaced:
@@ -230,7 +230,7 @@ def _others(folder: Path, obtained: Sequence[ObtainedEngine]) -> Iterator[tuple[
 
 
 def carry(artifact: Artifact, outlooks: Sequence[Outlook], folder: Path, action: str) -> None:
-    """Write the engines that this device built into a folder, beside those for other devices that lie there.
+    """Write the engines that this device built into a folder, and keep those for other devices there.
 
     What came with the artifact isn't written again.
 
@@ -251,12 +251,12 @@ def _carry_timings(timings: Path, folder: Path, action: str) -> None:
 
 
 def needed_mb(package: str, graph_bytes: int, options: BuildOptions) -> int:
-    """MiB that building takes, about."""
+    """Estimate the memory that building takes, in MiB."""
     return BASE_MB[package] + COPIES * (graph_bytes >> 20) + (options.workspace_mb or 0)
 
 
 def refuse_little_memory(graph_bytes: int, options: BuildOptions, action: str, root: Path = hardware.ROOT) -> None:
-    """On a board whose GPU shares its memory, refuse a build that would be killed half-way.
+    """On a board whose GPU shares its memory, refuse a build that would run out of memory.
 
     Raises:
         ResourceError: what is there and what is needed, and what to lower.

@@ -1,4 +1,4 @@
-"""``--explain``: what an engine does with a graph, in sentences, from its layer information and a profile of it."""
+"""``--explain``: describe an engine's layers in sentences, from its layer information and a profile."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Explanation(Record):
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """The same in words."""
+        """Describe the engine in sentences."""
         return tuple(_sentences(self))
 
 
@@ -70,7 +70,7 @@ def explain(
 
 
 def compare(named: Mapping[str, Explanation]) -> list[str]:
-    """Sentences on why one engine is slower than the fastest; empty unless two were timed."""
+    """Explain in sentences why one engine is slower than the fastest; empty unless two were timed."""
     timed = {name: explanation for name, explanation in named.items() if explanation.ns}
     if len(timed) < 2:
         return []
@@ -116,7 +116,7 @@ def _sentences(explanation: Explanation) -> list[str]:
 
 
 def _around(layers: Sequence[Layer]) -> int:
-    """Reformats directly before or after a layer with nodes of an attention."""
+    """Count reformats directly before or after a layer with nodes of an attention."""
 
     def attention(layer: Layer) -> bool:
         return layer.attends or any(node.rsplit(".", 1)[-1] in ("scores", "context") for node in layer.nodes)

@@ -1,4 +1,4 @@
-"""Q/DQ that TensorRT wouldn't fuse, found in the graph alone: no GPU is needed, and nothing is built.
+"""Find Q/DQ that TensorRT wouldn't fuse, from the graph alone: no GPU is needed, and nothing is built.
 
 The rules are NVIDIA's ("Explicit Quantization", sections "TensorRT Processing of Q/DQ Networks", "Q/DQ Layer-Placement
 Recommendations" and "Q/DQ Limitations": :data:`PAGE`), but for ``fp8-convolution``, a limitation that the release notes
@@ -63,7 +63,7 @@ class Unfused(NamedTuple):
 
 
 def unfused(model: onnx.ModelProto) -> list[Unfused]:
-    """The Q/DQ of a graph that TensorRT wouldn't fuse, in the order of the graph; empty where all would be.
+    """Return the Q/DQ of a graph that TensorRT wouldn't fuse, in the order of the graph; empty where it would fuse all.
 
     Args:
         model: any ONNX graph, with QuantizeLinear and DequantizeLinear or without.
@@ -73,7 +73,7 @@ def unfused(model: onnx.ModelProto) -> list[Unfused]:
 
 
 def sentences(model: onnx.ModelProto) -> list[str]:
-    """The same for people: one sentence a finding, or one that there is none; nothing of a graph without Q/DQ."""
+    """Return one sentence for each finding, or one that there is none; nothing for a graph without Q/DQ."""
     count = sum(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node)
     found = unfused(model)
     if not count:
@@ -84,7 +84,7 @@ def sentences(model: onnx.ModelProto) -> list[str]:
 
 
 def quantize_residuals(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph in which the sum of a quantized convolution and a tensor that has Q/DQ reads what leaves them.
+    """Return the graph in which a sum of a quantized convolution and a tensor with Q/DQ reads the DequantizeLinear.
 
     So the residual branch is there in integers where the branches meet, and convolution, bias and sum fuse.
 
@@ -105,7 +105,7 @@ def quantize_residuals(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 class _Graph:
-    """One graph, and the questions that the rules ask of it."""
+    """One graph, and the queries that the rules need."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.made_by, self.readers = producers(model), consumers(model)
@@ -117,7 +117,7 @@ class _Graph:
         self.outputs = {value.name for value in model.graph.output}
 
     def findings(self, node: onnx.NodeProto) -> Iterator[Unfused]:
-        """What a node's rules find."""
+        """Yield the findings of the rules for a node."""
         if node.op_type == "QuantizeLinear":
             yield from self.quantize(node)
         elif node.op_type == "DequantizeLinear":
@@ -130,7 +130,7 @@ class _Graph:
     # --- the rules ----------------------------------------------------------------------------------------------------
 
     def quantize(self, node: onnx.NodeProto) -> Iterator[Unfused]:
-        """Rules ``pair`` and ``one-scale``."""
+        """Apply the rules ``pair`` and ``one-scale``."""
         if node.output[0] in self.outputs or any(
             reader.op_type != "DequantizeLinear" for reader in self.reached(node.output[0])
         ):
@@ -144,7 +144,7 @@ class _Graph:
             )
 
     def dequantize(self, node: onnx.NodeProto) -> Iterator[Unfused]:
-        """Rules ``pair``, ``outputs``, ``useless`` and ``twice``."""
+        """Apply the rules ``pair``, ``outputs``, ``useless`` and ``twice``."""
         if node.input[0] in self.constants:
             return
         pair = self.source(node.input[0])
@@ -164,7 +164,7 @@ class _Graph:
                 yield Unfused("twice", other.name, f"{other.name} rounds again what {pair.name} rounded")
 
     def weighted(self, node: onnx.NodeProto) -> Iterator[Unfused]:
-        """Rules ``inputs``, ``weight-axis`` and ``fp8-convolution``."""
+        """Apply the rules ``inputs``, ``weight-axis`` and ``fp8-convolution``."""
         data, weight = (self.dequantized(name) for name in node.input[:2])
         if data is None and weight is None:
             return
@@ -183,7 +183,7 @@ class _Graph:
                     yield Unfused("fp8-convolution", node.name, reason)
 
     def weight_axis(self, node: onnx.NodeProto, weight: onnx.NodeProto) -> Iterator[Unfused]:
-        """Rule ``weight-axis``."""
+        """Apply the rule ``weight-axis``."""
         rank, scales = len(self.constants[weight.input[0]].dims), self.constants.get(weight.input[1])
         outputs = {
             "Conv": 0,
@@ -197,7 +197,7 @@ class _Graph:
             yield Unfused("weight-axis", node.name, reason)
 
     def addition(self, node: onnx.NodeProto) -> Iterator[Unfused]:
-        """Rules ``residual`` and ``non-weighted`` of a sum of two activations."""
+        """Apply the rules ``residual`` and ``non-weighted`` to a sum of two activations."""
         pairs = [self.dequantized(name) for name in node.input]
         layers = [self.layer(name) for name in node.input]
         if all(pairs):
@@ -212,27 +212,27 @@ class _Graph:
             yield Unfused("residual", node.name, reason)
 
     def pooling(self, node: onnx.NodeProto) -> Iterator[Unfused]:
-        """Rule ``non-weighted`` of average pooling."""
+        """Apply the rule ``non-weighted`` to average pooling."""
         if self.dequantized(node.input[0]) is not None and not self.quantized_behind(node.output[0]):
             yield self.output_in_float(node)
 
     @staticmethod
     def output_in_float(node: onnx.NodeProto) -> Unfused:
-        """The finding of rule ``non-weighted``."""
+        """Return the finding of rule ``non-weighted``."""
         reason = f"{node.name} has quantized inputs and an output in float"
         return Unfused("non-weighted", node.name, reason)
 
-    # --- what they ask ------------------------------------------------------------------------------------------------
+    # --- queries ------------------------------------------------------------------------------------------------------
 
     def source(self, tensor: str) -> onnx.NodeProto | None:
-        """The node that a tensor's values come from, but for operators that commute with rounding."""
+        """Return the node that computes a tensor's values, behind operators that commute with rounding."""
         node = self.made_by.get(tensor)
         while node is not None and node.op_type in _COMMUTING:
             node = self.made_by.get(node.input[0])
         return node
 
     def reached(self, tensor: str) -> list[onnx.NodeProto]:
-        """The nodes that a tensor's values go to, but for operators that commute with rounding."""
+        """Return the nodes that read a tensor's values, past operators that commute with rounding."""
         reached, pending = [], [tensor]
         while pending:
             for node in self.readers.get(pending.pop(), []):
@@ -243,7 +243,7 @@ class _Graph:
         return reached
 
     def dequantized(self, tensor: str) -> onnx.NodeProto | None:
-        """The DequantizeLinear that a tensor comes from."""
+        """Return the DequantizeLinear that a tensor comes from."""
         node = self.source(tensor)
         return node if node is not None and node.op_type == "DequantizeLinear" else None
 
@@ -259,7 +259,7 @@ class _Graph:
         return self.layer(tensor) and self.made_by[tensor].op_type == "Conv" and len(self.readers[tensor]) == 1
 
     def pairs(self, tensor: str) -> list[str]:
-        """What leaves the Q/DQ that read a tensor."""
+        """Return the outputs of the Q/DQ pairs that read a tensor."""
         quantizes = [each for each in self.readers.get(tensor, []) if each.op_type == "QuantizeLinear"]
         return [
             reader.output[0]
@@ -273,20 +273,20 @@ class _Graph:
         return node.op_type == "Add" and any(name in self.constants for name in node.input)
 
     def parts_layer(self, pair: onnx.NodeProto) -> bool:
-        """Whether a pair that ends in this DequantizeLinear reads a layer's output that nothing else reads."""
+        """Whether a pair that ends in this DequantizeLinear is the only reader of a layer's output."""
         quantize = self.source(pair.input[0])
         if quantize is None or quantize.op_type != "QuantizeLinear":
             return False
         return self.layer(quantize.input[0]) and len(self.readers[quantize.input[0]]) == 1
 
     def quantized_behind(self, tensor: str) -> bool:
-        """Whether nothing but QuantizeLinears reads a tensor, or the one activation behind it."""
+        """Whether only QuantizeLinears read a tensor, or the one activation behind it."""
         readers = self.reached(tensor)
         if len(readers) == 1 and readers[0].op_type in _ACTIVATIONS:
             readers = self.reached(readers[0].output[0])
         return bool(readers) and all(each.op_type == "QuantizeLinear" for each in readers)
 
     def scale(self, node: onnx.NodeProto) -> tuple[float, ...]:
-        """The scales of a Q or DQ; none where they aren't constant."""
+        """Return the scales of a Q or DQ; none where they aren't constant."""
         scale = self.constants.get(node.input[1])
         return () if scale is None else tuple(np.asarray(array(scale), np.float64).reshape(-1))

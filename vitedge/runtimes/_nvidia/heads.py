@@ -1,4 +1,4 @@
-"""Heads as TensorRT fuses them: queries, keys and values of one size.
+"""Give heads the form that TensorRT fuses: queries, keys and values of one size.
 
 NVIDIA's page on fused attention (:data:`PAGE`) gives queries, keys and values one head size; in half precision its
 kernels read rows of 16 bytes, so that it's a multiple of 8. Blocks that were shrunk may have others. Their narrower
@@ -34,7 +34,7 @@ class _Constant(NamedTuple):
 
 
 def widened(model: onnx.ModelProto) -> dict[str, str]:
-    """Why the products of some attentions get zero channels, by the products' names."""
+    """Return the reason why the products of some attentions get zero channels, by the products' names."""
     reasons: dict[str, str] = {}
     for attention in attentions(model):
         size = _size(attention)
@@ -46,7 +46,7 @@ def widened(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def equal_heads(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same function, in which the queries, keys and values of a head have one size, a multiple of :data:`STEP`.
+    """Return the same function with each head's queries, keys and values padded to one multiple of :data:`STEP`.
 
     Only attention of the canonical form changes, and only where nothing but linears, roundings and channels' own shifts
     and scales stands around it.
@@ -77,12 +77,12 @@ def equal_heads(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _size(attention: Attention) -> int:
-    """The least size that all fit."""
+    """Return the least size that all fit."""
     return -(-max(attention.query_key, attention.value) // STEP) * STEP
 
 
 def _makers(index: Index, nodes: dict[str, onnx.NodeProto], attention: Attention) -> Iterator[_Constant]:
-    """What runs over the output channels of the linear in front: its weights and its bias. Nothing of a Gemm."""
+    """Yield the constants over the output channels of the linear in front: its weights and bias. Nothing for a Gemm."""
     linear, last = nodes[attention.qkv], index.producers[attention.packed]
     place = 0 if last.input[0] in index.constants else 1
     biased = last is not linear
@@ -94,7 +94,7 @@ def _makers(index: Index, nodes: dict[str, onnx.NodeProto], attention: Attention
 
 
 def _readers(index: Index, tensor: str) -> Iterator[_Constant | None]:
-    """What runs over the input channels behind; None where something else reads them."""
+    """Yield the constants over the input channels behind; None where another operator reads the tensor."""
     if tensor in index.outputs:
         yield None
     for node in index.consumers.get(tensor, []):
@@ -111,7 +111,7 @@ def _readers(index: Index, tensor: str) -> Iterator[_Constant | None]:
 
 
 def _weights(index: Index, linear: onnx.NodeProto, axis: int) -> Iterator[_Constant]:
-    """The weights of a MatMul, and what they are dequantized by where that is per channel of this axis."""
+    """Yield the weights of a MatMul, and its dequantization constants where they are per channel of this axis."""
     dequantize = index.producers.get(linear.input[1])
     if dequantize is None:
         yield _Constant(linear, 1, axis, 0.0)

@@ -1,4 +1,4 @@
-"""What the engine inspector tells of an engine's layers: JSON, whose detail ``ProfilingVerbosity.DETAILED`` gives.
+"""Parse the engine inspector's JSON about an engine's layers; ``ProfilingVerbosity.DETAILED`` gives the details.
 
 TensorRT 11 split a tensor's ``Format/Datatype`` into ``Format`` and ``Datatype``
 (https://docs.nvidia.com/deeplearning/tensorrt/11.3.0/api/migration/tensorrt-10x-to-11x-IEngineInspector.html).
@@ -24,18 +24,18 @@ class Layer(NamedTuple):
 
     name: str
     kind: str  # the inspector's LayerType: "gemm", "kgen", "Reformat", …
-    type: str  # the narrowest that it reads: "int8", "fp16", …; "" where it isn't told
+    type: str  # the narrowest that it reads: "int8", "fp16", …; "" where it's unknown
     nodes: tuple[str, ...]  # of the ONNX file
     tactic: str = ""
 
     @property
     def reformats(self) -> bool:
-        """It computes nothing: it moves a tensor into another layout or type."""
+        """Whether it computes nothing but moves a tensor into another layout or type."""
         return self.kind.lower() == "reformat" or self.name.startswith("Reformatting CopyNode")
 
     @property
     def attends(self) -> bool:
-        """It's a whole attention in one kernel: scores, softmax and context together."""
+        """Whether it's a whole attention in one kernel: scores, softmax and context together."""
         if self.reformats:
             return False
         if re.search(r"mha|flash", f"{self.name} {self.tactic}", re.IGNORECASE):
@@ -45,7 +45,7 @@ class Layer(NamedTuple):
 
 
 def parse(text: str) -> list[Layer]:
-    """The layers of ``get_engine_information(LayerInformationFormat.JSON)``.
+    """Return the layers of ``get_engine_information(LayerInformationFormat.JSON)``.
 
     Raises:
         ArtifactError: the text isn't that.
@@ -60,7 +60,7 @@ def parse(text: str) -> list[Layer]:
 
 
 def executed(text: str) -> list[Executed]:
-    """The layers under the names of the ONNX nodes in them; a layer without is listed under its own."""
+    """Return the layers under the names of the ONNX nodes in them; a layer without is listed under its own."""
     return [Executed(node, layer.kind, layer.type) for layer in parse(text) for node in (layer.nodes or (layer.name,))]
 
 

@@ -77,7 +77,7 @@ _CENTRE = 128.0
 
 
 def lower(request: Request, variants: Collection[str], runtime: str) -> Lowered:
-    """The typed graph of one candidate, with the preprocessing contract in its metadata; equal requests, equal bytes.
+    """Write the typed graph of one candidate, with the preprocessing contract in its metadata; it's deterministic.
 
     Args:
         request: the float graph and the candidate.
@@ -108,7 +108,7 @@ def lower(request: Request, variants: Collection[str], runtime: str) -> Lowered:
 
 
 def centre_pixels(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """The same function, with 128 subtracted from the pixels before a patch convolution that has no padding.
+    """Return the same function, with 128 subtracted from the pixels before a patch convolution that has no padding.
 
     The canonical graph folds the mean colour into the convolution's bias, which therefore cancels most of a large sum;
     float16 would keep that sum to three digits. Centred pixels are exact in float16 and leave a small sum: measured on
@@ -139,7 +139,7 @@ def centre_pixels(graph: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _float32_nodes(graph: onnx.ModelProto) -> set[str]:
-    """Everything between the picture and the first layer, and every LayerNormalization."""
+    """Return everything between the picture and the first layer, and every LayerNormalization."""
     made_by = producers(graph)
     names = {node.name for node in graph.graph.node if node.op_type == "LayerNormalization"} | {"image.centre"}
     layers = linear_layers(graph)
@@ -153,7 +153,7 @@ def _float32_nodes(graph: onnx.ModelProto) -> set[str]:
 
 
 def _quantized(request: Request) -> tuple[onnx.ModelProto, dict[str, str], dict[str, str]]:
-    """The graph with Q/DQ, the precision of each quantized layer, and why the others aren't."""
+    """Return the graph with Q/DQ, the precision of each quantized layer, and why the others aren't quantized."""
     inner, variant = inner_layers(request.graph), request.candidate.variant
     precision = "fp8" if "-fp8-" in variant else "int8"
 
@@ -175,7 +175,7 @@ def _quantized(request: Request) -> tuple[onnx.ModelProto, dict[str, str], dict[
 
 
 def _why_float_convolution(layer: Layer, precision: str) -> str:
-    """Why a convolution isn't quantized; empty where it is."""
+    """Return the reason why a convolution isn't quantized; empty where it is."""
     if min(layer.weight.shape[:2]) < LEAST_CHANNELS:
         return f"fewer than {LEAST_CHANNELS} channels gain nothing in {precision}"
     if layer.name == "patch_embed.proj" and layer.view.kernel == (1, 1):
@@ -185,7 +185,7 @@ def _why_float_convolution(layer: Layer, precision: str) -> str:
 
 
 def inner_layers(graph: onnx.ModelProto) -> list[str]:
-    """Names of the layers whose output reaches another layer: all of the stem's and the blocks', and no head."""
+    """Return the layers whose output reaches another layer: all of the stem's and the blocks', and no head."""
     layers = {layer.name: layer for layer in linear_layers(graph)}
     leads_on: set[str] = set()  # tensors that reach a layer
     for node in reversed(graph.graph.node):

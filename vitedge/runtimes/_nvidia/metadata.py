@@ -13,13 +13,13 @@ from vitedge.runtimes._nvidia.engine import NAMES, BuildOptions
 def for_building(
     package: str, version: str, graph: str, options: BuildOptions, sm: str, **facts: Any
 ) -> EngineMetadata:
-    """The metadata of an engine that is yet to be built."""
+    """Return the metadata of an engine that is yet to be built."""
     settings = {key: value for key, value in asdict(options).items() if key != "sms"}
     return EngineMetadata(package=package, version=version, sm=sm, graph=graph, options=settings, **facts)
 
 
 def here(package: str, version: str, graph: str, options: BuildOptions, cuda: Any) -> EngineMetadata:
-    """The metadata of an engine for this GPU; ``cuda`` is a :class:`vitedge.runtimes._nvidia.driver.Cuda`."""
+    """Return the metadata of an engine for this GPU; ``cuda`` is a :class:`vitedge.runtimes._nvidia.driver.Cuda`."""
     gpu = cuda.gpu()
     return for_building(
         package,
@@ -35,6 +35,6 @@ def here(package: str, version: str, graph: str, options: BuildOptions, cuda: An
 
 
 def description(metadata: EngineMetadata) -> str:
-    """``TensorRT 10.3.0 for Orin, SM 8.7``."""
+    """Return ``TensorRT 10.3.0 for Orin, SM 8.7``."""
     gpu = f"{metadata.gpu}, " if metadata.gpu else ""
     return f"{NAMES[metadata.package]} {metadata.version} for {gpu}SM {metadata.sm}"

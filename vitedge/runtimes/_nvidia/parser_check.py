@@ -1,4 +1,4 @@
-"""The parser check: TensorRT-RTX parses, types and builds a graph for GPUs that aren't here.
+"""The parser check: TensorRT-RTX parses, types and builds a graph for GPUs that this machine doesn't have.
 
 It judges whether TensorRT's parser and builder take a graph. It proves nothing about INT8 execution: its builder takes
 INT8 Q/DQ for every GPU, although TensorRT-RTX runs INT8 weights alone. Nor does it know SM 8.7 (Jetson Orin).
@@ -16,13 +16,13 @@ from vitedge.formats.result import ParserCheck
 from vitedge.runtimes._nvidia.engine import EXTRAS, BuildOptions, build, installed
 
 PACKAGE = "tensorrt_rtx"
-#: What a graph for any current NVIDIA GPU should build for.
+#: The compute capabilities that a graph for any current NVIDIA GPU should build for.
 CURRENT = ("8.6", "8.9", "12.0")
 
 
 @dataclass(frozen=True)
 class ParserReport:
-    """What TensorRT-RTX said, by compute capability."""
+    """TensorRT-RTX's results by compute capability."""
 
     version: str
     engines: dict[str, int] = field(default_factory=dict)  # built: bytes of the engine, which may serve others, too
@@ -31,7 +31,7 @@ class ParserReport:
 
     @property
     def detail(self) -> str:
-        """What builds, and what is refused, in one line."""
+        """The compute capabilities that build, and those that are refused, in one line."""
         built = f"builds for SM {', '.join(self.engines)}" if self.engines else ""
         refused = "; ".join(f"SM {sm}: {reason}" for sm, reason in self.errors.items())
         return "; ".join(filter(None, (built, refused)))
@@ -43,7 +43,7 @@ class ParserReport:
 
 
 def check(graph: bytes) -> ParserCheck | None:
-    """The report as a row of a result keeps it; None where TensorRT-RTX isn't here."""
+    """Return the report for a row of a result; None where TensorRT-RTX isn't installed."""
     if installed(PACKAGE) is None:
         return None
     report = parse_and_build(graph)
@@ -74,7 +74,7 @@ def parse_and_build(graph: bytes, sms: Sequence[str] = CURRENT, *, timeout_s: fl
     except isolation.ChildError as error:
         if len(sms) == 1:
             errors = {sms[0]: str(error)}
-        else:  # who crashed? each in a process of its own
+        else:  # to find the one that crashed, build each in a process of its own
             for sm in sms:
                 alone = parse_and_build(graph, [sm], timeout_s=timeout_s)
                 engines |= alone.engines
@@ -83,7 +83,7 @@ def parse_and_build(graph: bytes, sms: Sequence[str] = CURRENT, *, timeout_s: fl
 
 
 def _sizes(graph: bytes, sms: tuple[str, ...]) -> dict[str, int | str]:
-    """Size of the engine for each compute capability, or why there is none.
+    """Return the size of the engine for each compute capability, or why there is none.
 
     One engine for all of them takes no longer to build than one for one; where there is none, each alone says why.
     """

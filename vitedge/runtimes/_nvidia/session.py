@@ -1,4 +1,4 @@
-"""A session on an NVIDIA GPU, for TensorRT and TensorRT-RTX alike.
+"""A session on an NVIDIA GPU, for TensorRT and TensorRT-RTX.
 
 Opening finds the engine whose metadata fit (beside the artifact or in the cache), or builds it once from the
 artifact's ONNX file. How an inference is started (copies or shared memory, kernel by kernel or as a CUDA graph) is
@@ -39,7 +39,7 @@ CONTEXTS = 2
 
 
 def read_contract(artifact: Artifact) -> dict[str, str] | None:
-    """The preprocessing contract's copy in the ONNX file's metadata; None where the package onnx isn't here."""
+    """Return the preprocessing contract in the ONNX file's metadata; None where the package onnx isn't installed."""
     try:
         from vitedge.graph.surgery import get_metadata, parse
     except ImportError:  # a device needs no onnx
@@ -89,7 +89,7 @@ def open_backend(package: str, version: str, artifact: Artifact, options: OpenOp
 
 
 def build_options(options: Mapping[str, Option], action: str) -> engine.BuildOptions:
-    """The options of a manifest (and of the caller) as what a build takes.
+    """Turn the options of a manifest (and of the caller) into build options.
 
     Raises:
         UsageError: an unknown option, a value of another type, or a graph that isn't strongly typed.
@@ -110,12 +110,12 @@ def build_options(options: Mapping[str, Option], action: str) -> engine.BuildOpt
 
 
 def session_options(options: Mapping[str, Option]) -> dict[str, Option]:
-    """Those of checked options that say how a session runs."""
+    """Return those of the checked options that a session reads."""
     return {key: value for key, value in options.items() if key in _SESSION_KEYS}
 
 
 def refuse_missing_types(artifact: Artifact, sm: str, action: str) -> None:
-    """Refuse FP8 on a GPU that has none, before a builder says so in its own words.
+    """Refuse FP8 on a GPU without it, before the builder refuses it in a message of its own.
 
     Raises:
         UsageError: the GPU's compute capability, and what to export instead.
@@ -186,7 +186,7 @@ class TensorRTBackend:
                 self._runtime_cache.deserialize(self._cache_file.read_bytes())
 
     def _described(self, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Tensors:
-        """The engine's tensors, which must be the manifest's.
+        """Return the engine's tensors, after checking that they are the manifest's.
 
         Raises:
             ArtifactError: they aren't.
@@ -214,7 +214,7 @@ class TensorRTBackend:
         return self._engine.create_execution_context(config)
 
     def _choose(self, modes: list[LaunchMode], note: Path) -> tuple[LaunchMode, dict[str, int]]:
-        """The fastest launch mode on this GPU, and median microseconds by mode, measured once for each engine.
+        """Return the fastest launch mode on this GPU, and median microseconds by mode, measured once for each engine.
 
         A mode that doesn't open here (a graph that can't be captured) isn't taken.
         """
@@ -244,7 +244,7 @@ class TensorRTBackend:
         return chosen.mode, taken
 
     def infer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], Stages]:
-        """See the contract; the stages are CUDA events' times."""
+        """Run the contract's ``infer``; the stages are CUDA events' times."""
         slot = self._slots[0]
         self._settle(slot)
         slot.start(images)
@@ -252,7 +252,7 @@ class TensorRTBackend:
         return logits, slot.stages()
 
     def submit(self, images: NDArray[np.uint8]) -> int:
-        """See the contract; ``contexts`` inferences are in flight at a time, the rest waits here."""
+        """Run the contract's ``submit``; ``contexts`` inferences are in flight at a time, the rest waits here."""
         while len(self._slots) < self.slots:
             self._slots.append(self._slot(self._slots[0].mode))
         ticket = next(self._tickets)
@@ -263,7 +263,7 @@ class TensorRTBackend:
         return ticket
 
     def wait(self, ticket: int) -> None:
-        """See the contract; where its slot was given to a later inference meanwhile, that one is waited for."""
+        """Run the contract's ``wait``; if the slot was given to a later inference meanwhile, wait for that one."""
         if (slot := self._pending.get(ticket)) is not None:
             slot.synchronize()
 
@@ -274,22 +274,22 @@ class TensorRTBackend:
         return self._done.pop(ticket)
 
     def _settle(self, slot: Slot) -> None:
-        """Keep the answer of what runs in this slot: its memory is needed again."""
+        """Keep the logits of the inference in this slot, whose memory is needed again."""
         for ticket in [ticket for ticket, where in self._pending.items() if where is slot]:
             self._done[ticket] = slot.wait().copy()
             del self._pending[ticket]
 
     def executed(self) -> list[Executed]:
-        """The engine's layers under the names of the ONNX nodes in them, with the narrowest type they read."""
+        """Return the engine's layers under the names of the ONNX nodes in them, with the narrowest type they read."""
         return layers.executed(self.layer_information())
 
     def layer_information(self) -> str:
-        """The engine inspector's JSON."""
+        """Return the engine inspector's JSON."""
         inspector = self._engine.create_engine_inspector()
         return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
 
     def profile(self, images: NDArray[np.uint8], repeats: int) -> list[list[LayerTime]]:
-        """Per-layer times, by a profiler of the context; a CUDA graph would hide the layers, so none is used."""
+        """Return per-layer times from a profiler of the context; without a CUDA graph, which would hide the layers."""
         slot = self._slots[0]
         self._settle(slot)
         types = {layer.name: layer for layer in layers.parse(self.layer_information())}
@@ -302,7 +302,7 @@ class TensorRTBackend:
             def report_layer_time(self, name: str, ms: float) -> None:
                 layer = types.get(name)
                 kind, type_ = (layer.kind, layer.type) if layer else ("", "")
-                nodes = "+".join(layer.nodes) if layer else ""  # the model's names say more than the engine's
+                nodes = "+".join(layer.nodes) if layer else ""  # the model's names tell more than the engine's
                 rounds[-1].append(LayerTime(nodes or name, kind, type_, round(ms * 1e6)))
 
         slot.context.profiler = profiler = Profiler(self._trt)
@@ -317,7 +317,7 @@ class TensorRTBackend:
         return rounds
 
     def close(self) -> None:
-        """See the contract; work in flight is waited for, since its memory goes."""
+        """Run the contract's ``close`` after waiting for work in flight, whose memory is released."""
         for slot in self._slots:
             slot.wait()
         while self._slots:
@@ -330,7 +330,7 @@ class TensorRTBackend:
 
 
 def launch_modes(gpu: GpuFacts, options: Mapping[str, Option]) -> list[LaunchMode]:
-    """The launch modes that are worth trying on this GPU, the plainest first; an option leaves one of its kind."""
+    """Return the launch modes to try on this GPU, the simplest first; an option leaves only modes of its kind."""
     copies = [bool(options["zero_copy"])] if "zero_copy" in options else [False, True] if gpu.integrated else [False]
     graphs = [bool(options["cuda_graph"])] if "cuda_graph" in options else [False, True]
     return [LaunchMode(zero_copy, graph) for zero_copy in copies for graph in graphs]

@@ -1,4 +1,4 @@
-"""One inference in flight: an execution context with its stream, events, memory, and, where it pays, a CUDA graph."""
+"""One inference in flight: an execution context with its stream, events, memory and, if it's faster, a CUDA graph."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vitedge.runtimes.base import Stages
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: A more complicated launch mode is taken only where it's so much faster.
+#: A more complicated launch mode is taken only if it's faster by this factor.
 WORTH = 0.98
 WARM, ROUNDS = 5, 20
 
@@ -29,14 +29,14 @@ class LaunchMode(NamedTuple):
 
     @property
     def description(self) -> str:
-        """``zero copy, CUDA graph``."""
+        """The mode in words: ``zero copy, CUDA graph``."""
         return (
             ", ".join(word for word, is_so in zip(("zero copy", "CUDA graph"), self, strict=True) if is_so) or "plain"
         )
 
 
 class Tensors(NamedTuple):
-    """Names and shapes of what goes in and comes out."""
+    """Names and shapes of the input and output tensors."""
 
     source: str
     inputs: tuple[int, ...]  # uint8 [batch, h, w, 3]
@@ -45,7 +45,7 @@ class Tensors(NamedTuple):
 
 
 class Slot:
-    """Everything that one inference needs, allocated once.
+    """All resources of one inference, allocated once.
 
     Args:
         cuda: the driver.
@@ -83,7 +83,7 @@ class Slot:
             raise
 
     def _capture(self) -> None:
-        """Record the engine's work once; from then on one launch starts it all."""
+        """Capture the engine's work in a CUDA graph, which one launch then starts."""
         cuda, stream = self._cuda, self._stream
         self._execute()  # the first one of a context does work that can't be captured
         cuda("cudaStreamSynchronize", stream)
@@ -102,7 +102,7 @@ class Slot:
             raise ResourceError(self._action, "the inference couldn't be started", "run it with vitedge --debug")
 
     def start(self, images: NDArray[np.uint8], *, captured: bool = True) -> None:
-        """Copy uint8 [batch, h, w, 3] into pinned memory and start; what is still running is waited for first.
+        """Copy uint8 [batch, h, w, 3] into pinned memory and start, after waiting for work that is still running.
 
         Args:
             images: checked by the caller.
@@ -129,12 +129,12 @@ class Slot:
         cuda("cudaEventRecord", self._events[3], stream)
 
     def wait(self) -> NDArray[np.float32]:
-        """The logits of what was started, in this slot's memory, when they are there."""
+        """Wait for the inference and return its logits, in this slot's memory."""
         self._settle()
         return self._output.host
 
     def synchronize(self) -> None:
-        """Return when the stream is empty. Any thread may call it; what the slot knows of its work stays as it is."""
+        """Wait until the stream is empty. Any thread may call it; the slot's own state doesn't change."""
         self._cuda("cudaStreamSynchronize", self._stream)
 
     def _settle(self) -> None:
@@ -143,14 +143,14 @@ class Slot:
             self._waiting = False
 
     def stages(self) -> Stages:
-        """Nanoseconds between CUDA's events of the last inference; without copies there is but one stage."""
+        """Return the nanoseconds between CUDA's events of the last inference; without copies there is one stage."""
         first, compute, last = (
             round(self._cuda("cudaEventElapsedTime", *pair) * 1e6) for pair in itertools.pairwise(self._events)
         )
         return Stages(None, compute, None) if self.mode.zero_copy else Stages(first, compute, last)
 
     def close(self) -> None:
-        """Release everything; work in flight is waited for, since its memory goes."""
+        """Release everything, after waiting for work in flight, whose memory is released."""
         try:
             self._settle()
         finally:
@@ -159,7 +159,7 @@ class Slot:
 
 
 def measured(slots: Sequence[Slot], images: NDArray[np.uint8]) -> list[int]:
-    """Median nanoseconds of one whole inference in each slot, interleaved."""
+    """Return the median nanoseconds of one whole inference in each slot, interleaved."""
     times: list[list[int]] = [[] for _ in slots]
     for number in range(WARM + ROUNDS):
         for slot, kept in zip(slots, times, strict=True):
@@ -172,6 +172,6 @@ def measured(slots: Sequence[Slot], images: NDArray[np.uint8]) -> list[int]:
 
 
 def fastest(launch_modes: Sequence[LaunchMode], times: Sequence[int]) -> int:
-    """Index of the mode to take: the plain one, unless another is faster by more than chance."""
+    """Return the index of the mode to take: the simplest one, unless another is significantly faster."""
     best = min(range(len(launch_modes)), key=lambda i: times[i])
     return best if times[best] < WORTH * times[0] else 0

@@ -1,4 +1,4 @@
-"""What TensorRT takes: its ONNX parser's operators and types by version, and the rules of its explicit quantization.
+"""TensorRT's limits: its ONNX parser's operators and types by version, and the rules of its explicit quantization.
 
 A graph is held against the newest table that the target's ``runtime_min`` reaches; what a version takes, newer ones do,
 too. The tables stand on NVIDIA's published operator matrix of ONNX-TensorRT (docs/operators.md there):
@@ -87,7 +87,7 @@ TENSORRT_10_3 = Limits(
     static=True,
 )
 
-#: What came since, or took more types.
+#: Operators that later versions added, or that accept more types there.
 _LATER: dict[Types, str] = {_FLOATS: "Attention RMSNormalization RotaryEmbedding", _NUMBERS: "Pow"}
 
 TENSORRT_10_15 = replace(
@@ -106,7 +106,7 @@ TENSORRT_11 = replace(TENSORRT_10_15, reader="TensorRT 11", opsets=(9, 25), ir_v
 
 TABLES = {"10.3": TENSORRT_10_3, "10.15": TENSORRT_10_15, "11": TENSORRT_11}
 
-#: Attributes of Attention that its importer doesn't take.
+#: Attributes of Attention that the importer doesn't support.
 _ATTENTION = {"q_num_heads", "kv_num_heads", "softcap", "qk_matmul_output_mode"}
 
 #: Compute capability from which on a type exists.
@@ -114,7 +114,7 @@ _FIRST_SM = {"float8e4m3fn": (8, 9), "bfloat16": (8, 0)}
 
 
 def check(graph: bytes, target: Target) -> list[str]:
-    """What the target's oldest TensorRT or its GPU can't take of an ONNX file, in words; empty when they take it all.
+    """Return what the target's oldest TensorRT or its GPU doesn't support in an ONNX file, in words; empty: nothing.
 
     TensorRT-RTX, whose versions count otherwise, is held to TensorRT 10.3's table.
     """
@@ -137,7 +137,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _attributes(model: onnx.ModelProto, limits: Limits) -> Iterator[str]:
-    """Attributes and inputs of an operator that the parser hasn't."""
+    """Yield attributes and inputs of operators that the parser doesn't support."""
     for node in model.graph.node:
         where = f"node '{node.name}' ({node.op_type})"
         values = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
@@ -156,7 +156,7 @@ def _attributes(model: onnx.ModelProto, limits: Limits) -> Iterator[str]:
 
 
 def _quantization(model: onnx.ModelProto) -> Iterator[str]:
-    """Explicit quantization: zero points of 0, positive scales, channels in weights only."""
+    """Yield violations of explicit quantization: zero points of 0, positive scales, channels in weights only."""
     constants = initializers(model)
     for node in model.graph.node:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):

@@ -1,1 +1,1 @@
-"""The runtime that answers at once: whatever is measured with it is the harness's own overhead."""
+"""The null runtime computes nothing: times that are measured with it are the harness's own overhead."""

@@ -11,15 +11,15 @@ EXTRA = ""
 
 
 def installed() -> str | None:
-    """It's part of vitedge and has its version."""
+    """Return vitedge's own version: the null runtime is part of it."""
     return __version__
 
 
 def runs_here(device: str) -> bool:
-    """On every device."""
+    """Return True: it runs on every device."""
     return True
 
 
 def describe() -> dict[str, Any]:
-    """For the doctor."""
+    """Describe the runtime for the doctor."""
     return {"version": __version__}

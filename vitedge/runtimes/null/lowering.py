@@ -9,7 +9,7 @@ VARIANTS = ("null",)
 
 
 def lower(request: Request) -> Lowered:
-    """One empty file: the session needs the manifest alone."""
+    """Write one empty file: the session needs the manifest alone."""
     return Lowered(
         graph="null.graph",
         files={"null.graph": b""},

@@ -1,4 +1,4 @@
-"""Nothing to check before flight: nothing flies."""
+"""The null runtime has no limits to check."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from vitedge.formats.target import Target
 
 
 def check(graph: bytes, target: Target) -> list[str]:
-    """No findings, ever."""
+    """Return no findings."""
     return []

@@ -38,12 +38,12 @@ FAULTS: dict[str, Option] = {
 
 
 def read_contract(artifact: Artifact) -> dict[str, str] | None:
-    """The null graph carries no copy of the contract."""
+    """Return None: the null graph carries no copy of the contract."""
     return None
 
 
 def open_backend(artifact: Artifact, options: OpenOptions) -> NullBackend:
-    """A backend with the artifact's shapes; its graph isn't read.
+    """Open a backend with the artifact's shapes; its graph isn't read.
 
     Raises:
         UsageError: an option that isn't one of :data:`FAULTS`, or a value of another kind.
@@ -68,7 +68,7 @@ def open_backend(artifact: Artifact, options: OpenOptions) -> NullBackend:
 
 
 def null_session(like: Artifact, **faults: Option) -> Session:
-    """A null session with the shapes of ``like``: times measured with it are the harness's overhead."""
+    """Return a null session with the shapes of ``like``: times measured with it are the harness's overhead."""
     options = {**FAULTS, **faults}  # none of those that are planted in the artifact itself
     return Session(like, open_backend(like, OpenOptions(device="null", options=options)))
 
@@ -95,7 +95,7 @@ class NullBackend:
         self._done: dict[int, NDArray[np.float32]] = {}
 
     def infer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], Stages]:
-        """See the contract."""
+        """Run the contract's ``infer``."""
         start = time.perf_counter_ns()
         again = False
         if self._remembers:
@@ -110,26 +110,26 @@ class NullBackend:
         return logits, Stages(None, time.perf_counter_ns() - start, None)
 
     def submit(self, images: NDArray[np.uint8]) -> int:
-        """See the contract; the answer is there at once."""
+        """Run the contract's ``submit``; the logits are ready at once."""
         ticket = next(self._tickets)
         self._done[ticket] = self.infer(images)[0].copy()
         return ticket
 
     def wait(self, ticket: int) -> None:
-        """Nothing is in flight: see :meth:`submit`."""
+        """Do nothing: no inference is ever in flight, see :meth:`submit`."""
 
     def collect(self, ticket: int) -> NDArray[np.float32]:
-        """See the contract."""
+        """Run the contract's ``collect``."""
         return self._done.pop(ticket)
 
     def executed(self) -> list[Executed]:
-        """Nothing is executed."""
+        """Return an empty list: no node is executed."""
         return []
 
     def profile(self, images: NDArray[np.uint8], repeats: int) -> list[list[LayerTime]]:
-        """Nothing takes time."""
+        """Return empty lists: no node takes time."""
         return [[] for _ in range(repeats)]
 
     def close(self) -> None:
-        """See the contract."""
+        """Run the contract's ``close``."""
         self._done.clear()

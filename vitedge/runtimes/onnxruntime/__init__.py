@@ -1,1 +1,1 @@
-"""ONNX Runtime on CPUs, and the interpreter of graphs that are meant for runtimes that aren't here."""
+"""ONNX Runtime on CPUs, and the interpreter of graphs whose own runtime isn't installed here."""

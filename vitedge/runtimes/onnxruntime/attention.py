@@ -17,17 +17,17 @@ from vitedge.runtimes.onnxruntime.rewriter import Layers, Rewriter
 
 
 def _behind_linear(attention: Attention, linears: Mapping[str, Linear]) -> bool:
-    """Whether a linear with constant weights makes what is cut into q, k and v."""
+    """Whether a linear with constant weights computes the tensor that is cut into q, k and v."""
     return attention.qkv in linears and linears[attention.qkv].output == attention.packed
 
 
 def unscaled(attention: Attention) -> NDArray[np.float32]:
-    """Of each column, what takes the scale query_key^-½ back out: the canonical weights have theirs already."""
+    """Return each column's factor that removes the scale query_key^-½, which the canonical weights contain."""
     return np.repeat(np.array([attention.query_key**0.5, 1, 1], np.float32), attention.sizes)
 
 
 def quantized_attention(model: onnx.ModelProto, layers: Layers, *, threads: int = 1, batch: int = 1) -> onnx.ModelProto:
-    """Every canonical attention whose qkv linear is among ``layers``: integers in the linear, float32 in its products.
+    """Rewrite every canonical attention whose qkv linear is among ``layers``: integer linear, float32 products.
 
     ``QAttention`` is both, without splitting and transposing in between, and gives each thread whole heads. Where
     these don't come out even, one linear each for q, k and v and ``MultiHeadAttention`` are faster, which shares out
@@ -52,7 +52,7 @@ def quantized_attention(model: onnx.ModelProto, layers: Layers, *, threads: int 
     for node in rewriter.model.graph.node:
         attention = fused.get(node.output[0])
         if attention is None:
-            rewriter.nodes.append(node)  # what the fused ones leave behind is dropped in the end
+            rewriter.nodes.append(node)  # nodes that fusing made unused are dropped at the end
         elif _in_one(attention) and shares_evenly(batch * attention.heads, threads):
             _with_linear(rewriter, attention, layers[attention.qkv], linears[attention.qkv].input)
         else:
@@ -61,7 +61,7 @@ def quantized_attention(model: onnx.ModelProto, layers: Layers, *, threads: int 
 
 
 def _in_one(attention: Attention) -> bool:
-    """Whether QAttention can compute it."""
+    """Whether one QAttention can compute it."""
     return not attention.query_slice and attention.query_key == attention.value
 
 
@@ -70,12 +70,12 @@ UNEVEN = 0.1
 
 
 def shares_evenly(heads: int, threads: int) -> bool:
-    """Whether so many heads keep so many threads busy to the end."""
+    """Whether this number of heads keeps all threads busy to the end."""
     return heads >= (1 - UNEVEN) * threads * -(-heads // threads)
 
 
 def _with_linear(rewriter: Rewriter, attention: Attention, layer: QuantizedLayer, x: str) -> None:
-    """As QAttention."""
+    """Compute the attention and its linear as QAttention."""
     factor = unscaled(attention)
     scale, zero_point = rewriter.grid(layer)
     inputs = [
@@ -93,7 +93,7 @@ def _with_linear(rewriter: Rewriter, attention: Attention, layer: QuantizedLayer
 
 
 def _behind_linears(rewriter: Rewriter, attention: Attention, layer: QuantizedLayer, x: str) -> None:
-    """As three linears of the same quantized input, and MultiHeadAttention."""
+    """Compute the attention as three linears of the same quantized input, and MultiHeadAttention."""
     grid = rewriter.grid(layer)
     quantized, parts = rewriter.quantize(layer, x, grid), []
     ends = np.cumsum(attention.sizes)
@@ -115,7 +115,7 @@ def _behind_linears(rewriter: Rewriter, attention: Attention, layer: QuantizedLa
 
 
 def float_attention(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Every attention of all tokens as one ``Attention`` in float32, named and scaled as QAttention is."""
+    """Rewrite every attention of all tokens as one ``Attention`` in float32, named and scaled as QAttention is."""
     rewriter = Rewriter(model)
     linears = {linear.name: linear for linear in linear_layers(rewriter.model)}
     constants = initializers(rewriter.model)

@@ -20,7 +20,7 @@ def integer_convolutions(
     standard: onnx.ModelProto | None = None,
     dynamic: Collection[str] = (),
 ) -> onnx.ModelProto:
-    """Every convolution of ``layers`` as rows (im2col, of bytes) and MatMulIntegerToFloat.
+    """Rewrite every convolution of ``layers`` as rows (im2col, of bytes) and MatMulIntegerToFloat.
 
     Between such convolutions, and behind them as long as nothing else reads it, the picture stays rows [N, H·W, C]: as
     the GELUs of a stem, a pointwise convolution (then a MatMul) and the canonical patch tokens take it. A convolution
@@ -39,7 +39,7 @@ def integer_convolutions(
 
 
 class _Rewriting:
-    """One graph's, node by node: which pictures are there as rows already, and what becomes of a node.
+    """Rewrites one graph node by node, and knows which pictures exist as rows already.
 
     What is computed as rows is there in the picture's own layout, too, for whatever reads that; it's dropped in the
     end where nothing does.
@@ -58,7 +58,7 @@ class _Rewriting:
         self.tokens: dict[str, str] = {}  # tensor [N, H·W, C] that is nothing but another one's rows -> those
 
     def rewrite(self, node: onnx.NodeProto) -> None:
-        """Append what the node becomes."""
+        """Append the replacement of a node."""
         node.input[:] = [self.tokens.get(name, name) for name in node.input]
         source, target = (node.input[0] if node.input else ""), node.output[0]
         if node.name in self.layers and node.name in self.views:
@@ -77,7 +77,7 @@ class _Rewriting:
             self.builder.nodes.append(node)
 
     def convolution(self, layer: QuantizedLayer, source: str, target: str) -> None:
-        """In integers: bytes [N, H·W, C], receptive fields [N, positions, K], rows [N, positions, C_out]."""
+        """Compute in integers: bytes [N, H·W, C], receptive fields [N, positions, K], rows [N, positions, C_out]."""
         name = layer.name
         picture, grid = self.bytes_of(layer, source)
         fields = _receptive_fields(self.builder, name, self.views[name], picture, grid[1], self.chw(source))
@@ -88,7 +88,7 @@ class _Rewriting:
         self.builder.node("Reshape", f"{name}.restored", planes, shape, out=target)
 
     def bytes_of(self, layer: QuantizedLayer, source: str) -> tuple[str, Grid]:
-        """A layer's input as u8 rows [N, H·W, C], with its scale and zero point."""
+        """Return a layer's input as u8 rows [N, H·W, C], with its scale and zero point."""
         grid = self.builder.grid(layer)
         channels = self.chw(source)[0]
         if source in self.pixels and (layer.input_scale, layer.input_zero_point) == (1, 0):
@@ -101,7 +101,7 @@ class _Rewriting:
         return self.builder.quantize(layer, self.rows[source], grid), grid
 
     def float_pointwise(self, node: onnx.NodeProto, source: str, target: str) -> None:
-        """A pointwise convolution in float32: a MatMul over rows."""
+        """Compute a pointwise convolution in float32, as a MatMul over rows."""
         weight = array(self.constants[node.input[1]])
         matrix = self.builder.constant(f"{node.name}.matrix", weight.reshape(len(weight), -1).T)
         product = self.builder.node("MatMul", node.name, self.rows[source], matrix, out=f"{node.name}.product.out")
@@ -109,7 +109,7 @@ class _Rewriting:
         self.keep_planes(node)
 
     def gelu(self, node: onnx.NodeProto, source: str, target: str) -> None:
-        """A GELU of rows."""
+        """Compute a GELU of rows."""
         kind = attribute(node, "approximate", "none")
         self.rows[target] = self.builder.node(
             "Gelu", node.name, self.rows[source], out=f"{target}.rows", approximate=kind
@@ -117,17 +117,17 @@ class _Rewriting:
         self.keep_planes(node)
 
     def keep_planes(self, node: onnx.NodeProto) -> None:
-        """The node itself, in the picture's own layout, under another name."""
+        """Keep the node itself, in the picture's own layout, under another name."""
         node.name += ".planes"
         self.builder.nodes.append(node)
 
     def chw(self, tensor: str) -> tuple[int, ...]:
-        """Channels, height and width of a picture [N, C, H, W]."""
+        """Return channels, height and width of a picture [N, C, H, W]."""
         return tuple(size or 0 for size in self.shapes[tensor][1:])
 
 
 def _flattens(shape: onnx.TensorProto | None, source: tuple[int | None, ...]) -> bool:
-    """Whether a Reshape to this shape makes [N, C, H·W] of [N, C, H, W]."""
+    """Whether a Reshape to this shape turns [N, C, H, W] into [N, C, H·W]."""
     sizes = [] if shape is None else array(shape).tolist()
     area = (source[2] or 0) * (source[3] or 0) if len(source) == 4 else 0
     return len(sizes) == 3 and sizes[0] == 0 and sizes[1] in (0, source[1]) and sizes[2] in (-1, area)
@@ -136,7 +136,7 @@ def _flattens(shape: onnx.TensorProto | None, source: tuple[int | None, ...]) ->
 def _receptive_fields(
     builder: Rewriter, name: str, view: View, picture: str, zero_point: str, shape: tuple[int, ...]
 ) -> str:
-    """u8 [N, H·W, C] of a picture of ``shape`` (C, H, W) to u8 [N, positions, kh·kw·C], by tap, then by channel."""
+    """Turn u8 [N, H·W, C] of a picture (C, H, W) into u8 [N, positions, kh·kw·C], by tap, then by channel."""
     channels, height, width = shape
     (kernel_height, kernel_width), taps = view.kernel, view.kernel[0] * view.kernel[1]
     if pointwise(view):
@@ -165,7 +165,7 @@ def tiles(view: View) -> bool:
 
 
 def field_indices(view: View, height: int, width: int) -> NDArray[np.int64]:
-    """Which pixel (row by row) each position's taps read, int64 [positions, kh·kw]; H·W stands for padding."""
+    """Return the pixel (row by row) that each tap of each position reads, int64 [positions, kh·kw]; H·W is padding."""
     top, left, bottom, right = view.pads
     axes = []
     for axis, (size, before, after) in enumerate(((height, top, bottom), (width, left, right))):

@@ -1,4 +1,4 @@
-"""What is true of ONNX Runtime on this machine."""
+"""Detect ONNX Runtime on this machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXTRA = "onnxruntime"
 
 
 def installed() -> str | None:
-    """Version of whichever distribution provides the package, or None; nothing is imported.
+    """Return the version of whichever distribution provides the package, or None; nothing is imported.
 
     ``onnxruntime-gpu``, ``onnxruntime-openvino`` and other sisters share the import name.
     """
@@ -30,7 +30,7 @@ def installed() -> str | None:
 
 
 def load() -> ModuleType:
-    """Import ONNX Runtime; its log goes quiet but for errors."""
+    """Import ONNX Runtime, and silence its log except for errors."""
     package = importlib.import_module("onnxruntime")
     package.set_default_logger_severity(3)
     return package
@@ -47,14 +47,14 @@ def runs_here(device: str) -> bool:
 
 
 def missing_provider(target: Target) -> str:
-    """Why this build can't serve a target's provider; empty where it can, or where there is none."""
+    """Return the reason why this build can't serve a target's provider; empty where it can, or where there is none."""
     package = load()
     available, absent = package.get_available_providers(), unknown(package.get_all_providers())
     return next((why for provider in target.providers if (why := missing(provider, available, absent))), "")
 
 
 def describe() -> dict[str, Any]:
-    """For the doctor: version, the execution providers that this build has, and those that no build of it knows."""
+    """Describe for the doctor: version, the execution providers of this build, and those that no build of it has."""
     version = installed()
     if version is None:
         return {"version": None}

@@ -1,4 +1,4 @@
-"""GELU by tanh instead of the error function, where what comes out is rounded far more coarsely than the two differ."""
+"""Approximate GELU by tanh where its output is rounded far more coarsely than the two differ."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ALLOWED_STEPS = 1 / 16
 
 
 def tanh_gelus(model: onnx.ModelProto, layers: Layers) -> onnx.ModelProto:
-    """The graph whose GELUs are approximated by tanh where only coarsely rounded inputs of ``layers`` read them."""
+    """Return the graph with tanh GELUs where only coarsely rounded inputs of ``layers`` read them."""
     model = copy(model)
     readers = consumers(model)
     inputs = {linear.name: linear.input for linear in linear_layers(model)}

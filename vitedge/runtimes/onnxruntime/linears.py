@@ -31,22 +31,22 @@ Kernel = Callable[[Rewriter, QuantizedLayer, Linear, Shape], None]
 
 
 def integer_linears(model: onnx.ModelProto, layers: Layers) -> onnx.ModelProto:
-    """Every linear of ``layers`` as QuantizeLinear and MatMulIntegerToFloat, its bias inside."""
+    """Rewrite every linear of ``layers`` as QuantizeLinear and MatMulIntegerToFloat, with its bias inside."""
     return _with(model, layers, _static)
 
 
 def gemm_linears(model: onnx.ModelProto, layers: Layers) -> onnx.ModelProto:
-    """Every linear of ``layers`` as QuantizeLinear and QGemm on rows [N · T, K]."""
+    """Rewrite every linear of ``layers`` as QuantizeLinear and QGemm on rows [N · T, K]."""
     return _with(model, layers, _gemm)
 
 
 def dynamic_linears(model: onnx.ModelProto, layers: Layers) -> onnx.ModelProto:
-    """Every linear of ``layers`` as DynamicQuantizeMatMul; the observed scales of its input aren't used."""
+    """Rewrite every linear of ``layers`` as DynamicQuantizeMatMul; the observed scales of its input aren't used."""
     return _with(model, layers, _dynamic)
 
 
 def weight_only_linears(model: onnx.ModelProto, layers: Layers) -> onnx.ModelProto:
-    """Every linear of ``layers`` as MatMulNBits: integer weights, float32 products.
+    """Rewrite every linear of ``layers`` as MatMulNBits: integer weights, float32 products.
 
     The accuracy level is set to 1, float32: the default lets the kernel quantize activations too.
     """
@@ -68,7 +68,7 @@ def _with(model: onnx.ModelProto, layers: Layers, kernel: Kernel) -> onnx.ModelP
 
 
 def _matrix(layer: QuantizedLayer) -> np.ndarray:
-    """int8 [K, C_out]."""
+    """Return the weights as int8 [K, C_out]."""
     return np.asarray(layer.weight if layer.channel_axis == 1 else layer.weight.T)
 
 

@@ -62,7 +62,7 @@ OPTIONS: dict[str, Option] = {
 
 
 def lower(request: Request) -> Lowered:
-    """The graph of one candidate, with the preprocessing contract in its metadata; equal requests, equal bytes.
+    """Write the graph of one candidate, with the preprocessing contract in its metadata; it's deterministic.
 
     Raises:
         UsageError: an unknown kernel variant.
@@ -102,7 +102,7 @@ def _integers(
     kinds: tuple[str, ...] = ("linear", "conv"),
     inputs: Literal["static", "dynamic", "float"] = "static",
 ) -> Builder:
-    """A variant in which the layers of these kinds have integer weights, and their inputs are rounded that way."""
+    """Write a variant in which the layers of these kinds have integer weights and rounded inputs."""
 
     def variant(request: Request) -> Variant:
         scheme = Scheme("uint8", symmetric=False, wide_sums=request.target.wide_sums)
@@ -122,15 +122,15 @@ def _integers(
     return variant
 
 
-#: Output channels from which a stem's convolution before the last stride is worth its rows and its error.
+#: Output channels from which on a stem's convolution before the last stride gains from integers.
 WIDE = 128
 
-#: Of a target that says nothing: the cores that small boards have to spare beside decoding pictures.
+#: Threads for a target that names no number: the cores that small boards have left while they decode pictures.
 THREADS = 2
 
 
 def by_own_range(graph: onnx.ModelProto, layers: Layers, batch: int) -> frozenset[str]:
-    """Convolutions whose inputs are rounded by each picture's own range: all but those that read its bytes.
+    """Return convolutions whose inputs are rounded by each picture's own range: all but those that read its bytes.
 
     Activations of a stem reach twice as far in one picture as in another, so a range that holds them all wastes half of
     the levels, or clips the rare ones. A batch has one range, which would let its pictures change each other's logits:
@@ -151,7 +151,7 @@ def integer_graph(
     batch: int = 1,
     dynamic: Collection[str] = (),
 ) -> onnx.ModelProto:
-    """The improved float graph with ``layers`` in integers, attention among them; ``dynamic`` ones by own ranges."""
+    """Return the improved float graph with ``layers`` and attention in integers; ``dynamic`` ones use own ranges."""
     within = {attention.qkv for attention in attentions(graph)}
     multiplied = linears(graph, {name: layer for name, layer in layers.items() if name not in within})
     attending = quantized_attention(multiplied, layers, threads=threads, batch=batch)
@@ -173,7 +173,7 @@ def _static_graph(
 
 
 def reasons_for_float(graph: onnx.ModelProto) -> dict[str, str]:
-    """Why integers gain nothing in a layer that could be quantized, by its name; the others aren't in it."""
+    """Return reasons why layers that could be quantized gain nothing from integers, by name; only of such layers."""
     layers, _ = quantizable(graph)
     inferred = shapes(pinned(graph))
     patches = next(
@@ -185,7 +185,7 @@ def reasons_for_float(graph: onnx.ModelProto) -> dict[str, str]:
         if shape is None or None in shape:
             return "the shape of its input isn't known"
         if layer.linear.kind == "linear":
-            one_row = "it multiplies one row a picture; reading its weights is all the time it takes"
+            one_row = "memory-bound: it multiplies one row per image"
             return one_row if len(shape) == 2 else ""
         if layer.name == "patch_embed.proj" and pointwise(layer.view):
             return POINTWISE_PATCHES
@@ -200,7 +200,7 @@ def reasons_for_float(graph: onnx.ModelProto) -> dict[str, str]:
 
 
 def _area(shape: tuple[int | None, ...] | None) -> int:
-    """Pixels of a picture [N, C, H, W]; 0 where they aren't known."""
+    """Return the pixels of a picture [N, C, H, W]; 0 where they aren't known."""
     return (shape[2] or 0) * (shape[3] or 0) if shape is not None and len(shape) == 4 else 0
 
 

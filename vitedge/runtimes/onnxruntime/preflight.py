@@ -1,4 +1,4 @@
-"""An ONNX file against the oldest ONNX Runtime that a target allows."""
+"""Check an ONNX file for the oldest ONNX Runtime that a target allows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HALF = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
 
 
 def check(graph: bytes, target: Target) -> list[str]:
-    """What ``target.runtime_min`` can't take on a CPU, in words; empty when it can take everything."""
+    """Return what ``target.runtime_min`` doesn't support on a CPU, in words; empty when it supports everything."""
     model = parse(graph)
     opset, ir_version = as_of(_RELEASES, target.runtime_min, default=(17, 8))
     findings = []

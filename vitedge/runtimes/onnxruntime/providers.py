@@ -15,7 +15,7 @@ from vitedge.formats.target import Provider
 from vitedge.installation import pip
 
 CPU = "CPUExecutionProvider"
-#: The words of a target, and the names and distributions that ONNX Runtime has for them.
+#: The provider names in targets, with ONNX Runtime's name and distribution for each.
 NAMES = {
     "CUDA": ("CUDAExecutionProvider", "onnxruntime-gpu"),
     "TensorRT": ("TensorrtExecutionProvider", "onnxruntime-gpu"),
@@ -28,12 +28,12 @@ NAMES = {
 
 
 def unknown(all_providers: Iterable[str]) -> list[str]:
-    """The providers of the table that ONNX Runtime doesn't know in any build: providers come and go with versions."""
+    """Return the table's providers that no build of this ONNX Runtime has: providers come and go with versions."""
     return sorted({full for full, _ in NAMES.values()} - set(all_providers))
 
 
 def missing(provider: Provider, available: Iterable[str], unknown: Iterable[str] = ()) -> str:
-    """Why this ONNX Runtime hasn't the provider, or an empty string; ``unknown`` are those of no build of it."""
+    """Return why this ONNX Runtime lacks the provider, or an empty string; no build of it has the ``unknown`` ones."""
     full, distribution = NAMES[provider.name]
     if full in available:
         return ""
@@ -62,20 +62,20 @@ def require(provider: Provider, available: Iterable[str], unknown: Iterable[str]
 
 
 def arguments(provider: Provider) -> dict[str, Any]:
-    """What a session is created with: the provider, the CPU only for a named remainder, and no fall-back."""
+    """Return a session's arguments: the provider, the CPU only for a named remainder, and no fall-back."""
     options = {key: _text(value) for key, value in provider.options.items()}
     wanted = [(NAMES[provider.name][0], options)]
     return {"providers": [*wanted, (CPU, {})] if provider.remainder else wanted, "enable_fallback": 0}
 
 
 def configure(settings: Any, provider: Provider) -> None:
-    """Without a remainder, creating the session fails where a node would go to the CPU."""
+    """Configure that creating the session fails where a node would go to the CPU, unless a remainder is allowed."""
     if not provider.remainder:
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
 
 
 def check_kernels(provider: Provider, events: Iterable[Mapping[str, Any]], action: str) -> str:
-    """Where the kernels of one profiled inference ran: ``"OpenVINO 1, CPU: Cast 1"``.
+    """Return where the kernels of one profiled inference ran: ``"OpenVINO 1, CPU: Cast 1"``.
 
     Raises:
         ArtifactError: an operator ran on the CPU that the target doesn't name, or the provider ran none.

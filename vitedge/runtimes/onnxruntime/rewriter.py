@@ -1,4 +1,4 @@
-"""What the integer kernel variants of this folder are made with: a builder that knows ONNX Runtime's own operators."""
+"""The builder of this folder's integer kernel variants, which knows ONNX Runtime's own operators."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ class Rewriter(GraphBuilder):
         self._quantized: dict[tuple[str, float, int], str] = {}
 
     def contrib(self, operator: str, name: str, *inputs: str, out: str | None = None, **attributes: int | float) -> str:
-        """A node of ONNX Runtime's own; the name of what it writes."""
+        """Add a node of ONNX Runtime's own domain; return the name of its output."""
         return self.node(operator, name, *inputs, out=out, domain=CONTRIB, **attributes)
 
     def grid(self, layer: QuantizedLayer) -> Grid:
-        """Scale and zero point of the layer's input as constants."""
+        """Return scale and zero point of the layer's input as constants."""
         return (
             self.constant(f"{layer.name}.input.scale", np.float32(layer.input_scale)),
             self.constant(f"{layer.name}.input.zero_point", np.uint8(layer.input_zero_point)),
         )
 
     def quantize(self, layer: QuantizedLayer, x: str, grid: Grid) -> str:
-        """``x`` as u8; layers that read one tensor with one scale share it."""
+        """Quantize ``x`` to u8; layers that read one tensor with one scale share it."""
         key = (x, layer.input_scale, layer.input_zero_point)
         if key not in self._quantized:
             self._quantized[key] = self.node("QuantizeLinear", f"{layer.name}.input.q", x, *grid)
         return self._quantized[key]
 
     def quantize_by_range(self, layer: QuantizedLayer, x: str) -> tuple[str, Grid]:
-        """``x`` as u8 by its own range in each inference; and its scale and zero point."""
+        """Quantize ``x`` to u8 by its own range in each inference; return it with its scale and zero point."""
         name = f"{layer.name}.input"
         grid = (f"{name}.own_scale", f"{name}.own_zero_point")
         return self.node("DynamicQuantizeLinear", f"{name}.q", x, out=[f"{name}.q.out", *grid]), grid
 
     def multiply(self, layer: QuantizedLayer, x: str, grid: Grid, matrix: NDArray[np.int8], out: str) -> str:
-        """u8 rows times the s8 matrix [K, C_out], to float32 with the bias added."""
+        """Multiply u8 rows by the s8 matrix [K, C_out], to float32 with the bias added."""
         scale, zero_point = grid
         inputs = [
             x,
@@ -64,7 +64,7 @@ class Rewriter(GraphBuilder):
         return self.contrib("MatMulIntegerToFloat", layer.name, *inputs, out=out)
 
     def finish(self) -> onnx.ModelProto:
-        """The graph without what nothing needs any more."""
+        """Return the graph without unused nodes and constants."""
         model = self.written()
         del model.graph.value_info[:]
         prune(model)

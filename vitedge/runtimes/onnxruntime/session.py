@@ -1,4 +1,4 @@
-"""Running an ONNX file in ONNX Runtime. Needs numpy and onnxruntime alone."""
+"""Run an ONNX file in ONNX Runtime. Needs numpy and onnxruntime only."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _TIMED = "_kernel_time"
 
 
 def read_contract(artifact: Artifact) -> dict[str, str] | None:
-    """The preprocessing contract's copy in the file's ``metadata_props``, or None where it has none.
+    """Return the preprocessing contract in the file's ``metadata_props``, or None where it has none.
 
     Raises:
         ArtifactError: ONNX Runtime can't read the file.
@@ -113,14 +113,14 @@ class OnnxRuntimeBackend:
         self._tickets = itertools.count()
 
     def infer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], Stages]:
-        """See the contract; the picture is copied once, and the logits are read where the runtime wrote them."""
+        """Run the contract's ``infer``: the picture is copied once; logits are read where the runtime wrote them."""
         self._slot.images[...] = images
         start = time.perf_counter_ns()
         self._slot.run(self._session)
         return self._slot.logits, Stages(None, time.perf_counter_ns() - start, None)
 
     def submit(self, images: NDArray[np.uint8]) -> int:
-        """See the contract."""
+        """Run the contract's ``submit``."""
         if self._workers is None:
             self._workers = futures.ThreadPoolExecutor(SLOTS, "onnxruntime")
             for _ in range(SLOTS):
@@ -132,12 +132,12 @@ class OnnxRuntimeBackend:
         return ticket
 
     def wait(self, ticket: int) -> None:
-        """See the contract."""
+        """Run the contract's ``wait``."""
         if (future := self._pending.get(ticket)) is not None:
             futures.wait([future])
 
     def collect(self, ticket: int) -> NDArray[np.float32]:
-        """See the contract."""
+        """Run the contract's ``collect``."""
         return self._pending.pop(ticket).result()
 
     def _work(self, slot: _Slot) -> NDArray[np.float32]:
@@ -149,7 +149,7 @@ class OnnxRuntimeBackend:
             self._free.put(slot)
 
     def executed(self) -> list[Executed]:
-        """The nodes of one profiled inference; one that computes several planned layers is listed once for each.
+        """Return the nodes of one profiled inference; one that computes several planned layers is listed once for each.
 
         Quantized attention is such a node: its linear multiplies integers, its two products are float32.
         """
@@ -160,11 +160,11 @@ class OnnxRuntimeBackend:
         return nodes
 
     def kernels(self) -> list[dict[str, Any]]:
-        """The kernel events of one profiled inference, as ONNX Runtime writes them."""
+        """Return the kernel events of one profiled inference, as ONNX Runtime writes them."""
         return self._profiled(np.zeros_like(self._slot.images), 1)[0]
 
     def profile(self, images: NDArray[np.uint8], repeats: int) -> list[list[LayerTime]]:
-        """See the contract; ONNX Runtime counts whole microseconds."""
+        """Run the contract's ``profile``; ONNX Runtime counts whole microseconds."""
         rounds = []
         for events in self._profiled(images, repeats):
             layers = []
@@ -175,14 +175,14 @@ class OnnxRuntimeBackend:
         return rounds
 
     def close(self) -> None:
-        """See the contract."""
+        """Run the contract's ``close``."""
         if self._workers is not None:
             self._workers.shutdown()
         self._pending.clear()
         self._workers = self._session = None
 
     def _profiled(self, images: NDArray[np.uint8], repeats: int) -> list[list[dict[str, Any]]]:
-        """Kernel events of each of ``repeats`` inferences, in a session of its own with the same options."""
+        """Return kernel events of each of ``repeats`` inferences, in a session of its own with the same options."""
         package = detect.load()
         with tempfile.TemporaryDirectory(prefix="vitedge-") as folder:
             settings = _settings(package, self._wanted, int(self.info["threads"]), "profile")
@@ -205,7 +205,7 @@ class OnnxRuntimeBackend:
         return rounds[1 : repeats + 1]
 
     def _facts(self, event: Mapping[str, Any]) -> tuple[list[str], str, str]:
-        """(planned layers or the node's own name, operator, type) of a kernel event."""
+        """Return (planned layers or the node's own name, operator, type) of a kernel event."""
         operator = str(event["args"]["op_name"])
         names = [self._canonical(name) for name in event["name"].removesuffix(_TIMED).split("+")]
         if _INT8.search(operator):
@@ -214,7 +214,7 @@ class OnnxRuntimeBackend:
         return names, operator, _ELEMENT_TYPES.get(next(iter(outputs[0]), ""), "")
 
     def _canonical(self, name: str) -> str:
-        """The planned layer that an optimiser's name was made from: "blocks.0.mlp.fc1/MatMulAddFusion", "…_nchwc"."""
+        """Return the planned layer of an optimiser's node name: "blocks.0.mlp.fc1/MatMulAddFusion", "…_nchwc"."""
         made_from = [
             layer for layer in self._planned if re.match(rf"{re.escape(layer)}($|/|_token_|\.out_nchwc)", name)
         ]
@@ -245,7 +245,7 @@ class _Slot:
 
 
 def _profile(path: Path) -> Any:
-    """The events that ONNX Runtime wrote.
+    """Return the events that ONNX Runtime wrote.
 
     Raises:
         ResourceError: it couldn't write all of them, which it doesn't say itself.
@@ -271,7 +271,7 @@ def _create(package: Any, artifact: Artifact, settings: Any, action: str, provid
 
 
 def _explained(error: Exception, action: str, provider: Provider | None = None) -> VitedgeError:
-    """What ONNX Runtime says, in our words where the text is a known one; nothing depends on that it is."""
+    """Turn an ONNX Runtime error into ours, in our words where the text is known; no decision depends on the text."""
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", first.strip())
     if isinstance(error, MemoryError) or re.search(r"bad.?alloc|[Ff]ailed to allocate memory", str(error)):
@@ -294,7 +294,7 @@ def _explained(error: Exception, action: str, provider: Provider | None = None) 
 
 
 def _expect(action: str, name: str, ports: Sequence[Any], type_: str, shape: list[int]) -> None:
-    """One tensor of this name, type and shape.
+    """Check that there is one tensor of this name, type and shape.
 
     Raises:
         ArtifactError: the file isn't the graph that the manifest describes.
@@ -308,7 +308,7 @@ def _expect(action: str, name: str, ports: Sequence[Any], type_: str, shape: lis
 
 
 def _settings(package: Any, wanted: Mapping[str, Option], threads: int, action: str) -> Any:
-    """SessionOptions with everything set explicitly.
+    """Return SessionOptions with everything set explicitly.
 
     Raises:
         UsageError: an unknown option or value.
@@ -346,7 +346,7 @@ SPINNING = ("session.intra_op.allow_spinning", "session.inter_op.allow_spinning"
 
 
 def _read_back(settings: Any, wanted: Mapping[str, Option]) -> dict[str, Option]:
-    """The options as the session has them."""
+    """Return the options as the session has them."""
     level = {value: word for word, value in LEVELS.items()}[settings.graph_optimization_level.name]
     mode = {value: word for word, value in MODES.items()}[settings.execution_mode.name]
     return {
@@ -359,12 +359,12 @@ def _read_back(settings: Any, wanted: Mapping[str, Option]) -> dict[str, Option]
 
 
 def _entry(text: str, like: Option) -> Option:
-    """A configuration entry, which ONNX Runtime keeps as text; "1" is what a boolean was set as."""
+    """Return a configuration entry, which ONNX Runtime keeps as text; a boolean is set as "1"."""
     return text == "1" if isinstance(like, bool) else text
 
 
 def _available_cores() -> int:
-    """Physical cores that this process may use, at least one."""
+    """Return the number of physical cores that this process may use, at least one."""
     cpu = processor()
     limits = [cpu.physical_cores, cpu.allowed_cores, cpu.quota_cores]
     return max(1, int(min((limit for limit in limits if limit is not None), default=1)))

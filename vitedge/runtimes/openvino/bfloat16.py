@@ -1,4 +1,4 @@
-"""What OpenVINO's bfloat16 hint does to a float32 graph, written out: for machines that can't run it."""
+"""Write out the rounding of OpenVINO's bfloat16 hint in a float32 graph, for machines that can't run it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vitedge.graph.typed import element_types
 
 
 def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with every constant and every intermediate result rounded to bfloat16 and held in float32.
+    """Return the graph with every constant and every intermediate result rounded to bfloat16 and held in float32.
 
     OpenVINO accumulates in float32 and keeps the first operators (up to the first convolution) in float32; it may fuse
     operators and then rounds less often, so this errs on the side of rounding. Scales stay as they are, and what comes
@@ -39,7 +39,7 @@ def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def nearest_bfloat16(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The nearest values that bfloat16 has, halves to even; finite float32 of any shape."""
+    """Return the nearest bfloat16 values, halves to even; finite float32 of any shape."""
     bits = np.ascontiguousarray(values).view(np.uint32)
     upper = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
     return np.asarray(upper.astype(np.uint32).view(np.float32))

@@ -1,4 +1,4 @@
-"""What is true of OpenVINO on this machine."""
+"""Detect OpenVINO on this machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WRITES_ITS_FILES = True  # the intermediate representation (IR)
 
 
 def installed() -> str | None:
-    """Version of the installed package, or None; nothing is imported."""
+    """Return the version of the installed package, or None; nothing is imported."""
     if importlib.util.find_spec("openvino") is None:
         return None
     try:
@@ -41,7 +41,7 @@ def load(package: str = "openvino") -> ModuleType:
 
 @functools.cache
 def core() -> Any:
-    """The one Core of this process, which is never destroyed.
+    """Return this process's only Core, which is never destroyed.
 
     Each Core's CPU plugin installs an alternate signal stack and, when it is destroyed, restores the one that it found,
     even if that one's owner has freed it since. After two Cores were destroyed in the order in which they were made,
@@ -51,12 +51,12 @@ def core() -> Any:
 
 
 def package(variant: str) -> str:
-    """NNCF where it makes a kernel variant; else empty."""
+    """Return NNCF where it makes a kernel variant; else empty."""
     return NNCF if variant.startswith(NNCF) else ""
 
 
 def devices() -> list[str]:
-    """The devices that OpenVINO's plugins find here: "CPU", "GPU", "GPU.1", "NPU"."""
+    """Return the devices that OpenVINO's plugins find here: "CPU", "GPU", "GPU.1", "NPU"."""
     return [str(device) for device in core().available_devices]
 
 
@@ -66,7 +66,7 @@ def runs_here(device: str) -> bool:
 
 
 def describe() -> dict[str, Any]:
-    """For the doctor: version, and name and numeric formats of each device."""
+    """Describe for the doctor: version, and name and numeric formats of each device."""
     version = installed()
     if version is None:
         return {"version": None}

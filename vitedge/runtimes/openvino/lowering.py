@@ -70,7 +70,7 @@ _MARK = "\N{SYMBOL FOR UNIT SEPARATOR}"
 
 
 def lower(request: Request) -> Lowered:
-    """The IR of one candidate, with the preprocessing contract in its runtime info; equal requests, equal bytes.
+    """Write the IR of one candidate, with the preprocessing contract in its runtime info; it's deterministic.
 
     Raises:
         UsageError: an unknown kernel variant, or one that finds nothing to quantize.
@@ -102,7 +102,7 @@ def lower(request: Request) -> Lowered:
 
 
 def _by_nncf(request: Request) -> Lowered:
-    """What NNCF makes of the float graph; its own choice of layers, the planned ones are read from it."""
+    """Quantize the float graph with NNCF, which chooses the layers; the planned layers are read from its result."""
     assert request.pictures is not None, "NNCF calibrates by itself"
     version = nncf.require(variant_of(request))
     named = _unambiguous(pin_batch(request.graph, request.batch), _biases(request.graph))
@@ -138,7 +138,7 @@ def _lowered(
 
 
 def _options(rest: str, device: str) -> dict[str, Option]:
-    """What OpenVINO would otherwise choose by itself."""
+    """Return the options that OpenVINO would otherwise choose by itself."""
     options: dict[str, Option] = {
         "INFERENCE_PRECISION_HINT": "bf16" if rest == "bf16" else "f32",
         "EXECUTION_MODE_HINT": "PERFORMANCE",  # only the hint above decides on precision
@@ -149,7 +149,7 @@ def _options(rest: str, device: str) -> dict[str, Option]:
 
 
 def _quantized(request: Request) -> tuple[onnx.ModelProto, dict[str, QuantizedLayer], dict[str, str]]:
-    """The improved float graph, the variant's layers in integers, and why the other layers stay in float."""
+    """Return the improved float graph, the variant's layers in integers, and why the other layers stay in float."""
     layers, _ = quantizable(request.graph)
     first = layers[0].name if layers else ""
 
@@ -165,12 +165,12 @@ def _quantized(request: Request) -> tuple[onnx.ModelProto, dict[str, QuantizedLa
 
 
 def _biases(graph: onnx.ModelProto) -> dict[str, str]:
-    """The name of each layer's bias Add, and what it's to be called."""
+    """Return the names of the layers' bias Adds, and their new names."""
     return {layer.bias_node.name: f"{layer.name}.bias" for layer in linear_layers(graph) if layer.bias_node}
 
 
 def _unambiguous(graph: onnx.ModelProto, biases: Mapping[str, str]) -> onnx.ModelProto:
-    """Names that survive OpenVINO: no constant shares a node's name, and the bias Add of layer X is called X.bias.
+    """Rename for OpenVINO: no constant shares a node's name, and the bias Add of layer X is called X.bias.
 
     OpenVINO makes equal names different with suffixes, and after fusing MatMul and Add only the Add's name is left.
     Nodes get a mark, so that no name of the graph's ("MatMul_7") is taken for one that OpenVINO made up.
@@ -192,7 +192,7 @@ def _read(graph: onnx.ModelProto) -> Any:
 
 
 def _ir(model: Any, graph: onnx.ModelProto, metadata: Mapping[str, str]) -> tuple[bytes, bytes]:
-    """XML and weights of a model that was read from ``graph``.
+    """Return XML and weights of a model that was read from ``graph``.
 
     Names that OpenVINO made up are made anew from the graph's own order, so equal graphs are equal. OpenVINO also names
     the last operation after its tensor; the node's own name is given back.

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-#: What stands between an operator and the FakeQuantize of its input without changing a value.
+#: Operators between an operator and the FakeQuantize of its input that change no value.
 _MOVING: tuple[str, ...] = ("Reshape", "Squeeze", "Transpose", "Unsqueeze")
-#: What stands between an operator and its stored integers.
+#: Operators between an operator and its stored integers.
 _DEQUANTIZING: tuple[str, ...] = ("Convert", "Multiply", "Subtract", *_MOVING)
 
 
 def require(action: str) -> str:
-    """NNCF's version.
+    """Return NNCF's version.
 
     Raises:
         NotInstalledError: it isn't here.
@@ -35,7 +35,7 @@ def require(action: str) -> str:
 
 
 def quantized(model: Any, pictures: Iterable[NDArray[np.uint8]], ignored: Collection[str], wide_sums: bool) -> Any:
-    """What ``nncf.quantize`` makes of an OpenVINO model with its preset for transformers.
+    """Quantize an OpenVINO model by ``nncf.quantize`` with its preset for transformers.
 
     Args:
         model: float32, batch 1 or more.
@@ -63,7 +63,7 @@ def quantized(model: Any, pictures: Iterable[NDArray[np.uint8]], ignored: Collec
 
 
 def precisions(model: Any, operators: Mapping[str, str]) -> dict[str, str]:
-    """ "int8" for those layers of which both inputs are integers.
+    """Return "int8" for the layers whose two inputs are integers.
 
     Args:
         model: of :func:`quantized`.
@@ -79,7 +79,7 @@ def precisions(model: Any, operators: Mapping[str, str]) -> dict[str, str]:
 
 
 def _integers(value: Any) -> bool:
-    """Whether a tensor comes out of FakeQuantize, or out of stored integers and their scale."""
+    """Whether a tensor comes from FakeQuantize, or from stored integers and their scale."""
     operation = value.get_node()
     between = _DEQUANTIZING if _constant(operation) else _MOVING
     while operation.get_type_name() in between:
@@ -90,7 +90,7 @@ def _integers(value: Any) -> bool:
 
 
 def _constant(operation: Any) -> bool:
-    """Whether nothing but constants is behind an operator."""
+    """Whether an operator depends on constants only."""
     if operation.get_type_name() in ("Constant", "Parameter"):
         return bool(operation.get_type_name() == "Constant")
     return all(_constant(value.get_node()) for value in operation.input_values())

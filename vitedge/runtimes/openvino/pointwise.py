@@ -27,13 +27,13 @@ from vitedge.graph.surgery import (
     write_nodes,
 )
 
-#: Operators that treat every value alike, wherever it stands, as long as their other inputs are scalars.
+#: Operators that treat values at every position alike, as long as their other inputs are scalars.
 _POSITIONLESS = ("DequantizeLinear", "Gelu", "HardSigmoid", "HardSwish", "QuantizeLinear", "Relu", "Sigmoid", "Tanh")
 _AXIS = "channels_first.axis"
 
 
 def pointwise_linears(model: onnx.ModelProto, plain: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
-    """The graph with linears as convolutions of kernel size one; the arithmetic stays.
+    """Return the graph with linears as convolutions of kernel size one; the arithmetic doesn't change.
 
     ``X`` from [N, .., C_in] to [N, .., C_out] becomes the nodes ``X.channels_first`` (Transpose), ``X`` (Conv with the
     bias inside) and ``X.channels_last`` (Transpose); one row a picture, [N, C_in], gets and loses an axis instead.
@@ -74,7 +74,7 @@ def pointwise_linears(model: onnx.ModelProto, plain: onnx.ModelProto, names: Col
 
 
 def _convolution(builder: GraphBuilder, node: onnx.NodeProto, layer: Linear, axes: int) -> None:
-    """The three nodes that ``node``, a linear of input [N, .., C_in] with so many axes, becomes."""
+    """Add the three nodes that replace ``node``, a linear of input [N, .., C_in] with ``axes`` axes."""
     before, after = f"{layer.name}.channels_first", f"{layer.name}.channels_last"
     if axes == 2:
         x = builder.node("Unsqueeze", before, node.input[0], _AXIS)
@@ -89,7 +89,7 @@ def _convolution(builder: GraphBuilder, node: onnx.NodeProto, layer: Linear, axe
 
 
 def without_undone_transposes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph without pairs of Transposes that undo each other with nothing but positionless operators between."""
+    """Remove pairs of Transposes that cancel each other, with only positionless operators between them."""
     model = copy(model)
     scalars = {tensor.name for tensor in model.graph.initializer if not any(size > 1 for size in tensor.dims)}
     outputs = {value.name for value in model.graph.output}

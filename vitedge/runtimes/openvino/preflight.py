@@ -1,4 +1,4 @@
-"""An IR against the oldest OpenVINO that a target allows."""
+"""Check an IR for the oldest OpenVINO that a target allows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _IR_VERSIONS = ("10", "11")
 
 
 def check(graph: bytes, target: Target) -> list[str]:
-    """What ``target.runtime_min`` can't take, in words; empty when it can take everything."""
+    """Return what ``target.runtime_min`` doesn't support, in words; empty when it supports everything."""
     net = ElementTree.fromstring(graph)
     findings = []
     if net.get("version") not in _IR_VERSIONS:

@@ -1,4 +1,4 @@
-"""Running OpenVINO's intermediate representation (IR)."""
+"""Run OpenVINO's intermediate representation (IR)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from vitedge.runtimes.openvino.detect import core, installed
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: OpenVINO's element types in the words of the manifest; indices and the like have none.
+#: OpenVINO's element types as the manifest names them; types of indices and the like have no name.
 _TYPES = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "u8": "int8", "i8": "int8"}
-#: Executed operators that multiply by weights. A bias is fused into them, and on some paths its name alone survives.
+#: Executed operators that multiply by weights. A bias is fused into them; on some paths only the bias's name is left.
 _WEIGHTED = ("FullyConnected", "MatMul", "Convolution")
 
 
 def read_contract(artifact: Artifact) -> dict[str, str] | None:
-    """The preprocessing contract's copy in the IR: the entries of ``rt_info/vitedge``, or None where it has none.
+    """Return the preprocessing contract in the IR: the entries of ``rt_info/vitedge``, or None where it has none.
 
     Raises:
         ArtifactError: the file isn't XML.
@@ -108,7 +108,7 @@ class OpenVINOBackend:
         self._tickets = itertools.count()
 
     def infer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], Stages]:
-        """See the contract; OpenVINO doesn't separate the copies from the computation."""
+        """Run the contract's ``infer``; OpenVINO doesn't separate the copies from the computation."""
         start = time.perf_counter_ns()
         self._request.get_input_tensor().data[:] = images
         self._request.infer(share_outputs=True)  # in this thread: start_async would wait for another to be scheduled
@@ -116,7 +116,7 @@ class OpenVINOBackend:
         return logits, Stages(None, time.perf_counter_ns() - start, None)
 
     def submit(self, images: NDArray[np.uint8]) -> int:
-        """See the contract. When all slots are busy, the oldest one's logits are kept and its slot is used again."""
+        """Run the contract's ``submit``. When all slots are busy, the oldest one's logits are kept, its slot reused."""
         if not self._free:
             self._finish(next(iter(self._running)))
         request = self._free.pop()
@@ -126,12 +126,12 @@ class OpenVINOBackend:
         return ticket
 
     def wait(self, ticket: int) -> None:
-        """See the contract; where its request was given to a later inference meanwhile, that one is waited for."""
+        """Run the contract's ``wait``; if the request was given to a later inference meanwhile, wait for that one."""
         if (request := self._running.get(ticket)) is not None:
             request.wait()
 
     def collect(self, ticket: int) -> NDArray[np.float32]:
-        """See the contract."""
+        """Run the contract's ``collect``."""
         if ticket in self._running:
             self._finish(ticket)
         return self._done.pop(ticket)
@@ -143,7 +143,7 @@ class OpenVINOBackend:
         self._free.append(request)
 
     def executed(self) -> list[Executed]:
-        """The compiled graph without what it computed once from constants; a planned layer stands under its own name.
+        """Return the compiled graph without parts computed once from constants; planned layers have their own names.
 
         A node that several planned layers were fused into (attention) is listed once for each. OpenVINO tells the type
         of such a node's first input alone: where that is int8, the layers behind the first may be of another type,
@@ -156,7 +156,7 @@ class OpenVINOBackend:
         ]
 
     def profile(self, images: NDArray[np.uint8], repeats: int) -> list[list[LayerTime]]:
-        """See the contract; OpenVINO counts whole microseconds."""
+        """Run the contract's ``profile``; OpenVINO counts whole microseconds."""
         compiled = core().compile_model(self._model, self._device, {**self._options, "PERF_COUNT": True})
         nodes, request = self._nodes(compiled), compiled.create_infer_request()
         rounds: list[list[LayerTime]] = []
@@ -174,7 +174,7 @@ class OpenVINOBackend:
         return rounds[1:]
 
     def close(self) -> None:
-        """See the contract."""
+        """Run the contract's ``close``."""
         for request in self._running.values():
             request.wait()
         self._running.clear()
@@ -183,7 +183,7 @@ class OpenVINOBackend:
         self._request = self._compiled = self._model = None
 
     def _nodes(self, compiled: Any) -> dict[str, tuple[list[str], str, str]]:
-        """Executed name to (canonical names, operator, type), in the order of execution, constants left out."""
+        """Map executed names to (canonical names, operator, type), in the order of execution, without constants."""
         nodes: dict[str, tuple[list[str], str, str]] = {}
         constant: set[str] = set()
         for node in compiled.get_runtime_model().get_ordered_ops():
@@ -227,7 +227,7 @@ def _compiled(model: Any, device: str, options: Mapping[str, Option], action: st
 
 
 def _effective(compiled: Any, wanted: Mapping[str, Option], device: str, action: str) -> dict[str, Option]:
-    """The options as the compiled model has them; OpenVINO replaces what a processor lacks without a word."""
+    """Return the options as the compiled model has them; OpenVINO silently replaces options that a processor lacks."""
     readable = {str(key) for key in compiled.get_property("SUPPORTED_PROPERTIES")}
     effective = {key: _plain(compiled.get_property(key)) for key in wanted if key in readable}
     for key, value in effective.items():
@@ -241,7 +241,7 @@ def _effective(compiled: Any, wanted: Mapping[str, Option], device: str, action:
 
 
 def _plain(value: Any) -> Option:
-    """A property's value as a plain one: element types and enumerations become their names."""
+    """Return a property's value as a plain one: element types and enumerations become their names."""
     if isinstance(value, (str, bool, int, float)):
         return value
     if hasattr(value, "to_string"):  # an element type: "f32"
@@ -259,7 +259,7 @@ def _expect(action: str, name: str, port: Any, type_: str, shape: tuple[int, ...
 
 
 def _reason(error: Exception) -> str:
-    """The last line that says something of OpenVINO's many-lined messages."""
+    """Return the last informative line of an OpenVINO message, which has many lines."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
     return (telling or lines or [type(error).__name__])[-1][:300]

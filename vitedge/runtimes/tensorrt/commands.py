@@ -22,7 +22,7 @@ INPUTS = "inputs.json"
 
 
 def commands(artifact: Artifact) -> list[tuple[str, str]]:
-    """What each command does, and the command, for a shell.
+    """Return each command's purpose, and the command, for a shell.
 
     Raises:
         UsageError: an option of the manifest that TensorRT hasn't.
@@ -52,7 +52,7 @@ def _trtexec(artifact: Artifact, options: BuildOptions) -> str:
 
 
 def _inputs(artifact: Artifact) -> str:
-    """Golden pictures as the graph takes them, in the only format that Polygraphy's command line reads."""
+    """Return golden pictures as the graph takes them, in the only format that Polygraphy's command line reads."""
     shape = (artifact.manifest.batch, *artifact.array(GOLDEN_INPUTS).shape[1:])
     pictures = f"numpy.resize(numpy.load({json.dumps(str(artifact.path / GOLDEN_INPUTS))}), {shape})"
     save = f"save_json([{{{json.dumps(INPUT)}: {pictures}}}], {json.dumps(INPUTS)})"
@@ -72,7 +72,7 @@ def _polygraphy(artifact: Artifact, options: BuildOptions) -> str:
 
 
 def _allowed(artifact: Artifact) -> float:
-    """How far logits may be from those of the export in the mean, which is never more than the root mean square."""
+    """Return the allowed mean deviation of logits from the exported ones; it never exceeds the root mean square."""
     tolerance, logits = artifact.manifest.golden.tolerance, artifact.array(GOLDEN_LOGITS).astype(np.float64)
     centred = logits - logits.mean(axis=1, keepdims=True) if logits.shape[1] > 1 else logits
     return float(np.sqrt(np.mean(centred**2))) * (0.05 if tolerance is None else tolerance.allowed)

@@ -1,4 +1,4 @@
-"""What is true of TensorRT on this machine."""
+"""Detect TensorRT on this machine."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ ON_GPU = True
 
 
 def installed() -> str | None:
-    """Version of the installed package, or None."""
+    """Return the version of the installed package, or None."""
     return engine.installed(PACKAGE)
 
 
 def extra() -> str:
-    """``tensorrt-cu13`` or ``tensorrt-cu12``, by this machine's driver; ``tensorrt`` where that's unknown."""
+    """Return ``tensorrt-cu13`` or ``tensorrt-cu12``, by this machine's driver; ``tensorrt`` where that's unknown."""
     return engine.extra(PACKAGE)
 
 
 def not_from_pip() -> str | None:
-    """How to get TensorRT where the extra brings none: JetPack has it, and an ARM server its own wheels."""
+    """Return how to get TensorRT where the extra brings none: JetPack has it, and ARM servers use their own wheels."""
     if board().l4t is not None:
         return "run: sudo apt install nvidia-jetpack && python3 -m venv --system-site-packages .venv"
     if platform.machine() == "aarch64":
@@ -40,5 +40,5 @@ def runs_here(device: str) -> bool:
 
 
 def describe() -> dict[str, Any]:
-    """For the doctor: version, and the GPUs' names or "no GPU"."""
+    """Describe for the doctor: version, and the GPUs' names or "no GPU"."""
     return {"version": installed(), "gpus": ", ".join(gpu.name for gpu in gpus()) or "no GPU"}

@@ -10,5 +10,5 @@ VARIANTS = lowering.VARIANTS
 
 
 def lower(request: Request) -> Lowered:
-    """One file, ``model.onnx``, that TensorRT 10.3 and newer build an engine from."""
+    """Write one file, ``model.onnx``, that TensorRT 10.3 and newer build an engine from."""
     return lowering.lower(request, VARIANTS, NAME)

@@ -1,4 +1,4 @@
-"""What stands for TensorRT where no GPU is: see :mod:`vitedge.runtimes._nvidia.parser_check`."""
+"""The check that replaces TensorRT on machines without a GPU: see :mod:`vitedge.runtimes._nvidia.parser_check`."""
 
 from __future__ import annotations
 

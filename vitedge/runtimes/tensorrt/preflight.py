@@ -1,4 +1,4 @@
-"""A typed ONNX graph against the target's oldest TensorRT: see :mod:`vitedge.runtimes._nvidia.table`."""
+"""Check a typed ONNX graph for the target's oldest TensorRT: see :mod:`vitedge.runtimes._nvidia.table`."""
 
 from __future__ import annotations
 

@@ -18,10 +18,10 @@ export_engines, carry = engines.export_engines, engines.carry
 def build(
     artifact: Artifact, sms: Sequence[str], options: Mapping[str, Option], progress: Progress
 ) -> list[ObtainedEngine]:
-    """The engines of one artifact, in the cache."""
+    """Return the engines of one artifact, in the cache."""
     return building.build(PACKAGE, installed() or "", artifact, sms, options, progress)
 
 
 def plan(artifact: Artifact, sms: Sequence[str], options: Mapping[str, Option]) -> list[Outlook]:
-    """What :func:`build` would do with the same arguments."""
+    """Return the engines that :func:`build` would build or reuse with the same arguments."""
     return building.plan(PACKAGE, installed() or "", artifact, sms, options)

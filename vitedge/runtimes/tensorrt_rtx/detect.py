@@ -1,4 +1,4 @@
-"""What is true of TensorRT-RTX on this machine."""
+"""Detect TensorRT-RTX on this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ON_GPU = True
 
 
 def installed() -> str | None:
-    """Version of the installed package, or None."""
+    """Return the version of the installed package, or None."""
     return engine.installed(PACKAGE)
 
 
@@ -24,5 +24,5 @@ def runs_here(device: str) -> bool:
 
 
 def describe() -> dict[str, Any]:
-    """For the doctor: version, and the GPUs' names or "no GPU"."""
+    """Describe for the doctor: version, and the GPUs' names or "no GPU"."""
     return {"version": installed(), "gpus": ", ".join(gpu.name for gpu in gpus()) or "no GPU"}

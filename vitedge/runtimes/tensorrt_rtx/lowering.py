@@ -12,5 +12,5 @@ VARIANTS = ("float", "fp16", "linears-fp8-rest-fp16")
 
 
 def lower(request: Request) -> Lowered:
-    """One file, ``model.onnx``, that TensorRT-RTX builds an engine from."""
+    """Write one file, ``model.onnx``, that TensorRT-RTX builds an engine from."""
     return lowering.lower(request, VARIANTS, NAME)

@@ -1,4 +1,4 @@
-"""A typed ONNX graph against TensorRT 10.3's table: see :mod:`vitedge.runtimes._nvidia.table`."""
+"""Check a typed ONNX graph against TensorRT 10.3's table: see :mod:`vitedge.runtimes._nvidia.table`."""
 
 from __future__ import annotations
 
