@@ -1,4 +1,4 @@
-"""The fastest of several candidates on this device: measured, checked against the budget, kept in the cache."""
+"""Choose the fastest of several candidates on this device: measured, checked against the budget, kept in the cache."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FIDELITY = ("fp32", "fp16", "bf16", "mixed", "fp8", "int8")
 
 
 def choose(candidates: Sequence[Timed], budget: Budget, deviations: Sequence[str] = ()) -> list[Timed]:
-    """Mark the fastest candidate within the budget; each gets the reason why it's chosen or not.
+    """Mark the fastest candidate within the budget, and give each a reason.
 
     Args:
         candidates: measured.
@@ -152,7 +152,7 @@ def _measure(
     result = evaluate(candidates, images, progress=progress) if images is not None else None
     budget = candidates[0].manifest.target.budget
     if carrier is not None and result is None and _kept_a_budget(carrier):
-        budget = replace(budget, max_top1_drop_pp=math.inf)  # the export's own budget took its place
+        budget = replace(budget, max_top1_drop_pp=math.inf)  # the export's own budget was checked instead
     return choose(_timed(candidates, measured, result), budget, [speed.wrong for speed in measured])
 
 
@@ -171,7 +171,7 @@ def _refuse_choice(candidates: Sequence[Artifact], action: str) -> None:
 
 
 def _labelled(candidates: Sequence[Artifact], data: str | None, *, evaluated: bool, action: str) -> ImageSet | None:
-    """Labelled pictures to evaluate on here; None where no candidate is quantized, or all were evaluated at export."""
+    """Return labelled pictures to evaluate on; None where no candidate is quantized, or all were evaluated before."""
     from vitedge.data import embedded
 
     if data is None and (evaluated or all(artifact.manifest.calibration is None for artifact in candidates)):
@@ -192,7 +192,7 @@ def _kept_a_budget(carrier: Artifact) -> bool:
 
 
 def _timed(artifacts: Sequence[Artifact], measured: Sequence[Speed], evaluated: Result | None) -> list[Timed]:
-    """Each with its speed and its top-1 drop: on the same pictures here, or as it was evaluated at export."""
+    """Return each artifact with its speed and its top-1 drop: on the same pictures here, or as evaluated at export."""
     rows = evaluated.rows if evaluated is not None else ()
     top1 = {row.subject.digest: float(np.mean(np.equal(row.accuracy.rank, 0))) for row in rows if row.accuracy}
     reference = min(artifacts, key=lambda artifact: FIDELITY.index(artifact.manifest.precision))

@@ -1,4 +1,4 @@
-"""Engines of an artifact: built into the cache or into a folder beside the artifact, and explained.
+"""Engines of an artifact: build them into the cache or into a folder beside the artifact, and explain them.
 
 A runtime that builds has a module ``build`` in its folder; the others open their files as they are.
 """
@@ -32,7 +32,7 @@ def builds(runtime: str) -> bool:
 
 
 def builder_of(artifact: Artifact, action: str) -> ModuleType:
-    """The runtime's module that builds.
+    """Return the runtime's module that builds.
 
     Raises:
         UsageError: this runtime opens its files as they are.
@@ -123,7 +123,7 @@ def carry(
 def plan(
     artifact: Artifact, *, sms: Sequence[str] = (), options: Mapping[str, Option] | None = None
 ) -> list[dict[str, Any]]:
-    """What :func:`build` would do with the same arguments, in one row for each engine; nothing is built.
+    """Return the engines that :func:`build` would build or reuse, in one row each; nothing is built.
 
     Returns:
         ``builds`` (there is no engine that fits), ``because``, ``folder``, ``memory_mb`` that building takes, about,
@@ -162,7 +162,7 @@ def plan(
 
 
 def commands(artifact: Artifact) -> list[dict[str, str]]:
-    """Command lines of the runtime's own tools for the same graph: what each does (``purpose``), and the ``command``.
+    """Return command lines of the runtime's own tools for the same graph: each one's ``purpose`` and ``command``.
 
     Raises:
         UsageError: vitedge knows none for this runtime.

@@ -39,14 +39,14 @@ if TYPE_CHECKING:
 
     from vitedge.quantization.statistics import Statistics
 
-#: How far a runtime's logits may lie from the interpreted arithmetic, of the largest: kernels round a value here and
-#: there to the neighbouring step, which makes up to two hundredths; what a runtime gets wrong is off by tenths.
+#: Largest deviation of a runtime's logits from the interpreted arithmetic, as a fraction of the largest logit: kernels
+#: round some values to the neighbouring step, which adds up to two hundredths; errors of a runtime are above a tenth.
 ARITHMETIC_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
 class ExportInputs:
-    """What every candidate of a plan is made from and evaluated on."""
+    """The inputs from which every candidate of a plan is made and evaluated."""
 
     plan: Plan
     graph: onnx.ModelProto  # canonical, float32
@@ -61,7 +61,7 @@ class ExportInputs:
 
     @cached_property
     def lowered_float(self) -> Lowered | None:
-        """The target's float graph; None where the target has no float candidate."""
+        """Lower the target's float candidate; None where it has none."""
         candidate = self.plan.target.plain
         return None if candidate is None else self.lower(candidate)
 
@@ -71,7 +71,7 @@ class ExportInputs:
         return np.resize(self.golden_inputs, (self.plan.batch, *self.golden_inputs.shape[1:]))
 
     def lower(self, candidate: Candidate, quantized: frozenset[str] | None = None) -> Lowered:
-        """The graph of a candidate, as its runtime runs it.
+        """Lower a candidate to the graph that its runtime runs.
 
         Args:
             candidate: precision and kernel variant.
@@ -94,7 +94,7 @@ class ExportInputs:
         return lowered
 
     def _calibration_pictures(self) -> Iterator[NDArray[np.uint8]]:
-        """The calibration pictures as the model takes them, uint8 [h, w, 3], anew at each call."""
+        """Return the calibration pictures as the model takes them, uint8 [h, w, 3], read again at each call."""
         plan = self.plan
         assert plan.images is not None and plan.recipe is not None and self.calibration is not None
         return pictures(plan.model, plan.images, plan.recipe.observe, self.calibration)
@@ -112,11 +112,11 @@ class Evaluated:
 
     @property
     def acceptable(self) -> bool:
-        """Whether it may be published."""
+        """Whether the candidate may be published."""
         return self.within_budget is not False
 
     def same_graph(self, other: Evaluated) -> bool:
-        """Whether both are one graph, opened with the same options."""
+        """Whether both are the same graph, opened with the same options."""
         mine, its = self.lowered, other.lowered
         return mine.files == its.files and mine.runtime_options == its.runtime_options
 
@@ -132,7 +132,7 @@ class Evaluated:
 
     @property
     def result(self) -> CandidateResult:
-        """Its entry in the manifest's list of candidates."""
+        """The entry in the manifest's list of candidates."""
         fidelity = self.manifest.fidelity
         return CandidateResult(
             precision=self.candidate.precision,
@@ -146,11 +146,11 @@ class Evaluated:
         )
 
     def with_layers(self, layers: tuple[LayerPlan, ...]) -> Evaluated:
-        """The same with other layer plans in its manifest."""
+        """Return the same candidate with other layer plans in its manifest."""
         return changed(self, manifest=replace(self.manifest, layers=layers))
 
     def with_sensitivity(self, divergences: Mapping[str, float]) -> Evaluated:
-        """The same with the divergence of its group in every layer's plan."""
+        """Return the same candidate with each group's divergence in its layers' plans."""
 
         def sensitivity(layer: LayerPlan) -> float | None:
             return divergences.get(layer.name.rpartition(".")[0] or layer.name, layer.sensitivity)
@@ -194,7 +194,7 @@ def load_golden(plan: Plan) -> ExportInputs:
 
 
 def with_hold_out(inputs: ExportInputs, progress: Progress) -> ExportInputs:
-    """The same with the hold-out pictures: others than those that it was calibrated on.
+    """Return the inputs with the hold-out pictures: others than those that calibration used.
 
     Raises:
         UsageError: they can't show that the budget holds.
@@ -276,7 +276,7 @@ def preflight(plan: Plan, lowered: Lowered) -> None:
 
 
 def draft_manifest(inputs: ExportInputs, candidate: Candidate, lowered: Lowered) -> Manifest:
-    """The candidate's manifest without what running it tells."""
+    """Write the candidate's manifest without the facts that running it gives."""
     plan, record = inputs.plan, inputs.plan.model.record
     quantizes = candidate.precision in QUANTIZED
     return Manifest(
@@ -339,7 +339,7 @@ def _require_same_arithmetic(
 
 
 def _not_as_planned(plan: Plan, what: str) -> InvalidResultError:
-    """The error for a graph that its runtime executes in another way; a runtime newer than tested is a reason."""
+    """Return the error for a graph that its runtime doesn't execute as planned, with a too new runtime as a reason."""
     reason, hint = runtimes.fuses_otherwise(plan.target.runtime)
     hint = f"{hint}, or " if hint else ""
     return InvalidResultError(

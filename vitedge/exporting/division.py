@@ -1,22 +1,22 @@
-"""How the pictures of ``--data`` are divided: those that are observed, and those held out to measure the loss on."""
+"""Divide the pictures of ``--data`` into those that are observed and those held out to measure the loss."""
 
 from __future__ import annotations
 
 from vitedge.data.images import ImageSet
 from vitedge.errors import UsageError
 
-#: Observed at least, where the recipe decides: with fewer, which pictures were drawn decides more than their number
+#: Observed at least, where the recipe decides: with fewer, the choice of the pictures matters more than their number
 #: (docs/quantization-results.md has the figures).
 LEAST_OBSERVED = 16
 COST_OF_FEWER = "with 16 the mean KL was up to 1.8 times that with 256, with 64 up to 1.2 times"
-#: Held out of ``--data`` where it's small: one in so many, and so many at least.
+#: Held out of a small ``--data``: one picture in ONE_IN, and at least LEAST_HELD_OUT.
 ONE_IN, LEAST_HELD_OUT = 5, 4
 
 OTHERS = "name other hold-out pictures: --held-out DIR"
 
 
 def observed_count(images: ImageSet, wanted: int, *, data: str, held_out_elsewhere: bool, action: str) -> int:
-    """How many calibration pictures a recipe observes of those that there are.
+    """Return how many of the available calibration pictures a recipe observes.
 
     Args:
         images: calibration pictures, and hold-out pictures where there are no others.
@@ -42,7 +42,7 @@ def observed_count(images: ImageSet, wanted: int, *, data: str, held_out_elsewhe
 
 
 def require_samples(images: ImageSet, count: int, *, data: str, held_out_elsewhere: bool, action: str) -> None:
-    """Check that ``--num-samples`` can be had, and leaves hold-out pictures where they come from the same set.
+    """Check that there are ``--num-samples`` pictures, and hold-out pictures left where both come from the same set.
 
     Raises:
         UsageError: it can't, or doesn't.
@@ -61,12 +61,12 @@ def require_samples(images: ImageSet, count: int, *, data: str, held_out_elsewhe
 
 
 def _most(usable: int, held_out_elsewhere: bool) -> int:
-    """How many of the usable pictures can be observed, if need be."""
+    """Return how many of the usable pictures can be observed at most."""
     return usable if held_out_elsewhere else usable - LEAST_HELD_OUT
 
 
 def _usable(images: ImageSet, wanted: int) -> int:
-    """How many pictures can be used: all, or, where there aren't many, those that differ and have a sound header."""
+    """Count the pictures that can be used: all, or, of few, those that differ and have a sound header."""
     return len(images) if len(images) >= 2 * wanted else images.count_different()
 
 

@@ -41,7 +41,7 @@ class LayerExplained(Record):
 
 
 class Explained(Record):
-    """Layers in the order of the graph, and what follows from them in sentences."""
+    """The layers in the order of the graph, and the conclusions in sentences."""
 
     artifact: str
     layers: tuple[LayerExplained, ...]
@@ -77,7 +77,7 @@ def explain_profiles(
     profile: Profile | None,
     isa: Sequence[str] | None = None,
 ) -> Explained:
-    """As :func:`explain`, of a plan and of profiles as results have them."""
+    """Explain as :func:`explain` does, from a plan and from profiles as results have them."""
     total = sum(layer.macs for layer in plan) or 1
     times = [_by_layer(profile, plan) for profile in (float_profile, profile)]
     layers = tuple(
@@ -100,7 +100,7 @@ def explain_profiles(
 
 
 def _by_layer(profile: Profile | None, layers: Sequence[LayerPlan]) -> dict[str, float]:
-    """Median microseconds by planned layer; a node of several layers counts for the first."""
+    """Return median microseconds by planned layer; a node of several layers counts for the first."""
     if profile is None:
         return {}
     names = {layer.name for layer in layers}
@@ -113,7 +113,7 @@ def _by_layer(profile: Profile | None, layers: Sequence[LayerPlan]) -> dict[str,
 
 
 def _precisions(layers: Sequence[LayerPlan], total: int) -> list[str]:
-    """How much is quantized, and why the rest isn't."""
+    """Tell how much is quantized, and why the rest isn't."""
     quantized = [layer for layer in layers if layer.precision in QUANTIZED]
     if not quantized:
         return ["Nothing is quantized."]
@@ -136,7 +136,7 @@ def _precisions(layers: Sequence[LayerPlan], total: int) -> list[str]:
 def _speed(
     float_profile: Profile, profile: Profile, plan: Sequence[LayerPlan], precision: str, isa: Sequence[str] | None
 ) -> list[str]:
-    """What became faster or slower, part by part, by the runtime's own profile."""
+    """Tell which parts became faster or slower, by the runtime's own profile."""
     before, after = by_part(float_profile), by_part(profile)
     total_before, total_after = sum(before.values()), sum(after.values())
     ratio = total_before / total_after if total_after else 1.0
@@ -167,7 +167,7 @@ def _speed(
 def _why_not_faster(
     float_profile: Profile, profile: Profile, ratio: float, precision: str, isa: Sequence[str] | None
 ) -> list[str]:
-    """The reasons where there is no gain: slower layers, quantizing in between, moving data; the largest first."""
+    """Give the reasons where there is no gain: slower layers, quantizing in between, moving data; the largest first."""
     if ratio >= _FASTER:
         return []
 
@@ -195,7 +195,7 @@ def _why_not_faster(
 
 
 def _movers(profile: Profile) -> list[Layer]:
-    """Nodes that only move data; what quantizes on the way counts as quantizing."""
+    """Return the nodes that only move data; nodes that quantize while moving count as quantizing."""
     return [
         place.layer
         for place in parts(profile)
@@ -216,7 +216,7 @@ def _nodes(nodes: Sequence[Layer]) -> str:
 
 
 def _spent(nodes: Sequence[Layer]) -> str:
-    """Their total time, and the names that take most of it, blocks added up."""
+    """Return their total time, and the names that take most of it, added up over blocks."""
     places: dict[str, float] = {}
     for node in nodes:
         name = _BLOCK.sub("blocks.*.", node.name)
@@ -227,7 +227,7 @@ def _spent(nodes: Sequence[Layer]) -> str:
 
 
 def _fused(profile: Profile, plan: Sequence[LayerPlan]) -> list[str]:
-    """Nodes that are several of the model's layers, by the operator that they became."""
+    """Return the nodes that combine several of the model's layers, by the operator that they became."""
     kinds: dict[str, list[str]] = {}
     for layer in profile.layers:
         if "+" in layer.name:
@@ -251,7 +251,7 @@ def _fused(profile: Profile, plan: Sequence[LayerPlan]) -> list[str]:
 
 
 def _sensitivities(layers: Sequence[LayerPlan]) -> list[str]:
-    """The most and the least sensitive groups."""
+    """Name the most and the least sensitive groups."""
     groups = {layer.name.rpartition(".")[0] or layer.name: layer.sensitivity for layer in layers}
     ordered = sorted(((value, name) for name, value in groups.items() if value is not None), reverse=True)
     if not ordered:

@@ -24,18 +24,18 @@ class Group:
 
 @dataclass(frozen=True)
 class Scan:
-    """What quantizing each group costs and gains, by the group's name."""
+    """The cost and the gain of quantizing each group, by the group's name."""
 
     divergence: Mapping[str, float]  # mean KL to the float logits with this group alone quantized, nats
     gain: Mapping[str, float]  # nanoseconds that quantizing it saves; multiply-accumulates where not measured
     measured: bool  # whether the gain was measured
 
     def worst_first(self, groups: Iterable[Group]) -> list[Group]:
-        """The order in which groups go back to float: most divergence for least gain, groups without gain first."""
+        """Sort groups in the order in which they go back to float: without gain first, then by divergence per gain."""
         return sorted(groups, key=lambda group: (-self._price(group), group.name))
 
     def unprofitable(self, groups: Sequence[Group]) -> list[Group]:
-        """Groups that gain nothing, or whose divergence per gain is over the average of those that gain; worst first.
+        """Return groups that gain nothing, or whose divergence per gain is above the others' average; worst first.
 
         Quantizing the others is the knee of the curve of divergence against gain: each of them costs less for its gain
         than the straight line from everything in float to everything quantized.
@@ -47,13 +47,13 @@ class Scan:
         return [group for group in self.worst_first(groups) if self._price(group) > limit]
 
     def _price(self, group: Group) -> float:
-        """Divergence per gain."""
+        """Return the divergence per gain."""
         gain = self.gain.get(group.name, 0.0)
         return self.divergence[group.name] / gain if gain > 0 else float("inf")
 
 
 def grouped(layers: Iterable[str]) -> list[Group]:
-    """Groups by what stands before the last dot of a name; a name without a dot is a group of its own."""
+    """Group layers by their name before its last dot; a name without a dot is a group of its own."""
     members: dict[str, list[str]] = {}
     for layer in layers:
         members.setdefault(layer.rpartition(".")[0] or layer, []).append(layer)
@@ -61,19 +61,19 @@ def grouped(layers: Iterable[str]) -> list[Group]:
 
 
 def layers_of(groups: Iterable[Group]) -> frozenset[str]:
-    """The names of all layers of some groups."""
+    """Return the names of all layers of some groups."""
     return frozenset(layer for group in groups for layer in group.layers)
 
 
 def layers_except(groups: Iterable[Group], reverted: Sequence[Group]) -> frozenset[str]:
-    """The layers that stay quantized when some of the groups go back to float."""
+    """Return the layers that stay quantized when some of the groups go back to float."""
     return layers_of(group for group in groups if group not in reverted)
 
 
 def divergences(
     groups: Sequence[Group], divergence: Callable[[frozenset[str]], float], progress: Progress = silent
 ) -> dict[str, float]:
-    """The divergence with each group alone quantized, by its name.
+    """Measure the divergence with each group alone quantized, by its name.
 
     Args:
         groups: to scan.
@@ -89,7 +89,7 @@ def divergences(
 
 
 def saved_ns(groups: Sequence[Group], before: Sequence[LayerTime], after: Sequence[LayerTime]) -> dict[str, float]:
-    """Nanoseconds that quantizing saves in each group, from one profile without and one with it.
+    """Return the nanoseconds that quantizing saves in each group, from one profile without and one with it.
 
     A node belongs to the group whose name its own begins with, so what quantizing adds (``blocks.3.attn.qkv.input.q``)
     counts against the group.
@@ -108,7 +108,7 @@ def saved_ns(groups: Sequence[Group], before: Sequence[LayerTime], after: Sequen
 
 
 def fastest(rounds: Sequence[Sequence[LayerTime]]) -> list[LayerTime]:
-    """The least time of every node over profiled inferences of the same nodes."""
+    """Return the least time of every node over profiled inferences of the same nodes."""
     return [min(times, key=lambda time: time.ns) for times in zip(*rounds, strict=True)]
 
 
@@ -119,7 +119,7 @@ def _inside(node: str, group: str) -> bool:
 def fewest_reverted(
     order: Sequence[Group], evaluate: Callable[[Sequence[Group]], Fidelity], budget: Budget
 ) -> Sequence[Group] | None:
-    """The shortest beginning of ``order`` that has to go back to float for the budget to hold.
+    """Find the shortest prefix of ``order`` that has to go back to float for the budget to hold.
 
     Bisection, as if more float never lost more; the beginning that is returned was evaluated itself.
 

@@ -67,7 +67,7 @@ class HoldOut:
 
 
 def usual(size: tuple[int, int]) -> int:
-    """The number of hold-out pictures of this size where no budget asks for more: smaller ones cost less."""
+    """Return the usual number of hold-out pictures of this size, where no budget needs more: smaller ones cost less."""
     return min(MOST, USUAL * 224 * 224 // (size[0] * size[1]) or 1)
 
 
@@ -157,7 +157,7 @@ class _Picture(NamedTuple):
 
 
 def _read(model: Model, images: ImageSet, seed: int, most: int, wanted: Callable[[str], bool]) -> Iterator[_Picture]:
-    """The first ``most`` pictures of the seeded order that can be read and whose digest is wanted."""
+    """Yield the first ``most`` pictures of the seeded order that can be read and whose digest is wanted."""
     count = 0
     for index in images.order(seed):
         if count == most:
@@ -172,7 +172,7 @@ def _read(model: Model, images: ImageSet, seed: int, most: int, wanted: Callable
 
 
 def _refuse_overlap(digests: Sequence[str], calibrated: set[str], images: ImageSet, action: str) -> None:
-    """Raises: UsageError: some of the pictures of these digests were calibrated on."""
+    """Raises: UsageError: some of the pictures of these digests were used for calibration."""
     overlap = sum(digest[:16] in calibrated for digest in digests if digest)
     if overlap:
         raise UsageError(
@@ -183,7 +183,7 @@ def _refuse_overlap(digests: Sequence[str], calibrated: set[str], images: ImageS
 
 
 def float_logits(graph: onnx.ModelProto, frames: NDArray[np.uint8], progress: Progress = silent) -> NDArray[np.float32]:
-    """The float graph's logits, uint8 [n, h, w, 3] -> float32 [n, classes]."""
+    """Compute the float graph's logits, uint8 [n, h, w, 3] -> float32 [n, classes]."""
     from vitedge.runtimes.interpreter import run_graph
 
     batches = []
@@ -195,7 +195,7 @@ def float_logits(graph: onnx.ModelProto, frames: NDArray[np.uint8], progress: Pr
 
 
 def class_ids(model: Model, images: ImageSet, *, required: bool, action: str) -> NDArray[np.int64] | None:
-    """True class ids of all pictures, int64 [n]; None where the folders aren't the model's classes.
+    """Return the true class ids of all pictures, int64 [n]; None where the folders aren't the model's classes.
 
     Raises:
         UsageError: they have to be, and aren't.

@@ -1,4 +1,4 @@
-"""What to export and how."""
+"""Options of an export."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from vitedge.errors import UsageError, nearest
 from vitedge.formats import target
 from vitedge.formats.recipe import Recipe
 
-#: What ``--precision`` takes: those of targets, or the first candidate that holds the accuracy budget.
+#: Values of ``--precision``: the targets' precisions, or "auto", the first candidate that holds the accuracy budget.
 PRECISIONS = (*target.PRECISIONS, "auto")
 CALIBRATION, BUDGET, CANDIDATES, ARTIFACT = "Calibration", "Accuracy budget", "Choice among candidates", "Artifact"
 
 
 class ExportOptions(Record):
-    """How to calibrate, what accuracy to hold, and what to choose from."""
+    """Options of an export: calibration, the accuracy to hold, and the candidates to choose from."""
 
     recipe: Annotated[
         Recipe | str,
@@ -103,7 +103,7 @@ class ExportFields(TypedDict, total=False):
 
 
 def chosen_precision(precision: str | None, *, int8: bool, half: bool) -> str:
-    """One precision from ``--precision`` and its spellings ``--int8`` and ``--half``.
+    """Return the one precision that ``--precision`` and its spellings ``--int8`` and ``--half`` give.
 
     Raises:
         UsageError: none, or several that differ.

@@ -51,17 +51,17 @@ class Plan:
 
     @property
     def action(self) -> str:
-        """What is asked for, for error texts."""
+        """The action, for error texts."""
         return f"export {self.model.record.name} to {self.target.name} in {self.precision}"
 
     @property
     def picture(self) -> Path:
-        """Where the picture of an export that explains itself goes: beside the artifact."""
+        """The path of the picture that ``--explain`` writes, beside the artifact."""
         return self.out.with_name(f"{self.out.name}.selection.svg")
 
     @property
     def most_held_out(self) -> int:
-        """Hold-out pictures at most: a budget needs many."""
+        """The largest number of hold-out pictures: a budget needs many."""
         return hold_out.MOST if self.budget.limits_accuracy else hold_out.usual(self.model.record.preprocessing.size)
 
     @property
@@ -77,7 +77,7 @@ def plan_export(
     out: str | Path,
     options: ExportOptions | None = None,
 ) -> Plan:
-    """Check what is asked for, before any work.
+    """Check the request before any work.
 
     Args:
         model: a model folder.
@@ -124,7 +124,7 @@ def plan_export(
 
 
 def _candidates(target: Target, precision: str, options: ExportOptions) -> tuple[Candidate, ...]:
-    """The target's candidates of a precision that can be made here.
+    """Return the target's candidates of a precision that can be written here.
 
     Raises:
         UsageError, NotInstalledError: there are none.
@@ -135,7 +135,7 @@ def _candidates(target: Target, precision: str, options: ExportOptions) -> tuple
 
 
 def _refuse_choice(plan: Plan) -> None:
-    """Raises: UsageError: candidates can't be measured here, or there is one alone to carry."""
+    """Raises: UsageError: candidates can't be measured here, or there is only one to include."""
     if plan.autotune and not runs_here(plan.target):
         raise UsageError(
             f"{plan.action}, by measuring",
@@ -151,7 +151,7 @@ def _refuse_choice(plan: Plan) -> None:
 
 
 def _with_pictures(plan: Plan, options: ExportOptions) -> Plan:
-    """The plan with its recipe, calibration images and hold-out pictures.
+    """Return the plan with its recipe, calibration images and hold-out pictures.
 
     Raises:
         UsageError: an unknown recipe, or too few pictures.
@@ -175,14 +175,14 @@ def _with_pictures(plan: Plan, options: ExportOptions) -> Plan:
 
 
 def _own_hold_out(plan: Plan, named: str | None) -> ImageSet | None:
-    """The hold-out pictures that don't come from the calibration images' set."""
+    """Return the hold-out pictures that don't come from the calibration images' set."""
     if named is not None:
         return embedded.open_images(named, action=plan.action)
     return embedded.pictures("held-out") if plan.model.record.origin.kind == "embedded" else None
 
 
 def _check_hold_out(plan: Plan, *, named: bool) -> None:
-    """Check what can be known of the hold-out pictures before work, those that the user named by their contents.
+    """Check what is known of the hold-out pictures before work; those that the user named by their contents.
 
     Raises:
         UsageError: too few for the budget, without labels that it needs, calibrated on, or for display alone.
@@ -200,7 +200,7 @@ def _check_hold_out(plan: Plan, *, named: bool) -> None:
 
 
 def _auto_candidates(target: Target, *, all_wanted: bool) -> tuple[Candidate, ...]:
-    """The candidates of ``auto``; where all are wanted, a mixture of the preferred quantized variant is one more.
+    """Return the candidates of ``auto``, with a mixture of the preferred quantized variant where all are wanted.
 
     Where only the first within the budget is wanted, groups of its layers go back to float, which makes it a mixture.
     """
@@ -209,7 +209,7 @@ def _auto_candidates(target: Target, *, all_wanted: bool) -> tuple[Candidate, ..
 
 
 def _available(target: Target, candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
-    """The candidates without those of another package where it isn't installed, or where they can't be evaluated.
+    """Leave out candidates of another package where it isn't installed, or where they can't be evaluated.
 
     Raises:
         NotInstalledError, UsageError: that leaves none.
@@ -232,7 +232,7 @@ def _available(target: Target, candidates: tuple[Candidate, ...]) -> tuple[Candi
 
 
 def describe(plan: Plan) -> dict[str, Any]:
-    """The plan as one flat row, for ``--dry-run``."""
+    """Return the plan as one flat row, for ``--dry-run``."""
     recipe = plan.recipe
     return {
         "model": plan.model.record.name,
@@ -263,7 +263,7 @@ def require_host(action: str, *more: str, extra: str = "host") -> None:
 
 
 def _require_writers(plan: Plan) -> None:
-    """The ``host`` extra, and the runtime where its files are its own format."""
+    """Demand the ``host`` extra, and the runtime where its files are in its own format."""
     require_host(plan.action)
     runtimes.require_writer(plan.target.runtime, plan.action)
 
@@ -274,7 +274,7 @@ def _calibration_images(plan: Plan, data: str | Path | None) -> ImageSet:
     if plan.model.record.origin.kind != "embedded":
         raise UsageError(
             plan.action,
-            f"{plan.precision} needs calibration images; the embedded ones serve the embedded model alone",
+            f"{plan.precision} needs calibration images; the embedded pictures suit the embedded model only",
             "name a folder of pictures like those the model will see: --data images/",
         )
     return embedded.pictures("calibration")

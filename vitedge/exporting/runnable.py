@@ -1,4 +1,4 @@
-"""A lowered graph that runs before it's written: in its runtime where that is here, else interpreted."""
+"""Run a lowered graph before it's written: in its runtime where that is installed, else interpreted."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def opened(manifest: Manifest, lowered: Lowered, action: str, *, threads: int | 
 
 
 def interpreted(graph: onnx.ModelProto, executed_by: str = "") -> Runnable:
-    """A graph of standard operators whose arithmetic is interpreted."""
+    """Interpret the arithmetic of a graph of standard operators."""
     from vitedge.runtimes.interpreter import run_graph
 
     return Runnable(lambda frames: run_graph(graph, frames), executed_by, None)

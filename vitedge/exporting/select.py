@@ -1,4 +1,4 @@
-"""Which candidates may be published: evaluated, with groups of layers back in float where the budget needs it."""
+"""Select the candidates that may be published: evaluate them, with groups back in float where the budget needs it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vitedge.runtimes.base import BUDGET, NO_GAIN, PRICE
 
 
 def evaluate_candidates(inputs: ExportInputs, progress: Progress) -> tuple[list[Evaluated], dict[Candidate, str]]:
-    """Evaluate the plan's candidates: up to the first acceptable one, or all where they're measured or carried.
+    """Evaluate the plan's candidates: up to the first acceptable one, or all where they're measured or included.
 
     A candidate that its runtime can't open or doesn't run as planned is left out where another may take its place.
     Where the target's preference is wanted, that fails the export.
@@ -54,7 +54,7 @@ def evaluate_candidates(inputs: ExportInputs, progress: Progress) -> tuple[list[
 def _evaluate_within_budget(
     inputs: ExportInputs, candidate: Candidate, tried: list[Evaluated], progress: Progress
 ) -> Evaluated | None:
-    """A candidate, with groups back in float where the budget needs it.
+    """Evaluate a candidate, with groups back in float where the budget needs it.
 
     None for a mixture of no group, and for a quantized graph that was tried before: so is a variant with convolutions
     where a model has none. ``tried`` grows by the candidate, before and after groups go back.
@@ -73,7 +73,7 @@ def _evaluate_within_budget(
 
 
 def _mix(inputs: ExportInputs, candidate: Candidate, progress: Progress) -> Evaluated | None:
-    """The candidate with the groups quantized whose gain is worth their divergence; None where no group's is."""
+    """Quantize only groups whose gain is worth their divergence; None where no group's is."""
     fully = evaluate_candidate(inputs, candidate, progress)
     groups = fully.quantized_groups
     scan = scan_groups(inputs, fully, groups, progress)
@@ -90,7 +90,7 @@ def _mix(inputs: ExportInputs, candidate: Candidate, progress: Progress) -> Eval
 
 
 def _revert_to_budget(inputs: ExportInputs, evaluated: Evaluated, progress: Progress) -> Evaluated | None:
-    """The candidate with as few groups back in float as the budget allows; None where it allows none."""
+    """Revert as few groups to float as the budget allows; None where the budget can't hold."""
     groups = evaluated.quantized_groups
     scan = scan_groups(inputs, evaluated, groups, progress)
     attempts: dict[frozenset[str], Evaluated] = {}
@@ -117,7 +117,7 @@ def _revert_to_budget(inputs: ExportInputs, evaluated: Evaluated, progress: Prog
 
 
 def _with_reasons(evaluated: Evaluated, reasons: Mapping[str, str]) -> Evaluated:
-    """The same with other reasons for some layers' precisions in its manifest."""
+    """Return the candidate with other reasons for some layers' precisions in its manifest."""
     layers = (replace(layer, reason=reasons.get(layer.name, layer.reason)) for layer in evaluated.manifest.layers)
     return evaluated.with_layers(tuple(layers))
 
@@ -125,7 +125,7 @@ def _with_reasons(evaluated: Evaluated, reasons: Mapping[str, str]) -> Evaluated
 def _none_acceptable(
     plan: Plan, evaluated: Sequence[Evaluated], failures: Mapping[Candidate, VitedgeError]
 ) -> VitedgeError:
-    """The error of an export without an acceptable candidate."""
+    """Return the error of an export without an acceptable candidate."""
     if not evaluated and failures:
         return next(iter(failures.values()))
     if not evaluated:
@@ -144,7 +144,7 @@ def _none_acceptable(
 
 
 def _fidelity_text(evaluated: Evaluated) -> str:
-    """What a candidate loses against the float graph, for an error text."""
+    """Describe a candidate's loss against the float graph, for an error text."""
     fidelity = evaluated.manifest.fidelity
     assert fidelity is not None
     text = f"{evaluated.candidate.variant} has a top-1 agreement of {100 * fidelity.agreement:.2f} %"

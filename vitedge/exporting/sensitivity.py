@@ -1,4 +1,4 @@
-"""The sensitivity scan: what quantizing each group of layers alone costs in divergence and saves in time."""
+"""The sensitivity scan: the divergence that quantizing each group of layers alone adds, and the time that it saves."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PROFILED = 30
 
 
 class _Divergence(Record):
-    """One graph's, kept in the cache folder: runtimes that round to the same integers share it."""
+    """One graph's divergence in the cache folder; runtimes that round to the same integers share it."""
 
     SCHEMA_VERSION: ClassVar[int] = 1
     schema_version: int = 1
@@ -63,7 +63,7 @@ def scan_groups(inputs: ExportInputs, evaluated: Evaluated, groups: Sequence[Gro
 
 
 def saved_time(inputs: ExportInputs, evaluated: Evaluated, groups: Sequence[Group]) -> dict[str, float] | None:
-    """Nanoseconds that quantizing each group saves, from profiles of the float and the quantized graph.
+    """Return the nanoseconds that quantizing each group saves, from profiles of the float and the quantized graph.
 
     None where the target has no float candidate or its runtime doesn't run here.
     """
@@ -80,7 +80,7 @@ def saved_time(inputs: ExportInputs, evaluated: Evaluated, groups: Sequence[Grou
 
 
 def _divergence(inputs: ExportInputs, evaluated: Evaluated, lowered: Lowered) -> float:
-    """A graph's mean KL divergence to the float graph on the first hold-out pictures, nats; kept in the cache."""
+    """Return a graph's mean KL divergence to the float graph on the first hold-out pictures, nats; it's cached."""
     hold_out, action = inputs.hold_out, inputs.plan.action
     assert hold_out is not None
     if lowered.interpretable is None:  # its runtime alone knows its arithmetic
@@ -97,13 +97,13 @@ def _divergence(inputs: ExportInputs, evaluated: Evaluated, lowered: Lowered) ->
 
 
 def _cache_path(pictures: str, float_graph: onnx.ModelProto, graph: onnx.ModelProto) -> Path:
-    """Where a graph's divergence on pictures of this digest is kept."""
+    """Return the path of a graph's divergence on pictures of this digest."""
     key = sha256("\0".join([pictures, str(PICTURES), *_rounding(float_graph, graph)]).encode())
     return cache_folder() / "sensitivity" / f"{key[:32]}.json"
 
 
 def _rounding(float_graph: onnx.ModelProto, graph: onnx.ModelProto) -> Iterator[str]:
-    """What rounding changed, as text: the constants that the float graph hasn't, and how many nodes round.
+    """Yield the effects of rounding as text: constants that the float graph lacks, and the number of rounding nodes.
 
     Layout and fusions, in which runtimes differ, change nothing of it; so the order within integer weights doesn't
     count.

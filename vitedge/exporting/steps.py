@@ -31,20 +31,20 @@ if TYPE_CHECKING:
 PICTURES = 256
 #: Steps at most beside the chosen one and the float graph.
 STEPS = 8
-#: How each is timed: the median of so many rounds, of each round the fastest inference.
+#: Each is timed by the median over so many rounds of the round's fastest inference.
 ROUNDS, INFERENCES = 15, 5
 
 
 @dataclass(frozen=True)
 class _Point:
-    """One step's graph."""
+    """The graph of one step."""
 
     quantized: frozenset[str]  # layers; none: the float graph
     lowered: Lowered
 
 
 def with_steps(inputs: ExportInputs, evaluated: Evaluated, progress: Progress) -> Evaluated:
-    """The same with its layers' sensitivities and the steps of its selection in its manifest.
+    """Return the candidate with its layers' sensitivities and the steps of its selection in its manifest.
 
     Groups go back to float as for a budget, the worst first. Of many steps some are taken, the one that was chosen
     among them. Each is lowered, evaluated, and timed where the target's runtime runs here.
@@ -77,7 +77,7 @@ def with_steps(inputs: ExportInputs, evaluated: Evaluated, progress: Progress) -
 def _points(
     inputs: ExportInputs, evaluated: Evaluated, groups: Sequence[Group], order: Sequence[Group], chosen: frozenset[str]
 ) -> list[_Point]:
-    """The graphs of the steps: evenly from no group in float on, the chosen one, and the float graph."""
+    """Return the graphs of the steps: evenly from no group in float on, the chosen one, and the float graph."""
     counts = sorted({round(number * len(order) / STEPS) for number in range(STEPS)})
     quantized = dict.fromkeys([*(layers_except(groups, order[:count]) for count in counts), chosen])
     points = [
@@ -92,7 +92,7 @@ def _points(
 def _measure(
     inputs: ExportInputs, evaluated: Evaluated, points: Sequence[_Point], progress: Progress
 ) -> tuple[list[Fidelity], Sequence[float | None]]:
-    """Each graph's fidelity, and its milliseconds per inference where the target's runtime runs here."""
+    """Measure each graph's fidelity, and its milliseconds per inference where the target's runtime runs here."""
     hold_out = inputs.hold_out
     assert hold_out is not None
     fidelities, sessions = [], []
@@ -112,12 +112,12 @@ def _measure(
 
 
 def _interleaved_ms(sessions: Sequence[Session], frames: NDArray[np.uint8]) -> list[float]:
-    """Milliseconds of an inference of each session, interleaved: the median over rounds of each round's fastest."""
+    """Measure an inference of each session, interleaved, in ms: the median over rounds of each round's fastest."""
     fastest_ns: list[list[int]] = [[] for _ in sessions]
     order = generator(0)
     for _ in range(ROUNDS):
         for number in order.permutation(len(sessions)):
-            sessions[number].run(frames)  # what ran before it has used the caches
+            sessions[number].run(frames)  # the inference before it filled the caches with other data
             times_ns = []
             for _ in range(INFERENCES):
                 start = time.perf_counter_ns()

@@ -1,4 +1,4 @@
-"""How far an artifact's logits may be from those of the export, measured by runs that are sound and differ.
+"""The allowed deviation of an artifact's logits from the exported ones, measured from sound runs that differ.
 
 Kernels of other instruction sets add in another order, so a value next to a rounding boundary falls the other way. A
 graph whose float32 constants are moved by a unit in the last place does the same, and so does the interpreter where the
@@ -19,16 +19,16 @@ from vitedge.runtimes.here import runs_here
 
 #: Runs with moved constants.
 MOVED = 3
-#: The largest deviation of a sound run may be exceeded so many times.
+#: Allowed: this multiple of the largest deviation of a sound run.
 TIMES_MEASURED = 2.0
-#: Always allowed, by what is computed: float32 sums in another order, and a rounded value here and there.
+#: Always allowed, by precision: float32 sums in another order, and some values rounded otherwise.
 LEAST_FLOAT, LEAST_ROUNDED = 1e-4, 4e-3
 #: Allowed where no other run is possible, and on GPUs, whose kernels round intermediate values elsewhere.
 LEAST_UNMEASURED, LEAST_CUDA = 1e-2, 5e-2
 
 
 def with_tolerance(inputs: ExportInputs, evaluated: Evaluated) -> Evaluated:
-    """The candidate with the tolerance of its golden logits in its manifest."""
+    """Return the candidate with the tolerance of its golden logits in its manifest."""
     golden = replace(evaluated.manifest.golden, tolerance=tolerance(inputs, evaluated))
     return changed(evaluated, manifest=replace(evaluated.manifest, golden=golden))
 
@@ -61,7 +61,7 @@ def _least(inputs: ExportInputs, evaluated: Evaluated) -> float:
 
 
 def _two_digits(value: float) -> float:
-    """Rounded up to two significant digits: the last bits differ between machines."""
+    """Round up to two significant digits: the last bits differ between machines."""
     if not value or not math.isfinite(value):
         return value
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)

@@ -78,7 +78,7 @@ def export(plan: Plan, progress: Progress = silent) -> Artifact:
 
 
 def _measure(inputs: ExportInputs, evaluated: Sequence[Evaluated], progress: Progress) -> dict[Candidate, Speed]:
-    """The speed of candidates on this machine, measured interleaved."""
+    """Measure the speed of candidates on this machine, interleaved."""
     action = inputs.plan.action
     with tempfile.TemporaryDirectory(prefix="vitedge-") as folder:
         artifacts = [
@@ -97,7 +97,7 @@ def _write(
     failures: Mapping[Candidate, str],
     measured: Mapping[Candidate, Speed],
 ) -> Artifact:
-    """Write the fastest acceptable candidate, or the first where none was measured, and the others that it carries.
+    """Write the fastest acceptable candidate, or the first where none was measured, with the others that it includes.
 
     Raises:
         InvalidResultError: none of those that were measured is left.
@@ -132,12 +132,12 @@ def _write(
 
 
 def _folder(evaluated: Evaluated) -> str:
-    """Where a candidate lies that the artifact includes."""
+    """Return the folder of an included candidate."""
     return f"{CANDIDATES}/{evaluated.candidate.precision}-{evaluated.candidate.variant}"
 
 
 def _files(inputs: ExportInputs, evaluated: Evaluated) -> dict[str, bytes]:
-    """The content of a candidate's artifact by file name."""
+    """Return the content of a candidate's artifact by file name."""
     return {
         **evaluated.lowered.files,
         **inputs.golden_files,
@@ -163,7 +163,7 @@ def explain(plan: Plan, artifact: Artifact) -> Explained:
 
 
 def _explained(plan: Plan, artifact: Artifact) -> Explained:
-    """The layers and, where its target runs here, the times."""
+    """Return the layers and, where its target runs here, the times."""
     from vitedge.graph.surgery import load
 
     manifest = artifact.manifest
@@ -182,7 +182,7 @@ def _explained(plan: Plan, artifact: Artifact) -> Explained:
 
 
 def summary(artifact: Artifact) -> dict[str, Any]:
-    """What an export wrote: one flat row."""
+    """Return the summary of an export as one flat row."""
     manifest = artifact.manifest
     return {
         "artifact": str(artifact.path),
@@ -209,7 +209,7 @@ def summary(artifact: Artifact) -> dict[str, Any]:
 
 
 def _notes(manifest: Manifest) -> Iterator[str]:
-    """What the number of pictures leaves open."""
+    """Yield remarks on what so few pictures can't show."""
     recipe, calibration, fidelity = manifest.recipe, manifest.calibration, manifest.fidelity
     if recipe and calibration and calibration.count < recipe.observe.num_samples:
         yield (
@@ -224,5 +224,5 @@ def _notes(manifest: Manifest) -> Iterator[str]:
 
 
 def _pictures(fidelity: Fidelity | None) -> str | None:
-    """The pictures that fidelity was measured on, for people."""
+    """Describe the pictures that fidelity was measured on."""
     return None if fidelity is None else f"{fidelity.pictures} {fidelity.split} pictures of {fidelity.source}"

@@ -1,4 +1,4 @@
-"""The golden pictures in the runtime here: does this machine compute what was exported?"""
+"""Run the golden pictures in this machine's runtime, and check that the logits are the exported ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vitedge.runtimes.session import Session
 
 NAME = "golden logits"
-TIMES_RECORDED = 3.0  # the deviation from float32 recorded at export may be exceeded so many times …
+TIMES_RECORDED = 3.0  # allowed: this multiple of the deviation from float32 that export recorded …
 LEAST_ALLOWED = 1e-5  # … and rounding in another order is always allowed
 
 
@@ -43,7 +43,7 @@ def golden_check(session: Session) -> Check:
 def _against_export(
     artifact: Artifact, logits: NDArray[np.float32], exported: NDArray[np.float32]
 ) -> tuple[bool, tuple[str, ...]]:
-    """Whether the logits are farther from the exported ones than sound kernels are, and the words for it."""
+    """Compare the logits with the exported ones; return whether they deviate more than sound kernels', and a text."""
     tolerance = artifact.manifest.golden.tolerance
     if tolerance is None:
         return False, ()
@@ -54,12 +54,12 @@ def _against_export(
 
 
 def allowed_deviation(artifact: Artifact) -> float:
-    """Largest |difference| over largest |logit| that the golden logits may have from the float32 reference."""
+    """Return the largest allowed |difference| of the golden logits from float32's, over the largest |logit|."""
     return max(LEAST_ALLOWED, TIMES_RECORDED * artifact.manifest.golden.deviation)
 
 
 def _against_float(artifact: Artifact, logits: NDArray[np.float32], reference: NDArray[np.float32]) -> tuple[bool, str]:
-    """Whether the logits are farther from the float32 model's than recorded at export, and the words for it."""
+    """Compare the logits with the float32 model's; return whether they deviate more than at export, and the text."""
     difference, allowed = deviation(logits, reference), allowed_deviation(artifact)
     ranked = np.sort(reference, axis=1)
     margins = ranked[:, -1] - ranked[:, -2] if reference.shape[1] > 1 else np.full(len(reference), np.inf)

@@ -1,4 +1,4 @@
-"""Is this artifact on this machine what was exported? One check a question; nothing is repaired."""
+"""Check that an artifact on this machine is what was exported, one check for each question; nothing is repaired."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def verify(artifact: Artifact, options: OpenOptions | None = None) -> list[Check
 
 
 def check_preprocessing(artifact: Artifact) -> Check:
-    """The golden pictures, through this machine's preprocessing, must equal the recorded inputs bit by bit."""
+    """Check that preprocessing the golden pictures here gives the recorded inputs, bit by bit."""
     inputs, differing = artifact.array(GOLDEN_INPUTS), []
     pictures = artifact.manifest.golden.pictures
     for name, expected in zip(pictures, inputs, strict=False):
@@ -73,7 +73,7 @@ def check_preprocessing(artifact: Artifact) -> Check:
 
 
 def check_versions(artifact: Artifact, running: str) -> Check:
-    """The runtime here must not be older than the target's oldest."""
+    """Check that the runtime here isn't older than the target's oldest."""
     target, built_with = artifact.manifest.target, artifact.manifest.built_with
     built = ", ".join(f"{name} {version}" for name, version in sorted(built_with.items()))
     detail = f"{target.runtime} {running} here, {target.runtime_min} or newer is needed; built with {built}"
@@ -83,7 +83,7 @@ def check_versions(artifact: Artifact, running: str) -> Check:
 
 
 def check_contract(artifact: Artifact, copies: Mapping[str, str] | None) -> Check:
-    """The preprocessing and the classes inside the graph file must be the manifest's, where it carries them."""
+    """Check that the preprocessing and the classes inside the graph file are the manifest's, where it carries them."""
     name = "contract in the graph file"
     if copies is None:
         return Check(name=name, ok=None, detail="there is none, or nothing here can read it")
@@ -101,7 +101,7 @@ def _copies(artifact: Artifact) -> Mapping[str, str] | None:
 
 
 def check_options(session: Session) -> Check:
-    """Every option that the manifest sets must be read back from the runtime as it was set."""
+    """Check that every option of the manifest is read back from the runtime as it was set."""
     planned = session.artifact.manifest.runtime_options
     wrong = [
         f"{key} is {session.info[key]} instead of {value}"
@@ -116,7 +116,7 @@ def check_options(session: Session) -> Check:
 
 
 def check_executed(session: Session) -> Check:
-    """Every planned layer must run in the type that was planned, counted in the executed graph."""
+    """Check that every planned layer runs in the planned type, counted in the executed graph."""
     layers, executed = session.artifact.manifest.layers, session.executed()
     fractions = executed_fractions(layers, executed)
     if fractions is None:
