@@ -1,4 +1,4 @@
-"""When pictures arrive in the scenario ``camera``: at a steady rate, or as they came in a recorded clip."""
+"""The arrival times of pictures in the scenario ``camera``: at a steady rate, or as they came in a recorded clip."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitedge.errors import UsageError
 
 
 class Arrivals:
-    """A schedule without an end, taken block by block; its position is its own, so each workload needs one.
+    """A schedule without an end, taken block by block; it keeps a position, so each workload needs its own.
 
     Args:
         gap_ns: nanoseconds between arrival i − 1 and arrival i, counted from the first, which has a gap, too.
@@ -23,13 +23,13 @@ class Arrivals:
 
     @classmethod
     def steady(cls, rate_hz: float) -> Arrivals:
-        """One every 1 / ``rate_hz`` seconds; rounding doesn't add up."""
+        """Return one arrival every 1 / ``rate_hz`` seconds; rounding doesn't accumulate."""
         period = 1e9 / rate_hz
         return cls(lambda number: round((number + 1) * period) - round(number * period))
 
     @classmethod
     def replayed(cls, times_ns: Sequence[int]) -> Arrivals:
-        """As they came in a clip, over and over; between its end and its beginning lies its median gap.
+        """Return a clip's arrivals, repeated; between its end and its beginning lies its median gap.
 
         Raises:
             UsageError: fewer than two arrivals, or they aren't in order.
@@ -45,7 +45,7 @@ class Arrivals:
         return cls(lambda number: cycle[number % len(cycle)])
 
     def block(self, length_ns: int) -> list[tuple[int, int]]:
-        """The arrivals of the next ``length_ns``, at least one: (nanoseconds from the block's beginning, number)."""
+        """Return the arrivals of the next ``length_ns``, at least one: (nanoseconds since the block began, number)."""
         arrivals: list[tuple[int, int]] = []
         at = 0
         while True:
@@ -58,7 +58,7 @@ class Arrivals:
 
 @dataclass(frozen=True)
 class Replay:
-    """A recorded clip for the scenario ``camera``: what arrived when.
+    """A recorded clip for the scenario ``camera``: its pictures and their arrival times.
 
     Attributes:
         name: of the clip, with its digest.
@@ -74,6 +74,6 @@ class Replay:
 
     @property
     def rate_hz(self) -> float:
-        """Arrivals a second on average."""
+        """Mean arrivals per second."""
         span = self.times_ns[-1] - self.times_ns[0]
         return (len(self.times_ns) - 1) * 1e9 / span if span > 0 else 1.0

@@ -1,4 +1,4 @@
-"""The audit of a workload, after MLPerf's compliance tests: are its outputs right, and does it remember inputs?"""
+"""The audit of a workload, after MLPerf's compliance tests: are its outputs right, and does it cache outputs?"""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Auditor:
             self._max_deviation = max(self._max_deviation, difference)
 
     def time_repeats(self, system: System, frames: Sequence[NDArray[np.uint8]], duration_ns: int) -> None:
-        """Time changing inputs and one repeated input, alternately: a runtime that remembers answers shows itself.
+        """Time changing inputs and a repeated one, alternately: a runtime that caches outputs is faster on the latter.
 
         Args:
             system: what answers.
@@ -66,7 +66,7 @@ class Auditor:
                     columns.append(_times(system, feed, duration_ns))
 
     def audit(self) -> Audit:
-        """Everything that was seen, an interrupted run's included."""
+        """Return all results, with those of an interrupted run."""
         audit = Audit(
             checked=self._checked,
             differing=self._differing,
@@ -79,7 +79,7 @@ class Auditor:
 
 
 def _times(system: System, feed: Iterator[NDArray[np.uint8]], duration_ns: int) -> Column:
-    """Latencies of one column, after one inference that isn't counted."""
+    """Return latencies of one column, after one inference that isn't counted."""
     clock, latencies = time.perf_counter_ns, list[int]()
     system.run_timed(next(feed))
     deadline = clock() + duration_ns

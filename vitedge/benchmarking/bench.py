@@ -1,4 +1,4 @@
-"""``vitedge bench``: artifacts, opened in their runtimes, through the load generator, in their environment."""
+"""``vitedge bench``: measure artifacts in their runtimes with the load generator, and record the environment."""
 
 from __future__ import annotations
 
@@ -122,13 +122,13 @@ def bench(
 
 
 def _keep(keep: Callable[[Result], None], result: Result) -> None:
-    """A disk that is full now may have room at the end: the measurement goes on."""
+    """Save the partial result; where the disk is full, go on, as there may be room at the end."""
     with contextlib.suppress(ResourceError):
         keep(result)
 
 
 def _measure_apart(opened: Sequence[OpenArtifact], config: BenchConfig, progress: Progress) -> None:
-    """What is measured after the run: profiles, other tools' protocols."""
+    """Measure what isn't interleaved: profiles, and other tools' protocols."""
     if config.profile:
         for number, each in enumerate(opened):
             progress("profile", number, len(opened))
@@ -141,7 +141,7 @@ def _measure_apart(opened: Sequence[OpenArtifact], config: BenchConfig, progress
 
 
 def _refuse_other_threads(opened: OpenArtifact, threads: int | None) -> None:
-    """A sweep of threads says nothing where the runtime has none.
+    """Refuse a sweep of threads where the session has no such number of threads.
 
     Raises:
         UsageError: the session has another number of compute threads than the sweep's.
@@ -156,7 +156,7 @@ def _refuse_other_threads(opened: OpenArtifact, threads: int | None) -> None:
 
 
 def _answered(whole: Result, openings: Sequence[tuple[Artifact, OpenOptions]]) -> Result:
-    """A whole result, where the sessions here are those that it was measured in.
+    """Return a complete result, after checking that sessions here are opened as those that it was measured in.
 
     Raises:
         UsageError: a session here is opened otherwise.
@@ -168,7 +168,7 @@ def _answered(whole: Result, openings: Sequence[tuple[Artifact, OpenOptions]]) -
 
 
 def _refuse_other_session(session: Session, earlier: Row | None) -> None:
-    """A measurement goes on with the same runtime, device, threads and options.
+    """Refuse to resume a measurement with another runtime, device, threads or options.
 
     Raises:
         UsageError: this session was opened otherwise.
@@ -185,7 +185,7 @@ def _refuse_other_session(session: Session, earlier: Row | None) -> None:
 def _refuse_other_question(
     earlier: Result, config: BenchConfig, rules: Rules, environment: Environment, digests: list[str]
 ) -> None:
-    """An earlier result answers the question that is asked here, or the beginning of it does.
+    """Refuse an earlier result that doesn't answer this request or the beginning of it.
 
     Raises:
         UsageError: it was measured on something else, elsewhere or under other rules, or it lacks what was asked for.
@@ -207,7 +207,7 @@ def _refuse_other_question(
 
 
 def _lacking(whole: Result, config: BenchConfig) -> list[str]:
-    """What was asked for beside latency, and isn't in every row."""
+    """Return the requested measurements beside latency that some row lacks."""
     profile = config.profile and any(row.profile is None for row in whole.rows)
     tools = [
         tool for tool in config.like if any(tool not in [run.tool for run in row.protocol_runs] for row in whole.rows)
@@ -216,12 +216,12 @@ def _lacking(whole: Result, config: BenchConfig) -> list[str]:
 
 
 def _rows_before(resume: Result | None, count: int) -> list[Row | None]:
-    """The interrupted run's rows, in order, without the round that it was interrupted in."""
+    """Return the interrupted run's rows, in order, without the round that was interrupted."""
     return [None] * count if resume is None else _whole_rounds(resume.rows)
 
 
 def _whole_rounds(rows: Sequence[Row]) -> list[Row | None]:
-    """Block i of every row and of its overhead belongs to round i, so all of them go on with the same round."""
+    """Cut the rows to whole rounds: block i of every row and of its overhead belongs to round i."""
     latencies = [row.latency for row in rows]
     measured = [latency for latency in latencies if latency is not None and latency.overhead is not None]
     if len(measured) < len(rows):

@@ -13,8 +13,8 @@ from vitedge.device.reading import Reading
 from vitedge.device.telemetry import Telemetry
 from vitedge.formats.samples import Latency, Memory, Rules
 
-KEEP_EVERY_S = 10.0  # what has been measured is kept so often, between two rounds …
-KEEP_FRACTION = 0.02  # … and less often where keeping would take more than this fraction of the time
+KEEP_EVERY_S = 10.0  # the partial result is saved this often, between two rounds …
+KEEP_FRACTION = 0.02  # … and less often where saving would take more than this fraction of the time
 
 
 class Run:
@@ -46,11 +46,11 @@ class Run:
 
     @property
     def origin_ns(self) -> int:
-        """Where the run's time began; time between an interruption and its end is left out."""
+        """The beginning of the run's time; time between an interruption and its end is left out."""
         return self._start_ns - self._elapsed_ns
 
     def measure(self, progress: Progress = silent, keep: Callable[[], None] | None = None) -> None:
-        """Measure until every workload has what the rules demand; an exception leaves all whole blocks in place.
+        """Measure until every workload has what the rules demand; an exception leaves all complete blocks in place.
 
         Args:
             progress: called with (task, done, total).
@@ -89,7 +89,7 @@ class Run:
     def latency(
         self, workload: Workload, *, load_ns: int, first_ns: int, memory: Memory, overhead: Workload | None = None
     ) -> Latency | None:
-        """What a workload has measured so far, as a result's row has it; None without a single sample."""
+        """Return a workload's measurement so far as a result's row keeps it; None without a single sample."""
         samples = workload.samples(self.origin_ns)
         if not len(samples):
             return None

@@ -1,4 +1,4 @@
-"""The load generator: one workload, measured block by block. It knows neither model nor runtime.
+"""The load generator: measure one workload block by block. It knows neither model nor runtime.
 
 Python's garbage collector rests inside a block and works between blocks; objects that existed before are frozen, so
 that it finds little to do. An interrupted block is dropped, so whatever has been kept is whole.
@@ -32,7 +32,7 @@ WARMUP_LIMIT = 5  # an unstable warm-up ends after so many times the minimum
 
 
 class Workload:
-    """One system under measurement, its inputs, and what was measured so far.
+    """One system under measurement, its inputs, and the samples so far.
 
     Args:
         system: what answers.
@@ -70,37 +70,37 @@ class Workload:
         if expected is not None:
             outputs = dict(enumerate(expected)) if isinstance(expected, np.ndarray) else expected
             self._auditor = Auditor(outputs, allowed_deviation)
-            self._audit_all = len(outputs) < len(frames)  # most outputs have no reference: keep all that have one
+            self._audit_all = len(outputs) < len(frames)  # most outputs have no reference, so keep all that have one
         self._earlier: Samples | None = None  # of an interrupted run that goes on
         self._records: list[BlockRecord] = []
 
     # --- progress
 
     def resume(self, samples: Samples, audit: Audit | None) -> None:
-        """Count what an interrupted run had measured."""
+        """Count the samples of an interrupted run."""
         self._earlier = samples
         if self._auditor is not None:
             self._auditor.earlier = audit
 
     @property
     def elapsed_ns(self) -> int:
-        """When the interrupted run's last block ended, on its own clock."""
+        """The end of the interrupted run's last block, on that run's own clock."""
         return self._earlier.blocks[-1].end_ns if self._earlier is not None and self._earlier.blocks else 0
 
     @property
     def measured_ns(self) -> int:
-        """Time spent in whole blocks."""
+        """Time spent in complete blocks."""
         earlier = self._earlier.blocks if self._earlier is not None else ()
         earlier_ns = sum(block.end_ns - block.start_ns for block in earlier)
         return earlier_ns + sum(record.end_ns - record.start_ns for record in self._records)
 
     @property
     def count(self) -> int:
-        """Inferences in whole blocks."""
+        """Inferences in complete blocks."""
         return len(self._earlier or ()) + sum(len(record.latencies_ns) for record in self._records)
 
     def progress(self, rules: Rules) -> float:
-        """How much of what the rules demand has been measured; 1.0 and above is enough."""
+        """Return the measured fraction of what the rules demand; 1.0 and above is enough."""
         min_samples = max(rules.min_samples, samples_needed(rules.percentile))
         by_time = self.measured_ns / (rules.min_duration_s * 1e9) if rules.min_duration_s else 1.0
         return min(by_time, self.count / min_samples)
@@ -121,12 +121,12 @@ class Workload:
                 self.system.run_timed(next(frames))
                 window.append(clock() - start)
             count += len(window)
-            fastest.append(min(window))  # a neighbour moves medians; clocks and caches that warm up move both
+            fastest.append(min(window))  # other processes move medians; clocks and caches that warm up move both
             stable = len(fastest) == 3 and max(fastest) <= STEADY * min(fastest)
         self.warmup = Warmup(samples=count, duration_ns=clock() - begin, stable=stable)
 
     def run_block(self, rules: Rules) -> None:
-        """Settle, time inferences, audit some of their outputs; the block is kept only when it came to its end."""
+        """Settle, time inferences, audit some of their outputs; keep the block only when it's complete."""
         timed_apart = 0 if rules.scenario == "camera" else min(STAGE_SAMPLES, self.max_block_samples)
         preprocess_ns = [_duration_ns(self.preprocess, picture % len(self.frames)) for picture in range(timed_apart)]
         with quiet():
@@ -140,7 +140,7 @@ class Workload:
         self._records.append(record)
 
     def _settle(self, rules: Rules) -> None:
-        """Let caches and threads come back after another workload's block."""
+        """Let caches and threads recover after another workload's block."""
         images = self.frames[self.count % len(self.frames)]
         for _ in range(rules.settle):
             if rules.scenario == "offline" and self.slots > 1:
@@ -169,19 +169,19 @@ class Workload:
         return scenarios.single(self.system, self._feed(), limits)
 
     def _feed(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """(index, frame) in order, going on where the last block ended."""
+        """Return (index, frame) pairs in order, from the end of the last block on."""
         frames, start = list(enumerate(self.frames)), self.count % len(self.frames)
         return itertools.cycle(frames[start:] + frames[:start])
 
     def audit_repeats(self, rules: Rules) -> None:
-        """Time changing inputs against one repeated input; nothing where outputs aren't audited."""
+        """Time changing inputs against one repeated input; do nothing where outputs aren't audited."""
         if self._auditor is not None:
             self._auditor.time_repeats(self.system, self.frames, int(rules.block_s * 1e9 / 2))
 
     # --- what was measured
 
     def samples(self, origin_ns: int = 0) -> Samples:
-        """Everything in whole blocks, an interrupted run's first; times count from ``origin_ns``."""
+        """Return the samples of all complete blocks, an interrupted run's first; times count from ``origin_ns``."""
         records = self._records
         stages = _joined(record.stages for record in records)
         transfer_in, compute, transfer_out = zip(*stages, strict=True) if stages else ((), (), ())
@@ -206,12 +206,12 @@ class Workload:
         return samples if self._earlier is None else join_samples(self._earlier, samples)
 
     def audit(self) -> Audit | None:
-        """What the audit saw; None where outputs aren't audited."""
+        """Return the audit; None where outputs aren't audited."""
         return None if self._auditor is None else self._auditor.audit()
 
 
 def _duration_ns(function: Callable[[Any], Any], argument: Any) -> int:
-    """Nanoseconds of one call."""
+    """Return the nanoseconds of one call."""
     start = time.perf_counter_ns()
     function(argument)
     return time.perf_counter_ns() - start
@@ -222,5 +222,5 @@ def _joined(columns: Iterator[list[Any]]) -> tuple[Any, ...]:
 
 
 def _separated(stage: Sequence[int | None]) -> Column:
-    """One stage's column; empty where the runtime doesn't separate it."""
+    """Return one stage's column; empty where the runtime doesn't separate it."""
     return () if None in stage else tuple(value for value in stage if value is not None)

@@ -1,4 +1,4 @@
-"""What memory an artifact takes: read in this process, or in one of its own where several are open."""
+"""Measure an artifact's memory: read in this process, or in one of its own where several are open."""
 
 from __future__ import annotations
 

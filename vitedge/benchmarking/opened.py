@@ -1,4 +1,4 @@
-"""One artifact under measurement: opened in its runtime, with its inputs and everything that a result's row says."""
+"""One artifact under measurement: opened in its runtime, with its inputs and all values of a result's row."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class OpenArtifact:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """What the overhead depends on: [batch, h, w, 3, classes]."""
+        """The shapes that the overhead depends on: [batch, h, w, 3, classes]."""
         return (*self.session.input_shape, len(self.session.classes))
 
     def _arrivals(self) -> Arrivals | None:
@@ -123,7 +123,7 @@ class OpenArtifact:
         return [self.session.predictions(row) for row in logits]
 
     def overhead(self, stack: contextlib.ExitStack) -> Workload:
-        """The null runtime in this artifact's shapes."""
+        """Return the null runtime in this artifact's shapes."""
         from vitedge.runtimes.null.session import null_session
 
         session = stack.enter_context(null_session(self.artifact))
@@ -140,7 +140,7 @@ class OpenArtifact:
         return workload
 
     def take_profile(self) -> None:
-        """Per-layer times, in a session that the runtime opens for it."""
+        """Measure per-layer times, in a session that the runtime opens for them."""
         self.profile = profile_of(self.session.profile(self.frames[0], REPEATS))
 
     def run_protocol(self, tool: str, duration_s: float | None) -> None:
@@ -149,7 +149,7 @@ class OpenArtifact:
         self.protocol_runs = (*self.protocol_runs, run)
 
     def row(self, run: Run, overhead: Workload) -> Row:
-        """The result's row, with what has been measured so far."""
+        """Return the result's row, with the measurements so far."""
         before = self._before.latency if self._before is not None else None
         return Row(
             subject=Subject.of(self.artifact),
@@ -181,7 +181,7 @@ class OpenArtifact:
 
 
 def pictures_of(artifact: Artifact, images: ImageSet | None) -> list[Any]:
-    """:data:`PICTURES` decoded pictures, PIL images: of ``images``, or the golden ones and their mirror images.
+    """Return :data:`PICTURES` decoded pictures, PIL images: of ``images``, or the golden ones and their mirror images.
 
     Raises:
         ImageError: fewer than two can be read.
@@ -209,7 +209,7 @@ def _readable(images: ImageSet) -> Iterator[Any]:
 
 
 def _frames(pictures: list[NDArray[np.uint8]], batch: int) -> NDArray[np.uint8]:
-    """uint8 [k, batch, h, w, 3]: with batch 1, frame i is picture i; no two neighbouring batches are equal."""
+    """Return uint8 [k, batch, h, w, 3]: with batch 1, frame i is picture i; no two neighbouring batches are equal."""
     count = max(2, -(-len(pictures) // batch))
     step = batch + (batch % len(pictures) == 0)
     return np.stack(

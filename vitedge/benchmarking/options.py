@@ -1,4 +1,4 @@
-"""How latency is measured."""
+"""Options of a latency measurement."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROUNDS = 30
 
 
 def parse_counts(option: str) -> Callable[[str], tuple[int, ...]]:
-    """What reads ``4`` or ``1,2,4``: whole numbers, each once; another text is a UsageError."""
+    """Return a parser of ``4`` or ``1,2,4``: whole numbers, each once; another text is a UsageError."""
 
     def parse(text: str) -> tuple[int, ...]:
         numbers = [number.strip() for number in text.split(",")]
@@ -41,7 +41,7 @@ def parse_counts(option: str) -> Callable[[str], tuple[int, ...]]:
 
 
 def fed_digest(images: ImageSet) -> str:
-    """Hex SHA-256 of the files that a measurement feeds first; one that can't be read counts as such."""
+    """Return the hex SHA-256 of the files that a measurement feeds first; one that can't be read counts as such."""
 
     def digest(index: int) -> str:
         with contextlib.suppress(ImageError):
@@ -52,7 +52,7 @@ def fed_digest(images: ImageSet) -> str:
 
 
 class BenchConfig(Record):
-    """How to measure; None takes what the artifacts' targets say."""
+    """Options of a latency measurement; None takes the value of the artifacts' targets."""
 
     SHORTEST_BLOCK_S: ClassVar[float] = 0.01
 
@@ -136,7 +136,7 @@ class BenchConfig(Record):
     def rules(
         self, artifacts: Sequence[Artifact], images: ImageSet | None = None, replay: Replay | None = None
     ) -> Rules:
-        """One set of rules for all: the longest that any of the targets demands.
+        """Return one set of rules for all artifacts: the longest that any of the targets demands.
 
         Args:
             artifacts: to be measured.
@@ -177,7 +177,7 @@ class BenchConfig(Record):
         )
 
     def of_batches(self, artifacts: Sequence[Artifact]) -> list[Artifact]:
-        """The artifacts of the batch sweep; an artifact takes the batch it was exported for, and no other.
+        """Return the artifacts of the batch sweep; an artifact takes the batch it was exported for, and no other.
 
         Raises:
             UsageError: no artifact has a batch of the sweep.

@@ -1,4 +1,4 @@
-"""Where the time goes: a runtime's profile, mapped back to the model's blocks by the names of their nodes."""
+"""Map a runtime's profile to the model's blocks by the names of the nodes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _NAMES = (  # the first that matches the canonical name
 
 
 class LocatedLayer(NamedTuple):
-    """A layer, and which component of the model it belongs to."""
+    """A layer, and the component of the model that it belongs to."""
 
     layer: Layer
     part: str  # one of :data:`PARTS`
@@ -45,12 +45,12 @@ class LocatedLayer(NamedTuple):
 
     @property
     def median_ns(self) -> float:
-        """Of the profiled inferences."""
+        """The median over the profiled inferences."""
         return median(self.layer.ns)
 
 
 def profile_of(rounds: Sequence[Sequence[LayerTime]]) -> Profile | None:
-    """The profiled inferences as columns, one a node; None where the runtime tells nothing.
+    """Return the profiled inferences as columns, one for each node; None where the runtime gives no times.
 
     Rounds that ran other nodes than most are left out.
     """
@@ -67,7 +67,7 @@ def profile_of(rounds: Sequence[Sequence[LayerTime]]) -> Profile | None:
 
 
 def located(profile: Profile) -> list[LocatedLayer]:
-    """Every layer with its part and block, in the order of execution.
+    """Return every layer with its part and block, in the order of execution.
 
     A runtime's own nodes (``MVN.85``, ``gemm_input_reshape``) have no canonical name: the operator may tell the part,
     the next named node tells the rest. What follows such a norm without a name (its scale and shift) is the norm's.
@@ -95,7 +95,7 @@ def _part_of_operator(layer: Layer) -> str | None:
 
 
 def _part_of_name(name: str) -> str | None:
-    """The part that a name tells; of several fused ones the heavy one, or ``fused`` where there are several heavy."""
+    """Return the part that a name tells; of several fused ones the heavy one, or ``fused`` where several are heavy."""
     names = [word for word in _BETWEEN.split(name) if word]
     parts = dict.fromkeys(part for word in names if (part := _part_of_word(word, alone=len(names) == 1)) is not None)
     heavy = [part for part in parts if part in _HEAVY]
@@ -111,14 +111,14 @@ def _part_of_word(word: str, *, alone: bool) -> str | None:
 
 
 def _block_of_name(name: str) -> int | None:
-    """The one block that all of it lies in; None where some lies in another, or in none."""
+    """Return the one block that contains the whole node; None where it's in several, or in none."""
     names = [word for word in _BETWEEN.split(name) if _part_of_word(word, alone=True) is not None]
     blocks = {int(match[1]) if (match := _BLOCK.search(word)) else None for word in names}
     return blocks.pop() if len(blocks) == 1 else None
 
 
 def by_part(profile: Profile) -> dict[str, float]:
-    """Nanoseconds of each part, the medians of its layers added, in the order of :data:`PARTS`."""
+    """Return the nanoseconds of each part, the medians of its layers added, in the order of :data:`PARTS`."""
     sums = dict.fromkeys(PARTS, 0.0)
     for each in located(profile):
         sums[each.part] += each.median_ns
@@ -126,7 +126,7 @@ def by_part(profile: Profile) -> dict[str, float]:
 
 
 def by_block(profile: Profile) -> dict[int | None, dict[str, float]]:
-    """Nanoseconds by block (None outside the blocks) and part."""
+    """Return nanoseconds by block (None outside the blocks) and part."""
     sums: dict[int | None, dict[str, float]] = {}
     for each in located(profile):
         parts = sums.setdefault(each.block, {})

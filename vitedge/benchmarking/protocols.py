@@ -1,4 +1,4 @@
-"""Other tools' measurement protocols on the same session, and the fields that each tool prints, from those samples.
+"""Other tools' measurement protocols on the same session, and the fields that each tool prints from the samples.
 
 Each tool warms up, stops, times and counts in its own way; a number can only be checked against one that somebody
 already has when all four are the same. Each protocol is described where it's defined, with the source of its formulas.
@@ -40,7 +40,7 @@ class Field:
 
 @dataclass(frozen=True)
 class ToolProtocol:
-    """How a tool measures.
+    """A tool's measurement protocol.
 
     Attributes:
         title: the tool's name and mode.
@@ -67,7 +67,7 @@ class ToolProtocol:
 def run_protocol(
     tool: str, system: System, frames: Sequence[NDArray[np.uint8]], slots: int, duration_s: float | None = None
 ) -> ProtocolRun:
-    """Run as a tool measures.
+    """Run a measurement by a tool's protocol.
 
     Args:
         tool: a key of :data:`TOOLS`.
@@ -105,7 +105,7 @@ def run_protocol(
 
 
 def seconds(tool: str, duration_s: float | None) -> float:
-    """How long a tool's timed run of one artifact lasts, at least."""
+    """Return the shortest duration of a tool's timed run of one artifact."""
     longest = TOOLS[tool].min_duration_s
     return longest if duration_s is None else min(duration_s, longest)
 
@@ -113,7 +113,7 @@ def seconds(tool: str, duration_s: float | None) -> float:
 def _expected(
     system: System, feed: itertools.cycle[NDArray[np.uint8]], slots: int, duration_s: float, least: int
 ) -> int:
-    """How many inferences last so long, with LoadGen's tenth on top: all are queued at the beginning."""
+    """Estimate the inferences in this duration, plus LoadGen's tenth: all are queued at the beginning."""
     probe = _in_flight(system, feed, slots, min(1.0, duration_s / 10), slots, at_once=False)
     return max(least, math.ceil(1.1 * duration_s * len(probe) / _wall_s(probe)))
 
@@ -153,7 +153,7 @@ def _in_flight(
     *,
     at_once: bool,
 ) -> Samples:
-    """Asynchronously, ``slots`` in flight; with ``at_once`` latencies count from the beginning, when all are queued."""
+    """Run asynchronously, ``slots`` in flight; with ``at_once`` latencies count from the start, when all are queued."""
     clock = time.perf_counter_ns
     in_flight: deque[tuple[int, int]] = deque()
     starts: list[int] = []
@@ -400,5 +400,5 @@ TOOLS: dict[str, ToolProtocol] = {
 
 
 def fields(run: ProtocolRun, ours: Latency, batch: int) -> list[Field]:
-    """What the tool would print of these samples, beside the same statistics of vitedge's own."""
+    """Return the fields that the tool would print of these samples, and vitedge's own statistics of the same."""
     return TOOLS[run.tool].fields(run, ours, batch)

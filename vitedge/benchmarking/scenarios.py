@@ -1,4 +1,4 @@
-"""The three scenarios as loops: a system and its inputs in; the raw times of one block, and some of its outputs, out.
+"""The three scenarios as loops: run one block of inputs through a system; keep the raw times and some outputs.
 
 The loops are lean, because what they cost is measured with every result (the null runtime goes through the same code).
 They know neither model nor runtime.
@@ -28,14 +28,14 @@ AUDIT_EVERY = 100  # one output of so many is audited
 
 
 class System(Protocol):
-    """What is measured."""
+    """The system under measurement."""
 
     def run_timed(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], Stages]:
-        """Uint8 [batch, h, w, 3] to float32 [batch, classes], owned by the caller, and the stages' nanoseconds."""
+        """Run uint8 [batch, h, w, 3]; return float32 [batch, classes], owned, and the stages' nanoseconds."""
         ...
 
     def submit(self, images: NDArray[np.uint8]) -> int:
-        """Start an inference; its ticket."""
+        """Start an inference; return its ticket."""
         ...
 
     def collect(self, ticket: int) -> NDArray[np.float32]:
@@ -45,7 +45,7 @@ class System(Protocol):
 
 @dataclass
 class BlockRecord:
-    """What one block measures; times in nanoseconds of the monotonic clock, one entry an inference."""
+    """The measurements of one block; times in nanoseconds of the monotonic clock, one entry for each inference."""
 
     start_ns: int = 0
     end_ns: int = 0
@@ -60,7 +60,7 @@ class BlockRecord:
 
 @dataclass(frozen=True)
 class BlockLimits:
-    """When a block ends: after both the duration and the minimum, or at the maximum."""
+    """The limits of a block, which ends after both the duration and the minimum, or at the maximum."""
 
     duration_ns: int
     min_samples: int
@@ -68,7 +68,7 @@ class BlockLimits:
 
 
 def single(system: System, feed: Feed, limits: BlockLimits) -> BlockRecord:
-    """One inference in flight."""
+    """Run with one inference in flight."""
     record, clock, run = BlockRecord(), time.perf_counter_ns, system.run_timed
     starts, latencies, stages = record.starts_ns, record.latencies_ns, record.stages
     minimum, maximum = limits.min_samples, limits.max_samples
@@ -89,7 +89,7 @@ def single(system: System, feed: Feed, limits: BlockLimits) -> BlockRecord:
 
 
 def offline(system: System, feed: Feed, limits: BlockLimits, slots: int) -> BlockRecord:
-    """As many inferences in flight as there are slots; with one slot there's nothing to overlap."""
+    """Run with as many inferences in flight as there are slots; with one slot there's nothing to overlap."""
     if slots == 1:
         return single(system, feed, limits)
     record, clock = BlockRecord(), time.perf_counter_ns
@@ -128,7 +128,7 @@ def camera(
     postprocess: Callable[[NDArray[np.float32]], Any],
     keep_every: int = AUDIT_EVERY,
 ) -> BlockRecord:
-    """Pictures arrive by a schedule; the newest that has arrived is taken, and older ones are missed.
+    """Take pictures as they arrive by a schedule, always the newest that has arrived; older ones are missed.
 
     Args:
         system: what answers.

@@ -1,4 +1,4 @@
-"""How fast artifacts are here, interleaved within one run; kept in the cache folder."""
+"""The speed of artifacts on this machine, measured interleaved within one run and kept in the cache folder."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 
 class Speed(Record):
-    """Of one artifact."""
+    """The speed of one artifact."""
 
     p50_ms: float
     p95_ms: float
-    wrong: str = ""  # what its golden logits have against it on this machine
+    wrong: str = ""  # the error in its golden logits on this machine
 
 
 class Speeds(Record):
-    """What was measured, interleaved within one run."""
+    """Speeds that were measured interleaved within one run."""
 
     SCHEMA_VERSION: ClassVar[int] = 1
     schema_version: int = 1
@@ -45,7 +45,7 @@ def speeds(
     action: str,
     progress: Progress = silent,
 ) -> tuple[Speed, ...]:
-    """Measure artifacts, interleaved, or take what was measured before of the same graphs on the same machine.
+    """Measure artifacts, interleaved, or return an earlier measurement of the same graphs on the same machine.
 
     Args:
         artifacts: at least one.
@@ -80,7 +80,7 @@ def speeds(
 
 
 def key(artifacts: Sequence[Artifact], duration_s: float | None, action: str) -> str:
-    """Of what was asked, and of all that decides on it.
+    """Return a digest of the request, and of everything that the result depends on.
 
     Graphs, options, threads, the runtime's version, the processor, its ISA and its power mode decide on speed, golden
     logits and tolerance on what is wrong, and the duration and the targets' rules on how well it's measured.

@@ -1,4 +1,4 @@
-"""What a run looks like over time: latency, clocks, temperature and power; burst against sustained; energy.
+"""A run over time: latency, clocks, temperature and power; burst against sustained; energy.
 
 Everything is computed from the raw samples and readings of a :class:`vitedge.formats.samples.Latency`.
 """
@@ -14,16 +14,16 @@ from vitedge.core.percentiles import percentile
 from vitedge.device.reading import Reading
 from vitedge.formats.samples import Latency
 
-LONG_S = 60.0  # a run of at least so many seconds says something about sustained load
+LONG_S = 60.0  # a run of at least so many seconds shows sustained load
 BURST_S = 10.0  # the beginning of a run, before heat has built up
 WINDOWS = 60  # of a curve
 OWN_FRACTION = 0.7  # of the run's time; with less of it, others were interleaved with this artifact
-READINGS_A_BLOCK = 2.0  # power of so many readings has to lie in a block before it's the block's own
+READINGS_A_BLOCK = 2.0  # so many readings have to lie in a block before its power counts as the block's own
 
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of the run, times from its beginning."""
+    """A part of the run; times count from the run's beginning."""
 
     start_s: float
     end_s: float
@@ -47,18 +47,18 @@ class Sustained:
 
     @property
     def slowdown(self) -> float:
-        """How much longer an inference takes under sustained load: 0.1 is ten percent."""
+        """The slow-down of an inference under sustained load: 0.1 is ten percent."""
         return self.sustained_p50_ms / self.burst_p50_ms - 1
 
 
 def duration_s(latency: Latency) -> float:
-    """From the first block's beginning to the last one's end."""
+    """Return the seconds from the first block's beginning to the last one's end."""
     blocks = latency.samples.blocks
     return (blocks[-1].end_ns - blocks[0].start_ns) / 1e9 if blocks else 0.0
 
 
 def curve(latency: Latency, batch: int, windows: int = WINDOWS) -> list[Window]:
-    """The run in windows of equal length."""
+    """Return the run in windows of equal length."""
     blocks = latency.samples.blocks
     if not blocks:
         return []
@@ -68,7 +68,7 @@ def curve(latency: Latency, batch: int, windows: int = WINDOWS) -> list[Window]:
 
 
 def burst_and_sustained(latency: Latency, batch: int) -> Sustained | None:
-    """None for a run that's too short to tell: under :data:`LONG_S`."""
+    """Compare burst and sustained load; None for a run shorter than :data:`LONG_S`."""
     if duration_s(latency) < LONG_S:
         return None
     blocks = latency.samples.blocks
@@ -117,7 +117,7 @@ def _median(values: list[float | None]) -> float | None:
 
 
 def energy_j(latency: Latency) -> float | None:
-    """Joules an inference: the power while this artifact's blocks ran, over their inferences.
+    """Return the joules per inference: the power while this artifact's blocks ran, over their inferences.
 
     Idle power is in it. None where power couldn't be read through the whole of the blocks, or where the blocks of
     several artifacts alternate too fast for the readings to separate them.
@@ -140,7 +140,7 @@ def energy_j(latency: Latency) -> float | None:
 
 
 def _joules(readings: tuple[Reading, ...], start_ns: int, end_ns: int) -> float | None:
-    """A reading's power holds from the reading before it; after the last one its power goes on for one period."""
+    """Integrate power: a reading's power holds from the reading before it, and one period after the last reading."""
     times = [reading.at_ns for reading in readings]
     total, at = 0.0, start_ns
     for index in range(max(1, bisect_left(times, start_ns)), len(readings)):

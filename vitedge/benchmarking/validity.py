@@ -19,14 +19,14 @@ CLOCK_FELL = 0.95  # last third's median clock over the first third's, below whi
 COVERED = 0.9  # of the run has to lie between the first and the last reading before "not throttled" may be said
 MEDIAN_ROSE = 1.10  # last fifth's median latency over the first fifth's, above which the run was unstable
 BLOCKS_SPREAD = 0.10  # interquartile range of the blocks' medians over their median, above which it was unstable
-REPEATS_FASTER = 1.10  # changing inputs over one repeated input, above which answers are remembered …
+REPEATS_FASTER = 1.10  # changing inputs over one repeated input, above which outputs are cached …
 PAIRS_AGREE = 0.85  # … when so many of the pairs say so, each by the fastest of its samples
-FEWEST_BLOCKS, FEWEST_SAMPLES = 5, 50  # below which nothing is said about stability
+FEWEST_BLOCKS, FEWEST_SAMPLES = 5, 50  # with fewer, stability is unknown
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What stands against a row; ``reasons`` are phrases for people."""
+    """The reasons against a row; ``reasons`` are phrases for people."""
 
     throttled: bool | None  # None: no sensor could tell
     unstable: bool | None  # None: too few samples to tell
@@ -35,21 +35,21 @@ class Verdict:
     correct: bool  # no check failed
     reasons: tuple[str, ...]
     power_capped: bool | None = None  # the GPU kept to its power limit; nothing against the row
-    noise: str = ""  # the one of ``reasons`` that may be shared by all that was interleaved
+    noise: str = ""  # the reason that all interleaved artifacts may share
 
     @property
     def valid(self) -> bool:
-        """Whether the row may be ranked: nothing is known against it."""
+        """Whether the row may be ranked, because no reason against it is known."""
         return self.right and self.enough is not False and not self.throttled and not self.unstable
 
     @property
     def right(self) -> bool:
-        """Whether its outputs are right, as far as they were looked at."""
+        """Whether its outputs are right, as far as they were checked."""
         return self.audited is not False and self.correct
 
 
 def assess(row: Row) -> Verdict:
-    """Everything that stands against one row."""
+    """Collect all reasons against one row."""
     reasons: list[str] = [f"{check.name}: {check.detail}" for check in row.checks if check.ok is False]
     correct = not reasons
     throttled = unstable = enough = audited = capped = None
@@ -67,7 +67,7 @@ def assess(row: Row) -> Verdict:
 
 
 def what_lacks(latency: Latency) -> list[str]:
-    """What is missing before anything may be said of a measurement, as phrases; empty: nothing."""
+    """Return what is missing for a conclusion from a measurement, as phrases; empty: nothing."""
     samples, percent = latency.samples, latency.rules.percentile
     blocks = sum(block.samples > 0 for block in samples.blocks)
     lacking = []
@@ -83,7 +83,7 @@ def what_lacks(latency: Latency) -> list[str]:
 
 
 def was_throttled(latency: Latency) -> tuple[bool | None, str]:
-    """(verdict, reason): a throttle counter rose, a live bit was set, or the clock fell; None where nothing tells.
+    """Return (verdict, reason): a throttle counter rose, a live bit was set, or the clock fell; None: unknown.
 
     A Jetson's over-current counters (``soctherm``) count when the clocks fell, too: they rise at every short peak.
     """
@@ -106,7 +106,7 @@ def was_throttled(latency: Latency) -> tuple[bool | None, str]:
 
 
 def _fall(readings: Sequence[Reading], name: str) -> tuple[str, float, float] | None:
-    """(what, first third's median, last third's); None with fewer than three readings of it."""
+    """Return (sensor, first third's median, last third's); None with fewer than three readings of it."""
     clocks = [clock for reading in readings if (clock := getattr(reading, name)) is not None]
     third = len(clocks) // 3
     what = "GPU's clock" if name == "gpu_clock_mhz" else "clock"
@@ -114,7 +114,7 @@ def _fall(readings: Sequence[Reading], name: str) -> tuple[str, float, float] | 
 
 
 def _dipped(readings: Sequence[Reading]) -> bool:
-    """Whether a clock was under its own median at any time by as much as counts for throttling."""
+    """Whether a clock fell below its own median far enough to count as throttling."""
     for name in ("clock_mhz", "gpu_clock_mhz"):
         clocks = [clock for reading in readings if (clock := getattr(reading, name)) is not None]
         if clocks and min(clocks) < CLOCK_FELL * median(clocks):
@@ -123,7 +123,7 @@ def _dipped(readings: Sequence[Reading]) -> bool:
 
 
 def _risen(readings: Sequence[Reading], resumed_ns: Sequence[int]) -> list[str]:
-    """The throttle counters that rose while measuring; what happened between an interruption and its end isn't."""
+    """Return the throttle counters that rose while measuring, not between an interruption and its end."""
     rose: dict[str, None] = {}
     for before, after in pairwise(readings):
         if any(before.at_ns < at <= after.at_ns for at in resumed_ns):
@@ -135,7 +135,7 @@ def _risen(readings: Sequence[Reading], resumed_ns: Sequence[int]) -> list[str]:
 
 
 def _covered(latency: Latency) -> bool:
-    """Whether the readings go on until the end of the run: a sensor that fell silent saw nothing."""
+    """Whether the readings go on until the end of the run: a sensor that stopped proves nothing."""
     blocks = latency.samples.blocks
     if not blocks or not latency.readings:
         return False
@@ -144,13 +144,13 @@ def _covered(latency: Latency) -> bool:
 
 
 def was_power_capped(latency: Latency) -> bool | None:
-    """Whether the GPU kept to its power limit in any reading; None where it can't tell."""
+    """Whether the GPU reached its power limit in any reading; None where it can't tell."""
     flags = [reading.power_capped for reading in latency.readings if reading.power_capped is not None]
     return any(flags) if flags else None
 
 
 def was_unstable(latency: Latency) -> tuple[bool | None, str]:
-    """(verdict, reason): the median drifted upwards, or the blocks' medians lie too far apart."""
+    """Return (verdict, reason): the median drifted upwards, or the blocks' medians lie too far apart."""
     samples = latency.samples
     fifth = len(samples) // 5
     medians = sorted(median_of(block) for block in samples.block_latencies() if block)
@@ -166,7 +166,7 @@ def was_unstable(latency: Latency) -> tuple[bool | None, str]:
 
 
 def passed_audit(latency: Latency) -> tuple[bool | None, str]:
-    """(verdict, reason): outputs of the timed run as in the reference run, and no gain from repeating an input.
+    """Return (verdict, reason): outputs of the timed run as in the reference run, and no gain from repeated inputs.
 
     Noise only ever adds time, so each column counts by its fastest sample, and most pairs of columns have to agree. The
     harness's overhead is taken off what changing inputs take: feeding different memory costs time, too.

@@ -49,12 +49,12 @@ class Comparison(Record):
     median_ratio: Ratio | None = field(name="typical")  # … and by each block's median, noise included
     accuracy: Difference | None
     failures: tuple[str, ...]  # why the candidate isn't allowed
-    undecided: tuple[str, ...]  # what isn't shown either way, and how much more data would tell
+    undecided: tuple[str, ...]  # what isn't shown either way, and how much more data would decide
     cautions: tuple[str, ...]  # what to know before relying on it
 
     @property
     def outcome(self) -> str:
-        """Against the tolerance: "worse", "not enough data", "better" or "within tolerance"."""
+        """The result against the tolerance: "worse", "not enough data", "better" or "within tolerance"."""
         if self.failures:
             return "worse"
         if self.undecided:
@@ -63,7 +63,7 @@ class Comparison(Record):
 
     @property
     def verdict(self) -> str:
-        """What the best-case ratio says."""
+        """The conclusion from the best-case ratio."""
         ratio = self.best_case_ratio
         if ratio is None:
             return "not measured"
@@ -75,7 +75,7 @@ class Comparison(Record):
 def compare(
     baseline: tuple[Result, Row], candidate: tuple[Result, Row], tolerance: Tolerance | None = None
 ) -> Comparison:
-    """Hold a candidate against a baseline.
+    """Compare a candidate with a baseline.
 
     Args:
         baseline: a row and its result.
@@ -135,12 +135,12 @@ def compare(
 
 
 def name(row: Row) -> str:
-    """Target and precision."""
+    """Return target and precision."""
     return f"{row.subject.target} {row.subject.precision}"
 
 
 def pairs(results: Sequence[Result], action: str) -> list[tuple[tuple[Result, Row], tuple[Result, Row]]]:
-    """(baseline, candidate) of one result's rows, the first of which is the baseline; or of two results' like rows.
+    """Return (baseline, candidate) of one result's rows, the first being the baseline; or of two results' equal rows.
 
     Raises:
         UsageError: nothing to pair.
@@ -199,7 +199,7 @@ def _check_latency(measured: Ratio, limits: Tolerance, failures: list[str], unde
 
 
 def _rounds_that_would_do(measured: Ratio, highest: float) -> str:
-    """The interval narrows with the square root of the rounds."""
+    """Tell how many rounds would decide: the interval narrows with the square root of the rounds."""
     half, gap = math.log(measured.high / measured.low) / 2, abs(math.log(highest / measured.value))
     needed = measured.rounds * (half / gap) ** 2 if gap else math.inf
     if needed > MOST_ROUNDS:
@@ -208,7 +208,7 @@ def _rounds_that_would_do(measured: Ratio, highest: float) -> str:
 
 
 def with_interval(measured: Ratio) -> str:
-    """``1.05 (95 % interval 1.03 to 1.07)``."""
+    """Return ``1.05 (95 % interval 1.03 to 1.07)``."""
     return f"{measured.value:.3f} (95 % interval {measured.low:.3f} to {measured.high:.3f})"
 
 

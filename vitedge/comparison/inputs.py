@@ -1,4 +1,4 @@
-"""What a comparison was given: artifacts to measure, or results that were measured before."""
+"""The inputs of a comparison: artifacts to measure, or results that were measured before."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vitedge.formats.result import RESULT_JSON
 
 
 def separate(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """(artifacts, results) among paths to compare: either is empty.
+    """Divide paths to compare into (artifacts, results), one of which is empty.
 
     Raises:
         UsageError: both kinds, neither kind, or too few.

@@ -1,4 +1,4 @@
-"""How a comparison is measured, and what a candidate may cost."""
+"""Options of a comparison: the measurement, and the loss that a candidate is allowed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Tolerance(Record):
 
 
 class PairedConfig(BenchConfig):
-    """How to measure a pair: many short interleaved blocks, so that other processes disturb both artifacts alike.
+    """Options for measuring a pair: many short interleaved blocks, so that other processes disturb both alike.
 
     A block holds :data:`BLOCK_SAMPLES` inferences at least: a block that ended by the clock while another process has
     the processor would hold no undisturbed inference.
@@ -44,7 +44,7 @@ class PairedConfig(BenchConfig):
     def rules(
         self, artifacts: Sequence[Artifact], images: ImageSet | None = None, replay: Replay | None = None
     ) -> Rules:
-        """As :meth:`BenchConfig.rules`, in ``rounds`` rounds of blocks."""
+        """Return the rules of :meth:`BenchConfig.rules`, in ``rounds`` rounds of blocks."""
         rules = super().rules(artifacts, images, replay)
         return replace(
             rules,

@@ -1,4 +1,4 @@
-"""How many times as long does one artifact take as another? An estimate with an interval, from interleaved blocks.
+"""Estimate the ratio of two artifacts' times, with an interval, from interleaved blocks.
 
 Noise only ever adds time, and another process's lasts for milliseconds: of each block the fastest inference counts (or
 its median), and blocks of one round are compared with each other, so that what slows both down cancels. The round is
@@ -49,7 +49,7 @@ class Ratio(Record):
 def ratio(
     baseline: Latency, candidate: Latency, *, statistic: Literal["fastest", "median"] = "fastest"
 ) -> Ratio | None:
-    """How many times as long ``candidate`` takes as ``baseline``; None with too few rounds.
+    """Return the time of ``candidate`` over that of ``baseline``; None with too few rounds.
 
     Args:
         baseline: measured under the same rules.
@@ -84,7 +84,7 @@ def interleaved(first: Samples, second: Samples) -> bool:
 
 
 def drifts(latencies: Sequence[Latency]) -> list[float]:
-    """How many times as long each artifact took at the end of an interleaved run, measured against the others.
+    """Return how much slower each artifact became during an interleaved run, measured against the others.
 
     Of the last third of the rounds over the first third, as far as it's its own: what all share is taken off (their
     median; of two, the smaller move). 1.0 for less than :data:`MOVED` and for what noise explains. Rounds count by
@@ -113,12 +113,12 @@ def drifts(latencies: Sequence[Latency]) -> list[float]:
 
 
 def _move(series: NDArray[np.float64], third: int) -> float:
-    """From the first third of the rounds to the last, by their medians."""
+    """Return the change from the first third of the rounds to the last, by their medians."""
     return float(np.median(series[-third:]) - np.median(series[:third]))
 
 
 def _costs(samples: Samples, scenario: str, statistic: str) -> list[float]:
-    """What an inference of each block took, nanoseconds; 0 for an empty block."""
+    """Return the time of an inference in each block, nanoseconds; 0 for an empty block."""
     if scenario == "offline":  # inferences overlap: what counts is how many were done
         return [(block.end_ns - block.start_ns) / block.samples if block.samples else 0.0 for block in samples.blocks]
     reduce = median_of if statistic == "median" else min
@@ -126,7 +126,7 @@ def _costs(samples: Samples, scenario: str, statistic: str) -> list[float]:
 
 
 def interval(groups: Sequence[NDArray[np.float64]], signs: Sequence[float]) -> tuple[float, float]:
-    """(sum of signed trimmed means, half of its interval's width) of independent groups [n], in order of time."""
+    """Return (sum of signed trimmed means, half of its interval's width) of independent groups [n], in time order."""
     means, variances, freedoms = zip(*(_trimmed(group) for group in groups), strict=True)
     value = sum(sign * mean for sign, mean in zip(signs, means, strict=True))
     variance = sum(variances)
@@ -138,7 +138,7 @@ def interval(groups: Sequence[NDArray[np.float64]], signs: Sequence[float]) -> t
 
 
 def _trimmed(values: NDArray[np.float64]) -> tuple[float, float, int]:
-    """(trimmed mean, its variance, degrees of freedom of that) of [n] in order of time."""
+    """Return (trimmed mean, its variance, degrees of freedom of that) of [n] in order of time."""
     count = len(values)
     cut = int(TRIMMED * count)
     kept = np.sort(values)[cut : count - cut]
@@ -151,7 +151,7 @@ def _trimmed(values: NDArray[np.float64]) -> tuple[float, float, int]:
 
 
 def student(freedom: float) -> float:
-    """Student's two-sided 95 % quantile with 2 or more degrees of freedom, to 0.8 %.
+    """Return Student's two-sided 95 % quantile with 2 or more degrees of freedom, to 0.8 %.
 
     The expansion of Cornish and Fisher, Abramowitz and Stegun 26.7.5.
     """

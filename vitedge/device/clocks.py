@@ -1,4 +1,4 @@
-"""How fast a board may run: its power mode, and the clocks of processor and GPU with the limits they are held to.
+"""A board's power mode, and the clocks of processor and GPU with their limits.
 
 Read from plain files, without root: on a Jetson, ``nvpmodel`` writes the number of its mode to
 ``/var/lib/nvpmodel/status``, and ``/etc/nvpmodel.conf`` gives the names. What can't be read is None.
@@ -27,7 +27,7 @@ class Clock(Record):
 
     @property
     def locked(self) -> bool:
-        """It can't move, as after ``jetson_clocks``."""
+        """Whether it can't change, as after ``jetson_clocks``."""
         return self.most_mhz is not None and self.least_mhz == self.most_mhz
 
 
@@ -39,13 +39,13 @@ class Clocks(Record):
 
     @property
     def locked(self) -> bool:
-        """None of those that are known can move."""
+        """Whether no known clock can change."""
         clocks = [clock for clock in (self.processor, self.gpu) if clock is not None]
         return bool(clocks) and all(clock.locked for clock in clocks)
 
 
 def clocks(root: Path = ROOT) -> Clocks:
-    """The first processor's clock and the integrated GPU's."""
+    """Read the first processor's clock and the integrated GPU's."""
     cpu = root / "sys/devices/system/cpu/cpu0/cpufreq"
     processor = _clock(cpu, ("scaling_cur_freq", "scaling_min_freq", "scaling_max_freq", "cpuinfo_max_freq"), 1000)
     folder = gpu_devfreq(root)
@@ -57,13 +57,13 @@ def clocks(root: Path = ROOT) -> Clocks:
 
 
 def gpu_devfreq(root: Path = ROOT) -> Path | None:
-    """The folder with the clock of the integrated GPU, in Hz (``cur_freq``, ``min_freq``, …)."""
+    """Return the folder with the clock of the integrated GPU, in Hz (``cur_freq``, ``min_freq``, …)."""
     devices = root / "sys/class/devfreq"
     return next((folder for name in _GPUS for folder in sorted(devices.glob(name))), None)
 
 
 def power_mode(root: Path = ROOT) -> str | None:
-    """A Jetson's power mode: ``"MAXN_SUPER (2 of 15W, 25W, MAXN_SUPER, 7W)"``, or its number where it has no name."""
+    """Return a Jetson's power mode: ``"MAXN_SUPER (2 of 15W, 25W, MAXN_SUPER, 7W)"``, or its number without a name."""
     number = re.search(r"pmode:0*(\d+)", read_text(root / "var/lib/nvpmodel/status") or "")
     if number is None:
         return None

@@ -1,4 +1,4 @@
-"""Which CUDA an NVIDIA driver serves, of the two that TensorRT's packages are made for."""
+"""Tell which of the two CUDA versions that TensorRT's packages are made for an NVIDIA driver supports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _OLDEST_L4T = {13: 38, 12: 36}
 
 
 def served(gpus: Sequence[Gpu], board: Board) -> tuple[int, ...] | None:
-    """CUDA's major versions that the driver serves, the newest first; a driver serves older ones, too.
+    """Return CUDA's major versions that the driver supports, the newest first; a driver supports older ones, too.
 
     Args:
         gpus: of this machine.

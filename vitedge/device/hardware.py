@@ -1,4 +1,4 @@
-"""What this machine is made of, read from ``/proc``, ``/sys``, ``/dev`` and ``/etc``.
+"""The hardware of this machine, read from ``/proc``, ``/sys``, ``/dev`` and ``/etc``.
 
 Every reader takes the root of these trees, so that it's tested on copies of other machines' files. What can't be read
 is None, which means unknown; no reader raises.
@@ -22,7 +22,7 @@ from vitedge.core.schema import Record
 
 ROOT = Path("/")
 
-#: The kernel's words for the instructions that matter here, and the names they have in a target.
+#: The kernel's names of the instruction sets that matter here, and their names in a target.
 ISA = {
     "avx2": "avx2",
     "avx_vnni": "avx_vnni",
@@ -98,7 +98,7 @@ class Memory(Record):
 
 
 class Board(Record):
-    """What the machine is sold as, and its system software."""
+    """The machine's model name, and its system software."""
 
     model: str | None
     os: str | None
@@ -127,7 +127,7 @@ class Camera(Record):
 
 
 def read_text(path: Path) -> str | None:
-    """The file's text without surrounding white space and NULs, or None when it can't be read."""
+    """Return the file's text without surrounding white space and NULs, or None when it can't be read."""
     try:
         return path.read_bytes().decode("utf-8", errors="replace").strip(" \t\r\n\0")
     except OSError:
@@ -140,7 +140,7 @@ def _number(path: Path) -> int | None:
 
 
 def _span(text: str | None) -> set[int]:
-    """The kernel's list format: ``"0-3,8"`` is {0, 1, 2, 3, 8}."""
+    """Parse the kernel's list format: ``"0-3,8"`` is {0, 1, 2, 3, 8}."""
     numbers: set[int] = set()
     for first, last in re.findall(r"(\d+)(?:-(\d+))?", text or ""):
         numbers.update(range(int(first), min(int(last or first), int(first) + 4096) + 1))
@@ -148,7 +148,7 @@ def _span(text: str | None) -> set[int]:
 
 
 def _field(text: str | None, name: str) -> str | None:
-    """The first ``name : value`` of /proc/cpuinfo, /proc/meminfo and their like."""
+    """Return the first ``name : value`` of /proc/cpuinfo, /proc/meminfo and similar files."""
     match = re.search(rf"^{re.escape(name)}[ \t]*:[ \t]*(.*)$", text or "", re.MULTILINE)
     return match[1].strip() or None if match else None
 
@@ -157,7 +157,7 @@ def _field(text: str | None, name: str) -> str | None:
 
 
 def processor(root: Path = ROOT) -> Processor:
-    """Model, instruction sets and cores of the CPU."""
+    """Read model, instruction sets and cores of the CPU."""
     cpuinfo = read_text(root / "proc/cpuinfo")
     cpus = root / "sys/devices/system/cpu"
     online = _span(read_text(cpus / "online")) or {
@@ -204,7 +204,7 @@ def _physical_cores(cpus: Path, online: set[int]) -> int | None:
 
 
 def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
-    """The control groups of this process for one controller, the innermost first; versions 1 and 2."""
+    """Yield the control groups of this process for one controller, the innermost first; versions 1 and 2."""
     for line in (read_text(root / "proc/self/cgroup") or "").splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers and controller not in controllers.split(","):
@@ -231,7 +231,7 @@ def _cpu_quota(root: Path) -> float | None:
 
 
 def memory(root: Path = ROOT) -> Memory:
-    """Memory of the machine, or of the control group that limits this process."""
+    """Read the memory of the machine, or of the control group that limits this process."""
     text = read_text(root / "proc/meminfo")
     total, available, swap = (_kilobytes(text, name) for name in ("MemTotal", "MemAvailable", "SwapTotal"))
     limited = False
@@ -253,7 +253,7 @@ def _kilobytes(text: str | None, name: str) -> int | None:
 
 
 def _reclaimable(folder: Path) -> int:
-    """Bytes of cached files that count as used and are given back when they are needed."""
+    """Return the bytes of cached files that count as used and are released when they are needed."""
     match = re.search(r"^(?:total_)?inactive_file (\d+)$", read_text(folder / "memory.stat") or "", re.MULTILINE)
     return int(match[1]) if match else 0
 
@@ -266,7 +266,7 @@ def _mebi(size: int | None) -> int | None:
 
 
 def board(root: Path = ROOT) -> Board:
-    """Model and system software; for a Jetson its L4T and JetPack releases."""
+    """Read model and system software; for a Jetson its L4T and JetPack releases."""
     release = re.search(r'^PRETTY_NAME="?([^"\n]*)', read_text(root / "etc/os-release") or "", re.MULTILINE)
     l4t = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", read_text(root / "etc/nv_tegra_release") or "")
     return Board(
@@ -286,7 +286,7 @@ def _desktop_model(root: Path) -> str | None:
 
 
 def _jetpack(root: Path, l4t: str) -> str | None:
-    """The version of JetPack's package where it's installed, or what follows from the release of Jetson Linux."""
+    """Return JetPack's version: its package's where that is installed, or the one that fits Jetson Linux's release."""
     for stanza in (read_text(root / "var/lib/dpkg/status") or "").split("\n\n"):
         if _JETPACK_PACKAGE.match(stanza) and (_field(stanza, "Status") or "installed").endswith(" installed"):
             version = _field(stanza, "Version")
@@ -299,7 +299,7 @@ def _jetpack(root: Path, l4t: str) -> str | None:
 
 
 def gpus(root: Path = ROOT) -> list[Gpu]:
-    """The NVIDIA GPUs: what ``nvidia-smi`` lists, and the integrated one of a Jetson."""
+    """List the NVIDIA GPUs: those of ``nvidia-smi``, and the integrated one of a Jetson."""
     listed = parse_nvidia_smi(_nvidia_smi()) if root == ROOT else []
     chips = (read_text(root / "proc/device-tree/compatible") or "").split("\0")
     for name, capability in (_TEGRA[chip] for chip in chips if chip in _TEGRA):
@@ -328,7 +328,7 @@ def _nvidia_smi() -> str:
 
 
 def parse_nvidia_smi(text: str) -> list[Gpu]:
-    """Rows of ``name, compute capability, memory in MiB, driver``; ``[N/A]`` is unknown."""
+    """Parse rows of ``name, compute capability, memory in MiB, driver``; ``[N/A]`` is unknown."""
     listed = []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split(",")]
@@ -340,7 +340,7 @@ def parse_nvidia_smi(text: str) -> list[Gpu]:
 
 
 def cameras(root: Path = ROOT) -> list[Camera]:
-    """The video devices, and whether they capture."""
+    """List the video devices, and whether they capture."""
     links: dict[str, str] = {}
     with contextlib.suppress(OSError):
         for link in sorted((root / "dev/v4l/by-id").iterdir()):

@@ -1,4 +1,4 @@
-"""A discrete NVIDIA GPU's clock, temperature, power, memory and reasons to slow down, by NVML.
+"""A discrete NVIDIA GPU's clock, temperature, power, memory and throttle reasons, from NVML.
 
 The package nvidia-ml-py is optional: without it, or without a driver, nothing is known. A Jetson's NVML answers
 NotSupported to most of it; its readings come from ``/sys``.
@@ -20,7 +20,7 @@ _TEMPERATURE_GPU, _CLOCK_SM = 0, 1  # NVML_TEMPERATURE_GPU, NVML_CLOCK_SM
 
 
 class GpuReading(NamedTuple):
-    """One moment; None where NVML doesn't tell."""
+    """One reading; None where NVML gives no value."""
 
     clock_mhz: float | None
     temperature_c: float | None
@@ -39,7 +39,7 @@ class Nvml:
         self.readable = self._ask("nvmlDeviceGetPowerUsage") is not None
 
     def read(self) -> GpuReading:
-        """Everything but power."""
+        """Read everything but power."""
         bits = self._ask("nvmlDeviceGetCurrentClocksEventReasons")
         if bits is None:  # before driver 535 it was called so
             bits = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons")
@@ -55,7 +55,7 @@ class Nvml:
         )
 
     def watts(self) -> float | None:
-        """On average since the last call from the energy counter (mJ), or at this moment where there is none (mW)."""
+        """Return the mean power since the last call, by the energy counter (mJ); without one the present power (mW)."""
         energy, now = self._ask("nvmlDeviceGetTotalEnergyConsumption"), time.perf_counter_ns()
         if energy is None:
             power = self._ask("nvmlDeviceGetPowerUsage")
@@ -66,7 +66,7 @@ class Nvml:
         return float((energy - before[1]) * 1e6 / (now - before[0]))
 
     def memory_used(self) -> int | None:
-        """Bytes in use on the GPU, by whomever."""
+        """Return the bytes in use on the GPU, by all processes."""
         memory = self._ask("nvmlDeviceGetMemoryInfo")
         return None if memory is None else int(memory.used)
 
@@ -81,7 +81,7 @@ class Nvml:
 
 
 def open_nvml(package: Any = None, environ: Mapping[str, str] = os.environ) -> Nvml | None:
-    """NVML of the first GPU that CUDA shows; None without the package, a driver or a GPU.
+    """Open NVML for the first GPU that CUDA shows; None without the package, a driver or a GPU.
 
     Args:
         package: the module ``pynvml``; None imports it.

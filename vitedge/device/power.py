@@ -19,20 +19,20 @@ from vitedge.device.hardware import read_text
 
 
 class PowerMeter(Protocol):
-    """Something that tells watts."""
+    """A power meter, in watts."""
 
     @property
     def of(self) -> str:
-        """What they're the power of."""
+        """The part of the machine whose power it measures."""
         ...
 
     @property
     def readable(self) -> bool:
-        """Whether it's there and may be read."""
+        """Whether it exists and may be read."""
         ...
 
     def watts(self) -> float | None:
-        """Now, or on average since the last call; None when it can't be told."""
+        """Return the present power, or the mean since the last call; None when it's unknown."""
         ...
 
 
@@ -56,7 +56,7 @@ class JetsonRails:
 
     @property
     def of(self) -> str:
-        """What it's the power of."""
+        """The part of the machine whose power it measures."""
         return f"module ({' + '.join(self._rails)})"
 
     @property
@@ -65,7 +65,7 @@ class JetsonRails:
         return bool(self._rails)
 
     def watts(self) -> float | None:
-        """At this moment."""
+        """Return the present power."""
         pairs = [(integer(volts), integer(amps)) for volts, amps in self._rails.values()]
         powers = [volts * amps / 1e6 for volts, amps in pairs if volts is not None and amps is not None]
         return sum(powers) if powers and len(powers) == len(pairs) else None  # mV × mA
@@ -84,12 +84,12 @@ class RaspberryPmic:
         self.readable = self._ask is not None and self.watts() is not None
 
     def watts(self) -> float | None:
-        """At this moment."""
+        """Return the present power."""
         return pmic_watts((self._ask() if self._ask is not None else None) or "")
 
 
 def pmic_watts(text: str) -> float | None:
-    """The sum over the rails that have both an ampere and a volt line; None without any.
+    """Return the sum over the rails that have both an ampere and a volt line; None without any.
 
     The lines are ``VDD_CORE_A current(7)=1.65920000A`` and ``VDD_CORE_V volt(15)=0.72062740V``.
     """
@@ -101,7 +101,7 @@ def pmic_watts(text: str) -> float | None:
 
 
 def vcgencmd(root: Path, question: str) -> Callable[[], str | None] | None:
-    """What asks the Raspberry Pi's firmware one question; None where there is no such command."""
+    """Return a function that asks the Raspberry Pi's firmware one question; None where there is no such command."""
     command = root / "usr/bin/vcgencmd"
     if not os.access(command, os.X_OK):
         return None
@@ -142,7 +142,7 @@ class RaplPackages:
         return bool(self._counters)
 
     def watts(self) -> float | None:
-        """On average since the last call; a counter that has wrapped goes on at ``max_energy_range_uj``."""
+        """Return the mean power since the last call; a counter that has wrapped goes on at ``max_energy_range_uj``."""
         now = time.perf_counter_ns()
         counts = {file: count for file in self._counters if (count := integer(file)) is not None}
         before, self._before = self._before, (now, counts) if counts else None
@@ -160,7 +160,7 @@ class RaplPackages:
 
 
 def integer(file: Path) -> int | None:
-    """What a file of the kernel's counts; None when it can't be read, or isn't a number."""
+    """Read a number from a kernel file; None when it can't be read, or isn't a number."""
     text = read_text(file)
     try:
         return int(text) if text else None

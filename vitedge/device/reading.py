@@ -1,4 +1,4 @@
-"""What the sensors say at one moment."""
+"""One reading of all sensors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vitedge.core.schema import Count, Record
 
 
 class Reading(Record, omit_defaults=True):
-    """The sensors at one moment; null where nothing could be read."""
+    """The sensors at one moment; null where a value couldn't be read."""
 
     at_ns: Count
     clock_mhz: float | None = None  # of the fastest processor
@@ -18,4 +18,4 @@ class Reading(Record, omit_defaults=True):
     throttle_live: dict[str, bool] = field(default_factory=dict)  # what says so at this moment
     gpu_clock_mhz: float | None = None
     gpu_temperature_c: float | None = None
-    power_capped: bool | None = None  # the GPU keeps to its power limit: no fault, and told apart from throttling
+    power_capped: bool | None = None  # the GPU is at its power limit: no fault, and distinct from throttling

@@ -1,4 +1,4 @@
-"""What the sensors say while something is measured.
+"""Read the sensors while something is measured.
 
 Every reader takes the root of ``/proc`` and ``/sys``, so that it's tested on copies of other machines' files. What
 can't be read is None: an unreadable sensor is neither cold nor unthrottled, and missing power isn't zero.
@@ -27,7 +27,7 @@ MOST_CLOCKS = 8
 
 
 class Sensors:
-    """What can be read without root while measuring; the files are found once and read many times.
+    """The sensors that can be read without root while measuring; their files are found once and read many times.
 
     Args:
         root: of ``/proc``, ``/sys`` and ``/usr``.
@@ -55,13 +55,13 @@ class Sensors:
 
     @property
     def power_of(self) -> tuple[str, ...]:
-        """What a reading's power is the sum of."""
+        """The parts of the machine whose power a reading adds up."""
         return tuple(meter.of for meter in self._meters)
 
     def read(self) -> Reading:
         """One reading; ``at_ns`` is the clock of :func:`time.perf_counter_ns`, the same in every process."""
         live, events = self._firmware()
-        for file in self._events:  # of all cores together: one that throttles is enough
+        for file in self._events:  # summed over all cores: one that throttles is enough
             if (count := integer(file)) is not None:
                 events[file.name] = events.get(file.name, 0) + count
         events.update({name: count for name, file in self._soctherm.items() if (count := integer(file)) is not None})
@@ -90,7 +90,7 @@ class Sensors:
 
 
 def _meters(root: Path, nvml: Nvml | None) -> list[PowerMeter]:
-    """The board's input where it's metered, else the processor's packages; and a discrete GPU's."""
+    """Return the board's input meter, else the processor packages'; and a discrete GPU's."""
     boards: list[PowerMeter] = [meter for meter in (JetsonRails(root), RaspberryPmic(root)) if meter.readable]
     processor = RaplPackages(root)
     meters = boards[:1] or ([processor] if processor.readable else [])
@@ -102,7 +102,7 @@ _RASPBERRY_BITS = ("under_voltage", "frequency_capped", "throttled", "soft_tempe
 
 
 def raspberry_throttled(bits: str) -> tuple[dict[str, bool], dict[str, int]]:
-    """(what holds now, what has happened since boot) from ``get_throttled``: ``"50005"`` or ``"throttled=0x50005"``."""
+    """Return (present state, events since boot) from ``get_throttled``: ``"50005"`` or ``"throttled=0x50005"``."""
     try:
         value = int(bits.removeprefix("throttled=").strip(), 16)
     except ValueError:
@@ -113,7 +113,7 @@ def raspberry_throttled(bits: str) -> tuple[dict[str, bool], dict[str, int]]:
 
 
 def resident_bytes(root: Path = hardware.ROOT) -> tuple[int | None, int | None]:
-    """(resident set, its peak) of this process in bytes."""
+    """Return (resident set, its peak) of this process in bytes."""
     status = read_text(root / "proc/self/status") or ""
     matches = [re.search(rf"^{name}:\s*(\d+) kB", status, re.MULTILINE) for name in ("VmRSS", "VmHWM")]
     now, peak = (int(match[1]) * 1024 if match else None for match in matches)

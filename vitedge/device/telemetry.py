@@ -1,4 +1,4 @@
-"""Sensors, read several times a second by a process of the lowest priority, apart from the one that is measured.
+"""Read sensors several times a second in a process of the lowest priority, apart from the one that is measured.
 
 The process ends with the one that started it: it watches its standard input, which closes when that one dies.
 """
@@ -33,13 +33,13 @@ _CHILD = (
 
 
 class MeterNames(Record):
-    """The first line of the process: what its power readings are of."""
+    """The first line of the process: the parts of the machine whose power it reads."""
 
     power_of: tuple[str, ...]
 
 
 class Telemetry:
-    """Readings :data:`PERIOD_S` apart, from the moment it's made until :meth:`close`. A context manager.
+    """Readings :data:`PERIOD_S` apart, from its creation until :meth:`close`. A context manager.
 
     Args:
         root: of ``/proc`` and ``/sys``.
@@ -65,19 +65,19 @@ class Telemetry:
             raise
 
     def _wait_for_first(self) -> None:
-        """Throttle counters have to be known before the run begins."""
+        """Wait for the first reading: throttle counters have to be known before the run begins."""
         until = time.monotonic() + STARTING_S
         while len(self._lines()) < 2 and self._process.poll() is None and time.monotonic() < until:
             time.sleep(0.01)
 
     @property
     def power_of(self) -> tuple[str, ...]:
-        """What the power is of; empty where none can be read."""
+        """The parts of the machine whose power is read; empty where none can be read."""
         lines = self._lines()
         return msgspec.json.decode(lines[0], type=MeterNames).power_of if lines else ()
 
     def readings(self, start_ns: int, offset_ns: int = 0) -> tuple[Reading, ...]:
-        """Everything from the last reading before ``start_ns`` on, which counts as ``offset_ns``."""
+        """Return all readings from the last one before ``start_ns`` on, which counts as ``offset_ns``."""
         readings = [msgspec.json.decode(line, type=Reading) for line in self._lines()[1:]]
         before = [reading for reading in readings if reading.at_ns <= start_ns][-1:]
         after = [reading for reading in readings if reading.at_ns > start_ns]
@@ -95,7 +95,7 @@ class Telemetry:
         return data[: data.rfind(b"\n") + 1].splitlines()
 
     def close(self) -> None:
-        """End the process; what it has read stays."""
+        """End the process; its readings are kept."""
         if self._kept is not None:
             return
         assert self._process.stdin is not None
@@ -117,7 +117,7 @@ class Telemetry:
 
 
 def serve(root: str, gpu: bool, period_s: float) -> None:
-    """The process: one JSON line with what power is of, then one a reading, until standard input closes."""
+    """Run the process: write the power meters' names as one JSON line, then a line a reading, until stdin closes."""
     from vitedge.device.nvml import open_nvml
     from vitedge.device.sensors import Sensors
 
@@ -129,7 +129,7 @@ def serve(root: str, gpu: bool, period_s: float) -> None:
 
 
 def _beats(period_s: float) -> Iterator[None]:
-    """Once a period, without drifting, until standard input closes; beats that came too late are left out."""
+    """Yield once a period, without drifting, until standard input closes; late beats are skipped."""
     due = time.monotonic()
     while True:
         yield

@@ -1,4 +1,4 @@
-"""Which patches of a picture an answer came from: attention rollout and patch occlusion."""
+"""Find the patches of a picture that a prediction came from: attention rollout and patch occlusion."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class PictureExplanation(Record):
 
 
 class Subject(NamedTuple):
-    """What answers, and what is known of it."""
+    """The model that is explained, and its known properties."""
 
     logits: Logits  # uint8 [count, h, w, 3] -> float32 [count, classes]
     preprocessing: Preprocessing
@@ -53,7 +53,7 @@ class Subject(NamedTuple):
 
 
 def refuse_options(options: OpenOptions | None) -> None:
-    """Refuse what a model folder wouldn't follow.
+    """Refuse options that have no effect on a model folder.
 
     Raises:
         UsageError: any option of opening an artifact.
@@ -64,7 +64,7 @@ def refuse_options(options: OpenOptions | None) -> None:
 
 
 def of_model(model: Model) -> Subject:
-    """A model folder: its canonical graph answers, in ONNX Runtime.
+    """Open a model folder: its canonical graph runs in ONNX Runtime.
 
     Raises:
         NotInstalledError: onnx or onnxruntime is missing.
@@ -88,7 +88,7 @@ def of_model(model: Model) -> Subject:
 
 
 def of_session(session: Session) -> Subject:
-    """An artifact: its own runtime answers; attention isn't among the outputs of its graph."""
+    """Open an artifact in its own runtime; attention isn't among its graph's outputs."""
     manifest = session.artifact.manifest
     return Subject(
         logits=lambda images: np.stack(list(session.map_batches(images))),
@@ -100,7 +100,7 @@ def of_session(session: Session) -> Subject:
 
 
 def square_grid(size: tuple[int, int]) -> tuple[int, int]:
-    """(rows, columns) of squares that cover a picture of (height, width) pixels, where its patches aren't known."""
+    """Return (rows, columns) of squares that cover a picture of (height, width) pixels with unknown patches."""
     side = max(LEAST_PIXELS, max(size) / MOST_ROWS)
     return max(1, round(size[0] / side)), max(1, round(size[1] / side))
 
@@ -108,7 +108,7 @@ def square_grid(size: tuple[int, int]) -> tuple[int, int]:
 def explain(
     subject: Subject, image: NDArray[np.uint8], picture: str, class_name: str | None, progress: Progress
 ) -> PictureExplanation:
-    """Say which patches an answer came from.
+    """Explain a prediction by the picture's patches.
 
     Args:
         subject: what answers.
@@ -134,7 +134,7 @@ def explain(
 
 
 def bounds(grid: tuple[int, int], size: tuple[int, int]) -> list[tuple[slice, slice]]:
-    """The pixels of each patch, row by row: slices of an image [h, w, 3]."""
+    """Return the pixels of each patch, row by row: slices of an image [h, w, 3]."""
     down, across = (
         np.linspace(0, pixels, count + 1).round().astype(int) for count, pixels in zip(grid, size, strict=True)
     )
@@ -146,7 +146,7 @@ def bounds(grid: tuple[int, int], size: tuple[int, int]) -> list[tuple[slice, sl
 
 
 def rollout(mixings: Sequence[NDArray[np.float32]], config: ViTConfig) -> NDArray[np.float64]:
-    """Attention rollout (Abnar and Zuidema, 2005.00928): what part of the pooled tokens came from which patch.
+    """Compute attention rollout (Abnar and Zuidema, 2005.00928): the share of each patch in the pooled tokens.
 
     Args:
         mixings: in their order, softmax [heads, T, T] of each block that has heads, and the matrix [fewer, T] of each
@@ -189,7 +189,7 @@ def _rollout_of(subject: Subject, image: NDArray[np.uint8]) -> NDArray[np.float6
 
 
 def _occluded(subject: Subject, image: NDArray[np.uint8], index: int, progress: Progress) -> NDArray[np.float64]:
-    """Probability of a class with each patch hidden (Zeiler and Fergus, 1311.2901), float64 [rows, columns]."""
+    """Return a class's probability with each patch hidden (Zeiler and Fergus, 1311.2901), float64 [rows, columns]."""
     patches, scores = bounds(subject.grid, subject.preprocessing.size), list[float]()
     for start in range(0, len(patches), CHUNK):
         hidden = np.stack([image] * len(patches[start : start + CHUNK]))
@@ -201,7 +201,7 @@ def _occluded(subject: Subject, image: NDArray[np.uint8], index: int, progress: 
 
 
 def _mean_colour(preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """The RGB colour that is 0 after normalisation."""
+    """Return the RGB colour that is 0 after normalisation."""
     mean = np.array(preprocessing.mean) / preprocessing.rescale
     rgb = mean if preprocessing.channel_order == "rgb" else mean[::-1]
     return np.asarray(np.clip(rgb, 0, 255).round().astype(np.uint8))

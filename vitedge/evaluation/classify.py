@@ -12,14 +12,14 @@ from vitedge.runtimes.session import Session
 
 
 class Answer(Record):
-    """One class and how probable it is."""
+    """One class and its probability."""
 
     label: str
     probability: float
 
 
 class Classified(Record):
-    """One picture: its answers, best first, or why it couldn't be read."""
+    """One picture: its predictions, best first, or the reason why it couldn't be read."""
 
     picture: str
     answers: tuple[Answer, ...] = ()

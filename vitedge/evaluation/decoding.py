@@ -1,4 +1,4 @@
-"""Pictures, decoded and brought to the models' size ahead of the runtimes, so that these don't wait.
+"""Decode pictures and resize them to the models' sizes ahead of the runtimes, so that these don't wait.
 
 Processes do it, and write the pixels into memory that they share with the caller: Python's lock and a hostile file's
 crash stay in there. They're fed through pipes and end with the caller, however it ends. For a few hundred pictures
@@ -37,7 +37,7 @@ NICE = 5  # the runtime goes first
 
 
 class Ready(NamedTuple):
-    """A chunk of pictures; its frames are the caller's until it asks for the next chunk."""
+    """A chunk of pictures; its frames are valid until the caller asks for the next chunk."""
 
     end: int  # images of the set up to here
     indices: list[int]  # of those that could be read
@@ -48,7 +48,7 @@ class Ready(NamedTuple):
 def decoded(
     images: ImageSet, contracts: Sequence[Preprocessing], size: int, *, start: int = 0, workers: int | None = None
 ) -> Iterator[Ready]:
-    """The pictures in chunks of ``size``, in order; each is read and decoded once.
+    """Yield the pictures in chunks of ``size``, in order; each is read and decoded once.
 
     Args:
         images: what to read.
@@ -72,14 +72,14 @@ def decoded(
 
 
 def cores() -> int:
-    """Processors that this process may use."""
+    """Return the number of processors that this process may use."""
     return len(system.processors())
 
 
 def _decode(
     images: ImageSet, contracts: Sequence[Preprocessing], chunk: range, into: Sequence[NDArray[np.uint8]]
 ) -> tuple[list[int], list[str]]:
-    """(indices of the pictures that could be read, names of the others); frames go to ``into``, one a contract."""
+    """Decode pictures to ``into``, one array a contract; return (indices of readable pictures, names of the others)."""
     indices: list[int] = []
     skipped: list[str] = []
     for index in chunk:
@@ -129,18 +129,18 @@ _CHILD = "import sys; sys.path[:] = {path!r}; from vitedge.evaluation.decoding i
 
 
 class _Layout(NamedTuple):
-    """Where the frames of a slot lie in the shared memory."""
+    """The positions of a slot's frames in the shared memory."""
 
     contracts: tuple[Preprocessing, ...]
     size: int  # pictures in a slot
 
     @property
     def bytes(self) -> int:
-        """Of one slot."""
+        """The size of one slot in bytes."""
         return sum(self.size * 3 * contract.size[0] * contract.size[1] for contract in self.contracts)
 
     def frames(self, memory: mmap.mmap, slot: int) -> list[NDArray[np.uint8]]:
-        """uint8 [size, h, w, 3] of each contract, in the shared memory."""
+        """Return uint8 [size, h, w, 3] of each contract, in the shared memory."""
         views, offset = [], slot * self.bytes
         for contract in self.contracts:
             shape = (self.size, *contract.size, 3)
@@ -150,11 +150,11 @@ class _Layout(NamedTuple):
 
 
 def _by_processes(images: ImageSet, contracts: Sequence[Preprocessing], starts: range, workers: int) -> Iterator[Ready]:
-    """Chunk i is worker i modulo ``workers``'s; each has :data:`AHEAD` slots, used in turn."""
+    """Decode by processes: chunk i is for worker i modulo ``workers``; each has :data:`AHEAD` slots, used in turn."""
     layout = _Layout(tuple(contracts), starts.step)
     with contextlib.ExitStack() as stack:
         assert hasattr(os, "memfd_create")
-        shared = os.memfd_create("vitedge")  # belongs to nobody once the last process has ended
+        shared = os.memfd_create("vitedge")  # freed when the last process ends
         stack.callback(os.close, shared)
         os.truncate(shared, layout.bytes * AHEAD * workers)
         memory = mmap.mmap(shared, 0)
@@ -198,7 +198,7 @@ def _worker(images: ImageSet, layout: _Layout, shared: int) -> Iterator[subproce
 
 def _send(process: subprocess.Popen[bytes], message: object) -> None:
     assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):  # it has ended, which receiving will tell
+    with contextlib.suppress(BrokenPipeError):  # it has ended, which receiving will show
         process.stdin.write(pickle.dumps(message))
         process.stdin.flush()
 
@@ -217,7 +217,7 @@ def _receive(process: subprocess.Popen[bytes], images: ImageSet, chunk: range) -
 
 
 def _work() -> None:
-    """A worker: read what to do from stdin, decode into the shared memory, write what could be read to stdout."""
+    """Run a worker: read requests from stdin, decode into the shared memory, write the readable indices to stdout."""
     system.lower_priority(NICE)
     images, layout, shared = pickle.load(sys.stdin.buffer)
     memory = mmap.mmap(shared, 0)

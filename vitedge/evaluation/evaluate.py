@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 CHUNK, LARGEST_CHUNK = 32, 256
 MOST_UNREADABLE = 0.01
-KEEP_S = 10.0  # what has been evaluated is kept so often
+KEEP_S = 10.0  # the partial result is saved this often
 
 
 def evaluate(
@@ -57,7 +57,7 @@ def evaluate(
     keep: Callable[[Result], None] | None = None,
     progress: Progress = silent,
 ) -> Result:
-    """Accuracy, agreement and calibration, on every image or on a seeded choice of ``limit``.
+    """Measure accuracy, agreement and calibration, on every image or on a seeded choice of ``limit``.
 
     Args:
         artifacts: at least one, all with the same classes.
@@ -103,12 +103,12 @@ class Opened(NamedTuple):
     """Artifacts that are evaluated together."""
 
     sessions: tuple[Session, ...]  # one an artifact
-    rows: tuple[Row, ...]  # what the result says of each, without its accuracy
+    rows: tuple[Row, ...]  # each artifact's row in the result, without its accuracy
     reference: int  # number of the one that the others' outputs are compared with
 
     @property
     def reference_digest(self) -> str:
-        """Of the reference artifact."""
+        """The digest of the reference artifact."""
         return self.sessions[self.reference].artifact.digest
 
 
@@ -150,7 +150,7 @@ def refuse_different_classes(artifacts: Sequence[Artifact], action: str) -> None
 def checked(
     artifacts: Sequence[Artifact], images: ImageSet, action: str
 ) -> tuple[NDArray[np.int64], tuple[str | None, ...]]:
-    """Class ids of the images, int64 [images], and the hex SHA-256 of each, None where it can't be read.
+    """Return class ids of the images, int64 [images], and the hex SHA-256 of each, None where it can't be read.
 
     Raises:
         UsageError: folders that aren't the artifacts' classes, or images that an artifact was calibrated on.
@@ -185,7 +185,7 @@ class Answered:
 
     @property
     def indices(self) -> list[int]:
-        """Of the images that could be read, in the order of the columns."""
+        """The indices of the images that could be read, in the order of the columns."""
         return list(self._indices)
 
     def go_on(self, start: int = 0, workers: int | None = None) -> Iterator[int]:
@@ -203,7 +203,7 @@ class Answered:
             yield chunk.end
 
     def resume(self, earlier: Result, action: str) -> int:
-        """Count what an earlier result has; the number of the first image that it doesn't have.
+        """Count the answers of an earlier result; return the number of the first image that it lacks.
 
         Raises:
             UsageError: it's of other artifacts, images, versions or another machine.
@@ -239,7 +239,7 @@ class Answered:
             raise too_many_unreadable(action, self._skipped)
 
     def result(self, *, partial: bool) -> Result:
-        """Everything that has been answered."""
+        """Return the result of all answers so far."""
         rows = [
             replace(row, accuracy=joined(chunks, self._evaluated.reference_digest), partial=False)
             for row, chunks in zip(self._rows, self._chunks, strict=True)
@@ -286,7 +286,7 @@ class Answered:
 
 
 def refuse_no_evaluation(earlier: Result, action: str) -> None:
-    """Refuse to go on from, and so to replace, a measurement of something else.
+    """Refuse to resume from, and so to replace, a measurement of something else.
 
     Raises:
         UsageError: it isn't an evaluation.
@@ -297,25 +297,25 @@ def refuse_no_evaluation(earlier: Result, action: str) -> None:
 
 
 def too_many_unreadable(action: str, skipped: Sequence[str]) -> ImageError:
-    """The error for more than :data:`MOST_UNREADABLE` of all images."""
+    """Return the error for more than :data:`MOST_UNREADABLE` of all images."""
     reason = f"more than 1 % of the images can't be read, among them {', '.join(skipped[:5])}"
     return ImageError(action, reason, "replace or remove them")
 
 
 def chunk_size(sessions: Sequence[Session]) -> int:
-    """Pictures decoded together: whole batches of every session where that isn't too many."""
+    """Return the number of pictures to decode together: whole batches of every session where that isn't too many."""
     batches = math.lcm(*(session.batch for session in sessions))
     batches = batches if batches <= LARGEST_CHUNK else max(session.batch for session in sessions)
     return batches * -(-CHUNK // batches)
 
 
 def reference_artifact(artifacts: Sequence[Artifact]) -> Artifact:
-    """What the others are compared with: the first in float32, or the first."""
+    """Return the artifact that the others are compared with: the first in float32, or the first."""
     return next((artifact for artifact in artifacts if artifact.manifest.precision == "fp32"), artifacts[0])
 
 
 def reference_row(rows: Sequence[Row]) -> Row | None:
-    """The row that the others' accuracy is compared with: the first evaluated one in float32, or the first."""
+    """Return the row that the others' accuracy is compared with: the first evaluated one in float32, or the first."""
     evaluated = [row for row in rows if row.accuracy is not None]
     return next((row for row in evaluated if row.subject.precision == "fp32"), evaluated[0] if evaluated else None)
 

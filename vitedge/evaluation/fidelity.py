@@ -1,4 +1,4 @@
-"""A quantized graph against the float one on the same pictures: divergence, top-1 agreement and drop, flips."""
+"""Compare a quantized graph with the float one on the same pictures: divergence, top-1 agreement and drop, flips."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WORST_FLIPS = 10
 
 
 def divergence(reference: NDArray[np.floating[Any]], logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """KL(reference ‖ logits) of each picture, nats, float64 [n], of logits [n, classes]."""
+    """Return KL(reference ‖ logits) of each picture, nats, float64 [n], of logits [n, classes]."""
     expected, actual = log_softmax(reference), log_softmax(logits)
     return np.asarray((np.exp(expected) * (expected - actual)).sum(axis=1))
 
@@ -34,7 +34,7 @@ def fidelity(
     split: Literal["held-out", "calibration"],
     executed_by: str,
 ) -> Fidelity:
-    """Hold logits against the float graph's.
+    """Compare logits with the float graph's.
 
     Args:
         reference: the float graph's logits [n, classes].
@@ -77,6 +77,6 @@ def fidelity(
 
 
 def drop_of(gained: int, lost: int, count: int) -> Drop:
-    """Top-1 drop in pp, from the pictures that only one of both classifies correctly."""
+    """Return the top-1 drop in pp, from the pictures that only one of both classifies correctly."""
     interval = paired_interval(gained, lost, count, CONFIDENCE)
     return Drop(pp=100 * (lost - gained) / count, low=-100 * interval.high, high=-100 * interval.low)

@@ -1,4 +1,4 @@
-"""Millions of pictures: shards that an engine answers, kept as Parquet files, and one result of them all.
+"""Millions of pictures: an engine answers shards, whose answers are Parquet files, and one result joins them.
 
 A shard is answered when its file is there, so a run goes on where another one stopped. The result is computed from the
 files alone; on the same pictures it has the columns of an evaluation in one process.
@@ -63,7 +63,7 @@ def evaluate_shards(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Result:
-    """Accuracy, agreement and calibration on all pictures of a source, by an engine.
+    """Measure accuracy, agreement and calibration on all pictures of a source, by an engine.
 
     Args:
         artifacts: at least one, all with the same classes.
@@ -163,11 +163,11 @@ class _Run:
 
     @property
     def answered(self) -> list[str]:
-        """Names of the files that are there, in the order of their shards."""
+        """The names of the existing answer files, in the order of their shards."""
         return [file for file in self._shards if (self.folder / file).exists()]
 
     def answer(self, *, resume: bool, overwrite: bool, progress: Progress) -> None:
-        """Have the engine answer every shard whose file isn't there."""
+        """Have the engine answer every shard whose file is missing."""
         action = self._job.action
         require_writable(self.folder.parent, action)
         with locked(self.folder, action):
@@ -184,14 +184,14 @@ class _Run:
             with contextlib.closing(run(self._job, missing, self._engine)) as answers:  # type: ignore[type-var]
                 for done, (file, data) in enumerate(answers, len(answered) + 1):
                     worker = _same(worker, read_header(data, file), action)
-                    if done == 1:  # the engine works: what is to be replaced can go
+                    if done == 1:  # the engine works, so the old files can be deleted
                         for name in there:
                             (self.folder / name).unlink()
                     write_atomic(self.folder / file, data, action)
                     progress(self._job.verb, done, len(self._shards))
 
     def _there(self, *, resume: bool, overwrite: bool) -> list[str]:
-        """The answers in the folder, which are to be kept or replaced.
+        """Return the answer files in the folder, which are kept or replaced.
 
         Raises:
             UsageError: there are others, or something else.
@@ -216,7 +216,7 @@ class _Run:
 
 
 def _same(worker: Worker | None, header: Header, action: str) -> Worker:
-    """The worker that all files have in common.
+    """Check that all files were written by equal workers, and return the worker.
 
     Raises:
         UsageError: this one's was another.
@@ -229,7 +229,7 @@ def _same(worker: Worker | None, header: Header, action: str) -> Worker:
 
 
 def _result(run: _Run, artifacts: Sequence[Artifact], source: str, created: str, *, partial: bool) -> Result:
-    """What the files say, as one evaluation would: pictures in the order of their keys.
+    """Build the result from the files as one evaluation would: pictures in the order of their keys.
 
     Raises:
         ImageError: more than 1 % of all pictures can't be read.
@@ -273,7 +273,7 @@ def _result(run: _Run, artifacts: Sequence[Artifact], source: str, created: str,
 
 
 def _pictures(run: _Run, artifacts: int) -> tuple[list[Header], dict[str, list[Any]], list[int]]:
-    """The files' headers, their columns one after another, and the order of the pictures' keys."""
+    """Return the files' headers, their columns one after another, and the order of the pictures' keys."""
     numbers = range(1, artifacts + 1)
     names = ["picture", "class", "sha256", "label", *(f"{each}_{n}" for n in numbers for each in ("predicted", "rank"))]
     columns: dict[str, list[Any]] = {name: [] for name in names}

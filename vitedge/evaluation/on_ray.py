@@ -28,7 +28,7 @@ ATTEMPTS = 4  # at a shard whose worker dies
 
 
 class _Coordinator:
-    """What all workers of a run ask, an actor without a core of its own."""
+    """The actor that all workers of a run ask for the job; it takes no core of its own."""
 
     def __init__(self, job: bytes) -> None:
         import ray
@@ -37,17 +37,17 @@ class _Coordinator:
         self._attempts: Counter[str] = Counter()
 
     def job(self) -> list[Any]:
-        """A reference to the pickled job, which each node fetches once."""
+        """Return a reference to the pickled job, which each node fetches once."""
         return [self._job]
 
     def begin(self, file: str) -> int:
-        """Count an attempt to answer a shard, by its file; how many there are now."""
+        """Count an attempt to answer a shard, by its file; return the number of attempts so far."""
         self._attempts[file] += 1
         return self._attempts[file]
 
 
 class _Actor:
-    """A worker within Ray: a batch of one shard in, the name and content of its file out, or an error."""
+    """A worker within Ray: takes a batch of one shard, and returns the name and content of its file, or an error."""
 
     def __init__(self, coordinator: Any) -> None:
         import ray
@@ -116,7 +116,7 @@ def run(job: Job, shards: Mapping[str, Shard], options: EngineOptions) -> Iterat
 
 @contextlib.contextmanager
 def _connected(options: EngineOptions, action: str) -> Iterator[Any]:
-    """Ray, connected to the caller's cluster, to a running one, or to a new one of this machine's cores."""
+    """Connect Ray to the caller's cluster, to a running one, or to a new one of this machine's cores."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
@@ -136,7 +136,7 @@ def _connected(options: EngineOptions, action: str) -> Iterator[Any]:
         first, *_ = str(error).splitlines() or [type(error).__name__]
         reason = f"no Ray cluster can be used at '{address}': {first}"
         raise ResourceError(action, reason, "start one with this version of Ray: ray start --head") from error
-    with contextlib.redirect_stdout(sys.stderr):  # Ray tells of workers that die on stdout, which is the result's
+    with contextlib.redirect_stdout(sys.stderr):  # Ray reports dead workers on stdout, which belongs to the result
         try:
             yield ray
         finally:
@@ -145,7 +145,7 @@ def _connected(options: EngineOptions, action: str) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _own_signal_handlers() -> Iterator[None]:
-    """Take back what Ray's start does to the handler of SIGTERM."""
+    """Restore the handler of SIGTERM, which Ray's start replaces."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -155,7 +155,7 @@ def _own_signal_handlers() -> Iterator[None]:
 
 
 def _actors(ray: Any, options: EngineOptions, action: str) -> int:
-    """As many as were asked for, or as there is room for now.
+    """Return the number of actors: as requested, or as many as there is room for now.
 
     Raises:
         ResourceError: there is room for none, and nobody asked for a number that the cluster might grow to.

@@ -1,4 +1,4 @@
-"""How many pictures are divided among workers."""
+"""Options for dividing pictures among workers."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ class EngineOptions(Record):
 
     @property
     def columns(self) -> Columns:
-        """Those of Parquet files."""
+        """The names of Parquet columns."""
         from vitedge.data.addresses import Columns
 
         return Columns(image=self.image_column, label=self.label_column)
 
 
 def refuse_unused(engine: EngineOptions, others: Mapping[str, object], action: str) -> None:
-    """Refuse options that nothing would follow.
+    """Refuse options that would have no effect.
 
     Args:
         engine: as given; without an engine it must be the default.

@@ -1,4 +1,4 @@
-"""One chunk of images: logits of every artifact in, each artifact's accuracy out; and the accuracy of all chunks."""
+"""Score one chunk of images, from the logits of every artifact to each artifact's accuracy; and join all chunks."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _accuracy(
     labels: NDArray[np.int64],
     duration_ns: int,
 ) -> Accuracy:
-    """Logits [n, classes] against labels [n]. Equal logits rank in the order of their classes, as argmax does."""
+    """Score logits [n, classes] against labels [n]. Equal logits rank in the order of their classes, as argmax does."""
     predicted = logits.argmax(axis=1)
     true_logit = logits[np.arange(len(labels)), labels][:, None]  # [n, 1]
     lower_id = np.arange(logits.shape[1])[None] < labels[:, None]  # [n, classes]
@@ -113,7 +113,7 @@ def _sums(columns: Sequence[tuple[Number, ...]]) -> tuple[Number, ...]:
 
 
 def reliability(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> Calibrated:
-    """Top-1 probabilities [n] and whether they were right [n], in :data:`BINS` equal-width bins."""
+    """Bin top-1 probabilities [n] and whether they were right [n], in :data:`BINS` equal-width bins."""
     bin_of = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
     return Calibrated(
         count=tuple(np.bincount(bin_of, minlength=BINS).tolist()),

@@ -1,4 +1,4 @@
-"""What follows from an evaluation's columns: intervals, paired comparisons, calibration, classes.
+"""Statistics from an evaluation's columns: intervals, paired comparisons, calibration, classes.
 
 Sources: Wilson (1927) for one proportion; McNemar's exact test and Bonett and Price (2012) for the difference of two
 paired proportions, as Fagerland, Lydersen and Laake (2014) recommend; Guo et al. (1706.04599) for calibration.
@@ -26,12 +26,12 @@ class Paired(NamedTuple):
 
     @property
     def agreement(self) -> float:
-        """Fraction of the images with the same prediction."""
+        """The fraction of the images with the same prediction."""
         return 1 - len(self.flips) / self.images
 
 
 def compare(reference: Accuracy, other: Accuracy) -> Paired | None:
-    """``other`` against ``reference`` on the images that both have answered; None when there are none.
+    """Compare ``other`` with ``reference`` on the images that both have answered; None when there are none.
 
     Both must come from the same data set.
     """
@@ -53,12 +53,12 @@ def compare(reference: Accuracy, other: Accuracy) -> Paired | None:
 
 
 def top_k(accuracy: Accuracy, k: int) -> int:
-    """Images whose true class is among the k largest logits."""
+    """Return the number of images whose true class is among the k largest logits."""
     return sum(rank < k for rank in accuracy.rank)
 
 
 def confusion(accuracy: Accuracy, data: DataSet) -> list[list[int]]:
-    """Counts [true class][predicted class]."""
+    """Return counts [true class][predicted class]."""
     counts = [[0] * len(data.classes) for _ in data.classes]
     for label, predicted in zip(data.label, accuracy.predicted, strict=False):
         counts[label][predicted] += 1
@@ -66,7 +66,7 @@ def confusion(accuracy: Accuracy, data: DataSet) -> list[list[int]]:
 
 
 def per_class(accuracy: Accuracy, data: DataSet) -> list[tuple[int, int]]:
-    """(correct, images) of each class."""
+    """Return (correct, images) of each class."""
     return [(row[label], sum(row)) for label, row in enumerate(confusion(accuracy, data))]
 
 
@@ -81,7 +81,7 @@ class ClassScore(NamedTuple):
 
     @property
     def top1_drop_pp(self) -> float | None:
-        """Top-1 drop against the reference, percentage points."""
+        """The top-1 drop against the reference, percentage points."""
         return (
             None if self.top1 is None or self.reference_top1 is None else 100 * (self.reference_top1 - self.top1) + 0.0
         )
@@ -107,7 +107,7 @@ def class_scores(accuracy: Accuracy, data: DataSet, reference: Accuracy | None =
 
 
 def calibration_error(calibrated: Calibrated) -> float | None:
-    """Expected calibration error: mean |confidence − accuracy| over the bins, weighted by their images."""
+    """Return the expected calibration error: mean |confidence − accuracy| over the bins, weighted by their images."""
     total = sum(calibrated.count)
     if not total:
         return None

@@ -45,7 +45,7 @@ class Sent(NamedTuple):
         return cls(files, artifact.because, artifact.digest)
 
     def unpacked(self, folder: Path) -> Artifact:
-        """The same artifact in ``folder``, its digests checked again."""
+        """Unpack the artifact into ``folder``, and check its digests again."""
         for name, data in self.files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)
@@ -53,17 +53,17 @@ class Sent(NamedTuple):
 
 
 class Job(NamedTuple):
-    """What every worker of a run does."""
+    """The task that every worker of a run has."""
 
     verb: Literal["evaluate", "classify"]
     artifacts: tuple[Sent, ...]
     options: OpenOptions
     columns: Columns
-    top_k: int  # classes of each picture that ``classify`` tells
+    top_k: int  # classes that ``classify`` returns for each picture
     action: str  # for error texts
 
     def file_of(self, shard: Shard) -> str:
-        """Name of the file with the answers of a shard: the same one for the same question alone."""
+        """Return the name of the file with the answers of a shard: equal only for the same question."""
         readable = "".join(sign if sign.isalnum() or sign in "._-" else "-" for sign in shard.name)[-60:]
         options = self.options.device, self.options.threads, sorted(self.options.options.items())
         what = [self.verb, [each.digest for each in self.artifacts], options, self.columns, self.top_k, __version__]
@@ -80,7 +80,7 @@ class Worker:
         self._opened: Opened | None = None
 
     def answer(self, shard: Shard) -> bytes:
-        """The file with the answers to the pictures of a shard.
+        """Answer the pictures of a shard; return the file with the answers.
 
         Raises:
             as :func:`vitedge.evaluation.evaluate.evaluate` and :func:`~vitedge.data.addresses.open_shard`.
@@ -142,7 +142,7 @@ def _evaluation(job: Job, shard: Shard, images: ImageSet, sessions: Opened) -> b
 
 
 def _spread(values: tuple[int, ...], indices: list[int], count: int) -> list[int | None]:
-    """Values of some of ``count`` pictures, None for the others."""
+    """Place values of some of ``count`` pictures, None for the others."""
     column: list[int | None] = [None] * count
     for index, value in zip(indices, values, strict=True):
         column[index] = value
