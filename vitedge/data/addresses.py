@@ -1,4 +1,4 @@
-"""Pictures at any address, divided into shards that can be read one by one, in any order and on any machine.
+"""Divide pictures at any address into shards that can be read one by one, in any order and on any machine.
 
 A source is a folder of pictures, or tar or Parquet files: one, a folder of them, a range (``train-{0000..0146}.tar``)
 or a pattern (``train-*.parquet``). It lies in a folder that all machines have, or wherever fsspec reaches:
@@ -30,7 +30,7 @@ Kind = Literal["pictures", "tar", "parquet"]
 KINDS: dict[str, Kind] = {".tar": "tar", ".parquet": "parquet"}
 SCRATCH = "vitedge-shard-"
 ROWS_AT_ONCE = 64  # of a Parquet file
-#: What file systems tell of a file that changes with its content.
+#: Facts that file systems give of a file and that change with its content.
 _STATES = ("size", "mtime", "ETag", "etag", "md5Hash", "LastModified", "last_modified")
 
 
@@ -46,7 +46,7 @@ class Shard(Record):
 
     name: str  # of its file; of a folder's pictures, the first one's
     kind: Kind
-    state: str  # hex SHA-256 of what the file system tells of its files
+    state: str  # hex SHA-256 of the file system's facts about its files
     files: tuple[str, ...]  # the tar or Parquet file, or the pictures
     address: str = ""  # of the source, which tells its file system; empty: files of this machine
     names: tuple[str, ...] = ()  # of a folder's pictures: their paths within the source
@@ -55,7 +55,7 @@ class Shard(Record):
 
 
 def list_shards(source: str, pictures: int, action: str) -> list[Shard]:
-    """The shards of a source, without reading any.
+    """List the shards of a source without reading any.
 
     Args:
         source: a path or an address.
@@ -78,7 +78,7 @@ def list_shards(source: str, pictures: int, action: str) -> list[Shard]:
 
 @contextlib.contextmanager
 def open_shard(shard: Shard, columns: Columns, action: str, *, labelled: bool) -> Iterator[ImageSet]:
-    """The pictures of a shard, in reach until the end of the context.
+    """Open the pictures of a shard until the end of the context.
 
     Args:
         shard: what to read.
@@ -105,7 +105,7 @@ def open_shard(shard: Shard, columns: Columns, action: str, *, labelled: bool) -
 
 
 def _file_system(source: str, action: str) -> tuple[Any, str]:
-    """Fsspec's file system for a source, and the path of the source in it."""
+    """Return fsspec's file system for a source, and the path of the source in it."""
     try:
         import fsspec
     except ModuleNotFoundError as error:
@@ -116,7 +116,7 @@ def _file_system(source: str, action: str) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def _reaching(source: str, action: str) -> Iterator[None]:
-    """Turn what file systems raise into words."""
+    """Turn exceptions of file systems into our errors."""
     try:
         yield
     except VitedgeError:
@@ -131,7 +131,7 @@ def _reaching(source: str, action: str) -> Iterator[None]:
 
 
 def _shard_files(system: Any, root: str) -> list[Mapping[str, Any]]:
-    """What the file system tells of each tar or Parquet file that ``root`` stands for; empty: it's something else."""
+    """Return file facts of each tar or Parquet file that ``root`` stands for; empty: it's something else."""
     parent, _, name = root.rpartition("/")
     if names := in_range(name):
         there = {info["name"]: info for info in system.ls(parent, detail=True)}
@@ -230,7 +230,7 @@ Pictures = list[tuple[ImageRecord, str]]  # and the place of each, as ImageSet t
 
 
 def _here(shard: Shard, folder: Path, action: str) -> list[str]:
-    """The shard's files as paths of this machine, those that lie elsewhere copied into ``folder``."""
+    """Return the shard's files as local paths; remote ones are copied into ``folder``."""
     if not shard.address:
         return list(shard.files)
     system, _ = _file_system(shard.address, action)
@@ -259,7 +259,7 @@ def _read_tar(shard: Shard, folder: Path, columns: Columns, action: str, labelle
 
 
 def _read_parquet(shard: Shard, folder: Path, columns: Columns, action: str, labelled: bool) -> Pictures:
-    """A picture that the file doesn't hold stays without a file, and so can't be read."""
+    """Read a Parquet file's pictures; a picture that the file lacks stays without a file, and can't be read."""
     import pyarrow.parquet
 
     (path,) = _here(shard, folder, action)
@@ -287,7 +287,7 @@ def _read_parquet(shard: Shard, folder: Path, columns: Columns, action: str, lab
 
 
 def _picture(value: Any, row: int) -> tuple[bytes | None, str]:
-    """The encoded picture of a row, and its name."""
+    """Return the encoded picture of a row, and its name."""
     name = f"{row:08d}"
     if isinstance(value, Mapping):
         return value.get("bytes"), readable(str(value.get("path") or name))
@@ -295,14 +295,14 @@ def _picture(value: Any, row: int) -> tuple[bytes | None, str]:
 
 
 def _label(value: object, classes: Sequence[str], action: str) -> str | None:
-    """Hugging Face writes -1 where there is no label."""
+    """Return a row's label; Hugging Face writes -1 where there is none."""
     if value is None or value == -1:
         return None
     return class_of(str(value), classes, action)
 
 
 def _classes_of(metadata: Mapping[bytes, bytes] | None, column: str) -> tuple[str, ...]:
-    """The class names that Hugging Face's libraries keep in a Parquet file; none in others."""
+    """Return the class names that Hugging Face's libraries keep in a Parquet file; none in others."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
         return tuple(map(str, features[column]["names"]))

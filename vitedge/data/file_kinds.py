@@ -1,4 +1,4 @@
-"""What a file is that isn't what was expected, by its first bytes: for error texts alone."""
+"""Name the kind of an unexpected file by its first bytes, for error texts only."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _BRANDS = {b"heic": "a HEIC picture", b"heix": "a HEIC picture", b"mif1": "a HEI
 
 
 def is_web_page(head: bytes) -> bool:
-    """Whether a file or an answer that begins so is HTML."""
+    """Whether a file or an answer with this beginning is HTML."""
     return head.lstrip(_BLANKS).lower().startswith((b"<!doctype html", b"<html"))
 
 
 def kind_of_file(head: bytes) -> tuple[str, str]:
-    """(what a file is, what to do), by its first bytes; both are empty where they don't tell."""
+    """Return (a file's kind, a hint), by its first bytes; both are empty where the kind is unknown."""
     text = head.lstrip(_BLANKS).lower()
     if not head:
         return "empty", "copy it again"

@@ -1,4 +1,4 @@
-"""Golden pictures: generated, so that nobody's photographs travel; varied, so that preprocessing has work to do."""
+"""Golden pictures: generated, so that no photographs are shipped; varied, so that all of preprocessing is tested."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHAPES = ((96, 128, "RGB"), (128, 96, "RGB"), (61, 61, "RGB"), (80, 47, "L"), (6
 
 
 def golden_pictures() -> dict[str, bytes]:
-    """Name → PNG bytes of each golden picture; the same pixels on every machine (integer arithmetic alone)."""
+    """Return PNG bytes of each golden picture by name; the same pixels on every machine (integer arithmetic only)."""
     return {
         f"golden/{number}-{mode.lower()}-{width}x{height}.png": _png(_scene(number, height, width), mode)
         for number, (height, width, mode) in enumerate(SHAPES)
@@ -25,7 +25,7 @@ def golden_pictures() -> dict[str, bytes]:
 
 
 def golden_views(inputs: NDArray[np.uint8], count: int = VIEWS) -> NDArray[np.uint8]:
-    """The golden inputs, then their mirror images: more evidence for the bytes that an artifact carries.
+    """Return the golden inputs, then their mirror images: more inputs from the same bytes in an artifact.
 
     Args:
         inputs: uint8 [n, h, w, 3].
@@ -39,7 +39,7 @@ def golden_views(inputs: NDArray[np.uint8], count: int = VIEWS) -> NDArray[np.ui
 
 
 def _scene(number: int, height: int, width: int) -> NDArray[np.uint8]:
-    """A picture with smooth shading, hard edges and texture: uint8 [height, width, 4], the last channel alpha."""
+    """Draw a picture with smooth shading, hard edges and texture: uint8 [height, width, 4], the last channel alpha."""
     y, x = np.mgrid[0:height, 0:width].astype(np.int64)
     sky, ground, disc, stripe = _colours(number)
     shade = (y * 256 // height)[..., None]
@@ -54,7 +54,7 @@ def _scene(number: int, height: int, width: int) -> NDArray[np.uint8]:
 
 
 def _colours(number: int) -> NDArray[np.int64]:
-    """Four colours, int64 [4, 3], drawn by SplitMix64 (Steele, Lea, Flood 2014).
+    """Draw four colours, int64 [4, 3], with SplitMix64 (Steele, Lea, Flood 2014).
 
     They keep to the middle of the range, as photographs do: pure colours leave the ranges that calibration saw.
     """

@@ -54,7 +54,7 @@ def open_picture(data: bytes, name: str) -> Image.Image:
     hint = "use a JPEG, PNG, WEBP or BMP file"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and large sizes; both are judged here
+            warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and large sizes; both are checked here
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
             picture_memory.load(picture, data)
             return picture
@@ -71,7 +71,7 @@ def open_picture(data: bytes, name: str) -> Image.Image:
 
 
 def _has_header(data: bytes) -> bool:
-    """Whether an encoded picture begins as one; what follows may still be broken."""
+    """Whether an encoded picture has a sound header; its data may still be broken."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -166,7 +166,7 @@ class ImageSet:
         *,
         sharded: bool = False,
     ) -> ImageSet:
-        """The set of pictures, of which where each lies is given, too, in the order of their keys.
+        """Return the set of these pictures, whose places are given, in the order of their keys.
 
         Raises:
             UsageError: there are none.
@@ -182,14 +182,14 @@ class ImageSet:
 
     @property
     def members(self) -> tuple[str, ...]:
-        """Where each picture lies: its path, its name in the archive, or its place in a shard."""
+        """The place of each picture: its path, its name in the archive, or its position in a shard."""
         return self._members
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_cache": {}}
 
     def subset(self, indices: Sequence[int]) -> ImageSet:
-        """The same source, restricted to ``indices``; the classes stay."""
+        """Return the same source restricted to ``indices``; the classes don't change."""
         return ImageSet(
             self.source,
             self.classes,
@@ -199,7 +199,7 @@ class ImageSet:
         )
 
     def read_bytes(self, index: int) -> bytes:
-        """The encoded file.
+        """Read the encoded file.
 
         Raises:
             ImageError: unreadable or too large.
@@ -223,15 +223,15 @@ class ImageSet:
             ) from error
 
     def read(self, index: int) -> Image.Image:
-        """The decoded picture; errors as :func:`open_picture`."""
+        """Read and decode the picture; errors as :func:`open_picture`."""
         return open_picture(self.read_bytes(index), self.records[index].name)
 
     def digest(self, index: int) -> str:
-        """Hex SHA-256 of the encoded file."""
+        """Return the hex SHA-256 of the encoded file."""
         return hashlib.sha256(self.read_bytes(index)).hexdigest()
 
     def count_different(self) -> int:
-        """How many pictures have different contents and a header that can be read; all files are read, none decoded."""
+        """Count pictures with different contents and a readable header; all files are read, none decoded."""
         digests = set()
         for index in range(len(self)):
             with contextlib.suppress(ImageError):
@@ -241,14 +241,14 @@ class ImageSet:
         return len(digests)
 
     def order(self, seed: int) -> list[int]:
-        """A seeded permutation of all indices, by the keys: the same on every machine, in a folder and in shards."""
+        """Return a seeded permutation of all indices by the keys: the same on every machine, in folders and shards."""
         drawn = [
             hashlib.sha256(f"{seed}\0{record.key}".encode(errors="surrogateescape")).digest() for record in self.records
         ]
         return sorted(range(len(self)), key=lambda index: drawn[index])
 
     def labels(self, folders: Sequence[str | None], *, action: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        """Class ids of all records, int64 [len(self)], by a model's table of class folders (index is the id).
+        """Return class ids of all records, int64 [len(self)], by a model's table of class folders (index is the id).
 
         Raises:
             UsageError: the set has no class folders, or one that the model doesn't know.
@@ -271,10 +271,10 @@ class ImageSet:
 
 
 def _walk(folder: Path, action: str) -> Iterator[Path]:
-    """The pictures of a folder and those below it; hidden files and folders aren't among them, nor linked folders."""
+    """Yield the pictures of a folder and its subfolders, without hidden files and folders or linked folders."""
 
     def refuse(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):  # a folder that has just gone holds nothing
+        if not isinstance(error, FileNotFoundError):  # a folder that was just deleted holds nothing
             hint = "make it readable, or leave it out"
             raise UsageError(action, f"{error.filename} can't be read: {error.strerror}", hint) from error
 
@@ -303,7 +303,7 @@ def _archive_names(path: Path, action: str) -> list[str]:
 
 
 def _zip_names(archive: zipfile.ZipFile) -> Iterator[str]:
-    """The pictures' names. A name that isn't a picture's is held against the member's own header first.
+    """Yield the pictures' names. A name without a picture's suffix is first compared with the member's own header.
 
     Raises:
         zipfile.BadZipFile: the directory tells another name than the member, or has fewer members than its end says.
@@ -314,12 +314,12 @@ def _zip_names(archive: zipfile.ZipFile) -> Iterator[str]:
         if not info.is_dir() and is_picture(info.filename):
             yield info.filename  # its header is read with its content
         else:
-            with contextlib.suppress(RuntimeError):  # encrypted, or compressed in a way that's unknown: nobody reads it
+            with contextlib.suppress(RuntimeError):  # encrypted, or compressed by an unknown method, so it isn't read
                 archive.open(info).close()
 
 
 def _members_at_end(archive: zipfile.ZipFile) -> int | None:
-    """How many members the end of the directory tells, modulo 65,536; None where ZIP64 or trailing bytes hide it."""
+    """Return the member count in the directory's end, modulo 65,536; None where ZIP64 or trailing bytes hide it."""
     stream = archive.fp
     if stream is None:
         return None
@@ -339,7 +339,7 @@ def _archive_read(images: ImageSet, member: str) -> bytes:
 
 
 def _archive_reader(source: Path) -> Callable[[str], bytes]:
-    """A function from a member's name to its bytes; it may be called by several threads."""
+    """Return a function from a member's name to its bytes; several threads may call it."""
     if zipfile.is_zipfile(source):
         archive = zipfile.ZipFile(source)
 
@@ -352,11 +352,11 @@ def _archive_reader(source: Path) -> Callable[[str], bytes]:
                 )
                 raise ImageError(f"read the picture {member}", f"it's compressed by {method}", "use deflate, or none")
             with archive.open(info) as stream:
-                return stream.read(info.file_size + 1)  # no more than is claimed; its CRC tells when that isn't all
+                return stream.read(info.file_size + 1)  # no more than is claimed; the CRC fails if that isn't all
 
         return from_zip
     with _tar(source) as (tar, compressed):
-        if compressed:  # it can't be entered in the middle, so it's kept
+        if compressed:  # it can't be read from the middle, so it's kept
             kept = {info.name: _content(tar, info) for info in _tar_members(tar, compressed)}
             return kept.__getitem__
         places = {info.name: (info.offset_data, info.size) for info in _tar_members(tar, compressed)}
@@ -372,7 +372,7 @@ def _archive_reader(source: Path) -> Callable[[str], bytes]:
 
 
 def _read_place(name: str, place: str) -> bytes:
-    """A picture in a shard, from ``offset:size:shard``."""
+    """Read a picture in a shard, from ``offset:size:shard``."""
     offset, size, shard = place.split(":", 2)
     _check_size(name, int(size))
     with open(shard, "rb") as stream:  # noqa: PTH123 - a million of them, each for one picture
@@ -391,7 +391,7 @@ def _check_size(member: str, size: int) -> None:
 
 
 class _Limited:
-    """A decompressed stream that hands out no more at once than a picture may have, whatever a header claims."""
+    """A decompressed stream that reads no more at once than a picture may have, whatever a header claims."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.seek, self.tell, self._stream = stream.seek, stream.tell, stream
@@ -404,7 +404,7 @@ class _Limited:
 
 @contextlib.contextmanager
 def _tar(path: Path) -> Iterator[tuple[tarfile.TarFile, bool]]:
-    """The archive, and whether it's compressed."""
+    """Open the archive; return it, and whether it's compressed."""
     with path.open("rb") as stream:
         magic = stream.read(6)
     decompress: Any = next((opener for start, opener in _COMPRESSED if magic.startswith(start)), None)
@@ -425,7 +425,7 @@ def _is_tar(path: Path) -> bool:
 
 
 def _tar_members(tar: tarfile.TarFile, compressed: bool) -> Iterator[tarfile.TarInfo]:
-    """The pictures among the members.
+    """Yield the pictures among the members.
 
     Raises:
         ImageError: a compressed archive that unpacks to more than :data:`MAX_ARCHIVE_BYTES`.

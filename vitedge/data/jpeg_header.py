@@ -1,4 +1,4 @@
-"""What a JPEG's markers (ITU-T T.81) say of its decoder's memory, and of the least length of its data."""
+"""Read from a JPEG's markers (ITU-T T.81) its decoder's memory, and the least length of its data."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1), 0xC2  # Huffman-coded
 
 
 class JpegHeader(NamedTuple):
-    """Of a JPEG up to its first scan."""
+    """The header of a JPEG up to its first scan."""
 
     components: tuple[tuple[int, int], ...]  # sampling factors (across, down) of each
     several_scans: bool  # then the decoder keeps all coefficients until the last one
     block_bits: int  # at least so many bits for each 8×8 block of each component; 0: arithmetic coding
 
     def samples(self, pixels: int) -> float:
-        """Samples of all components; those of colour may have fewer than the picture has pixels."""
+        """Return the samples of all components; those of colour may have fewer than the picture has pixels."""
         areas = [across * down for across, down in self.components]
         return pixels * sum(areas) / max([1, *areas])
 
 
 def read_jpeg_header(data: bytes) -> JpegHeader | None:
-    """None where the data end before the first scan."""
+    """Read the header; None where the data end before the first scan."""
     frame = 0
     components: tuple[tuple[int, int], ...] = ()
     at = 0

@@ -1,4 +1,4 @@
-"""What decoding a picture would take of memory, told from its header: a JPEG is decoded smaller, others are refused.
+"""Estimate the memory of decoding a picture from its header: a JPEG is decoded smaller, others are refused.
 
 A file of a few hundred bytes can claim any size, so nothing is decoded before its header has been judged.
 """
@@ -11,7 +11,9 @@ from PIL import ExifTags, Image
 
 from vitedge.data.jpeg_header import JpegHeader, read_jpeg_header
 
-MAX_PIXELS = 178_956_970  # Pillow's own limit; only a JPEG, which can be decoded at half its size, comes near it
+MAX_PIXELS = (
+    178_956_970  # Pillow's own limit; only a JPEG, which can be decoded at half its size, may be nearly as large
+)
 MAX_SIDE = 1_000_000  # the filter of a resize takes 32 bytes for each pixel of a side
 MAX_DECODED_BYTES = 400_000_000  # of a picture, and of what turns it into RGB
 BAND_PIXELS = 1 << 22
@@ -25,17 +27,17 @@ class UnfitPictureError(ValueError):
 
 
 def is_turned(picture: Image.Image) -> bool:
-    """Whether the picture's EXIF orientation turns or mirrors it."""
+    """Whether the picture's EXIF orientation rotates or mirrors it."""
     return bool(picture.getexif().get(ExifTags.Base.Orientation, 1) != 1)
 
 
 def _tells_orientation(picture: Image.Image) -> bool:
-    """False for a PNG whose EXIF, if it has any, follows the pixels: Pillow would decode them to read it."""
+    """Whether the orientation is known now; false for a PNG whose EXIF may follow its pixels."""
     return picture.format != "PNG" or "exif" in picture.info
 
 
 def by_bands(picture: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """The RGB picture that ``convert`` makes, pixel by pixel; it's given some rows at a time, to take little memory."""
+    """Make the RGB picture of ``convert``, which works pixel by pixel, on a few rows at a time, to save memory."""
     rows = max(1, BAND_PIXELS // picture.width)
     if picture.height <= rows:
         return convert(picture)
@@ -47,7 +49,7 @@ def by_bands(picture: Image.Image, convert: Callable[[Image.Image], Image.Image]
 
 
 def decoded_bytes(picture: Image.Image, jpeg: JpegHeader | None, scale: int = 1) -> int:
-    """Memory for decoding an opened picture and making it RGB, from its header.
+    """Return the memory for decoding an opened picture and making it RGB, from its header.
 
     Args:
         picture: opened.

@@ -1,4 +1,4 @@
-"""What names tell of the pictures of a data set: which files are pictures, their classes, and what order goes by."""
+"""Names of pictures in a data set: which files are pictures, their classes, and the keys that order goes by."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file has the suffix of a picture; hidden files and those of a macOS archive's own folder have not."""
+    """Whether a file has a picture's suffix, and isn't hidden or in a macOS archive's own folder."""
     path = PurePosixPath(name)
     return path.suffix.lower() in SUFFIXES and not any(is_hidden(part) for part in path.parts)
 
@@ -20,7 +20,7 @@ def is_hidden(part: str) -> bool:
 
 
 def class_folders(names: Sequence[str]) -> list[str | None]:
-    """The class folder of each picture: the first that not all have in common ("train/" isn't a class).
+    """Return the class folder of each picture: the first that not all have in common ("train/" isn't a class).
 
     None for all where some picture lies in no folder.
     """
@@ -32,7 +32,7 @@ def class_folders(names: Sequence[str]) -> list[str | None]:
 
 
 def keys(names: Sequence[str], labels: Sequence[str] | None = None) -> list[str]:
-    """Each picture's path below the folders that all have in common, its class first where ``labels`` tell it.
+    """Return each picture's path below the folders that all have in common, led by its class where ``labels`` has it.
 
     So the same files have the same keys however they are packed.
     """

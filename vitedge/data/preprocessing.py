@@ -1,4 +1,4 @@
-"""The preprocessing contract: what happens to a picture between the file and the model's uint8 input.
+"""The preprocessing contract: every operation on a picture from the file to the model's uint8 input.
 
 Geometry and channels are done here, on uint8, with Pillow; rescale, mean and std are done inside the graph. The same
 contract is read from timm's ``pretrained_cfg``, Hugging Face's ``preprocessor_config.json`` or the command line, kept
@@ -36,7 +36,7 @@ _RESAMPLING = {
 
 
 class Preprocessing(Record):
-    """From a picture to ``image``, uint8 [height, width, 3], and what the graph then does with it."""
+    """The steps from a picture to ``image``, uint8 [height, width, 3], and the graph's own on it."""
 
     size: tuple[PositivePixels, PositivePixels]  # (height, width) of the model's input, pixels
     resize: Literal["shortest", "squash", "pad"] = "shortest"
@@ -80,7 +80,7 @@ class Preprocessing(Record):
         return np.array(self._crop(self._resize(rgb)), dtype=np.uint8)
 
     def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits [..., classes] to probabilities of the same shape, float32; "none" returns the logits."""
+        """Turn logits [..., classes] into probabilities of the same shape, float32; "none" returns the logits."""
         if self.activation == "none":
             return logits
         if self.activation == "sigmoid":
@@ -90,14 +90,14 @@ class Preprocessing(Record):
         return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True), dtype=np.float32)
 
     def before_crop(self, pixels: int) -> int:
-        """Side of the resized picture from which a crop of ``pixels`` is cut: size / crop_fraction, rounded."""
+        """Return the side of the resized picture before a crop of ``pixels``: size / crop_fraction, rounded."""
         exact = pixels / self.crop_fraction
         if self.crop_rounding == "round":
             return round(exact)
         return math.floor(exact) if self.crop_rounding == "floor" else math.ceil(exact)
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) that a picture is resized to before it's padded or cropped (torchvision's rounding).
+        """Return (width, height) of the resized picture before it's padded or cropped (torchvision's rounding).
 
         A picture of that size isn't resized again: ``resized(*resized(w, h)) == resized(w, h)``.
 
@@ -126,7 +126,7 @@ class Preprocessing(Record):
         return new
 
     def _resize(self, picture: Image.Image) -> Image.Image:
-        """The picture at the size from which the centre crop is cut."""
+        """Resize the picture to the size before the centre crop."""
         resized = self._resample(picture, *self.resized(*picture.size))
         if self.resize != "pad":
             return resized
@@ -161,7 +161,7 @@ _POINT = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BIC
 
 
 def _checked(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The array, proven to be a picture.
+    """Check that the array is a picture, and return it.
 
     Raises:
         ImageError: it's something else.

@@ -41,7 +41,7 @@ class Sample:
 
 
 def shard_files(source: Path) -> list[Path]:
-    """The archives that ``source`` stands for; empty when it's something else."""
+    """Return the archives that ``source`` stands for; empty when it's something else."""
     if names := in_range(source.name):
         return [source.with_name(name) for name in names]
     if os.path.isdir(source):  # noqa: PTH112 - Path.is_dir raises for names that are too long
@@ -52,7 +52,7 @@ def shard_files(source: Path) -> list[Path]:
 
 
 def in_range(name: str) -> list[str]:
-    """The names that ``train-{0000..0146}.tar`` stands for; none when it's one name."""
+    """Return the names that ``train-{0000..0146}.tar`` stands for; none when it's one name."""
     match = _RANGE.search(name)
     if match is None:
         return []
@@ -62,7 +62,7 @@ def in_range(name: str) -> list[str]:
 
 
 def read_shards(shards: Sequence[Path], action: str) -> tuple[list[Sample], tuple[str, ...]]:
-    """All samples, and the classes in the order of their ids.
+    """Return all samples, and the classes in the order of their ids.
 
     Args:
         shards: the archives.
@@ -79,7 +79,7 @@ def read_shards(shards: Sequence[Path], action: str) -> tuple[list[Sample], tupl
 
 
 def read_shard(shard: Path, action: str, *, labelled: bool = True) -> list[Sample]:
-    """The samples of one archive.
+    """Return the samples of one archive.
 
     Args:
         shard: the archive.
@@ -99,7 +99,7 @@ def read_shard(shard: Path, action: str, *, labelled: bool = True) -> list[Sampl
 
 
 def class_names(table: bytes) -> tuple[str, ...]:
-    """What :data:`CLASSES` holds, in the order of the classes' numbers.
+    """Return the names in :data:`CLASSES`, in the order of the classes' numbers.
 
     Raises:
         UnicodeDecodeError: it isn't text.
@@ -108,7 +108,7 @@ def class_names(table: bytes) -> tuple[str, ...]:
 
 
 def class_of(label: str, names: Sequence[str], action: str) -> str:
-    """The class of a picture where the other shards aren't known; ``names`` are those of numbers, where there are any.
+    """Return the class of a picture, without knowing the other shards; ``names`` are those of numbers, if any.
 
     Raises:
         ImageError: a number that ``names`` hasn't.
@@ -122,7 +122,7 @@ def class_of(label: str, names: Sequence[str], action: str) -> str:
 
 
 def _named(samples: list[Sample], table: Path, action: str) -> tuple[list[Sample], tuple[str, ...]]:
-    """Numbers become ids, named by ``table`` where there is one; names are sorted."""
+    """Turn numbers into ids, named by ``table`` where there is one; names are sorted."""
     labels = {sample.label for sample in samples}
     if not all(label.isdecimal() for label in labels):
         return samples, tuple(sorted(labels))
@@ -179,7 +179,7 @@ def _label(text: str, extension: str) -> str | None:
 
 
 def _parts(name: str) -> tuple[str, str]:
-    """("folder/0001", "jpg") of ``folder/0001.jpg``: the key, and the extension from the first dot on, lower case."""
+    """Return ("folder/0001", "jpg") of ``folder/0001.jpg``: key, and lower-case extension from the first dot on."""
     path = PurePosixPath(name)
     stem, _, extension = path.name.partition(".")
     return str(path.parent / stem), extension.lower()

@@ -1,4 +1,4 @@
-"""What comes with vitedge: a compact ViT trained on CIFAR-10, and pictures to calibrate, choose and show it with.
+"""Data that ships with vitedge: a compact ViT trained on CIFAR-10, and pictures to calibrate, choose and show it with.
 
 =============  =====================================  ===================================================
 name           taken from                             may be used for
@@ -28,7 +28,7 @@ PICTURES: tuple[Pictures, ...] = get_args(Pictures)
 
 
 def pictures(name: Pictures) -> ImageSet:
-    """One of the embedded sets, with class folders."""
+    """Open one of the embedded sets, with class folders."""
     return ImageSet.open(
         shipped_folder("calibration") / f"cifar10-{name}.zip", action=f"open the embedded {name} images"
     )
@@ -41,7 +41,7 @@ def _display_digests() -> frozenset[str]:
 
 
 def refuse_display(pictures: Mapping[str, str], origin: str, action: str) -> None:
-    """Refuse to choose or calibrate the embedded model by its test pictures, which are for display alone.
+    """Refuse to choose or calibrate the embedded model by its test pictures, which are for display only.
 
     Args:
         pictures: those that are to be used: the name of each by the hex SHA-256 of its file.
@@ -61,7 +61,7 @@ def refuse_display(pictures: Mapping[str, str], origin: str, action: str) -> Non
 
 
 def open_images(source: str | Path, *, action: str) -> ImageSet:
-    """A data set by path, or an embedded one by name (``calibration``, ``held-out``, ``display``).
+    """Open a data set by path, or an embedded one by name (``calibration``, ``held-out``, ``display``).
 
     Raises:
         UsageError, ImageError: as :meth:`ImageSet.open`.
