@@ -1,4 +1,4 @@
-"""What would help a model that few pictures were there for: sentences for the end of a run."""
+"""Advice for a model that was trained on few pictures: sentences for the end of a run."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ PUBLISHED = "hub:timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 
 
 def with_interval(figure: Mapping[str, float]) -> dict[str, Any]:
-    """Figures of :func:`vitedge.training.evaluate.evaluate`, with the 95 % interval of top-1 (Wilson), in percent."""
+    """Return figures of :func:`vitedge.training.evaluate.evaluate`, with top-1's 95 % interval (Wilson), in percent."""
     images = int(figure["images"])
     interval = wilson(round(figure["top1_percent"] * images / 100), images)
     return {**figure, "top1_interval_percent": [round(100 * interval.low, 2), round(100 * interval.high, 2)]}
 
 
 def sentence(figure: Mapping[str, Any]) -> str:
-    """A figure with its interval: ``top-1 91.67 % of 12 pictures (95 % interval 64.6 to 98.5)``."""
+    """Return a figure with its interval: ``top-1 91.67 % of 12 pictures (95 % interval 64.6 to 98.5)``."""
     low, high = figure["top1_interval_percent"]
     top1, images = figure["top1_percent"], figure["images"]
     return f"top-1 {top1:.2f} % of {images:,} pictures (95 % interval {low:.1f} to {high:.1f})"
 
 
 def advice(options: TrainOptions, config: ViTConfig, pictures: int, held_out: Mapping[str, Any]) -> Iterator[str]:
-    """Sentences; none where there are pictures enough.
+    """Yield sentences of advice; none where there are enough pictures.
 
     Args:
         options: of the run.

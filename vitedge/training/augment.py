@@ -21,7 +21,7 @@ from vitedge.training.randomness import keys_of, uniform, uniform_fields
 
 
 def augment(pixels: Tensor, how: Augmentation, keys: Tensor, mirrored: Tensor | None = None) -> Tensor:
-    """Geometry and colour.
+    """Augment geometry and colour.
 
     Args:
         pixels: uint8 [B, h, w, 3].
@@ -46,7 +46,7 @@ def augment(pixels: Tensor, how: Augmentation, keys: Tensor, mirrored: Tensor | 
 
 
 def augmented_view(pixels: Tensor, how: Augmentation, seed: int, view: int, indices: Tensor) -> Tensor:
-    """As :func:`augment`, by the seed of the run, the view (an epoch, say) and the pictures' numbers, int64 [B].
+    """Augment as :func:`augment`, by the run's seed, the view (an epoch, say) and the pictures' numbers, int64 [B].
 
     With ``alternate_flip`` the first view mirrors half of the pictures, and each view those that the last didn't.
     """
@@ -61,7 +61,7 @@ def _by_half(keys: Tensor) -> Tensor:
 
 
 def random_crop(x: Tensor, padding: int, keys: Tensor) -> Tensor:
-    """Each image is shifted by up to ``padding`` pixels along both axes; the border is reflected."""
+    """Shift each image by up to ``padding`` pixels along both axes; the border is reflected."""
     _, _, height, width = x.shape
     windows = functional.pad(x, [padding] * 4, mode="reflect").unfold(2, height, 1).unfold(3, width, 1)
     top, left = ((uniform(keys, side) * (2 * padding + 1)).long() for side in ("top", "left"))
@@ -69,7 +69,7 @@ def random_crop(x: Tensor, padding: int, keys: Tensor) -> Tensor:
 
 
 def random_erasing(x: Tensor, probability: float, keys: Tensor) -> Tensor:
-    """In a part of the images a rectangle of 2 to 33 % of the area, wholly inside, becomes noise from 0 to 255."""
+    """Replace a rectangle of 2 to 33 % of the area, wholly inside, by noise from 0 to 255, in some of the images."""
     chosen = (uniform(keys, "erase") < probability).nonzero().flatten()
     if not len(chosen):
         return x
@@ -83,7 +83,7 @@ def random_erasing(x: Tensor, probability: float, keys: Tensor) -> Tensor:
 
 
 def rand_augment(x: Tensor, magnitude: float, keys: Tensor) -> Tensor:
-    """Two operations per image, drawn with equal chances from the paper's fourteen.
+    """Apply two operations to each image, drawn with equal chances from the paper's fourteen.
 
     The strength of each is drawn anew, evenly up to ``magnitude`` tenths of its range and with either sign: the
     "random magnitude" of the paper, whose variants of the schedule it found equally good.
@@ -99,7 +99,7 @@ def rand_augment(x: Tensor, magnitude: float, keys: Tensor) -> Tensor:
 
 
 def _affine(rows: Callable[[Tensor, float], list[list[Tensor | float]]]) -> Callable[[Tensor, Tensor], Tensor]:
-    """An operation from two rows that map pixels of the output, from the centre, to the input's; outside is grey.
+    """Return an operation from two rows that map output pixels, from the centre, to input pixels; outside is grey.
 
     ``rows`` takes strengths [B] and the ratio height/width, by which rows and columns differ in normalised units.
     """
@@ -129,7 +129,7 @@ def _grey(x: Tensor) -> Tensor:
 
 
 def _blend(base: Tensor, x: Tensor, strength: Tensor) -> Tensor:
-    """0.1 of the way from ``base`` to the image at strength -1, 1.9 at strength 1."""
+    """Blend 0.1 of the way from ``base`` to the image at strength -1, 1.9 at strength 1."""
     return torch.lerp(base.expand_as(x), x, 1 + 0.9 * strength)
 
 
@@ -147,7 +147,7 @@ def _autocontrast(x: Tensor, _: Tensor) -> Tensor:
 
 
 def _equalise(x: Tensor, _: Tensor) -> Tensor:
-    """Histograms made flat, channel by channel, as Pillow does."""
+    """Equalise histograms, channel by channel, as Pillow does."""
     levels = x.round().long().clamp(0, 255).flatten(2)  # [B, 3, h·w]
     counts = levels.new_zeros(*levels.shape[:2], 256).scatter_add_(2, levels, torch.ones_like(levels))
     last = counts.gather(2, levels.amax(2, keepdim=True))
@@ -157,7 +157,7 @@ def _equalise(x: Tensor, _: Tensor) -> Tensor:
 
 
 def _posterise(x: Tensor, strength: Tensor) -> Tensor:
-    """Down to 4 bits at full strength."""
+    """Reduce to 4 bits at full strength."""
     quantum = torch.exp2((4 * strength.abs()).round())
     return (x / quantum).floor() * quantum
 
@@ -183,24 +183,24 @@ _OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor] | None, ...] = (
 
 @dataclass(frozen=True)
 class Mix:
-    """How a whole batch is mixed with itself in reverse order."""
+    """A way to mix a whole batch with itself in reverse order."""
 
     share: float  # fraction of each image that stays
-    inside: Tensor | None = None  # cutmix: bool [1, h, w], what comes from the other image; None: mixup
+    inside: Tensor | None = None  # cutmix: bool [1, h, w], pixels that come from the other image; None: mixup
 
     def images(self, x: Tensor) -> Tensor:
-        """[B, 3, h, w] -> [B, 3, h, w]."""
+        """Mix images [B, 3, h, w] -> [B, 3, h, w]."""
         if self.inside is None:
             return torch.lerp(x.flip(0), x, self.share)
         return torch.where(self.inside[:, None].to(x.device), x.flip(0), x)
 
     def targets(self, targets: Tensor) -> Tensor:
-        """Labels as probabilities, or a teacher's outputs: [B, …] -> [B, …]."""
+        """Mix labels as probabilities, or a teacher's outputs: [B, …] -> [B, …]."""
         return torch.lerp(targets.flip(0), targets, self.share)
 
 
 def draw_mix(how: Augmentation, size: tuple[int, int]) -> Mix | None:
-    """How the next batch of images of (height, width) is mixed, from torch's global generator; None: not at all."""
+    """Draw how to mix the next batch of images of (height, width), from torch's global generator; None: not at all."""
     kinds = [kind for kind, alpha in (("mixup", how.mixup), ("cutmix", how.cutmix)) if alpha > 0]
     if not kinds or float(torch.rand(())) >= how.mix_probability:
         return None
@@ -212,11 +212,11 @@ def draw_mix(how: Augmentation, size: tuple[int, int]) -> Mix | None:
     side = torch.tensor([math.sqrt(1 - share)])
     centre_y, centre_x = torch.rand(2, 1)
     inside = _rectangles(torch.empty(1, 3, *size), centre_y - side / 2, centre_x - side / 2, side, side)
-    return Mix(1 - float(inside.float().mean()), inside)  # the border cuts some rectangles: what was really kept
+    return Mix(1 - float(inside.float().mean()), inside)  # the border cuts some rectangles, so count the pixels
 
 
 def _rectangles(x: Tensor, top: Tensor, left: Tensor, tall: Tensor, wide: Tensor) -> Tensor:
-    """bool [n, h, w] for images [B, 3, h, w]: true inside rectangles given in parts of the sides, each float [n]."""
+    """Return bool [n, h, w] for images [B, 3, h, w]: true in rectangles, in fractions of the sides, each float [n]."""
     rows, columns = ((torch.arange(side, device=x.device) + 0.5) / side for side in x.shape[2:])
     vertical: Tensor = (rows >= top[:, None]) & (rows < (top + tall)[:, None])  # [n, h]
     horizontal: Tensor = (columns >= left[:, None]) & (columns < (left + wide)[:, None])  # [n, w]

@@ -1,4 +1,4 @@
-"""BatchNorm whose statistics are of the whole batch, however many processes share it, on any device.
+"""BatchNorm with statistics of the whole batch, for any number of processes that share it, on any device.
 
 torch's SyncBatchNorm does this on GPUs alone.
 """
@@ -12,7 +12,7 @@ from torch import Tensor, distributed, nn
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes; so is its gradient, for every process's loss depends on every part."""
+    """The sum over all processes; its gradient is summed too, because every process's loss depends on every part."""
 
     @staticmethod
     def forward(_: Any, x: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ class _Sum(torch.autograd.Function):
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d (Ioffe and Szegedy, 1502.03167); in training under ``torchrun``, of the batch of all processes."""
+    """BatchNorm2d (Ioffe and Szegedy, 1502.03167); in training under ``torchrun``, of all processes' batch."""
 
     def forward(self, input: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W]."""

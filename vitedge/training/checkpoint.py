@@ -1,4 +1,4 @@
-"""The checkpoint of a run: everything its next step depends on, in one file that is replaced at once."""
+"""The checkpoint of a run: everything its next step depends on, in one file that is replaced atomically."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHECKPOINT = "checkpoint.pt"
 
 
 def prepare_run(run: Path, *, resume: bool, overwrite: bool, action: str) -> None:
-    """An empty run folder, or with ``resume`` the one that holds a checkpoint.
+    """Prepare an empty run folder, or with ``resume`` open the one that holds a checkpoint.
 
     Raises:
         UsageError: there is no checkpoint to resume, or one that may not be replaced.
@@ -50,7 +50,7 @@ def save(run: Path, state: Mapping[str, Any], action: str) -> None:
 
 
 def load(run: Path, identity: Mapping[str, Any], group: Processes, action: str) -> dict[str, Any]:
-    """The state in a run's folder, which the first process reads.
+    """Load the state in a run's folder, which the first process reads.
 
     Args:
         run: the folder.

@@ -1,4 +1,4 @@
-"""The picture of a run's curve."""
+"""Draw a run's curve."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def curve(history: Sequence[dict[str, float]]) -> bytes:
-    """PNG: cross-entropy and held-out top-1 over the epochs."""
+    """Draw cross-entropy and held-out top-1 over the epochs as a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

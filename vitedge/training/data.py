@@ -29,7 +29,7 @@ Colour = tuple[float, float, float]
 
 
 def open_data(source: str, action: str) -> ImageSet:
-    """Class folders, or an archive of them.
+    """Open class folders, or an archive of them.
 
     Raises:
         UsageError: nothing there, no class folders, or only one class.
@@ -43,7 +43,7 @@ def open_data(source: str, action: str) -> ImageSet:
 
 
 def open_test(source: str, images: ImageSet, digests: Sequence[str], action: str) -> ImageSet:
-    """The evaluation split that goes with the training data ``images``, whose digests are given.
+    """Open the evaluation split of the training data ``images``, whose digests are given.
 
     Raises:
         UsageError: other classes, or pictures that are among the training data, byte for byte.
@@ -63,7 +63,7 @@ def open_test(source: str, images: ImageSet, digests: Sequence[str], action: str
 
 
 def digests_of(images: ImageSet) -> list[str]:
-    """Hex SHA-256 of every picture's file; empty for one that can't be read, which decoding will name."""
+    """Return the hex SHA-256 of every picture's file; empty for one that can't be read, which decoding will name."""
     digests = []
     with bars() as show:
         for index in range(len(images)):
@@ -79,7 +79,7 @@ def digests_of(images: ImageSet) -> list[str]:
 def split(
     images: ImageSet, digests: Sequence[str], holdout: float, seed: int, action: str
 ) -> tuple[list[int], list[int]]:
-    """(training, hold-out) indices: the fraction ``holdout`` of every class, at least one picture, drawn by the seed.
+    """Return (training, hold-out) indices: the fraction ``holdout`` of every class, at least one, drawn by the seed.
 
     A picture that equals a hold-out one byte for byte is in neither.
 
@@ -126,7 +126,7 @@ class _Pictures:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the files."""
+        """The names of the files."""
         return tuple(self.images.records[index].name for index in self.indices)
 
 
@@ -137,28 +137,28 @@ class Pixels(_Pictures):
     pixels: Tensor
 
     def batches(self, plan: Iterable[Tensor]) -> Iterator[Batch]:
-        """One batch for each tensor of indices, int64 [B]."""
+        """Yield one batch for each tensor of indices, int64 [B]."""
         for chosen in plan:
             yield Batch(chosen, self.pixels[chosen], self.labels[chosen])
 
     def colour(self) -> tuple[Colour, Colour]:
-        """(mean, std) of each channel after rescaling to 0…1, to four digits."""
+        """Return (mean, std) of each channel after rescaling to 0…1, to four digits."""
         return _colour(self.pixels.numpy())
 
 
 @dataclass(frozen=True)
 class Files(_Pictures):
-    """Pictures decoded when they are needed, by threads (Pillow lets go of the interpreter): for data beyond memory."""
+    """Pictures decoded when they are needed, by threads (Pillow releases the interpreter), for data beyond memory."""
 
     preprocessing: Preprocessing
     workers: int
 
     def read(self, position: int) -> NDArray[np.uint8]:
-        """One picture, uint8 [h, w, 3]."""
+        """Read one picture, uint8 [h, w, 3]."""
         return self.preprocessing.apply(self.images.read(self.indices[position]))
 
     def batches(self, plan: Iterable[Tensor]) -> Iterator[Batch]:
-        """As :meth:`Pixels.batches`.
+        """Yield batches as :meth:`Pixels.batches` does.
 
         Raises:
             ImageError: an unreadable picture, by name; leaving it out would change all batches after it.
@@ -180,7 +180,7 @@ class Files(_Pictures):
         return Batch(chosen, pixels, self.labels[chosen])
 
     def colour(self) -> tuple[Colour, Colour]:
-        """As :meth:`Pixels.colour`, over a thousand pictures drawn by a fixed seed."""
+        """Return the colours as :meth:`Pixels.colour`, over a thousand pictures drawn by a fixed seed."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed_of("colour")))[:1000]
         return _colour(np.concatenate([batch.pixels.numpy() for batch in self.batches(torch.split(order, 50))]))
 
@@ -197,7 +197,7 @@ class TrainingData:
 
     @property
     def fingerprint(self) -> str:
-        """Hex SHA-256 of which pictures, of which classes and contents, are in which part."""
+        """The hex SHA-256 of the pictures, classes and contents of each part."""
         parts = ((self.training.names, self.digests), (self.hold_out.names, self.hold_out_digests))
         listing = "\n\n".join("\n".join((*names, *digests)) for names, digests in parts)
         return hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest()
@@ -206,7 +206,7 @@ class TrainingData:
 def decode(
     images: ImageSet, indices: Sequence[int], preprocessing: Preprocessing, *, workers: int, action: str
 ) -> Pixels | Files:
-    """The pictures at the model's size: in memory when they fit, else read as they are needed.
+    """Decode the pictures at the model's size: into memory when they fit, else as they are needed.
 
     Raises:
         ImageError: more than 1 % of the pictures can't be read (in memory; fewer are named and left out).
@@ -236,7 +236,7 @@ def decode(
 
 
 def _colour(pixels: NDArray[np.uint8]) -> tuple[Colour, Colour]:
-    """From the histograms of uint8 [n, h, w, 3], so that neither order nor size of the set costs precision."""
+    """Return mean and std from the histograms of uint8 [n, h, w, 3], exactly for any order and size of the set."""
     levels = np.arange(256) / 255
     mean, std = [], []
     for channel in range(3):

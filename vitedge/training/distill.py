@@ -1,4 +1,4 @@
-"""Distillation: a teacher's outputs for the training pictures, kept on disk, and the loss that a student gets of them.
+"""Distillation: a teacher's outputs for the training pictures, kept on disk, and the student's loss from them.
 
 A teacher is any model folder; ONNX Runtime runs it. It runs once on each view of each picture, and its outputs are
 kept in float16, so that later epochs, a resumed run, or another student cost nothing. Views are deterministic: view
@@ -55,7 +55,7 @@ class Teacher:
 
     @classmethod
     def open(cls, how: Distillation, folders: Sequence[str], threads: int, action: str) -> Teacher:
-        """The teacher of a run on data with these class folders.
+        """Open the teacher of a run on data with these class folders.
 
         Raises:
             UsageError: no such model, or it doesn't know a class (unless only its features are wanted).
@@ -81,7 +81,7 @@ class Teacher:
 
 
 def _read(source: str, action: str) -> tuple[bytes, Sequence[ClassLabel], Preprocessing, str, str]:
-    """(graph, classes, preprocessing, name, digest) of a model folder, or of the embedded model."""
+    """Return (graph, classes, preprocessing, name, digest) of a model folder, or of the embedded model."""
     if source != "embedded":
         model = Model.open(source)
         record = model.record
@@ -96,7 +96,7 @@ def _read(source: str, action: str) -> tuple[bytes, Sequence[ClassLabel], Prepro
 
 
 def _columns(labels: Sequence[ClassLabel], folders: Sequence[str], name: str, action: str) -> list[int]:
-    """Which of the teacher's logits stand for the data's classes."""
+    """Return the columns of the teacher's logits that belong to the data's classes."""
     ids = class_numbers(labels)
     missing = [folder for folder in folders if folder not in ids]
     if missing:
@@ -109,7 +109,7 @@ def _columns(labels: Sequence[ClassLabel], folders: Sequence[str], name: str, ac
 
 
 def _with_features(graph: bytes, action: str) -> tuple[bytes, str]:
-    """The graph with one more output: what its last linear layer reads."""
+    """Return the graph with one more output: the input of its last linear layer."""
     import onnx
 
     model = onnx.load_from_string(graph)
@@ -172,29 +172,29 @@ class TeacherOutputs:
         self.view, self.outputs = -1, np.empty((0, 0), np.float16)
 
     def of(self, epoch: int, indices: Tensor) -> Tensor:
-        """float32 [B, classes or features]: for these pictures, as they look in this epoch."""
+        """Return float32 [B, classes or features] for these pictures, as they look in this epoch."""
         view = self.teacher_view(epoch)
         if view != self.view:
             self.view, self.outputs = view, self._load(view)
         return torch.from_numpy(self.outputs[indices.numpy()].astype(np.float32))
 
     def teacher_view(self, epoch: int) -> int:
-        """The view that the teacher gets in an epoch; the clean picture is always view 0."""
+        """Return the view that the teacher gets in an epoch; the clean picture is always view 0."""
         return epoch % self.how.views if self.how.views else 0
 
     def student_view(self, epoch: int) -> int:
-        """The view that the student is shown in an epoch."""
+        """Return the view that the student gets in an epoch."""
         return epoch % self.how.views if self.how.views else epoch
 
     @property
     def feature_size(self) -> int:
-        """The number of the teacher's features; 0 where they aren't wanted."""
+        """The number of the teacher's features; 0 where they aren't used."""
         if self.how.lesson not in FEATURES:
             return 0
         return self.of(0, torch.tensor([0])).shape[1] - self.teacher.classes
 
     def _load(self, view: int) -> NDArray[np.float16]:
-        """The outputs for a view, from disk, else computed and kept."""
+        """Load the outputs for a view from disk, else compute and keep them."""
         path = self.folder / (f"{self.key}-{view}.npy" if self.how.views else f"{self.key}-clean.npy")
         data = self.group.on_first(lambda: path.read_bytes() if path.is_file() else b"")
         try:
@@ -213,7 +213,7 @@ class TeacherOutputs:
         return outputs
 
     def _predict(self, view: int) -> NDArray[np.float16]:
-        """The outputs for a view; each process runs the teacher on its part of the pictures."""
+        """Compute the outputs for a view; each process runs the teacher on its part of the pictures."""
         mine = torch.arange(self.group.rank, len(self.pictures), self.group.count)
         outputs: NDArray[np.float32] | None = None
         size = self.teacher.preprocessing.size
@@ -233,13 +233,13 @@ class TeacherOutputs:
         return self.group.all_reduce_array(outputs).clip(-LARGEST, LARGEST).astype(np.float16)
 
     def _clean(self, indices: Tensor) -> NDArray[np.uint8]:
-        """The pictures as the teacher's own preprocessing makes them, uint8 [B, h, w, 3]."""
+        """Return the pictures after the teacher's own preprocessing, uint8 [B, h, w, 3]."""
         images, places = self.pictures.images, self.pictures.indices
         return np.stack([self.teacher.preprocessing.apply(images.read(places[index])) for index in indices.tolist()])
 
 
 def student_views(pictures: Pixels | Files, how: Augmentation, seed: int) -> Callable[[Tensor, int], Tensor]:
-    """A function from indices [B] and a view to uint8 [B, h, w, 3], as the student is shown them."""
+    """Return a function from indices [B] and a view to uint8 [B, h, w, 3], as the student gets them."""
 
     def views(indices: Tensor, view: int) -> Tensor:
         (batch,) = pictures.batches([indices])
@@ -250,7 +250,7 @@ def student_views(pictures: Pixels | Files, how: Augmentation, seed: int) -> Cal
 
 
 def resized(pixels: Tensor, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """uint8 [B, h, w, 3] at another (height, width): bicubic, antialiased."""
+    """Resize uint8 [B, h, w, 3] to another (height, width): bicubic, antialiased."""
     if tuple(pixels.shape[1:3]) != tuple(size):
         x = pixels.permute(0, 3, 1, 2).float()
         x = functional.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False)
@@ -278,7 +278,7 @@ class Student(nn.Module):
             nn.init.zeros_(self.project.bias)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """[B, 3, H, W] -> logits [B, classes], the second head's [B, classes], features [B, teacher's]."""
+        """Compute [B, 3, H, W] -> logits [B, classes], the second head's [B, classes], features [B, teacher's]."""
         logits, second, pooled = self.model.heads(image)
         return logits, second, None if self.project is None else self.project(pooled)
 
@@ -286,7 +286,7 @@ class Student(nn.Module):
 def distillation_loss(
     how: Distillation, outputs: Tensor, logits: Tensor, second: Tensor | None, features: Tensor | None, mix: Mix | None
 ) -> Tensor:
-    """The teacher's part of the loss of each picture, [B].
+    """Return the teacher's part of the loss of each picture, [B].
 
     - soft: τ² KL(teacher ‖ student), both flattened by the temperature τ (Hinton et al., 1503.02531).
     - hard: cross-entropy with the teacher's choice (Touvron et al., 2012.12877).
@@ -324,7 +324,7 @@ def distillation_loss(
 
 
 def view_key(augmentation: Augmentation, size: tuple[int, int], how: Distillation, seed: int, resize: str) -> list[Any]:
-    """What the views of a picture depend on beside the picture, for the key of kept outputs."""
+    """Return everything beside the picture that its views depend on, for the key of kept outputs."""
     if not how.views:
         return ["clean"]
     drawn = {key: value for key, value in as_fields(augmentation).items() if not key.startswith(("mix", "cut"))}

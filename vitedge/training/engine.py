@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-TIMEOUT = timedelta(days=7)  # how long a process waits for the others, while one reads data or runs a teacher
+TIMEOUT = timedelta(days=7)  # the longest wait for other processes, while one reads data or runs a teacher
 
 
 class Processes:
-    """The processes of the run: which of them this is, and their collective operations."""
+    """The processes of the run: this one's rank, and their collective operations."""
 
     def __init__(self, device: torch.device, accelerator: Accelerator | None = None) -> None:
         self.device, self._accelerator = device, accelerator
@@ -46,34 +46,34 @@ class Processes:
         return self.rank == 0
 
     def log(self, line: str) -> None:
-        """A line on stderr, from the first process alone, unless progress is to be quiet."""
+        """Log a line to stderr, from the first process only, unless progress is quiet."""
         if self.first and not is_quiet():
             sys.stderr.write(line + "\n")
             sys.stderr.flush()
 
     def data_parallel(self, module: nn.Module) -> nn.Module:
-        """The module; its gradients are averaged over the processes in each backward pass."""
+        """Wrap the module so that its gradients are averaged over the processes in each backward pass."""
         return module if self._accelerator is None else cast(nn.Module, self._accelerator.prepare(module))
 
     def no_sync(self, module: nn.Module) -> AbstractContextManager[Any]:
-        """Inside, a backward pass adds to this process's gradients alone."""
+        """Let backward passes inside the context add to this process's gradients only."""
         return nullcontext() if self._accelerator is None else self._accelerator.no_sync(module)
 
     def all_reduce(self, values: Sequence[float]) -> list[float]:
-        """The sum of each value over the processes, in float64."""
+        """Return the sum of each value over the processes, in float64."""
         if self._accelerator is None:
             return list(values)
         return cast(list[float], self.all_reduce_array(np.array(values, np.float64)).tolist())
 
     def all_reduce_array(self, values: NDArray[Any]) -> NDArray[Any]:
-        """The sum of an array over the processes, each of which has one of this shape."""
+        """Return the sum of an array over the processes, each of which has one of this shape."""
         if self._accelerator is None:
             return values
         total = self._accelerator.reduce(torch.from_numpy(values).to(self.device), "sum")
         return cast(NDArray[Any], total.cpu().numpy())
 
     def on_first(self, function: Callable[[], T]) -> T:
-        """Call in the first process alone; all get what it returns.
+        """Call in the first process only, and return its result in all.
 
         Raises:
             VitedgeError: raised by the function; the other processes end quietly with its exit code.
@@ -97,13 +97,13 @@ class Processes:
         return cast(T, returned[0])
 
     def fail(self, error: VitedgeError | Interrupted) -> VitedgeError | Interrupted | SystemExit:
-        """What each process raises where all of them meet the same fault or stop, so that it's printed once."""
+        """Return the exception for each process where all meet the same fault or stop, so that it's printed once."""
         return error if self.first else SystemExit(error.exit_code)
 
 
 @contextlib.contextmanager
 def processes(device: str, action: str) -> Iterator[Processes]:
-    """Join the other processes of ``torchrun``, if there are any, and leave them in the end.
+    """Join the other processes of ``torchrun``, if there are any, and leave them at the end.
 
     Raises:
         UsageError: a device that isn't there.

@@ -1,4 +1,4 @@
-"""Figures of a torch model on decoded pictures; of shipped weights, by their float32 upcast."""
+"""Evaluate a torch model on decoded pictures; shipped weights by their float32 upcast."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ BATCH = 50  # pictures in one pass: a stop that comes meanwhile waits for its en
 
 
 def normalise(x: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """float32 [B, 3, h, w], 0 to 255 -> rescaled, less the mean, over the standard deviation."""
+    """Normalise float32 [B, 3, h, w], 0 to 255: rescale, take off the mean, divide by the standard deviation."""
     mean, std = (x.new_tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
     return (x * preprocessing.rescale - mean) / std
 
 
 def model_input(pixels: Tensor, preprocessing: Preprocessing, device: torch.device) -> Tensor:
-    """uint8 [B, h, w, 3] -> what the model takes, float32 [B, 3, h, w], in the order of axes of :func:`placed`."""
+    """Turn uint8 [B, h, w, 3] into the model's input, float32 [B, 3, h, w], in :func:`on_device`'s memory format."""
     x = normalise(pixels.to(device).permute(0, 3, 1, 2).float(), preprocessing)
     return x.contiguous(memory_format=torch.channels_last)
 
 
 def on_device(model: VisionTransformer, device: torch.device) -> VisionTransformer:
-    """The model on a device, its convolutions in the order of axes that is fastest there."""
+    """Return the model on a device, its convolutions in the memory format that is fastest there."""
     model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 
@@ -47,7 +47,7 @@ def evaluate(
     *,
     after_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Top-1 (percent), mean cross-entropy and number of pictures: float32, one view of each picture.
+    """Return top-1 (percent), mean cross-entropy and number of pictures: float32, one view of each picture.
 
     The processes of the group share the pictures. ``after_batch`` is called after every 50 of them, and may raise.
     """
@@ -78,7 +78,7 @@ def is_better(figures: Mapping[str, float], best: Mapping[str, float]) -> bool:
 
 
 def shipped_model(config: ViTConfig, arrays: Mapping[str, NDArray[np.float16]]) -> VisionTransformer:
-    """The module that shipped weights stand for: BatchNorm folded, float16 cast up to float32."""
+    """Return the module of shipped weights: BatchNorm folded, float16 cast up to float32."""
     model = VisionTransformer(config, folded=True)
     model.load_state_dict({name: torch.from_numpy(value.astype(np.float32)) for name, value in arrays.items()})
     return model

@@ -1,4 +1,4 @@
-"""A user's own torch module: built by name, outputs its weights, run, and exported by torch's exporter.
+"""A user's own torch module: built by name, its weights loaded, run, and exported by torch's exporter.
 
 It is the user's code and runs as such; what comes from elsewhere, the weights, is read as data alone.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Factory:
-    """Where a torch module comes from.
+    """The origin of a torch module.
 
     Args:
         name: ``package.module:function``. The function takes no arguments and returns a ``torch.nn.Module`` from
@@ -58,7 +58,7 @@ class Factory:
 
 
 def build(factory: Factory, action: str, choice: Choice = Choice()) -> tuple[torch.nn.Module, dict[str, str]]:  # noqa: B008
-    """Call the factory and load the weights: a module for inference, float32, on the CPU; and which were loaded.
+    """Call the factory and load the weights; return a module for inference, float32, on the CPU, and which were loaded.
 
     Raises:
         UsageError: the module or the function doesn't exist.
@@ -88,7 +88,7 @@ def build(factory: Factory, action: str, choice: Choice = Choice()) -> tuple[tor
 def declared_preprocessing(
     module: torch.nn.Module, given: Mapping[str, Any], action: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The preprocessing that a timm module declares (``pretrained_cfg``), as fields of the contract; else nothing.
+    """Return a timm module's declared preprocessing (``pretrained_cfg``), as fields of the contract; else nothing.
 
     Returns:
         The fields, and those of them that come from timm's defaults.
@@ -104,7 +104,7 @@ def declared_preprocessing(
 
 
 def logits(module: torch.nn.Module, pixels: NDArray[np.float32], action: str) -> NDArray[np.float32]:
-    """float32 [N, 3, H, W] -> logits [N, classes].
+    """Compute float32 [N, 3, H, W] -> logits [N, classes].
 
     Raises:
         ModelError: the module can't take such pictures, or gives something else.
@@ -129,7 +129,7 @@ def logits(module: torch.nn.Module, pixels: NDArray[np.float32], action: str) ->
 
 
 def export(module: torch.nn.Module, preprocessing: Preprocessing, path: Path, action: str) -> dict[str, Any]:
-    """Write the module as ONNX, its batch symbolic where the module permits; returns what ``model.json`` tells of it.
+    """Write the module as ONNX, its batch symbolic where the module permits; return the facts for ``model.json``.
 
     Raises:
         ModelError: torch can't export it.
@@ -163,7 +163,7 @@ def export(module: torch.nn.Module, preprocessing: Preprocessing, path: Path, ac
                 external_data=False,
                 verbose=False,
             )
-        except Exception as error:  # the exporter's own kinds, and whatever the user's code raises while it is traced
+        except Exception as error:  # the exporter's exceptions, and any that the user's code raises while it is traced
             failures.append(_described(error))
             continue
         return {"torch": str(torch.__version__), **({"batch_fixed_because": failures[0]} if failures else {})}
@@ -172,7 +172,7 @@ def export(module: torch.nn.Module, preprocessing: Preprocessing, path: Path, ac
 
 
 def _function(name: str, action: str) -> Any:
-    """The object behind ``package.module:function``, looked up in the current folder first."""
+    """Return the object behind ``package.module:function``, looked up in the current folder first."""
     path, _, attribute = name.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
@@ -202,7 +202,7 @@ def _function(name: str, action: str) -> Any:
 
 
 def _load(module: torch.nn.Module, path: Path, choice: Choice, action: str) -> dict[str, str]:
-    """Every parameter and buffer of the module, no more and no less, from a file; returns which of its state dicts."""
+    """Load exactly every parameter and buffer of the module from a file; return which of its state dicts was taken."""
     import torch
 
     expected, file = module.state_dict(), path.name
@@ -225,30 +225,30 @@ def _load(module: torch.nn.Module, path: Path, choice: Choice, action: str) -> d
 
 
 def _tensor(output: Any) -> Any:
-    """The logits of what a module returned: itself, or its field ``logits`` (Hugging Face)."""
+    """Return the logits in a module's output: the output itself, or its field ``logits`` (Hugging Face)."""
     return getattr(output, "logits", output)
 
 
 def _only_logits(module: torch.nn.Module) -> torch.nn.Module:
-    """The module behind one that returns nothing but the logits."""
+    """Wrap the module in one that returns only the logits."""
     import torch
 
     class Logits(torch.nn.Module):
-        """[N, 3, H, W] -> [N, classes]."""
+        """A module whose output is only the logits, [N, 3, H, W] -> [N, classes]."""
 
         def __init__(self) -> None:
             super().__init__()
             self.module = module
 
         def forward(self, pixels: torch.Tensor) -> Any:
-            """float32 pictures -> logits."""
+            """Compute float32 pictures -> logits."""
             return _tensor(self.module(pixels))
 
     return Logits().eval()
 
 
 def _described(error: BaseException) -> str:
-    """Kind, message and place of an exception in somebody's code."""
+    """Describe kind, message and place of an exception in the user's code."""
     while error.__cause__ is not None:  # the exporter wraps what it met
         error = error.__cause__
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]

@@ -1,4 +1,4 @@
-"""Where a run starts: fresh weights of a zoo member, or a trained model's, with another head, size, or frozen parts."""
+"""The start of a run: fresh weights of a zoo member, or a trained model's, with another head, size, or frozen parts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ HEADS = ("head.weight", "head.bias", "head_dist.weight", "head_dist.bias")
 
 @dataclass(frozen=True)
 class Start:
-    """The architecture to train, and the weights it begins with."""
+    """The architecture to train, and its first weights."""
 
     config: ViTConfig
     weights: dict[str, Tensor] | None = None  # None: fresh ones. Without heads, where the classes are others
@@ -47,11 +47,11 @@ class Start:
 
     @property
     def needs_heads(self) -> bool:
-        """Whether the weights are trained ones, and of other classes."""
+        """Whether the weights are trained ones of other classes."""
         return self.weights is not None and "head.weight" not in self.weights
 
     def model(self, options: TrainOptions) -> VisionTransformer:
-        """The module at step 0; what is frozen needs no gradient and stays in evaluation mode."""
+        """Return the module at step 0; frozen parts need no gradient and stay in evaluation mode."""
         torch.manual_seed(seed_of(options.seed, "initial weights"))
         model = VisionTransformer(self.config, drop_path=options.drop_path, folded=self.folded)
         if self.weights is not None:
@@ -64,7 +64,7 @@ class Start:
 
 
 def starting_point(options: TrainOptions, classes: Sequence[str], action: str) -> Start:
-    """What ``options`` begin with, for data with these class folders.
+    """Return the start of a run with ``options``, for data with these class folders.
 
     Raises:
         UsageError: an unknown model, weights of another architecture than ``model``, or more frozen blocks than there
@@ -123,7 +123,7 @@ def _from_model(options: TrainOptions, classes: Sequence[str], action: str) -> S
     weights = {key: torch.from_numpy(np.array(value, np.float32)) for key, value in arrays.items()}
     if (
         contract is not None and contract.channel_order == "bgr"
-    ):  # we train on RGB: the first kernel's channels change places
+    ):  # training uses RGB, so the first kernel's channels are reversed
         first = next(key for key in weights if key.endswith("weight") and weights[key].ndim == 4)
         weights[first] = weights[first].flip(1)
         contract = replace(contract, channel_order="rgb", mean=contract.mean[::-1], std=contract.std[::-1])
@@ -200,14 +200,14 @@ def _check_stem_options(options: TrainOptions, config: ViTConfig, action: str) -
 
 
 def _start_as_identity(model: VisionTransformer) -> None:
-    """3×3 convolutions that pass on the channels they read (Jordan, 2404.00498); further channels stay random."""
+    """Let 3×3 convolutions copy their input channels at first (Jordan, 2404.00498); further channels stay random."""
     for module in model.patch_embed.modules():
         if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (3, 3):
             torch.nn.init.dirac_(module.weight.data[: module.in_channels])
 
 
 def _freeze(model: VisionTransformer, blocks: int) -> None:
-    """The stem, the tokens, the positions and the first blocks."""
+    """Freeze the stem, the tokens, the positions and the first blocks."""
     for name, parameter in model.named_parameters():
         if layer_of(name, model.config.depth) <= blocks:
             parameter.requires_grad_(False)

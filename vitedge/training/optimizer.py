@@ -42,7 +42,7 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One update from the gradients that the parameters hold."""
+        """Take one step from the gradients that the parameters hold."""
         loss = None if closure is None else closure()
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -62,7 +62,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """[..., rows, columns] -> about U·Vᵀ of each matrix's singular value decomposition (singular values 0.7 to 1.2).
+    """Orthogonalise [..., rows, columns]: about U·Vᵀ of each matrix's singular value decomposition (values 0.7 to 1.2).
 
     The quintic Newton–Schulz iteration with the coefficients of Jordan et al., 2024.
     """
@@ -88,7 +88,7 @@ def build_optimizers(
     extra: Iterable[nn.Parameter] = (),
     betas: tuple[float, float] = (0.9, 0.95),
 ) -> list[torch.optim.Optimizer]:
-    """The optimisers for a model, to be stepped together. Vectors (norms, biases, tokens, positions) don't decay.
+    """Build a model's optimisers, to be stepped together. Vectors (norms, biases, tokens, positions) don't decay.
 
     Each group's ``lr_scale`` is ``layer_decay`` to the power of the layers above (Clark et al., 2003.10555; as in
     Bao et al., 2106.08254): 1 for the head and the last norm, ``layer_decay`` for the last block, …, the smallest for
@@ -139,7 +139,7 @@ def build_optimizers(
 
 
 def layer_of(name: str, depth: int) -> int:
-    """0 for the stem, the tokens and the positions, i + 1 for block i, ``depth`` + 1 for what comes after."""
+    """Return 0 for the stem, the tokens and the positions, i + 1 for block i, ``depth`` + 1 for all layers after."""
     if name.startswith("blocks."):
         return int(name.split(".")[1]) + 1
     return depth + 1 if name.startswith(("norm.", "fc_norm.", "head")) else 0

@@ -1,4 +1,4 @@
-"""What to train and how."""
+"""Options of training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TEACH, DATA, MACHINE = "Distillation", "Data and evaluation", "Machine and check
 
 
 def parse_side(text: str) -> tuple[int, int]:
-    """``64`` as (height, width) in pixels.
+    """Parse ``64`` as (height, width) in pixels.
 
     Raises:
         UsageError: not a whole number above 0.
@@ -38,7 +38,7 @@ def parse_side(text: str) -> tuple[int, int]:
 
 
 class Augmentation(Record):
-    """How training pictures are changed at random."""
+    """Options for changing training pictures at random."""
 
     crop_padding: Annotated[  # of reflected border; the image is cut out again at a random place
         Count, Flag("Largest random shift.", unit="pixels", group=AUGMENT)
@@ -121,7 +121,7 @@ class Distillation(Record):
 
 
 class TrainOptions(Record):
-    """How to train a model. The learning rate rises from 0 over the warm-up, then falls to 0 at the last step."""
+    """Options of a training run. The learning rate rises from 0 over the warm-up, then falls to 0 at the last step."""
 
     model: Annotated[
         str | None, Flag("Architecture of the zoo; a wrong name lists them all.", unit="name", default="--init-from's")
@@ -255,12 +255,12 @@ class TrainOptions(Record):
 
     @property
     def name(self) -> str:
-        """What is trained, for people."""
+        """The model's name in messages."""
         return self.model or f"from {self.init_from}"
 
 
 def as_fields(record: Record) -> dict[str, Any]:
-    """A record and those inside it as mappings, for checkpoints and ``model.json``."""
+    """Return a record and those inside it as mappings, for checkpoints and ``model.json``."""
     values = {name: getattr(record, name) for name in record.__struct_fields__}
     return {name: as_fields(value) if isinstance(value, Record) else value for name, value in values.items()}
 

@@ -1,4 +1,4 @@
-"""The initial weights of a new head: a linear probe of the trained model's features (LP-FT).
+"""Fit the initial weights of a new head: a linear probe of the trained model's features (LP-FT).
 
 Fine-tuning from a zero head distorts the features before the head is of any use. A head that's fitted first keeps
 them, on pictures like the training's and still more on others (Kumar et al., "Fine-Tuning can Distort Pretrained
@@ -30,7 +30,7 @@ SCALES = torch.logspace(-1, 3, 41, dtype=torch.float64)
 
 
 def with_fitted_heads(start: Start, options: TrainOptions, data: TrainingData, group: Processes, action: str) -> Start:
-    """``start`` with its new heads fitted to the training pictures, without augmentation; the first process does it.
+    """Return ``start`` with new heads fitted to the training pictures, without augmentation, by the first process.
 
     Raises:
         InvalidResultError: the model's features of the pictures aren't finite.
@@ -58,7 +58,7 @@ def with_fitted_heads(start: Start, options: TrainOptions, data: TrainingData, g
 def _read_by_heads(
     start: Start, options: TrainOptions, data: TrainingData, group: Processes
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """The features that each head reads, float32 [n, D] by the head's name, and the labels, int64 [n]."""
+    """Return the input features of each head, float32 [n, D] by the head's name, and the labels, int64 [n]."""
     model = on_device(start.model(options), group.device).eval()
     read: dict[str, list[Tensor]] = {}
     for name, module in model.named_children():
@@ -79,7 +79,7 @@ def _read_by_heads(
 def fit_head(
     features: Tensor, labels: Tensor, classes: int, weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor, float]:
-    """A linear classifier: ridge regression on the classes' indicators, scaled until its logits give probabilities.
+    """Fit a linear classifier: ridge regression on the classes' indicators, scaled until its logits give probabilities.
 
     Penalty and scale are those of the least squared error and the least cross-entropy over the rows, each predicted by
     a fit to all others, so that what few rows know isn't overstated.
@@ -109,7 +109,7 @@ def fit_head(
 
 
 class Ridge:
-    """Least squares of Y on X with a penalty on the slopes alone, for many penalties by one decomposition.
+    """Least squares of Y on X with a penalty on the slopes only, for many penalties from one decomposition.
 
     Args:
         x: float64 [n, D].
@@ -128,17 +128,17 @@ class Ridge:
         self._unit = values.mean().clamp_min(torch.finfo(torch.float64).tiny)
 
     def _slopes(self, penalty: Tensor) -> Tensor:
-        """[D, K], in the rotated space."""
+        """Return slopes [D, K], in the rotated space."""
         slopes = (self._rotated.T @ self._target) / (self._values + penalty * self._unit)[:, None]
         return cast(Tensor, slopes)
 
     def fit(self, penalty: Tensor) -> tuple[Tensor, Tensor]:
-        """Slopes [K, D] and intercepts [K]. The penalty is in units of the columns' mean variance."""
+        """Return slopes [K, D] and intercepts [K]. The penalty is in units of the columns' mean variance."""
         weight = (self._vectors @ self._slopes(penalty)).T
         return weight, self._y_mean - weight @ self._x_mean
 
     def leave_one_out(self, penalty: Tensor) -> Tensor:
-        """[n, K]: each row's prediction by the fit to all others.
+        """Return [n, K]: each row's prediction from the fit to all others.
 
         y_i - e_i / (1 - H_ii), with the residuals e and the hat matrix H of the fit to all rows (Allen's PRESS; Hastie,
         Tibshirani and Friedman, The Elements of Statistical Learning, 2nd ed., equation 7.64).

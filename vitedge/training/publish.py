@@ -1,4 +1,4 @@
-"""The end of a run: the model folder, its record, and the picture of the curve."""
+"""Publish the result of a run: the model folder, its record, and the picture of the curve."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def write_trained(
 
 
 def _recorded(trainer: Trainer) -> dict[str, Any]:
-    """The options, with names in place of this machine's paths."""
+    """Return the options, with names in place of this machine's paths."""
     options = as_fields(trainer.options) | {"init_from": trainer.start.name}
     if trainer.teacher_outputs is not None:
         options["distillation"] |= {"teacher": trainer.teacher_outputs.teacher.name, "cache": None}
@@ -92,7 +92,7 @@ def _recorded(trainer: Trainer) -> dict[str, Any]:
 
 
 def environment(device: torch.device, *, bf16: bool) -> dict[str, Any]:
-    """The device, settings and versions of a run."""
+    """Return the device, settings and versions of a run."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cpu": processor().model,

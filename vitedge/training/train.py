@@ -1,4 +1,4 @@
-"""Training: class folders and options go in, a model folder comes out.
+"""Training: from class folders and options to a model folder.
 
 While it runs, ``<out>.run/`` beside the destination holds ``checkpoint.pt``, ``metrics.jsonl``, ``curve.png`` and
 ``held_out.txt``; when it's done, the model folder is written at once.
@@ -104,7 +104,7 @@ def _trainer(
     *,
     resume: bool,
 ) -> Trainer:
-    """Split and decode the data, and set up step 0; where a checkpoint follows, without fitting a new head."""
+    """Split and decode the data, and set up step 0; don't fit a new head where a checkpoint follows."""
     training, hold_out = split(images, digests, options.holdout, options.seed, action)
     if group.first:
         names = "".join(f"{images.records[index].name}\n" for index in hold_out)
@@ -134,7 +134,7 @@ def _trainer(
 def _teacher_outputs(
     teacher: Teacher, options: TrainOptions, data: TrainingData, run: Path, group: Processes, action: str
 ) -> TeacherOutputs:
-    """The teacher's outputs for the training pictures."""
+    """Return the teacher's outputs for the training pictures."""
     how = options.distillation
     assert how is not None
     return TeacherOutputs(
@@ -151,7 +151,7 @@ def _teacher_outputs(
 
 
 def _accuracy(trainer: Trainer, test_images: ImageSet | None) -> dict[str, Any]:
-    """Figures of the weights that are shipped, on the hold-out pictures and those of the test split."""
+    """Evaluate the shipped weights on the hold-out pictures and those of the test split."""
     data, group, options = trainer.data, trainer.group, trainer.options
     model = on_device(shipped_model(trainer.config, trainer.shipped()), group.device)
     accuracy: dict[str, Any] = {

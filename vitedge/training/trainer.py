@@ -103,7 +103,7 @@ class Trainer:
             teacher_outputs.after_batch = self.stop_if_asked
 
     def fit(self) -> None:
-        """From the present step to the last.
+        """Train from the present step to the last.
 
         Raises:
             Interrupted: SIGINT or SIGTERM; a checkpoint was written.
@@ -151,7 +151,7 @@ class Trainer:
         checkpoint.save(self.run, state, self.action)
 
     def resume(self) -> None:
-        """Go on from the checkpoint; errors as :func:`vitedge.training.checkpoint.load`."""
+        """Resume from the checkpoint; errors as :func:`vitedge.training.checkpoint.load`."""
         state = checkpoint.load(self.run, self.identity(), self.group, self.action)
         self.step, self.loss_sum, self.elapsed_s = state["step"], state["loss_sum"], state["elapsed_s"]
         self.history, self.best = state["history"], state["best"]
@@ -162,7 +162,7 @@ class Trainer:
         self.group.log(f"resumed at step {self.step} of {self.total_steps}")
 
     def identity(self) -> dict[str, Any]:
-        """What must be equal for a run to be continued: options, data, initial weights, teacher, torch."""
+        """Return what must be equal for a run to be resumed: options, data, initial weights, teacher, torch."""
         options = {name: value for name, value in as_fields(self.options).items() if name not in UNBOUND}
         how, teacher = self.options.distillation, None
         if how is not None and self.teacher_outputs is not None:
@@ -176,7 +176,7 @@ class Trainer:
         }
 
     def stop_if_asked(self) -> None:
-        """End the run at this step if a signal came to any of its processes.
+        """End the run at this step if any of its processes received a signal.
 
         Raises:
             Interrupted: one came; a checkpoint was written.
@@ -187,7 +187,7 @@ class Trainer:
         raise self.group.fail(self.interrupted(self.stopped[0] if self.stopped else signal.SIGTERM))
 
     def interrupted(self, number: int) -> Interrupted:
-        """The stop to raise where there's a checkpoint."""
+        """Return the stop to raise where there's a checkpoint."""
         return Interrupted(
             self.action,
             f"stopped by {signal.Signals(number).name} at step {self.step} of {self.total_steps}; "
@@ -197,19 +197,19 @@ class Trainer:
         )
 
     def order(self, epoch: int) -> Tensor:
-        """Indices of the training pictures of an epoch; the rest that doesn't fill a batch is left out."""
+        """Return an epoch's indices of training pictures, without the rest that doesn't fill a batch."""
         generator = torch.Generator().manual_seed(seed_of(self.options.seed, "epoch", epoch))
         return torch.randperm(len(self.data.training), generator=generator)[: self.epoch_steps * self.batch_size]
 
     def plan(self, epoch: int) -> Iterator[Tensor]:
-        """Indices of this process's part of each batch from the present step to the epoch's last, part by part."""
+        """Yield indices of this process's part of each batch, from the present step to the epoch's last one."""
         order = self.order(epoch)
         for step in range(self.step - epoch * self.epoch_steps, self.epoch_steps):
             for places in self.parts:
                 yield order[step * self.batch_size + places]
 
     def learning_rate(self) -> float:
-        """Of the present step: linear warm-up, then cosine or linear to 0."""
+        """Return the present step's learning rate: linear warm-up, then cosine or linear to 0."""
         warmup = max(1, round(self.options.warmup * self.total_steps))
         if self.step < warmup:
             return self.options.lr * (self.step + 1) / warmup
@@ -219,7 +219,7 @@ class Trainer:
         return self.options.lr * (0.5 - 0.5 * math.cos(math.pi * remaining))
 
     def update(self, forward: nn.Module, parts: Sequence[Batch]) -> None:
-        """One step on this process's parts of a batch.
+        """Take one step on this process's parts of a batch.
 
         Raises:
             InvalidResultError: the loss or a gradient isn't finite; the weights are left as they were.
@@ -247,7 +247,7 @@ class Trainer:
         self.average()
 
     def loss(self, forward: nn.Module, batch: Batch, places: Tensor, mix: Mix | None) -> Tensor:
-        """The contribution of some pictures, at their places in the batch, to the mean loss of the whole batch."""
+        """Return the contribution of some pictures, at their places in the batch, to the whole batch's mean loss."""
         how, device, epoch = self.options.augmentation, self.group.device, len(self.history)
         view = epoch if self.teacher_outputs is None else self.teacher_outputs.student_view(epoch)
         pixels, indices = batch.pixels.to(device), batch.indices.to(device)
@@ -261,7 +261,7 @@ class Trainer:
             logits, second, features = forward(x)
         logits, second, features = (None if value is None else value.float() for value in (logits, second, features))
         if second is not None and (self.teacher_outputs is None or self.teacher_outputs.how.lesson == "feature"):
-            logits, second = (logits + second) / 2, None  # no lesson is the second head's alone
+            logits, second = (logits + second) / 2, None  # no lesson is for the second head only
         weight = None if self.class_weights is None else self.class_weights.to(device)
         losses = functional.cross_entropy(
             logits, targets, weight=weight, label_smoothing=self.options.label_smoothing, reduction="none"
@@ -274,7 +274,7 @@ class Trainer:
         return losses.sum() / self.batch_size
 
     def not_finite(self, value: float, norm: float) -> InvalidResultError:
-        """The error when the loss or a gradient stopped being finite."""
+        """Return the error for a loss or a gradient that is no longer finite."""
         kept = self.run / CHECKPOINT
         return InvalidResultError(
             self.action,
@@ -285,14 +285,14 @@ class Trainer:
 
     @torch.no_grad()
     def average(self) -> None:
-        """Exponential moving average of weights and running statistics; short at first, so that it starts warm."""
+        """Average weights and running statistics exponentially; over few steps at first, so that it starts warm."""
         decay = min(self.options.ema, (1 + self.step) / (10 + self.step))
         for name, value in self.model.state_dict().items():
             if value.is_floating_point():
                 self.averaged[name].lerp_(value, 1 - decay)
 
     def finish_epoch(self) -> None:
-        """Evaluate the averaged weights on the hold-out pictures, keep the best, write metrics, at times the curve."""
+        """Evaluate the averaged weights on hold-out pictures, keep the best, write metrics, and at times the curve."""
         model = on_device(VisionTransformer(self.config, folded=self.start.folded), self.group.device)
         model.load_state_dict(self.averaged)
         stop = self.stop_if_asked if self.group.count == 1 else lambda: None  # several processes may have other batches
@@ -324,7 +324,7 @@ class Trainer:
         )
 
     def shipped(self) -> dict[str, NDArray[np.float16]]:
-        """The best weights as they're shipped: BatchNorm folded, float16.
+        """Return the best weights as they're shipped: BatchNorm folded, float16.
 
         Raises:
             InvalidResultError: a weight isn't finite in float16.
@@ -338,17 +338,17 @@ class Trainer:
         return arrays
 
     def logs(self) -> dict[str, bytes]:
-        """What the run folder tells about the run, by file name."""
+        """Return the run folder's logs by file name."""
         return {name: (self.run / name).read_bytes() for name in (METRICS, CURVE, HELD_OUT)}
 
 
 def default_batch_size(pictures: int) -> int:
-    """A power of two, so that an epoch has ten steps or more where it can; from 8 to 256 pictures."""
+    """Return a power of two from 8 to 256 pictures, so that an epoch has ten steps or more where possible."""
     return min(256, max(8, 1 << max(0, (pictures // 10).bit_length() - 1)))
 
 
 def parts_of_batch(batch_size: int, count: int, action: str) -> list[Tensor]:
-    """Places 0 … ``batch_size`` - 1, cut into parts of about equal length, int64, each sorted.
+    """Cut places 0 … ``batch_size`` - 1 into parts of about equal length, int64, each sorted.
 
     Place ``i`` and ``batch_size`` - 1 - ``i``, which mixing pairs, are in one part.
 
@@ -366,7 +366,7 @@ def parts_of_batch(batch_size: int, count: int, action: str) -> list[Tensor]:
 
 
 def weights_of_classes(labels: Tensor, classes: int, power: float) -> Tensor | None:
-    """float32 [classes], proportional to frequency^-power, with mean 1 over the pictures; None for power 0."""
+    """Return float32 [classes], proportional to frequency^-power, with mean 1 over the pictures; None for power 0."""
     if not power:
         return None
     counts = labels.bincount(minlength=classes).double()

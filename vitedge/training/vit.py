@@ -118,7 +118,7 @@ class Attention(nn.Module):
         dim, eps = config.embed_dim, config.layer_norm_eps
         self.sizes = widths.qkv
         self.heads = widths.heads
-        self.scale = config.head_dim**-0.5  # of the full widths, whatever is left of them
+        self.scale = config.head_dim**-0.5  # by the full width, whatever width is left
         self.pairs = "" if config.rope is None else config.rope.pairs
         self.kept = None if widths.rope_pairs is None else list(widths.rope_pairs)
         self.qkv = nn.Linear(dim, sum(widths.qkv), bias=config.qkv_bias)
@@ -131,7 +131,7 @@ class Attention(nn.Module):
             self._leave_key_bias_out(config)
 
     def _leave_key_bias_out(self, config: ViTConfig) -> None:
-        """Give the bias of the keys a gradient of 0, which it is but for rounding: it moves all scores of a query.
+        """Give the bias of the keys a gradient of 0, which it has except for rounding: it shifts all scores of a query.
 
         AdamW would make steps of that rounding, other ones wherever a batch is added up in another order.
         """
@@ -191,7 +191,7 @@ class LayerScale(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al., 1603.09382): in training, leaves a residual branch out for some of the images.
+    """Stochastic depth (Huang et al., 1603.09382): in training, skips a residual branch for some of the images.
 
     What remains is scaled up by 1/(1 - rate). Which images' branches are left out is drawn before the forward pass
     (:meth:`VisionTransformer.draw_paths`); as long as nothing was drawn, none is.
@@ -210,7 +210,7 @@ class DropPath(nn.Module):
 
 
 class Merge(nn.Module):
-    """Fewer patch tokens, each a weighted sum of those before; the weights are no parameters, and stay.
+    """Fewer patch tokens, each a weighted sum of those before; the weights are constants, not parameters.
 
     Args:
         prefix: tokens before the patches, which stay.
@@ -229,7 +229,7 @@ class Merge(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block: attention between tokens, then an MLP on each; either may be gone."""
+    """A pre-norm transformer block: attention between tokens, then an MLP on each; either may be removed."""
 
     def __init__(self, config: ViTConfig, index: int, drop_path: float) -> None:
         super().__init__()
@@ -282,7 +282,7 @@ class VisionTransformer(nn.Module):
         positions = config.tokens if config.position_embedding_covers_prefix else config.tokens - config.prefix_tokens
         learned = config.position_embedding == "learned"
         self.pos_embed = nn.Parameter(torch.zeros(1, positions, dim)) if learned else None
-        self.rope: Rotation | None = None  # of all blocks; where each has learned frequencies of its own, they have it
+        self.rope: Rotation | None = None  # of all blocks; blocks with learned frequencies of their own have their own
         if config.rope is not None and not (config.rope.kind == "mixed" and config.blocks):
             self.rope = Rotation(config, config.rope, (config.depth, config.num_heads, config.head_dim // 2))
         self.norm_pre = nn.LayerNorm(dim, eps) if config.pre_norm else nn.Identity()
@@ -295,7 +295,7 @@ class VisionTransformer(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Truncated normal for linear layers and tokens (σ = 0.02), He for 3×3 convolutions, zero for the heads."""
+        """Initialise linear layers and tokens as truncated normal (σ = 0.02), 3×3 convolutions as He, heads as zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -332,14 +332,14 @@ class VisionTransformer(nn.Module):
         return cast(Tensor, self.norm(x))
 
     def draw_paths(self, keys: Tensor) -> None:
-        """Decide by the images' keys (int64 [B]) which branches the next forward passes of these images leave out."""
+        """Draw by the images' keys (int64 [B]) the branches that the next forward passes of these images skip."""
         for name, module in self.named_modules():
             if isinstance(module, DropPath) and module.rate:
                 keep = 1.0 - module.rate
                 module.kept = (uniform(keys, name) < keep)[:, None, None] / keep
 
     def heads(self, image: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Normalised float images [B, 3, H, W] (RGB) -> logits of both heads [B, classes] and what the first one reads.
+        """Normalised float images [B, 3, H, W] (RGB) -> logits of both heads [B, classes], and the first head's input.
 
         The second head is a distilled model's, else None; what the heads read is the normalised, pooled token [B, D].
         """
@@ -354,7 +354,7 @@ class VisionTransformer(nn.Module):
         return logits, second, pooled
 
     def _mean(self, x: Tensor) -> Tensor:
-        """Patch tokens [B, patches, D], or what merging left of them -> [B, D]; every patch counts once."""
+        """Average patch tokens [B, patches, D], or the merged ones -> [B, D]; every patch counts once."""
         if not self.config.merges:
             return x.mean(dim=1)
         sizes = torch.ones(self.config.tokens - self.config.prefix_tokens, device=x.device)
@@ -372,7 +372,7 @@ class VisionTransformer(nn.Module):
 
 
 def fold_batch_norm(state: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
-    """A state dict in its shipped form: float32 arrays, BatchNorm folded into the convolution before it.
+    """Return a state dict as it's shipped: float32 arrays, BatchNorm folded into the convolution before it.
 
     With γ, β, μ, σ² of the BatchNorm: weight' = weight · γ/√(σ²+ε) per output channel, bias' = β − μ · γ/√(σ²+ε).
     Computed in float64. Names without a BatchNorm beside them pass unchanged.

@@ -1,4 +1,4 @@
-"""A first convolution that whitens patches of the data: outputs uncorrelated and of one variance, as fixed filters.
+"""A first convolution that whitens patches of the data: fixed filters with uncorrelated outputs of one variance.
 
 It spares training its slowest directions (Jordan, 2404.00498, after Page's and Balsam's CIFAR-10 records).
 """
@@ -17,7 +17,7 @@ from vitedge.training.evaluate import model_input
 from vitedge.training.vit import VisionTransformer
 
 PICTURES = 2000  # that the patches come from
-LARGEST_GAIN = 1 / 5e-4  # of a direction's variance: one with less than this is noise of rounding to bytes
+LARGEST_GAIN = 1 / 5e-4  # of a direction's variance; smaller variances are noise from rounding to bytes
 
 
 def whiten(model: VisionTransformer, pictures: Pixels | Files, preprocessing: Preprocessing) -> None:
@@ -38,12 +38,12 @@ def whiten(model: VisionTransformer, pictures: Pixels | Files, preprocessing: Pr
 
 
 def most_channels(kernel: int) -> int:
-    """Whitening filters of a kernel's size: each direction of its patches, and the opposite one."""
+    """Return the number of whitening filters for a kernel's size: each direction of its patches, and its opposite."""
     return 2 * 3 * kernel**2
 
 
 def whitening_filters(pictures: Pixels | Files, preprocessing: Preprocessing, kernel: int) -> Tensor:
-    """float32 [2·3·kernel², 3, kernel, kernel]: each eigenvector of the patches' covariance over its deviation.
+    """Return float32 [2·3·kernel², 3, kernel, kernel]: eigenvectors of the patches' covariance over their deviations.
 
     Pairs of a filter and its negative, which GELU doesn't treat alike, the direction of the largest variance first.
     """
@@ -56,5 +56,5 @@ def whitening_filters(pictures: Pixels | Files, preprocessing: Preprocessing, ke
     variances, directions = torch.linalg.eigh(total / count)  # ascending; directions are columns
     filters = (directions / (variances + 1 / LARGEST_GAIN).sqrt()).T.flip(0)
     largest = filters.gather(1, filters.abs().argmax(1, keepdim=True))
-    filters = filters * largest.sign()  # an eigenvector's sign is free: the same on every machine
+    filters = filters * largest.sign()  # an eigenvector's sign is arbitrary, so fix it for all machines
     return torch.stack([filters, -filters], dim=1).reshape(-1, 3, kernel, kernel).float()

@@ -18,7 +18,7 @@ EMBEDDED = "vit_edge_conv_32"
 
 @dataclass(frozen=True)
 class ZooMember:
-    """One architecture and what it's for; the number of classes is replaced when a model is made."""
+    """One architecture and its purpose; the number of classes is replaced when a model is made."""
 
     config: ViTConfig
     summary: str
@@ -27,7 +27,7 @@ class ZooMember:
 def _vit(
     pixels: int, stem: PatchStem | ConvStem, dim: int, depth: int, heads: int, *, mlp: float = 4.0, **options: object
 ) -> ViTConfig:
-    """A ViT of timm's defaults (class token, learned positions, final norm before pooling) but for ``options``."""
+    """Configure a ViT with timm's defaults (class token, learned positions, norm before pooling) and ``options``."""
     base = ViTConfig(
         image_size=(pixels, pixels),
         stem=stem,
@@ -43,13 +43,13 @@ def _vit(
 def _pooled(
     pixels: int, stem: PatchStem | ConvStem, dim: int, depth: int, heads: int, *, mlp: float, **options: object
 ) -> ViTConfig:
-    """A ViT without class token: the mean of the patch tokens, normalised after pooling."""
+    """Configure a ViT without class token: the mean of the patch tokens, normalised after pooling."""
     pooled = {"class_token": False, "pool": "avg", "final_norm": "fc_norm"}
     return _vit(pixels, stem, dim, depth, heads, mlp=mlp, **{**pooled, **options})
 
 
 def _pool_stem(first: int, second: int) -> ConvStem:
-    """A 2×2 layer of 24 whitening filters, then two pairs of 3×3 convolutions, the first of each before a MaxPool."""
+    """Configure a 2×2 layer of 24 whitening filters, then two pairs of 3×3 convolutions with a MaxPool each."""
     channels = (24, first, first, second, second)
     return ConvStem(channels=channels, strides=(1, 2, 1, 2, 1), reduction="max", first_kernel=2)
 
@@ -149,7 +149,7 @@ ZOO: dict[str, ZooMember] = {
 
 
 def zoo_config(name: str, *, num_classes: int, image_size: tuple[int, int] | None = None) -> ViTConfig:
-    """The architecture called ``name``, for ``num_classes`` classes and pictures of (height, width) pixels.
+    """Return the architecture ``name`` for ``num_classes`` classes and pictures of (height, width) pixels.
 
     Raises:
         UsageError: no member has this name (the nearest is given), or the size doesn't fit its stem.
