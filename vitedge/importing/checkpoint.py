@@ -1,4 +1,4 @@
-"""A published checkpoint becomes a graph: authored from its arrays, compared with a float64 forward pass in numpy."""
+"""Import a published checkpoint: author its graph, and compare it with a float64 forward pass in numpy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def import_checkpoint(
     named: bool = False,
     choice: Choice | None = None,
 ) -> Imported:
-    """Author the graph of a published checkpoint; it's compared with a float64 forward pass in numpy.
+    """Author the graph of a published checkpoint, and compare it with a float64 forward pass in numpy.
 
     ``named``: the classes are named by the caller, so that what the checkpoint calls them isn't read.
     """

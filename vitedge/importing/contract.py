@@ -1,4 +1,4 @@
-"""One preprocessing contract from all that a source and its importer say."""
+"""Make one preprocessing contract from a source's own values and the importer's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vitedge.errors import UsageError
 
 
 def contract_of(options: Mapping[str, Any], action: str) -> Preprocessing:
-    """The contract that these fields make.
+    """Return the contract with these fields.
 
     Raises:
         UsageError: an unknown field, or a value out of its range.

@@ -1,4 +1,4 @@
-"""What exporters leave beside the tensors of an ONNX file: preprocessing, class names and licence, from where they lie.
+"""Read what exporters store beside an ONNX file's tensors: preprocessing, class names and licence.
 
 - Ultralytics (``yolo…-cls.onnx``): ``task``, ``imgsz``, ``names`` and others in the metadata, as Python literals.
 - ONNX's own image metadata (``Image.BitmapPixelFormat``, ``Image.NominalPixelRange``): Azure Custom Vision writes them
@@ -28,7 +28,7 @@ MANIFEST, PROPERTIES, LABELS = "cvexport.manifest", "metadata_properties.json", 
 MAX_TEXT = 1 << 22  # of a file or a value, characters
 OWN = {"resize": "shortest", "interpolation": "bicubic", "crop_fraction": 1.0}  # where nobody says anything
 
-#: What a tensor's values are of a pixel p from 0 to 255: (p * rescale - mean) / std. ONNX's MetadataProps.md.
+#: Ranges of a tensor's values for a pixel p from 0 to 255: (p * rescale - mean) / std. ONNX's MetadataProps.md.
 _RANGES = {
     "nominalrange_0_255": (1.0, 0.0, 1.0),
     "normalized_0_1": (1 / 255, 0.0, 1.0),
@@ -40,7 +40,7 @@ _FORMATS = {"rgb8": "rgb", "bgr8": "bgr", "rgba8": "rgb", "bgra8": "bgr"}
 
 @dataclass(frozen=True)
 class Declared:
-    """What is known of an ONNX file beside its graph."""
+    """The facts about an ONNX file that its graph doesn't hold."""
 
     said: Mapping[str, Any] = field(default_factory=dict)  # the contract's fields that the file says
     defaults: Mapping[str, Any] = field(default_factory=lambda: dict(OWN))  # and those that its library has
@@ -51,19 +51,19 @@ class Declared:
     hint: str = ""  # for what is missing, where the exporter is known
 
     def fields(self, model: onnx.ModelProto) -> dict[str, Any]:
-        """All fields of the contract; the size of the graph's input counts more than the metadata's."""
+        """Return all fields of the contract; the size of the graph's input takes precedence over the metadata's."""
         sides = input_sides(model)
         return {**self.defaults, **self.said, **({"size": sides} if sides is not None else {})}
 
     def details(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """For ``origin.details``: what was left to a default, and whose, and who named the classes."""
+        """Return, for ``origin.details``, the fields left to a default, whose default, and who named the classes."""
         taken = {name: value for name, value in self.defaults.items() if name not in {*self.said, *given}}
         details: dict[str, Any] = {"class_names_from": self.names_from} if self.names else {}
         return {**details, **({"preprocessing_defaults": {"from": self.whose, **taken}} if taken else {})}
 
 
 def input_sides(model: onnx.ModelProto) -> tuple[int, int] | None:
-    """(height, width) of the graph's image input; None where they aren't fixed."""
+    """Return (height, width) of the graph's image input; None where they aren't fixed."""
     from vitedge.graph import surgery
 
     shapes = ([dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in surgery.inputs(model))
@@ -77,7 +77,7 @@ def input_sides(model: onnx.ModelProto) -> tuple[int, int] | None:
 def read_declared(
     path: Path, model: onnx.ModelProto, names: tuple[str, ...], action: str, *, named: bool = False
 ) -> Declared:
-    """What an ONNX file's metadata and the files beside it say.
+    """Read an ONNX file's metadata and the files beside it.
 
     Args:
         path: the ONNX file.
@@ -108,7 +108,7 @@ def read_declared(
 
 
 def _ultralytics(metadata: Mapping[str, str], model: onnx.ModelProto, action: str) -> Declared:
-    """``ultralytics.data.augment.classify_transforms``: shortest side, centre crop, bilinear, values from 0 to 1."""
+    """Read ``ultralytics.data.augment.classify_transforms``: shortest side, centre crop, bilinear, values 0 to 1."""
     if metadata["task"] != "classify":
         reason = f"its metadata says task '{metadata['task'][:40]}'; a classifier is expected"
         raise ModelError(action, reason, "export a model of the task classify (yolo…-cls)")
@@ -130,7 +130,7 @@ def _ultralytics(metadata: Mapping[str, str], model: onnx.ModelProto, action: st
 
 
 def _names(text: str, action: str) -> tuple[str, ...]:
-    """``{0: 'cat', 1: 'dog'}`` or ``['cat', 'dog']``."""
+    """Read ``{0: 'cat', 1: 'dog'}`` or ``['cat', 'dog']``."""
     names = _literal(text)
     if isinstance(names, list | tuple):
         names = dict(enumerate(names))
@@ -142,7 +142,7 @@ def _names(text: str, action: str) -> tuple[str, ...]:
 
 
 def _literal(text: str) -> object:
-    """A Python literal's value; None for anything else."""
+    """Return a Python literal's value; None for anything else."""
     try:
         return ast.literal_eval(text) if len(text) <= MAX_TEXT else None
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
@@ -150,7 +150,7 @@ def _literal(text: str) -> object:
 
 
 def _image_metadata(path: Path, metadata: Mapping[str, str], action: str) -> dict[str, str] | None:
-    """ONNX's image metadata with lower-case keys, from the file or beside it; None where there is none."""
+    """Return ONNX's image metadata with lower-case keys, from the file or beside it; None where there is none."""
     found = {key.lower(): value for key, value in metadata.items()}
     if "image.nominalpixelrange" not in found and (path.parent / PROPERTIES).is_file() and _alone(path):
         found |= {key.lower(): str(value) for key, value in _json(path.parent / PROPERTIES, action).items()}
@@ -158,7 +158,7 @@ def _image_metadata(path: Path, metadata: Mapping[str, str], action: str) -> dic
 
 
 def _custom_vision(image: Mapping[str, str], action: str) -> Declared:
-    """Pixel format and range, then Custom Vision's own keys; its sample code resizes as Pillow does by default."""
+    """Read pixel format and range, then Custom Vision's own keys; its sample code resizes as Pillow does by default."""
     method = image.get("customvision.postprocess.method", "ClassificationMultiClass")
     if method != "ClassificationMultiClass":
         reason = f"its metadata says {method[:60]}; a classifier of one class a picture is expected"
@@ -188,7 +188,7 @@ def _three(text: str, otherwise: float) -> Any:
 
 
 def _crop(image: Mapping[str, str]) -> dict[str, Any]:
-    """A centre crop after the shorter side, where the metadata has one."""
+    """Return a centre crop after resizing the shorter side, where the metadata has one."""
     sides = [_literal(image.get(f"customvision.preprocess.{name}", "")) for name in ("cropheight", "targetheight")]
     crop, target = (side if isinstance(side, int) else 0 for side in sides)
     shorter = image.get("customvision.preprocess.resizemethod", "").startswith("ByShorterSide")
@@ -199,7 +199,7 @@ def _crop(image: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _manifest(path: Path, action: str) -> dict[str, Any]:
-    """Custom Vision's manifest beside the file, empty where there is none.
+    """Return Custom Vision's manifest beside the file, empty where there is none.
 
     Raises:
         ModelError: it isn't a classifier's.
@@ -214,13 +214,13 @@ def _manifest(path: Path, action: str) -> dict[str, Any]:
 
 
 def _beside(path: Path, manifest: Mapping[str, Any]) -> Path | None:
-    """The file of class names that the manifest names, else ``labels.txt``, where it can only be this model's."""
+    """Return the file of class names that the manifest names, else ``labels.txt`` if it can only be this model's."""
     file = path.parent / Path(str(manifest.get("LabelFileName") or LABELS)).name
     return file if _alone(path) and file.is_file() and file.stat().st_size <= MAX_TEXT else None
 
 
 def _alone(path: Path) -> bool:
-    """Whether the files beside an ONNX file can only be meant for it."""
+    """Whether the files beside an ONNX file can only belong to it."""
     return len(list(path.parent.glob("*.onnx"))) == 1
 
 
@@ -233,7 +233,7 @@ def _json(path: Path, action: str) -> dict[str, Any]:
 
 
 def _likely(model: onnx.ModelProto, names: tuple[str, ...], beside: Path | None) -> str:
-    """What exporters of such graphs usually want, for the hint of a refusal."""
+    """Return the usual values of exporters of such graphs, for the hint of a refusal."""
     if names:
         return "older exports of Custom Vision: --channel-order bgr --rescale 1 --mean 0,0,0 --std 1,1,1"
     if beside is not None and model.producer_name == "tf2onnx":

@@ -48,7 +48,7 @@ def import_model(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> Model:
-    """Bring a model into a canonical folder, with proof that nothing changed on the way.
+    """Import a model into a canonical folder, and prove that its logits didn't change.
 
     Args:
         source: a folder in timm's or transformers' published layout or its ``model.safetensors``,
@@ -124,7 +124,7 @@ _CHOICES = {"arch": "--arch", "num_classes": "--num-classes", "use_ema": "--use-
 
 
 def _refuse_unused(choice: Choice, fields: Sequence[str], source: str, action: str) -> None:
-    """Refuse what chooses among checkpoints where it would be passed over."""
+    """Refuse options that choose among checkpoints where they would have no effect."""
     if given := [_CHOICES[name] for name in fields if getattr(choice, name)]:
         verb = "belong" if len(given) > 1 else "belongs"
         reason = f"{' and '.join(given)} {verb} to a checkpoint of training, not to {source}"
@@ -139,7 +139,7 @@ def _origin(imported: Imported, fetched: Fetched | None) -> Origin:
 
 
 def summary(model: Model) -> dict[str, Any]:
-    """One flat row for people and for ``--json``: what was imported and how well it agrees with its source."""
+    """Return one flat row for people and for ``--json``: what was imported and how well it agrees with its source."""
     record, parity = model.record, model.record.origin.parity
     row: dict[str, Any] = {
         "model": str(model.path),
@@ -165,7 +165,7 @@ def summary(model: Model) -> dict[str, Any]:
 
 
 def _class_names(model: Model) -> str:
-    """The first of them, or what gives them."""
+    """Return the first class names, or the option that gives them."""
     names = [label.name for label in model.record.classes]
     if nameless(names):
         return f"none; to give them, run: vitedge label {model.path} --labels FOLDER|FILE"
@@ -173,7 +173,7 @@ def _class_names(model: Model) -> str:
 
 
 def _said(defaults: Mapping[str, Any]) -> str:
-    """What the source left open, for people: ``interpolation bilinear, mean 0.5,0.5,0.5 (timm)``."""
+    """Describe the values that the source left open: ``interpolation bilinear, mean 0.5,0.5,0.5 (timm)``."""
     texts = [f"{name.replace('_', ' ')} {_spelled(value)}" for name, value in defaults.items() if name != "from"]
     return f"{', '.join(texts)} ({defaults['from']})"
 
@@ -185,7 +185,7 @@ def _spelled(value: Any) -> str:
 
 
 def recognise_source(source: str | Path, action: str) -> tuple[str, Path]:
-    """(kind, path) of a source: "embedded", "train", "published" or "onnx"."""
+    """Return (kind, path) of a source: "embedded", "train", "published" or "onnx"."""
     if source == "embedded":
         return "embedded", embedded.FOLDER
     path = Path(source)

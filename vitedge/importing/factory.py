@@ -1,4 +1,4 @@
-"""A user's own torch module becomes the canonical graph: exported by torch, then imported as any ONNX file.
+"""Import a user's own torch module: torch exports it, and the file is imported as any ONNX file.
 
 Two child processes: the user's code and torch run in the first, ONNX's parsers and ONNX Runtime in the second.
 """
@@ -25,7 +25,7 @@ TIMEOUT_S = 3600.0
 
 
 def chosen_source(source: str | None, factory: str | None, weights: Path | None) -> str | Factory:
-    """What a command line asks to import: a source, or a factory with what belongs to it.
+    """Return the source that a command line names, or a factory with its weights.
 
     Raises:
         UsageError: neither or both, or weights without a factory.
@@ -46,7 +46,7 @@ def chosen_source(source: str | None, factory: str | None, weights: Path | None)
 def import_factory(
     factory: Factory, options: dict[str, Any], images: str | Path | ImageSet | None, action: str, choice: Choice
 ) -> Imported:
-    """Export a factory's module and bring it to the canonical form; it's compared with the module itself, in torch."""
+    """Export a factory's module, bring it to the canonical form, and compare it with the module itself, in torch."""
     factory.check(action)
     with tempfile.TemporaryDirectory(prefix="vitedge-") as folder:
         path = Path(folder) / "module.onnx"
@@ -78,7 +78,7 @@ def _export(
     action: str,
     choice: Choice,
 ) -> tuple[dict[str, Any], Logits, dict[str, Any]]:
-    """Write the module to ``path``; returns the contract's fields, its logits, and details. In a child process."""
+    """Write the module to ``path``; return the contract's fields, its logits, and details. Runs in a child process."""
     from vitedge.graph.task import require_one_class
     from vitedge.training import factory as torch_modules
 

@@ -1,4 +1,4 @@
-"""``hub:<org>/<name>[@revision]``: a checkpoint is fetched into Hugging Face's own cache, its revision pinned.
+"""``hub:<org>/<name>[@revision]``: fetch a checkpoint into Hugging Face's own cache, with its revision pinned.
 
 ``HF_HOME``, ``HF_TOKEN``, ``HF_ENDPOINT`` and ``HF_HUB_OFFLINE`` mean what they mean to every tool with that cache.
 """
@@ -33,7 +33,7 @@ class Fetched:
 
 
 def fetch(source: str, action: str, progress: Progress = silent) -> Fetched:
-    """The checkpoint's files in the local cache, downloaded where they aren't there yet.
+    """Download the checkpoint's files into the local cache, unless they are there.
 
     Args:
         source: ``hub:<org>/<name>``, with ``@`` and a branch, tag or commit where it shall not be ``main``.
@@ -73,7 +73,7 @@ def fetch(source: str, action: str, progress: Progress = silent) -> Fetched:
             hint = "name a branch, a tag or a commit of it"
             raise UsageError(action, f"{repo} has no revision '{revision}'", hint) from error
         except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-            if file in HELPFUL:  # an offline cache holds what was there when it was filled
+            if file in HELPFUL:  # an offline cache may lack files that weren't there when it was filled
                 return None
             hint = "check the network and HF_HUB_OFFLINE, or download the repository elsewhere and name its folder"
             raise ResourceError(action, f"the hub can't be reached, and {file} isn't in the cache", hint) from error
@@ -85,7 +85,7 @@ def fetch(source: str, action: str, progress: Progress = silent) -> Fetched:
             raise ModelError(action, f"{repo} publishes no {names}", hint) from error
         except errors.HFValidationError as error:
             raise UsageError(action, f"'{repo}' isn't a repository's name", "write hub:<org>/<name>") from error
-        except Exception as error:  # the network's own kinds, which differ between its versions
+        except Exception as error:  # the HTTP library's exceptions, which differ between versions
             first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
             hint = "try again, or download the repository elsewhere and name its folder"
             raise ResourceError(action, f"the download of {file} failed: {first}", hint) from error
@@ -101,7 +101,7 @@ def fetch(source: str, action: str, progress: Progress = silent) -> Fetched:
 
 
 def _bar(progress: Progress) -> Any:
-    """A tqdm that draws nothing and reports to ``progress``."""
+    """Return a tqdm that draws nothing and reports to ``progress``."""
     from tqdm.std import tqdm  # type: ignore[import-untyped]  # it ships no types
 
     class Bar(tqdm):  # type: ignore[misc]

@@ -36,7 +36,7 @@ class _Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def imagenet_1k() -> tuple[ClassLabel, ...]:
-    """ImageNet-1k's classes in the usual order: the folder is the WordNet id, the name WordNet's words for it."""
+    """Return ImageNet-1k's classes in the usual order: folder is the WordNet id, name WordNet's words for it."""
     lines = (Path(__file__).parent / "imagenet_1k.txt").read_text(encoding="utf-8").splitlines()
     folders, names = zip(*(line.split("\t") for line in lines), strict=True)
     return class_table(names, folders)
@@ -45,7 +45,7 @@ def imagenet_1k() -> tuple[ClassLabel, ...]:
 def read_labels(
     labels: str | Path | Sequence[str], count: int, action: str, *, folders: Sequence[str | None] = ()
 ) -> tuple[ClassLabel, ...]:
-    """The class table of a model with ``count`` classes.
+    """Read the class table of a model with ``count`` classes.
 
     Args:
         labels: a list of names in the order of the logits; ``"imagenet-1k"``; or a path: a text file with a name a line
@@ -89,7 +89,7 @@ def refuse_empty(names: Sequence[str], where: str, action: str) -> None:
 
 
 def label(model: Model, labels: str | Path | Sequence[str]) -> Model:
-    """Name the classes of a model folder, in place; graph, weights and preprocessing stay.
+    """Name the classes of a model folder, in place; graph, weights and preprocessing don't change.
 
     Class folders that the model was trained on keep their names, unless the labels name folders.
 
@@ -108,12 +108,12 @@ def label(model: Model, labels: str | Path | Sequence[str]) -> Model:
 
 
 def trained_folders(classes: Sequence[ClassLabel] | None, training: Mapping[str, Any] | None) -> list[str | None]:
-    """The class folders that a model was trained on; none where that isn't known."""
+    """Return the class folders that a model was trained on; none where that isn't known."""
     return [] if training is None else [each.folder for each in classes or ()]
 
 
 def open_to_label(path: str | Path) -> Model:
-    """A model folder whose classes are to be named.
+    """Open a model folder whose classes are to be named.
 
     Raises:
         UsageError: an artifact, which never changes.
@@ -126,7 +126,7 @@ def open_to_label(path: str | Path) -> Model:
 
 
 def recognise_imagenet(classes: tuple[ClassLabel, ...] | None, count: int, tag: str) -> tuple[ClassLabel, ...] | None:
-    """What the source names, with ImageNet-1k's folders or names where the classes are plainly those.
+    """Return the source's classes, with ImageNet-1k's folders or names where the classes clearly are ImageNet's.
 
     Args:
         classes: the source's own; None where it names none.
@@ -154,7 +154,7 @@ def _first(name: str) -> str:
 def _with_folders(
     rows: Sequence[_Row], folders: Sequence[str | None], where: str, action: str
 ) -> tuple[ClassLabel, ...]:
-    """The table with a class folder for every class: the rows' own, else ``folders``, else the names.
+    """Return the table with a folder for every class: the rows' own, else ``folders``, else the names.
 
     Raises:
         ModelError: a name, or a folder, that is there twice.
@@ -166,7 +166,7 @@ def _with_folders(
         return class_table(names, own)
     table = class_table(names, [folder or name for folder, name in zip_longest(folders, names)])
     imagenet = recognise_imagenet(table, len(rows), "")
-    if imagenet is not None and imagenet != table:  # its names, two of which are there twice
+    if imagenet is not None and imagenet != table:  # its names, two of which occur twice
         return imagenet
     _refuse_twice(names, where, "class names", action)
     return table
@@ -202,7 +202,7 @@ def _from_path(path: Path, action: str) -> list[_Row]:
 
 
 def _from_lines(lines: list[str], where: str, action: str) -> list[_Row]:
-    """Names in order, numbered names in any order, or folder, tab, name."""
+    """Parse names in order, numbered names in any order, or folder, tab, name."""
     while lines and not lines[-1].strip():
         lines = lines[:-1]
     lines = [line.strip() for line in lines]
@@ -221,7 +221,7 @@ def _from_lines(lines: list[str], where: str, action: str) -> list[_Row]:
 
 
 def _from_json(data: Any, where: str, action: str) -> list[_Row]:
-    """What :func:`read_labels` says of JSON.
+    """Parse JSON as :func:`read_labels` describes.
 
     Raises:
         msgspec.MsgspecError: something else.

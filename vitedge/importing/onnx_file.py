@@ -1,4 +1,4 @@
-"""An ONNX file from anyone becomes the canonical graph: parsed and run in a child process, compared with itself."""
+"""Import any ONNX file: parse and run it in a child process, and compare the canonical graph with it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def import_onnx(
     *,
     named: bool = False,
 ) -> Imported:
-    """Bring a foreign graph to the canonical form; it's compared with the graph as it came, in ONNX Runtime.
+    """Bring a foreign graph to the canonical form, and compare it with the original graph, in ONNX Runtime.
 
     Args:
         path: the ONNX file.
@@ -68,7 +68,7 @@ def import_onnx(
 
 
 def completed(model: onnx.ModelProto, declared: Declared, options: Mapping[str, Any], action: str) -> dict[str, Any]:
-    """Preprocessing options completed from what is declared with an ONNX file, and from its input."""
+    """Complete preprocessing options from what is declared with an ONNX file, and from its input."""
     from onnx import TensorProto
 
     from vitedge.graph import surgery
@@ -85,7 +85,7 @@ def completed(model: onnx.ModelProto, declared: Declared, options: Mapping[str, 
 
 
 def require_preprocessing(options: Mapping[str, Any], source: str, action: str, likely: str = "") -> None:
-    """Refuse preprocessing without what can't be guessed of a source of this kind.
+    """Refuse preprocessing without values that can't be guessed for a source of this kind.
 
     Args:
         options: what is known.
@@ -149,7 +149,7 @@ def convert(
     model, report = canonical.canonicalise(model, report, contract, check)
     name = f"the source{', widened to float32,' if widened else ''} in ONNX Runtime"
     logits = runner(model, action)(frames)
-    if ending is not None and reference is not None:  # it gives what the ending made of the logits
+    if ending is not None and reference is not None:  # the output holds the activation of the logits
         logits = activated(logits, ending.kind)
     name, expected = reference or (f"{name}, before its {ending.kind}" if ending else name, expected)
     parity = parity_of(name, logits, expected, action)
@@ -168,7 +168,7 @@ def convert(
 
 
 def _rows(outputs: NDArray[np.float32], count: int, name: str, action: str) -> NDArray[np.float32]:
-    """Outputs as finite rows [count, classes].
+    """Return outputs as finite rows [count, classes].
 
     Raises:
         ModelError: they aren't.
@@ -185,7 +185,7 @@ def _rows(outputs: NDArray[np.float32], count: int, name: str, action: str) -> N
 def _half_precision(
     raw: onnx.ModelProto, output: str, inputs: NDArray[Any], rows: NDArray[np.float32], action: str
 ) -> dict[str, float]:
-    """How far the source as it came is from the widened graph's rows [N, classes]; empty where it can't be run here."""
+    """Return the original file's deviation from the widened graph's rows [N, classes]; empty if it can't run here."""
     from onnx import TensorProto
 
     from vitedge.graph import surgery
@@ -211,7 +211,7 @@ def _classes(declared: Declared, count: int, action: str) -> tuple[ClassLabel, .
 
 
 def source_input(frames: Frames, contract: Preprocessing, layout: str, dtype: str) -> NDArray[Any]:
-    """uint8 RGB [N, H, W, 3] as a foreign model wants it: nchw or nhwc, uint8 or normalised float32."""
+    """Turn uint8 RGB [N, H, W, 3] into a foreign model's input: nchw or nhwc, uint8 or normalised float32."""
     pixels: NDArray[Any] = frames[..., ::-1] if contract.channel_order == "bgr" else frames
     if dtype == "float32":
         values = (pixels.astype(np.float64) * contract.rescale - np.asarray(contract.mean)) / np.asarray(contract.std)
@@ -220,7 +220,7 @@ def source_input(frames: Frames, contract: Preprocessing, layout: str, dtype: st
 
 
 def graph_summary(details: Mapping[str, Any]) -> dict[str, Any]:
-    """What was done to a foreign graph and what was left alone, by name, for people; empty for any other origin."""
+    """Describe the rewrites of a foreign graph and the operators left alone; empty for any other origin."""
     if "authored" not in details:
         return {}
     untouched = {name: len(nodes) for name, nodes in details.get("operators_left_alone", {}).items()}

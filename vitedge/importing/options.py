@@ -1,4 +1,4 @@
-"""How to import: where a torch module comes from, and what completes the source's own account of itself."""
+"""Options of an import: the origin of a torch module, and values that complete the source's own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MODULE, CHECKPOINT, MODEL, PICTURES, VALUES = (
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """``HEIGHT`` or ``HEIGHTxWIDTH`` in pixels.
+    """Parse ``HEIGHT`` or ``HEIGHTxWIDTH`` in pixels.
 
     Raises:
         UsageError: neither.
@@ -38,7 +38,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_three(text: str) -> tuple[float, ...]:
-    """Three numbers with commas between; whole ones stay whole.
+    """Parse three numbers with commas between; integers stay integers.
 
     Raises:
         UsageError: others.
@@ -189,7 +189,7 @@ class ImportOptions(Record):
 
     @property
     def choice(self) -> Choice:
-        """What was given of :class:`~vitedge.graph.state_dicts.Choice`.
+        """The given fields of :class:`~vitedge.graph.state_dicts.Choice`.
 
         Raises:
             UsageError: two ways to choose one state dict.
@@ -202,7 +202,7 @@ class ImportOptions(Record):
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What was given of :class:`~vitedge.data.preprocessing.Preprocessing`, and ``patch_size``."""
+        """The given fields of :class:`~vitedge.data.preprocessing.Preprocessing`, and ``patch_size``."""
         others = {
             "factory",
             "weights",

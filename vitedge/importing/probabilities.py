@@ -1,4 +1,4 @@
-"""Outputs that are probabilities: recognised by their values, and followed back to the logits that they are made of.
+"""Recognise outputs that are probabilities by their values, and trace them back to the logits behind them.
 
 What an exporter wrote at the end of a graph doesn't matter: the softmax may be a node, several nodes, or nodes behind
 casts and reshapes. Logits are the tensor whose softmax (or sigmoid) the outputs are, on every picture.
@@ -34,7 +34,7 @@ AS_THEY_ARE = "add --activation none to take the outputs as they are"
 
 @dataclass(frozen=True)
 class Logits:
-    """What outputs are made of."""
+    """The logits behind a model's outputs."""
 
     tensor: str
     values: NDArray[np.float32]  # [N, classes]
@@ -43,12 +43,12 @@ class Logits:
 
 
 def random_pictures(size: tuple[int, int]) -> Frames:
-    """Noise, uint8 [RANDOM_PICTURES, height, width, 3]: what no photograph has in common."""
+    """Return noise, uint8 [RANDOM_PICTURES, height, width, 3]: pictures without anything that photographs share."""
     return generator(0).integers(0, 256, (RANDOM_PICTURES, *size, 3), dtype=np.uint8)
 
 
 def rows_of(outputs: NDArray[Any], count: int) -> NDArray[Any] | None:
-    """[N, classes] of an output that has other axes of length 1; None where it isn't one row a picture.
+    """Return an output with other axes of length 1 as [N, classes]; None where it isn't one row a picture.
 
     Args:
         outputs: of any shape.
@@ -61,7 +61,7 @@ def rows_of(outputs: NDArray[Any], count: int) -> NDArray[Any] | None:
 
 
 def kind_of(outputs: NDArray[Any]) -> Kind | None:
-    """What rows [N, classes] of different pictures are by their values; None for logits.
+    """Tell by their values what rows [N, classes] of different pictures are; None for logits.
 
     Values between 0 and 1 whose sums differ are taken for a sigmoid of each class.
     """
@@ -82,7 +82,7 @@ def without_activation(
     activation: str | None,
     action: str,
 ) -> Logits | None:
-    """The logits behind an output that holds probabilities; None where the outputs are to be taken as they are.
+    """Find the logits behind an output that holds probabilities; None where the outputs are to be taken as they are.
 
     Args:
         model: the source's graph at opset 20.
@@ -116,7 +116,7 @@ def without_activation(
 
 
 def _refuse_several_labels(output: str, activation: str | None, action: str, *, proven: bool) -> None:
-    """Refuse what has, or may have, a probability of its own for each class.
+    """Refuse models that have, or may have, a probability of its own for each class.
 
     Raises:
         ModelError: unless the caller says that one class a picture is meant, and its logits were found.
@@ -140,7 +140,7 @@ def _behind(
     kind: Kind,
     action: str,
 ) -> Logits | None:
-    """The tensor nearest to the output of which it is the softmax or sigmoid."""
+    """Return the tensor nearest to the output of which it is the softmax or sigmoid."""
     from vitedge.graph import interface
 
     names = interface.before(model, output)
@@ -166,7 +166,7 @@ def _is_log_softmax(rows: Float64, outputs: Float64) -> bool:
 
 
 def _is_part_of_softmax(rows: Float64) -> bool:
-    """Whether rows are a step of a softmax: the logits less their maximum, or the logarithms of the probabilities."""
+    """Whether rows are a step of a softmax: logits minus their maximum, or logarithms of the probabilities."""
     largest = rows.max(axis=1)
     return not largest.any() or float(np.abs(np.log(np.exp(rows - largest[:, None]).sum(1)) + largest).max()) < 1e-5
 
@@ -191,7 +191,7 @@ _MATCHES: dict[Kind, Callable[[Float64, Float64], bool]] = {
 
 
 def activated(logits: NDArray[np.float32], kind: Kind) -> NDArray[np.float32]:
-    """What a source with such an ending gives for logits [N, classes], float32 of the same shape."""
+    """Apply a source's final activation to logits [N, classes], float32 of the same shape."""
     if kind == "sigmoid":
         return sigmoid(logits).astype(np.float32)
     logarithms = log_softmax(logits)

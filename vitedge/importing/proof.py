@@ -1,4 +1,4 @@
-"""Parity: a graph's logits on pictures, and how far they are from the source's."""
+"""Parity: compare a graph's logits on pictures with the source's."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PICTURES = 8  # for parity, where the caller names none
 
 @dataclass(frozen=True)
 class Imported:
-    """What every way of importing returns."""
+    """The result of every way of importing."""
 
     kind: str
     name: str
@@ -47,7 +47,7 @@ class Imported:
 
 
 def frames_of(images: str | Path | ImageSet | None, contract: Preprocessing, action: str) -> Frames:
-    """Pictures through the contract, uint8 [N, H, W, 3]."""
+    """Preprocess pictures by the contract, uint8 [N, H, W, 3]."""
     if images is None:
         pictures = embedded.pictures("calibration")
         pictures = pictures.subset(pictures.order(0)[:PICTURES])
@@ -59,7 +59,7 @@ def frames_of(images: str | Path | ImageSet | None, contract: Preprocessing, act
 def outputs_of(
     model: onnx.ModelProto, action: str, names: Sequence[str]
 ) -> Callable[[NDArray[Any]], list[NDArray[Any]]]:
-    """A function that runs a graph on [N, …] in ONNX Runtime, in as many pieces as its batch wants.
+    """Return a function that runs a graph on [N, …] in ONNX Runtime, in pieces of its batch size.
 
     Args:
         model: any graph with one input.
@@ -105,7 +105,7 @@ def outputs_of(
 
 
 def runner(model: onnx.ModelProto, action: str, output: str = "logits") -> Callable[[NDArray[Any]], Logits]:
-    """A function that runs a graph on [N, …] and returns one output as float32 (:func:`outputs_of`).
+    """Return a function that runs a graph on [N, …] and returns one output as float32 (:func:`outputs_of`).
 
     Raises:
         NotInstalledError, ModelError: as :func:`outputs_of`.
@@ -119,7 +119,7 @@ def _first_line(error: Exception) -> str:
 
 
 def parity_of(reference: str, logits: NDArray[Any], expected: NDArray[Any], action: str) -> Parity:
-    """How far logits [N, classes] are from the expected ones.
+    """Measure the deviation of logits [N, classes] from the expected ones.
 
     Raises:
         ModelError: NaN or infinite logits on either side.
