@@ -1,4 +1,4 @@
-"""Folders of engines: one for each passport, and nothing that isn't what was written."""
+"""Folders of engines: one for each key, and nothing that isn't what was written."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from vitedge.formats.engines import EngineMetadata, add, index, merge, passport, sound
+from vitedge.formats.engines import EngineMetadata, add, folder_key, index, merge, sound
 
 ORIN = EngineMetadata(
     package="tensorrt",
@@ -32,12 +32,15 @@ def folder_of(place: Path, plan: bytes, metadata: EngineMetadata = ORIN) -> Path
     ("field", "other"),
     [("version", "10.7.0"), ("gpu", "Thor"), ("driver", "12.8"), ("jetpack", "6.1"), ("options", {"tf32": True})],
 )
-def test_each_passport_keeps_its_engine(tmp_path: Path, field: str, other: object) -> None:
+def test_each_key_keeps_its_engine(tmp_path: Path, field: str, other: object) -> None:
     foreign = replace(ORIN, **{field: other})
     into = folder_of(tmp_path / "into", b"one")
     (came,) = merge(folder_of(tmp_path / "other", b"two", foreign), into, {"a" * 64}, "test")
-    assert came.file and passport(came) == passport(foreign)
-    assert {passport(one): plan for one, plan in sound(into)} == {passport(ORIN): b"one", passport(foreign): b"two"}
+    assert came.file and folder_key(came) == folder_key(foreign)
+    assert {folder_key(one): plan for one, plan in sound(into)} == {
+        folder_key(ORIN): b"one",
+        folder_key(foreign): b"two",
+    }
     assert (into / f"tensorrt-{foreign.version}.cache").read_bytes() == b"owt"
     assert merge(tmp_path / "other", into, {"a" * 64}, "test") == [], "it's there"
 

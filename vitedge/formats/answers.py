@@ -1,4 +1,4 @@
-"""Answers to one shard of pictures: a Parquet file with a row for each, whose header tells what gave them.
+"""The answers to one shard of pictures: a Parquet file with a row for each picture, and a header about the worker.
 
 Of an evaluation with artifacts 1 to n the columns are
 
@@ -38,7 +38,7 @@ SUFFIX = ".parquet"
 
 
 class Worker(Record):
-    """What answered: two that are equal give the same answers."""
+    """The worker that answered: equal workers give equal answers."""
 
     artifacts: tuple[str, ...]  # digests
     sessions: tuple[dict[str, Option], ...]  # of each artifact: as read back from the runtime
@@ -47,7 +47,7 @@ class Worker(Record):
 
 
 class Header(Record):
-    """What is true of all answers in a file."""
+    """The facts that all answers in a file share."""
 
     SCHEMA_VERSION: ClassVar[int] = 1
     schema_version: int = 1
@@ -61,7 +61,7 @@ class Header(Record):
 
 
 def columns_of_evaluation(artifacts: int) -> dict[str, Any]:
-    """Name and Arrow type of each column."""
+    """Return name and Arrow type of each column."""
     import pyarrow as arrow
 
     columns = {"picture": arrow.string(), "class": arrow.string(), "sha256": arrow.string(), "label": arrow.int32()}
@@ -75,7 +75,7 @@ def columns_of_evaluation(artifacts: int) -> dict[str, Any]:
 
 
 def columns_of_classification() -> dict[str, Any]:
-    """Name and Arrow type of each column."""
+    """Return name and Arrow type of each column."""
     import pyarrow as arrow
 
     return {
@@ -87,7 +87,7 @@ def columns_of_classification() -> dict[str, Any]:
 
 
 def encode_answers(header: Header, types: Mapping[str, Any], columns: Mapping[str, Sequence[Any]]) -> bytes:
-    """A Parquet file of the columns, all of one length."""
+    """Encode columns, all of one length, as a Parquet file."""
     import pyarrow as arrow
     import pyarrow.parquet
 
@@ -100,7 +100,7 @@ def encode_answers(header: Header, types: Mapping[str, Any], columns: Mapping[st
 
 
 def read_header(file: Path | bytes, name: str) -> Header:
-    """What is true of all answers in a file.
+    """Read the facts that all answers in a file share.
 
     Raises:
         as :func:`read_answers`; damaged columns aren't noticed.
@@ -109,7 +109,7 @@ def read_header(file: Path | bytes, name: str) -> Header:
 
 
 def read_answers(file: Path | bytes, name: str) -> tuple[Header, dict[str, list[Any]]]:
-    """The inverse of :func:`encode_answers`.
+    """Decode a file of :func:`encode_answers`.
 
     Raises:
         ArtifactError: damaged, something else, or written by a newer version.
@@ -122,7 +122,7 @@ def read_answers(file: Path | bytes, name: str) -> tuple[Header, dict[str, list[
 
 
 def _read(file: Path | bytes, name: str, columns: list[str] | None) -> tuple[Header, dict[str, list[Any]]]:
-    """The header, and the columns named; None: all of them."""
+    """Return the header, and the named columns; None: all of them."""
     action = f"read the answers {name}"
     try:
         import pyarrow as arrow

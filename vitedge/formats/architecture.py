@@ -41,7 +41,7 @@ class Stage(NamedTuple):
     normalised: bool  # by BatchNorm; else the convolution has a bias
 
     def convolved(self, pixels: int) -> int:
-        """Height or width behind the convolution."""
+        """Return height or width behind the convolution."""
         return (pixels + 2 * self.padding - self.kernel) // self.stride + 1
 
 
@@ -114,7 +114,7 @@ class Rope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class BlockWidths(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What is left of one block: every head has as many channels as the others, and either branch may be gone.
+    """The widths of one narrowed block: all heads have equally many channels, and either branch may be removed.
 
     Without heads there are no ``norm1``, ``attn``, ``ls1`` and ``add1``; without hidden units no ``norm2``, ``mlp``,
     ``ls2`` and ``add2``. Where fewer tokens are left behind it, every patch token that is left is a weighted sum of
@@ -213,7 +213,7 @@ class ViTConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         msgspec.structs.force_setattr(self, "blocks", msgspec.UNSET if uniform else blocks)
 
     def _with_tokens(self, blocks: tuple[BlockWidths, ...]) -> Iterator[BlockWidths]:
-        """The blocks with ``tokens`` where some are merged."""
+        """Yield the blocks with ``tokens`` where some are merged."""
         before = self.tokens
         for index, block in enumerate(blocks):
             after = before if block.tokens is None else block.tokens
@@ -226,23 +226,23 @@ class ViTConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             before = after
 
     def tokens_before(self, index: int) -> int:
-        """Length of the sequence that a block reads; of the number of blocks: that the head reads."""
+        """Return the length of the sequence that a block reads, or for the number of blocks, that the head reads."""
         merged = [block.tokens for block in (self.blocks or ())[:index] if block.tokens is not None]
         return merged[-1] if merged else self.tokens
 
     @property
     def merges(self) -> bool:
-        """Whether tokens are merged behind a block: the model takes pictures of its size alone."""
+        """Whether tokens are merged behind a block: then the model takes pictures of its own size only."""
         return self.tokens_before(self.depth) < self.tokens
 
     @property
     def full_block(self) -> BlockWidths:
-        """A block of which nothing is gone."""
+        """The widths of a complete block."""
         dim, hidden = self.head_dim, self.mlp_hidden
         return BlockWidths(heads=self.num_heads, query_key=dim, value=dim, mlp_hidden=hidden)
 
     def block(self, index: int) -> BlockWidths:
-        """The widths of one block."""
+        """Return the widths of one block."""
         return self.full_block if self.blocks is msgspec.UNSET else self.blocks[index]
 
     @property
@@ -295,7 +295,7 @@ class ViTConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return total + self.pooled_dim * self.num_classes * (2 if self.distillation_token else 1)
 
     def block_macs(self, block: BlockWidths, tokens: int) -> int:
-        """Multiply-accumulates of a block of these widths that reads so many tokens."""
+        """Return the multiply-accumulates of a block of these widths that reads ``tokens`` tokens."""
         queries, _, values = block.qkv
         linears = self.embed_dim * (sum(block.qkv) + values + block.mlp_hidden * (self.fc1_rows + 1))
         merge = self.embed_dim * tokens * (block.tokens or 0)
@@ -303,7 +303,7 @@ class ViTConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 def _with_pairs(rope: Rope, head_dim: int, index: int, block: BlockWidths) -> BlockWidths:
-    """The block with ``rope_pairs`` where it keeps some: pairs stay pairs. A learned embedding has its own for each."""
+    """Return the block with ``rope_pairs`` where it keeps only some; a learned embedding has pairs for each block."""
     if not block.heads:
         return block
     where, every = f"block {index}", tuple(range(head_dim // 2))
@@ -318,5 +318,5 @@ def _with_pairs(rope: Rope, head_dim: int, index: int, block: BlockWidths) -> Bl
 
 
 def uneven(config: ViTConfig | None) -> ViTConfig | msgspec.UnsetType:
-    """The configuration, where its blocks have widths of their own: what artifacts and results say of a model."""
+    """Return the configuration if its blocks have widths of their own: what artifacts and results record of a model."""
     return config if config is not None and config.blocks else msgspec.UNSET

@@ -44,7 +44,7 @@ COPY_AGAIN = "copy the artifact again, or export it again"
 
 
 class LayerPlan(Record):
-    """What one layer was planned to run in."""
+    """The precision that one layer was planned to run in, and why."""
 
     name: str  # the canonical graph's node name: "blocks.3.attn.qkv"
     kind: str  # "linear", "conv", "attention"
@@ -55,7 +55,7 @@ class LayerPlan(Record):
 
 
 class Calibration(Record):
-    """Which images were observed."""
+    """The images that were observed."""
 
     source: str  # name of the data set, not a path
     count: int
@@ -65,14 +65,14 @@ class Calibration(Record):
 
 
 class Tolerance(Record):
-    """How far the golden logits may be from those of the export: :func:`vitedge.core.deviation.relative_rms`."""
+    """The allowed deviation of golden logits from the exported ones: :func:`vitedge.core.deviation.relative_rms`."""
 
     allowed: float
     measured: dict[str, float]  # deviation of each sound run at export, by what distinguished it; empty: none possible
 
 
 class Golden(Record, omit_defaults=True):
-    """The self-test: generated pictures, what preprocessing made of them, and the logits.
+    """The self-test: generated pictures, their preprocessed inputs, and the logits.
 
     The logits are those of :func:`vitedge.data.golden.golden_views`; version 0.1.0 recorded the first view's alone.
     """
@@ -145,7 +145,7 @@ class Manifest(Record):
     files: dict[str, str] = field(default_factory=dict)  # SHA-256 of every other file but manifest.sha256
 
     def __post_init__(self) -> None:
-        if self.architecture:  # older versions go on reading the others
+        if self.architecture:  # older versions can still read the others
             force_setattr(self, "schema_version", 3)
 
 
@@ -207,7 +207,7 @@ class Artifact:
         return sum((self.path / name).stat().st_size for name in self.graph_files)
 
     def array(self, name: str) -> NDArray[Any]:
-        """One of the golden arrays: inputs uint8 [n, h, w, 3]; logits and reference float32 [views * n, classes].
+        """Read one of the golden arrays: inputs uint8 [n, h, w, 3]; logits and reference float32 [views * n, classes].
 
         Raises:
             ArtifactError: not an array file.
@@ -219,14 +219,14 @@ class Artifact:
             raise ArtifactError(f"open the artifact {self.path}", f"{name}: {error}", COPY_AGAIN) from error
 
     def cache(self, runtime_version: str, hardware: str) -> Path:
-        """Folder for what this device derives from the artifact; it need not exist, and may be deleted any time."""
+        """Return the folder for data that this device derives from the artifact; it may be deleted at any time."""
         key = sha256("\0".join((self.digest, runtime_version, hardware)).encode())[:24]
         name = re.sub(r"[^\w.-]", "_", self.manifest.name)[:64]
         return cache_folder() / "artifacts" / f"{name}-{key}"
 
 
 def _refuse_external_data(graph: Path, action: str) -> None:
-    """Refuse an ONNX graph that names files: they aren't the artifact's.
+    """Refuse an ONNX graph that names other files: they aren't part of the artifact.
 
     Raises:
         ArtifactError: the name of the tensor that lies elsewhere.
@@ -247,19 +247,19 @@ def _refuse_external_data(graph: Path, action: str) -> None:
 
 
 def _digest_line(manifest: bytes) -> bytes:
-    """The content of ``manifest.sha256``, as ``sha256sum --check`` reads it."""
+    """Return the content of ``manifest.sha256``, as ``sha256sum --check`` reads it."""
     return f"{sha256(manifest)}  {MANIFEST}\n".encode()
 
 
 def npy(array: NDArray[Any]) -> bytes:
-    """``array`` as the bytes of an ``.npy`` file."""
+    """Return ``array`` as the bytes of an ``.npy`` file."""
     stream = io.BytesIO()
     np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
     return stream.getvalue()
 
 
 def artifact_files(manifest: Manifest, files: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Everything that an artifact's folder holds: ``files``, the manifest that lists them, and its digest at last.
+    """Return all files of an artifact's folder: ``files``, the manifest that lists them, and its digest last.
 
     Args:
         manifest: its ``files`` are filled in here.

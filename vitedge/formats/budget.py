@@ -1,4 +1,4 @@
-"""The budget: what a target demands of an artifact, or an export of a quantized graph."""
+"""The budget: the limits that a target sets for an artifact, or an export for a quantized graph."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Budget(Record):
 
     @classmethod
     def of_export(cls, max_top1_drop_pp: float | None, min_top1_agreement_pct: float | None) -> Budget:
-        """The limits of an export; None: no limit."""
+        """Return the limits of an export; None: no limit."""
         return cls(
             max_top1_drop_pp=math.inf if max_top1_drop_pp is None else max_top1_drop_pp,
             min_top1_agreement_pct=UNSET if min_top1_agreement_pct is None else min_top1_agreement_pct,
@@ -56,7 +56,7 @@ class Budget(Record):
         return self.drop_limit is not None or self.agreement_limit is not None
 
     def require_pictures(self, count: int, *, labelled: bool, source: str, action: str) -> None:
-        """Refuse limits that so many pictures can't show to be kept, even if not one of them differed.
+        """Refuse limits that so few pictures can't prove, even if not one of them differed.
 
         Raises:
             UsageError: too few pictures (with the number that suffices), or none with labels.
@@ -95,7 +95,7 @@ class Budget(Record):
 
 
 def pictures_needed(drop_pp: float) -> int:
-    """The number of labelled pictures that show, if not one differs, a top-1 drop of at most ``drop_pp`` (95 %)."""
+    """Return the number of labelled pictures that prove, if none differs, a top-1 drop up to ``drop_pp`` (95 %)."""
     count = 1
     while _least_drop(count) > drop_pp:
         count *= 2
@@ -107,10 +107,10 @@ def pictures_needed(drop_pp: float) -> int:
 
 
 def _least_drop(count: int) -> float:
-    """The top-1 drop, percentage points, that so many pictures can't exclude, even if not one of them differed."""
+    """Return the top-1 drop, percentage points, that so many pictures can't exclude, even if none of them differed."""
     return -100 * paired_interval(0, 0, count, CONFIDENCE).low
 
 
 def _rounded_up(drop_pp: float) -> str:
-    """To hundredths."""
+    """Round up to hundredths."""
     return f"{-(-drop_pp * 100 // 1) / 100:.2f}"

@@ -115,7 +115,7 @@ class ClipWriter:
 
 
 class Clip(Sequence["NDArray[np.uint8]"]):
-    """A clip to read: a sequence of uint8 RGB [h, w, 3], decoded when they're asked for.
+    """A clip to read: a sequence of uint8 RGB [h, w, 3], decoded when they're read.
 
     Attributes:
         header: what was recorded.
@@ -195,5 +195,5 @@ class Clip(Sequence["NDArray[np.uint8]"]):
         return np.frombuffer(pixels, np.uint8).reshape(*self.header.size, 3)
 
     def digest(self) -> str:
-        """Hex SHA-256 of what a replay depends on: sizes, arrival times and checksums."""
+        """Return the hex SHA-256 of what a replay depends on: sizes, arrival times and checksums."""
         return sha256(repr((self.header.size, self.times_ns, [entry.crc for entry in self._entries])).encode())

@@ -1,4 +1,4 @@
-"""A folder of engines: ``engines.json`` lists each with its metadata, the passport that says where it may run."""
+"""A folder of engines: ``engines.json`` lists each with its metadata, which says where it may run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TIMING_CACHES = "*.cache"  # what building measured, one file for each version a
 
 
 class EngineMetadata(Record):
-    """Of one engine, or of one that would run here. None is what wasn't known when it was built, and fits anything."""
+    """The metadata of an engine, or of one that would run here. None is an unknown value, and fits anything."""
 
     package: str  # "tensorrt" or "tensorrt_rtx"
     version: str  # of the package, "10.3.0"
@@ -39,7 +39,7 @@ class EngineMetadata(Record):
 
 
 class Engines(Record):
-    """``engines.json``."""
+    """The contents of ``engines.json``."""
 
     SCHEMA_VERSION: ClassVar[int] = 1
     schema_version: int = 1
@@ -63,7 +63,7 @@ COMPARED = {
 
 
 def differences(built: EngineMetadata, here: EngineMetadata) -> list[str]:
-    """What stands between an engine and this GPU, as ``version 10.3.0, here 10.7.0``; empty where it fits."""
+    """Return the differences between an engine and this GPU, as ``version 10.3.0, here 10.7.0``; empty if it fits."""
     reasons = []
     for field, word in COMPARED.items():
         then, now = getattr(built, field), getattr(here, field)
@@ -79,17 +79,17 @@ def differences(built: EngineMetadata, here: EngineMetadata) -> list[str]:
 
 
 def identity(metadata: EngineMetadata) -> tuple[Any, ...]:
-    """What a device's cache keeps one engine of: that of a newer version replaces the older one."""
+    """Return the key by which a device's cache keeps one engine; a newer version's engine replaces the older one."""
     return metadata.package, metadata.sm, metadata.gpu, metadata.graph, tuple(sorted(metadata.options.items()))
 
 
-def passport(metadata: EngineMetadata) -> tuple[Any, ...]:
-    """What a folder that serves several devices keeps one engine of: everything that is compared."""
+def folder_key(metadata: EngineMetadata) -> tuple[Any, ...]:
+    """Return the key by which a folder for several devices keeps one engine: everything that is compared."""
     return tuple(str(getattr(metadata, field)) for field in COMPARED)
 
 
 def index(folder: Path) -> Engines:
-    """The folder's list of engines; empty where there is none, or half of one."""
+    """Return the folder's list of engines; empty where there is none, or an incomplete one."""
     try:
         return decode_json((folder / INDEX).read_bytes(), Engines, action="look for an engine", file=INDEX)
     except (OSError, VitedgeError):
@@ -97,7 +97,7 @@ def index(folder: Path) -> Engines:
 
 
 def sound(folder: Path) -> Iterator[tuple[EngineMetadata, bytes]]:
-    """The engines of a folder that are there and are what was written, each with its content."""
+    """Yield the folder's engines that are present and undamaged, each with its content."""
     for metadata in index(folder).engines:
         path = folder / Path(metadata.file).name
         if path.is_file() and sha256(plan := path.read_bytes()) == metadata.engine:
@@ -112,7 +112,7 @@ def add(
     action: str,
     same: Callable[[EngineMetadata], Any] = identity,
 ) -> EngineMetadata:
-    """Write an engine, then list it; the one that it replaces goes last.
+    """Write an engine, then list it; the engine that it replaces is removed last.
 
     Args:
         folder: of engines; made where it isn't there.
@@ -142,7 +142,7 @@ def add(
 
 
 def merge(source: Path, into: Path, graphs: Collection[str], action: str) -> list[EngineMetadata]:
-    """Bring the sound engines of one folder into another, beside those for other devices, with the timing caches.
+    """Copy the sound engines of one folder into another, beside those for other devices, with the timing caches.
 
     Args:
         source: a folder of engines; where it isn't one, nothing comes.
@@ -156,11 +156,11 @@ def merge(source: Path, into: Path, graphs: Collection[str], action: str) -> lis
     Raises:
         ResourceError: it can't be written.
     """
-    there = {(passport(one), one.engine) for one, _ in sound(into)}
+    there = {(folder_key(one), one.engine) for one, _ in sound(into)}
     came = [
-        add(into, index(source).artifact, plan, metadata, action, same=passport)
+        add(into, index(source).artifact, plan, metadata, action, same=folder_key)
         for metadata, plan in sound(source)
-        if metadata.graph in graphs and (passport(metadata), metadata.engine) not in there
+        if metadata.graph in graphs and (folder_key(metadata), metadata.engine) not in there
     ]
     if came:
         for timings in source.glob(TIMING_CACHES):

@@ -1,4 +1,4 @@
-"""Whether an ONNX file keeps tensors in other files, read from its bytes without the package onnx.
+"""Detect whether an ONNX file keeps tensors in other files, from its bytes without the package onnx.
 
 An artifact's graph has all its tensors inside. A runtime would open whatever file the graph names, beside what the
 manifest's digests cover. Messages and field numbers: onnx.proto; wire format: protobuf's encoding.
@@ -24,7 +24,7 @@ _MOST_NESTED = 100  # protobuf's own limit
 
 
 def external_tensor(model: memoryview) -> str | None:
-    """Name of the first tensor that isn't inside the model; None where all are.
+    """Return the name of the first tensor that isn't inside the model; None where all are.
 
     Raises:
         ValueError: the bytes aren't a protobuf message.
@@ -55,7 +55,7 @@ def _if_external(tensor: memoryview) -> str | None:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Number and value of each field; numbers of fixed length are passed over.
+    """Yield number and value of each field; numbers of fixed length are skipped.
 
     Raises:
         ValueError: a field that isn't one, or is longer than its message.
@@ -82,7 +82,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """The value, and where the next field begins."""
+    """Return the value, and the position of the next field."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(message):

@@ -1,4 +1,4 @@
-"""How a quantized graph differs from the float graph on the same pictures. Part of ``manifest.json``."""
+"""The differences between a quantized and the float graph on the same pictures. Part of ``manifest.json``."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ class Flip(Record):
 
 
 class Drop(Record):
-    """Top-1 accuracy lost against the float graph on the same labelled pictures, with its 95 % interval."""
+    """The top-1 drop against the float graph on the same labelled pictures, with its 95 % interval."""
 
     pp: float = field(name="points")  # percentage points, as are the ends of the interval
     low: float
     high: float
 
     def __str__(self) -> str:
-        """With true minus signs; negative is a gain."""
+        """Format with true minus signs; negative is a gain."""
         return f"{self.pp:.2f} pp (95 % interval {self.low:.2f} to {self.high:.2f})".replace("-", "−")
 
 
 class Fidelity(Record):
-    """How a quantized graph differs from the float graph."""
+    """The differences between a quantized graph and the float graph."""
 
     source: str  # name of the data set
-    split: Literal["held-out", "calibration"] = field(name="seen")  # calibration: too few others, so this flatters
+    split: Literal["held-out", "calibration"] = field(name="seen")  # calibration: optimistic figures
     pictures: int
     executed_by: str  # what ran the quantized graph
     divergence: float  # mean KL divergence to the float graph's probabilities, nats

@@ -37,7 +37,7 @@ class ClassLabel(Record):
 
 
 def class_table(names: Sequence[str], folders: Sequence[str | None] | None = None) -> tuple[ClassLabel, ...]:
-    """The table for logits in the order of ``names``; ``folders`` default to the names themselves."""
+    """Return the table for logits in the order of ``names``; ``folders`` default to the names themselves."""
     folders = list(names) if folders is None else list(folders)
     return tuple(
         ClassLabel(id=index, folder=folder, name=name)
@@ -46,7 +46,7 @@ def class_table(names: Sequence[str], folders: Sequence[str | None] | None = Non
 
 
 def class_numbers(labels: Iterable[ClassLabel]) -> dict[str, int]:
-    """Index among the logits by name, and by folder, which decides where one is another class's name."""
+    """Return the index among the logits by name and by folder; the folder wins over another class's name."""
     listed = list(labels)
     return {label.name: label.id for label in listed} | {label.folder: label.id for label in listed if label.folder}
 
@@ -56,7 +56,7 @@ GIVE_NAMES = "run: vitedge label MODEL --labels FOLDER|FILE, then export again"
 
 
 def numbered_classes(count: int) -> tuple[ClassLabel, ...]:
-    """The table of a model whose classes nobody named."""
+    """Return the table of a model whose classes have no names."""
     return class_table([f"class {index}" for index in range(count)], [None] * count)
 
 
@@ -67,7 +67,7 @@ def nameless(names: Iterable[str]) -> bool:
 
 
 def contract_metadata(preprocessing: Preprocessing, classes: Sequence[ClassLabel]) -> dict[str, str]:
-    """The contract as strings, for ONNX ``metadata_props`` and OpenVINO's runtime info: copies for others' tools.
+    """Return the contract as strings, for ONNX ``metadata_props`` and OpenVINO's runtime info: copies for other tools.
 
     The manifest stays the authority; ``vitedge verify`` compares.
     """
@@ -79,7 +79,7 @@ def contract_metadata(preprocessing: Preprocessing, classes: Sequence[ClassLabel
 
 
 class Parity(Record):
-    """How far the imported graph's logits are from the source's, on real pictures."""
+    """The deviation of the imported graph's logits from the source's, on real pictures."""
 
     reference: str  # what was compared with: "numpy float64 forward", "source ONNX in ONNX Runtime", …
     images: int
@@ -88,7 +88,7 @@ class Parity(Record):
 
 
 class Origin(Record):
-    """Where the model came from."""
+    """The origin of the model."""
 
     kind: str  # "train", "timm", "huggingface", "factory", "onnx", "embedded"
     source: str  # a name, never a path of the machine that imported it
@@ -97,7 +97,7 @@ class Origin(Record):
 
 
 class ModelRecord(Record):
-    """``model.json``."""
+    """The contents of ``model.json``."""
 
     SCHEMA_VERSION: ClassVar[int] = 3  # 2: record_digest; 3: widths of each block
     schema_version: int = 2
@@ -119,7 +119,7 @@ class ModelRecord(Record):
 
 @dataclass(frozen=True)
 class Model:
-    """An opened model folder: digests were checked."""
+    """An opened model folder whose digests were checked."""
 
     path: Path
     record: ModelRecord
@@ -144,7 +144,7 @@ class Model:
 
     @property
     def digest(self) -> str:
-        """Hex SHA-256 that changes whenever anything about the model does, but not with the version of its file."""
+        """The hex SHA-256 that changes whenever anything about the model does, but not with the version of its file."""
         return sha256(encode_json(replace(self.record, schema_version=1)))
 
     @property
@@ -171,7 +171,7 @@ def read_model_record(folder: Path, action: str) -> ModelRecord:
 def check_digests(
     folder: Path, files: Mapping[str, str], action: str, error: type[ModelError] | Any, hint: str
 ) -> None:
-    """Hold every listed file against its SHA-256; names that leave the folder and links are refused.
+    """Compare every listed file with its SHA-256; refuse links, and names that leave the folder.
 
     Raises:
         InputError: (as ``error``) the first file that differs, by name.
@@ -193,7 +193,7 @@ def check_digests(
 
 
 def _as_written(record: ModelRecord, files: Mapping[str, str]) -> ModelRecord:
-    """With the oldest schema version that has all it says, so that older versions go on reading uniform models."""
+    """Return the record with the oldest schema version that suffices, so that older versions read uniform models."""
     narrowed = record.architecture is not None and bool(record.architecture.blocks)
     return replace(record, files=dict(files), schema_version=3 if narrowed else 2)
 
@@ -226,7 +226,7 @@ def write_model(
 
 
 def replace_record(model: Model, record: ModelRecord, action: str) -> Model:
-    """Replace ``model.json`` of a model folder, atomically and sealed anew; its other files stay.
+    """Replace ``model.json`` of a model folder, atomically and sealed again; its other files don't change.
 
     Raises:
         ResourceError: disk, permission, or another process is writing there.

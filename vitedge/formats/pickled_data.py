@@ -1,4 +1,4 @@
-"""The data in a pickle, without running it: no name is imported, nothing is called, no class makes an object.
+"""Read the data in a pickle without running it: no name is imported, no function called, no object made.
 
 A pickle is a program for a small machine with a stack. This is a machine of its own for the instructions that
 ``torch.save`` writes (pickle protocols 2 to 5, PEP 307 and 3154). A name in the program stays a name; the few names of
@@ -23,11 +23,11 @@ _MAX_AXES = 8
 
 
 class PickledDataError(ValueError):
-    """A program that isn't sound, or that wants more than data."""
+    """The program isn't sound, or needs more than data."""
 
 
 class RefusedNameError(PickledDataError):
-    """A name that isn't one of :data:`NAMES`."""
+    """A name isn't one of :data:`NAMES`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -43,14 +43,14 @@ class Global:
 
 @dataclass(frozen=True, slots=True)
 class Opaque:
-    """An object that isn't read, such as a path or a NumPy scalar; its class's name is all that is known of it."""
+    """An object that isn't read, such as a path or a NumPy scalar; only its class's name is known."""
 
     name: str
 
 
 @dataclass(slots=True)
 class Attributes:
-    """Those of an ``argparse.Namespace``."""
+    """The attributes of an ``argparse.Namespace``."""
 
     values: Any = None
 
@@ -66,7 +66,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor in the file: where its numbers lie, not the numbers themselves. Sound within its storage."""
+    """A tensor in the file: the place of its numbers, not the numbers themselves. Within its storage."""
 
     storage: Storage
     dtype: str
@@ -90,7 +90,7 @@ def _is_count(value: object) -> bool:
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any, dtype: Any = None) -> Tensor:
-    """``torch._utils._rebuild_tensor``: checked, so that reading it needs no more than its storage."""
+    """Apply ``torch._utils._rebuild_tensor``, checked, so that reading the tensor needs no more than its storage."""
     if not isinstance(storage, Storage):
         raise PickledDataError("a tensor has no storage")
     for numbers in (shape, strides, (offset,)):
@@ -108,7 +108,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any, dtype:
 
 
 def _typed_tensor(storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, dtype: Any) -> Tensor:
-    """``torch._utils._rebuild_tensor_v3``: of bytes, with the type beside."""
+    """Apply ``torch._utils._rebuild_tensor_v3``: bytes, with the type beside."""
     name = dtype.name.removeprefix("torch.") if isinstance(dtype, Global) else ""
     if name not in DTYPES:
         raise PickledDataError(f"a tensor is of the type '{name[:40]}', which isn't read")
@@ -120,14 +120,14 @@ def _parameter(data: Any, *_: Any) -> Any:
 
 
 def _from_type(function: Any, _type: Any, arguments: Any, *_: Any) -> Any:
-    """``torch._tensor._rebuild_from_type_v2``: what the function in it makes, its class and attributes left out."""
+    """Apply ``torch._tensor._rebuild_from_type_v2``: the value of its inner call, without class and attributes."""
     if not isinstance(function, Global) or not function.name.startswith("torch._utils."):
         raise PickledDataError("a tensor is made in a way that isn't torch's")
     return _called(function, arguments)
 
 
 def _mapping(*arguments: Any) -> dict[Any, Any]:
-    """A mapping of nothing, which is filled afterwards, or of another one."""
+    """Return an empty mapping, which is filled afterwards, or a copy of another one."""
     if arguments and isinstance(arguments[-1], list):
         raise PickledDataError("a mapping is written as Python 2 wrote them")
     return arguments[-1] if arguments and isinstance(arguments[-1], dict) else {}
@@ -177,7 +177,7 @@ def _named(module: str, name: str) -> Global:
 
 
 def _called(function: Any, arguments: Any) -> Any:
-    """What a call in the program stands for."""
+    """Return the value of a call in the program."""
     if not isinstance(function, Global) or not isinstance(arguments, tuple):
         raise PickledDataError("it calls something that has no name")
     if len(arguments) > _MAX_ARGUMENTS and function.name in _CALLS:
@@ -192,7 +192,7 @@ def _called(function: Any, arguments: Any) -> Any:
 
 
 def _set_items(target: Any, values: list[Any]) -> None:
-    """Key, value, key, value, … into a mapping. Keys that aren't text or small numbers are left out: hashing costs."""
+    """Put key, value, key, value, … into a mapping, except keys that aren't text or small numbers: hashing costs."""
     if not isinstance(target, dict):
         return
     for key, value in zip(values[::2], values[1::2], strict=True):
@@ -201,7 +201,7 @@ def _set_items(target: Any, values: list[Any]) -> None:
 
 
 def _storage(reference: Any) -> Storage:
-    """``("storage", type, key, place, numel)``; older files have what is a view of what as a sixth."""
+    """Return ``("storage", type, key, place, numel)``; older files have the relation of views as a sixth."""
     if not isinstance(reference, tuple) or len(reference) not in (5, 6) or reference[0] != "storage":
         raise PickledDataError("it refers to something that isn't a storage")
     _, type_, key, _, numel = reference[:5]
@@ -217,7 +217,7 @@ def _storage(reference: Any) -> Storage:
 
 
 class _Machine:
-    """The stack, the memo, and what each instruction does to them."""
+    """The stack, the memo, and the effect of each instruction on them."""
 
     def __init__(self, storages: dict[str, Storage]) -> None:
         self.stack: list[Any] = []
@@ -345,7 +345,7 @@ _INSTRUCTIONS: dict[str, Callable[[_Machine, Any], Any]] = {
 
 
 def read_pickled_data(stream: BinaryIO, storages: dict[str, Storage] | None = None) -> Any:
-    """The value that a pickle stands for: numbers, text, lists, tuples, mappings and :class:`Tensor`.
+    """Return the value that a pickle describes: numbers, text, lists, tuples, mappings and :class:`Tensor`.
 
     Args:
         stream: at the pickle's start; afterwards behind its end. Its rest bounds what is read.

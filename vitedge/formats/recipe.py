@@ -1,4 +1,4 @@
-"""A recipe: how to calibrate, as one TOML file in ``calibration/``."""
+"""A recipe: the settings of calibration, as one TOML file in ``calibration/``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vitedge.errors import UsageError
 
 
 class Observe(Record):
-    """What to look at and keep. Statistics are cached by this section, the model and the images."""
+    """The images and values to observe. Statistics are cached by this section, the model and the images."""
 
     num_samples: Annotated[int, Meta(ge=1)]  # calibration images
     seed: int  # order of the images and of the kept rows
@@ -31,7 +31,7 @@ class Improve(Record):
 
 
 class Round(Record):
-    """How numbers become integers."""
+    """The rounding of numbers to integers."""
 
     activations: Literal["minmax", "mse"]  # how the range of a layer's input is chosen
     weights: Literal["minmax", "mse"]  # how each output channel's scale is chosen
@@ -41,7 +41,7 @@ class Round(Record):
 
 
 class Recipe(Record):
-    """Observe, improve, round."""
+    """A recipe's three sections: observe, improve, round."""
 
     summary: str
     observe: Observe
@@ -51,7 +51,7 @@ class Recipe(Record):
 
 
 def load_recipe(name: str | Path) -> Recipe:
-    """The recipe called ``name``, or described by a TOML file.
+    """Load the recipe called ``name``, or described by a TOML file.
 
     Raises:
         UsageError: unknown name (the nearest is given), unknown key or bad value (with its line).

@@ -72,7 +72,7 @@ class Divergence(Record):
 
 
 class Accuracy(Record):
-    """What an artifact answered to the first images of :attr:`Result.data`, one entry an image.
+    """An artifact's predictions for the first images of :attr:`Result.data`, one entry for each image.
 
     Everything paired (McNemar, agreement, flips, confusion, drop per class) is recomputed from these columns.
     """
@@ -89,7 +89,7 @@ class Accuracy(Record):
 
 
 class DataSet(Record):
-    """What accuracy was measured on."""
+    """The images that accuracy was measured on."""
 
     source: str  # its name, not a path
     digest: str  # SHA-256 over the sorted SHA-256 of the images
@@ -110,7 +110,7 @@ NOT_EXECUTED = "versions, golden logits, executed precision, options"
 
 
 class Check(Record):
-    """One thing that was looked at."""
+    """One check and its outcome."""
 
     name: str
     ok: bool | None  # None: can't be decided on this machine
@@ -118,7 +118,7 @@ class Check(Record):
 
 
 class ParserCheck(Record):
-    """What another tool says of an artifact that can't run on this machine."""
+    """The verdict of another tool about an artifact that can't run on this machine."""
 
     tool: str  # name and version
     ok: bool
@@ -147,7 +147,7 @@ class Subject(Record):
 
     @classmethod
     def of(cls, artifact: Artifact) -> Subject:
-        """What a row says of its artifact."""
+        """Return the row's facts about its artifact."""
         manifest = artifact.manifest
         return cls(
             digest=artifact.digest,
@@ -186,7 +186,7 @@ class Row(Record):
 
 
 class Environment(Record):
-    """Where it was measured; what changes while measuring stands in :class:`Reading`. No host name, user or path."""
+    """A measurement's machine and versions; changing values are in :class:`Reading`. No host name, user or path."""
 
     processor: hardware.Processor
     board: hardware.Board
@@ -199,7 +199,7 @@ class Environment(Record):
 
     @classmethod
     def here(cls, root: Path = hardware.ROOT) -> Environment:
-        """This machine, from the trees below ``root``."""
+        """Describe this machine, from the trees below ``root``."""
         return cls(
             processor=hardware.processor(root),
             board=hardware.board(root),
@@ -213,25 +213,25 @@ class Environment(Record):
 
 
 def _virtual(root: Path) -> bool | None:
-    """None on ARM, where the kernel doesn't tell."""
+    """Tell whether the machine is virtual; None on ARM, where the kernel doesn't tell."""
     flags = re.search(r"^flags\s*:(.*)$", hardware.read_text(root / "proc/cpuinfo") or "", re.MULTILINE)
     return None if flags is None else "hypervisor" in flags[1].split()
 
 
 def _power_source(root: Path) -> str | None:
-    """None when the machine doesn't tell, as boards don't."""
+    """Return the power source; None where the machine doesn't tell, as on boards."""
     kinds: set[str] = set()
     for supply in (root / "sys/class/power_supply").glob("*"):
         kind, online, scope = (hardware.read_text(supply / name) for name in ("type", "online", "scope"))
         if kind in ("Mains", "USB") and online == "1":
             kinds.add("mains")
-        elif kind == "Battery" and scope != "Device":  # a mouse's battery feeds no computer
+        elif kind == "Battery" and scope != "Device":  # a peripheral's battery doesn't power the machine
             kinds.add("battery")
     return "mains" if "mains" in kinds else "battery" if kinds else None
 
 
 class Result(Record):
-    """``result.json``."""
+    """The contents of ``result.json``."""
 
     SCHEMA_VERSION: ClassVar[int] = SCHEMA_VERSION
     schema_version: int = WITHOUT_WIDTHS
@@ -254,7 +254,7 @@ class Result(Record):
 
 
 class Stopped(Interrupted):
-    """Interrupted while measuring; ``result`` holds what had been measured, marked partial."""
+    """A measurement was interrupted; ``result`` holds the measurements so far, marked partial."""
 
     def __init__(self, action: str, result: Result, stop: KeyboardInterrupt) -> None:
         number = signal_of(stop)
@@ -268,12 +268,12 @@ class Stopped(Interrupted):
 
 
 def now() -> str:
-    """The time of :attr:`Result.created`."""
+    """Return the time for :attr:`Result.created`."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def combine(first: Result, second: Result) -> Result:
-    """One result of two runs on one machine: rows of the same artifact are joined, ``second`` winning.
+    """Join two results of one machine: rows of the same artifact are joined, and ``second`` wins.
 
     An artifact that was measured several ways (a sweep of threads) keeps its rows, and each gets the accuracy.
 
@@ -322,7 +322,7 @@ def _joined(old: Row, new: Row) -> Row:
 
 
 def with_partial_rows(result: Result) -> Result:
-    """Every measured row of an interrupted run marked, unless the rows say themselves which were interrupted."""
+    """Mark every measured row of an interrupted run, unless the rows say themselves which were interrupted."""
     if not result.partial or any(row.partial for row in result.rows):
         return result
     rows = (replace(row, partial=row.latency is not None or row.accuracy is not None) for row in result.rows)
@@ -335,13 +335,13 @@ _NUMBERS = re.compile(rb"\[\n\s*-?\d[-+\d.eE,\s]*\]")
 
 
 def encode_result(result: Result) -> bytes:
-    """Indented JSON with its digest, each column of numbers on one line."""
+    """Encode as indented JSON with its digest, each column of numbers on one line."""
     text = encode_json(replace(result, schema_version=WITHOUT_WIDTHS))
     return seal(_NUMBERS.sub(lambda match: re.sub(rb"\s+", b"", match.group()), text))
 
 
 def decode_result(data: bytes, file: str) -> Result:
-    """The inverse of :func:`encode_result`.
+    """Decode a result of :func:`encode_result`.
 
     Raises:
         ArtifactError: not a result, or written by a newer version.
@@ -370,7 +370,7 @@ def read_result(path: str | Path) -> Result:
 
 
 class _Head(msgspec.Struct):
-    """What tells a result from other JSON."""
+    """The keys that distinguish a result from other JSON."""
 
     schema_version: int
     rows: msgspec.Raw

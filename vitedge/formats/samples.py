@@ -1,4 +1,4 @@
-"""What a latency measurement keeps: rules, raw samples, sensor readings, audit. Part of ``result.json``.
+"""The data of a latency measurement: rules, raw samples, sensor readings, audit. Part of ``result.json``.
 
 Every time is an integer number of nanoseconds on a monotonic clock that starts with the measurement; what a sensor
 couldn't tell is null, never zero.
@@ -21,7 +21,7 @@ Column = tuple[Count, ...]
 
 
 class Rules(Record):
-    """How a latency was measured; rows under different rules aren't ranked against each other."""
+    """The rules of a latency measurement; rows under different rules aren't ranked against each other."""
 
     scenario: Scenario
     warmup_s: Annotated[float, Meta(ge=0)]  # at least; it goes on until the latency is stable
@@ -82,13 +82,13 @@ class Samples(Record):
         return len(self.latency_ns)
 
     def percentile_ns(self, percent: float) -> int | None:
-        """One percentile of the latency by :data:`METHOD`; None when there are too few samples for it."""
+        """Return one percentile of the latency by :data:`METHOD`; None when there are too few samples for it."""
         if len(self) < samples_needed(percent):
             return None
         return percentile(sorted(self.latency_ns), percent)
 
     def block_latencies(self) -> list[Column]:
-        """The latencies of each block."""
+        """Return the latencies of each block."""
         latencies, start = [], 0
         for block in self.blocks:
             latencies.append(self.latency_ns[start : start + block.samples])
@@ -96,7 +96,7 @@ class Samples(Record):
         return latencies
 
     def throughput(self, batch: int) -> float | None:
-        """Images a second: batch × inferences over the time that the blocks took; None without samples."""
+        """Return images per second: batch × inferences over the time that the blocks took; None without samples."""
         span_ns = sum(block.end_ns - block.start_ns for block in self.blocks)
         return batch * len(self) * 1e9 / span_ns if span_ns else None
 
@@ -112,7 +112,7 @@ class Samples(Record):
 
 
 class Warmup(Record):
-    """What was run before anything was counted."""
+    """The uncounted inferences before the measurement."""
 
     samples: Count
     duration_ns: Count
@@ -120,7 +120,7 @@ class Warmup(Record):
 
 
 class Audit(Record):
-    """The harness watching itself, after MLPerf's compliance tests."""
+    """The harness's check of itself, after MLPerf's compliance tests."""
 
     checked: Count  # outputs of the timed run that were compared with the reference run
     differing: Count  # of those, further away than allowed
@@ -137,7 +137,7 @@ class Audit(Record):
 
 
 class Memory(Record):
-    """Resident set of the process that had the artifact open, and what it took of the GPU's memory; bytes."""
+    """The resident set of the process that had the artifact open, and its use of the GPU's memory; bytes."""
 
     before_bytes: Count | None  # before the artifact was opened
     after_bytes: Count | None  # after its first inference
@@ -161,13 +161,13 @@ class Layer(Record):
 
 
 class Profile(Record):
-    """Where the time goes, node by node in the order of execution. Profiling costs time: compare proportions alone."""
+    """The time of each node in the order of execution. Profiling costs time: compare only proportions."""
 
     layers: tuple[Layer, ...]
 
 
 class ProtocolRun(Record):
-    """The same artifact, measured as another tool measures: the samples that its fields are computed from."""
+    """The same artifact, measured by another tool's protocol: the samples that its fields are computed from."""
 
     tool: Tool
     samples: Samples
@@ -177,7 +177,7 @@ class ProtocolRun(Record):
 
 
 class Latency(Record):
-    """One artifact under one set of rules."""
+    """The measurement of one artifact under one set of rules."""
 
     rules: Rules
     load_ns: Count  # opening the artifact in its runtime
@@ -194,7 +194,7 @@ class Latency(Record):
 
 
 def first_blocks(samples: Samples, count: int) -> Samples:
-    """What the first ``count`` blocks hold; what was timed beside them in equal parts."""
+    """Return the first ``count`` blocks, with equal parts of the columns that were timed beside them."""
     inside = sum(block.samples for block in samples.blocks[:count])
 
     def part(column: Column) -> Column:
@@ -214,7 +214,7 @@ def first_blocks(samples: Samples, count: int) -> Samples:
 
 
 def join_samples(earlier: Samples, later: Samples) -> Samples:
-    """One run that was interrupted and went on; a stage that only one part separates is left out."""
+    """Join the two parts of a run that was interrupted; a stage that only one part separates is left out."""
 
     def stage(name: str) -> Column:
         first, second = getattr(earlier, name), getattr(later, name)
@@ -234,7 +234,7 @@ def join_samples(earlier: Samples, later: Samples) -> Samples:
 
 
 def join_audits(earlier: Audit, later: Audit) -> Audit:
-    """What the audits of an interrupted run and of its end saw together."""
+    """Join the audits of an interrupted run and of its second part."""
     return Audit(
         checked=earlier.checked + later.checked,
         differing=earlier.differing + later.differing,

@@ -26,14 +26,14 @@ Option = str | int | float | bool
 
 
 class Candidate(Record):
-    """One way to run a model on a target: a precision and the kernel variant, by the runtime's word, that has it."""
+    """One way to run a model on a target: a precision and the kernel variant that has it."""
 
     precision: Precision
     variant: str = field(name="form")
 
 
 class BenchRules(Record):
-    """How long to measure on this device before a number may be printed."""
+    """The shortest measurement on this device before a number may be printed."""
 
     warmup_s: Annotated[float, Meta(ge=0)]
     min_duration_s: PositiveReal
@@ -48,7 +48,7 @@ class Provider(Record):
 
 
 class Target(Record):
-    """A device and what is known of it. Keys carry their units; see ``docs/targets.md``."""
+    """A device and its known properties. Keys carry their units; see ``docs/targets.md``."""
 
     summary: str
     runtime: Literal["onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "null"]
@@ -73,16 +73,16 @@ class Target(Record):
 
     @property
     def wide_sums(self) -> bool:
-        """Whether the instruction set that it promises sums 8-bit products in 32 bits."""
+        """Whether its promised instruction set sums 8-bit products in 32 bits."""
         return self.isa in WIDE_SUMS
 
     @property
     def plain(self) -> Candidate | None:
-        """Its first float candidate, which a quantized one is held against; None where it has none."""
+        """Its first float candidate, which a quantized one is compared with; None where it has none."""
         return next((each for each in self.candidate if each.precision not in QUANTIZED), None)
 
     def candidates(self, precision: str) -> tuple[Candidate, ...]:
-        """The candidates of one precision, in the target's order of preference.
+        """Return the candidates of one precision, in the target's order of preference.
 
         Whatever has quantized variants can mix them with float: ``mixed`` need not stand in the file.
 
@@ -105,7 +105,7 @@ class Target(Record):
 
 
 def load_target(name: str | Path) -> Target:
-    """The target called ``name``, or described by a TOML file.
+    """Load the target called ``name``, or described by a TOML file.
 
     Raises:
         UsageError: unknown name (the nearest is given), unknown key or bad value (with its line).

@@ -1,4 +1,4 @@
-"""A file of ``torch.save`` (``.pt``, ``.pth``, ``.ckpt``, ``.bin``) read without torch and without running anything.
+"""Read a file of ``torch.save`` (``.pt``, ``.pth``, ``.ckpt``, ``.bin``) without torch and without running anything.
 
 Two containers are read: an uncompressed zip archive (``data.pkl``, ``data/KEY``, ``byteorder``; torch 1.6 and newer),
 and the older sequence of pickles with the storages behind them. The pickle says where the tensors lie; their numbers
@@ -70,7 +70,7 @@ class TorchFile:
         self._stream.close()
 
     def array(self, tensor: Tensor) -> NDArray[Any]:
-        """A tensor's numbers, of its shape; bfloat16 becomes float32, exactly. It may be a view of others'.
+        """Return a tensor's numbers, in its shape; bfloat16 becomes float32, exactly. It may be a view of others'.
 
         Raises:
             ModelError: its storage is missing, cut off, damaged, or shorter than the tensor says.
@@ -104,7 +104,7 @@ class TorchFile:
 
 
 def open_torch_file(path: Path, action: str) -> TorchFile:
-    """Read what a file holds but for its tensors' numbers.
+    """Read a file's content except its tensors' numbers.
 
     Raises:
         ModelError: not a file of torch.save, damaged, or with more in it than tensors and plain data.
@@ -173,7 +173,7 @@ def _content(stream: BinaryIO, member: _Member) -> bytes:
 
 
 def _directory(stream: BinaryIO, size: int) -> dict[str, _Member]:
-    """The members of a zip archive (APPNOTE 6.3.10, sections 4.3 and 4.5.3), uncompressed ones alone."""
+    """Return the members of a zip archive (APPNOTE 6.3.10, sections 4.3 and 4.5.3), only uncompressed ones."""
     count, offset, length = _end_of_directory(stream, size)
     if length > _MAX_DIRECTORY_BYTES or offset + length > size:
         raise PickledDataError("its directory is damaged")
@@ -205,7 +205,7 @@ def _directory(stream: BinaryIO, size: int) -> dict[str, _Member]:
 
 
 def _zip64(extra: bytes, *values: int) -> list[int]:
-    """Sizes and offset, those that don't fit 32 bits from the extra field."""
+    """Return sizes and offset, from the extra field where they don't fit 32 bits."""
     wide: list[int] = []
     place = 0
     while place + 4 <= len(extra):
@@ -219,7 +219,7 @@ def _zip64(extra: bytes, *values: int) -> list[int]:
 
 
 def _end_of_directory(stream: BinaryIO, size: int) -> tuple[int, int, int]:
-    """How many members there are, and offset and length of their directory in bytes."""
+    """Return the number of members, and offset and length of their directory in bytes."""
     first = max(0, size - 22 - 0xFFFF)
     stream.seek(first)
     tail = stream.read(size - first)
@@ -242,7 +242,7 @@ def _end_of_directory(stream: BinaryIO, size: int) -> tuple[int, int, int]:
 
 
 def _open_sequence(stream: BinaryIO, size: int, action: str) -> TorchFile:
-    """Magic number, protocol, machine, object, keys of the storages; then each storage with its length before it."""
+    """Read magic number, protocol, machine, object, keys of the storages; then each storage after its length."""
     if read_pickled_data(stream) != _MAGIC:
         raise PickledDataError("it's a pickle, but not one of torch.save")
     version, system = read_pickled_data(stream), read_pickled_data(stream)
