@@ -992,7 +992,7 @@ def open_fleet(
 
 
 def fleet_uploads(names: Iterable[str]) -> dict[str, Package]:
-    """Those of some names that are artifacts, folders or files here, as packages to send to boards.
+    """Package those of some words that name artifacts, folders or files here, for sending them to boards.
 
     Raises:
         UsageError, ArtifactError, ResourceError: one of them can't be read.

@@ -1,4 +1,4 @@
-"""``vitedge demo``: the whole line on the embedded model, from its weights to a recommendation."""
+"""``vitedge demo``: the whole pipeline on the embedded model, from its weights to a recommendation."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ ROWS = (
 )
 REPORT_HTML = "report.html"
 DEMO = FolderKind("a demo folder", (f"model/{MODEL_JSON}", RESULT_JSON, REPORT_HTML))
-SHOWN = 8  # pictures that are classified for the eye
+SHOWN = 8  # pictures that are classified to be looked at
 
 
 @dataclass
@@ -113,7 +113,7 @@ def demo(
 def _measured(
     artifacts: list[Artifact], evaluated: Result, duration_s: float, progress: Progress, say: Callable[[str], None]
 ) -> Result:
-    """Latency beside the accuracy, measured for longer where that settles which artifact to deploy."""
+    """Measure latency beside the accuracy, for longer where that settles which artifact to deploy."""
     for factor in LONGER:
         seconds = factor * duration_s
         say(f"measure their latency, interleaved, {seconds:g} s each")
@@ -126,7 +126,7 @@ def _measured(
 
 
 def _absent(model: Model, target: str, precision: str, error: NotInstalledError) -> Row:
-    """The row of an artifact that couldn't be written because a package is missing."""
+    """Return the row of an artifact that couldn't be written because a package is missing."""
     described = load_target(target)
     subject = Subject(
         digest="",
@@ -145,7 +145,7 @@ def _absent(model: Model, target: str, precision: str, error: NotInstalledError)
 
 
 def _verified(artifact: Artifact) -> Row:
-    """The row of an artifact as far as verification goes: its checks, and a parser check where the runtime has one."""
+    """Return the row of an artifact after verification: its checks, and a parser check where the runtime has one."""
     checks: list[Check] = verify(artifact)
     row = Row(subject=Subject.of(artifact), checks=tuple(checks))
     target = artifact.manifest.target
@@ -160,7 +160,7 @@ def _verified(artifact: Artifact) -> Row:
 
 
 def _with_every_row(measured: Result, verified: list[Row]) -> Result:
-    """The measured result with the checks, notes and parser checks of ``verified``, in the order of ``verified``."""
+    """Add the checks, notes and parser checks of ``verified`` to the measured result, in the order of ``verified``."""
     by_digest = {row.subject.digest: row for row in measured.rows}
     rows = []
     for row in verified:
@@ -172,7 +172,7 @@ def _with_every_row(measured: Result, verified: list[Row]) -> Result:
 
 
 def _classified(running: list[Artifact]) -> list[Shown]:
-    """A handful of display pictures of different classes, and what each artifact says to them."""
+    """Classify some display pictures of different classes with each artifact."""
     images = embedded.pictures("display")
     picked: dict[str | None, int] = {}
     for index in images.order(1):

@@ -1,4 +1,4 @@
-"""What this machine can run, for ``vitedge doctor``: hardware, runtimes, extras, cache and targets.
+"""Examine this machine for ``vitedge doctor``: hardware, runtimes, extras, cache and targets.
 
 Nothing here raises: what's broken or unreadable is a finding like any other. Runtimes are asked in child processes, so
 one that crashes when it's imported is named instead of taking the doctor down.
@@ -82,7 +82,7 @@ class ExtraState(Record):
 
 
 class Cache(Record):
-    """Where everything derived lies; it may be deleted at any time."""
+    """The folder of derived data; it may be deleted at any time."""
 
     path: str
     mb: float
@@ -100,7 +100,7 @@ class TargetState(Record):
 
 
 class Machine(Record):
-    """Everything that ``vitedge doctor`` tells."""
+    """All findings of ``vitedge doctor``."""
 
     SCHEMA_VERSION: ClassVar[int] = 1
     schema_version: int = 1
@@ -121,7 +121,7 @@ class Machine(Record):
 
 
 def examine(root: Path = hardware.ROOT) -> Machine:
-    """Look at everything.
+    """Examine everything.
 
     Args:
         root: the root of ``/proc``, ``/sys``, ``/dev`` and ``/etc``.
@@ -150,7 +150,7 @@ def examine(root: Path = hardware.ROOT) -> Machine:
 
 
 def readable_targets() -> tuple[list[Target], list[TargetState]]:
-    """The targets that load, and a line for each file that doesn't."""
+    """Return the targets that load, and a line for each file that doesn't."""
     good, broken = [], []
     for name in paths.names("targets"):
         try:
@@ -175,7 +175,7 @@ def runtime_state(name: str, targets: Sequence[Target]) -> RuntimeState:
 
 
 def _ask_runtime(name: str, devices: list[str]) -> tuple[str, str | None, dict[str, Any], dict[str, bool]]:
-    """In the child: (extra, version, facts, whether each device runs)."""
+    """Return, in the child, (extra, version, facts, whether each device runs)."""
     facts = runtimes.part(name, "detect")
     version = facts.installed()
     if version is None:
@@ -186,7 +186,7 @@ def _ask_runtime(name: str, devices: list[str]) -> tuple[str, str | None, dict[s
 def fit(
     target: Target, processor: hardware.Processor, gpus: Sequence[hardware.Gpu], states: Sequence[RuntimeState]
 ) -> TargetState:
-    """Hold a target against this machine; what's unknown is no reason against it."""
+    """Compare a target with this machine; unknown values are no reason against it."""
     state = next(state for state in states if state.name == target.runtime)
     if target.arch not in ("any", processor.architecture or target.arch):
         reasons = [f"it's for {target.arch}; this machine is {processor.architecture}"]
@@ -230,7 +230,7 @@ def _missing_runtime(target: Target, state: RuntimeState) -> list[str]:
 
 
 def extras(*, on_jetson: bool = False, served: Sequence[int] | None = None) -> list[ExtraState]:
-    """Each extra, and what of it is missing; nothing is imported.
+    """Return each extra with its missing packages; nothing is imported.
 
     Args:
         on_jetson: JetPack brings TensorRT.
@@ -243,7 +243,7 @@ def extras(*, on_jetson: bool = False, served: Sequence[int] | None = None) -> l
 
 
 def _install(name: str, on_jetson: bool, served: Sequence[int] | None) -> str:
-    """The command that adds an extra, or what keeps it from serving here."""
+    """Return the command that adds an extra, or the reason why it can't serve here."""
     major = CUDA_OF.get(name)
     if major is not None and served is not None and major not in served:
         return f"not here: CUDA {major} takes driver {cuda.OLDEST_DRIVER[major]} or newer"
@@ -272,10 +272,10 @@ def _present(package: str) -> bool:
 
 
 def cache() -> Cache:
-    """Size of the cache folder, and free space where it lies (or would lie)."""
+    """Return the size of the cache folder, and the free space on its disk."""
     folder = paths.cache_folder()
     size = files = 0
-    for parent, _, names in os.walk(folder):  # unreadable folders are passed over
+    for parent, _, names in os.walk(folder):  # unreadable folders are skipped
         for name in names:
             try:
                 size += (Path(parent) / name).lstat().st_size

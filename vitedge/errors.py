@@ -54,7 +54,7 @@ def _written_out(match: re.Match[str]) -> str:
 
 
 def without_passwords(text: str) -> str:
-    """``text`` with ``***`` for what stands before the last ``@`` of each URL in it and may be a password.
+    """Return ``text`` with ``***`` for the part before the last ``@`` of each URL in it, if it may be a password.
 
     A password may hold ``/``, ``?`` and ``#``, so with a colon before it this goes beyond where the host should end.
     """
@@ -62,7 +62,7 @@ def without_passwords(text: str) -> str:
 
 
 def may_be_secret(before_at: str) -> bool:
-    """Whether what stands before an ``@`` of a URL may hold a user name or a password, not only a host and a path."""
+    """Whether the part before an ``@`` of a URL may hold a user name or a password, not only a host and a path."""
     text = _IPV6.sub("", before_at)
     return ":" in text or not any(sign in text for sign in "/?#")
 
@@ -141,7 +141,7 @@ class NotInstalledError(VitedgeError):
 
     @classmethod
     def for_extra(cls, action: str, package: str, extra: str) -> NotInstalledError:
-        """The usual case: ``package`` is missing and ``vitedge[extra]`` brings it."""
+        """Return the error for a missing ``package`` that ``vitedge[extra]`` brings."""
         return cls(action, f"the package '{package}' is not installed", f"run: {install_command(extra)}")
 
 
@@ -161,19 +161,19 @@ class Interrupted(_Explained, KeyboardInterrupt):
 
 
 def signal_of(stop: KeyboardInterrupt) -> signal.Signals:
-    """Which signal raised it; Python's own is SIGINT's."""
+    """Return the signal that raised it; Python's own is SIGINT's."""
     return signal.Signals(stop.exit_code - 128) if isinstance(stop, Interrupted) else signal.SIGINT
 
 
 def behind(error: BaseException | None, kind: type[E]) -> E | None:
-    """The first error of a kind among an error, its cause, that one's cause and so on."""
+    """Return the first error of a kind among an error, its cause, that one's cause and so on."""
     while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
     return error
 
 
 def nearest(name: str, candidates: Iterable[str], *, show: Callable[[str], str] = str) -> str:
-    """``"; the nearest is 'x'"`` when one of ``candidates`` resembles ``name``, else an empty string.
+    """Return ``"; the nearest is 'x'"`` when one of ``candidates`` resembles ``name``, else an empty string.
 
     ``show``: a candidate as the reader types it.
     """

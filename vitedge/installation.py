@@ -1,4 +1,4 @@
-"""The commands that install more of vitedge, for the way in which it was installed here.
+"""The commands that install more of vitedge, by the way in which it was installed here.
 
 Only where an index has the package does ``pip install "vitedge[stream]"`` find it. A checkout, a wheel file and an
 address are recorded by the installer (PEP 610, ``direct_url.json``), and are named in the command.
@@ -27,12 +27,12 @@ SOURCE = "https://github.com/vitedge/vitedge/archive/main.zip"
 
 
 def requirement(extras: str) -> str:
-    """What pip takes to install vitedge with extras, wherever this one came from: ``vitedge[stream] @ https://…``."""
+    """Return pip's requirement for vitedge with extras, from this one's source: ``vitedge[stream] @ https://…``."""
     return f"vitedge[{extras}]" + (f" @ {SOURCE}" if SOURCE else "")
 
 
 def pip() -> str:
-    """How a shell calls the pip of this Python: ``pip`` where that is the first one on the PATH."""
+    """Return the command of this Python's pip: ``pip`` where that is the first one on the PATH."""
     first = shutil.which("pip")
     if first and Path(first).parent == Path(sys.executable).parent:
         return "pip"
@@ -40,7 +40,7 @@ def pip() -> str:
 
 
 def install_command(extra: str) -> str:
-    """The command that brings an extra: ``pip install "vitedge[stream]"``, with a path or an address where it's due."""
+    """Return the command that adds an extra: ``pip install "vitedge[stream]"``, with a path or an address if needed."""
     record = _record()
     url, name = str(record.get("url", "")), f"vitedge[{extra}]"
     if not url:
@@ -55,7 +55,7 @@ def install_command(extra: str) -> str:
 
 
 def upgrade_hint(version: str) -> str:
-    """What to do to get ``version`` or a newer one."""
+    """Return the hint for getting ``version`` or a newer one."""
     url = str(_record().get("url", ""))
     if not url:
         return f"install vitedge {version} or newer; run: {pip()} install {_quoted(f'vitedge>={version}')}"
@@ -64,7 +64,7 @@ def upgrade_hint(version: str) -> str:
 
 
 def _record() -> dict[str, Any]:
-    """``direct_url.json`` of this installation; empty for one from an index."""
+    """Read ``direct_url.json`` of this installation; empty for one from an index."""
     if (_CHECKOUT / "pyproject.toml").is_file():  # it runs from a checkout, whatever is installed beside it
         return {"url": _CHECKOUT.as_uri(), "dir_info": {"editable": True}}
     try:
@@ -80,7 +80,7 @@ def _path(url: str) -> str:
 
 
 def _address(record: dict[str, Any]) -> str:
-    """The requirement's address: of a repository at the commit that is installed, of an archive as it is."""
+    """Return the requirement's address: of a repository at the installed commit, of an archive as it is."""
     repository = record.get("vcs_info", {})
     if not repository:
         return str(record["url"])
@@ -88,7 +88,7 @@ def _address(record: dict[str, Any]) -> str:
 
 
 def _requirements(extra: str) -> Iterator[str]:
-    """What an extra requires, without vitedge itself."""
+    """Yield the requirements of an extra, without vitedge itself."""
     for line in importlib.metadata.requires("vitedge") or ():
         requirement, _, marker = (part.strip() for part in line.partition(";"))
         if extra not in _EXTRA.findall(marker):
@@ -102,5 +102,5 @@ def _requirements(extra: str) -> Iterator[str]:
 
 
 def _quoted(text: str) -> str:
-    """Between quotes, as a shell takes it."""
+    """Quote for a shell."""
     return shlex.quote(text) if re.search(r'["\\$`!]', text) else f'"{text}"'

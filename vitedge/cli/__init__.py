@@ -23,10 +23,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         with stop_on_signals() as raised:
             try:
                 code = _run(arguments, raised)
-            except Interrupted as stop:  # it came when all had been done but saying so
+            except Interrupted as stop:  # it came when all work was done but not yet reported
                 code = _fail(stop)
             end_with(code)
-    except (ResourceError, OSError, RuntimeError) as error:  # not even what a signal needs can be had
+    except (ResourceError, OSError, RuntimeError) as error:  # even the resources that signals need are missing
         code = _fail(error if isinstance(error, ResourceError) else _lacking(error))
     sys.exit(code)
 

@@ -1,4 +1,4 @@
-"""The command line as an application of typer; a verb's file is imported when the verb is wanted."""
+"""The command line as an application of typer; a verb's file is imported when the verb is called."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _options(
 
 
 def application(verbs: Sequence[str] = VERBS, *, options: bool = True) -> typer.Typer:
-    """The command line with these verbs; without ``options`` it's good for an overview of them alone."""
+    """Build the command line with these verbs; without ``options`` it serves only for an overview of them."""
     app = typer.Typer(
         name="vitedge",
         cls=Verbs,
@@ -86,7 +86,7 @@ def application(verbs: Sequence[str] = VERBS, *, options: bool = True) -> typer.
 
 
 def needed(arguments: Sequence[str]) -> typer.Typer:
-    """Only the verb that is called is built; an overview needs none, completion all."""
+    """Return the verbs to build: the one that is called, none for an overview, all for completion."""
     if "_VITEDGE_COMPLETE" in os.environ:
         return application()
     verb = next((argument for argument in arguments if not argument.startswith("-")), None)

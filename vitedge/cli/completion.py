@@ -14,38 +14,38 @@ Completion = Callable[[str], list[str]]
 
 
 def targets(begun: str) -> list[str]:
-    """Names of targets."""
+    """Return names of targets."""
     from vitedge import api
 
     return [target.name for target in api.targets() if target.name.startswith(begun)]
 
 
 def recipes(begun: str) -> list[str]:
-    """Names of recipes."""
+    """Return names of recipes."""
     from vitedge import api
 
     return [recipe.name for recipe in api.recipes() if recipe.name.startswith(begun)]
 
 
 def architectures(begun: str) -> list[str]:
-    """Names of the zoo's models."""
+    """Return names of the zoo's models."""
     from vitedge import api
 
     return [name for name in api.architectures() if name.startswith(begun)]
 
 
 def artifacts(begun: str) -> list[str]:
-    """Folders that are artifacts, or that have some in them."""
+    """Return folders that are artifacts, or that contain some."""
     return _folders(begun, "manifest.json")
 
 
 def models(begun: str) -> list[str]:
-    """Folders that are models, or that have some in them."""
+    """Return folders that are models, or that contain some."""
     return _folders(begun, "model.json")
 
 
 def _folders(begun: str, file: str) -> list[str]:
-    """Folders that hold a file of this name, or a folder that does."""
+    """Return folders that hold a file of this name, or a folder that does."""
     parent = os.path.dirname(begun)  # noqa: PTH120 - what was typed stays as it is: "./boards/"
     try:
         inside = sorted(path for path in Path(parent or ".").iterdir() if path.is_dir())
@@ -74,5 +74,5 @@ COMPLETIONS: dict[str, Completion] = {
 
 
 def of(verb: str, name: str) -> Completion | None:
-    """What completes an argument or option; None: names of files."""
+    """Return the completion of an argument or option; None: names of files."""
     return COMPLETIONS.get(f"{verb} {name}", COMPLETIONS.get(name))

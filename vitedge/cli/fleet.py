@@ -210,7 +210,7 @@ def application() -> typer.Typer:
 
 
 def _fleet(*, quiet: bool = False) -> Any:
-    """The boards that were selected."""
+    """Open the fleet of the selected boards."""
     from vitedge import api
 
     selection, silent = _selected[-1]
@@ -219,7 +219,7 @@ def _fleet(*, quiet: bool = False) -> Any:
 
 
 def _work_of(verb: str, artifacts: Sequence[Path], arguments: Sequence[str], keeping: Keeping, **how: Any) -> None:
-    """What a verb of one machine does on the boards."""
+    """Run a verb of one machine on the boards."""
     from vitedge import api
 
     together = verb == "compare" or (verb == "build" and len(artifacts) > 1 and "--autotune" in arguments)
@@ -227,7 +227,7 @@ def _work_of(verb: str, artifacts: Sequence[Path], arguments: Sequence[str], kee
 
 
 def _data(arguments: Sequence[str]) -> list[str]:
-    """Arguments that name data, which lies here."""
+    """Return arguments that name local data."""
     return [value for option, value in pairwise(arguments) if option in ("--data", "--replay") and Path(value).exists()]
 
 
@@ -260,7 +260,7 @@ def _work(
 
 
 def _raise_refused(action: str, refused: Mapping[str, Exception]) -> None:
-    """Say of every board why it failed.
+    """Print every board's reason for a failure.
 
     Raises:
         VitedgeError: one board's own error, or that of several.

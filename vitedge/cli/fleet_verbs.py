@@ -37,7 +37,7 @@ SUMMARIES = {
 
 
 def on_boards(verb: Callable[..., None], work: Callable[..., None]) -> Callable[..., None]:
-    """A command that does on boards what a verb does here.
+    """Return a command that runs a verb on boards.
 
     Args:
         verb: of one machine.
@@ -89,7 +89,7 @@ def _help(name: str) -> str:
 
 
 def _given(context: Any, names: set[str]) -> Iterator[str]:
-    """The options that were given on the command line, as arguments of another one."""
+    """Yield the options of this command line as arguments of another one."""
     for parameter in context.command.params:
         if parameter.name not in names or context.get_parameter_source(parameter.name).name == "DEFAULT":
             continue

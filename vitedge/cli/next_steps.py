@@ -1,4 +1,4 @@
-"""What to type after each verb: one line on stderr."""
+"""The next command to type after each verb: one line on stderr."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ NEXT: dict[str, Callable[[Values], Words]] = {
 
 
 def say_next(verb: str, values: Values) -> None:
-    """Print the next step of a verb that is done, unless silence or JSON was asked for."""
+    """Print the next step after a finished verb, unless silence or JSON was asked for."""
     part = "VITEDGE_STEP" in os.environ or os.environ.get("RANK", "0") != "0"  # of `vitedge run`, of torchrun
     words = () if part or values.get("quiet") or values.get("json") else NEXT[verb](values)
     if words:

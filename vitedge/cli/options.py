@@ -13,7 +13,7 @@ OUTPUT, RUNTIME = "Output", "Runtime"
 
 
 def time_option(name: str, help: str, panel: str | None = None) -> Any:
-    """An option that takes ``90``, ``90s``, ``10m`` or ``1h``, and gives seconds."""
+    """Return an option that takes ``90``, ``90s``, ``10m`` or ``1h``, and gives seconds."""
     return typer.Option(
         name, parser=lambda value: parse_time(str(value)), metavar=f"<{TIME}>", help=help, rich_help_panel=panel
     )

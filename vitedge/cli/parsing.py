@@ -1,4 +1,4 @@
-"""How the words of a command line are read: its errors are ours, and all that is missing is named at once."""
+"""Parse a command line: errors have our form, and all that is missing is named at once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Verb(TyperCommand):
             return super().parse_args(ctx, list(words))
 
     def _with_stdout(self, words: Sequence[str]) -> list[str]:
-        """The words, where ``--json`` without a file means stdout."""
+        """Return the words with ``-`` inserted where ``--json`` without a file means stdout."""
         read: list[str] = []
         takes_file = any(_JSON in parameter.opts for parameter in self.params)
         for word, following in zip(words, [*words[1:], None], strict=False):
@@ -68,7 +68,7 @@ class Verbs(TyperGroup):
 
 @contextlib.contextmanager
 def _errors_of(ctx: Any, words: Sequence[str]) -> Iterator[None]:
-    """Inside, the parser's errors become ours; a request for help stays what it is."""
+    """Turn the parser's errors inside the context into ours; a request for help passes."""
     try:
         yield
     except _PARSER_ERROR as error:
@@ -85,14 +85,14 @@ def _errors_of(ctx: Any, words: Sequence[str]) -> Iterator[None]:
 
 
 def _missing(ctx: Any, words: Sequence[str]) -> list[Any]:
-    """Every required argument and option that isn't among the words, in the order of the help page."""
+    """Return every required argument and option that isn't among the words, in the order of the help page."""
     given, _, _ = ctx.command.make_parser(ctx).parse_args(args=list(words))
     required = [parameter for parameter in ctx.command.params if parameter.required]
     return [each for each in required if each.name not in given or each.value_is_missing(given[each.name])]
 
 
 def _taken(ctx: Any, words: Sequence[str]) -> str:
-    """A remark where ``--json`` took the word after it for its file, which may have been meant as an argument."""
+    """Return a remark where ``--json`` took the next word as its file, which may have been meant as an argument."""
     if _JSON not in words[:-1]:
         return ""
     file = words[list(words).index(_JSON) + 1]
@@ -100,7 +100,7 @@ def _taken(ctx: Any, words: Sequence[str]) -> str:
 
 
 def _reason(ctx: Any, error: Any) -> str:
-    """One clause of a parser's error."""
+    """Return a parser's error as one clause."""
     if (unknown := getattr(error, "option_name", None)) and hasattr(error, "possibilities"):
         names = [name for parameter in ctx.command.params for name in (*parameter.opts, *parameter.secondary_opts)]
         options = [each for each in names if each[:1] == "-"]
@@ -112,11 +112,11 @@ def _reason(ctx: Any, error: Any) -> str:
 
 
 def _name(parameter: Any) -> str:
-    """``--target``, or an argument in capitals."""
+    """Return ``--target``, or an argument in capitals."""
     return str(parameter.opts[0]) if parameter.param_type_name == "option" else str(parameter.name).upper()
 
 
 def _placeholder(parameter: Any) -> str:
-    """What stands for a missing parameter in a command to type."""
+    """Return the placeholder for a missing parameter in a command to type."""
     option = parameter.param_type_name == "option"
     return f"{_name(parameter)} {parameter.name.upper()}" if option else _name(parameter)

@@ -1,4 +1,4 @@
-"""From records to options: a verb takes a record, and the command line shows a flag for each of its fields."""
+"""Turn records into options: a verb takes a record, and the command line shows a flag for each of its fields."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Parameter:
         return self.default is True and len(self.flag.names) == 1 and self.flag.names[0].startswith("--no-")
 
     def option(self) -> inspect.Parameter:
-        """The argument of the function that typer reads."""
+        """Return the argument of the function that typer reads."""
         stated = f" [default: {self.flag.default}]" if self.flag.default else ""
         option: Any = typer.Option(
             *self.flag.names or (f"--{self.name.replace('_', '-')}",),
@@ -59,7 +59,7 @@ class Parameter:
         )
 
     def value(self, given: Any) -> Any:
-        """What the command line gave, as the field's type."""
+        """Return the command line's value as the field's type."""
         if self.inverted:
             return not given
         if self.flag.parse is not None:
@@ -68,7 +68,7 @@ class Parameter:
 
 
 def parameters(kind: type[Record], path: tuple[str, ...] = ()) -> Iterator[Parameter]:
-    """The options of a record, those of the records inside it among them; fields without a flag are no options."""
+    """Yield the options of a record and of the records inside it; fields without a flag are no options."""
     for field in msgspec.structs.fields(kind):
         inner, metadata = _unwrapped(field.type)
         if isinstance(inner, type) and issubclass(inner, Record):
@@ -99,7 +99,7 @@ def takes_records(action: str, *, file: str = "") -> Callable[[Verb], Verb]:
 
 
 def as_command(verb: Callable[..., None], *, then: Callable[[Mapping[str, Any]], None] | None = None) -> Any:
-    """The function that typer reads and calls in place of a verb: each field of its records is an argument.
+    """Return the function that typer reads and calls for a verb: each field of its records is an argument.
 
     Args:
         verb: the verb. Where it has no option ``--quiet``, its command has one all the same, for ``then``.
@@ -145,7 +145,7 @@ def as_command(verb: Callable[..., None], *, then: Callable[[Mapping[str, Any]],
 
 
 def _nested(given: Mapping[Parameter, Any]) -> dict[str, Any]:
-    """Values by field, those of a record inside a record in a mapping of their own."""
+    """Return values by field; those of a record inside a record are a mapping of their own."""
     fields: dict[str, Any] = {}
     for parameter, value in given.items():
         inside = fields
@@ -156,7 +156,7 @@ def _nested(given: Mapping[Parameter, Any]) -> dict[str, Any]:
 
 
 def _unwrapped(kind: Any) -> tuple[Any, list[Any]]:
-    """The type behind ``Annotated`` and ``| None``, and all that is annotated on the way."""
+    """Return the type behind ``Annotated`` and ``| None``, and all annotations on the way."""
     metadata: list[Any] = []
     while True:
         if get_origin(kind) is Annotated:
@@ -169,7 +169,7 @@ def _unwrapped(kind: Any) -> tuple[Any, list[Any]]:
 
 
 def _type(kind: Any, flag: Flag) -> Any:
-    """What typer makes of a field's type: several values are a list, and what is parsed is a text first."""
+    """Return typer's type for a field's: several values are a list, and parsed values are a text first."""
     if flag.parse is not None:
         return str | None
     if get_origin(kind) is tuple and Ellipsis not in get_args(kind):
@@ -181,7 +181,7 @@ def _type(kind: Any, flag: Flag) -> Any:
 
 
 def _bounds(metadata: list[Any]) -> dict[str, float]:
-    """Typer's ``min`` and ``max`` by msgspec's bounds."""
+    """Return typer's ``min`` and ``max`` from msgspec's bounds."""
     bounds: dict[str, float] = {}
     for each in metadata:
         if isinstance(each, msgspec.Meta):

@@ -12,7 +12,7 @@ from vitedge.cli.options import OUTPUT, Json, Overwrite
 
 
 class Format(str, Enum):
-    """What a report is written as."""
+    """The formats of a report."""
 
     html = "html"
     md = "md"

@@ -1,4 +1,4 @@
-"""What other tools call our verbs and options: the errors for unknown words name ours."""
+"""Other tools' names for our verbs and options: the errors for unknown words name ours."""
 
 from __future__ import annotations
 
@@ -118,5 +118,5 @@ def option(unknown: str, options: Collection[str], arguments: Collection[str]) -
             return f"; here it's the argument {known}"
         if known.split(" ")[0] in options:
             return f"; here it's '{known}'"
-    names = {each.lstrip("-"): each for each in options}  # the dashes, which all have, make nothing alike
+    names = {each.lstrip("-"): each for each in options}  # without the dashes, which all options share
     return nearest(unknown.lstrip("-"), names, show=names.__getitem__)

@@ -46,7 +46,7 @@ def train(
     from vitedge import api
     from vitedge.core.progress import bars
 
-    first = os.environ.get("RANK", "0") == "0"  # one of torchrun's processes speaks
+    first = os.environ.get("RANK", "0") == "0"  # only one of torchrun's processes prints
     with bars(quiet=quiet) as progress:
         if first and not quiet and sys.stderr.isatty():  # it takes seconds
             sys.stderr.write("starting torch\n")

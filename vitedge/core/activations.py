@@ -1,4 +1,4 @@
-"""What turns logits into probabilities, in float64 whatever comes."""
+"""Turn logits into probabilities, in float64 for any input."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 
 def log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """Logarithms of the probabilities of logits [..., classes], of the same shape."""
+    """Return the logarithms of the probabilities of logits [..., classes], of the same shape."""
     wide = logits.astype(np.float64)
     wide -= wide.max(axis=-1, keepdims=True)
     return np.asarray(wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True)))
 
 
 def sigmoid(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """A probability for each logit by itself, of the same shape; no logit overflows."""
+    """Return a probability for each logit by itself, of the same shape; no logit overflows."""
     return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits.astype(np.float64))))

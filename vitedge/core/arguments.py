@@ -1,4 +1,4 @@
-"""This process's arguments, as other people on the machine see them."""
+"""Hide secrets in this process's arguments, which other users of the machine can see."""
 
 from __future__ import annotations
 

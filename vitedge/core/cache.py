@@ -1,4 +1,4 @@
-"""Writing to the cache: what can't be kept costs time when it's needed again, and nothing else."""
+"""Write to the cache, where a failed write only costs time when the data is needed again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _reasons: set[str] = set()  # that were said
 
 @contextlib.contextmanager
 def optional_writes() -> Iterator[None]:
-    """Go on where the cache can't be written (a full or read-only disk); the reason is said once, on stderr."""
+    """Go on where the cache can't be written (a full or read-only disk); print the reason once, on stderr."""
     try:
         yield
     except (ResourceError, UsageError) as error:

@@ -1,4 +1,4 @@
-"""How far logits are from other logits: one definition of each measure for import, export, bench and verify."""
+"""Deviations of logits from other logits: one definition of each measure for import, export, bench and verify."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def deviation(logits: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Largest absolute difference over largest absolute expected value.
+    """Return the largest absolute difference over the largest absolute expected value.
 
     Args:
         logits: float [n, classes].
@@ -26,7 +26,7 @@ def deviation(logits: NDArray[Any], expected: NDArray[Any]) -> float:
 
 
 def relative_rms(logits: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Root mean square of the difference over that of the expected logits about each picture's mean.
+    """Return the root mean square of the difference over that of the expected logits about each picture's mean.
 
     A value here and there that was rounded the other way counts little; what changes every picture counts fully.
 

@@ -1,4 +1,4 @@
-"""Secrets in environment variables: who may read them, and what child processes inherit."""
+"""Secrets in environment variables: read them, and keep them from child processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _USER_INFO = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#\s]*@")
 
 
 def secret(name: str, action: str, hint: str) -> str:
-    """The value of a variable that holds a secret; no child process that starts afterwards inherits it.
+    """Return a variable that holds a secret; child processes that start afterwards don't inherit it.
 
     Args:
         name: of the variable.
@@ -36,7 +36,7 @@ def secret(name: str, action: str, hint: str) -> str:
 
 
 def for_children() -> dict[str, str]:
-    """This process's environment without credentials.
+    """Return this process's environment without credentials.
 
     What :func:`secret` has read is left out, and so is what looks like one: by its name (``MQTT_PASSWORD``,
     ``HF_TOKEN``), by a URL in it with a user name or password, or by the value of a secret that was read.

@@ -1,4 +1,4 @@
-"""Writing that leaves either the old state or the new one, whatever happens in between.
+"""Write files so that either the old state or the new one is left, whatever happens in between.
 
 A folder is built beside its destination, every file is flushed to the disk, and one rename publishes it.
 """
@@ -43,7 +43,7 @@ _NAME_ERRNOS = {
     errno.EINVAL,
 }
 _NO_THREADS = ("no more threads or processes can be started", "end other processes of this user, or raise the limit")
-#: Limits of the process or the machine: the file that happened to meet them isn't to blame.
+#: Limits of the process or the machine, which aren't the fault of the file that met them.
 _LIMITS = {
     errno.EMFILE: ("this process has as many files open as it may", "raise the limit: ulimit -n 1024"),
     errno.ENFILE: ("the machine has as many files open as it may", "end other processes, or raise fs.file-max"),
@@ -54,12 +54,12 @@ FRESH_S = 10.0  # a temporary file younger than this may be one that its writer 
 
 
 def sha256(data: bytes) -> str:
-    """Hex SHA-256 of ``data``."""
+    """Return the hex SHA-256 of ``data``."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file, read in pieces."""
+    """Return the hex SHA-256 of a file, read in pieces."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while piece := stream.read(1 << 20):
@@ -68,7 +68,7 @@ def sha256_file(path: Path) -> str:
 
 
 def read_whole(path: Path, *, follow_links: bool) -> bytes:
-    """Content of a file that is read as a whole: a regular one of at most :data:`MAX_READ_BYTES`.
+    """Read a whole file: a regular one of at most :data:`MAX_READ_BYTES`.
 
     Raises:
         OSError: it can't be read; a pipe, a device, a folder, a link that isn't to be followed, or too large.
@@ -91,7 +91,7 @@ def read_whole(path: Path, *, follow_links: bool) -> bytes:
 
 @contextlib.contextmanager
 def resource_errors(action: str, place: Path | None = None, *, unchanged: bool = True) -> Iterator[None]:
-    """Turn what a system answers into words.
+    """Turn errors of the system into ours.
 
     Args:
         action: for the error text.
@@ -130,13 +130,13 @@ def resource_errors(action: str, place: Path | None = None, *, unchanged: bool =
 
 
 def disk_is_full(error: OSError) -> bool:
-    """Whether there's no room: a full disk, a quota, a file-size limit. It may be over before the program is."""
+    """Whether there's no room: a full disk, a quota, a file-size limit. It may pass while the program runs."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
 def suppress_full_disk() -> Iterator[None]:
-    """Pass over a full disk; other errors pass."""
+    """Ignore a full disk, but no other error."""
     try:
         yield
     except OSError as error:
@@ -145,7 +145,7 @@ def suppress_full_disk() -> Iterator[None]:
 
 
 def append_whole(descriptor: int, data: bytes | memoryview) -> None:
-    """Write at the end of a file that nobody else writes, all or nothing.
+    """Append to a file that no other program writes, all or nothing.
 
     Args:
         descriptor: of a file whose position is its end, a pipe or a terminal.
@@ -183,7 +183,7 @@ SVG = FileKind("an SVG picture", lambda content: b"<svg" in content[:1000])
 
 
 def refuse_existing(out: Path, kind: FolderKind | FileKind, *, overwrite: bool, action: str) -> None:
-    """Refuse before any work what can't be written, or exists: only what is of the same kind is overwritten.
+    """Refuse before any work outputs that can't be written or exist; only outputs of the same kind are overwritten.
 
     Raises:
         UsageError: ``out`` exists and ``overwrite`` is false, or it's anything but an empty folder or file, or one of
@@ -214,7 +214,7 @@ def _replaceable(out: Path, kind: FolderKind | FileKind, action: str) -> bool:
 
 
 def require_writable(folder: Path, action: str) -> None:
-    """Refuse before long work what couldn't be written after it; ``folder`` need not exist yet.
+    """Refuse before long work a folder that couldn't be written after it; ``folder`` need not exist yet.
 
     Raises:
         ResourceError, UsageError: as :func:`resource_errors`.
@@ -240,7 +240,7 @@ def _sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(out: Path, action: str) -> Iterator[None]:
-    """Hold the only permission to write ``out``; a second writer fails at once.
+    """Hold the exclusive right to write ``out``; a second writer fails at once.
 
     Raises:
         ResourceError: another process is writing there.
@@ -268,7 +268,7 @@ def locked(out: Path, action: str) -> Iterator[None]:
 
 
 def _lock(descriptor: int, lock: Path) -> bool:
-    """Lock the open file, and make sure that it's still the one the name stands for."""
+    """Lock the open file, and make sure that its name still belongs to it."""
     try:
         system.lock(descriptor)
         return os.fstat(descriptor).st_ino == lock.stat().st_ino
@@ -314,7 +314,7 @@ def new_folder(out: Path, kind: FolderKind, *, overwrite: bool, action: str) -> 
 
 @contextlib.contextmanager
 def scratch_folder(prefix: str, action: str) -> Iterator[Path]:
-    """A temporary folder for this process; those of the same prefix that killed processes left are removed first.
+    """Provide a temporary folder for this process; first remove those that killed processes with this prefix left.
 
     Raises:
         ResourceError: disk, permission.
@@ -322,7 +322,7 @@ def scratch_folder(prefix: str, action: str) -> Iterator[Path]:
     with resource_errors(action), tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as name:
         _sweep_folders(Path(name).parent, prefix)
         with contextlib.ExitStack() as held:
-            with contextlib.suppress(OSError):  # no locks on folders here: then nothing is swept either
+            with contextlib.suppress(OSError):  # no locks on folders here, so nothing is removed either
                 descriptor = os.open(name, os.O_RDONLY)
                 held.callback(os.close, descriptor)
                 system.lock(descriptor)
@@ -330,7 +330,7 @@ def scratch_folder(prefix: str, action: str) -> Iterator[Path]:
 
 
 def _sweep_folders(parent: Path, prefix: str) -> None:
-    """Remove the temporary folders that no process holds, and none has just made."""
+    """Remove the temporary folders that no process holds, except those that were just made."""
     for leftover in parent.glob(f"{prefix}????????"):
         with contextlib.suppress(OSError):
             descriptor = os.open(leftover, system.flags("O_RDONLY", "O_DIRECTORY", "O_NOFOLLOW"))
@@ -343,7 +343,7 @@ def _sweep_folders(parent: Path, prefix: str) -> None:
 
 
 def _publish(building: Path, out: Path) -> None:
-    """Give ``building`` the name ``out``; what stood there is removed."""
+    """Rename ``building`` to ``out``, and remove the old one."""
     if not out.exists():
         os.replace(building, out)
     elif _exchange(building, out):
@@ -356,7 +356,7 @@ def _publish(building: Path, out: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Swap two names in one step (``renameat2(2)`` with RENAME_EXCHANGE); False where that doesn't exist."""
+    """Swap two names atomically (``renameat2(2)`` with RENAME_EXCHANGE); False where that doesn't exist."""
     current, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     swap = system.c_function("renameat2")
     return swap is not None and int(swap(current, os.fsencode(first), current, os.fsencode(second), exchange)) == 0
@@ -367,7 +367,7 @@ def _replaced(out: Path) -> Path:
 
 
 def _sweep(out: Path) -> None:
-    """Finish or undo what a killed writer left: called with the lock held, so nobody else is at work."""
+    """Finish or undo the work of a killed writer; the lock must be held, so that no other writer works."""
     old = _replaced(out)
     if old.exists() and not out.exists():
         os.replace(old, out)
@@ -390,7 +390,7 @@ def write_atomic(path: Path, data: bytes | Iterable[bytes | memoryview], action:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with os.fdopen(descriptor, "wb") as stream:
-                with contextlib.suppress(OSError):  # a file system without locks: then nothing is swept there
+                with contextlib.suppress(OSError):  # a file system without locks, so nothing is removed there
                     system.lock(stream.fileno())
                 stream.writelines([data] if isinstance(data, bytes) else data)
                 stream.flush()
@@ -404,7 +404,7 @@ def write_atomic(path: Path, data: bytes | Iterable[bytes | memoryview], action:
 
 
 def _sweep_files(path: Path) -> None:
-    """Remove what killed writers of this file left: what no writer holds, and none has just made."""
+    """Remove files that killed writers of this file left: those that no writer holds, except those just made."""
     ours = re.compile(re.escape(f".{path.name}.") + r"[a-z0-9_]{8}")  # as tempfile.mkstemp names them
     for leftover in path.parent.iterdir():
         if ours.fullmatch(leftover.name):

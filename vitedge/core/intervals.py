@@ -1,4 +1,4 @@
-"""Confidence intervals of proportions and of their differences, and the test that goes with them.
+"""Confidence intervals of proportions and of their differences, and McNemar's test.
 
 Sources: Wilson (1927) for one proportion; McNemar's exact test and Bonett and Price (2012) for the difference of two
 paired proportions, as Fagerland, Lydersen and Laake (2014) recommend.
@@ -21,12 +21,12 @@ class Interval(NamedTuple):
 
 
 def quantile(confidence: float = CONFIDENCE) -> float:
-    """The normal quantile of a two-sided interval: 1.96 for 95 %."""
+    """Return the normal quantile of a two-sided interval: 1.96 for 95 %."""
     return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
 def wilson(successes: int, count: int, confidence: float = CONFIDENCE) -> Interval:
-    """Score interval of a proportion.
+    """Return the score interval of a proportion.
 
     Raises:
         ValueError: no trials, or more successes than trials.
@@ -42,7 +42,7 @@ def wilson(successes: int, count: int, confidence: float = CONFIDENCE) -> Interv
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Two-sided p-value of the exact test: both discordant counts are as likely when there is no difference."""
+    """Return the exact test's two-sided p-value: without a difference, both discordant counts are equally likely."""
     discordant, fewer = gained + lost, min(gained, lost)
     term = total = 1
     for k in range(1, fewer + 1):
@@ -52,7 +52,7 @@ def mcnemar(gained: int, lost: int) -> float:
 
 
 def paired_interval(gained: int, lost: int, count: int, confidence: float = CONFIDENCE) -> Interval:
-    """Interval of (gained − lost) / count: Wald's with one pseudo-observation in each discordant cell.
+    """Return the interval of (gained − lost) / count: Wald's with one pseudo-observation in each discordant cell.
 
     Raises:
         ValueError: more discordant pairs than pairs.

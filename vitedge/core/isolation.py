@@ -84,11 +84,11 @@ def run_isolated(
     raise value
 
 
-_line = 0  # in the child: where :func:`tell` writes; 0: nobody listens
+_line = 0  # in the child: the descriptor that :func:`tell` writes to; 0: the parent doesn't listen
 
 
 def tell(text: str) -> None:
-    """Say a line to whoever called :func:`run_isolated`; nothing happens where nobody listens."""
+    """Send a line to the caller of :func:`run_isolated`; nothing happens where it doesn't listen."""
     if _line:
         with contextlib.suppress(OSError):  # the parent has gone
             os.write(_line, text.replace("\n", " ").encode() + b"\n")
@@ -96,7 +96,7 @@ def tell(text: str) -> None:
 
 @contextlib.contextmanager
 def _listening(heard: Callable[[str], None] | None) -> Iterator[int]:
-    """Yield the descriptor that the child says its lines to, 0 where nobody listens; all has been heard at the end."""
+    """Yield the descriptor for the child's lines, 0 without a listener; at the end, all lines have been delivered."""
     if heard is None or os.name == "nt":  # Windows passes no descriptors on
         yield 0
         return
@@ -117,7 +117,7 @@ def _listening(heard: Callable[[str], None] | None) -> Iterator[int]:
 
 
 def cause_of_death(code: int) -> str:
-    """What the exit status of a child process says, in words."""
+    """Describe the exit status of a child process."""
     if code >= 0:
         return f"the process ended with code {code}"
     try:
@@ -134,7 +134,7 @@ def _tail(output: Any) -> str:
 
 
 def _end_with(parent: int) -> None:
-    """However the parent ends: by prctl(2) with PR_SET_PDEATHSIG, where the C library has it."""
+    """End with the parent, however it ends, by prctl(2) with PR_SET_PDEATHSIG, where the C library has it."""
     if (prctl := system.c_function("prctl")) is not None:
         prctl(1, signal.Signals["SIGKILL"])
         if os.getppid() != parent:  # it has ended already
@@ -142,7 +142,7 @@ def _end_with(parent: int) -> None:
 
 
 def _serve() -> None:
-    """The child: read the call from stdin, write (succeeded, value or exception) to stdout, and all else to stderr."""
+    """Run the child: read the call from stdin, write (succeeded, value or exception) to stdout, all else to stderr."""
     global _line
     memory_mb, _line, parent = map(int, sys.argv[1:4])
     answer = os.dup(1)

@@ -1,4 +1,4 @@
-"""Options as records: help text, unit and group stand beside type, bounds and default; all interfaces come from them.
+"""Options as records: help text, unit and group beside type, bounds and default; all interfaces are made from them.
 
 A field of a :class:`~vitedge.core.schema.Record` becomes an option of the command line when its type is annotated with
 a :class:`Flag`. Bounds are msgspec's ``Meta``, so a command line, a file and a Python call refuse the same values.
@@ -25,7 +25,7 @@ TIME = "time"  # how the command line calls a value that :func:`parse_time` read
 
 @dataclass(frozen=True)
 class Flag:
-    """What the command line says of a field, beside its type, bounds and default.
+    """The command line's text about a field, beside its type, bounds and default.
 
     Args:
         help: one sentence that stands alone.
@@ -45,7 +45,7 @@ class Flag:
 
 
 def parse_time(text: str) -> float:
-    """``90``, ``90s``, ``10m`` or ``1h`` in seconds.
+    """Parse ``90``, ``90s``, ``10m`` or ``1h`` as seconds.
 
     Raises:
         UsageError: another text.
@@ -57,12 +57,12 @@ def parse_time(text: str) -> float:
 
 
 def time_flag(help: str, names: tuple[str, ...] = (), *, group: str = "", default: str = "") -> Flag:
-    """The :class:`Flag` of a field that holds seconds; the command line takes minutes and hours, too."""
+    """Return the :class:`Flag` of a field that holds seconds; the command line takes minutes and hours, too."""
     return Flag(help, names, group, TIME, default, parse_time)
 
 
 def filled(kind: type[R], fields: Mapping[str, Any], base: R | None = None, *, action: str, verb: str) -> R:
-    """A record with some fields given and the others as in ``base``, everything checked.
+    """Return a record with some fields given and the others as in ``base``, everything checked.
 
     Args:
         kind: the record.
@@ -91,7 +91,7 @@ def filled(kind: type[R], fields: Mapping[str, Any], base: R | None = None, *, a
 
 
 def from_file(kind: type[R], path: str | Path | None, fields: Mapping[str, Any], *, action: str, verb: str) -> R:
-    """A record from a TOML file, with fields put over it.
+    """Read a record from a TOML file, with ``fields`` in place of its own.
 
     Args:
         kind: the record.

@@ -1,4 +1,4 @@
-"""Where the data folders lie: ``targets/`` and ``calibration/``, in a wheel, in a checkout, in the user's own folder.
+"""Find the data folders ``targets/`` and ``calibration/``: in a wheel, in a checkout, in the user's own folder.
 
 In a wheel they lie inside the package; in a checkout (and an editable install) beside it. The user's own files in
 ``$XDG_CONFIG_HOME/vitedge/<kind>`` come first, so that a board can be added without touching an installed package.
@@ -20,19 +20,19 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def shipped_folder(kind: Kind) -> Path:
-    """The folder of this kind that came with vitedge."""
+    """Return the folder of this kind that came with vitedge."""
     inside = _PACKAGE / kind
     return inside if inside.is_dir() else _PACKAGE.parent / kind
 
 
 def shipped_file(name: str) -> Path:
-    """A file at the top of the checkout that the wheel carries inside the package."""
+    """Return a file at the top of the checkout, which the wheel carries inside the package."""
     inside = _PACKAGE / name
     return inside if inside.is_file() else _PACKAGE.parent / name
 
 
 def _home() -> Path:
-    """The user's home; of one that has none, a folder that nobody can make, so that nothing is found or kept there."""
+    """Return the user's home; without one, a folder that can't exist, so that nothing is found or kept there."""
     try:
         return Path.home()
     except RuntimeError:  # no $HOME, and no entry in /etc/passwd
@@ -40,12 +40,12 @@ def _home() -> Path:
 
 
 def user_folder(kind: Kind) -> Path:
-    """The user's own folder of this kind; it need not exist."""
+    """Return the user's own folder of this kind; it need not exist."""
     return Path(os.environ.get("XDG_CONFIG_HOME") or _home() / ".config") / "vitedge" / kind
 
 
 def cache_folder() -> Path:
-    """Where everything derived lies (statistics, engines, compiled blobs): ``$VITEDGE_CACHE`` or the XDG cache."""
+    """Return the folder for derived data (statistics, engines, compiled blobs): ``$VITEDGE_CACHE`` or the XDG cache."""
     if own := os.environ.get("VITEDGE_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache") / "vitedge"
@@ -53,7 +53,7 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def utf8_path(path: Path) -> Iterator[Path]:
-    """``path`` for libraries that take no names but UTF-8: as it is, or by way of a link that lasts as long as this."""
+    """Provide ``path`` for libraries that take UTF-8 names only: unchanged, or through a temporary link."""
     if _is_utf8(path):
         yield path
         return
@@ -76,7 +76,7 @@ def _is_utf8(path: Path) -> bool:
 
 
 def names(kind: Kind) -> dict[str, Path]:
-    """Every TOML file of this kind by its stem; the user's own file wins over a shipped one of the same name."""
+    """Return every TOML file of this kind by its stem; the user's own file wins over a shipped one of the same name."""
     files: dict[str, Path] = {}
     for folder in (shipped_folder(kind), user_folder(kind)):
         if folder.is_dir():
@@ -85,7 +85,7 @@ def names(kind: Kind) -> dict[str, Path]:
 
 
 def find(kind: Kind, name: str) -> Path:
-    """The TOML file called ``name``, or the path itself when ``name`` ends in ``.toml``.
+    """Find the TOML file called ``name``, or the path itself when ``name`` ends in ``.toml``.
 
     Raises:
         UsageError: nothing has this name; the nearest name is given.

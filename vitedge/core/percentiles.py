@@ -1,4 +1,4 @@
-"""Percentiles by the definitions of the tools that people know, and how many samples each needs."""
+"""Percentiles by the definitions of well-known tools, and the number of samples that each needs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ METHOD: Method = "nearest-rank"
 
 
 def percentile(ordered: Sequence[Sample], percent: float, method: Method = METHOD) -> Sample:
-    """One percentile of ascending samples, by the rule of the tool that is named.
+    """Return one percentile of ascending samples, by the rule of the tool that is named.
 
     With N samples, counted from 0, and p = percent / 100:
 
@@ -43,7 +43,7 @@ def percentile(ordered: Sequence[Sample], percent: float, method: Method = METHO
 
 
 def median_of(samples: Sequence[int]) -> int:
-    """The 50th percentile by :data:`METHOD` of samples in any order.
+    """Return the 50th percentile by :data:`METHOD` of samples in any order.
 
     Raises:
         ValueError: no samples.
@@ -53,7 +53,7 @@ def median_of(samples: Sequence[int]) -> int:
 
 @cache
 def samples_needed(percent: float) -> int:
-    """How many samples a percentile needs before it may be printed: 11, 64, 130, 662, 6636 for p50, 90, 95, 99, 99.9.
+    """Return the samples that a percentile needs to be printed: 11, 64, 130, 662, 6636 for p50, 90, 95, 99, 99.9.
 
     The smallest N for which at most one of N samples beyond the true percentile has a probability of at most 1 %, as
     in MLPerf LoadGen's early stopping: pᴺ + N·(1 − p)·pᴺ⁻¹ ≤ 0.01.
@@ -68,7 +68,7 @@ def samples_needed(percent: float) -> int:
 
 
 def early_stopping(ordered: Sequence[int], percent: float) -> int | None:
-    """LoadGen's early-stopping estimate of a percentile of ascending samples; None with too few of them.
+    """Return LoadGen's early-stopping estimate of a percentile of ascending samples; None with too few of them.
 
     The t-th largest sample, for the largest t ≥ 1 for which at most t of N samples beyond the true percentile have a
     probability of at most 1 % (``EarlyStopping`` in ``results.cc`` and ``odds`` in ``early_stopping.cc``).

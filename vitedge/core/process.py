@@ -1,4 +1,4 @@
-"""What a command needs of its process, looked at before any work: standard streams, open files, threads, a folder.
+"""Check before any work what a command needs of its process: standard streams, open files, threads, a folder.
 
 Native libraries answer a missing thread with a crash or a signal, and a missing descriptor with a damaged file; so both
 are asked for while they can still be named.
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from vitedge.core import system
 from vitedge.errors import ResourceError, UsageError, behind
 
-OPEN_FILES = 64  # what a verb with one source, its child processes and its runtime has open at most, rounded up
+OPEN_FILES = 64  # most files that a verb with one source, its child processes and its runtime open, rounded up
 OPEN_FILES_USUAL = 1024
 THREAD_STACK = 1 << 18  # bytes, of the threads that only prove that they can be started
 _OUTPUT = "write to standard output"
@@ -25,7 +25,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # without a file's
 
 
 def check_process(action: str) -> None:
-    """Refuse to begin what can't be finished.
+    """Refuse to begin work that couldn't be finished.
 
     Raises:
         UsageError: the working directory is gone.
@@ -42,7 +42,7 @@ def check_process(action: str) -> None:
 
 
 def _check_open_files(action: str) -> None:
-    """Raise the soft limit as far as it may be raised; the hard one has to leave room."""
+    """Raise the soft limit as far as possible; the hard limit has to leave room."""
     if (resource := system.module("resource")) is None:
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -60,7 +60,7 @@ def _check_open_files(action: str) -> None:
 
 
 def _check_threads(action: str) -> None:
-    """Start as many threads as numeric libraries, a runtime and our own together do, and let them end."""
+    """Start as many threads as numeric libraries, a runtime and vitedge need together, and let them end."""
     wanted, started, over = 2 * len(system.processors()) + 8, list[threading.Thread](), threading.Event()
     usual = threading.stack_size(THREAD_STACK)
     try:
@@ -82,7 +82,7 @@ def _check_threads(action: str) -> None:
 
 
 def open_standard_streams() -> None:
-    """Make stdin, stdout and stderr fit for use.
+    """Open stdin, stdout and stderr where they are closed.
 
     stdout and stderr are UTF-8 in every locale; what isn't text (a file name in another encoding) is written with
     backslashes. A closed descriptor becomes ``/dev/null``, so that no file that is opened later gets its number.
@@ -106,7 +106,7 @@ def open_standard_streams() -> None:
 
 @contextlib.contextmanager
 def delivered_output() -> Iterator[None]:
-    """At the end, what was written to stdout inside has arrived.
+    """Make sure at the end of the context that everything written to stdout has arrived.
 
     Raises:
         ResourceError: stdout is full, or nobody reads it any more.
@@ -125,7 +125,7 @@ def delivered_output() -> Iterator[None]:
 
 
 def _undelivered(reason: str, hint: str) -> ResourceError:
-    """The error of a stdout that takes nothing; the rest goes nowhere, so that Python's end doesn't fail once more."""
+    """Return the error for a stdout that can't be written; discard the rest, so that Python's exit doesn't fail."""
     sink = os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 1)
     os.close(sink)

@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar where a person looks at a terminal, a line every ten seconds elsewhere."""
+"""Show progress on stderr: a bar on a terminal, a line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def is_quiet() -> bool:
 
 
 def lines() -> Progress:
-    """A line on stderr for each tenth, with what is left: for where a bar may be drawn by somebody else already."""
+    """Print a line on stderr for each tenth, with the time left, where another program may draw a bar."""
     if not sys.stderr.isatty():
         return silent
     started, shown_tenths = time.monotonic(), dict[str, int]()
@@ -85,7 +85,7 @@ def bars(*, quiet: bool = False) -> Iterator[Progress]:
 
 @contextlib.contextmanager
 def _spoken() -> Iterator[Progress]:
-    """A thread says where the work is, also within a step that tells nothing for long."""
+    """Report progress from a thread, also within a step that reports nothing for long."""
     started, over, latest = time.monotonic(), threading.Event(), list[str]()
 
     def show(task: str, done: int, total: int) -> None:

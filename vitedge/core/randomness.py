@@ -1,4 +1,4 @@
-"""Seeded random numbers: seeds that are a function of their purpose, and the generator that takes them."""
+"""Seeded random numbers: seeds that depend on their purpose, and the generator that uses them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 
 def seed_of(*words: object) -> int:
-    """A 63-bit seed from any words, the same on every machine: ``seed_of(seed, "step", 17)``."""
+    """Return a 63-bit seed from any words, the same on every machine: ``seed_of(seed, "step", 17)``."""
     return int.from_bytes(hashlib.sha256(repr(words).encode()).digest()[:8], "little") >> 1
 
 
 def generator(seed: int) -> np.random.Generator:
-    """NumPy's PCG64 from a seed: the only generator of random numbers outside of torch."""
+    """Return NumPy's PCG64 from a seed: the only generator of random numbers outside of torch."""
     import numpy as np
 
     return np.random.default_rng(seed)

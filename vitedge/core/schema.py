@@ -1,4 +1,4 @@
-"""Reading and writing the structured files: JSON records and TOML settings, checked against msgspec structs.
+"""Read and write structured files: JSON records and TOML settings, checked against msgspec structs.
 
 Unknown keys are errors with the nearest known one; a record written by a newer version is refused by name.
 """
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 else:
 
     def dataclass_transform(**_: object) -> object:
-        """For type checkers alone; Python 3.10 has none in its standard library."""
+        """Mark a class for type checkers; Python 3.10's standard library has no such decorator."""
         return lambda cls: cls
 
 
 T = TypeVar("T")
 
-#: A number above 0. Not ``gt=0``: msgspec compares with the smallest subnormal, which *is* 0 once a runtime has told
+#: A number above 0. Not ``gt=0``: msgspec compares with the smallest subnormal, which *is* 0 once a runtime has set
 #: the processor to flush subnormals.
 PositiveReal = Annotated[float, msgspec.Meta(ge=1e-9)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -44,7 +44,7 @@ _MISSING = re.compile(r"missing required field `(?P<key>[^`]*)`")
 
 
 class _KeywordOnly(msgspec.StructMeta):
-    """msgspec inherits every option of a struct but ``kw_only``."""
+    """A base that passes on ``kw_only``, the only option of a struct that msgspec doesn't inherit."""
 
     def __new__(mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any) -> Any:
         return super().__new__(mcls, name, bases, namespace, **{"kw_only": True, **options})
@@ -56,7 +56,7 @@ class Record(msgspec.Struct, metaclass=_KeywordOnly, frozen=True, forbid_unknown
 
 
 def _known_keys(kind: Any, seen: set[Any] | None = None) -> set[str]:
-    """Every field name in ``kind`` and the structs inside it."""
+    """Return every field name in ``kind`` and the structs inside it."""
     seen = set() if seen is None else seen
     if kind in seen:
         return set()
@@ -82,7 +82,7 @@ def _known_keys(kind: Any, seen: set[Any] | None = None) -> set[str]:
 
 
 def _explain(error: Exception, kind: Any, text: str | None) -> tuple[str, str]:
-    """(what is true, what to do) for a validation error; ``text`` is the TOML source, for line numbers."""
+    """Return (reason, hint) for a validation error; ``text`` is the TOML source, for line numbers."""
     message = str(error)
     where = ""
     path = re.search(r" - at `\$?\.?(?P<path>[^`]*)`", message)
@@ -136,12 +136,12 @@ def load_toml(path: Path, kind: type[T], action: str) -> T:
 
 
 def readable(name: str) -> str:
-    """A file name as text that can be written: bytes that aren't UTF-8 as ``\\xNN``."""
+    """Return a file name as text that can be written: bytes that aren't UTF-8 as ``\\xNN``."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def encode_json(value: Any) -> bytes:
-    """Deterministic, indented UTF-8 JSON with a final newline; file names in another encoding are made readable."""
+    """Encode as deterministic, indented UTF-8 JSON with a final newline; other file names are made readable."""
     try:
         data = msgspec.json.encode(value, order="deterministic")
     except UnicodeEncodeError:
@@ -158,7 +158,7 @@ def _readable(value: Any) -> Any:
 
 
 def seal(text: bytes) -> bytes:
-    """A record's JSON with ``record_digest`` as its last key: SHA-256 of all the others' canonical text.
+    """Return a record's JSON with ``record_digest`` as its last key: SHA-256 of all the others' canonical text.
 
     The digest detects corruption, not attackers. White space and the order of keys don't change it, nor do keys that a
     later version adds to the record. :func:`decode_json` checks it where it's there; version 0.1.0 wrote none.
@@ -208,7 +208,7 @@ def decode_json(
 
 
 class _Head(msgspec.Struct):
-    """What is read first of any record, newer ones included."""
+    """The keys that are read first of any record, newer ones included."""
 
     schema_version: int
     vitedge_version: str = "?"

@@ -1,4 +1,4 @@
-"""What SIGINT and SIGTERM do: the first raises :class:`Interrupted` in the main thread, a second one ends the process.
+"""Handle SIGINT and SIGTERM: the first raises :class:`Interrupted` in the main thread, a second ends the process.
 
 A call into native code can't be interrupted, and Python's own handlers wait for its end. A thread therefore hears of
 each signal at once, says so where the run goes on for a while, and listens for the second. Only the command line
@@ -25,7 +25,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TOGETHER_S = 0.3  # signals that come within this time are one: ``timeout`` sends two, and so do some supervisors
 ACKNOWLEDGED = "stopping after this step; again to stop now\n"
 
-#: Whether a thread can hear of signals while the main thread can't: not on Windows, which selects no pipes.
+#: Whether a thread can receive signals while the main thread can't: not on Windows, which selects no pipes.
 _WATCHED = hasattr(signal, "setitimer")
 
 _came: list[int] = []  # signals since the command began
@@ -33,7 +33,7 @@ _came: list[int] = []  # signals since the command began
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[list[Interrupted]]:
-    """Inside, the first signal raises; yield the list of what was raised, which foreign code may have swallowed."""
+    """Let the first signal raise inside the context; yield the list of stops, which foreign code may have swallowed."""
     raised: list[Interrupted] = []
     _came.clear()
 
@@ -49,7 +49,7 @@ def stop_on_signals() -> Iterator[list[Interrupted]]:
         raise raised[0]
 
     def unraisable(details: Any) -> None:
-        """A stop that came within a finaliser can't leave it: raise it when that is over."""
+        """Raise a stop again that came within a finaliser, which it can't leave, when the finaliser is over."""
         if isinstance(details.exc_value, Interrupted):
             _alarm(0.01)
         else:
@@ -69,7 +69,7 @@ def stop_on_signals() -> Iterator[list[Interrupted]]:
 
 
 def _alarm(seconds: float) -> None:
-    """Raise SIGALRM after so many seconds; 0: never. Nothing happens where there are no timers."""
+    """Raise SIGALRM after so many seconds; 0: never. Do nothing where there are no timers."""
     if (setitimer := getattr(signal, "setitimer", None)) is not None:
         setitimer(getattr(signal, "ITIMER_REAL", 0), seconds)
 
@@ -84,7 +84,7 @@ def _stopped_by(number: int) -> Interrupted:
 
 
 def end_with(code: int) -> None:
-    """All is done and said: from now on a signal ends the process with this code, and at last changes nothing."""
+    """Make signals end the process with this code from now on, and be ignored at the very end: all work is done."""
     for number in SIGNALS:
         signal.signal(number, lambda *_: os._exit(code))
     atexit.register(lambda: [signal.signal(number, signal.SIG_IGN) for number in SIGNALS])
@@ -92,7 +92,7 @@ def end_with(code: int) -> None:
 
 @contextlib.contextmanager
 def postponed(then: Callable[[], None] = lambda: None) -> Iterator[list[int]]:
-    """Inside, a signal raises nothing: it's appended to the list that this yields, and ``then`` is called.
+    """Keep a signal inside the context from raising: append it to the list that is yielded, and call ``then``.
 
     In a Python program a second one does what it did before. Outside of the main thread, where Python takes no signals,
     nothing is ever appended.
@@ -121,7 +121,7 @@ def postponed(then: Callable[[], None] = lambda: None) -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def _watched() -> Iterator[None]:
-    """Inside, a thread hears of signals at once, whatever the main thread is in."""
+    """Let a thread receive signals at once inside the context, whatever the main thread does."""
     reading, writing = os.pipe()
     assert hasattr(os, "set_blocking")
     os.set_blocking(writing, False)
@@ -151,7 +151,7 @@ def _watch(reading: int) -> None:
 
 
 def _next(reading: int) -> int:
-    """The next of :data:`SIGNALS`; 0 at the end."""
+    """Return the next of :data:`SIGNALS`; 0 at the end."""
     while numbers := os.read(reading, 64):
         for number in numbers:
             if number in SIGNALS:

@@ -1,4 +1,4 @@
-"""What systems differ in, in one place: locks, flags of open files, processors, limits, priorities, process groups.
+"""Differences between systems: locks, flags of open files, processors, limits, priorities, process groups.
 
 Everything but streams is to work on macOS and Windows, too; there the calls below do without what only Linux has. Names
 that a system may lack are looked up when they're wanted, so that importing this fails nowhere.
@@ -18,7 +18,7 @@ from vitedge.errors import UsageError
 
 
 def module(name: str) -> ModuleType | None:
-    """A module of the standard library that only some systems have: ``fcntl``, ``resource``."""
+    """Return a module of the standard library that only some systems have: ``fcntl``, ``resource``."""
     try:
         return __import__(name, globals())
     except ModuleNotFoundError:
@@ -26,7 +26,7 @@ def module(name: str) -> ModuleType | None:
 
 
 def flags(*names: str) -> int:
-    """Flags of ``os.open`` together, of those that this system has; never with translated line ends."""
+    """Combine flags of ``os.open``, those that this system has; never with translated line ends."""
     number = 0
     for name in (*names, "O_BINARY"):
         number |= getattr(os, name, 0)
@@ -34,7 +34,7 @@ def flags(*names: str) -> int:
 
 
 def lock(descriptor: int) -> None:
-    """Lock an open file for this process alone, without waiting; it ends with the file's closing.
+    """Lock an open file for this process only, without waiting; the lock ends when the file is closed.
 
     Raises:
         BlockingIOError: another process has it.
@@ -50,7 +50,7 @@ def lock(descriptor: int) -> None:
 
 
 def processors() -> set[int]:
-    """Numbers of the processors that this process may use."""
+    """Return the numbers of the processors that this process may use."""
     if (affinity := getattr(os, "sched_getaffinity", None)) is not None:
         return set(affinity(0))
     return set(range(os.cpu_count() or 1))
@@ -64,7 +64,7 @@ def limit_memory(megabytes: int) -> None:
 
 
 def memory_mb() -> int | None:
-    """Memory of this machine; None where it can't be asked for."""
+    """Return the memory of this machine; None where it's unknown."""
     try:
         return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) >> 20  # type: ignore[attr-defined, unused-ignore]
     except (AttributeError, ValueError, OSError):
@@ -79,7 +79,7 @@ def lower_priority(by: int) -> None:
 
 
 def kill_group(child: subprocess.Popen[bytes]) -> None:
-    """End a child that began a session, and its children where the system knows groups of processes."""
+    """End a child that began a session, and its children on systems with process groups."""
     if (killpg := getattr(os, "killpg", None)) is not None:
         killpg(child.pid, signal.Signals["SIGKILL"])
     else:
@@ -87,7 +87,7 @@ def kill_group(child: subprocess.Popen[bytes]) -> None:
 
 
 def c_function(name: str) -> ctypes._NamedFuncPointer | None:
-    """A function of the C library; None where it has none of this name."""
+    """Return a function of the C library; None where it has none of this name."""
     try:
         return getattr(ctypes.CDLL(None), name)  # type: ignore[no-any-return]
     except (AttributeError, OSError, TypeError):  # TypeError: Windows has no library without a name
@@ -95,7 +95,7 @@ def c_function(name: str) -> ctypes._NamedFuncPointer | None:
 
 
 def require_linux(action: str) -> None:
-    """Refuse what stands on calls of Linux alone.
+    """Refuse functions that need calls of Linux.
 
     Raises:
         UsageError: another system.

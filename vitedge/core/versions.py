@@ -1,4 +1,4 @@
-"""Versions: compared as numbers, and held against the newest that this release was tested with.
+"""Compare versions as numbers, and with the newest that this release was tested with.
 
 What was tested stands in ``constraints.txt``, which ``.ci/constraints`` writes; it travels in the wheel. The README's
 commands and the tests install exactly those versions.
@@ -18,7 +18,7 @@ _PIN = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*)==(?P<version>[^\s;]+)")
 
 
 def release(version: str) -> tuple[int, ...]:
-    """The leading numbers of a version, without zeros at the end: "10.3.0.dev1" is (10, 3). Empty without any."""
+    """Return the leading numbers of a version, without zeros at the end: "10.3.0.dev1" is (10, 3). May be empty."""
     match = re.match(r"\d+(\.\d+)*", version)
     numbers = [int(number) for number in match[0].split(".")] if match else []
     while numbers and not numbers[-1]:
@@ -32,7 +32,7 @@ def older(version: str, than: str) -> bool:
 
 
 def as_of(since: Mapping[str, T], version: str, default: T) -> T:
-    """What holds in a version, of what holds since each of these: its newest entry that is no newer than it.
+    """Return the value for a version: the one of the newest entry that is no newer than it.
 
     Args:
         since: values by the version that brought them.
@@ -45,7 +45,7 @@ def as_of(since: Mapping[str, T], version: str, default: T) -> T:
 
 @functools.cache
 def _tested() -> dict[str, str]:
-    """The newest tested version of every package; several stand there where Pythons need different ones."""
+    """Return the newest tested version of every package; packages are listed more than once where Pythons differ."""
     newest: dict[str, str] = {}
     for pin in map(_PIN.match, shipped_file("constraints.txt").read_text(encoding="utf-8").splitlines()):
         if pin is not None and older(newest.get(pin["name"], ""), pin["version"]):
@@ -54,12 +54,12 @@ def _tested() -> dict[str, str]:
 
 
 def newest_tested(package: str) -> str | None:
-    """The newest version of a package, by its name on the index, that this release was tested with; None: none was."""
+    """Return the newest version of a package, by its name on the index, that this release was tested with, or None."""
     return _tested().get(package)
 
 
 def newer_than_tested(name: str, version: str, tested_version: str | None) -> str:
-    """A sentence, where a version is newer than any that was tested; empty where it isn't, or where none was tested.
+    """Return a sentence where a version is newer than any tested one; empty where it isn't, or none was tested.
 
     Args:
         name: what users call the package, "ONNX Runtime".

@@ -1,4 +1,4 @@
-"""The folder of a new project."""
+"""Write the folder of a new project."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from vitedge.project.new import PROJECT_FILE
 
 
 class Project(Record):
-    """``vitedge.toml``."""
+    """The contents of ``vitedge.toml``."""
 
     steps: dict[str, str]  # a command line by its name, in the order of the file
 
@@ -27,7 +27,7 @@ def run_project(
     file: Path = Path(PROJECT_FILE),
     say: Callable[[str], None] = lambda words: None,
 ) -> None:
-    """Run steps of a project, each in a process of its own, in the folder of its file; the first failure ends it.
+    """Run steps of a project, each in a process of its own, in the folder of its file; the first failure ends the run.
 
     Args:
         names: of the steps; none: all of them.
@@ -59,7 +59,7 @@ def run_project(
 
 
 def _words(name: str, line: str, action: str) -> list[str]:
-    """The words after ``vitedge`` of a step."""
+    """Return the words after ``vitedge`` of a step."""
     try:
         program, *words = shlex.split(line)
     except ValueError as error:
