@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def show_built(rows: Sequence[Mapping[str, Any]]) -> None:
-    """One row an engine; what stood against the engine that was there is said below."""
+    """Print one row for each engine; below, why earlier engines didn't fit."""
     show(
         table(
             ["artifact", "!built with", "!SM", "GPU", ">MB", ">seconds", "folder"],
@@ -34,13 +34,13 @@ def show_built(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _seconds(row: Mapping[str, Any]) -> object:
-    """What building took, also where it was done before."""
+    """Return the time that building took, also where it was done before."""
     took = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
     return took if row["built"] else text(f"cached {took}".strip(), QUIET)
 
 
 def show_planned(rows: Sequence[Mapping[str, Any]]) -> None:
-    """One row an engine: whether it would be built, in how much memory, and what the same took before."""
+    """Print one row for each engine: whether it would be built, the memory, and the time of earlier builds."""
     show(
         table(
             ["artifact", "!built with", "!SM", "GPU", "what", ">MiB, about", "builds of the same graph"],
@@ -73,7 +73,7 @@ def _earlier(one: Mapping[str, Any]) -> str:
 
 
 def show_build(rows: Sequence[Mapping[str, Any]]) -> None:
-    """One row an engine, or a candidate that was measured."""
+    """Print one row for each engine, or for each candidate that was measured."""
     from msgspec import convert
 
     from vitedge.runtimes.choice import Timed
@@ -85,7 +85,7 @@ def show_build(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def show_tuned(timed: Sequence[Timed]) -> None:
-    """One row a candidate, the chosen one marked."""
+    """Print one row for each candidate, with the chosen one marked."""
     show(
         table(
             ["", "artifact", "!precision", "variant", ">p50 ms", ">p95 ms", ">top-1 drop (pp)", "reason"],
@@ -107,7 +107,7 @@ def show_tuned(timed: Sequence[Timed]) -> None:
 
 
 def show_explained(explained: Mapping[str, Any]) -> None:
-    """Sentences, engine by engine, and what they say together."""
+    """Print sentences about each engine, and about all of them together."""
     parts = []
     for name, engine in explained["engines"].items():
         parts += [text(name, "bold"), *(text(sentence) for sentence in engine.sentences)]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def show_comparisons(comparisons: Sequence[Comparison]) -> None:
-    """Time and accuracy of each candidate against the baseline, and what stands against it."""
+    """Print time and accuracy of each candidate against the baseline, and the reasons against it."""
     show(_latency(comparisons), _accuracy(comparisons), _verdicts(comparisons))
 
 

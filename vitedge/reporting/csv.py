@@ -1,4 +1,4 @@
-"""Every number of every row as CSV, units in the columns' names; what wasn't measured is empty."""
+"""Write every number of every row as CSV, with units in the columns' names; unmeasured values are empty."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vitedge.reporting.rows import Line
 
 
 def records(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """One flat record a row, in the order of the rows; numbers unrounded, None where nothing was measured."""
+    """Return one flat record for each row, in their order; numbers unrounded, None where nothing was measured."""
     lines = rows.lines(results)
     groups = decide(lines)
     flat = {}
@@ -84,7 +84,7 @@ def _record(line: Line) -> dict[str, Any]:
 
 
 def render(results: Sequence[Result]) -> str:
-    """The records as RFC 4180 CSV with a header."""
+    """Format the records as RFC 4180 CSV with a header."""
     stream = io.StringIO()
     flat = records(results)
     writer = csv.writer(stream)
@@ -94,7 +94,7 @@ def render(results: Sequence[Result]) -> str:
 
 
 def _cell(value: Any) -> Any:
-    """Spreadsheets run what begins like a formula, so text that does gets an apostrophe."""
+    """Return a cell; text that a spreadsheet would run as a formula gets an apostrophe."""
     if not isinstance(value, str):
         return value
     clean = printable(value).replace("\n", " ")

@@ -20,7 +20,7 @@ MINUTES_FROM_S = 180.0  # a longer run is drawn in minutes
 
 
 class _Sensor(NamedTuple):
-    """One panel of readings: its axis, and what is drawn in it."""
+    """One panel of readings: its axis, and the values that are drawn in it."""
 
     label: str
     values: tuple[tuple[str, Callable[[Reading], float | None]], ...]
@@ -34,7 +34,7 @@ _SENSORS = (
 
 
 def over_time(lines: Sequence[Line], title: str) -> str | None:
-    """Latency over the run, and below it the clocks, temperatures and power that could be read.
+    """Draw latency over the run, and below it the clocks, temperatures and power that could be read.
 
     A short run shows the median of every block; a long one (:data:`vitedge.benchmarking.sustained.LONG_S`) the median
     and the 95th percentile of :data:`vitedge.benchmarking.sustained.WINDOWS` windows.
@@ -69,7 +69,7 @@ def over_time(lines: Sequence[Line], title: str) -> str | None:
 
 
 def _latencies(axes: Axes, timed: Sequence[Line], scale: float) -> list[tuple[Line, float, float]]:
-    """Draw each line's latency; where each curve ends."""
+    """Draw each line's latency; return the end of each curve."""
     top, ends = 0.0, []
     for line in timed:
         assert line.row.latency is not None
@@ -98,12 +98,12 @@ def _latencies(axes: Axes, timed: Sequence[Line], scale: float) -> list[tuple[Li
 
 
 def _readings(timed: Sequence[Line]) -> Sequence[Reading]:
-    """Interleaved artifacts have the same readings, so the longest list has them all."""
+    """Return the longest list of readings, which has all of them, as interleaved artifacts share readings."""
     return max((line.row.latency.readings for line in timed if line.row.latency is not None), key=len, default=())
 
 
 def _series(readings: Sequence[Reading], value: Callable[[Reading], float | None]) -> list[tuple[float, float]]:
-    """(seconds, value) of what could be read, medians of adjacent ones where there are many; empty with too few."""
+    """Return (seconds, value) of the readings, medians of adjacent ones where there are many; empty with too few."""
     points = [(reading.at_ns / 1e9, number) for reading in readings if (number := value(reading)) is not None]
     if len(points) < FEWEST_READINGS:
         return []
@@ -123,7 +123,7 @@ _SHADES = {
 
 
 def layers(line: Line, title: str) -> str | None:
-    """Where the time goes: one bar a block, one for what lies outside the blocks, coloured by part of the model."""
+    """Draw the time of layers: a bar for each block, and one for the rest, coloured by part of the model."""
     if line.row.profile is None:
         return None
     blocks = profile.by_block(line.row.profile)

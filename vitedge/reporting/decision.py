@@ -1,4 +1,4 @@
-"""Which artifact to deploy, why, and how sure that is: the fastest that meets its target's budgets.
+"""Choose the artifact to deploy, with the reasons and the certainty: the fastest that meets its target's budgets.
 
 Rows may be compared when they were measured on one machine under one set of rules. How fast one is and which is faster
 are two claims. Milliseconds are worth as much as the machine was steady. Which is faster rests on the ratio of
@@ -31,7 +31,7 @@ LONGER = 4  # times as long a measurement is advised where this one didn't do
 
 @dataclass(frozen=True)
 class Doubt:
-    """What keeps a choice from being firm, and what would settle it."""
+    """A reason why a choice isn't firm, and what would settle it."""
 
     reason: str
     of_accuracy: bool = False
@@ -60,7 +60,7 @@ class Decision:
 
 
 def decide(lines: Sequence[Line]) -> list[Decision]:
-    """One decision for each machine and set of rules, in the order of the rows."""
+    """Return one decision for each machine and set of rules, in the order of the rows."""
     groups: list[tuple[Environment, Rules | None, int, list[Line]]] = []
     for line in sorted(lines, key=lambda line: line.rules is None):  # a row without latency joins its machine's group
         where, batch = line.result.environment, line.row.subject.batch
@@ -76,7 +76,7 @@ def decide(lines: Sequence[Line]) -> list[Decision]:
 
 
 def _apart(this: Decision, first: Decision) -> str:
-    """What keeps rows from being compared with the first ones: machine, versions, batch or rules."""
+    """Return the differences that keep rows from being compared with the first: machine, versions, batch, rules."""
     if this is first:
         return ""
     here, there = this.lines[0], first.lines[0]
@@ -163,13 +163,13 @@ def _decide(rules: Rules | None, lines: list[Line]) -> Decision:
 
 
 def _paired(lines: Sequence[Line]) -> bool:
-    """Whether all that were timed were interleaved with each other."""
+    """Whether all timed rows were interleaved with each other."""
     timed = [line.row.latency.samples for line in lines if line.row.latency is not None]
     return len(timed) > 1 and all(interleaved(first, second) for first, second in combinations(timed, 2))
 
 
 def _moved(lines: Sequence[Line], paired: bool) -> dict[str, str]:
-    """By letter, what to say of rows whose own time changed during an interleaved run."""
+    """Return, by letter, a remark about rows whose own time changed during an interleaved run."""
     if not paired:
         return {}
     timed = {line.letter: line.row.latency for line in lines if line.row.latency is not None}
@@ -183,7 +183,7 @@ def _moved(lines: Sequence[Line], paired: bool) -> dict[str, str]:
 
 
 def _against(line: Line, timed: bool, paired: bool, moved: str) -> list[str]:
-    """Why one row can't be ranked.
+    """Return the reasons why one row can't be ranked.
 
     Args:
         line: the row.
@@ -204,7 +204,7 @@ def _against(line: Line, timed: bool, paired: bool, moved: str) -> list[str]:
 
 
 def _too_little(line: Line) -> bool:
-    """Whether a row's latency can't be chosen by at all, not even provisionally."""
+    """Whether a row has too little latency data for any choice, even a provisional one."""
     return line.verdict.enough is False or line.row.partial
 
 
@@ -221,7 +221,7 @@ def _over_budget(line: Line) -> list[str]:
 
 
 def drop(line: Line) -> str:
-    """The top-1 drop in pp, with its 95 % interval; negative is a gain."""
+    """Return the top-1 drop in pp, with its 95 % interval; negative is a gain."""
     if line.top1_drop_pp is None or line.drop_interval is None:
         return UNKNOWN
     low, high = line.drop_interval
@@ -229,7 +229,7 @@ def drop(line: Line) -> str:
 
 
 def _cost(measured: Sequence[Line], timed: bool, paired: bool) -> Callable[[Line], float]:
-    """By what rows are ranked, the smallest first: time as the ratios of the rounds' fastest inferences have it where
+    """Return the function that ranks rows, the smallest value first: the ratios of the rounds' fastest inferences where
     all were interleaved, else the milliseconds; without latency, accuracy. Only called for rows that were measured."""
     if not timed:
         return lambda line: -(line.top1 or 0.0)
@@ -245,12 +245,12 @@ def _tied(ranking: Sequence[Line], timed: bool, cost: Callable[[Line], float]) -
 
 
 def _best_of_tie(ranking: Sequence[Line], timed: bool, cost: Callable[[Line], float]) -> Line:
-    """Among the fastest: one that isn't significantly less accurate, then the smallest."""
+    """Choose among the fastest: first one that isn't significantly less accurate, then the smallest."""
     return min(_tied(ranking, timed, cost), key=lambda line: (*_preference(line), cost(line)))
 
 
 def _preference(line: Line) -> tuple[bool, int]:
-    """Smaller is better, among rows that are equally fast: whether it's significantly less accurate; bytes."""
+    """Rank equally fast rows, smaller is better: whether it's significantly less accurate; then its bytes."""
     return line.drop_interval is not None and line.drop_interval.low > 0, line.row.subject.bytes
 
 
@@ -266,7 +266,7 @@ def _unsure(choice: Line, contest: Sequence[Line], objections: Sequence[str], ti
 
 
 def _doubt(choice: Line, other: Line) -> str:
-    """Why another row may be the better choice, for all that was measured; empty: it isn't.
+    """Return why another row may be the better choice despite the measurement; empty: it isn't.
 
     The rounds' fastest inferences have to show that it's slower, and the rounds' medians mustn't show the opposite:
     where other processes stay for the whole run, one artifact may be the faster alone, and another beside them.
@@ -289,14 +289,14 @@ def _doubt(choice: Line, other: Line) -> str:
 
 
 def _ratio(choice: Line, other: Line, statistic: Literal["median", "fastest"]) -> Ratio | None:
-    """Time of ``other`` over the choice's, for one image."""
+    """Return the time of ``other`` over the choice's, for one image."""
     if choice.row.latency is None or other.row.latency is None:
         return None
     return ratio(choice.row.latency, other.row.latency, statistic=statistic)
 
 
 def _said(unsure: Sequence[Doubt], rules: Rules | None) -> list[str]:
-    """The doubts as sentences, and the command that settles them."""
+    """Return the doubts as sentences, and the command that settles them."""
     sentences = [f"Not certain: {doubt.reason}." for doubt in unsure]
     if rules is not None and any(not doubt.of_accuracy for doubt in unsure):
         longer = max(LONGER * rules.min_duration_s, LONGER)
@@ -350,7 +350,7 @@ def _reasons(
 
 
 def _float_of(line: Line, among: Sequence[Line]) -> Line | None:
-    """The float row that a reader compares with: of the same target, else the fastest; None for a float row."""
+    """Return the float row to compare with: of the same target, else the fastest; None for a float row."""
     if line.row.subject.precision == "fp32":
         return None
     floats = [
@@ -376,7 +376,7 @@ def _speed(choice: Line, measured: Sequence[Line]) -> str:
 
 
 def _times(choice: Line, other: Line) -> tuple[str, str]:
-    """How many times as long another row takes, and how sure that is: by the rounds' fastest inferences where they were
+    """Return another row's time over the choice's, and its interval: by the rounds' fastest inferences where they were
     interleaved, else by the medians, without an interval."""
     ours, theirs = choice.row.latency, other.row.latency
     paired = ours is not None and theirs is not None and interleaved(ours.samples, theirs.samples)
@@ -388,7 +388,7 @@ def _times(choice: Line, other: Line) -> tuple[str, str]:
 
 
 def _medians(choice: Line | None, contest: Sequence[Line], paired: bool) -> list[str]:
-    """What to say where the milliseconds in the table have another order than the ratios that were decided by."""
+    """Return remarks where the table's milliseconds have another order than the ratios that decided."""
     if choice is None or not paired:
         return []
     return [

@@ -1,4 +1,4 @@
-"""From result files to a report file: what ``vitedge report`` does."""
+"""Turn result files into a report file, for ``vitedge report``."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def report(
     data: str | None = None,
     overwrite: bool = False,
 ) -> Report:
-    """Read results, and make them HTML, Markdown or CSV.
+    """Read results, and turn them into HTML, Markdown or CSV.
 
     Args:
         sources: result files, folders of them, and results.
@@ -74,7 +74,7 @@ def report(
 
 
 def show_report(report: Report, json: str | None) -> None:
-    """The rows as JSON where ``json`` says; the decisions where a file was written, else the report itself."""
+    """Print the rows as JSON where ``json`` says; the decisions where a file was written, else the report itself."""
     from vitedge.reporting import csv, terminal
 
     if json is not None and report.format != "json":
@@ -111,7 +111,7 @@ def _render(format: str, results: Sequence[Result], images: ImageSet | None) -> 
 
 
 def tell(results: Sequence[Result], out: Path) -> None:
-    """The decisions, and where the report lies."""
+    """Print the decisions, and the path of the report."""
     from rich.console import Group
 
     from vitedge.reporting import rows, terminal

@@ -24,7 +24,7 @@ CLOCK_S = 5.0  # a clock that is further off is worth a line
 
 
 def show_boards(states: Sequence[BoardState]) -> None:
-    """One line for each board, then what is wrong, and which versions differ."""
+    """Print one line for each board, then problems, and differing versions."""
     sound = [state for state in states if state.problem is None]
     rows = [
         (
@@ -58,7 +58,7 @@ def show_boards(states: Sequence[BoardState]) -> None:
 
 
 def results_of(outcomes: Sequence[Outcome], folder: Path) -> list[Result]:
-    """The results of measurements, each with its board's name before its machine's: equal boards stay apart.
+    """Return the results of measurements, with each board's name before its machine's, so that equal boards differ.
 
     Raises:
         ArtifactError: one of them isn't a result.
@@ -79,7 +79,7 @@ def results_of(outcomes: Sequence[Outcome], folder: Path) -> list[Result]:
 
 
 def show_pushed(rows: Sequence[Pushed]) -> None:
-    """What was pushed where, and how much of it travelled."""
+    """Print which folders were sent to which board, and how many bytes."""
     cells = [
         (row.board, row.name, row.digest[:12], megabytes(row.total_bytes), "new" if row.fresh else "was there")
         for row in rows
@@ -89,7 +89,7 @@ def show_pushed(rows: Sequence[Pushed]) -> None:
 
 
 def show_installed(rows: Sequence[Installed]) -> None:
-    """What was installed where."""
+    """Print what was installed on each board."""
     cells = [
         (row.board, row.version, row.python, row.wheels, megabytes(row.sent_bytes), row.environment) for row in rows
     ]
@@ -97,7 +97,7 @@ def show_installed(rows: Sequence[Installed]) -> None:
 
 
 def show_outcomes(rows: Sequence[Outcome]) -> None:
-    """What has been done on which board."""
+    """Print the outcomes of each board."""
     cells = [
         (row.board, row.verb, row.artifacts, text(row.state, STATES.get(row.state, BAD)), row.result or row.detail)
         for row in rows
@@ -106,6 +106,6 @@ def show_outcomes(rows: Sequence[Outcome]) -> None:
 
 
 def show_events(events: Sequence[tuple[str, str, str]]) -> None:
-    """What happened on the way."""
+    """Print the events of each board."""
     if events:
         show(table(("board", "event"), [(board, event) for board, _, event in events]))

@@ -35,7 +35,7 @@ def write(plan: ShrinkPlan, curve: Frontier) -> Frontier:
 
 
 def draw(curve: Frontier) -> str:
-    """Top-1 (or the agreement with the whole model) over latency, one line a precision, as an SVG file.
+    """Draw top-1 (or the agreement with the whole model) over latency, one line for each precision, as an SVG file.
 
     Raises:
         NotInstalledError: matplotlib isn't installed.
@@ -57,7 +57,7 @@ def draw(curve: Frontier) -> str:
 
 
 def _curve(points: Sequence[Point], axes: Axes, colour: str, *, labelled: bool) -> None:
-    """A line from the whole model, which is ringed and called after its precision."""
+    """Draw a line from the whole model, which has a ring and the name of its precision."""
     places = [(point.latency_ms, _height(point, labelled=labelled)) for point in points]
     axes.plot(*zip(*places, strict=True), "o-", color=colour, markersize=5, linewidth=1.2)
     axes.plot(*places[0], "o", color=colour, markersize=11, markerfacecolor="none", markeredgewidth=1.6)
@@ -65,7 +65,7 @@ def _curve(points: Sequence[Point], axes: Axes, colour: str, *, labelled: bool) 
 
 
 def _others(points: Sequence[Point], axes: Axes, colour: str, *, labelled: bool) -> None:
-    """Other models: a diamond where one is trained, else a tick on the axis of latency."""
+    """Draw other models: a diamond where one is trained, else a tick on the axis of latency."""
     for point in points:
         x, style = point.latency_ms, dict[str, Any](textcoords="offset points", color=colour, fontsize=8)
         if point.loss is not None:

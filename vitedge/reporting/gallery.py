@@ -1,4 +1,4 @@
-"""Pictures in a report: samples that were classified, and images that an artifact answers otherwise than float32."""
+"""Pictures in a report: classified samples, and images that an artifact classifies differently from float32."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LONGEST_SIDE = 96  # pixels of an embedded picture
 
 @dataclass(frozen=True)
 class Answer:
-    """What one artifact said to a picture."""
+    """One artifact's prediction for a picture."""
 
     by: str  # "openvino int8"
     label: str
@@ -30,7 +30,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Shown:
-    """One picture and the answers to it."""
+    """One picture and the predictions for it."""
 
     name: str
     picture: bytes | None  # an encoded JPEG, PNG, WEBP or BMP file; None: only the answers are known
@@ -39,7 +39,7 @@ class Shown:
 
 
 def flips(line: Line, images: ImageSet | None = None) -> list[Shown]:
-    """The first :data:`MOST_FLIPS` images on which ``line`` and its reference disagree, wrong answers first.
+    """Return the first :data:`MOST_FLIPS` images on which ``line`` and its reference differ, wrong predictions first.
 
     Args:
         line: a row with accuracy and a reference.
@@ -67,7 +67,7 @@ def flips(line: Line, images: ImageSet | None = None) -> list[Shown]:
 
 
 def check_images(images: ImageSet, lines: Sequence[Line]) -> None:
-    """Hold pictures against the digest of those that accuracy was measured on.
+    """Check that pictures have the digest of those that accuracy was measured on.
 
     Raises:
         UsageError: they're other pictures.
@@ -84,7 +84,7 @@ def check_images(images: ImageSet, lines: Sequence[Line]) -> None:
 
 
 def data_uri(picture: bytes, name: str) -> str | None:
-    """A small PNG of an encoded picture as a data URI; None when it can't be decoded."""
+    """Return a small PNG of an encoded picture as a data URI; None when it can't be decoded."""
     with contextlib.suppress(ImageError):
         image = to_rgb(open_picture(picture, name), Preprocessing(size=(LONGEST_SIDE, LONGEST_SIDE)))
         image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))

@@ -1,4 +1,4 @@
-"""Maps of patches, drawn over the picture that they explain."""
+"""Draw maps of patches over the picture that they explain."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WARM, COLD = (220, 30, 30), (30, 70, 220)
 
 
 def draw(explanation: PictureExplanation, image: NDArray[np.uint8]) -> bytes:
-    """Panels beside each other: the picture, attention rollout where there is one, occlusion.
+    """Draw panels beside each other: the picture, attention rollout where there is one, occlusion.
 
     Args:
         explanation: the maps.
@@ -55,7 +55,7 @@ def draw(explanation: PictureExplanation, image: NDArray[np.uint8]) -> bytes:
 
 
 def overlay(picture: Image.Image, values: Map) -> Image.Image:
-    """The picture in grey, with a colour over each patch: red above 0, blue below, stronger the further from 0."""
+    """Draw the picture in grey, with a colour over each patch: red above 0, blue below, stronger further from 0."""
     import numpy as np
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""One HTML file: the decision, every number behind it, and the raw data. It asks nothing of any other file or host."""
+"""One HTML file: the decision, every number behind it, and the raw data. It loads no other file and no other host."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ STAGES = (
 
 
 def render(results: Sequence[Result], *, shown: Sequence[Shown] = (), images: ImageSet | None = None) -> str:
-    """The report as the text of one HTML file of less than :data:`MOST_BYTES` in UTF-8.
+    """Return the report as the text of one HTML file of less than :data:`MOST_BYTES` in UTF-8.
 
     Args:
         results: what :func:`vitedge.reporting.rows.read` gives.
@@ -128,19 +128,19 @@ def _jinja() -> Any:
 
 
 def _shown(value: Any) -> Any:
-    """Strings without control characters; a percent sign stays beside its number."""
+    """Return strings without control characters; a percent sign stays beside its number."""
     return re.sub(r"(?<=\d) %", "\u00a0%", printable(value)) if type(value) is str else value
 
 
 def _trusted(text: str) -> Markup:
-    """Text of our own that goes into the page as it is."""
+    """Mark text of our own that goes into the page unescaped."""
     from markupsafe import Markup
 
     return Markup(text)
 
 
 def _title(lines: Sequence[Line]) -> str:
-    """The models' name: what the artifacts' names have in common before target and precision."""
+    """Return the models' name: the common part of the artifacts' names before target and precision."""
     names = []
     for line in lines:
         about = line.row.subject
@@ -152,7 +152,7 @@ _FRONT = "The dashed line is the Pareto front: nothing is both faster and more a
 
 
 def _pictures(lines: Sequence[Line]) -> list[tuple[str, str, Markup]]:
-    """(title, what to see, SVG) of every picture that the data allows."""
+    """Return (title, what to see, SVG) of every picture that the data allows."""
     pictures: list[tuple[str, str, str | None]] = []
     for decision in decide(lines):
         where = f", {decision.machine}" if len({line.machine for line in lines}) > 1 else ""
@@ -217,7 +217,7 @@ def _pictures(lines: Sequence[Line]) -> list[tuple[str, str, Markup]]:
 
 
 def _detailed(lines: Sequence[Line]) -> list[Line]:
-    """The rows whose accuracy is shown class by class: the choice of each decision, or the first with a reference."""
+    """Return rows to show class by class: the choice of each decision, or the first with a reference."""
     detailed = []
     for decision in decide(lines):
         compared = [line for line in decision.lines if line.paired is not None]
@@ -228,7 +228,7 @@ def _detailed(lines: Sequence[Line]) -> list[Line]:
 
 
 def _stages(line: Line) -> dict[str, float | None]:
-    """Medians in milliseconds, None where a stage wasn't separated."""
+    """Return medians in milliseconds, None where a stage wasn't separated."""
     assert line.row.latency is not None
     samples = line.row.latency.samples
     return {
@@ -237,13 +237,13 @@ def _stages(line: Line) -> dict[str, float | None]:
 
 
 def _energy_mj(line: Line) -> float | None:
-    """Millijoules an image; None where no power meter could tell."""
+    """Return millijoules per image; None where no power meter could be read."""
     joules = sustained.energy_j(line.row.latency) if line.row.latency is not None else None
     return None if joules is None else 1e3 * joules / line.row.subject.batch
 
 
 def _explained(lines: Sequence[Line]) -> list[tuple[Line, Explained]]:
-    """Of every quantized row its layers and sentences; with times where it and a float row beside it were profiled."""
+    """Return every quantized row's layers and sentences; with times where it and a float row were profiled."""
     explained = []
     for line in lines:
         about, where = line.row.subject, line.result.environment
@@ -267,14 +267,14 @@ def _explained(lines: Sequence[Line]) -> list[tuple[Line, Explained]]:
 
 
 def _bursts(lines: Sequence[Line]) -> list[tuple[Line, sustained.Sustained]]:
-    """What the long runs say about sustained load."""
+    """Return the sustained load of the long runs."""
     timed = [(line, line.row.latency) for line in lines if line.row.latency is not None]
     loads = [(line, sustained.burst_and_sustained(latency, line.row.subject.batch)) for line, latency in timed]
     return [(line, load) for line, load in loads if load is not None]
 
 
 def _protocol_runs(lines: Sequence[Line]) -> list[tuple[Line, protocols.ToolProtocol, list[protocols.Field], str]]:
-    """(row, tool, its fields, how long instead of how long) of every run under another tool's protocol."""
+    """Return (row, tool, fields, both durations) of every run under another tool's protocol."""
     runs = []
     for line in lines:
         latency = line.row.latency
@@ -288,28 +288,28 @@ def _protocol_runs(lines: Sequence[Line]) -> list[tuple[Line, protocols.ToolProt
 
 
 def _class_scores(line: Line) -> list[ClassScore]:
-    """Those with the largest drop first, at most :data:`MOST_CLASSES`."""
+    """Return the classes with the largest drop, at most :data:`MOST_CLASSES`."""
     assert line.row.accuracy is not None and line.result.data is not None
     reference = line.reference.accuracy if line.reference is not None else None
     return class_scores(line.row.accuracy, line.result.data, reference)[:MOST_CLASSES]
 
 
 def _digits(value: float | None) -> str:
-    """Four digits that matter; thousands in full."""
+    """Format four significant digits; thousands in full."""
     if value is None:
         return rows.UNKNOWN
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
 
 def _embedded(shown: Sequence[Shown]) -> list[tuple[Shown, str | None]]:
-    """Each picture with its data URI."""
+    """Return each picture with its data URI."""
     return [
         (picture, gallery.data_uri(picture.picture, picture.name) if picture.picture else None) for picture in shown
     ]
 
 
 def _environments(results: Sequence[Result]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """(machine, facts) of every result."""
+    """Return (machine, facts) of every result."""
     environments = []
     for result in results:
         where = result.environment
@@ -347,7 +347,7 @@ def _cores(result: Result) -> str | None:
 
 
 def _raw(results: Sequence[Result]) -> list[Mapping[str, Any]]:
-    """Ways to embed the results, the fullest first: plain, compressed, and without raw samples."""
+    """Return ways to embed the results, the fullest first: plain, compressed, and without raw samples."""
     data = b"[" + b",".join(encode_result(result).strip() for result in results) + b"]"
     packed = base64.b64encode(gzip.compress(data, mtime=0)).decode()
     ways: list[Mapping[str, Any]] = []

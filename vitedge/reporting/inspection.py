@@ -1,4 +1,4 @@
-"""What a file or folder is, in words: a model folder, an artifact, a result, an ONNX file."""
+"""Describe a file or folder in words: a model folder, an artifact, a result, an ONNX file."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Inspection(Record):
 
 
 def inspect(path: str | Path, *, everything: bool = False) -> Inspection:
-    """Say what lies at ``path``; the digests of models and artifacts are checked on the way.
+    """Describe what lies at ``path``; the digests of models and artifacts are checked on the way.
 
     Args:
         path: a model folder, an artifact, a result file or its folder, a folder of engines, or an ONNX file.
@@ -117,7 +117,7 @@ def _model(model: Model, limit: int | None) -> Inspection:
 
 
 def _widths(config: ViTConfig | UnsetType | None) -> tuple[Section, ...]:
-    """The table of each block's widths; nothing where all blocks are alike."""
+    """Return the table of each block's widths; nothing where all blocks are equal."""
     cells = widths.table(config) if config else ()
     return (Section(title="Widths", columns=widths.COLUMNS, rows=cells),) if cells else ()
 
@@ -168,7 +168,7 @@ def _artifact(artifact: Artifact, limit: int | None) -> Inspection:
 
 
 def _runs_here(artifact: Artifact) -> dict[str, str]:
-    """Which candidate opening the artifact opens on this machine; empty where there is no other."""
+    """Return the candidate that opening the artifact opens on this machine; empty where there is no other."""
     if not folders(artifact):
         return {}
     chosen = open_artifact(artifact.path)
@@ -176,7 +176,7 @@ def _runs_here(artifact: Artifact) -> dict[str, str]:
 
 
 def _candidates(artifact: Artifact) -> tuple[Section, ...]:
-    """What was built at export, and what was measured here since."""
+    """Return what was built at export, and what was measured here since."""
     results = artifact.manifest.candidates
     if len(results) < 2:
         return ()
@@ -215,7 +215,7 @@ def _candidates(artifact: Artifact) -> tuple[Section, ...]:
 
 
 def _fidelity(fidelity: Fidelity | None) -> dict[str, str]:
-    """The difference from the float graph, in words."""
+    """Describe the difference from the float graph."""
     if fidelity is None:
         return {}
     sentence = f"KL {fidelity.divergence:.2g}, top-1 agreement {100 * fidelity.agreement:.2f} %"
@@ -231,13 +231,13 @@ def _fidelity(fidelity: Fidelity | None) -> dict[str, str]:
 
 
 def _budget(manifest: Manifest) -> dict[str, str]:
-    """The accuracy budget in words; empty where none was set."""
+    """Describe the accuracy budget; empty where none was set."""
     budget = Budget.of_export(manifest.max_top1_drop_pp, manifest.min_top1_agreement_pct)
     return {"budget": f"{budget}, held with 95 % confidence"} if budget.limits_accuracy else {}
 
 
 def contract_in_words(contract: Preprocessing) -> list[str]:
-    """What happens to a picture, step by step."""
+    """Describe the steps of preprocessing."""
     height, width = contract.size
     scaled = [contract.before_crop(side) for side in (height, width)]
     smooth = contract.interpolation if contract.antialias else f"{contract.interpolation} without antialias"
@@ -270,7 +270,7 @@ def contract_in_words(contract: Preprocessing) -> list[str]:
 
 
 def layers(plan: Sequence[LayerPlan], *, each: bool = False) -> Section:
-    """The planned precision, layers of one role together (the block's number becomes ``*``), or each of them."""
+    """Return the planned precision, layers of one role together (the block's number becomes ``*``), or each of them."""
     total = sum(layer.macs for layer in plan) or 1
     groups: dict[tuple[str, str, str], list[LayerPlan]] = {}
     for layer in plan:
@@ -285,7 +285,7 @@ def layers(plan: Sequence[LayerPlan], *, each: bool = False) -> Section:
 
 
 def _golden(golden: Golden) -> str:
-    """The self-test in words."""
+    """Describe the self-test."""
     text = (
         f"{len(golden.pictures)} pictures, run by {golden.executed_by}; largest deviation from float32 "
         f"{golden.deviation:.1e} of the largest logit"
@@ -356,7 +356,7 @@ def _words(value: Any) -> str:
 
 
 def _engines(path: Path) -> Inspection:
-    """Which GPUs a folder of engines serves, how large they are, and what building each took."""
+    """Describe a folder of engines: the GPUs that it serves, sizes, and the time that building each took."""
     record = decode_json((path / INDEX).read_bytes(), Engines, action=f"inspect {path}", file=str(path / INDEX))
     cells = []
     for engine in record.engines:
@@ -452,7 +452,7 @@ def _onnx(path: Path, limit: int | None) -> Inspection:
 
 
 def _read_onnx(path: str) -> dict[str, Any]:
-    """In a child process, because the file may be anybody's."""
+    """Read an ONNX file in a child process, because it isn't trusted."""
     import math
 
     import onnx

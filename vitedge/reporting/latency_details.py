@@ -1,4 +1,4 @@
-"""Tables of what lies behind a latency: memory and energy, load over time, layers, other tools' fields."""
+"""Tables behind a latency: memory and energy, load over time, layers, other tools' fields."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CURVE_ROWS = 12  # of the curve in a terminal
 
 
 def tables(lines: Sequence[Line]) -> list[RenderableType | None]:
-    """Everything there is of these lines; nothing where nothing was measured."""
+    """Return all tables of these lines; none where nothing was measured."""
     measured = [(line, line.row.latency) for line in lines if line.row.latency is not None]
     curves = [_curve(line, latency) for line, latency in measured]
     profiled = [_profile(line) for line in lines]
@@ -27,7 +27,7 @@ def tables(lines: Sequence[Line]) -> list[RenderableType | None]:
 
 
 def _number(value: float | None, digits: int = 3) -> str:
-    """So many digits that matter; thousands in full."""
+    """Format significant digits; thousands in full."""
     if value is None:
         return UNKNOWN
     return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
@@ -111,7 +111,7 @@ def _curve(line: Line, latency: Latency) -> RenderableType | None:
 
 
 def _profile(line: Line) -> RenderableType | None:
-    """Percentages by component of the model, and of the blocks together."""
+    """Return percentages by component of the model, and of the blocks together."""
     profiled = line.row.profile
     if profiled is None:
         return None

@@ -27,13 +27,13 @@ _PUNCTUATION = re.compile(r"([\\`*_\[\]|~$]|^[#+-])")
 
 
 def escape(text: object) -> str:
-    """Text that Markdown, and the HTML inside it, shows as it is, on one line."""
+    """Escape text so that Markdown, and the HTML inside it, shows it unchanged, on one line."""
     plain = printable(text).replace("\n", " ").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _PUNCTUATION.sub(r"\\\1", plain)
 
 
 def render(results: Sequence[Result]) -> str:
-    """One section for each machine and set of rules: the decision, its reasons, the table, and notes.
+    """Return one section for each machine and set of rules: the decision, its reasons, the table, and notes.
 
     Where there are several, one table of all rows comes first.
     """
@@ -43,7 +43,7 @@ def render(results: Sequence[Result]) -> str:
 
 
 def merged(decisions: Sequence[Decision]) -> str:
-    """The rows of all machines in one table; ranks are given among rows that may be compared, and nowhere else."""
+    """Return the rows of all machines in one table; ranks are given only among rows that may be compared."""
     columns = ("group", "machine", "rank", *COLUMNS)
     table = [f"| {' | '.join(columns)} |", f"| ---: | --- | --- | --- |{' ---: |' * (len(COLUMNS) - 2)} :-: |"]
     for number, decision in enumerate(decisions, 1):
@@ -73,7 +73,7 @@ def _section(decision: Decision) -> str:
 
 
 def table(decision: Decision) -> str:
-    """The rows of one decision; the recommended one is bold. Intervals are 95 %."""
+    """Return the rows of one decision; the recommended one is bold. Intervals are 95 %."""
     head = [f"| {' | '.join(COLUMNS)} |", f"| --- |{' ---: |' * (len(COLUMNS) - 2)} :-: |"]
     return "\n".join([*head, *(f"| {' | '.join(_cells(line, decision))} |" for line in decision.lines)])
 

@@ -1,4 +1,4 @@
-"""Tables of what was measured, verified and classified."""
+"""Tables of measurements, verifications and classifications."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MOST_CLASSES = 5  # of each artifact, those with the largest drop
 
 
 def show_result(result: Result) -> None:
-    """Latency, accuracy, and what has to be known before trusting them."""
+    """Print latency, accuracy, and the remarks to know before trusting them."""
     lines = rows.lines([result])
     setting = text(_setting(result), terminal.QUIET)
     terminal.show(
@@ -70,7 +70,7 @@ def _latency(lines: Sequence[Line]) -> RenderableType | None:
 
 
 def _beside(lines: Sequence[Line]) -> RenderableType | None:
-    """What isn't in the latency: preparing a picture, opening, the first inference; and the harness's overhead."""
+    """Return times outside of the latency: preparing a picture, opening, the first inference; and the overhead."""
     measured = [line for line in lines if line.row.latency is not None]
     if not measured:
         return None
@@ -170,7 +170,7 @@ def _accuracy_cells(line: Line) -> list[str]:
 
 
 def _classes(lines: Sequence[Line]) -> RenderableType | None:
-    """The classes with the largest drop of each artifact against its reference; the report has them all."""
+    """Return the classes with the largest drop of each artifact against its reference; the report has them all."""
     from vitedge.evaluation.statistics import class_scores
 
     scores: list[tuple[object, ...]] = []
@@ -213,12 +213,12 @@ def _setting(result: Result) -> str:
 
 
 def show_checks(checks: Sequence[Check]) -> None:
-    """One row a check."""
+    """Print one row for each check."""
     terminal.show(table(["", "check", "detail"], [(mark(check.ok), check.name, check.detail) for check in checks]))
 
 
 def show_classified(classified: Sequence[Classified]) -> None:
-    """One row a picture; and where the classes have no names, what gives them."""
+    """Print one row for each picture; and, where the classes have no names, how to give them."""
     labels = [answer.label for entry in classified for answer in entry.answers]
     terminal.show(
         table(
@@ -238,7 +238,7 @@ def show_classified(classified: Sequence[Classified]) -> None:
 
 
 def show_picture_explanation(explanation: PictureExplanation) -> None:
-    """The class, and the patch that each map points at."""
+    """Print the class, and the most important patch of each map."""
     place, fall = _strongest(explanation.occlusion)
     pairs = [
         ("picture", explanation.picture),
@@ -254,13 +254,13 @@ def show_picture_explanation(explanation: PictureExplanation) -> None:
 
 
 def _strongest(values: Map) -> tuple[str, float]:
-    """Where the largest value of a map is, counted from 1, and the value."""
+    """Return the position of a map's largest value, counted from 1, and the value."""
     value, row, column = max((value, -r, -c) for r, line in enumerate(values) for c, value in enumerate(line))
     return f"row {1 - row}, column {1 - column}", value
 
 
 def show_classified_shards(classified: ClassifiedShards) -> None:
-    """What an engine classified, and where the answers are."""
+    """Print the counts of a classification by an engine, and the folder of the answers."""
     terminal.show(
         facts(
             [

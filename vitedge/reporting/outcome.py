@@ -1,4 +1,4 @@
-"""Where a result goes: a file, stdout as JSON, a table; also when it was interrupted."""
+"""Deliver a result: to a file, to stdout as JSON, as a table; also when it was interrupted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def result_to(
     out: Path | None, json: str | None, *, overwrite: bool, action: str, resumes: bool = False
 ) -> Iterator[Callable[[Result], None]]:
-    """Refuse existing files first; yield what delivers a result; deliver what an interruption left, too.
+    """Refuse existing files first; yield the function that delivers a result; deliver an interrupted result, too.
 
     Args:
         out: the option ``--out``.
@@ -54,7 +54,7 @@ def result_to(
 
 
 def refuse_existing(files: Sequence[Path | None], *, overwrite: bool, action: str) -> None:
-    """Refuse to replace what isn't a result, and results without ``overwrite``; None among the files is none.
+    """Refuse to replace files that aren't results, and results without ``overwrite``; None among the files is ignored.
 
     Raises:
         UsageError: one of them exists.
@@ -68,7 +68,7 @@ def refuse_existing(files: Sequence[Path | None], *, overwrite: bool, action: st
 
 
 def resumable(out: Path | None, *, wanted: bool, action: str) -> Result | None:
-    """The result to go on from with ``--resume``; None when there is none yet.
+    """Return the result to resume with ``--resume``; None when there is none yet.
 
     Raises:
         UsageError: no ``--out``.
@@ -87,7 +87,7 @@ def resumable(out: Path | None, *, wanted: bool, action: str) -> Result | None:
 
 
 def keeper(out: Path | None) -> Callable[[Result], None] | None:
-    """What keeps a partial result in ``--out`` while measuring; None without one."""
+    """Return a function that keeps a partial result in ``--out`` while measuring; None without one."""
     from vitedge.formats.result import write_result
 
     return None if out is None else lambda result: write_result(result, out)
@@ -111,7 +111,7 @@ def refuse_invalid(result: Result) -> None:
 
 
 def refuse_unreadable(names: Sequence[str], unreadable: int, pictures: int) -> None:
-    """Turn pictures that couldn't be read into an error, after the others were shown.
+    """Turn unreadable pictures into an error, after the others were shown.
 
     Args:
         names: of some of them, at least three where there are so many.
@@ -133,7 +133,7 @@ def refuse_unreadable(names: Sequence[str], unreadable: int, pictures: int) -> N
 
 
 def refuse_worse(comparisons: Sequence[Comparison], *, strict: bool) -> None:
-    """Turn a candidate that isn't allowed into an error; with ``strict`` also one about which something isn't certain.
+    """Turn a candidate that isn't allowed into an error; with ``strict`` also one with an undecided comparison.
 
     Raises:
         InvalidResultError: what stands against it.

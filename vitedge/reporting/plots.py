@@ -1,4 +1,4 @@
-"""Pictures as inline SVG, drawn by matplotlib.
+"""Draw pictures as inline SVG, with matplotlib.
 
 Colours are CSS variables of the page (:data:`VARIABLES` and ``--s0`` … ``--s7``), so that one picture serves light,
 dark and paper. Text stays text. Nothing from outside is parsed as mathematics or markup.
@@ -63,7 +63,7 @@ _STYLE: dict[Any, Any] = {
 
 
 def colour(line: Line | int) -> str:
-    """The colour of a line, or of a number, for matplotlib."""
+    """Return the colour of a line, or of a number, for matplotlib."""
     number = line if isinstance(line, int) else _number(line.letter)
     return f"#0b00{number % SERIES:02x}"
 
@@ -76,17 +76,17 @@ def _number(letters: str) -> int:
 
 
 def series(line: Line) -> int:
-    """Which of the page's series colours a line has."""
+    """Return the number of a line's colour among the page's series colours."""
     return _number(line.letter) % SERIES
 
 
 def marker(line: Line) -> str:
-    """The shape of a line's points."""
+    """Return the shape of a line's points."""
     return MARKERS[_number(line.letter) % len(MARKERS)]
 
 
 class Picture:
-    """One picture while it's drawn: a figure with one axes or several below each other, and its SVG afterwards."""
+    """One picture while it's drawn: a figure with axes below each other, and its SVG afterwards."""
 
     def __init__(self, title: str, height: float, width: float, panels: int) -> None:
         from matplotlib.figure import Figure
@@ -98,11 +98,11 @@ class Picture:
 
     @property
     def axes(self) -> Axes:
-        """The first panel, which mostly is the only one."""
+        """The first panel, which usually is the only one."""
         return self.panels[0]
 
     def render(self) -> str:
-        """``<svg>`` without fixed size, with a title for readers of the screen."""
+        """Return ``<svg>`` without fixed size, with a title for screen readers."""
         stream = io.StringIO()
         self.figure.savefig(
             stream, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None}
@@ -125,7 +125,7 @@ class Picture:
 
 @contextlib.contextmanager
 def picture(title: str, *, height: float = 3.4, width: float = 5.2, panels: int = 1) -> Iterator[Picture]:
-    """Draw within; afterwards the picture's ``svg`` is there.
+    """Provide a picture to draw on; afterwards its ``svg`` is set.
 
     Raises:
         NotInstalledError: matplotlib isn't installed.
@@ -143,7 +143,7 @@ def picture(title: str, *, height: float = 3.4, width: float = 5.2, panels: int 
 
 
 def letters(axes: Axes, places: Sequence[tuple[Line, float, float]]) -> None:
-    """A letter beside each (x, y), where it covers no other point and no other letter; call it when all is drawn."""
+    """Put a letter beside each (x, y), where it covers no other point or letter; call it after all drawing."""
     axes.figure.draw_without_rendering()  # type: ignore[union-attr]  # the layout decides where data lie
     points = [tuple(axes.transData.transform((x, y))) for _, x, y in places]
     placed: list[tuple[float, float]] = []
@@ -181,7 +181,7 @@ _AROUND = [
 
 
 def front(lines: Sequence[Line]) -> list[Line]:
-    """The Pareto front among valid rows: no other is both faster and more accurate. From the fastest on."""
+    """Return the Pareto front among valid rows, from the fastest on: no other is both faster and more accurate."""
     points = [line for line in lines if line.cost_ms is not None and line.top1 is not None and line.verdict.valid]
     members: list[Line] = []
     for line in sorted(points, key=lambda line: (line.cost_ms or 0.0, -(line.top1 or 0.0))):
@@ -191,7 +191,7 @@ def front(lines: Sequence[Line]) -> list[Line]:
 
 
 def tradeoff(lines: Sequence[Line], title: str) -> str | None:
-    """Top-1 over latency, 95 % intervals of top-1, and the Pareto front; hollow where a row isn't valid."""
+    """Draw top-1 over latency, 95 % intervals of top-1, and the Pareto front; hollow where a row isn't valid."""
     points = [line for line in lines if line.cost_ms is not None and line.top1 is not None]
     if len(points) < 2:
         return None
@@ -232,7 +232,7 @@ def tradeoff(lines: Sequence[Line], title: str) -> str | None:
 
 
 def selection(steps: Sequence[Step], candidates: Sequence[CandidateResult], title: str) -> str | None:
-    """Divergence from float32 over latency (or the fraction that isn't quantized) as groups of layers go back to float.
+    """Draw divergence from float32 over latency (or the unquantized fraction) as groups of layers go back to float.
 
     The steps are one line, numbered by the groups in float; the chosen one is ringed. Other candidates that were
     measured and evaluated are hollow. None for fewer than three steps.
@@ -277,8 +277,7 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def _beside(axes: Axes, labels: Sequence[tuple[float, float, str, str]]) -> None:
-    """(x, y, text, colour): each text beside its point, where no earlier one is; numbers that find no place are left
-    out."""
+    """Write each (x, y, text, colour) beside its point, where no earlier text is; leave out numbers without a place."""
     axes.figure.draw_without_rendering()  # type: ignore[union-attr]  # the layout decides where data lie
     taken: list[tuple[float, float, float]] = []  # left, middle, right in points
     for x, y, text, shade in labels:
@@ -311,7 +310,7 @@ def _step_words(step: Step) -> str:
 
 
 def standalone(svg: str) -> str:
-    """A picture as a file of its own: with a size, a background, and the report's colours for light and dark."""
+    """Return a picture as a file of its own: with a size, a background, and the report's colours for light and dark."""
     from pathlib import Path
 
     css = (Path(__file__).resolve().parent / "templates" / "report.css").read_text()
@@ -328,7 +327,7 @@ def standalone(svg: str) -> str:
 
 
 def _colours(css: str) -> str:
-    """The variables of one scheme."""
+    """Return the variables of one colour scheme."""
     return " ".join(f"{name}: {value};" for name, value in re.findall(r"(--[a-z][a-z0-9-]*): (#[0-9a-f]{6})", css))
 
 
@@ -336,7 +335,7 @@ def _colours(css: str) -> str:
 
 
 def distributions(lines: Sequence[Line], title: str) -> str | None:
-    """The percentage of inferences that took at most so long, one curve an artifact, to the 99.5th percentile."""
+    """Draw the percentage of inferences below each latency, one curve for each artifact, to the 99.5th percentile."""
     import numpy as np
 
     timed = [line for line in lines if line.row.latency is not None and len(line.row.latency.samples) > 1]
@@ -368,7 +367,7 @@ def distributions(lines: Sequence[Line], title: str) -> str | None:
 
 
 def classes(line: Line, title: str) -> str | None:
-    """Top-1 of each class, the reference's beside it; None with more than 40 classes."""
+    """Draw top-1 of each class beside the reference's; None with more than 40 classes."""
     data, accuracy = line.result.data, line.row.accuracy
     if data is None or accuracy is None or not 1 < len(data.classes) <= 40:
         return None
@@ -392,7 +391,7 @@ def classes(line: Line, title: str) -> str | None:
 
 
 def confusions(line: Line, title: str) -> str | None:
-    """The confusion matrix, true classes downwards, fractions of each row; None with more than 20 classes."""
+    """Draw the confusion matrix, true classes downwards, fractions of each row; None with more than 20 classes."""
     data, accuracy = line.result.data, line.row.accuracy
     if data is None or accuracy is None or not 1 < len(data.classes) <= 20:
         return None
@@ -428,7 +427,7 @@ def _square(x: float, y: float, shade: str, alpha: float) -> Any:
 
 
 def reliability(lines: Sequence[Line], title: str) -> str | None:
-    """Accuracy over confidence in equal-width bins; on the diagonal a probability means what it says."""
+    """Draw accuracy over confidence in equal-width bins; on the diagonal the model is calibrated."""
     shown = [line for line in lines if line.row.accuracy is not None and line.row.accuracy.calibrated is not None]
     if not shown:
         return None
@@ -462,6 +461,6 @@ def reliability(lines: Sequence[Line], title: str) -> str | None:
 
 
 def shortened(name: str, most: int = 18) -> str:
-    """A printable name of at most ``most`` characters."""
+    """Return a printable name of at most ``most`` characters."""
     clean = printable(name).replace("\n", " ")
     return clean if len(clean) <= most else f"{clean[: most - 1]}…"

@@ -1,4 +1,4 @@
-"""From what a shrunk model was made, in words."""
+"""Describe how a model was shrunk."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from vitedge.shrinking.shrinkage import Shrinkage
 
 
 def facts(done: Shrinkage) -> dict[str, str]:
-    """From what a model was shrunk, to what, and what that lost."""
+    """Describe from which model it was shrunk, to what budget, and with what loss."""
     tuned = f", then fine-tuned for {done.finetuned_epochs} passes" if done.finetuned_epochs else ""
     return {
         "shrunk from": f"{done.model} ({done.model_digest[:12]})",
@@ -22,13 +22,13 @@ def facts(done: Shrinkage) -> dict[str, str]:
 
 
 def sizes(done: Shrinkage) -> str:
-    """Which input size was chosen, of which."""
+    """Describe the chosen input size, and the sizes that were tried."""
     tried = " and ".join("×".join(map(str, each.size)) for each in done.resolutions)
     return f"{'×'.join(map(str, done.size or ()))} pixels, chosen from {tried}"
 
 
 def costs(done: Shrinkage) -> str:
-    """What a shrunk model takes, of what."""
+    """Describe the shrunk model's cost beside the whole model's."""
     if done.unit != "ns":
         return f"{done.cost / done.full:.1%} of the multiply-accumulates; nothing was measured"
     how = "" if done.verified else " (added up from the table; not measured as a whole)"
@@ -36,7 +36,7 @@ def costs(done: Shrinkage) -> str:
 
 
 def loss(fidelity: Fidelity | None) -> str:
-    """A loss against the whole model in one line."""
+    """Describe a loss against the whole model in one line."""
     if fidelity is None:
         return "not measured"
     top1 = "" if fidelity.top1_drop is None else f"top-1 drop {fidelity.top1_drop}, "

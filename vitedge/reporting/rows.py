@@ -1,4 +1,4 @@
-"""From results to lines: everything that tables and pictures show of one artifact, computed once from raw samples.
+"""Turn results into lines: all values of one artifact in tables and pictures, computed once from raw samples.
 
 Percentiles, intervals and verdicts come from :mod:`vitedge.formats.result`, :mod:`vitedge.evaluation.statistics` and
 :mod:`vitedge.benchmarking.validity`; here they're only brought together.
@@ -53,17 +53,17 @@ class Line:
 
     @cached_property
     def verdict(self) -> Verdict:
-        """What stands against this row."""
+        """The reasons against this row."""
         return assess(self.row)
 
     @property
     def rules(self) -> Rules | None:
-        """How the latency was measured; None when it wasn't."""
+        """The rules of the latency measurement; None without one."""
         return self.row.latency.rules if self.row.latency else None
 
     @property
     def load_ms(self) -> float | None:
-        """Opening the artifact in its runtime."""
+        """The time of opening the artifact in its runtime."""
         return self.row.latency.load_ns / 1e6 if self.row.latency else None
 
     @property
@@ -106,7 +106,7 @@ class Line:
 
     @property
     def images(self) -> int:
-        """How many images its accuracy is from."""
+        """The number of images behind its accuracy."""
         return len(self.row.accuracy.rank) if self.row.accuracy else 0
 
     @cached_property
@@ -121,14 +121,14 @@ class Line:
 
     @cached_property
     def top5(self) -> float | None:
-        """Top-5 accuracy, a fraction; None with five classes or fewer, where it says nothing."""
+        """Top-5 accuracy, a fraction; None with five classes or fewer, where it is meaningless."""
         if self.row.accuracy is None or not self.images or self.result.data is None:
             return None
         return top_k(self.row.accuracy, 5) / self.images if len(self.result.data.classes) > 5 else None
 
     @cached_property
     def paired(self) -> Paired | None:
-        """Against the reference, on the same images."""
+        """The comparison with the reference, on the same images."""
         if self.reference is None or self.reference.accuracy is None or self.row.accuracy is None:
             return None
         return compare(self.reference.accuracy, self.row.accuracy)
@@ -153,7 +153,7 @@ class Line:
 
     @property
     def verified(self) -> bool | None:
-        """Whether every check that could be decided passed; None when there was none, or the runtime couldn't run."""
+        """Whether every decided check passed; None when there was none, or the runtime couldn't run."""
         decided = [check.ok for check in self.row.checks if check.ok is not None]
         if not all(decided):
             return False
@@ -174,7 +174,7 @@ class Line:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader has to know before trusting the numbers."""
+        """The remarks that a reader has to know before trusting the numbers."""
         notes = [self.row.note] if self.row.note else []
         notes += [f"{check.tool}: {check.detail}" for check in self.row.parser_checks]
         notes += self.verdict.reasons
@@ -199,7 +199,7 @@ def _differs(executed: dict[str, float], planned: dict[str, float]) -> bool:
 
 
 def machine_name(where: Environment) -> str:
-    """A machine in a few words: its board, or its processor and cores."""
+    """Describe a machine in a few words: its board, or its processor and cores."""
     if where.board.model and where.processor.architecture == "aarch64":
         return where.board.model
     cores = where.processor.physical_cores
@@ -208,30 +208,30 @@ def machine_name(where: Environment) -> str:
 
 
 def fractions(by_type: dict[str, float]) -> str:
-    """Fractions by type as ``93 % int8, 7 % fp32``, the largest first."""
+    """Format fractions by type as ``93 % int8, 7 % fp32``, the largest first."""
     ordered = sorted(by_type.items(), key=lambda item: -item[1])
     return ", ".join(f"{fraction:.0%} {name}".replace("%", " %") for name, fraction in ordered) or UNKNOWN
 
 
 def milliseconds(value: float | None) -> str:
-    """Three digits that matter: 0.123, 1.23, 12.3, 123."""
+    """Format three significant digits: 0.123, 1.23, 12.3, 123."""
     if value is None:
         return UNKNOWN
     return f"{value:.{0 if value >= 99.95 else 1 if value >= 9.995 else 2 if value >= 0.9995 else 3}f}"
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
-    """A fraction as a percentage without its sign: 86.2."""
+    """Format a fraction as a percentage without its sign: 86.2."""
     return UNKNOWN if fraction is None else f"{100 * fraction:.{digits}f}"
 
 
 def points(value: float | None, digits: int = 2) -> str:
-    """Percentage points, with a true minus sign."""
+    """Format percentage points, with a true minus sign."""
     return UNKNOWN if value is None else f"{value:.{digits}f}".replace("-", "−")
 
 
 def rate(value: float | None) -> str:
-    """Images a second."""
+    """Format images per second."""
     return UNKNOWN if value is None else f"{value:,.0f}" if value >= 99.5 else f"{value:.1f}"
 
 
@@ -239,7 +239,7 @@ def rate(value: float | None) -> str:
 
 
 def read(sources: Iterable[str | Path | Result]) -> list[Result]:
-    """The results in files and folders, and those that were read before, merged where they belong together.
+    """Read the results in files and folders, and those that were read before, merged where they belong together.
 
     A folder stands for the ``.json`` files in it and the ``result.json`` in each of its folders; what isn't a result
     is passed over.
@@ -302,7 +302,7 @@ def _joinable(first: Result, second: Result) -> bool:
 
 
 def lines(results: Sequence[Result]) -> list[Line]:
-    """One line a row, lettered in their order."""
+    """Return one line for each row, with letters in their order."""
     lettered: list[Line] = []
     for result in results:
         for row in result.rows:
@@ -312,7 +312,7 @@ def lines(results: Sequence[Result]) -> list[Line]:
 
 
 def _reference(row: Row, result: Result, results: Sequence[Result]) -> Row | None:
-    """The float row of the same model on the same images, of this result if it has one."""
+    """Return the float row of the same model on the same images, of this result if it has one."""
     if row.accuracy is None:
         return None
     beside = [other for other in results if other is not result and other.data == result.data]
@@ -325,6 +325,6 @@ def _reference(row: Row, result: Result, results: Sequence[Result]) -> Row | Non
 
 
 def letter(number: int) -> str:
-    """A, B, …, Z, AA, AB, …"""
+    """Return A, B, …, Z, AA, AB, …"""
     before, last = divmod(number, 26)
     return (letter(before - 1) if before else "") + chr(ord("A") + last)

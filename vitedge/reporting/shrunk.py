@@ -1,4 +1,4 @@
-"""What a shrinking did, for people: where, and what it saves and costs."""
+"""Describe a shrinking: the components, the savings and the loss."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def no_out(action: str) -> UsageError:
-    """The error where nothing says where to write."""
+    """Return the error for a missing output path."""
     hint = "add: --out MODEL; or, to measure a latency table alone, --table FILE without a budget"
     return UsageError(action, "no model folder to write was named", hint)
 
 
 def summary(model: Model | None, curve: Frontier | None) -> dict[str, Any]:
-    """One row for ``--json``: the shrunk model, and the curve where one was drawn.
+    """Return one row for ``--json``: the shrunk model, and the curve where one was drawn.
 
     Returns:
         "model": the folder, "digest"; "shrunk": the fields of :class:`vitedge.shrinking.shrinkage.Shrinkage`;
@@ -51,7 +51,7 @@ def show(row: Mapping[str, Any]) -> None:
 
 
 def removed(done: Shrinkage) -> RenderableType:
-    """What became narrower, what that saves and what it costs."""
+    """Return the table of narrower components, their savings and errors."""
     return terminal.table(
         ["component", "what", ">before", ">after", ">saves (%)", ">error"],
         [
@@ -70,7 +70,7 @@ def removed(done: Shrinkage) -> RenderableType:
 
 
 def resolutions(done: Shrinkage) -> RenderableType:
-    """What each input size takes and loses once it's narrow enough."""
+    """Return the table of input sizes, with cost and loss of each within the budget."""
     measured = done.unit == "ns"
     return terminal.table(
         ["pixels", ">ms" if measured else ">MMACs", ">top-1 drop (pp)", ">agreement (%)", ">KL"],
@@ -121,7 +121,7 @@ def _frontier(curve: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 
 def show_table(path: str | Path) -> Callable[[Table], None]:
-    """A function that prints a latency table."""
+    """Return a function that prints a latency table."""
 
     def show(table: Table) -> None:
         rows = [

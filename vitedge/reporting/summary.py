@@ -1,4 +1,4 @@
-"""The demo's one table, its recommendation, and the pictures it classified."""
+"""The demo's table, its recommendation, and the pictures that it classified."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def show_summary(result: Result, shown: Sequence[Shown], out: Path) -> None:
-    """Everything that ran and what to make of it.
+    """Print everything that ran, and the recommendation.
 
     Args:
         result: rows with latency, accuracy, checks, notes and parser checks, as far as there are any.
@@ -79,7 +79,7 @@ def _table(lines: Sequence[Line]) -> RenderableType:
 
 
 def _speedup(line: Line, lines: Sequence[Line]) -> str:
-    """How many times as fast as the float32 row of the same target, by the interleaved rounds' medians."""
+    """Return the speed-up over the float32 row of the same target, by the interleaved rounds' medians."""
     for other in lines:
         same = other.row.subject.target == line.row.subject.target and other.row.subject.precision == "fp32"
         if same and other.row.latency is not None and line.row.latency is not None:
@@ -89,7 +89,7 @@ def _speedup(line: Line, lines: Sequence[Line]) -> str:
 
 
 def _int8(line: Line) -> str:
-    """Percentage of the multiply-accumulates in int8: executed, or planned where nothing could be executed."""
+    """Return the percentage of the multiply-accumulates in int8: executed, or planned where nothing could run."""
     executed, planned = line.row.precision_executed, line.row.subject.precision_planned
     fraction = (planned if executed is None else executed).get("int8", 0.0)
     if executed is None and not fraction:
@@ -104,7 +104,7 @@ def _verified(line: Line) -> Text:
 
 
 def _notes(lines: Sequence[Line]) -> RenderableType | None:
-    """One line a note; rows that share a note share its line."""
+    """Return the table of notes; rows that share a note share its line."""
     together: dict[str, list[str]] = {}
     for line in lines:
         for note in line.notes:

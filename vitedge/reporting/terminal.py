@@ -62,7 +62,7 @@ def emit(value: T, json: str | None, show: Callable[[T], None]) -> None:
 
 
 def console() -> Console:
-    """Where tables go: stdout as it is now."""
+    """Return the console for tables: stdout as it is now."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else UNLIMITED
@@ -70,19 +70,19 @@ def console() -> Console:
 
 
 def text(value: object, style: str = "") -> Text:
-    """A cell; None is unknown."""
+    """Return a cell; None is unknown."""
     from rich.text import Text
 
     return Text("unknown", style=QUIET) if value is None else Text(printable(value).replace("\n", " "), style=style)
 
 
 def mark(ok: bool | None) -> Text:
-    """✓, ✗, or – where it can't be said."""
+    """Return ✓, ✗, or – where it's undecided."""
     return {True: text("✓", GOOD), False: text("✗", BAD), None: text("–", UNSURE)}[ok]
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> RenderableType:
-    """A table without lines but one. ``>`` before a column's name aligns it right; ``!`` keeps it on one line.
+    """Return a table with one line only. ``>`` before a column's name aligns it right; ``!`` keeps it on one line.
 
     Where there is little room, the names of columns of numbers take two lines, and text wraps between words.
     """
@@ -117,7 +117,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str |
 
 
 def facts(pairs: Iterable[tuple[str, object]], title: str | None = None) -> RenderableType:
-    """Names and values, one a line."""
+    """Return names and values, one a line."""
     from rich.table import Table
     from rich.text import Text
 
@@ -148,14 +148,14 @@ def show(*parts: RenderableType | None) -> None:
 
 
 def indented(value: object, style: str = "") -> RenderableType:
-    """A text two columns in, also where it's wrapped."""
+    """Return a text indented by two columns, also where it's wrapped."""
     from rich.padding import Padding
 
     return Padding(text(value, style), (0, 0, 0, 2))
 
 
 def words(value: Any) -> str:
-    """A value of any shape in words."""
+    """Format a value of any type in words."""
     if isinstance(value, Mapping):
         return " · ".join(f"{name}: {words(inner)}" for name, inner in value.items())
     if isinstance(value, (list, tuple)):
@@ -166,7 +166,7 @@ def words(value: Any) -> str:
 
 
 def megabytes(size: int) -> str:
-    """Bytes as megabytes (10⁶) with two digits that matter."""
+    """Format bytes as megabytes (10⁶) with two significant digits."""
     return f"{size / 1e6:.1f}" if size >= 1e6 else f"{size / 1e6:.2f}"
 
 
@@ -174,17 +174,17 @@ def megabytes(size: int) -> str:
 
 
 def show_models(rows: Sequence[Mapping[str, Any]]) -> None:
-    """What ``import`` wrote: flat rows."""
+    """Print the flat rows of ``import``."""
     show(*(facts(((name.replace("_", " "), words(value)) for name, value in row.items())) for row in rows))
 
 
 def show_plans(rows: Sequence[Mapping[str, Any]]) -> None:
-    """What ``export --dry-run`` would do: flat rows."""
+    """Print the flat rows of ``export --dry-run``."""
     show_models(rows)
 
 
 def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
-    """What ``export`` wrote: one row an artifact."""
+    """Print one row for each artifact that ``export`` wrote."""
     show(
         table(
             [
@@ -234,7 +234,7 @@ def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _tuned(row: Mapping[str, Any]) -> RenderableType:
-    """What was measured to choose."""
+    """Return the table of measurements for the choice."""
     return table(
         [
             "candidate",
@@ -265,7 +265,7 @@ def _tuned(row: Mapping[str, Any]) -> RenderableType:
 
 
 def _explained(explained: Mapping[str, Any]) -> list[RenderableType]:
-    """Layer by layer, then in sentences."""
+    """Return the layers, then the sentences."""
 
     from rich.console import Group
 
@@ -305,7 +305,7 @@ def _skipped(rows: Sequence[Mapping[str, Any]]) -> Text | None:
 
 
 def show_targets(targets: Sequence[Target]) -> None:
-    """One row a target."""
+    """Print one row for each target."""
     show(
         table(
             ["!target", "for", "!runtime", "device", "precisions"],
@@ -324,12 +324,12 @@ def show_targets(targets: Sequence[Target]) -> None:
 
 
 def precisions(target: Target) -> str:
-    """The precisions of a target, the preferred one first."""
+    """Return the precisions of a target, the preferred one first."""
     return " ".join(dict.fromkeys(candidate.precision for candidate in target.candidate))
 
 
 def show_target(target: Target) -> None:
-    """Everything about one target."""
+    """Print all settings of one target."""
     latency = target.budget.latency_p95_ms
     show(
         facts(
@@ -363,7 +363,7 @@ def show_target(target: Target) -> None:
 
 
 def show_recipes(recipes: Sequence[Recipe]) -> None:
-    """One row a recipe."""
+    """Print one row for each recipe."""
     show(
         table(
             ["!recipe", "what it does", ">images", "!activations", "!weights"],
@@ -382,7 +382,7 @@ def show_recipes(recipes: Sequence[Recipe]) -> None:
 
 
 def show_recipe(recipe: Recipe) -> None:
-    """Everything about one recipe, section by section."""
+    """Print all settings of one recipe, section by section."""
     from msgspec import to_builtins
 
     sections = to_builtins(recipe)
@@ -399,7 +399,7 @@ def show_recipe(recipe: Recipe) -> None:
 
 
 def show_doctor(machine: Machine) -> None:
-    """What this machine is, and what it can run."""
+    """Print this machine's facts, and what it can run."""
     show(
         facts(_machine_facts(machine), title="This machine"),
         table(
@@ -461,7 +461,7 @@ def _machine_facts(machine: Machine) -> list[tuple[str, object]]:
 
 
 def _cuda(machine: Machine) -> str:
-    """Which CUDA the driver serves, and which extra brings TensorRT for it."""
+    """Describe the CUDA version that the driver serves, and the extra that brings TensorRT for it."""
     by = f"Jetson Linux {machine.board.l4t}" if machine.board.l4t else f"driver {machine.gpus[0].driver}"
     if not machine.cuda:
         return f"{by} is older than TensorRT takes"
@@ -521,13 +521,13 @@ def _runtime_words(state: RuntimeState) -> Text:
 
 
 def show_commands(rows: Sequence[Mapping[str, str]]) -> None:
-    """Lines that a shell takes as they are."""
+    """Print lines that a shell takes unchanged."""
     for row in rows:
         sys.stdout.write(f"# {row['purpose']}\n{row['command']}\n")
 
 
 def show_inspection(inspection: Inspection) -> None:
-    """What a file or folder is."""
+    """Print the description of a file or folder."""
     show(
         facts(inspection.facts.items()),
         *(table(section.columns, section.rows, title=section.title) for section in inspection.sections),

@@ -9,7 +9,7 @@ COLUMNS = (">block", ">heads", ">channels of a query", ">of a value", ">MLP unit
 
 
 def table(config: ViTConfig) -> tuple[tuple[str, ...], ...]:
-    """A row a block, under :data:`COLUMNS`; nothing where all blocks are alike."""
+    """Return a row for each block, under :data:`COLUMNS`; nothing where all blocks are equal."""
     whole = config.block_macs(config.full_block, config.tokens)
     return tuple(
         (
