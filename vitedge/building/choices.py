@@ -64,7 +64,7 @@ def choose(candidates: Sequence[Timed], budget: Budget, deviations: Sequence[str
 
 
 def _refusal(candidate: Timed, budget: Budget, deviation: str) -> str:
-    """Why a candidate can't be chosen; empty where it can."""
+    """Return the reason why a candidate can't be chosen; empty where it can."""
     drop, latency = candidate.top1_drop_pp, budget.latency_p95_ms
     if deviation:
         return f"doesn't compute here what was exported: {deviation}"

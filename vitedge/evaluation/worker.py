@@ -170,7 +170,7 @@ def _classification(job: Job, shard: Shard, images: ImageSet, sessions: Opened) 
 
 
 def _problem(images: ImageSet, index: int) -> str:
-    """Why a picture couldn't be read."""
+    """Return the reason why a picture couldn't be read."""
     try:
         images.read(index).load()
     except ImageError as error:

@@ -1,4 +1,4 @@
-"""The one function that imports: recognise the source, convert it, compare it with the source, write the folder."""
+"""Import a model: recognise the source, convert it, compare it with the source, write the folder."""
 
 from __future__ import annotations
 

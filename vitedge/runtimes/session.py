@@ -94,7 +94,7 @@ class Session:
         return self.run_timed(images)[0]
 
     def run_timed(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], Stages]:
-        """As :meth:`run`, with the nanoseconds of each stage (None where the runtime can't separate it)."""
+        """Run as :meth:`run` does; also return the nanoseconds of each stage (None where it can't be separated)."""
         self._check(images)
         with self._lock:
             logits, stages = self._open().infer(images)
@@ -132,7 +132,7 @@ class Session:
                 self._collected.notify_all()
 
     async def run_async(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """As :meth:`run`, without blocking the event loop; leave ``images`` as they are until the logits are there.
+        """Run as :meth:`run` does, without blocking the event loop; don't change ``images`` before it returns.
 
         At most :attr:`slots` calls are at work, the others wait in the order in which they came. A cancelled call that
         waits is never started; one that is at work is finished, and its answer dropped.
@@ -144,7 +144,7 @@ class Session:
         return await self._in_slot(self._inferred, images)
 
     async def classify_async(self, picture: Picture, top_k: int = TOP_K) -> list[Prediction]:
-        """As :meth:`classify`, without blocking the event loop; order and cancelling as in :meth:`run_async`.
+        """Classify as :meth:`classify` does, without blocking the event loop; order, cancelling as :meth:`run_async`.
 
         Raises:
             ImageError: the picture can't be read.

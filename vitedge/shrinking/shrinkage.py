@@ -31,7 +31,7 @@ class Resolution(Record):
 
 
 class Shrinkage(Record):
-    """How a model was shrunk: its budget, costs, loss and the components that became narrower."""
+    """The record of a shrinking: its budget, costs, loss and the components that became narrower."""
 
     model: str  # name of the whole one
     model_digest: str

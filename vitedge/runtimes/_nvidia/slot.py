@@ -22,7 +22,7 @@ WARM, ROUNDS = 5, 20
 
 
 class LaunchMode(NamedTuple):
-    """How an inference is launched."""
+    """A way to launch an inference."""
 
     zero_copy: bool  # the GPU reads and writes the host's pinned memory; no copies
     graph: bool  # the engine's kernels are launched as one captured CUDA graph
