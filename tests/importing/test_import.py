@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import tomli
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from tests.conftest import ROOT
 from tests.graph.test_author import relative, run
 from tests.graph.vits import MEAN, STD, random_arrays, random_images, tiny
 from vitedge.data import embedded
@@ -232,6 +234,7 @@ def test_the_embedded_model(tmp_path: Path) -> None:
     record = model.record
     assert record.origin.kind == "embedded" and record.origin.parity is not None
     assert record.origin.parity.images == PICTURES and record.origin.parity.relative <= 1e-5
+    assert record.licence == tomli.loads((ROOT / "pyproject.toml").read_text())["project"]["license"]
     again = import_model(model.path, tmp_path / "again")
     assert again.record.origin.kind == "embedded"
     assert again.onnx_path.read_bytes() == model.onnx_path.read_bytes()
