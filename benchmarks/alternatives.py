@@ -38,6 +38,7 @@ from vitedge.data import embedded
 from vitedge.device.hardware import processor
 from vitedge.evaluation.fidelity import divergence
 from vitedge.formats.model_folder import Model
+from vitedge.graph.author import has_folded_stem
 from vitedge.graph.mappings import read_own
 from vitedge.graph.surgery import load, pin_batch, to_bytes
 from vitedge.training.vit import VisionTransformer
@@ -106,7 +107,7 @@ def prepare(model: Model, folder: Path) -> None:
         data = None if precision == "fp32" else "calibration"
         vitedge.export(model, target=target, precision=precision, data=data, out=folder / name)
     own, about = read_own(model.path), model.record.preprocessing
-    module = VisionTransformer(own.config, folded="patch_embed.stem.0.conv.bias" in own.arrays).eval()
+    module = VisionTransformer(own.config, folded=has_folded_stem(own.arrays)).eval()
     module.load_state_dict({key: torch.from_numpy(np.array(value, np.float32)) for key, value in own.arrays.items()})
     example = torch.from_numpy(np.load(folder / "pictures.npy")[:1])
     torch.export.save(

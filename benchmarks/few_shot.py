@@ -20,12 +20,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vitedge.training.zoo import EMBEDDED
+
 SHOTS = 20
 COMMAND = [
     *("--batch-size", "16", "--optimizer", "adamw", "--lr", "0.001", "--layer-decay", "0.75", "--ema", "0.9"),
     *("--no-flip", "--crop-padding", "2"),
 ]
-STARTS = {"embedded": ["--init-from", "embedded"], "scratch": ["--model", "vit_edge_conv_32"]}
+STARTS = {"embedded": ["--init-from", "embedded"], "scratch": ["--model", EMBEDDED]}
 
 
 def write_digits(folder: Path, seed: int) -> None:

@@ -57,12 +57,6 @@ def photos() -> list[Path]:
     return sorted(data_folder("photos").glob("*.JPEG"))
 
 
-@pytest.fixture(scope="session")
-def cifar10() -> Path:
-    """The folder with CIFAR-10's train.tar.gz and test.tar.gz."""
-    return data_folder("cifar10")
-
-
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's own cache and settings, or depends on the width of a terminal."""

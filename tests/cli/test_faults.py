@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from tests.cli.command import fails, vitedge
 from vitedge.core.paths import shipped_folder
+from vitedge.data import embedded
 from vitedge.importing.entry import import_model
 from vitedge.installation import install_command, upgrade_hint
 
@@ -176,6 +177,13 @@ def test_the_embedded_model_s_test_pictures_are_for_display_alone(small_model: P
     assert "leave out --data" in hint
     _, reason, _ = fails(2, *export_arguments(model, tmp_path / "a", "--held-out", "display", "--dry-run"))
     assert "embedded for display alone" in reason
+    images, others = embedded.pictures("display"), tmp_path / "others"
+    for index in range(100):
+        path = others / str(images.records[index].folder) / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        images.read(index).save(path)
+    for option in (("--data", others, "--num-samples", 64), ("--held-out", others)):
+        assert "embedded for display alone" in fails(2, *export_arguments(model, tmp_path / "a", *option))[1]
     done = vitedge(*export_arguments(small_model, tmp_path / "b", "--data", "display", "--num-samples", 8))
     assert done.code == 0, done.err
 

@@ -175,7 +175,7 @@ def test_half_of_a_trained_models_mlps_are_hardly_missed() -> None:
     model, frames = trained()
     held_out = embedded.pictures("held-out")
     images = np.stack([np.asarray(held_out.read(i).convert("RGB")) for i in held_out.order(0)[:200]])
-    widths = {"blocks.0.mlp": 192, "blocks.1.mlp": 192}
+    widths = {name: width // 2 for name, width in present(model).items() if name.endswith(".mlp")}
     labels = run(model, images).argmax(axis=1)
     narrow = run(shrink(model, widths, frames).model, images).argmax(axis=1)
     cut = run(truncate(model, widths), images).argmax(axis=1)
@@ -185,7 +185,9 @@ def test_half_of_a_trained_models_mlps_are_hardly_missed() -> None:
 def test_few_pictures_do_no_harm() -> None:
     """One picture has fewer rows than a layer has inputs: the weights stay near to what they were."""
     model, frames = trained()
-    narrow = shrink(model, {"blocks.0.mlp": 320, "blocks.1.attn.query_key": 48}, frames[:1]).model
+    whole = present(model)
+    widths = {name: whole[name] * rest // 12 for name, rest in (("blocks.0.mlp", 10), ("blocks.1.attn.query_key", 9))}
+    narrow = shrink(model, widths, frames[:1]).model
     assert distance(narrow, model, frames) < 0.05
 
 

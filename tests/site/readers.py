@@ -57,4 +57,4 @@ def developer(folder: Path) -> None:
 
     model = vitedge.import_model("embedded", out=folder / "model0")
     vitedge.export(model, target="onnxruntime", precision="int8", out=folder / "int8")
-    (folder / "picture.png").write_bytes(embedded.pictures("display").read_bytes(0))
+    embedded.pictures("display").read(0).save(folder / "picture.png")

@@ -28,6 +28,7 @@ from vitedge.training.optimizer import build_optimizers, layer_of  # noqa: E402
 from vitedge.training.train import TrainOptions, train  # noqa: E402
 from vitedge.training.trainer import weights_of_classes  # noqa: E402
 from vitedge.training.vit import VisionTransformer  # noqa: E402
+from vitedge.training.zoo import EMBEDDED  # noqa: E402
 
 COLOURS = ("blue", "green", "red")
 PATCHES = TrainOptions(
@@ -173,7 +174,7 @@ def test_the_embedded_model_and_a_published_checkpoint_are_starting_points(tmp_p
     from safetensors.numpy import save_file
 
     start = starting_point(tuned("embedded"), ("one", "two"), "train")
-    assert start.folded and start.name == "vit_edge_conv_32"
+    assert start.folded and start.name == EMBEDDED
     assert start.model(tuned("embedded"))(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
     config = tiny(image_size=(32, 32), num_classes=4)
     save_file(random_arrays(config), tmp_path / "model.safetensors")

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -111,10 +111,9 @@ def load_hold_out(
         reason = "none of its others can be read and differs from those" if held_out is None else "none can be read"
         where = f"{calibration.count} pictures of {images.source} were observed, and " if held_out is None else ""
         raise UsageError(action, f"{where}{reason}", "name hold-out pictures: --held-out DIR")
-    names = {picture.digest: images.records[picture.number].name for picture in pictures}
-    embedded.refuse_display(names, model.record.origin.kind, action)
-    frames = np.stack([picture.frame for picture in pictures])
-    indices = [picture.number for picture in pictures]
+    indices = [index for index, _ in pictures]
+    embedded.refuse_display(images, indices, model.record.origin.kind, action)
+    frames = np.stack([frame for _, frame in pictures])
     labels = class_ids(model, images, required=held_out is not None and bool(images.classes), action=action)
     return HoldOut(
         source=images.source.name,
@@ -141,33 +140,26 @@ def refuse_unfit(
     Raises:
         UsageError: one is for display alone, or there are no others for those that were calibrated on.
     """
-    digests = digests_of(images, indices)
-    names = dict(zip(digests, (images.records[index].name for index in indices), strict=True))
-    embedded.refuse_display(names, model.record.origin.kind, action)
+    embedded.refuse_display(images, indices, model.record.origin.kind, action)
     if len(indices) == len(images):
-        _refuse_overlap(digests, {digest[:16] for digest in calibrated}, images, action)
+        _refuse_overlap(digests_of(images, indices), {digest[:16] for digest in calibrated}, images, action)
 
 
-class _Picture(NamedTuple):
-    """A picture that could be read."""
+def _read(
+    model: Model, images: ImageSet, seed: int, most: int, wanted: Callable[[str], bool]
+) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Yield the first ``most`` pictures of the seeded order that can be read and whose digest is wanted.
 
-    number: int  # in its set
-    digest: str
-    frame: NDArray[np.uint8]  # [h, w, 3], at the model's size
-
-
-def _read(model: Model, images: ImageSet, seed: int, most: int, wanted: Callable[[str], bool]) -> Iterator[_Picture]:
-    """Yield the first ``most`` pictures of the seeded order that can be read and whose digest is wanted."""
+    Of each its number in the set, and the model's input, uint8 [h, w, 3].
+    """
     count = 0
     for index in images.order(seed):
         if count == most:
             return
         with contextlib.suppress(ImageError):
             data = images.read_bytes(index)
-            digest = sha256(data)
-            if wanted(digest):
-                frame = model.record.preprocessing.apply(open_picture(data, images.records[index].name))
-                yield _Picture(index, digest, frame)
+            if wanted(sha256(data)):
+                yield index, model.record.preprocessing.apply(open_picture(data, images.records[index].name))
                 count += 1
 
 

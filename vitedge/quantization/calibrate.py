@@ -84,8 +84,7 @@ def calibrate(
     first = digests_of(images, order[:wanted])
     asked = [sha256(encode_json(each)) for each in (model.record.preprocessing, settings)]
     key = sha256("\0".join([model.record.files["model.onnx"], *asked, *first]).encode())
-    names = dict(zip(first, (images.records[index].name for index in order), strict=False))
-    embedded.refuse_display(names, model.record.origin.kind, action)
+    embedded.refuse_display(images, order[:wanted], model.record.origin.kind, action)
     folder = cache_folder() / "statistics" / key[:32]
     walk = _load_walk(folder, images, order)
     statistics = Statistics.load(folder, key) if walk is not None and walk.partial is None else None
@@ -178,7 +177,7 @@ def _frames(
         except ImageError:
             steps.append(_Step(name=name, digest=digest, readable=False))
             continue
-        embedded.refuse_display({digest: name}, model.record.origin.kind, action)
+        embedded.refuse_display(images, [index], model.record.origin.kind, action)
         steps.append(_Step(name=name, digest=digest, readable=True))
         readable += 1
         yield frame

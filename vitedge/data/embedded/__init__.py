@@ -13,14 +13,15 @@ The weights lie in this folder (float16; their float32 upcast *is* the model), t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Literal, get_args
 
+from vitedge.core.files import sha256
 from vitedge.core.paths import shipped_folder
 from vitedge.data.images import ImageSet
-from vitedge.errors import UsageError
+from vitedge.errors import ImageError, UsageError
 
 FOLDER = Path(__file__).resolve().parent
 Pictures = Literal["calibration", "held-out", "display"]
@@ -34,24 +35,35 @@ def pictures(name: Pictures) -> ImageSet:
     )
 
 
+def _digest(images: ImageSet, index: int) -> str:
+    """Return the hex SHA-256 of a picture's pixels, which every lossless format keeps; "" where it can't be read."""
+    try:
+        return sha256(images.read(index).convert("RGB").tobytes())
+    except ImageError:
+        return ""
+
+
 @cache
 def _display_digests() -> frozenset[str]:
     images = pictures("display")
-    return frozenset(images.digest(index) for index in range(len(images)))
+    return frozenset(_digest(images, index) for index in range(len(images)))
 
 
-def refuse_display(pictures: Mapping[str, str], origin: str, action: str) -> None:
+def refuse_display(images: ImageSet, indices: Iterable[int], origin: str, action: str) -> None:
     """Refuse to choose or calibrate the embedded model by its test pictures, which are for display only.
 
     Args:
-        pictures: those that are to be used: the name of each by the hex SHA-256 of its file.
+        images: the set of those that are to be used.
+        indices: their numbers in it.
         origin: the kind of the model's origin; any other model's owner knows what its test pictures are.
         action: for the error text.
 
     Raises:
-        UsageError: some of them are among the embedded display pictures.
+        UsageError: some of them have the pixels of embedded display pictures.
     """
-    shown = [name for digest, name in pictures.items() if digest in _display_digests()] if origin == "embedded" else []
+    if origin != "embedded":
+        return
+    shown = [images.records[index].name for index in indices if _digest(images, index) in _display_digests()]
     if shown:
         names = f"{', '.join(shown[:3])}{f' and {len(shown) - 3} more' if len(shown) > 3 else ''}"
         reason = f"these are test pictures of the embedded model (CIFAR-10's), embedded for display alone: {names}"
