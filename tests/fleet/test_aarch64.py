@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,22 @@ def test_an_aarch64_board_beside_an_x86_one(desk: Desk, artifacts: Path) -> None
     results = [json.loads(path.read_text()) for path in sorted(Path("measured").glob("results/*/bench-one-*.json"))]
     assert [result["circumstances"]["processor"]["architecture"] for result in results] == ["aarch64", "x86_64"]
     assert all(result["rows"][0]["latency"] for result in results)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_an_aarch64_board_gets_vitedge_from_wheels_of_its_own(desk: Desk, artifacts: Path) -> None:
+    try:
+        python = emulated.interpreter(desk.folder / "emulated")
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    board = desk.add("arm", venv=None, python=str(python))
+    done = vitedge("fleet", "install", "-q")
+    assert done.code == 0, done.err
+    assert "vitedge 0." in done.out
+    environment = board.home / "fleet" / "venv"
+    asked = [environment / "bin" / "python", "-c", "import numpy, platform; print(platform.machine(), numpy.__file__)"]
+    said = subprocess.run(asked, capture_output=True, text=True, check=True, cwd="/").stdout
+    assert said.startswith(f"aarch64 {environment}/")
+    done = vitedge("fleet", "verify", artifacts / "one", "-q")
+    assert done.code == 0, done.err
