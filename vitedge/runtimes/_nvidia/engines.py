@@ -28,9 +28,9 @@ from vitedge.formats.engines import (
     EngineMetadata,
     add,
     differences,
+    folder_key,
     identity,
     index,
-    passport,
     sound,
 )
 from vitedge.runtimes._nvidia import engine
@@ -241,7 +241,7 @@ def carry(artifact: Artifact, outlooks: Sequence[Outlook], folder: Path, action:
         if each.builds or each.folder == beside(artifact.path):
             continue
         plan = (each.folder / each.metadata.file).read_bytes()
-        add(folder, artifact.manifest.name, plan, each.metadata, action, same=passport)
+        add(folder, artifact.manifest.name, plan, each.metadata, action, same=folder_key)
         _carry_timings(timing_cache(each.metadata), folder, action)
 
 
@@ -256,7 +256,7 @@ def needed_mb(package: str, graph_bytes: int, options: BuildOptions) -> int:
 
 
 def refuse_little_memory(graph_bytes: int, options: BuildOptions, action: str, root: Path = hardware.ROOT) -> None:
-    """On a board whose GPU shares its memory, refuse a build that would run out of memory.
+    """Refuse a build that would run out of memory, on a board whose GPU shares the memory.
 
     Raises:
         ResourceError: what is there and what is needed, and what to lower.
