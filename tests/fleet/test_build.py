@@ -71,7 +71,7 @@ def test_an_engine_is_built_once_copied_to_equal_boards_and_refused_elsewhere(de
     assert done.code == 0, done.err
     refusal = f"the engine that is there was built for something else: version 1.0.9, here {listed.version}"
     assert built(3)[2]["built"]
-    assert ("third", f"build rtx built anew: {refusal}") in [
+    assert ("third", f"build rtx built again: {refusal}") in [
         each[::2] for each in api.fleet_outcomes("fleet-results")[1]
     ]
     assert [one.version for one in index(engines).engines] == ["1.0.9", listed.version], "each has its own"

@@ -41,7 +41,7 @@ def test_an_unknown_host_key_is_refused_with_the_command_that_adds_it(desk: Desk
     shown = subprocess.run(
         ["ssh-keygen", "-lf", board.host_key], capture_output=True, text=True, check=True
     ).stdout.split()[1]
-    assert shown in error.reason and "which known_hosts doesn't have for it" in error.reason
+    assert shown in error.reason and "which known_hosts doesn't list for it" in error.reason
     command = re.search(r"run: (ssh-keyscan .+?) \(where", error.hint)
     assert command
     subprocess.run(command[1], shell=True, check=True, stderr=subprocess.DEVNULL)
@@ -53,14 +53,14 @@ def test_a_changed_host_key_is_refused(desk: Desk) -> None:
     line = other.known_host().replace(str(other.port), str(nuc.port))
     (desk.laptop / ".ssh" / "known_hosts").write_text(line)
     error = refusal("nuc")
-    assert "known_hosts doesn't have for it" in error.reason
+    assert "known_hosts doesn't list for it" in error.reason
     assert f"ssh-keygen -R '[127.0.0.1]:{nuc.port}'" in error.hint
 
 
 def test_known_hosts_set_to_none_does_not_mean_any_key(desk: Desk) -> None:
     desk.add("nuc", known=False)
     (desk.laptop / ".ssh" / "config").write_text("Host *\n  UserKnownHostsFile none\n  StrictHostKeyChecking no\n")
-    assert "known_hosts doesn't have for it" in refusal("nuc").reason
+    assert "known_hosts doesn't list for it" in refusal("nuc").reason
 
 
 def test_an_alias_of_the_ssh_configuration_is_enough(desk: Desk) -> None:
@@ -85,7 +85,7 @@ def test_a_key_that_the_board_does_not_take(desk: Desk) -> None:
     board = desk.add("nuc")
     (board.home / "authorized_keys").write_text("")
     error = refusal("nuc")
-    assert error.reason == "the board takes none of the keys of ~/.ssh and of the agent"
+    assert error.reason == "the board accepts no key of ~/.ssh or of the SSH agent"
     assert error.hint.startswith(f"run: ssh-copy-id -p {board.port} ")
 
 

@@ -34,7 +34,7 @@ def test_a_board_without_vitedge_says_what_installs_it(desk: Desk, artifacts: Pa
     desk.add("nuc", venv=None, python=getattr(sys, "_base_executable", sys.executable))
     done = vitedge("fleet", "doctor")
     assert done.code == 5
-    assert f"there is no {desk.boards['nuc'].home}/fleet/venv/bin/vitedge; run: vitedge fleet install" in done.out
+    assert f"the board has no {desk.boards['nuc'].home}/fleet/venv/bin/vitedge; run: vitedge fleet install" in done.out
     assert fails(8, "fleet", "verify", artifacts / "one", "-q")[2] == "run: vitedge fleet install"
 
 

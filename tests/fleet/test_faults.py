@@ -78,7 +78,7 @@ def test_a_stop_leaves_the_boards_at_work(desk: Desk, artifacts: Path) -> None:
     running.send_signal(signal.SIGINT)
     assert running.wait(200) == 130
     said = (desk.laptop / "log").read_text()
-    assert "what runs on the boards goes on" in said and "vitedge fleet collect" in said and "Traceback" not in said
+    assert "jobs on the boards go on" in said and "vitedge fleet collect" in said and "Traceback" not in said
     faults.release(board)
     faults.until_true(lambda: "done" in vitedge("fleet", "collect").out)
     assert [row["state"] for row in faults.rows(Path("fleet-results"))] == ["done"]
@@ -94,7 +94,7 @@ def test_power_that_is_cut_while_measuring(desk: Desk, artifacts: Path) -> None:
     board.start()
     assert running.wait(200) == 0, (desk.laptop / "log").read_text()
     assert any(text.startswith("connection lost") for text in events())
-    assert any("is started again: its processes were ended before it was done" in text for text in events())
+    assert any("is started again: its processes were killed before it was done" in text for text in events())
     assert set(faults.measured(board).values()) == {1}
 
 
@@ -119,7 +119,7 @@ def test_no_room_is_said_before_anything_is_sent(desk: Desk, artifacts: Path) ->
     with small_disk(desk.folder / "disk", (16 << 20) // PAGE) as disk:
         stubbed(desk, "nuc", 0, folder=f"{disk}/fleet")
         action, reason, _ = fails(5, "fleet", "push", artifacts / "one", "-q")
-        assert action == "push to nuc" and "are to be sent" in reason
+        assert action == "push to nuc" and "have to be sent" in reason
         assert not list((disk / "fleet" / "incoming").iterdir())
 
 

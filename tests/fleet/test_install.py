@@ -80,7 +80,7 @@ def test_what_cannot_be_had_is_named(index: Path, tmp_path: Path) -> None:
             b'{"arch": "aarch64", "python": "3.8.10", "glibc": "2.31"}',
             "its Python is 3.8.10; vitedge needs 3.10 or newer",
         ),
-        (b'{"arch": "aarch64", "python": "3.12.1", "glibc": ""}', "it has no GNU C library"),
+        (b'{"arch": "aarch64", "python": "3.12.1", "glibc": ""}', "it has no GNU C library, which the wheels need"),
     ],
 )
 def test_boards_that_no_wheels_fit(answer: bytes, reason: str) -> None:
@@ -91,7 +91,7 @@ def test_boards_that_no_wheels_fit(answer: bytes, reason: str) -> None:
 
 def test_a_board_with_a_command_of_its_own_is_refused(desk: Desk) -> None:
     desk.add("box", venv=None, command="docker exec box vitedge")
-    assert "its entry says how vitedge is started there" in fails(2, "fleet", "install")[1]
+    assert "its entry in the inventory starts vitedge by a 'command'" in fails(2, "fleet", "install")[1]
 
 
 @pytest.mark.slow

@@ -54,10 +54,10 @@ def test_how_vitedge_is_started(inventory: Path) -> None:
     [
         ("", "lists no board"),
         ('[boards.a]\nhost = "x"\npassword = "y"', "unknown key 'password'"),
-        ('[boards.a]\nhost = "me:secret@x"', "the board 'a' has a password in it"),
-        ('[boards.a]\nhost = "x"\njump = "me:secret@y"', "the board 'a' has a password in it"),
+        ('[boards.a]\nhost = "me:secret@x"', "the board 'a' contains a password"),
+        ('[boards.a]\nhost = "x"\njump = "me:secret@y"', "the board 'a' contains a password"),
         ('[boards.a]\nhost = "me@x"', "'me@x' isn't a host"),
-        ('[boards."a b"]\nhost = "x"', "a name has letters, digits, '-', '_' and '.'"),
+        ('[boards."a b"]\nhost = "x"', "a name may have letters, digits, '-', '_' and '.'"),
         ('[boards.a]\nhost = "x"\nvenv = "v"\ncommand = "c"', "has both 'venv' and 'command'"),
         ('[boards.a]\nhost = "x"\nport = 70000', "expected `int` <= 65535"),
         ("[boards.a]\nlabels = []", "the key 'host' is missing"),

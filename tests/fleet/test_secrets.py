@@ -111,7 +111,7 @@ def test_a_password_is_asked_for_and_appears_nowhere(
         assert reported.code == 0, reported.err
         refused = vitedge("fleet", "bench", artifacts / "one", "--out", "other")
     assert asked == ["password for nuc: "]
-    assert refused.code == 5 and "takes none of the keys" in refused.err and "--ask-password" in refused.err
+    assert refused.code == 5 and "accepts no key of ~/.ssh" in refused.err and "--ask-password" in refused.err
     job = f"{board.home}/fleet/artifacts/".encode()
     assert len(seen) > 3 and any(job in each for each in seen), "it was looked for while the job ran"
     assert not any(SECRET.encode() in each for each in seen)

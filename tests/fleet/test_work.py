@@ -103,7 +103,7 @@ def test_artifacts_go_to_boards_of_their_target(desk: Desk, artifacts: Path) -> 
     third = desk.add("pi5", target="raspberry-pi-5")
     done = vitedge("fleet", "push", artifacts / "one", artifacts / "two", "-q")
     assert done.code == 2
-    assert done.error[1] == "its target is raspberry-pi-5; these are for onnxruntime, x86-server"
+    assert done.error[1] == "the board's target is raspberry-pi-5; these artifacts are for onnxruntime, x86-server"
     assert sorted(path.name for path in (first.home / "fleet" / "current").iterdir()) == ["two"]
     assert sorted(path.name for path in (second.home / "fleet" / "current").iterdir()) == ["one", "two"]
     assert not list((third.home / "fleet" / "current").iterdir())

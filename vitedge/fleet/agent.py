@@ -1,4 +1,4 @@
-"""What runs on a board: one process for each connection, which answers requests on its standard input.
+"""The agent on a board: one process for each connection, which answers requests on its standard input.
 
 This file is sent to the board's Python as it is, so it imports the standard library alone and knows nothing of the
 rest of vitedge. A request is one line of JSON, ``{"do": NAME, …}``, followed by as many raw bytes as its key ``bytes``
@@ -73,10 +73,10 @@ class Agent:
 
     def __init__(self) -> None:
         self.folder = Path()
-        self.hashing: dict[str, tuple[Any, int]] = {}  # file on its way -> hash and number of its bytes so far
+        self.hashing: dict[str, tuple[Any, int]] = {}  # arriving file -> hash and number of its bytes so far
 
     def do_open(self, folder: str, payload: bytes = b"") -> Answer:
-        """Use this folder from now on; answer what the board is."""
+        """Use this folder from now on; return the facts about the board."""
         self.folder = Path(folder).expanduser()
         for name in ("files", "incoming", "artifacts", "current", "jobs"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
@@ -95,13 +95,13 @@ class Agent:
         }
 
     def path(self, *parts: str) -> Path:
-        """A place in the folder; a name that would leave it is refused."""
+        """Return a path in the folder; refuse a name that would leave it."""
         return inside(self.folder, "/".join(parts))
 
     # --- pushing -----------------------------------------------------------------------------------------------------
 
     def do_missing(self, files: dict[str, int], payload: bytes = b"") -> Answer:
-        """Of files (SHA-256 -> size): how much of each that isn't here has arrived, and how much room there is."""
+        """Return how much of each missing file has arrived, of files (SHA-256 -> size), and how much room there is."""
         missing = {}
         for sha, size in files.items():
             if size_of(self.path("files", sha)) != size:
@@ -109,7 +109,7 @@ class Agent:
         return {"missing": missing, "free": free(self.folder)}
 
     def do_put(self, sha: str, offset: int, size: int, payload: bytes = b"") -> Answer:
-        """Write a piece of a file; with its last piece it's checked, and kept when it is what it should be."""
+        """Write a piece of a file; check the file after its last piece, and keep it if its digest is right."""
         incoming, digest = self.path("incoming", sha), self._hash(sha, offset)
         descriptor = os.open(incoming, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -133,7 +133,7 @@ class Agent:
         return {"arrived": size}
 
     def _hash(self, sha: str, offset: int) -> Any:
-        """The hash of what has arrived before this piece."""
+        """Return the hash of the bytes that arrived before this piece."""
         digest, position = self.hashing.get(sha, (hashlib.sha256(), 0))
         if position == offset:
             return digest
@@ -145,7 +145,7 @@ class Agent:
         return digest
 
     def do_publish(self, digest: str, name: str, files: dict[str, str], payload: bytes = b"") -> Answer:
-        """Make a folder of files that are here (path -> SHA-256), and let a name stand for it; each in one step."""
+        """Make a folder of arrived files (path -> SHA-256), and let a name point to it; each step is atomic."""
         place = self.path("artifacts", digest)
         fresh = not all(same(place / path, self.path("files", sha)) for path, sha in files.items())
         if fresh:
@@ -170,7 +170,7 @@ class Agent:
     def do_start(
         self, job: str, attempt: int, argv: list[str], lock: str, who: str, what: str, wait: bool, payload: bytes = b""
     ) -> Answer:
-        """Start an attempt at a job; a request that is repeated, or comes while the job runs, starts nothing."""
+        """Start an attempt at a job; a repeated request, or one while the job runs, starts nothing."""
         place = self.path("jobs", job)
         place.mkdir(exist_ok=True)
         alive = os.open(place / "alive", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -194,7 +194,7 @@ class Agent:
         return self.do_status(job)
 
     def do_status(self, job: str, seconds: float = 0, seen: str = "", payload: bytes = b"") -> Answer:
-        """Where a job is; wait up to so many seconds for another state than the one that was seen."""
+        """Return a job's state; wait up to so many seconds until it differs from ``seen``."""
         place, until = self.path("jobs", job), time.monotonic() + seconds
         while True:
             status = state_of(place)
@@ -211,7 +211,7 @@ class Agent:
         return status
 
     def do_holder(self, lock: str, payload: bytes = b"") -> Answer:
-        """Who holds the board's lock; an empty record where nobody does."""
+        """Return the holder of the board's lock; an empty record where it's free."""
         path = Path(lock).expanduser()
         if not path.exists():
             return {"holder": {}}
@@ -222,7 +222,7 @@ class Agent:
             os.close(descriptor)
 
     def do_read(self, name: str, offset: int, length: int, payload: bytes = b"") -> Answer:
-        """A piece of a file in the folder, with the size and, at its beginning, the digest of the whole."""
+        """Return a piece of a file in the folder, with the size and, for the first piece, the digest of the whole."""
         with self.path(name).open("rb") as stream:
             digest = hashlib.sha256()
             if offset == 0:
@@ -233,7 +233,7 @@ class Agent:
             return {"size": size, "digest": digest.hexdigest(), "content": stream.read(length)}
 
     def do_list(self, name: str, payload: bytes = b"") -> Answer:
-        """The names of the files in a folder; none where there is no such folder."""
+        """Return the names of the files in a folder; none where there is no such folder."""
         folder = self.path(name)
         return {"names": sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []}
 
@@ -248,10 +248,10 @@ class Agent:
         return {"code": done.returncode, "stderr": done.stderr[-4000:].decode(errors="replace"), "content": done.stdout}
 
     def do_link(self, link: str, target: str, payload: bytes = b"") -> Answer:
-        """Let a link stand for a folder from now on; what isn't a link is left alone."""
+        """Let a link point to a folder from now on; leave alone a path that isn't a link."""
         path = Path(link).expanduser()
         if path.exists() and not path.is_symlink():
-            return {"error": f"it isn't a link, so vitedge fleet didn't make it ({path})", "full": False}
+            return {"error": f"it isn't a link, so vitedge fleet didn't create it ({path})", "full": False}
         path.parent.mkdir(parents=True, exist_ok=True)
         point(path, target)
         return {}
@@ -261,7 +261,7 @@ class Agent:
 
 
 def leave(work: Callable[[], None]) -> None:
-    """In a forked process: leave the session, do the work in a process that is nobody's child, and end."""
+    """Leave the session (of a forked process), do the work in a process without a parent here, and end."""
     code = 1
     try:
         os.setsid()
@@ -275,7 +275,7 @@ def leave(work: Callable[[], None]) -> None:
 def supervise(
     place: Path, attempt: int, argv: list[str], lock: Path, alive: int, who: str, what: str, wait: bool
 ) -> None:
-    """Take the board's lock, run the job to its end, and write down how it ended."""
+    """Take the board's lock, run the job to its end, and record how it ended."""
     nothing = os.open(os.devnull, os.O_RDONLY)
     for number, descriptor in enumerate((nothing, new_file(place / "stdout"), new_file(place / "stderr"))):
         os.dup2(descriptor, number)
@@ -302,7 +302,7 @@ def supervise(
 
 
 def run(place: Path, argv: list[str], descriptors: tuple[int, ...]) -> int:
-    """Run a command in a process group of its own, which gets our SIGTERM and holds our locks; its exit code."""
+    """Run a command in a process group of its own, which gets our SIGTERM and holds our locks; return its exit code."""
     stopped: list[int] = []
     process: subprocess.Popen[bytes] | None = None
 
@@ -330,7 +330,7 @@ def run(place: Path, argv: list[str], descriptors: tuple[int, ...]) -> int:
 
 
 def open_lock(path: Path) -> int:
-    """The board's lock, for every user of the board."""
+    """Open the board's lock, which every user of the board shares."""
     with contextlib.suppress(FileNotFoundError):
         return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)  # anybody may write beside it
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -341,8 +341,8 @@ def open_lock(path: Path) -> int:
 
 
 def locked(descriptor: int) -> bool:
-    """Whether the lock is ours now."""
-    import fcntl  # boards have it; who reads this file to send it needn't
+    """Take the lock without waiting; return whether it's ours now."""
+    import fcntl  # boards have it; the machine that sends this file may not
 
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -352,7 +352,7 @@ def locked(descriptor: int) -> bool:
 
 
 def holder_in(descriptor: int) -> Answer:
-    """What the holder of a lock wrote into it."""
+    """Return the record that the holder of a lock wrote into it."""
     try:
         return dict(json.loads(os.pread(descriptor, STATUS_BYTES, 0)))
     except ValueError:
@@ -360,12 +360,12 @@ def holder_in(descriptor: int) -> Answer:
 
 
 def as_status(status: Answer) -> bytes:
-    """A status at its fixed length."""
+    """Return a status at its fixed length."""
     return json.dumps(status).encode().ljust(STATUS_BYTES)[:STATUS_BYTES]
 
 
 def write_status(place: Path, status: Answer) -> None:
-    """Write over the status that is there: this takes no room on the disk."""
+    """Write over the existing status: this takes no room on the disk."""
     descriptor = os.open(place / "status", os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.pwrite(descriptor, as_status(status), 0)
@@ -375,7 +375,7 @@ def write_status(place: Path, status: Answer) -> None:
 
 
 def status_of(place: Path) -> Answer:
-    """The status as it was written; empty where none was, or it's damaged."""
+    """Return the status as it was written; empty where none was, or it's damaged."""
     try:
         return dict(json.loads(read(place / "status")))
     except ValueError:
@@ -383,7 +383,7 @@ def status_of(place: Path) -> Answer:
 
 
 def state_of(place: Path) -> Answer:
-    """The status, with ``lost`` for a job that ended without writing down how, and ``none`` for one never started."""
+    """Return the status: ``lost`` for a job that ended without recording how, and ``none`` for one never started."""
     status = status_of(place)
     if not status:
         return {"state": "none"}
@@ -399,11 +399,11 @@ def state_of(place: Path) -> Answer:
         os.close(descriptor)
 
 
-# --- what the system says --------------------------------------------------------------------------------------------
+# --- facts about the system ------------------------------------------------------------------------------------------
 
 
 def inside(folder: Path, name: str) -> Path:
-    """``folder / name``.
+    """Return ``folder / name``.
 
     Raises:
         ValueError: it wouldn't lie in the folder.
@@ -414,7 +414,7 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def read(path: Path) -> str:
-    """Text of a file; empty where it can't be read."""
+    """Return the text of a file; empty where it can't be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -422,23 +422,23 @@ def read(path: Path) -> str:
 
 
 def boot() -> str:
-    """What changes when the board is started again."""
+    """Return an identifier that changes when the board is restarted."""
     return read(Path("/proc/sys/kernel/random/boot_id")).strip()
 
 
 def boottime() -> int:
-    """Nanoseconds since the board was started, which no change of the clock moves."""
+    """Return the nanoseconds since the board was started; changes of the clock don't affect it."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 def free(folder: Path) -> int:
-    """Bytes that can be written below a folder."""
+    """Return the bytes that can be written below a folder."""
     state = os.statvfs(folder)
     return state.f_bavail * state.f_frsize
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes, as far as this Python has it."""
+    """Return the versions of runtimes and vitedge that this Python has."""
     found = {}
     for name in MEASURES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -447,7 +447,7 @@ def versions() -> dict[str, str]:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file; -1 where there is none."""
+    """Return the bytes of a file; -1 where there is none."""
     try:
         return path.stat().st_size
     except OSError:
@@ -455,7 +455,7 @@ def size_of(path: Path) -> int:
 
 
 def same(one: Path, other: Path) -> bool:
-    """Whether two files have the same content; two names of one file are known without reading it."""
+    """Whether two files have the same content; two names of one file are recognised without reading it."""
     try:
         return one.samefile(other) or filecmp.cmp(one, other, shallow=False)
     except OSError:
@@ -463,12 +463,12 @@ def same(one: Path, other: Path) -> bool:
 
 
 def new_file(path: Path) -> int:
-    """A new file, open for writing."""
+    """Create a file and open it for writing."""
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
 
 
 def link_or_copy(source: Path, to: Path) -> None:
-    """A second name for a file; a copy on file systems without such."""
+    """Give a file a second name; copy it on file systems without hard links."""
     try:
         os.link(source, to)
     except OSError:
@@ -476,7 +476,7 @@ def link_or_copy(source: Path, to: Path) -> None:
 
 
 def point(link: Path, target: str) -> None:
-    """Let a link stand for another place, in one step."""
+    """Let a link point to another place, atomically."""
     if link.is_symlink() and str(link.readlink()) == target:
         return
     beside = link.with_name(f".{link.name}.{os.getpid()}")

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     import asyncssh
 
 CONNECT_S, ANSWER_S = 20.0, 30.0
-START_S = 60.0  # a small or busy board may need so long to start Python
+START_S = 60.0  # a small or busy board may take this long to start Python
 CONFIGURATIONS = ("~/.ssh/config", "/etc/ssh/ssh_config")
 KNOWN_HOSTS = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2", "/etc/ssh/ssh_known_hosts")
 MOST_NOISE = 1 << 16  # bytes that a board's shell may print before the agent greets
-#: Read from standard input, so that nothing of it stands in the board's list of processes.
+#: Read from standard input, so that nothing of it is visible in the board's list of processes.
 _BOOTSTRAP = (
     "import sys; exec(compile(sys.stdin.buffer.read(int(sys.stdin.buffer.readline())), 'agent', 'exec'),"
     " {'__name__': 'vitedge_fleet_agent'})"
@@ -31,7 +31,7 @@ _BOOTSTRAP = (
 
 
 class ConnectionEnded(Exception):
-    """A connection that ended or answers no more; it may be opened again."""
+    """A connection that ended or no longer answers; it may be opened again."""
 
 
 class Channel:
@@ -58,7 +58,7 @@ class Channel:
             raise ConnectionEnded(_said(error)) from error
 
     async def receive(self, timeout_s: float = ANSWER_S) -> dict[str, Any]:
-        """The answer to the oldest request that has had none; raw bytes stand in ``content``.
+        """Return the answer to the oldest request without one; raw bytes are in ``content``.
 
         Raises:
             ConnectionEnded: none comes.
@@ -80,14 +80,14 @@ class Channel:
         return answer
 
     async def close(self) -> None:
-        """End the connection; what runs on the board goes on."""
+        """End the connection; jobs on the board go on."""
         self._connection.abort()
         with contextlib.suppress(Exception):
             await asyncio.wait_for(self._connection.wait_closed(), 5)
 
 
 class Link:
-    """A board that is talked to across lost connections.
+    """A board that stays reachable across lost connections.
 
     Args:
         board: of the inventory.
@@ -108,7 +108,7 @@ class Link:
         self._channel: Channel | None = None
 
     def argv(self) -> list[str]:
-        """How vitedge is started on the board, before its verb; known once it's open."""
+        """The command that starts vitedge on the board, before its verb; known once the link is open."""
         return self.board.argv(self.facts["home"])
 
     async def open(self) -> None:
@@ -124,7 +124,7 @@ class Link:
         await self.lasting(nothing)
 
     async def _opened(self) -> Channel:
-        """The channel that is open, or a new one.
+        """Return the open channel, or open a new one.
 
         Raises:
             ConnectionEnded: the board can't be reached now.
@@ -150,7 +150,7 @@ class Link:
             await channel.close()
 
     async def lasting(self, work: Callable[[Channel], Any]) -> Any:
-        """What ``work`` gives for an open channel; it's called again with a new one where the connection ended.
+        """Return the result of ``work`` for an open channel; call it again with a new one if the connection ended.
 
         Raises:
             ResourceError: the board can't be reached, and patience is over.
@@ -174,7 +174,7 @@ class Link:
                 return done
 
     async def ask(self, do: str, timeout_s: float = ANSWER_S, **arguments: Any) -> dict[str, Any]:
-        """The answer to one request, which may be made twice where the connection ends.
+        """Return the answer to one request, which may be sent twice if the connection ends.
 
         Raises:
             ResourceError: the board can't be reached, or its disk is full, or it refuses.
@@ -187,7 +187,7 @@ class Link:
         return _checked(await self.lasting(once), self.board, do)
 
     async def fetch(self, name: str) -> bytes:
-        """Content of a file in the board's folder, checked.
+        """Return the content of a file in the board's folder, checked.
 
         Raises:
             ResourceError: as :meth:`ask`; it isn't there, or arrives damaged.
@@ -204,12 +204,14 @@ class Link:
             arrived += len(piece)
         content = b"".join(pieces)
         if sha256(content) != first["digest"]:
-            raise ResourceError(f"fetch {name} from {self.board.name}", "it arrived damaged", "repeat the command")
+            raise ResourceError(
+                f"fetch {name} from {self.board.name}", "the file arrived damaged", "repeat the command"
+            )
         return content
 
 
 def _checked(answer: dict[str, Any], board: Board, what: str) -> dict[str, Any]:
-    """An answer that isn't an error.
+    """Return an answer that isn't an error.
 
     Raises:
         ResourceError: it is one.
@@ -218,12 +220,14 @@ def _checked(answer: dict[str, Any], board: Board, what: str) -> dict[str, Any]:
         return answer
     hint = f"free space there, or name another 'folder' for {board.name} in the inventory"
     raise ResourceError(
-        f"{what} on {board.name}", answer["error"], hint if answer["full"] else f"look at it: ssh {address(board)}"
+        f"{what} on {board.name}",
+        answer["error"],
+        hint if answer["full"] else f"look on the board: ssh {address(board)}",
     )
 
 
 def address(board: Board) -> str:
-    """A board's address as ``ssh`` takes it."""
+    """Return a board's address as ``ssh`` takes it."""
     user = f"{board.user}@" if board.user else ""
     port = f"-p {board.port} " if board.port else ""
     jump = f"-J {board.jump} " if board.jump else ""
@@ -231,7 +235,9 @@ def address(board: Board) -> str:
 
 
 def _unreachable(board: Board, reason: str) -> ResourceError:
-    return ResourceError(f"reach {board.name}", printable(reason), f"see whether this works: ssh {address(board)} true")
+    return ResourceError(
+        f"reach {board.name}", printable(reason), f"check whether this works: ssh {address(board)} true"
+    )
 
 
 def _said(error: BaseException) -> str:
@@ -241,7 +247,7 @@ def _said(error: BaseException) -> str:
 
 
 def command_line(board: Board) -> str:
-    """What starts the agent: the Python of vitedge's environment, which says its versions, else the board's own."""
+    """Return the command that starts the agent: with the Python of vitedge's environment, else the board's own."""
     choice = f"p={_shell_path(board.python)}"
     if board.command is None:
         choice = f'p={_shell_path(f"{board.environment}/bin/python")}; [ -x "$p" ] || {choice}'
@@ -249,7 +255,7 @@ def command_line(board: Board) -> str:
 
 
 def _shell_path(path: str) -> str:
-    """A path, or a command with arguments, as the board's shell reads it; ``~`` is the home folder."""
+    """Quote a path, or a command with arguments, for the board's shell; ``~`` is the home folder."""
     return '"$HOME"' + shlex.quote(path[1:]) if path.startswith("~/") else shlex.quote(path)
 
 
@@ -280,7 +286,9 @@ async def _connect(board: Board, password: str | None) -> Channel:
     except asyncssh.PermissionDenied as error:
         raise _refused(board, asked=password is not None) from error
     except (asyncssh.KeyImportError, asyncssh.ConfigParseError, ValueError) as error:
-        raise UsageError(f"reach {board.name}", _said(error), "correct ~/.ssh/config, or the board's entry") from error
+        raise UsageError(
+            f"reach {board.name}", _said(error), "correct ~/.ssh/config, or the board's entry in the inventory"
+        ) from error
     except (OSError, asyncssh.Error, asyncio.TimeoutError) as error:
         raise ConnectionEnded(_said(error)) from error
     try:
@@ -305,20 +313,20 @@ def _options(board: Board, password: str | None, watcher: Any) -> asyncssh.SSHCl
 
 
 def _ciphers(options: asyncssh.SSHClientConnectionOptions) -> Any:
-    """Those of OpenSSH's configuration; without any AES-GCM first, for which processors have instructions."""
+    """Return OpenSSH's configured ciphers; without any, AES-GCM first, for which processors have instructions."""
     if options.config.get("Ciphers") is not None:
         return ()
     return sorted((name.decode() for name in options.encryption_algs), key=lambda name: "-gcm" not in name)
 
 
 def _known_hosts(options: asyncssh.SSHClientConnectionOptions) -> Any:
-    """The files of known hosts; "UserKnownHostsFile none", which asyncssh takes for any key, means none known."""
+    """Return the files of known hosts: none with "UserKnownHostsFile none", with which asyncssh would take any key."""
     files: Any = options.known_hosts or KNOWN_HOSTS
     return [str(path) for name in files if (path := Path(str(name)).expanduser()).is_file()] or b""
 
 
 def _refused(board: Board, *, asked: bool) -> ResourceError:
-    reason = "the board takes none of the keys of ~/.ssh and of the agent" + (", nor the password" if asked else "")
+    reason = "the board accepts no key of ~/.ssh or of the SSH agent" + (", nor the password" if asked else "")
     hint = f"run: ssh-copy-id {address(board)}" + ("" if asked else "; or ssh-add, or add: --ask-password")
     return ResourceError(f"log in on {board.name}", reason, hint)
 
@@ -342,6 +350,6 @@ async def _start_agent(board: Board, connection: asyncssh.SSHClientConnection) -
 
 
 def _no_python(board: Board, said: str) -> VitedgeError:
-    last = said.splitlines()[-1] if said else "it printed something else"
+    last = said.splitlines()[-1] if said else "the command printed something unexpected"
     hint = f'name the board\'s Python in the inventory: [boards.{board.name}] python = "python3.11"'
     return ResourceError(f"start Python on {board.name}", last, hint)

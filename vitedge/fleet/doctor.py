@@ -1,4 +1,4 @@
-"""What each board is, can run and has free, and where the boards differ."""
+"""Each board's hardware, runtimes and free space, and the differences between boards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DOCTOR_S = 180.0
 
 
 class BoardState(Record):
-    """A board as it was found; what can't be read is None."""
+    """A board's state; None where a value can't be read."""
 
     name: str
     labels: tuple[str, ...] = ()
@@ -36,7 +36,7 @@ class BoardState(Record):
 
 
 async def examine(link: Link) -> BoardState:
-    """Ask one board. What it lacks is said in the answer, so this raises nothing but a stop."""
+    """Examine one board. Problems are part of the answer, so this raises nothing but a stop."""
     board = link.board
     found: dict[str, Any] = {"name": board.name, "labels": board.labels}
     try:
@@ -59,7 +59,7 @@ async def examine(link: Link) -> BoardState:
 
 
 async def vitedge_doctor(link: Link) -> Mapping[str, Any]:
-    """What ``vitedge doctor --json -`` says on a board.
+    """Return the output of ``vitedge doctor --json -`` on a board.
 
     Raises:
         NotInstalledError: it isn't there.
@@ -72,16 +72,18 @@ async def vitedge_doctor(link: Link) -> Mapping[str, Any]:
     except VitedgeError as error:
         if "No such file" not in error.reason:
             raise
-        raise NotInstalledError(action, f"there is no {argv[0]}", install) from error
+        raise NotInstalledError(action, f"the board has no {argv[0]}", install) from error
     if answer["code"]:
         last = (answer["stderr"].strip().splitlines() or [f"exit code {answer['code']}"])[-1]
-        raise ResourceError(action, f"it fails: {last}", f"{install}, or correct the board's entry in the inventory")
+        raise ResourceError(
+            action, f"vitedge doctor fails there: {last}", f"{install}, or correct the board's entry in the inventory"
+        )
     said: Mapping[str, Any] = json.loads(answer["content"])
     return said
 
 
 def _described(said: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a state from what the board's own doctor says."""
+    """Return fields of a state from the output of the board's own doctor."""
     processor, gpus = said["processor"], tuple(gpu["name"] for gpu in said["gpus"])
     return {
         "machine": found["machine"] or said["board"]["model"] or processor["model"],
@@ -96,18 +98,18 @@ def _described(said: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, A
 
 
 def versions_of(said: Mapping[str, Any]) -> dict[str, str]:
-    """vitedge and its runtimes with their versions."""
+    """Return vitedge and its runtimes with their versions."""
     runtimes = {each["name"]: each["version"] for each in said["runtimes"] if each["version"] and each["extra"]}
     return {"vitedge": said["vitedge_version"], **runtimes}
 
 
 def held_by(holder: Mapping[str, str]) -> str | None:
-    """The holder of a board's lock in words."""
+    """Describe the holder of a board's lock."""
     return f"{holder['who']}: {holder['what']}, since {holder['since']}" if holder else None
 
 
 def differences(states: Iterable[BoardState]) -> list[str]:
-    """A line for each package, and for Python, that boards have in different versions."""
+    """Return a line for each package, and for Python, that boards have in different versions."""
     boards: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for state in states:
         if state.problem is None:

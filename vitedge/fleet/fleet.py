@@ -1,4 +1,4 @@
-"""The boards of an inventory, and what can be done on all of them at once."""
+"""The boards of an inventory, and the operations on all of them at once."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Fleet:
         self._passwords = {board.name: password(board.name) for board in self.boards} if password else {}
 
     def doctor(self) -> list[BoardState]:
-        """What each board is, can run and has free; a board that can't be reached says why."""
+        """Examine each board's hardware, runtimes and free space; a board that can't be reached has the reason."""
         return list(_answers(self._on_each(examine)).values())
 
     def push(self, artifacts: Sequence[str | Path], progress: Progress = silent) -> tuple[list[Pushed], Refused]:
@@ -101,8 +101,10 @@ class Fleet:
         """
         for board in self.boards:
             if board.command is not None:
-                reason = "its entry says how vitedge is started there ('command')"
-                raise UsageError(f"install on {board.name}", reason, "leave it out with --on, or remove 'command'")
+                reason = "its entry in the inventory starts vitedge by a 'command', not from an environment"
+                raise UsageError(
+                    f"install on {board.name}", reason, "leave the board out with --on, or remove 'command'"
+                )
         machines = self._on_each(machine_of)
         with tempfile.TemporaryDirectory(prefix="vitedge-wheels-") as temporary:
             own = own_wheel(Path(temporary), None if wheel is None else str(wheel))
@@ -121,7 +123,7 @@ class Fleet:
             return list(_answers(answers).values()), _refused(answers)
 
     def _wheels(self, own: Path, machines: Mapping[str, Machine], folder: Path) -> dict[str, Path]:
-        """A folder of wheels for each board; boards that need the same share it."""
+        """Return a folder of wheels for each board; boards with the same needs share it."""
         folders: dict[tuple[Machine, tuple[str, ...]], Path] = {}
         for board in self.boards:
             if board.name not in machines:
@@ -149,7 +151,7 @@ class Fleet:
         together: bool = False,
         progress: Progress = silent,
     ) -> tuple[list[Outcome], Refused]:
-        """Do a verb with each artifact on each board that is for its target, one job at a time on a board.
+        """Run a verb with each artifact on each board that is for its target, one job at a time on a board.
 
         Args:
             verb: ``bench``, ``eval``, ``verify``, ``build``, ``compare``; ``run``: the arguments are the command line.
@@ -176,7 +178,7 @@ class Fleet:
         folder, action = Path(keeping.out), f"{verb} on the boards"
         with resource_errors(action, folder):
             folder.mkdir(parents=True, exist_ok=True)
-        with open_ledger(folder, action) as ledger, _going_on():
+        with open_ledger(folder, action) as ledger, _explained_stop():
 
             async def work(link: Link) -> list[Outcome]:
                 await link.open()
@@ -238,7 +240,7 @@ class Fleet:
         return outcomes, refused
 
     def _some(self, names: Iterable[str]) -> Fleet:
-        """Some of the boards."""
+        """Return a fleet of some of the boards."""
         fleet, chosen = copy.copy(self), set(names)
         fleet.boards = [board for board in self.boards if board.name in chosen]
         return fleet
@@ -271,7 +273,7 @@ class Fleet:
             return [row for row in ledger.rows() if row.board in names], refused
 
     def _for(self, board: Board, packages: Sequence[Package]) -> list[Package]:
-        """The artifacts that are for a board's target.
+        """Return the artifacts that are for a board's target.
 
         Raises:
             UsageError: there are artifacts, but none for it.
@@ -281,15 +283,15 @@ class Fleet:
             targets = ", ".join(sorted({package.target for package in packages}))
             raise UsageError(
                 f"choose artifacts for {board.name}",
-                f"its target is {board.target}; these are for {targets}",
-                f"leave it out with --on, or run: vitedge export MODEL --target {board.target} --out ARTIFACT",
+                f"the board's target is {board.target}; these artifacts are for {targets}",
+                f"leave the board out with --on, or run: vitedge export MODEL --target {board.target} --out ARTIFACT",
             )
         return mine
 
     def _on_each(
         self, work: Callable[[Link], Awaitable[T]], ledger: Ledger | None = None
     ) -> dict[str, T | VitedgeError]:
-        """What ``work`` gave on each board, or the error that ended it there."""
+        """Return the result of ``work`` on each board, or the error that ended it there."""
 
         async def one(board: Board) -> T | VitedgeError:
             def event(text: str) -> None:
@@ -312,7 +314,7 @@ class Fleet:
 
 
 def outcomes(out: str | Path) -> tuple[list[Outcome], list[tuple[str, str, str]]]:
-    """What the ledger of a folder of results has, without asking any board.
+    """Read the ledger of a folder of results, without asking any board.
 
     Returns:
         The outcomes, and the events as (board, job, event).
@@ -334,7 +336,7 @@ def _existing(out: str | Path) -> Path:
 
 
 def _refuse_passwords(verb: str, arguments: Sequence[str]) -> None:
-    """Raises: UsageError: an argument holds what may be a password: the ledger and the boards' processes show it."""
+    """Raises: UsageError: an argument may hold a password, which the ledger and the boards' processes would show."""
     for word in arguments:
         if without_passwords(word) != word:
             reason = f"{word} has a user name or password in it, which the ledger and the boards' processes would show"
@@ -343,7 +345,7 @@ def _refuse_passwords(verb: str, arguments: Sequence[str]) -> None:
 
 
 def _kind(state: BoardState, artifacts: Sequence[Artifact]) -> object:
-    """What is equal on boards that take each other's engines and choices; a board that can't be used is alone."""
+    """Return a value that is equal on boards that share engines and choices; unusable boards share nothing."""
     if state.problem is not None:
         return state.name
 
@@ -356,7 +358,7 @@ def _kind(state: BoardState, artifacts: Sequence[Artifact]) -> object:
 
 
 def _share(artifact: Artifact, out: Path) -> None:
-    """Put what boards built and chose of an artifact beside it.
+    """Put the engines and choices that boards made of an artifact beside it.
 
     Args:
         artifact: here.
@@ -373,7 +375,7 @@ def _share(artifact: Artifact, out: Path) -> None:
 
 
 async def _versions(link: Link) -> str:
-    """What computes on a board, in one line; numbers of other versions are other numbers."""
+    """Return the versions of vitedge and its runtimes on a board, in one line, as a key of results."""
     found: Mapping[str, str] = link.facts["versions"]
     if link.board.command is not None or "vitedge" not in found:
         found = versions_of(await vitedge_doctor(link))
@@ -381,15 +383,15 @@ async def _versions(link: Link) -> str:
 
 
 @contextlib.contextmanager
-def _going_on() -> Iterator[None]:
-    """Inside, a stop says what becomes of the boards."""
+def _explained_stop() -> Iterator[None]:
+    """Turn a stop inside the context into an error that says that the boards' jobs go on."""
     try:
         yield
     except KeyboardInterrupt as stop:
         raise Interrupted(
             "stop",
-            f"received {signal_of(stop).name}; what runs on the boards goes on",
-            "bring its results back with: vitedge fleet collect; do the rest with --resume",
+            f"received {signal_of(stop).name}; jobs on the boards go on",
+            "bring their results back with: vitedge fleet collect; do the rest with --resume",
             signal_number=signal_of(stop),
         ) from stop
 

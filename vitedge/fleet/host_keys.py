@@ -1,4 +1,4 @@
-"""A host key that isn't known: what it is, and the command that adds it."""
+"""The error for an unknown host key: its fingerprint, and the command that adds it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KINDS = {"ssh-ed25519": "ed25519", "ssh-rsa": "rsa"}  # as ssh-keyscan calls the
 
 
 class KeyWatcher(asyncssh.SSHClient):
-    """Remembers the key that a host showed, and takes none that isn't known."""
+    """Remembers the key that a host showed, and refuses unknown keys."""
 
     def __init__(self) -> None:
         self.host, self.port, self.key = "", 0, None
@@ -27,13 +27,13 @@ class KeyWatcher(asyncssh.SSHClient):
     key: SSHKey | None
 
     def validate_host_public_key(self, host: str, addr: str, port: int, key: SSHKey) -> bool:
-        """Called for a key that no file of known hosts has."""
+        """Refuse a key that no file of known hosts has, after remembering it."""
         self.host, self.port, self.key = host, port, key
         return False
 
 
 def refuse_host_key(board: Board, seen: KeyWatcher, said: str) -> ResourceError:
-    """The error for a host key that isn't known, or isn't the one that is known."""
+    """Return the error for a host key that is unknown, or isn't the known one."""
     action = f"reach {board.name}"
     if seen.key is None:  # revoked, a certificate, or a jump host's
         return ResourceError(action, said, f"see what OpenSSH says: ssh {board.host} true")
@@ -43,7 +43,7 @@ def refuse_host_key(board: Board, seen: KeyWatcher, said: str) -> ResourceError:
     port = "" if seen.port == DEFAULT_PORT else f"-p {seen.port} "
     return ResourceError(
         action,
-        f"{shown}, which known_hosts doesn't have for it",
+        f"{shown}, which known_hosts doesn't list for it",
         f"compare it with the board's own (ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub), then run: "
         f"ssh-keyscan {port}-t {kind} {seen.host} >> ~/.ssh/known_hosts"
         f" (where an older key is known, first: ssh-keygen -R '{name}')",

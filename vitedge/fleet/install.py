@@ -1,4 +1,4 @@
-"""vitedge on a board without internet: its wheels are sent, and a new virtual environment replaces the old one."""
+"""Install vitedge on a board without internet: send wheels, and replace the virtual environment."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pip=$(echo "$3"/pip-*.whl)
 
 
 class Installed(Record):
-    """What was installed on one board."""
+    """The result of an installation on one board."""
 
     board: str
     python: str
@@ -37,7 +37,7 @@ class Installed(Record):
 
 
 async def machine_of(link: Link) -> Machine:
-    """What a board's Python needs wheels for.
+    """Return the properties of a board's Python that wheels have to fit.
 
     Raises:
         ResourceError: it can't be started.
@@ -47,12 +47,14 @@ async def machine_of(link: Link) -> Machine:
     python = expanded(link.board.python, link.facts["home"])
     answer = await link.ask("call", 90, argv=[python, "-c", DESCRIBE], seconds=60)
     if answer["code"]:
-        raise ResourceError(f"install on {link.board.name}", answer["stderr"].strip(), "name another 'python' for it")
+        raise ResourceError(
+            f"install on {link.board.name}", answer["stderr"].strip(), "name another 'python' for it in the inventory"
+        )
     return described(answer["content"], link.board.name)
 
 
 async def install(link: Link, machine: Machine, wheels: Path, say: Callable[[str], None]) -> Installed:
-    """Send wheels, make a virtual environment of them, and let it take the place of the one before in one step.
+    """Send wheels, make a virtual environment of them, and replace the earlier one atomically.
 
     Args:
         link: to the board.
@@ -84,7 +86,9 @@ async def install(link: Link, machine: Machine, wheels: Path, say: Callable[[str
         status = await followed(link, f"install-{package.digest[:20]}", status, "install", say)
         if status["state"] != "done" or status["code"]:
             raise ResourceError(
-                f"install on {board.name}", last_error(status["stderr"]), "correct it there, then repeat"
+                f"install on {board.name}",
+                last_error(status["stderr"]),
+                "correct this on the board, then repeat the command",
             )
         works = await link.ask("call", 90, argv=[f"{place}/bin/vitedge", "--version"], seconds=60)
     await link.ask("link", link=expanded(board.environment, home), target=place)

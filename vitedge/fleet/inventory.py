@@ -1,4 +1,4 @@
-"""``fleet.toml``: the boards, how to reach each, and how vitedge is started there."""
+"""``fleet.toml``: the boards, how to reach each, and the command that starts vitedge there."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXAMPLE = '[boards.pi5]\\nhost = "pi5.local"'
 
 
 class Board(Record):
-    """One board. What isn't given comes from OpenSSH's own configuration, or is found out on the board."""
+    """One board. Values that aren't given come from OpenSSH's own configuration, or from the board itself."""
 
     host: str  # a name or address, or an alias of ~/.ssh/config
     name: str = ""  # of its table in the inventory
@@ -44,25 +44,25 @@ class Board(Record):
         return self.venv or f"{self.folder}/venv"
 
     def argv(self, home: str) -> list[str]:
-        """How vitedge is started there, before its verb; ``home`` is what ``~`` stands for."""
+        """Return the command that starts vitedge there, before its verb; ``home`` replaces ``~``."""
         if self.command is not None:
             return [expanded(word, home) for word in shlex.split(self.command)]
         return [f"{expanded(self.environment, home)}/bin/vitedge"]
 
 
 class Inventory(Record):
-    """All boards by name."""
+    """The contents of an inventory file: all boards by name."""
 
     boards: dict[str, Board] = field(default_factory=dict)
 
 
 def expanded(path: str, home: str) -> str:
-    """A path on a board with the home folder in place of ``~``."""
+    """Return a path on a board with the home folder in place of ``~``."""
     return home + path[1:] if path == "~" or path.startswith("~/") else path
 
 
 def read_inventory(path: str | Path, labels: Sequence[str] = ()) -> list[Board]:
-    """The boards of an inventory, or those with one of some labels or names.
+    """Return the boards of an inventory, or those with one of some labels or names.
 
     Raises:
         UsageError: not such a file, no board in it, a name or an entry that can't be one, a label that none has.
@@ -86,11 +86,13 @@ def read_inventory(path: str | Path, labels: Sequence[str] = ()) -> list[Board]:
 def _check(board: Board, path: Path, action: str) -> None:
     where = f"{path}: the board '{board.name}'"
     if not _NAME.fullmatch(board.name):
-        raise UsageError(action, f"{where}: a name has letters, digits, '-', '_' and '.'", "rename it")
+        raise UsageError(action, f"{where}: a name may have letters, digits, '-', '_' and '.'", "rename it")
     for value in (board.host, board.user or "", board.jump or ""):
         if re.search(r":[^@]*@", value):
-            raise UsageError(action, f"{where} has a password in it", "remove it, and add: --ask-password")
+            raise UsageError(action, f"{where} contains a password", "remove it, and add: --ask-password")
     if "@" in board.host or not board.host:
-        raise UsageError(action, f"{where}: '{board.host}' isn't a host", "write user and port as keys of their own")
+        raise UsageError(
+            action, f"{where}: '{board.host}' isn't a host", 'write, for example: host = "board.local", user = "pi"'
+        )
     if board.venv is not None and board.command is not None:
         raise UsageError(action, f"{where} has both 'venv' and 'command'", "keep the one that starts vitedge there")

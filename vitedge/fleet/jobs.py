@@ -24,7 +24,7 @@ from vitedge.fleet.push import Package, megabytes
 from vitedge.formats.engines import INDEX
 
 RESULT, CHOICES, ENGINES = "result.json", "choices", "engines"
-#: What makes a verb write its result into the job's folder, and go on from what an earlier attempt left there.
+#: Options that make a verb write its result into the job's folder, and resume an earlier attempt's.
 OUTPUTS: Mapping[str, Sequence[str]] = {
     "bench": ("--out", RESULT, "--resume"),
     "eval": ("--out", RESULT, "--resume"),
@@ -32,15 +32,15 @@ OUTPUTS: Mapping[str, Sequence[str]] = {
     "build": ("--json", RESULT, "--choices", CHOICES, "--engines", ENGINES),
     "verify": ("--json", RESULT),
 }
-RESTARTS = 2  # of a job that ended without saying how, by one command
+RESTARTS = 2  # of a job that ended without recording how, by one command
 CLOCK_S = 2.0  # a clock that moved further than this is noted
-FOLLOW_S = 5.0  # a question waits so long for news
+FOLLOW_S = 5.0  # a request for a job's status waits this long for a change
 SAID_FULL, FULL_BYTES = "No space left on device", 1 << 20
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be done on a board with some artifacts.
+    """The work of a board with some artifacts.
 
     Args:
         verb: of vitedge; ``run`` for any command line of it.
@@ -56,22 +56,22 @@ class Work:
 
     @property
     def subject(self) -> str:
-        """What it's about: the artifact's digest, or that of all of them."""
+        """The digest of the artifact, or of all of them together."""
         digests = [package.digest for package in self.packages]
         return digests[0] if len(digests) == 1 else sha256("\0".join(digests).encode())
 
     @property
     def names(self) -> str:
-        """The artifacts for people."""
+        """The artifacts' names."""
         return ", ".join(package.name for package in self.packages)
 
     @property
     def rules(self) -> str:
-        """The options, with digests in place of what lies here."""
+        """The options, with digests in place of local paths."""
         return " ".join(self.uploads[word].digest if word in self.uploads else word for word in self.arguments)
 
     def planned(self, board: str, versions: str) -> Outcome:
-        """Its row in the ledger before anything was done."""
+        """Return the work's row in the ledger before it starts."""
         return Outcome(
             board=board,
             verb=self.verb,
@@ -82,7 +82,7 @@ class Work:
         )
 
     def argv(self, places: Mapping[str, str]) -> list[str]:
-        """What follows ``vitedge`` on the board; ``places`` are folders there by digest."""
+        """Return the words after ``vitedge`` on the board; ``places`` are folders there by digest."""
 
         def there(word: str) -> str:
             if word not in self.uploads:
@@ -97,14 +97,14 @@ class Work:
 
 
 def person() -> str:
-    """Who we are, for the holder of a board's lock: user and machine."""
+    """Return user and machine, for the holder of a board's lock."""
     with contextlib.suppress(KeyError, OSError):  # no name for this user
         return f"{getpass.getuser()}@{socket.gethostname()}"
     return socket.gethostname()
 
 
 def missing(planned: Sequence[Outcome], ledger: Ledger, keeping: Keeping, board: str) -> list[Outcome]:
-    """What of the planned is to be done, as it goes into the ledger: new, unfinished, or all anew.
+    """Return the planned work that has to be done, as it goes into the ledger: new, unfinished, or repeated.
 
     Raises:
         UsageError: some was begun before, and neither ``resume`` nor ``overwrite`` says what becomes of it.
@@ -112,8 +112,8 @@ def missing(planned: Sequence[Outcome], ledger: Ledger, keeping: Keeping, board:
     left = []
     before = sum(ledger.find(outcome) is not None for outcome in planned)
     if before and not (keeping.resume or keeping.overwrite):
-        reason = f"{Path(keeping.out) / LEDGER} has {before} of these {len(planned)} jobs on {board}"
-        hint = "add --resume for what is missing, --overwrite to do all anew, or name another --out"
+        reason = f"{Path(keeping.out) / LEDGER} already has {before} of these {len(planned)} jobs on {board}"
+        hint = "add --resume to do the missing ones, --overwrite to do all again, or name another --out"
         raise UsageError(f"work on {board}", reason, hint)
     for outcome in planned:
         known = ledger.find(outcome)
@@ -172,7 +172,7 @@ class Jobs:
             raise
 
     async def collect(self, outcome: Outcome) -> Outcome:
-        """What became of a job that was started before."""
+        """Bring back a job that was started before, if it has ended."""
         status = await self.link.ask("status", job=outcome.job)
         if status["state"] in LIVE or status["state"] == "none":
             return outcome
@@ -224,7 +224,7 @@ class Jobs:
         )
 
     async def _fetched(self, outcome: Outcome) -> str:
-        """Bring the result into the folder; its name there."""
+        """Bring the result into the folder; return its name there."""
         source = "stdout" if outcome.verb == "run" else RESULT
         content = await self.link.fetch(f"jobs/{outcome.job}/{source}")
         ending = "txt" if outcome.verb == "run" else "json"
@@ -235,7 +235,7 @@ class Jobs:
         return name
 
     async def _fetch_folder(self, outcome: Outcome, name: str, into: Path) -> None:
-        """Bring what a build leaves for boards of the same kind: choices, or engines with their list at last."""
+        """Bring a build's files for boards of the same kind: choices, or engines, whose list comes last."""
         place = f"jobs/{outcome.job}/{name}"
         names = (await self.link.ask("list", name=place))["names"]
         for file in sorted(names, key=lambda each: each == INDEX):
@@ -243,10 +243,10 @@ class Jobs:
             write_atomic(into / file, content, f"keep the {name} of {outcome.board}")
 
     def _note_refused(self, outcome: Outcome, result: str | None) -> None:
-        """Say which engines the board had, and refused."""
+        """Note which existing engines the board refused, and why."""
         rows = [] if result is None else json.loads((self.folder / result).read_bytes())
         for because in [row["because"] for row in rows if row.get("because")]:
-            self._note(outcome, f"build {outcome.artifacts} built anew: {because}")
+            self._note(outcome, f"build {outcome.artifacts} built again: {because}")
 
     def _ended(self, outcome: Outcome) -> Outcome:
         recorded = self.ledger.record(outcome)
@@ -262,7 +262,7 @@ class Jobs:
 async def followed(
     link: Link, job: str, status: dict[str, Any], title: str, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """A job's status when it has ended; whom it waits for is said."""
+    """Follow a job until it has ended, report whom it waits for, and return its status."""
     holder: Any = None
     while status["state"] in LIVE:
         if status["state"] == "waiting" and status.get("holder") != holder:
@@ -274,21 +274,21 @@ async def followed(
 
 def _why_lost(status: Mapping[str, Any]) -> str:
     if status.get("boot") and status["boot"] != status.get("now_boot"):
-        return "the board was started again while it ran"
+        return "the board restarted while it ran"
     if status["state"] == "lost":
-        return "its processes were ended before it was done"
+        return "its processes were killed before it was done"
     return last_error(status.get("stderr", ""))
 
 
 def last_error(stderr: str) -> str:
-    """The error block at the end of what vitedge printed, in one line."""
+    """Return the error block at the end of vitedge's output, in one line."""
     _, found, block = stderr.rpartition("error: ")
     text = block if found else stderr
-    return " · ".join(line.strip() for line in text.strip().splitlines()[-3:]) or "it said nothing"
+    return " · ".join(line.strip() for line in text.strip().splitlines()[-3:]) or "it printed no error"
 
 
 def problem(outcomes: Sequence[Outcome], refused: Mapping[str, VitedgeError]) -> VitedgeError | None:
-    """The error of a command over many boards; None where all is done, or runs on.
+    """Return the error of a command over many boards; None where all is done, or still runs.
 
     Args:
         outcomes: of the work.
@@ -307,6 +307,8 @@ def problem(outcomes: Sequence[Outcome], refused: Mapping[str, VitedgeError]) ->
     failed = [outcome for outcome in outcomes if outcome.state == FAILED]
     if failed:
         first = failed[0]
-        reason = f"{len(failed)} of {len(outcomes)} failed; {first.board}, {first.artifacts}: {first.detail}"
-        return InvalidResultError(action, reason, "follow its hint; then repeat with --resume or --overwrite")
+        reason = f"{len(failed)} of {len(outcomes)} jobs failed; {first.board}, {first.artifacts}: {first.detail}"
+        return InvalidResultError(
+            action, reason, "follow the hint in that error, then repeat with --resume or --overwrite"
+        )
     return None

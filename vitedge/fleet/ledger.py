@@ -1,4 +1,4 @@
-"""What has been done on which board: one SQLite file beside the results, whole after any interruption.
+"""The ledger of work on boards: one SQLite file beside the results, consistent after any interruption.
 
 A row is keyed by board, verb, artifact digest, versions on the board and rules (the verb's options), so work is done
 once for each of these, and again when one changes. ``events`` has what happened on the way: connections that ended,
@@ -19,15 +19,15 @@ from vitedge.core.schema import Record
 from vitedge.errors import ArtifactError, ResourceError
 
 LEDGER, SCHEMA = "ledger.db", 1
-#: Exit codes that would come again: done, usage, bad artifact or data, result invalid, runtime not installed.
+#: Exit codes that a repetition gives again: done, usage, bad artifact or data, result invalid, runtime not installed.
 FINAL = (0, 2, 3, 7, 8)
 DONE, FAILED, OVERLAPPED = "done", "failed", "overlapped"
-#: Of a job that the board may know more about: a stop may come between its start there and the ledger's word of it.
+#: Of a job that the board may know more about: a stop may come between its start there and the ledger's record.
 UNKNOWN = ("planned", "running", "unreachable")
 
 
 class Outcome(Record):
-    """One row: what a verb gave for one artifact on one board."""
+    """One row: the outcome of a verb for one artifact on one board."""
 
     board: str
     verb: str
@@ -48,13 +48,13 @@ class Outcome(Record):
 
     @property
     def job(self) -> str:
-        """Its name on the board: the same wherever it's asked from."""
+        """The job's name on the board, which is the same from every machine."""
         parts = (self.board, self.verb, self.subject, self.versions, self.rules, str(self.generation))
         return sha256("\0".join(parts).encode())[:20]
 
     @property
     def final(self) -> bool:
-        """Whether doing it again would change nothing."""
+        """Whether repeating it would change nothing."""
         return self.state == DONE or (self.state == FAILED and self.code in FINAL)
 
 
@@ -69,17 +69,17 @@ class Ledger:
         self._connection = connection
 
     def find(self, planned: Outcome) -> Outcome | None:
-        """What is known of the same work."""
+        """Return the recorded outcome of the same work."""
         where = " AND ".join(f"{name} = ?" for name in KEY)
         rows = self._select(f"WHERE {where}", *(getattr(planned, name) for name in KEY))
         return rows[0] if rows else None
 
     def rows(self) -> list[Outcome]:
-        """Everything, by boards, in the order in which it was planned first."""
+        """Return all outcomes, by boards, in the order in which they were first planned."""
         return self._select("ORDER BY board, rowid")
 
     def write(self, outcome: Outcome) -> Outcome:
-        """Keep an outcome in place of an earlier one of the same work."""
+        """Store an outcome in place of an earlier one of the same work."""
         changed = ", ".join(f"{name} = excluded.{name}" for name in FIELDS if name not in KEY)
         marks = ", ".join("?" * len(FIELDS))
         statement = f"INSERT INTO outcomes ({', '.join(FIELDS)}) VALUES ({marks}) ON CONFLICT DO UPDATE SET {changed}"
@@ -88,16 +88,16 @@ class Ledger:
         return outcome
 
     def note(self, board: str, job: str, event: str) -> None:
-        """Keep an event."""
+        """Store an event."""
         with self._connection:
             self._connection.execute("INSERT INTO events (board, job, event) VALUES (?, ?, ?)", (board, job, event))
 
     def events(self) -> list[tuple[str, str, str]]:
-        """(board, job, event), the oldest first."""
+        """Return (board, job, event), the oldest first."""
         return list(self._connection.execute("SELECT board, job, event FROM events ORDER BY number"))
 
     def record(self, outcome: Outcome) -> Outcome:
-        """Keep a finished outcome; where others ran on the board at the same time, none of them counts.
+        """Store a finished outcome; where others ran on the board at the same time, none of them counts.
 
         A board's lock prevents this. Where somebody removed it, or measures by other means, the times tell.
         """
@@ -129,7 +129,7 @@ def _overlap(one: Outcome, other: Outcome) -> bool:
 
 @contextlib.contextmanager
 def open_ledger(folder: Path, action: str) -> Iterator[Ledger]:
-    """The ledger of a folder, for this process alone.
+    """Open the ledger of a folder, for this process only.
 
     Raises:
         ResourceError: another process works with it, or it can't be written.
@@ -145,10 +145,10 @@ def open_ledger(folder: Path, action: str) -> Iterator[Ledger]:
             finally:
                 connection.close()
         except sqlite3.OperationalError as error:
-            hint = "free space or permit writing there, then repeat"
+            hint = "free space or permit writing there, then repeat the command"
             raise ResourceError(action, f"{path} can't be written: {error}", hint) from error
         except sqlite3.DatabaseError as error:
-            raise ArtifactError(action, f"{path} is damaged: {error}", "name another --out") from error
+            raise ArtifactError(action, f"{path} is damaged: {error}", "name another folder: --out FOLDER") from error
 
 
 def _prepare(connection: sqlite3.Connection, path: Path, action: str) -> None:

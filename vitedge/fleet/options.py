@@ -1,4 +1,4 @@
-"""Which boards, and how their work is kept."""
+"""Options for choosing boards and for keeping their work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ INVENTORY, OUT = "fleet.toml", "fleet-results"
 
 
 class Selection(Record):
-    """Which boards, and how to reach them."""
+    """Options for choosing boards and reaching them."""
 
     inventory: Annotated[str, Flag("File that lists the boards.", unit="path")] = INVENTORY
     on: Annotated[
@@ -29,7 +29,7 @@ class Selection(Record):
 
 
 class Keeping(Record):
-    """Where results go, and what becomes of work that was begun before."""
+    """Options for the folder of results, and for work that was begun before."""
 
     out: Annotated[str, Flag("Folder for the ledger and the results of all boards.", ("--out", "-o"), unit="path")] = (
         OUT

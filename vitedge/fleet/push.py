@@ -1,4 +1,4 @@
-"""Folders that travel to boards by the digests of their files: only what is missing there is sent."""
+"""Send folders to boards by the digests of their files: only missing files are sent."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Arrived = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class File:
-    """A file that travels."""
+    """A file to send."""
 
     source: Path
     sha256: str
@@ -36,7 +36,7 @@ class File:
 
 @dataclass(frozen=True, eq=False)
 class Package:
-    """A folder that travels: an artifact, or data.
+    """A folder to send: an artifact, or data.
 
     ``within`` is what an argument names inside the folder: empty for the folder itself.
     """
@@ -49,7 +49,7 @@ class Package:
 
 
 class Pushed(Record):
-    """What became of one folder on one board."""
+    """The outcome of sending one folder to one board."""
 
     board: str
     name: str
@@ -61,7 +61,7 @@ class Pushed(Record):
 
 
 def artifact_package(path: str | Path) -> Package:
-    """An artifact, checked.
+    """Package an artifact, after checking it.
 
     Raises:
         UsageError, ArtifactError: as :meth:`vitedge.formats.artifact.Artifact.open`.
@@ -77,7 +77,7 @@ def artifact_package(path: str | Path) -> Package:
 
 
 def companions(path: str | Path, digest: str) -> list[Package]:
-    """What lies beside an artifact and belongs to it: engines and choices, each in a folder ``ARTIFACT.ENDING``."""
+    """Package the engines and choices beside an artifact, each in a folder ``ARTIFACT.ENDING``."""
     path = Path(path).resolve()
     beside = [(path.with_name(path.name + ending), ending) for ending in COMPANIONS]
     return [
@@ -88,7 +88,7 @@ def companions(path: str | Path, digest: str) -> list[Package]:
 
 
 def data_package(path: str | Path) -> Package:
-    """A folder or a file of data, by its content.
+    """Package a folder or a file of data, by its content.
 
     Raises:
         UsageError: there is nothing in it.
@@ -99,7 +99,7 @@ def data_package(path: str | Path) -> Package:
         single = path.is_file()
         sources = [path] if single else sorted(each for each in path.rglob("*") if each.is_file())
         if not sources:
-            raise UsageError(action, f"there is no file in {path}", "name a folder with one sub-folder a class")
+            raise UsageError(action, f"there is no file in {path}", "name a folder with one sub-folder for each class")
         files = {
             source.relative_to(path.parent if single else path).as_posix(): File(
                 source, sha256_file(source), source.stat().st_size
@@ -111,12 +111,12 @@ def data_package(path: str | Path) -> Package:
 
 
 def _plain(name: str) -> str:
-    """A name that any file system takes."""
+    """Return a name that any file system accepts."""
     return re.sub(r"[^\w.-]", "_", name).lstrip(".") or "unnamed"
 
 
 def named_apart(packages: Sequence[Package]) -> None:
-    """Refuse different folders of one name: the name stands for the last one pushed.
+    """Refuse different folders of one name: the name points to the last one pushed.
 
     Raises:
         UsageError: there are two.
@@ -130,12 +130,12 @@ def named_apart(packages: Sequence[Package]) -> None:
 
 
 def megabytes(size: int) -> str:
-    """Bytes as megabytes (10⁶)."""
+    """Format bytes as megabytes (10⁶)."""
     return f"{size / 1e6:,.1f}"
 
 
 async def push(link: Link, packages: Sequence[Package], arrived: Arrived = lambda done, total: None) -> list[Pushed]:
-    """Bring folders to a board; each is there whole, or as it was before.
+    """Send folders to a board; each is complete there, or as it was before.
 
     Raises:
         ResourceError: no room on the board, files that arrive damaged again and again, a board out of reach.
@@ -167,13 +167,13 @@ async def _publish(link: Link, package: Package, sent: int) -> Pushed:
 
 
 class _Sender:
-    """Sends what a board lacks, from where the last connection ended."""
+    """Sends the files that a board lacks, from the point where the last connection ended."""
 
     def __init__(self, files: Mapping[str, File], arrived: Arrived, board: str) -> None:
         self.files, self.arrived, self.board, self.sent = files, arrived, board, 0
 
     async def send_missing(self, channel: Channel) -> bool:
-        """Send what isn't there; whether all is there then, undamaged."""
+        """Send missing files; return whether all are there then, undamaged."""
         await channel.send("missing", files={sha: file.size for sha, file in self.files.items()})
         answer = await channel.receive(120)
         wanted: dict[str, int] = answer.get("missing", {})
@@ -208,15 +208,15 @@ class _Sender:
 
     def _no_room(self, wanted: int, answer: Mapping[str, Any]) -> ResourceError:
         reason = answer.get("error") or (
-            f"{megabytes(wanted)} MB are to be sent and {megabytes(RESERVE)} MB to stay free;"
+            f"{megabytes(wanted)} MB have to be sent and {megabytes(RESERVE)} MB have to stay free, but"
             f" {megabytes(answer['free'])} MB are free there"
         )
-        hint = "free space there, or name another 'folder' in the inventory; what has arrived stays, and is used"
+        hint = "free space there, or name another 'folder' in the inventory; files that arrived aren't sent again"
         return ResourceError(f"push to {self.board}", reason, hint)
 
 
 def uploads(names: Iterable[str]) -> dict[str, Package]:
-    """Those of some names that stand for artifacts, folders or files here.
+    """Package those of some words that name artifacts, folders or files here.
 
     Raises:
         UsageError, ArtifactError, ResourceError: one of them can't be read.

@@ -1,4 +1,4 @@
-"""Wheels for another machine: resolved and downloaded here for its architecture, its Python and its C library.
+"""Wheels for another machine: resolved and downloaded here for its architecture, Python and C library.
 
 The environment markers of every wheel are evaluated as they are there, and ``constraints.txt`` pins the versions, so
 nothing has to be tried out. pip downloads; it can't resolve for another machine, as it evaluates markers for this one.
@@ -32,7 +32,7 @@ CONSTRAINTS = "constraints.txt"
 
 
 class Machine(Record):
-    """What decides which wheels fit: of a board's Python."""
+    """The properties of a board's Python that decide which wheels fit."""
 
     arch: str  # "aarch64"
     python: str  # "3.11.2"
@@ -40,7 +40,7 @@ class Machine(Record):
 
     @property
     def markers(self) -> dict[str, str]:
-        """The environment of its markers."""
+        """The environment for evaluating markers."""
         return {
             "implementation_name": "cpython",
             "os_name": "posix",
@@ -54,7 +54,7 @@ class Machine(Record):
 
     @property
     def pip_options(self) -> list[str]:
-        """What makes pip download for it."""
+        """The options that make pip download for it."""
         version = self.markers["python_version"]
         newest = int(self.glibc.split(".")[1])
         platforms = [f"manylinux_2_{minor}_{self.arch}" for minor in range(newest, OLDEST_GLIBC - 1, -1)]
@@ -71,7 +71,7 @@ DESCRIBE = (
 
 
 def described(answer: bytes, board: str) -> Machine:
-    """The machine that :data:`DESCRIBE` printed.
+    """Parse the machine that :data:`DESCRIBE` printed.
 
     Raises:
         UsageError: wheels can't be had for it.
@@ -81,12 +81,14 @@ def described(answer: bytes, board: str) -> Machine:
         reason = f"its Python is {machine.python}; vitedge needs 3.10 or newer"
         raise UsageError(f"install on {board}", reason, "name another 'python' for it in the inventory")
     if not machine.glibc:
-        raise UsageError(f"install on {board}", "it has no GNU C library", "install vitedge there by hand")
+        raise UsageError(
+            f"install on {board}", "it has no GNU C library, which the wheels need", "install vitedge there by hand"
+        )
     return machine
 
 
 def own_wheel(folder: Path, given: str | None) -> Path:
-    """vitedge's own wheel: the one that's given, or made of the checkout that runs here, or downloaded.
+    """Return vitedge's own wheel: the given one, or one built from the running checkout, or downloaded.
 
     Raises:
         UsageError: there is no such file.
@@ -105,7 +107,7 @@ def own_wheel(folder: Path, given: str | None) -> Path:
 
 
 def resolve(wheel: Path, extras: Iterable[str], machine: Machine, folder: Path) -> list[Path]:
-    """All wheels that vitedge with these extras needs on a machine, pip's own among them.
+    """Return all wheels that vitedge with these extras needs on a machine, pip's own among them.
 
     Args:
         wheel: vitedge's own.
@@ -147,7 +149,7 @@ def resolve(wheel: Path, extras: Iterable[str], machine: Machine, folder: Path) 
 
 
 def _pins(machine: Machine) -> dict[str, str]:
-    """The tested version of each package on this Python, by its canonical name."""
+    """Return the tested version of each package on this Python, by its canonical name."""
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
@@ -161,7 +163,7 @@ def _pins(machine: Machine) -> dict[str, str]:
 
 
 def needed(wheel: Path, extras: Iterable[str], machine: Machine) -> list[Requirement]:
-    """What a wheel's metadata asks for on a machine.
+    """Return the requirements in a wheel's metadata that apply to a machine.
 
     Raises:
         InputError: it isn't a wheel.
@@ -185,7 +187,7 @@ def needed(wheel: Path, extras: Iterable[str], machine: Machine) -> list[Require
 def _download(
     wanted: Iterable[Requirement], pins: Mapping[str, str], machine: Machine, folder: Path
 ) -> dict[str, Path]:
-    """Download wheels; by canonical name."""
+    """Download wheels; return them by canonical name."""
     from packaging.utils import canonicalize_name, parse_wheel_filename
 
     words = {canonicalize_name(each.name): f"{each.name}{each.specifier}" for each in wanted}
@@ -208,4 +210,4 @@ def _pip(arguments: list[str]) -> None:
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
         reason = errors[-1] if errors else f"pip ended with {done.returncode}"
-        raise ResourceError(ACTION, reason, "see whether this machine reaches its package index; or name --wheel")
+        raise ResourceError(ACTION, reason, "check that this machine reaches its package index, or use: --wheel FILE")
