@@ -1,4 +1,4 @@
-"""Addresses that hold secrets: they can come from the environment, and are shown without what is secret."""
+"""Addresses that hold secrets: read from the environment where asked, and shown without their secrets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Credentials:
     password: str = field(repr=False)
 
     def in_url(self, url: str) -> str:
-        """The URL with user and password before its host."""
+        """Return the URL with user and password before its host."""
         scheme, rest = url.split("://", 1)
         return f"{scheme}://{quote(self.user, safe='')}:{quote(self.password, safe='')}@{rest}"
 
@@ -45,12 +45,12 @@ class Address(NamedTuple):
 
     @property
     def url(self) -> str:
-        """Without credentials."""
+        """The URL without credentials."""
         return f"{self.scheme}://{self.host}{self.path}"
 
 
 def split_url(url: str, action: str, hint: str = ESCAPES) -> Address:
-    """Take a URL apart.
+    """Split a URL into its parts.
 
     RFC 3986 ends the host at the first ``/``, ``?`` or ``#``. Where an ``@`` comes later and a colon before it, these
     signs may belong to a password, which then would be looked up, opened and shown as a host or a path: refused.
@@ -67,7 +67,7 @@ def split_url(url: str, action: str, hint: str = ESCAPES) -> Address:
     authority = re.split("[/?#]", rest, maxsplit=1)[0]
     suspect = rest.rpartition("@")[0]
     if len(suspect) > len(authority) and may_be_secret(suspect):
-        raise UsageError(action, "an @ comes after / ? or #, which may belong to a password", hint)
+        raise UsageError(action, "the address has an @ after /, ? or #, which may belong to a password", hint)
     user_info, _, host = authority.rpartition("@")
     user, _, password = user_info.partition(":")
     credentials = Credentials(unquote(user), unquote(password)) if user_info else None
@@ -75,14 +75,14 @@ def split_url(url: str, action: str, hint: str = ESCAPES) -> Address:
 
 
 def shown(argument: str) -> str:
-    """What a user typed as one address, however misspelt, as it may be shown."""
+    """Return an address that a user typed, however misspelt, in a form that may be shown."""
     before, _, after = argument.rpartition("@")
     begin = _BEGIN.match(argument)
     return redact(f"{begin[0] if begin else ''}***@{after}" if ":" in before else argument)
 
 
 def redact(text: object, secrets: Iterable[str] = ()) -> str:
-    """``text``, printable, without any of the ``secrets``, and without passwords in whatever URL it holds."""
+    """Return ``text``, printable, without any of the ``secrets``, and without passwords in any URL that it holds."""
     redacted = str(text)
     for each in secrets:
         redacted = redacted.replace(each, "***")
@@ -90,7 +90,7 @@ def redact(text: object, secrets: Iterable[str] = ()) -> str:
 
 
 def from_environment(text: str, action: str) -> str:
-    """The text, or the content of the environment variable that ``env:NAME`` names.
+    """Return the text, or the content of the environment variable that ``env:NAME`` names.
 
     Raises:
         UsageError: the variable isn't set.

@@ -1,4 +1,4 @@
-"""Answers to the challenges of HTTP and RTSP servers: Basic (RFC 7617) and Digest (RFC 2617, RFC 7616)."""
+"""Answer the challenges of HTTP and RTSP servers: Basic (RFC 7617) and Digest (RFC 2617, RFC 7616)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Authenticator:
         self._uses = 0  # of the digest's nonce
 
     def challenge(self, headers: Iterable[str]) -> bool:
-        """Take what the server's ``WWW-Authenticate`` headers ask for; False: nothing that can be answered."""
+        """Read a server's ``WWW-Authenticate`` headers; False: no challenge among them can be answered."""
         self._basic, self._digest, self._uses = False, None, 0
         for scheme, fields in _challenges(headers):
             if scheme == "basic":
@@ -44,7 +44,7 @@ class Authenticator:
         return self._basic or self._digest is not None
 
     def header(self, method: str, uri: str) -> str | None:
-        """The value of ``Authorization`` for a request; None before a challenge.
+        """Return the value of ``Authorization`` for a request; None before a challenge.
 
         Args:
             method: of the request.
@@ -60,7 +60,7 @@ class Authenticator:
 
 
 def _challenges(headers: Iterable[str]) -> Iterable[tuple[str, dict[str, str]]]:
-    """(scheme, fields) of each challenge; one header may hold several."""
+    """Yield (scheme, fields) of each challenge; one header may hold several."""
     for header in headers:
         starts = [*_SCHEME.finditer(header)]
         ends = [start.start() for start in starts[1:]] + [len(header)]
@@ -77,7 +77,7 @@ def _hash_name(fields: Mapping[str, str]) -> str:
 
 
 def _strength(fields: Mapping[str, str]) -> int:
-    """0: it can't be answered."""
+    """Rank a challenge; 0: it can't be answered."""
     qop = fields.get("qop", "auth").lower().replace(" ", "").split(",")
     if "nonce" not in fields or "auth" not in qop or _hash_name(fields) not in _HASHES:
         return 0
@@ -85,7 +85,7 @@ def _strength(fields: Mapping[str, str]) -> int:
 
 
 def _digest(fields: Mapping[str, str], credentials: Credentials, method: str, uri: str, uses: int) -> str:
-    """RFC 7616, 3.4: with a quality of protection where the server offers one, without as in RFC 2069 elsewhere."""
+    """Compute RFC 7616, 3.4: with a quality of protection where the server offers one, else as in RFC 2069."""
 
     def hashed(*parts: str) -> str:
         return _HASHES[_hash_name(fields)](":".join(parts).encode())

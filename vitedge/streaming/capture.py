@@ -1,4 +1,4 @@
-"""A source seen from the engine: its readers one after another, the watchdog, the back-off and the frame counts.
+"""A source as the engine sees it: its readers one after another, the watchdog, the back-off and the frame counts.
 
 :data:`TRANSITIONS` is the life of a source. :meth:`Capture.poll` notices that something happened, looks up what
 follows, does it, and gives the change of state to the engine.
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 _CHILD = "import sys; sys.path[:] = {path!r}; from vitedge.streaming.reader import serve; serve()"
 START_S = 60.0  # for the reader's own start, before it opens anything
 GRACE_S = 1.0  # beyond the reader's own time limits, before it's killed
-SHUTDOWN_S = 0.5  # to say goodbye to a camera when all is over
+SHUTDOWN_S = 0.5  # for closing a camera's connection at the end
 
-#: What happens to a source: the time of the next attempt has come; its reader has opened it; has come to the end of a
+#: Occurrences of a source: the time of the next attempt has come; its reader has opened it; has come to the end of a
 #: file; was lost (or a live stream ended) and is tried again; was lost for good; the engine closes it.
 Occurrence = Literal["due", "opened", "finished", "lost", "given up", "closed"]
 #: ``wait``: let the reader end, and plan the next attempt. ``end``: let the reader end.
@@ -57,7 +57,7 @@ TRANSITIONS: dict[tuple[State, Occurrence], tuple[State, Action]] = {
 
 
 class Recorded(NamedTuple):
-    """What became of the frames to be recorded."""
+    """Counts of the frames that were to be recorded."""
 
     written: int = 0
     lost: int = 0
@@ -78,7 +78,7 @@ class StateChange(NamedTuple):
 
 
 class _Notice(NamedTuple):
-    """What :meth:`Capture.poll` noticed."""
+    """A change that :meth:`Capture.poll` noticed."""
 
     occurrence: Occurrence
     reason: str | None = None
@@ -86,7 +86,7 @@ class _Notice(NamedTuple):
 
 
 class Capture:
-    """One source.
+    """One source, its reader, and its frames.
 
     Args:
         source: what is opened.
@@ -120,23 +120,23 @@ class Capture:
 
     @property
     def done(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether no further frame will come."""
         return self.state in ("ended", "failed")
 
     @property
     def counts(self) -> FrameCounts:
-        """What became of the frames so far; those on their way are captured and nothing else yet."""
+        """Frame counts so far; frames in flight are captured and nothing else yet."""
         counters = self._memory.counters if self._reader else Counters(*[0] * len(Counters._fields))
         return replace(self.earlier_counts + _frame_counts(counters), classified=self.classified)
 
     @property
     def gaps(self) -> int:
-        """Jumps of the presentation time."""
+        """The number of jumps of the presentation time."""
         return self._earlier_gaps + (self._memory.counters.gaps if self._reader else 0)
 
     @property
     def recorded(self) -> Recorded:
-        """What became of the frames to be recorded."""
+        """Counts of the frames that were to be recorded."""
         return self._earlier_recording + _recorded(self._memory) if self._reader else self._earlier_recording
 
     @property
@@ -146,18 +146,18 @@ class Capture:
 
     @property
     def waiting(self) -> int:
-        """Frames that wait to be taken."""
+        """The number of frames that wait to be taken."""
         return self._memory.waiting() if self._reader is not None else 0
 
     def want_pictures(self, width: int) -> None:
-        """Ask the reader for pictures at most so many pixels wide beside its frames; 0: none."""
+        """Ask the reader for pictures beside its frames, at most this many pixels wide; 0: none."""
         if self._memory.picture_width != width:
             self._memory.want(picture_width=width)
 
     # --- what the engine does
 
     def take(self) -> Taken | None:
-        """The oldest frame that waits, once :meth:`poll` has noticed the connection that it came over."""
+        """Take the oldest frame that waits, once :meth:`poll` has noticed the connection that it came over."""
         if self._reader is None or self.state != "connected":
             return None
         taken = self._memory.take()
@@ -168,7 +168,7 @@ class Capture:
         return taken
 
     def poll(self) -> Iterator[StateChange]:
-        """Look after the reader: notice its progress, its end and its silence; start the next one when it's time."""
+        """Check the reader: notice its progress, its end and its silence; start the next one when it's time."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.filled)
         # A reader that was asked to end isn't lost: close() counts its frames.
@@ -176,12 +176,12 @@ class Capture:
             yield self._follow(notice)
 
     def stop(self) -> None:
-        """Ask the reader to end; :meth:`close` sees to it that it does."""
+        """Ask the reader to end; :meth:`close` makes sure that it does."""
         self._memory.want(stop=True)
         os.eventfd_write(self._emptied, 1)
 
     def close(self, deadline: float) -> None:
-        """Have no reader any more at ``deadline`` (monotonic), count every frame, release everything."""
+        """End the reader by ``deadline`` (monotonic), count every frame, release everything."""
         if not self.done:
             self._follow(_Notice("closed", self.reason, max(0.0, deadline - time.monotonic())))
         os.close(self.filled)
@@ -191,12 +191,12 @@ class Capture:
     # --- what happens
 
     def _notice(self) -> _Notice | None:
-        """What has happened since the last change of state; None: nothing."""
+        """Return the change since the last change of state; None: there is none."""
         if self._reader is None:
             return _Notice("due") if time.monotonic() >= self._retry_at else None
         if self.state == "connecting" and self._memory.codec:
             return _Notice("opened", self._memory.codec)
-        code = self._reader.poll()  # before the reader's last word is read: it speaks, then ends
+        code = self._reader.poll()  # before its state is read, because it reports its last state and then ends
         reader_state = self._memory.state
         if reader_state == shared.ENDED:
             if self._memory.waiting():
@@ -214,7 +214,7 @@ class Capture:
         return self._loss(overdue, grace_s=0.0) if overdue else None
 
     def _overdue(self, reader_state: int) -> str | None:
-        """Why the reader must be killed."""
+        """Return the reason why the reader must be killed; None: there is none."""
         now = time.monotonic()
         quiet = now - self._memory.activity_ns / 1e9
         listens = any("listen=1" in target for target in self.source.targets)  # it may take a camera days to connect
@@ -228,14 +228,14 @@ class Capture:
         return None
 
     def _loss(self, reason: str, grace_s: float = GRACE_S) -> _Notice:
-        """The reader was lost: live sources are tried again, as often in a row as the settings permit."""
+        """Handle a lost reader: live sources are tried again, as often in a row as the settings permit."""
         exhausted = self._settings.retries is not None and self._failures >= self._settings.retries
         return _Notice("lost" if self.source.live and not exhausted else "given up", reason, grace_s)
 
     # --- what is done about it
 
     def _follow(self, notice: _Notice) -> StateChange:
-        """Go from one state to the next as the table says."""
+        """Change from one state to the next as the table says."""
         state, action = TRANSITIONS[self.state, notice.occurrence]
         retry_s = None
         if action == "start":
@@ -279,7 +279,7 @@ class Capture:
         self._started = time.monotonic()
 
     def _plan_retry(self) -> float:
-        """Seconds until the next attempt: twice as long after every failure, up to the longest, with jitter."""
+        """Return the seconds until the next attempt: doubled after every failure, up to the longest, with jitter."""
         self._failures += 1
         least, most = self._settings.backoff_min, self._settings.backoff_max
         longest = min(most, least * 2.0 ** min(self._failures, 30))
@@ -301,7 +301,7 @@ class Capture:
         with contextlib.suppress(BrokenPipeError):
             reader.stdin.close()
         counters = self._memory.counters
-        # What waited or was on its way is dropped with the reader: no more than the buffers and the frame in its hand.
+        # Frames that waited or were in flight are dropped with the reader: at most the buffers and the present frame.
         in_flight = counters.captured - counters.skipped - counters.corrupt - counters.dropped - self._taken
         if not 0 <= in_flight <= shared.BUFFERS + 1:
             in_flight = 0  # a miscount, and the counts must show it
@@ -322,7 +322,7 @@ def _recorded(memory: Shared) -> Recorded:
 
 
 def _death(code: int) -> str:
-    """How a reader ended that didn't say why."""
+    """Describe the end of a reader that gave no reason."""
     if code >= 0:
         return f"the reader ended with code {code}"
     try:

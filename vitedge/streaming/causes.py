@@ -1,4 +1,4 @@
-"""Why a file or an address can't be opened, where FFmpeg says the same of everything. In the reader's process alone."""
+"""Find the reason why a file or an address can't be opened, where FFmpeg's messages don't tell. In the reader only."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ UNAUTHORIZED = "it wants a name and a password, or others than these (401)"
 
 
 class Failure(Exception):
-    """Why a source can't be opened, or went no further; its text is for people and holds no credentials."""
+    """A source can't be opened, or failed later; the text is for people and holds no credentials."""
 
 
 class Unavailable(Failure):
-    """It can't be reached, or not now: another attempt may succeed."""
+    """A source can't be reached now: another attempt may succeed."""
 
 
 def cause_in_answer(content_type: str, head: bytes) -> str | None:
-    """Why an answer of HTTP is no video, if that can be told.
+    """Return the reason why an HTTP answer is no video; None where it's unknown.
 
     Args:
         content_type: in lower case, without parameters.
@@ -34,7 +34,7 @@ def cause_in_answer(content_type: str, head: bytes) -> str | None:
 
 
 def cause_in_file(path: Path) -> str | None:
-    """Why a file is no video, if that can be told."""
+    """Return the reason why a file is no video; None where it's unknown."""
     try:
         with path.open("rb") as file:
             head = file.read(64)
@@ -50,7 +50,7 @@ def cause_in_file(path: Path) -> str | None:
 
 
 def _boxes(path: Path) -> set[bytes]:
-    """Types of an MP4 file's outermost boxes (ISO 14496-12, 4.2)."""
+    """Return the types of an MP4 file's outermost boxes (ISO 14496-12, 4.2)."""
     types: set[bytes] = set()
     at, end = 0, path.stat().st_size
     with path.open("rb") as file:
@@ -68,7 +68,7 @@ def _boxes(path: Path) -> set[bytes]:
 
 
 def same_server(url: str, location: str) -> bool:
-    """Whether a redirect stays where it was: the same scheme, host and port, or from http to https of that host."""
+    """Whether a redirect goes to the same scheme, host and port, or from http to https of that host."""
     here, there = urlsplit(url), urlsplit(location)
     if (here.scheme, here.hostname) == ("http", there.hostname) and there.scheme == "https":
         return there.port in (None, 443)

@@ -1,4 +1,4 @@
-"""What ``vitedge stream`` does around the engine: its arguments, signals, the frame counts, the exit code."""
+"""The frame of ``vitedge stream`` around the engine: its arguments, signals, frame counts and exit code."""
 
 from __future__ import annotations
 

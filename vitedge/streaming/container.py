@@ -1,4 +1,4 @@
-"""What a container says of its video: which of its streams the film is, and how much of it there should be."""
+"""Read a container's description of its video: the stream that is the film, and how much of it there should be."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
 
     from vitedge.streaming.frames import Frames
 
-#: Formats that say how long they are at their beginning, of all streams together.
+#: Formats that state their duration at their beginning, for all streams together.
 STATE_DURATION = ("matroska,webm", "flv", "asf", "nut", "ogg")
 MATROSKA = "matroska,webm"
 SEGMENT = 0x18538067  # the element of Matroska that holds all but the header (RFC 9559, 5.1)
-INTERVALS = 2.5  # usual ones, by which a film may end before its stated end
+INTERVALS = 2.5  # a film may end earlier than stated by this many usual intervals
 
 
 class NoFilm(Exception):
-    """Why no video stream can be taken; its text is for people."""
+    """No video stream can be taken; the text is for people."""
 
 
 def choose_stream(container: av.container.InputContainer, index: int | None = None) -> av.video.VideoStream:
-    """The video stream that players choose, or the one that is named; never a picture that is attached to others.
+    """Return the video stream that players choose, or the one that is named; never an attached picture.
 
     Args:
         container: open.
@@ -57,31 +57,31 @@ def _described(stream: Any) -> str:
 
 
 class FilmIndex(NamedTuple):
-    """How much video a container promises: packets or an end, where it says so."""
+    """The length of the video that a container states: packets or an end, where it states one."""
 
     packets: int | None
     end_s: float | None
 
     @classmethod
     def of(cls, container: av.container.InputContainer, stream: av.video.VideoStream) -> FilmIndex:
-        """What the container said when it was opened."""
+        """Return the length that the container stated when it was opened."""
         name = container.format.name
         if name.startswith("mov,"):  # its index without what an edit list leaves out
             return cls(len(stream.index_entries) or None, None)
         if name == "avi":  # its count includes empty packets, which repeat a picture
             return cls(None, float(stream.frames * stream.time_base) if stream.frames and stream.time_base else None)
         if name == MATROSKA and not _is_cut(Path(container.name.removeprefix("file:"))):
-            return cls(None, None)  # its last picture may stay for long
+            return cls(None, None)  # its last picture may be shown for long
         own = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d*)?)", stream.metadata.get("DURATION", "").strip())
         if name == MATROSKA and own:
             return cls(None, int(own[1]) * 3600 + int(own[2]) * 60 + float(own[3]))
-        alone = len(container.streams) == 1  # else the sound may be what lasts so long
+        alone = len(container.streams) == 1  # else the duration may be the sound's
         if name in STATE_DURATION and alone and container.duration:
             return cls(None, container.duration / 1e6)
         return cls(None, None)
 
     def shortfall(self, frames: Frames) -> str | None:
-        """What is missing, for a person, when a film ended; None: nothing that is known of."""
+        """Describe what is missing when a film ended; None: nothing is known to be missing."""
         if self.packets is not None and frames.packets < self.packets:
             return f"the film ends before its index: {frames.packets:,} of {self.packets:,} frames are there"
         if self.end_s is not None and frames.end_s + INTERVALS * frames.times.interval_s < self.end_s:
@@ -90,7 +90,7 @@ class FilmIndex(NamedTuple):
 
 
 def _is_cut(path: Path) -> bool:
-    """Whether a Matroska file is shorter than it says; not if it isn't there, or doesn't say."""
+    """Whether a Matroska file is shorter than it states; not if it's absent, or states nothing."""
     try:
         with path.open("rb") as file:
             while (kind := _number(file, marked=True)) is not None:
@@ -106,7 +106,7 @@ def _is_cut(path: Path) -> bool:
 
 
 def _number(file: BinaryIO, *, marked: bool) -> int | None:
-    """An EBML number of 1 to 8 bytes (RFC 8794, 4), of an identifier with its marker; None: unknown, or none."""
+    """Read an EBML number of 1 to 8 bytes (RFC 8794, 4), for an identifier with its marker; None: unknown, or none."""
     first = file.read(1)
     length = 9 - first[0].bit_length() if first else 9
     rest = file.read(length - 1) if length < 9 else b""

@@ -1,4 +1,4 @@
-"""From packets to frames: each with what is known of its packet, to the last that can be decoded."""
+"""Decode packets to frames, each with its packet's facts, to the last frame that can be decoded."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ if TYPE_CHECKING:
 
     Packet = av.packet.Packet[av.video.VideoStream]
 
-MOST_ON_THEIR_WAY = 512  # packets whose frames haven't come: what is known of them
+MOST_ON_THEIR_WAY = 512  # packets without a frame yet whose facts are kept
 MOST_KEYS = 20  # such packets that are kept: more than there are decoder threads
-PUSHING = -1  # the number of packets that are sent for what they push out of the decoder
+PUSHING = -1  # the number of packets that are sent to push earlier frames out of the decoder
 
 
 class Clocks(NamedTuple):
-    """When a packet arrived, nanoseconds."""
+    """The arrival time of a packet, nanoseconds."""
 
     monotonic_ns: int
     wall_ns: int
 
 
 class Sent(NamedTuple):
-    """What is known of a packet."""
+    """The known facts of a packet."""
 
     pts: int | None  # ticks of the stream
     clocks: Clocks
 
 
 class Decoded(NamedTuple):
-    """What came out of the decoder: a frame and its packet's facts, or, without a frame, that one can't be decoded."""
+    """An output of the decoder: a frame and its packet's facts, or, without a frame, that one can't be decoded."""
 
     frame: av.video.VideoFrame | None
     sent: Sent
 
 
 class Decoder:
-    """Packets in, frames out in the order in which they are shown.
+    """Turns packets into frames in the order of presentation.
 
     Decoders hand stamps through from a packet to its frame. In their place a number is sent, which finds what the
     packet was also where stamps are missing or repeat.
@@ -60,7 +60,7 @@ class Decoder:
         self._whole = False  # whether it has one
 
     def decode(self, packet: Packet, clocks: Clocks) -> Iterator[Decoded]:
-        """What comes out when a packet goes in; an empty one repeats the picture before, and gives nothing.
+        """Decode a packet; an empty one repeats the picture before, and gives nothing.
 
         Raises:
             av.error.PermissionError: hardware that can't be used.
@@ -81,7 +81,7 @@ class Decoder:
         yield from self._send(packet, Sent(None, clocks))
 
     def finish(self, clocks: Clocks) -> Iterator[Decoded]:
-        """What the decoder still holds."""
+        """Yield the frames that the decoder still holds."""
         unknown = Sent(None, clocks)
         pushed = self._push
         if pushed is not None:

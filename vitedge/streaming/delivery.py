@@ -1,4 +1,4 @@
-"""The sinks that leave the process: page, metrics, video, snapshots, webhook, MQTT."""
+"""The sinks that deliver outside of the process: page, metrics, video, snapshots, webhook, MQTT."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Address = tuple[str, int]
 
 
 def addresses(settings: StreamSettings) -> tuple[Address | None, Address | None, str | None]:
-    """(page, metrics, token) of the settings.
+    """Return (page, metrics, token) of the settings.
 
     Raises:
         UsageError: an address that isn't one, or that others can reach without a token.
@@ -32,7 +32,7 @@ def addresses(settings: StreamSettings) -> tuple[Address | None, Address | None,
 
 
 def delivering(settings: StreamSettings, sources: tuple[str, ...]) -> list[Sink]:
-    """The sinks of the settings that leave the process.
+    """Open the settings' sinks that deliver outside of the process.
 
     Args:
         settings: how.

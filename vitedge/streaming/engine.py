@@ -1,4 +1,4 @@
-"""The loop: frames from all sources go through one session; records, events and a status go to the sinks."""
+"""The engine's loop: frames from all sources go through one session; records, events and a status go to the sinks."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ class Engine:
         self._stopping = threading.Event()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._next_source = 0  # whose frame is taken next
-        self.final: Status | None = None  # the last status, once all is over
+        self.final: Status | None = None  # the last status, after the end
 
     def stop(self) -> None:
-        """End soon: classify what waits, count every frame. From any thread, or a signal handler."""
+        """End soon: classify waiting frames, count every frame. Any thread, or a signal handler, may call it."""
         self._stopping.set()
         with contextlib.suppress(OSError):  # all is over
             os.eventfd_write(self._wake, 1)
@@ -110,7 +110,7 @@ class Engine:
             self._wait(min(next_status, ends or next_status) - now)
 
     def _gather(self) -> list[tuple[SourceState, Taken]]:
-        """Up to one batch of waiting frames, from each source in turn."""
+        """Take up to one batch of waiting frames, cycling through the sources."""
         frames: list[tuple[SourceState, Taken]] = []
         empty = 0
         while len(frames) < self._session.batch and empty < len(self._states):
@@ -133,7 +133,7 @@ class Engine:
         self._inference_ms.append((end - start) / 1e6)
         if not np.isfinite(logits).all():
             raise InvalidResultError(
-                "classify a stream", "the model's output isn't finite", "run: vitedge verify ARTIFACT"
+                "classify a stream", "the model's output has NaN or infinite values", "run: vitedge verify ARTIFACT"
             )
         probabilities = self._session.artifact.manifest.preprocessing.probabilities(logits)
         for (state, taken), row in zip(frames, probabilities, strict=True):
@@ -147,7 +147,7 @@ class Engine:
             state.capture.want_pictures(width)
 
     def _wait(self, seconds: float) -> None:
-        """Until a frame comes, somebody wants to stop, or it's time to look after the readers again."""
+        """Wait until a frame comes, a stop is wanted, or the readers have to be checked again."""
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
         for state in self._states:
@@ -182,7 +182,7 @@ class Engine:
     # --- what the page and the metrics show
 
     def status(self) -> Status:
-        """Everything at this moment."""
+        """Return the status at this moment."""
         info, manifest = self._session.info, self._session.artifact.manifest
         reading = None if self._sensors is None else self._sensors.reading
         live = reading.throttle_live.values() if reading else ()
@@ -208,7 +208,7 @@ class Engine:
         )
 
     def _recording(self) -> tuple[SinkStatus, ...]:
-        """The recordings, which the readers write, as one sink."""
+        """The readers' recordings, as one sink."""
         if self._settings.record is None:
             return ()
         written, lost, error = sum((state.capture.recorded for state in self._states), Recorded())
@@ -216,7 +216,7 @@ class Engine:
 
 
 class SensorThread(threading.Thread):
-    """The sensors, read once a second beside the loop: some of them take their time."""
+    """A thread that reads the sensors once a second beside the loop, because some of them are slow."""
 
     def __init__(self) -> None:
         super().__init__(name="sensors", daemon=True)
@@ -225,13 +225,13 @@ class SensorThread(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """The thread."""
+        """Run the thread."""
         sensors = Sensors()
         while not self._ended.is_set():
             self.reading = sensors.read()
             self._ended.wait(STATUS_S)
 
     def close(self) -> None:
-        """Read no more."""
+        """Stop reading."""
         self._ended.set()
         self.join(STATUS_S)

@@ -1,4 +1,4 @@
-"""The frames of an open video stream: all that it holds, with their times, and which of them are damaged."""
+"""The frames of an open video stream, with their times, and which of them are damaged."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-#: Formats whose frames carry no times worth believing: on live sources they get those of their arrival.
+#: Formats whose frames have no reliable times: on live sources they get their arrival times.
 TIMELESS = ("mpjpeg", "mjpeg", "image2pipe", "yuv4mpegpipe", "jpeg_pipe")
-#: Codecs whose every frame stands alone: damage doesn't reach the next one.
+#: Codecs in which every frame is coded independently: damage doesn't affect the next one.
 INTRA_ONLY = ("mjpeg", "rawvideo", "png", "wrapped_avframe", "prores", "dnxhd", "ffv1", "huffyuv", "dvvideo")
 #: Formats whose packets FFmpeg hands over only when the next one begins, so the last one before a silence comes stale.
 HELD_BACK = ("rtsp", "rtp", "sdp", "mpegts", "h264", "hevc")
-#: Decoders don't notice that whole frames are missing, and go on from the wrong picture. On a live source an interval
+#: Decoders don't notice that whole frames are missing, and predict from the wrong picture. On a live source an interval
 #: of two and a half usual ones, and at least this long, counts as such a loss.
 LOSS_S = 0.1
-#: After damage frames count as corrupt until the next key frame; so long at most, for cameras that send none.
+#: After damage, frames count as corrupt until the next key frame, but no longer than this, for cameras that send none.
 MOST_DAMAGED_S = 10.0
 
 
 class Captured(NamedTuple):
-    """One frame as it came. ``content`` is None when it's broken.
+    """One frame as it was captured. ``content`` is None when it's broken.
 
     ``stale``: it was held back over a silence, so it doesn't say what is there now. ``rule`` says where
     ``presentation_s`` is from; ``jumped``: its stamp lies far behind the one before.
@@ -49,7 +49,7 @@ class Captured(NamedTuple):
 
 
 class Frames:
-    """Every frame that a stream holds, to the last that can be decoded; a packet that can't be is one, too.
+    """Every frame of a stream, to the last that can be decoded; a packet that can't be decoded counts as one.
 
     Args:
         container: open.
@@ -80,7 +80,7 @@ class Frames:
         self._begin_ns: int | None = None  # arrival of the first frame
 
     def __iter__(self) -> Iterator[Captured]:
-        """The frames.
+        """Yield the frames.
 
         Raises:
             av.error.PermissionError: hardware that can't be used.
@@ -136,7 +136,7 @@ class Frames:
 
 
 def _end_s(packet: Any, times: PresentationTimes) -> float:
-    """Until when a packet's picture is shown, seconds; 0: its stamps don't say."""
+    """Return the end of a packet's presentation, seconds; 0: its stamps don't tell."""
     start = packet.dts if times.sorts or packet.pts is None else packet.pts
     if start is None:
         return 0.0
@@ -164,11 +164,11 @@ class _Damage:
         self._since_s: float | None = None  # None: the picture is whole
 
     def begin(self, now_s: float) -> None:
-        """Something broke."""
+        """Begin the damage."""
         self._since_s = None if self._intra else now_s
 
     def spoils(self, frame: Any, shown: Presented, now_s: float) -> bool:
-        """Whether a decoded frame, received at ``now_s``, is broken or predicted from such."""
+        """Whether a decoded frame, received at ``now_s``, is broken or predicted from a broken one."""
         missing = False
         if self._watch_times and self._last_s is not None:
             missing = self._times.observe(shown.at_s - self._last_s) or shown.jumped

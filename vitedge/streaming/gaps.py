@@ -1,4 +1,4 @@
-"""The usual interval between the frames of a source, and which intervals are gaps."""
+"""The usual interval between a source's frames, and the detection of gaps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class GapDetector:
         return max(self._gap_s, 2.5 * median(self._intervals)) if self._intervals else None
 
     def observe(self, interval_s: float) -> bool:
-        """Whether this interval is a gap (a negative one always is); any other counts towards the usual interval."""
+        """Whether this interval is a gap (a negative one always is); any other is added to the usual intervals."""
         longest = self.longest_s
         if interval_s < 0 or (longest is not None and interval_s > longest):
             return True

@@ -1,4 +1,4 @@
-"""MQTT discovery: how Home Assistant learns of a source's sensors (home-assistant.io/integrations/mqtt)."""
+"""MQTT discovery: the messages that announce a source's sensors (home-assistant.io/integrations/mqtt)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ URL = "https://github.com/vitedge/vitedge"
 
 
 def discovery(topic: str, level: str, source: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The messages, to be retained, that announce a source: a sensor for its label and one for its probability.
+    """Yield the retained messages that announce a source: a sensor for its label and one for its probability.
 
     Args:
         topic: that everything is published below.

@@ -1,4 +1,4 @@
-"""Reading addresses of HTTP: redirects, passwords and kept connections. In the reader's process alone."""
+"""Read HTTP addresses: redirects, passwords and kept connections. In the reader's process only."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from vitedge.streaming.causes import UNAUTHORIZED, Failure, Unavailable, refuse_
 from vitedge.streaming.task import Task
 
 MOST_REDIRECTS = 5
-_IN_PATH = "%/:=&?~+!$,;'@()*[]"  # what of an address is sent as it is
+_IN_PATH = "%/:=&?~+!$,;'@()*[]"  # characters of an address that are sent unescaped
 _MOST_REST = 1 << 16  # bytes of an answer that are read to keep its connection
 
 
 class Answer:
-    """What a server answers; its body is read from it."""
+    """A server's answer; its body is read from it."""
 
     def __init__(self, client: Client, url: str, connection: http.client.HTTPConnection) -> None:
         self._client, self._connection = client, connection
@@ -36,7 +36,7 @@ class Answer:
             connection.sock.settimeout(client.stall_s)
 
     def read(self, most: int) -> bytes:
-        """So many bytes at most, as soon as there are any; none at the end, or once it's closed.
+        """Read at most so many bytes, as soon as there are any; none at the end, or once it's closed.
 
         Raises:
             Unavailable: nothing comes, or the connection breaks.
@@ -49,7 +49,7 @@ class Answer:
             raise Unavailable(_text(error)) from None
 
     def close(self) -> None:
-        """Release it; its connection is kept where that costs little."""
+        """Release it, and keep its connection where that costs little."""
         if self._closed:
             return
         self._closed = True
@@ -66,7 +66,7 @@ class Answer:
 
 
 class Client:
-    """GETs addresses of one host. Its server alone gets the password; other hosts are asked only if that's allowed.
+    """GETs addresses of one host. Only its server gets the password; other hosts are used only if allowed.
 
     Args:
         url: of the source, without credentials.
@@ -85,7 +85,7 @@ class Client:
         self._kept: dict[tuple[str, str, int | None], http.client.HTTPConnection] = {}
 
     def get(self, url: str, part: str | None = None) -> Answer:
-        """GET an address, also where it redirects to.
+        """GET an address, and follow its redirects.
 
         Args:
             url: without credentials.
@@ -103,17 +103,17 @@ class Client:
             answer.close()
             refuse_elsewhere(url, answer.location, other_hosts=self._other_hosts)
             url = answer.location
-        raise Failure("it redirects again and again")
+        raise Failure("it redirects too many times")
 
     def keep(self, url: str, connection: http.client.HTTPConnection) -> None:
-        """Take a connection back that waits for the next request."""
+        """Keep a connection for the next request."""
         before = self._kept.pop(_server(url), None)
         if before is not None:
             before.close()
         self._kept[_server(url)] = connection
 
     def close(self) -> None:
-        """Close what is kept."""
+        """Close the kept connections."""
         for connection in self._kept.values():
             connection.close()
         self._kept.clear()
@@ -124,13 +124,15 @@ class Client:
         answer.close()
         reason = http.client.responses.get(answer.status, "")
         if answer.status == 401 and self._authenticator and not same_server(self._named, answer.url):
-            raise Failure(f"it redirects to {_server(answer.url)[1]}, which wants a password and doesn't get this one")
+            raise Failure(
+                f"it redirects to {_server(answer.url)[1]}, which asks for a password; this one isn't sent there"
+            )
         if answer.status == 401:
             raise Failure(UNAUTHORIZED)
         raise Unavailable(f"it answers {answer.status} {reason}".rstrip())
 
     def _ask(self, url: str, headers: Mapping[str, str]) -> Answer:
-        """The answer of one server, with the password if it asks for it and may have it."""
+        """Return one server's answer, after sending the password if it asks for it and may have it."""
         authenticator = self._authenticator if same_server(self._named, url) else None
         answer = self._send(url, headers, authenticator)
         if answer.status == 401 and authenticator is not None and authenticator.challenge(answer.challenges):
@@ -182,7 +184,7 @@ class Client:
 
 
 def task_client(task: Task, url: str) -> Client:
-    """The client of a source, with its password and time limits."""
+    """Return the client of a source, with its password and time limits."""
     return Client(url, task.credentials, other_hosts=task.other_hosts, connect_s=task.connect_s, stall_s=task.stall_s)
 
 

@@ -1,4 +1,4 @@
-"""Videos over HTTP: FFmpeg decodes, and every byte comes over our own client. In the reader's process alone."""
+"""Videos over HTTP: FFmpeg decodes, and our own client reads every byte. In the reader's process only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vitedge.streaming.causes import Failure, Unavailable, cause_in_answer
 from vitedge.streaming.http_client import Answer, Client, task_client
 from vitedge.streaming.task import Task
 
-_HEAD = 4096  # bytes at which the kind of an answer shows
+_HEAD = 4096  # bytes that are enough to recognise an answer's kind
 _ANYTHING = re.compile(rb"\S")
 _MULTIPART = "multipart/x-mixed-replace"
 _PART_END = re.compile(rb"\n\r?\n\s*\S|\xff\xd8")
@@ -23,7 +23,7 @@ _PLAYLISTS = ("application/vnd.apple.mpegurl", "application/x-mpegurl", "audio/m
 
 
 class HttpFile(io.RawIOBase):
-    """An address as a file for FFmpeg, in which it may seek where the server sends parts.
+    """An address as a file for FFmpeg, in which it may seek where the server supports range requests.
 
     Args:
         client: what asks.
@@ -36,32 +36,32 @@ class HttpFile(io.RawIOBase):
         self._client, self._url, self._begin, self._end = client, url, begin, end
         self._answer = client.get(url) if begin == 0 and end is None else self._part(begin)
         self.name, self._at, self._ahead = url, 0, b""
-        self._wanted = 0  # where FFmpeg reads next; it often looks elsewhere without reading there
+        self._wanted = 0  # where FFmpeg reads next; it often seeks without reading
         self._size = self._answer.length
 
     def head(self, until: re.Pattern[bytes]) -> bytes:
-        """The first bytes, up to something that tells their kind; they're read again."""
+        """Return the first bytes, up to enough to recognise their kind; they're read again later."""
         while len(self._ahead) < _HEAD and not until.search(self._ahead) and (data := self._answer.read(_HEAD)):
             self._ahead += data
         return self._ahead
 
     @property
     def content_type(self) -> str:
-        """In lower case, without parameters."""
+        """The content type in lower case, without parameters."""
         return self._answer.content_type
 
     @property
     def url(self) -> str:
-        """Where redirects ended."""
+        """The address after redirects."""
         return self._answer.url
 
     @property
     def size(self) -> int | None:
-        """Bytes; None: unknown."""
+        """The size in bytes; None: unknown."""
         return self._size
 
     def read(self, size: int = -1) -> bytes:
-        """See the base: at most so many bytes, as soon as there are any."""
+        """See the base class: at most this many bytes, as soon as there are any."""
         if self._wanted != self._at:
             self._go(self._wanted)
         data, self._ahead = self._ahead[:size], self._ahead[size:]
@@ -70,14 +70,14 @@ class HttpFile(io.RawIOBase):
         return data
 
     def _go(self, at: int) -> None:
-        """Ask for the part that begins there."""
+        """Request the part that begins there."""
         self._answer.close()
         if at < (self._size or 0):  # behind the end the closed answer has nothing
             self._answer = self._part(self._begin + at)
         self._at, self._ahead = at, b""
 
     def _part(self, begin: int) -> Answer:
-        """What begins at this byte of the address.
+        """Return the part that begins at this byte of the address.
 
         Raises:
             Failure: the server sends no parts.
@@ -85,34 +85,34 @@ class HttpFile(io.RawIOBase):
         answer = self._client.get(self._url, f"bytes={begin}-{'' if self._end is None else self._end - 1}")
         if answer.status != 206:
             answer.close()
-            raise Failure("its server doesn't send parts of a file")
+            raise Failure("its server doesn't support range requests, which this video needs")
         return answer
 
     def readable(self) -> bool:
-        """See the base."""
+        """See the base class."""
         return True
 
     def seekable(self) -> bool:
-        """See the base."""
+        """See the base class."""
         return self._size is not None and self._answer.seekable
 
     def tell(self) -> int:
-        """See the base."""
+        """See the base class."""
         return self._wanted
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """See the base."""
+        """See the base class."""
         self._wanted = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._wanted, io.SEEK_END: self._size or 0}[whence]
         return self._wanted
 
     def close(self) -> None:
-        """See the base."""
+        """See the base class."""
         self._answer.close()
         super().close()
 
 
 class Opener(AbstractContextManager["Opener", None]):
-    """Opens what FFmpeg asks for: the source itself, and what its playlist names.
+    """Opens the addresses that FFmpeg asks for: the source itself, and those in its playlist.
 
     Args:
         task: what is opened.
@@ -143,7 +143,7 @@ class Opener(AbstractContextManager["Opener", None]):
 
     @property
     def format(self) -> str | None:
-        """FFmpeg's name of what is sent, where it can't tell that by itself; None: it can."""
+        """FFmpeg's name of the format, where FFmpeg can't detect it; None: it can."""
         if self._type in _PLAYLISTS or self._head.startswith(b"#EXTM3U"):
             return "hls"
         if self._type == _MULTIPART and _PART.match(self._head):
@@ -164,7 +164,7 @@ class Opener(AbstractContextManager["Opener", None]):
                 raise Failure("its segments are encrypted, which vitedge doesn't read")
             return HttpFile(self._client, url, int(options.get("offset", 0)), end)
         except Unavailable:
-            return io.BytesIO()  # a segment that is lost; the next one is asked for
+            return io.BytesIO()  # the segment is lost; the next one is requested
         except Failure as failure:
-            self._refused = failure  # FFmpeg tries the next segment, and then the playlist: neither is given
+            self._refused = failure  # FFmpeg tries the next segment, and then the playlist; both are refused
             raise

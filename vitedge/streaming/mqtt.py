@@ -1,4 +1,4 @@
-"""Labels, events and records to an MQTT broker. Records are dropped while it's away; events wait, and reach it later.
+"""Publish labels, events and records to an MQTT broker. While it's away, records are dropped, and events wait.
 
 ============================  ===  ========  ==============================================
 topic                         QoS  retained  payload
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 10.0  # for a message to leave, or to be acknowledged
 ENDING_S, LAST_PATIENCE_S = 2.0, 0.5  # for all messages at the end, and for each of them after that
-FOLLOW_S = 10.0  # between two changes of the probability of a label that holds
+FOLLOW_S = 10.0  # between two updates of the present label's probability
 WAITING = 2000
 KEEP_ALIVE_S = 30
 
-#: What is published besides what the one before it publishes: the state, events, a record of every frame.
+#: Each level publishes more than the one before: the state, events, a record of every frame.
 Level = Literal["labels", "events", "records"]
 
 
@@ -83,19 +83,21 @@ class MqttSink(QueuedSink):
         self._topic = unquote(parts.path).strip("/")
         wildcards = re.search(r"[+#\x00]", self._topic) or "#" in text
         if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or wildcards:
-            raise UsageError(action, "this isn't an address of MQTT", "write mqtt://HOST/TOPIC, or env:NAME")
+            raise UsageError(action, "this isn't an MQTT address", "write mqtt://HOST/TOPIC, or env:NAME")
         self._topic = self._topic or "vitedge"
         self._sources = {topic_level(source): source for source in sources}
         if len(self._sources) < len(sources):
-            raise UsageError(action, f"two of {', '.join(sources)} would share a topic", "name them: NAME=SOURCE")
+            raise UsageError(
+                action, f"two of {', '.join(sources)} would share a topic", "give each a name: NAME=SOURCE"
+            )
         try:
             from paho.mqtt import client as paho
             from paho.mqtt.enums import CallbackAPIVersion
         except ImportError as error:
             raise NotInstalledError.for_extra(action, "paho-mqtt", "stream") from error
         self._level, self._announce = level, announce
-        self._current = dict.fromkeys(self._sources, LabelState())  # what the broker should keep, by the source's level
-        self._published: dict[str, LabelState] = {}  # what it was told since it's connected
+        self._current = dict.fromkeys(self._sources, LabelState())  # what the broker should keep, by topic level
+        self._published: dict[str, LabelState] = {}  # the states published since it's connected
         self._follow_at, self._last_moment = 0.0, math.inf  # monotonic
         self._client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv311)
         if user is not None:
@@ -114,7 +116,7 @@ class MqttSink(QueuedSink):
         super().__init__(f"mqtt {parts.scheme}://{parts.hostname}", kinds, WAITING)
 
     def put(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
-        """See the base. A record that can't leave now is worth nothing later; a status says what is to be told anew."""
+        """See the base class. A record that can't be sent now is dropped; a status says what has to be sent again."""
         if isinstance(item, FrameRecord) and self._level == "records" and not self._takes_records():
             self.dropped += 1
             return
@@ -134,7 +136,7 @@ class MqttSink(QueuedSink):
         return self._client.is_connected() and len(self._items) < WAITING // 2  # the other half is for events
 
     def _follow(self, status: Status) -> None:
-        """Let the probabilities of the labels that hold follow, now and then."""
+        """Publish the probabilities of the present labels from time to time."""
         if time.monotonic() < self._follow_at:
             return
         self._follow_at = time.monotonic() + FOLLOW_S
@@ -143,7 +145,7 @@ class MqttSink(QueuedSink):
                 self._current[topic_level(source.name)] = _label_state(source.label, source.probability)
 
     def write(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
-        """See the base. One message at a time: paho's own queue has no bound for a broker that doesn't read."""
+        """See the base class. One message at a time: paho's own queue has no bound for a broker that doesn't read."""
         if isinstance(item, FrameRecord):
             if not self._client.is_connected():
                 raise ConnectionError("the broker is away")
@@ -166,7 +168,7 @@ class MqttSink(QueuedSink):
                 self._changed.wait(0.2)
 
     def _publish_labels(self) -> None:
-        """Have the broker keep the state of every source."""
+        """Publish the state of every source as retained messages."""
         for source, state in self._current.copy().items():
             published = self._published
             if published.get(source) != state:
@@ -176,12 +178,12 @@ class MqttSink(QueuedSink):
                 published[source] = state
 
     def end(self) -> None:
-        """See the base."""
+        """See the base class."""
         self._last_moment = min(self._last_moment, time.monotonic() + ENDING_S)
         super().end()
 
     def finish(self) -> None:
-        """See the base. A broker that doesn't take the last word gets no goodbye either: it then publishes the will."""
+        """See the base class. No goodbye after an unanswered last message: the broker then publishes the will."""
         try:
             if self._client.is_connected():
                 self._publish_labels()
@@ -195,7 +197,7 @@ class MqttSink(QueuedSink):
             self._client.loop_stop()
 
     def describe(self, error: Exception) -> str:
-        """See the base."""
+        """See the base class."""
         return str(error) if isinstance(error, (ConnectionError, TimeoutError)) else type(error).__name__
 
     def _publish(self, topic: str, payload: bytes, qos: int, *, retain: bool = False) -> None:
@@ -239,7 +241,7 @@ class MqttSink(QueuedSink):
 
 
 def topic_level(source: str) -> str:
-    """A source's name as one level of a topic: without the characters that mean something there."""
+    """Return a source's name as one level of a topic, without the characters that have a meaning there."""
     return re.sub(r"[/+#\x00]", "-", source)
 
 

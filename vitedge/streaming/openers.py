@@ -1,4 +1,4 @@
-"""Opening each kind of source, and the frames that come out of it. This runs in the reader's process alone."""
+"""Open each kind of source, and yield its frames. In the reader's process only."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from vitedge.streaming.task import Task
 if TYPE_CHECKING:
     import av.container
 
-ASK_S = 2.0  # to learn where an address redirects to
-#: FFmpeg follows whatever a playlist or a container names; a file may name nothing but files.
+ASK_S = 2.0  # time limit for finding an address's redirect
+#: FFmpeg opens every address in a playlist or a container; a file may name only files.
 PROTOCOLS = {
     "videos": "file,crypto,data",
     "http": "http,https",
@@ -40,7 +40,7 @@ Opened = Callable[[str, bool], None]  # (codec, whether there's an end by nature
 
 
 def captured(task: Task, opened: Opened, cut: Callable[[str], None]) -> Generator[Captured, None, None]:
-    """Every frame of one connection.
+    """Yield every frame of one connection.
 
     Args:
         task: of the reader.
@@ -64,7 +64,7 @@ def captured(task: Task, opened: Opened, cut: Callable[[str], None]) -> Generato
         else:
             for url in task.urls:
                 if task.kind == "videos":
-                    url = f"file:{url}"  # else what precedes a colon in its name is taken for a protocol
+                    url = f"file:{url}"  # else a colon in its name would end a protocol
                 missing = yield from _decoded(url, task, opened, **_how(task, url))
                 if missing is not None:
                     name = f"{Path(url).name}: " if len(task.urls) > 1 else ""
@@ -85,7 +85,7 @@ def _pattern(task: Task, opened: Opened) -> Iterator[Captured]:
 
 
 def _pictures(task: Task, opened: Opened) -> Iterator[Captured]:
-    """Picture files; an unreadable one is a corrupt frame. They have presentation times only at a given rate."""
+    """Yield picture files; an unreadable one is a corrupt frame. They have presentation times only at a given rate."""
     import numpy as np
 
     from vitedge.data.images import read_picture
@@ -106,7 +106,7 @@ def _pictures(task: Task, opened: Opened) -> Iterator[Captured]:
 
 
 def _polled(task: Task, opened: Opened) -> Iterator[Captured]:
-    """Pictures that are asked for one by one. A broken one is a corrupt frame; times are those of arrival."""
+    """Yield pictures that are requested one by one. A broken one is a corrupt frame; times are those of arrival."""
     import av
 
     codec, begin = av.CodecContext.create("mjpeg", "r"), 0
@@ -125,7 +125,7 @@ def _polled(task: Task, opened: Opened) -> Iterator[Captured]:
 
 
 def _csi(task: Task, opened: Opened) -> Iterator[Captured]:
-    """A CSI camera through GStreamer's own program: NVIDIA's source on a Jetson, libcamera's elsewhere."""
+    """Yield a CSI camera's frames through GStreamer's program: NVIDIA's source on a Jetson, libcamera's elsewhere."""
     launch, inspect = shutil.which("gst-launch-1.0"), shutil.which("gst-inspect-1.0")
     if launch is None or inspect is None:
         raise Failure("GStreamer's gst-launch-1.0 isn't installed; on Debian: apt install gstreamer1.0-tools")
@@ -158,7 +158,7 @@ _CSI_USUAL = {"width": "1280", "height": "720", "rate": "30"}
 
 
 def _libcamera_names() -> list[str]:
-    """Names of libcamera's cameras, in its order; empty where its tool isn't there."""
+    """Return the names of libcamera's cameras, in its order; empty where its tool isn't installed."""
     tool = shutil.which("cam")
     if tool is None:
         return []
@@ -167,7 +167,7 @@ def _libcamera_names() -> list[str]:
 
 
 def _how(task: Task, url: str) -> dict[str, Any]:
-    """Format and options for FFmpeg."""
+    """Return format and options for FFmpeg."""
     if task.kind == "videos":
         return {"format": None, "options": {"protocol_whitelist": PROTOCOLS["videos"]}}
     if task.kind == "camera":
@@ -177,7 +177,7 @@ def _how(task: Task, url: str) -> dict[str, Any]:
             options["video_size"] = f"{task.camera['width']}x{task.camera['height']}"
         return {"format": "v4l2", "options": options}
     scheme = url.split("://", 1)[0]
-    options = {"fpsprobesize": "0"} if task.live else {}  # opens in a third of the time, and loses nothing
+    options = {"fpsprobesize": "0"} if task.live else {}  # opens in a third of the time, without a loss
     family = {"rtsps": "rtsp", "https": "http"}.get(scheme, scheme)
     if family in PROTOCOLS:
         options["protocol_whitelist"] = PROTOCOLS[family]
@@ -187,7 +187,7 @@ def _how(task: Task, url: str) -> dict[str, Any]:
 
 
 def patient(task: Task) -> bool:
-    """Whether the source waits for somebody to connect to it, for as long as that takes."""
+    """Whether the source waits for somebody to connect to it, without a time limit."""
     return any("listen=1" in target for target in task.targets)
 
 
@@ -219,7 +219,7 @@ def _decoded(
         index, frames = FilmIndex.of(container, stream), Frames(container, stream, live=task.live, gap_s=task.gap_s)
         try:
             yield from frames
-        except av.error.PermissionError:  # what PyAV says of hardware that it can't use
+        except av.error.PermissionError:  # PyAV raises it for hardware that it can't use
             raise Failure(f"hardware decoding by {task.hardware} isn't possible here") from None
         except Unavailable as error:
             if task.live or not frames.packets:
@@ -237,7 +237,7 @@ def _decoded(
 def _open(
     url: str, task: Task, format: str | None, options: dict[str, str], io_open: HttpOpener | None = None
 ) -> av.container.InputContainer:
-    """Open whatever FFmpeg opens, by ``io_open`` where it's given.
+    """Open any address or file with FFmpeg, by ``io_open`` where it's given.
 
     Raises:
         Failure: it can't.
@@ -257,7 +257,7 @@ def _open(
 def _open_http(
     url: str, task: Task, format: str | None, options: dict[str, str]
 ) -> Iterator[av.container.InputContainer]:
-    """Open an address of HTTP, all bytes of which come over our own client.
+    """Open an HTTP address, all bytes of which our own client reads.
 
     Raises:
         Failure: it can't be opened.
@@ -273,7 +273,7 @@ def _open_http(
 
 
 def _open_rtsp(url: str, task: Task, format: str | None, options: dict[str, str]) -> av.container.InputContainer:
-    """Open an address of RTSP; a redirect is followed as one of HTTP is.
+    """Open an RTSP address; redirects are followed like those of HTTP.
 
     Raises:
         Failure: it can't be opened.
@@ -286,7 +286,7 @@ def _open_rtsp(url: str, task: Task, format: str | None, options: dict[str, str]
             return _open(credentials.in_url(bare) if credentials else bare, task, format, options)
         refuse_elsewhere(bare, location, other_hosts=task.other_hosts)
         bare = split_url(location, "open it").url
-    raise Failure("it redirects again and again")
+    raise Failure("it redirects too many times")
 
 
 def _av_open(
@@ -301,7 +301,7 @@ def _av_open(
 
 
 def _failure_text(error: Any, silence: str, transport: str = "tcp") -> str:
-    """What went wrong. PyAV's own text names the URL with its password, so it's left out."""
+    """Describe a failure, without PyAV's own text, which names the URL with its password."""
     import av.error
 
     if isinstance(error, av.error.ExitError):

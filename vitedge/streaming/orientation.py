@@ -1,4 +1,4 @@
-"""How a stream asks to be shown: the display matrix of its frames, obeyed as FFmpeg's players do."""
+"""The orientation of frames: their display matrix, applied as FFmpeg's players apply it."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ UPRIGHT = _MATRIX.pack(1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
 
 
 class Orientation(NamedTuple):
-    """A turn by quarters and a mirror; or one by so many degrees clockwise, within the same borders."""
+    """A turn by quarters and a mirror; or a turn by any number of degrees clockwise, within the same borders."""
 
     turn: Turn = FLIPS["none"]
     degrees: int = 0
 
 
 def orientation(frame: av.video.VideoFrame) -> Orientation:
-    """What a frame's metadata asks for."""
+    """Return the orientation in a frame's metadata."""
     matrix = _display_matrix(frame)
     return by_matrix(matrix) if matrix is not None else Orientation(Turn(round(frame.rotation / 90) % 4, False))
 
 
 def _display_matrix(frame: Any) -> bytes | None:
-    """The display matrix; None where PyAV can't read it, because it doesn't know what lies beside it."""
+    """Return the display matrix; None where PyAV can't read it, because it doesn't know other data beside it."""
     try:
         return bytes(frame.side_data["DISPLAYMATRIX"])
     except KeyError:
@@ -42,7 +42,7 @@ def _display_matrix(frame: Any) -> bytes | None:
 
 
 def by_matrix(matrix: bytes) -> Orientation:
-    """The orientation of a display matrix, in the steps of FFmpeg's autorotate.
+    """Return the orientation of a display matrix, in the steps of FFmpeg's autorotate.
 
     Of a picture that is mirrored and turned to an odd angle it shows the turn alone, and so does this.
     """
@@ -63,14 +63,14 @@ def by_matrix(matrix: bytes) -> Orientation:
 
 
 class Rotator:
-    """Turns pictures to odd angles by FFmpeg's filter: the size stays, corners are cut off, bare ones are black."""
+    """Turns pictures to odd angles by FFmpeg's filter: the size is kept, corners are cut off, bare ones are black."""
 
     def __init__(self) -> None:
         self._key: tuple[object, ...] | None = None
         self._graph: Any = None
 
     def __call__(self, frame: av.video.VideoFrame, degrees: int) -> av.video.VideoFrame:
-        """The frame, turned clockwise. It isn't for several threads at once."""
+        """Return the frame, turned clockwise. Not for several threads at once."""
         key = (frame.width, frame.height, frame.format.name, int(frame.colorspace), int(frame.color_range), degrees)
         if key != self._key:
             self._key, self._graph = key, _graph(frame, degrees)

@@ -32,7 +32,7 @@ COLUMNS = (
 
 @contextlib.contextmanager
 def writing(target: str) -> Iterator[None]:
-    """As :func:`resource_errors`; a folder that isn't there, or a file that is one, is a usage error."""
+    """Turn failures into errors like :func:`resource_errors`; a missing folder, or one as file, is a usage error."""
     action = f"write {target}"
     try:
         with resource_errors(action):
@@ -42,7 +42,7 @@ def writing(target: str) -> Iterator[None]:
 
 
 class Lines(QueuedSink):
-    """Whole lines to a file, which is appended to, or to stdout with ``-``; each goes out in one piece.
+    """Writes whole lines to a file, by appending, or to stdout with ``-``; each line is written in one piece.
 
     Args:
         name: for its counts and the status.
@@ -63,18 +63,18 @@ class Lines(QueuedSink):
         super().__init__(name, kinds)
 
     def _open(self) -> None:
-        """Open the file, if it's one; on a disk that is full, the next line tries again."""
+        """Open the file, if it's one; on a full disk, the next line tries again."""
         if self._target == "-" or self._file is not None:
             return
         with suppress_full_disk():
             self._file = os.open(self._target, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
     def line(self, item: Item) -> bytes:
-        """The item's line, with its end."""
+        """Return the item's line, with its end."""
         raise NotImplementedError
 
     def write(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
-        """See the base."""
+        """See the base class."""
         data = self.line(item)
         if self._target == "-":
             _to_stdout(data, self._broken)
@@ -85,17 +85,17 @@ class Lines(QueuedSink):
         append_whole(self._file, data)
 
     def finish(self) -> None:
-        """See the base."""
+        """See the base class."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
 
 
 class JsonLines(Lines):
-    """One JSON object a line."""
+    """One JSON object on each line."""
 
     def line(self, item: Item) -> bytes:
-        """See the base."""
+        """See the base class."""
         return msgspec.json.encode(item) + b"\n"
 
 
@@ -107,12 +107,12 @@ class CsvLines(Lines):
         super().__init__(name, target, (FrameRecord,), broken)
 
     def handle(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
-        """See the base."""
+        """See the base class."""
         super().handle(item, picture)
         self._fresh = False
 
     def line(self, item: Item) -> bytes:
-        """See the base."""
+        """See the base class."""
         assert isinstance(item, FrameRecord)
         values: dict[str, Any] = msgspec.structs.asdict(item)
         for kind in ("raw", "smoothed"):
@@ -130,7 +130,7 @@ class TerminalSink(QueuedSink):
         super().__init__("words", (Event, Status))  # the name that the metrics have always had
 
     def put(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
-        """See the base. Of statuses it takes those in which an output loses something for a new reason."""
+        """See the base class. Of statuses it takes those in which an output loses something for a new reason."""
         if isinstance(item, Status):
             losses = {(sink.name, sink.error) for sink in item.sinks if sink.dropped and sink.error}
             if not self._narrate or losses <= self._losses:
@@ -138,7 +138,7 @@ class TerminalSink(QueuedSink):
         super().put(item, picture)
 
     def write(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
-        """See the base."""
+        """See the base class."""
         if isinstance(item, Status):
             for sink in item.sinks:
                 if sink.dropped and sink.error and (sink.name, sink.error) not in self._losses:
@@ -156,7 +156,7 @@ class TerminalSink(QueuedSink):
 
 
 def describe_event(event: Event) -> str:
-    """An event as a line for a person."""
+    """Return an event as a line for a person."""
     at = event.time[11:19] if event.presentation_s is None else f"{event.time[11:19]} at {event.presentation_s:.2f} s"
     text = {
         "enter": f"{event.label} ({event.probability or 0:.0%})",
@@ -172,7 +172,7 @@ def describe_event(event: Event) -> str:
 
 
 def summary_lines(status: Status) -> list[str]:
-    """The frame counts of every source, and what the sinks dropped, a line each."""
+    """Return the frame counts of every source, and the items that the sinks dropped, one a line."""
     lines = []
     for source in status.sources:
         counts = source.counts
@@ -207,7 +207,7 @@ def _to_stdout(data: bytes, broken: Callable[[], None]) -> None:
 
 
 def _row(values: Any) -> bytes:
-    """A CSV row; a cell that a spreadsheet would take for a formula begins with an apostrophe."""
+    """Return a CSV row; a cell that a spreadsheet would take for a formula begins with an apostrophe."""
     text = io.StringIO()
     safe = ["" if value is None else f"'{value}" if str(value)[:1] in ("=", "+", "@", "\t", "\r") or (
         str(value)[:1] == "-" and not isinstance(value, (int, float))) else value for value in values]  # fmt: skip

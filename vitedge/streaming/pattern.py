@@ -1,4 +1,4 @@
-"""``test://``: a camera that needs no camera. Every picture's label and time are known beforehand.
+"""``test://``: frames without a camera. Every picture's label and time are known beforehand.
 
 ``test://?rate=30&frames=300`` and so on, with these settings:
 
@@ -66,7 +66,7 @@ class Shown(NamedTuple):
 
 
 def parse_pattern(rest: str) -> Pattern:
-    """What follows ``test://``.
+    """Parse the settings after ``test://``.
 
     Raises:
         UsageError: an unknown setting or a value that it can't have.
@@ -74,7 +74,9 @@ def parse_pattern(rest: str) -> Pattern:
     action, hint = f"classify the stream test://{rest}", "see: vitedge stream --help"
     head, mark, query = rest.partition("?")
     if head:
-        raise UsageError(action, f"a test source has settings, not '{head}'", "write, for example: test://?rate=30")
+        raise UsageError(
+            action, f"a test source takes settings behind a ?, not '{head}'", "write, for example: test://?rate=30"
+        )
     try:
         given = dict(parse_qsl(query, strict_parsing=True, keep_blank_values=True)) if mark and query else {}
         for key in given:
@@ -87,7 +89,7 @@ def parse_pattern(rest: str) -> Pattern:
 
 
 def show(pattern: Pattern) -> Iterator[Shown]:
-    """The frames of one connection, in real time where the pattern is live."""
+    """Yield the frames of one connection, in real time where the pattern is live."""
     width, height = (int(side) for side in pattern.size.split("x"))
     begin = time.monotonic()
     number = 0
@@ -124,7 +126,7 @@ def _picture(pattern: str, step: int, width: int, height: int) -> tuple[NDArray[
 
 @lru_cache(maxsize=1)
 def _in_turn() -> list[int]:
-    """The embedded pictures so that neighbours show different classes."""
+    """Order the embedded pictures so that neighbours show different classes."""
     from vitedge.data import embedded
 
     images = embedded.pictures("display")

@@ -1,4 +1,4 @@
-"""A camera's snapshots: one address, asked for a JPEG picture at a rate. In the reader's process alone."""
+"""A camera's snapshots: request a JPEG picture from one address at a rate. In the reader's process only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _JPEG = b"\xff\xd8"
 
 
 def poll(task: Task) -> Generator[bytes, None, None]:
-    """Each picture as the server sends it; one request at a time, so what is slow isn't asked more often.
+    """Yield pictures as the server sends them; one request at a time, so a slow server isn't asked more often.
 
     A server that fails is asked again at the same rate, until it's silent for too long.
 
@@ -37,7 +37,7 @@ def poll(task: Task) -> Generator[bytes, None, None]:
 
 
 def _picture(client: Client, url: str) -> bytes:
-    """One answer.
+    """Read one snapshot.
 
     Raises:
         Failure: it isn't a JPEG picture.
@@ -53,7 +53,7 @@ def _picture(client: Client, url: str) -> bytes:
     finally:
         answer.close()
     if length is not None and len(data) < length:
-        raise Unavailable("its snapshot breaks off")
+        raise Unavailable("its snapshot is cut off")
     if not data.startswith(_JPEG):
         raise Failure(
             cause_in_answer(answer.content_type, bytes(data[:4096])) or "it doesn't answer with a JPEG picture"

@@ -1,4 +1,4 @@
-"""The reader: one process, one connection. It decodes everything, prepares frames, and drops what nobody waits for.
+"""The reader: one process for one connection. It decodes everything, prepares frames, and drops unwanted ones.
 
 Run as ``python -c "… serve()"`` with its whole task as JSON on its standard input, so that a password is never among
 its arguments. It ends when its source ends or fails, when it's asked to, or when the engine's process is gone.
@@ -43,9 +43,9 @@ RECORD_RETRY_S = 1.0  # between attempts to begin a recording
 
 
 def serve() -> None:
-    """The process's main function."""
+    """Run the process."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # a stop is the engine's to understand; the end of input is ours
+        signal.signal(number, signal.SIG_IGN)  # the engine handles a stop; this process ends with its input
     line = sys.stdin.buffer.readline()
     threading.Thread(target=_leave_with_engine, daemon=True).start()
     task = Task.decode(line)
@@ -65,14 +65,14 @@ def serve() -> None:
 
 
 def _leave_with_engine() -> None:
-    """The engine holds the other end of standard input for as long as it lives."""
+    """End with the engine, which holds the other end of standard input for as long as it lives."""
     while os.read(0, 4096):
         pass
     os._exit(1)
 
 
 class Reader:
-    """One connection of one source."""
+    """Reads the frames of one connection into shared memory."""
 
     def __init__(self, task: Task, memory: Shared) -> None:
         self._task, self._memory = task, memory
@@ -86,7 +86,7 @@ class Reader:
         self.missing = ""  # of a film that ended early
 
     def run(self) -> None:
-        """Until the source ends, fails, or the engine asks to stop.
+        """Run until the source ends, fails, or the engine asks to stop.
 
         Raises:
             Failure: it can't be opened or goes no further.
@@ -154,7 +154,7 @@ class Reader:
         os.eventfd_write(self._task.filled, 1)
 
     def _buffer(self) -> int | None:
-        """A buffer to fill. With the policy ``every`` it waits until there is one."""
+        """Return a buffer to fill. With the policy ``every``, wait until there is one."""
         memory = self._memory
         poll = select.poll()
         poll.register(self._task.emptied, select.POLLIN)
@@ -176,7 +176,7 @@ class Reader:
 
 
 class Recording:
-    """Frames to a clip, as long as they can be written; what can't is counted, with its reason, and ends nothing else.
+    """Records frames to a clip as long as possible; lost frames are counted with the reason, and nothing else ends.
 
     Args:
         task: of the reader.
@@ -215,7 +215,7 @@ class Recording:
 
 
 class Preparer:
-    """From a decoded frame to the model's input, by the contract; one scaler for each orientation that was seen."""
+    """Turns a decoded frame into the model's input, by the contract; one scaler for each orientation that occurs."""
 
     def __init__(self, contract: Preprocessing, turn: Turn, crop: Crop | None) -> None:
         self._contract, self._turn, self._crop = contract, turn, crop
@@ -223,7 +223,7 @@ class Preparer:
         self._rotator: Callable[[Any, int], Any] | None = None
 
     def __call__(self, content: Any, out: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-        """Fill ``out``, uint8 [h, w, 3]; also the (width, height) of the picture as shown."""
+        """Fill ``out``, uint8 [h, w, 3]; return it and the (width, height) of the picture as shown."""
         import numpy as np
 
         if isinstance(content, np.ndarray):
@@ -247,12 +247,12 @@ class Preparer:
         return out, shown
 
     def picture(self, content: Any, wanted: int) -> NDArray[np.uint8]:
-        """What people are shown: see :func:`vitedge.streaming.view.picture`."""
+        """Return the picture for people: see :func:`vitedge.streaming.view.picture`."""
         frame, turn = self._upright(content) if hasattr(content, "side_data") else (content, self._turn)
         return picture(frame, wanted, shared.MAX_PICTURE_PIXELS, turn, self._crop)
 
     def _upright(self, frame: Any) -> tuple[Any, Turn]:
-        """The frame, turned if it's to be shown at an odd angle, and the turn that is still to be done."""
+        """Return the frame, turned if it's to be shown at an odd angle, and the turn that remains to be done."""
         from vitedge.streaming.orientation import Rotator, orientation
 
         asked = orientation(frame)

@@ -1,4 +1,4 @@
-"""What a running stream reports: one record a classified frame, events, and a status with the frame counts.
+"""The items of a running stream: a record for each classified frame, events, and a status with the frame counts.
 
 A sink takes all three kinds of item. What leaves the process (JSON Lines, the page, metrics) is made of these alone,
 and every name of a source in them is already without credentials.
@@ -42,19 +42,19 @@ class FrameRecord(Record, tag_field="type", tag="frame"):
     monotonic_ns: int  # CLOCK_MONOTONIC at capture: when the frame's last packet arrived
     age_ms: float  # from capture to result
     dropped: int  # frames dropped between the previous record and this one (skipped ones aren't dropped)
-    gap: bool  # the first frame, or the first after a gap, a reconnect or a change of size: smoothing began anew
+    gap: bool  # the first frame, or the first after a gap, a reconnect or a change of size: smoothing started again
     width: int  # of the source's picture as shown (rotation honoured, before cropping), pixels
     height: int
     label: str | None  # the current state after smoothing and thresholds; None: unknown
     probability: float | None  # smoothed, of ``label``
     raw: tuple[Score, ...]  # this frame alone, best first, ``top_k`` of them
     smoothed: tuple[Score, ...]
-    truth: str | None = None  # what a ``test://`` source shows
-    presentation_rule: Rule | None = None  # what gave the presentation time
+    truth: str | None = None  # the class of a ``test://`` source's picture
+    presentation_rule: Rule | None = None  # the rule that gave the presentation time
 
 
 class Event(Record, tag_field="type", tag="event"):
-    """Something that happened to a source."""
+    """An event of a source."""
 
     source: str
     kind: Literal["enter", "exit", "connected", "lost", "ended", "failed", "size", "gap"]
@@ -69,17 +69,17 @@ class Event(Record, tag_field="type", tag="event"):
 
 
 class FrameCounts(Record):
-    """What became of the frames, each counted once: ``captured = classified + skipped + dropped + corrupt``."""
+    """Frame counts; each frame counts once: ``captured = classified + skipped + dropped + corrupt``."""
 
     captured: int = 0  # decoded, or found broken by the decoder
     classified: int = 0
     skipped: int = 0  # by the policy ``every:N``
-    dropped: int = 0  # a newer one came first, or its reader died
+    dropped: int = 0  # a newer one replaced it, or its reader ended
     corrupt: int = 0
 
     @property
     def complete(self) -> bool:
-        """Whether every captured frame is counted once; not while some are on their way."""
+        """Whether every captured frame is counted once; false while some are in flight."""
         return self.captured == self.classified + self.skipped + self.dropped + self.corrupt
 
     def __add__(self, other: FrameCounts) -> FrameCounts:
@@ -93,7 +93,7 @@ class FrameCounts(Record):
 
 
 class Percentiles(Record):
-    """Of the last ``count`` values, nearest rank, milliseconds."""
+    """Nearest-rank percentiles of the last ``count`` values, milliseconds."""
 
     count: int
     p50_ms: float
@@ -103,7 +103,7 @@ class Percentiles(Record):
 
 
 class SourceStatus(Record):
-    """One source at this moment."""
+    """The state of one source at this moment."""
 
     name: str
     uri: str  # without credentials
@@ -128,7 +128,7 @@ class SourceStatus(Record):
 
 
 class SinkStatus(Record):
-    """One sink at this moment."""
+    """The state of one sink at this moment."""
 
     name: str
     written: int
@@ -137,7 +137,7 @@ class SinkStatus(Record):
 
 
 class Status(Record, tag_field="type", tag="status"):
-    """Everything that the page and the metrics show; sinks get one about every second, and one at the end."""
+    """All data of the page and the metrics; sinks get a status about every second, and one at the end."""
 
     time: str
     monotonic_ns: int
@@ -160,7 +160,7 @@ Item = FrameRecord | Event | Status
 
 @runtime_checkable
 class Sink(Protocol):
-    """Where items go. The engine calls it from one thread; :class:`vitedge.streaming.sink.QueuedSink` does the rest.
+    """A receiver of items, called from the engine's thread; :class:`vitedge.streaming.sink.QueuedSink` is the base.
 
     Attributes:
         name: for its counts and the status, without credentials.
@@ -192,16 +192,16 @@ class Sink(Protocol):
         ...
 
     def end(self) -> None:
-        """Take nothing more, and deliver what's left soon. It doesn't wait, so that all sinks end at the same time."""
+        """Take nothing more, and deliver the rest soon. It doesn't wait, so that all sinks end at the same time."""
         ...
 
     def close(self, timeout_s: float) -> None:
-        """Deliver what's left within ``timeout_s`` seconds and release everything; the rest counts as dropped."""
+        """Deliver the rest within ``timeout_s`` seconds and release everything; undelivered items count as dropped."""
         ...
 
 
 def percentiles(values_ms: Sequence[float]) -> Percentiles | None:
-    """Nearest-rank percentiles; None of nothing."""
+    """Return nearest-rank percentiles; None without values."""
     if not values_ms:
         return None
     ordered = sorted(values_ms)

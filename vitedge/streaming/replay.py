@@ -1,4 +1,4 @@
-"""A clip that ``vitedge stream --record`` kept, for ``vitedge bench --scenario camera --replay``."""
+"""Open a clip of ``vitedge stream --record`` for ``vitedge bench --scenario camera --replay``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_REORDERED_NS = 10_000_000_000
 
 
 def open_replay(path: Path, artifacts: Sequence[Artifact] = ()) -> Replay:
-    """The clip's frames and their arrival times; of a long one, the first :data:`MOST_FRAMES` or :data:`MOST_BYTES`.
+    """Return the clip's frames and arrival times; of a long one, the first :data:`MOST_FRAMES` or :data:`MOST_BYTES`.
 
     Args:
         path: the clip, or the folder that ``--record`` named, where it holds one.
@@ -37,13 +37,13 @@ def open_replay(path: Path, artifacts: Sequence[Artifact] = ()) -> Replay:
             reason = (
                 f"its frames have {height} × {width} pixels; {artifact.manifest.name} takes {taken[0]} × {taken[1]}"
             )
-            raise UsageError(action, reason, f"record with it: vitedge stream {artifact.path} SOURCE --record FOLDER")
+            raise UsageError(action, reason, f"record another: vitedge stream {artifact.path} SOURCE --record FOLDER")
     count = min(len(clip), MOST_FRAMES, max(2, MOST_BYTES // (height * width * 3)))
     if count < 2:
-        raise UsageError(action, f"it holds {count} frames", "record for longer")
+        raise UsageError(action, f"it holds {count} frames, and two are needed", "record for longer")
     times = tuple(accumulate(clip.times_ns[:count], max))  # frames that are reordered arrive out of turn
     if max(high - time for high, time in zip(times, clip.times_ns, strict=False)) > MOST_REORDERED_NS:
-        raise UsageError(action, "its times go back: it was recorded over a restart of the machine", "record it again")
+        raise UsageError(action, "its times go back, as the machine was restarted during it", "record it again")
     part = "" if count == len(clip) else f", first {count} of {len(clip)} frames"
     part += ", its end is missing" if clip.truncated else ""
     return Replay(f"{path.name} ({clip.digest()[:12]}{part})", times, clip[:count], prepared=True)

@@ -1,4 +1,4 @@
-"""Where an RTSP server redirects to. FFmpeg would follow anywhere, and give the password to whoever asks for it."""
+"""Find an RTSP server's redirect. FFmpeg would follow it anywhere, and send the password to any server that asks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_LINE, _MOST_LINES = 4096, 100
 
 
 def redirect_of(url: str, credentials: Credentials | None, timeout_s: float) -> str | None:
-    """The location that DESCRIBE is redirected to (RFC 2326, 10.2 and 11.3); None: nowhere, or that can't be learnt.
+    """Return the location that DESCRIBE is redirected to (RFC 2326, 10.2 and 11.3); None: nowhere, or it's unknown.
 
     Args:
         url: without credentials.
@@ -37,7 +37,7 @@ def redirect_of(url: str, credentials: Credentials | None, timeout_s: float) -> 
 
 
 def _describe(connection: socket.socket, url: str, authorization: str | None) -> tuple[int, dict[str, str]]:
-    """Status and headers of the answer to DESCRIBE."""
+    """Return status and headers of the answer to DESCRIBE."""
     head = f"DESCRIBE {url} RTSP/1.0\r\nCSeq: {2 if authorization else 1}\r\nAccept: application/sdp\r\n"
     connection.sendall(
         f"{head}Authorization: {authorization}\r\n\r\n".encode() if authorization else f"{head}\r\n".encode()
@@ -54,7 +54,7 @@ def _secured(connection: socket.socket, scheme: str) -> socket.socket:
 
 
 def _answer(lines: BinaryIO) -> tuple[int, dict[str, str]]:
-    """Status and headers; a body isn't read."""
+    """Read status and headers; a body isn't read."""
     status = int(lines.readline(_MOST_LINE).split()[1])
     headers: dict[str, str] = {}
     for _ in range(_MOST_LINES):

@@ -27,7 +27,7 @@ ACTION = "classify a stream"
 
 
 def check(settings: StreamSettings) -> list[Source]:
-    """The sources, once everything that can be known beforehand is in order.
+    """Return the sources, after checking everything that can be known beforehand.
 
     Raises:
         UsageError: something that is impossible here.
@@ -58,7 +58,7 @@ def check(settings: StreamSettings) -> list[Source]:
 
 @contextmanager
 def running(session: Session, settings: StreamSettings) -> Iterator[Engine]:
-    """An engine with the sinks of the settings, ready to run.
+    """Open an engine with the sinks of the settings, ready to run.
 
     Args:
         session: open.
@@ -80,7 +80,7 @@ def running(session: Session, settings: StreamSettings) -> Iterator[Engine]:
 
 
 def line_sinks(settings: StreamSettings, broken: Callable[[], None]) -> list[Sink]:
-    """The sinks that write lines."""
+    """Return the sinks that write lines."""
     sinks: list[Sink] = []
     if settings.json is not None:
         sinks.append(JsonLines("json", settings.json, (FrameRecord,), broken))
@@ -92,7 +92,7 @@ def line_sinks(settings: StreamSettings, broken: Callable[[], None]) -> list[Sin
 
 
 def terminal_sink(settings: StreamSettings, broken: Callable[[], None]) -> Sink:
-    """What a person reads in a terminal."""
+    """Return the sink that writes text for a person in a terminal."""
     stdout_taken = "-" in (settings.json, settings.csv, settings.events)
     return TerminalSink(labels=not stdout_taken, narrate=not settings.quiet, broken=broken)
 
@@ -112,7 +112,7 @@ def refuse_failed(status: Status, *, stopped: bool) -> None:
     for source in status.sources:
         action = f"classify the stream {source.uri}"
         if not source.counts.complete:
-            raise VitedgeError(action, f"not every frame was counted once: {source.counts}", "report this")
+            raise VitedgeError(action, f"not every frame was counted once: {source.counts}", "report this as a bug")
         if source.state == "failed" and not source.live:
             raise InputError(action, source.reason or "it can't be decoded", "try another file, or convert it")
         all_damaged = 0 < source.counts.captured == source.counts.corrupt and not stopped
@@ -123,11 +123,13 @@ def refuse_failed(status: Status, *, stopped: bool) -> None:
         if source.state == "failed" or no_frame:
             if not source.live:
                 raise InputError(action, source.reason or "it holds no frame", "try another file, or convert it")
-            raise StreamError(action, source.reason or "it gave no frame", "check the address, and that it's on")
+            raise StreamError(
+                action, source.reason or "it gave no frame", "check the address, and that the camera is on"
+            )
 
 
 def check_hardware(name: str) -> None:
-    """Decode a frame by the hardware that was asked for.
+    """Decode a frame with the requested hardware.
 
     Raises:
         UsageError: FFmpeg doesn't know it, or it can't be used here.
@@ -140,7 +142,7 @@ def check_hardware(name: str) -> None:
     devices = hwdevices_available()
     if name not in devices:
         raise UsageError(
-            action, f"this FFmpeg offers: {', '.join(devices) or 'none'}", "name one of them, or leave it out"
+            action, f"this FFmpeg offers: {', '.join(devices) or 'none'}", "name one of these, or leave out --hwaccel"
         )
     try:
         run_isolated(_decode_by_hardware, name, timeout_s=30)
@@ -172,7 +174,7 @@ def _require_av() -> None:
 
 
 def open_artifact(settings: StreamSettings) -> Artifact:
-    """The artifact of the settings, or the one of its candidates that was chosen for this machine.
+    """Open the artifact of the settings, or the one of its candidates that was chosen for this machine.
 
     Raises:
         UsageError: none is named.

@@ -58,7 +58,7 @@ def in_one_step(contract: Preprocessing) -> bool:
 
 
 def scaler(preprocessing: Preprocessing, crop: Crop | None = None, turn: Turn = FLIPS["none"]) -> Convert:
-    """A function from frames to the model's input. It isn't for several threads at once.
+    """Return a function from frames to the model's input. Not for several threads at once.
 
     Args:
         preprocessing: the contract.
@@ -102,7 +102,7 @@ def scaler(preprocessing: Preprocessing, crop: Crop | None = None, turn: Turn = 
 
 
 def _plan(contract: Preprocessing, frame: av.VideoFrame, turn: Turn, crop: Crop | None) -> Convert:
-    """How frames like this one become RGB, not turned yet, of the size that the contract's resize gives.
+    """Return a function that turns frames like this one into RGB, not turned yet, at the size of the contract's resize.
 
     Applying the contract to that picture doesn't resize it again; it pads and crops alone.
     """
@@ -116,7 +116,7 @@ def _plan(contract: Preprocessing, frame: av.VideoFrame, turn: Turn, crop: Crop 
     redo: list[Callable[[av.VideoFrame, NDArray[np.uint8]], None]] = []
     for axis, kept in enumerate(turn.size(contract.size[1], contract.size[0])):
         lines = _lines_at_edge(size[axis], new[axis], kernel)
-        if lines > max(0, (new[axis] - kept) // 2 - 1):  # else the centre crop takes them away
+        if lines > max(0, (new[axis] - kept) // 2 - 1):  # else the centre crop removes them
             redo += [_edge(frame, box, new, kernel, axis, lines, far=far) for far in (False, True)]
 
     def convert(frame: av.VideoFrame) -> NDArray[np.uint8]:
@@ -129,7 +129,7 @@ def _plan(contract: Preprocessing, frame: av.VideoFrame, turn: Turn, crop: Crop 
 
 
 def graph_for(frame: av.VideoFrame) -> tuple[av.filter.Graph, list[Any]]:
-    """A filter graph of one thread, and its first node: the buffer for frames like this one."""
+    """Return a filter graph of one thread, and its first node: the buffer for frames like this one."""
     import av.filter
 
     graph = av.filter.Graph()
@@ -147,7 +147,7 @@ def graph_for(frame: av.VideoFrame) -> tuple[av.filter.Graph, list[Any]]:
 
 
 def _converter(frame: av.VideoFrame, box: tuple[int, int, int, int], size: tuple[int, int], kernel: Kernel) -> Convert:
-    """A filter graph for frames like this one: its region (left, top, right, bottom) as RGB of (width, height)."""
+    """Return a filter graph for frames like this one: a region (left, top, right, bottom) as RGB (width, height)."""
     left, top, right, bottom = box
     graph, nodes = graph_for(frame)
     if box != (0, 0, frame.width, frame.height):
@@ -165,7 +165,7 @@ def _converter(frame: av.VideoFrame, box: tuple[int, int, int, int], size: tuple
 
 
 def _lines_at_edge(old: int, new: int, kernel: Kernel) -> int:
-    """How many of ``new`` pixels in a row have a kernel that reaches over one end of the ``old`` ones."""
+    """Return how many of ``new`` pixels in a row have a kernel that reaches over one end of the ``old`` ones."""
     scale = old / new
     return min(new, max(0, math.ceil(kernel.reach * max(1.0, scale) / scale - 0.5))) if old != new else 0
 
@@ -208,19 +208,19 @@ def _edge(
 
 
 def _chroma_steps(frame: av.VideoFrame) -> tuple[int, int]:
-    """Every how many pixels across and down there's a colour."""
+    """Return the distances between colour samples, in pixels across and down."""
     return 64 // frame.format.chroma_width(64), 64 // frame.format.chroma_height(64)
 
 
 def _box(frame: av.VideoFrame, turn: Turn, crop: Crop | None) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of the crop in the frame as it was decoded."""
+    """Return (left, top, right, bottom) of the crop in the frame as it was decoded."""
     if crop is None:
         return 0, 0, frame.width, frame.height
     width, height = turn.size(frame.width, frame.height)
     left, top, right, bottom = crop.box(width, height)
     if turn.mirrored:
         left, right = width - right, width - left
-    for _ in range(turn.quarters):  # a quarter counter-clockwise puts what was on the right on top
+    for _ in range(turn.quarters):  # a quarter counter-clockwise moves the right side to the top
         left, top, right, bottom = height - bottom, left, height - top, right
         width, height = height, width
     across, down = _chroma_steps(frame)

@@ -1,4 +1,4 @@
-"""How a stream runs: the same names on the command line, in a TOML file and in Python."""
+"""Settings of a stream: the same names on the command line, in a TOML file and in Python."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FRAMES, CONNECTION, LABELS, OUTPUT, RUNNING = "Frames", "Connection", "Labels", 
 
 
 class StreamSettings(Record, rename="kebab"):
-    """How a stream runs; in a TOML file a name has hyphens, in Python underscores."""
+    """Settings of a stream; in a TOML file a name has hyphens, in Python underscores."""
 
     artifact: str | None = None
     source: tuple[str, ...] = ()
@@ -211,7 +211,7 @@ class StreamSettings(Record, rename="kebab"):
     quiet: Annotated[bool, Flag("Write nothing to stderr but errors.", names=("--quiet", "-q"), group=RUNNING)] = False
 
     def __post_init__(self) -> None:
-        """Refuse what contradicts itself.
+        """Refuse settings that contradict each other.
 
         Raises:
             UsageError: it does.
@@ -227,15 +227,17 @@ class StreamSettings(Record, rename="kebab"):
         if self.exit_threshold is not None and self.exit_threshold > self.threshold:
             raise UsageError(
                 ACTION,
-                f"a label would leave below {self.exit_threshold:g} that enters at {self.threshold:g}",
+                f"--exit-threshold {self.exit_threshold:g} is above --threshold {self.threshold:g}",
                 "lower --exit-threshold, or raise --threshold",
             )
         if self.backoff_min > self.backoff_max:
             raise UsageError(ACTION, "--backoff-min is above --backoff-max", "correct one of them")
         if self.mqtt is None and (self.mqtt_discovery or self.mqtt_publish != "events"):
-            raise UsageError(ACTION, "nothing is published by MQTT", "add --mqtt mqtt://HOST/TOPIC")
+            raise UsageError(
+                ACTION, "an MQTT option is given without a broker's address", "add --mqtt mqtt://HOST/TOPIC"
+            )
         if (self.input_width is None) != (self.input_height is None):
-            raise UsageError(ACTION, "a picture's size needs both numbers", "give --input-width and --input-height")
+            raise UsageError(ACTION, "a picture's size needs width and height", "give --input-width and --input-height")
         if len([target for target in (self.json, self.csv, self.events) if target == "-"]) > 1:
             raise UsageError(ACTION, "two outputs would share stdout", "send one of them to a file")
 
@@ -244,17 +246,17 @@ class StreamSettings(Record, rename="kebab"):
         return live if self.policy is None else self.policy == "latest"
 
     def silence_s(self, kind: str) -> float:
-        """Seconds without a frame after which a source of this kind counts as lost."""
+        """Return the seconds without a frame after which a source of this kind counts as lost."""
         return self.stall_timeout + (1 / self.poll if kind == "polled" else 0)
 
     @property
     def one_of(self) -> int:
-        """Of so many frames one is classified."""
+        """One of this many frames is classified."""
         return max(self.every, parse_policy(self.policy))
 
     @property
     def camera(self) -> dict[str, str]:
-        """What a camera is asked for."""
+        """The settings that a camera is asked for."""
         camera = {
             "width": self.input_width,
             "height": self.input_height,
@@ -265,7 +267,7 @@ class StreamSettings(Record, rename="kebab"):
 
 
 def parse_policy(text: str | None) -> int:
-    """The option ``--policy``: of so many frames one is passed on.
+    """Parse ``--policy``; return the N of which one frame is classified.
 
     Raises:
         UsageError: none of ``latest``, ``every``, ``every:N``.
@@ -275,14 +277,14 @@ def parse_policy(text: str | None) -> int:
     if match := re.fullmatch(r"every:([1-9]\d{0,8})", text or ""):
         return int(match[1])
     raise UsageError(
-        f"policy '{text}'",
+        f"use the policy '{text}'",
         f"there's no such policy{nearest(str(text), ('latest', 'every'))}",
         "use latest, every or every:N",
     )
 
 
 def parse_event(text: str) -> None:
-    """Refuse what is no kind of event.
+    """Refuse an unknown kind of event.
 
     Raises:
         UsageError: it isn't one of :class:`vitedge.streaming.records.Event`.
@@ -347,7 +349,7 @@ class StreamFields(TypedDict, total=False):
 
 
 def read_settings(path: str | Path | None, fields: Mapping[str, Any]) -> StreamSettings:
-    """Settings of a TOML file, with fields put over it.
+    """Read settings from a TOML file, with ``fields`` in place of its own.
 
     Args:
         path: the file; None: the defaults.
@@ -360,7 +362,7 @@ def read_settings(path: str | Path | None, fields: Mapping[str, Any]) -> StreamS
 
 
 def merged(settings: StreamSettings, fields: Mapping[str, Any]) -> StreamSettings:
-    """The settings with fields put over them.
+    """Return the settings with ``fields`` in place of their own.
 
     Raises:
         UsageError: an unknown name, a value that isn't possible.

@@ -1,4 +1,4 @@
-"""The memory that a reader and the engine share: counters, what the reader is doing, and a few buffers for frames.
+"""The memory that a reader and the engine share: counters, the reader's state, and a few buffers for frames.
 
 It's a nameless file in memory (``memfd_create``), so nothing is left behind however either of them ends. Changes of a
 buffer's state happen under a POSIX record lock, which the kernel releases when its holder dies. Every counter is one
@@ -70,14 +70,14 @@ class Taken(NamedTuple):
     dropped: int  # frames of this connection dropped before this one
     width: int
     height: int
-    rule: Rule | None  # what gave the presentation time
+    rule: Rule | None  # the rule that gave the presentation time
     truth: str | None
     image: NDArray[np.uint8]  # [h, w, 3]
     picture: NDArray[np.uint8] | None  # [H, W, 3]
 
 
 class Shared:
-    """Either side's view of the block.
+    """A view of the shared block, from either side.
 
     Args:
         descriptor: an open file descriptor of the block; it belongs to this object afterwards.
@@ -113,7 +113,7 @@ class Shared:
         return cls(os.memfd_create("vitedge-frames", os.MFD_CLOEXEC), size)
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Release the memory."""
         for part in (self._words, *self._buffers, *self._texts, self._view):
             part.release()
         self._map.close()
@@ -130,48 +130,48 @@ class Shared:
     # --- the reader's side
 
     def count(self, **more: int) -> None:
-        """Add to the counters, by the names in :class:`Counters`; a frame is captured first, its fate comes later."""
+        """Add to the counters, by the names in :class:`Counters`; a frame is captured first, then its outcome."""
         for name, number in more.items():
             self._words[_COUNTERS[name]] += number
 
     def report_record_error(self, text: str) -> None:
-        """Say why frames aren't recorded."""
+        """Report why frames aren't recorded."""
         self._write_text(_RECORD_ERROR, text)
 
     def report(self, state: int, text: str = "") -> None:
-        """Say what the reader is doing and, of a failure or an early end, why."""
+        """Report the reader's state and, for a failure or an early end, the reason."""
         self._write_text(_REASON, text)
         self._words[_STATE] = state
 
     def describe(self, codec: str, *, finite: bool) -> None:
-        """What was opened, and whether it has an end by nature."""
+        """Describe the opened source, and whether it has an end by nature."""
         self._write_text(_CODEC, codec)
         self._words[_FINITE] = finite
 
     def active(self, now_ns: int) -> None:
-        """A sign of life."""
+        """Report that the reader is alive."""
         self._words[_ACTIVITY] = now_ns
 
     @property
     def stop(self) -> bool:
-        """Whether the engine wants no more."""
+        """Whether the engine wants no more frames."""
         return bool(self._words[_STOP])
 
     @property
     def picture_width(self) -> int:
-        """Widest picture that somebody wants; 0: nobody wants one."""
+        """The widest picture that is wanted; 0: none is."""
         return self._words[_PICTURE_WIDTH]
 
     def free(self) -> int | None:
-        """A buffer that may be filled."""
+        """Return a buffer that may be filled."""
         return next((index for index in range(BUFFERS) if self._buffers[index][_B_STATE] == FREE), None)
 
     def waiting(self) -> int:
-        """Frames that wait for the engine."""
+        """Return the number of frames that wait for the engine."""
         return sum(buffer[_B_STATE] == READY for buffer in self._buffers)
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """A buffer's image to write into: uint8 [h, w, 3]."""
+        """Return a buffer's image to write into: uint8 [h, w, 3]."""
         return self._array(self._images[index], (*self.size, 3))
 
     def publish(
@@ -213,7 +213,7 @@ class Shared:
     # --- the engine's side
 
     def begin(self) -> None:
-        """Forget the last reader: zero everything but what the engine wants."""
+        """Reset for the next reader: zero everything but the engine's requests."""
         wanted = self.picture_width
         for index in range(_WORDS):
             self._words[index] = 0
@@ -224,7 +224,7 @@ class Shared:
         self._words[_PICTURE_WIDTH] = wanted
 
     def want(self, *, stop: bool | None = None, picture_width: int | None = None) -> None:
-        """Tell the reader what is wanted."""
+        """Tell the reader the engine's requests."""
         if stop is not None:
             self._words[_STOP] = stop
         if picture_width is not None:
@@ -232,27 +232,27 @@ class Shared:
 
     @property
     def state(self) -> int:
-        """What the reader is doing."""
+        """The reader's state."""
         return self._words[_STATE]
 
     @property
     def reason(self) -> str:
-        """Why it failed, or ended early."""
+        """The reason why it failed, or ended early."""
         return self._read_text(_REASON)
 
     @property
     def codec(self) -> str:
-        """What was opened; empty: nothing yet."""
+        """The codec of the opened source; empty: nothing is open yet."""
         return self._read_text(_CODEC)
 
     @property
     def finite(self) -> bool:
-        """Whether what was opened has an end by nature."""
+        """Whether the opened source has an end by nature."""
         return bool(self._words[_FINITE])
 
     @property
     def activity_ns(self) -> int:
-        """When the reader was last alive, on the monotonic clock."""
+        """The last time when the reader was alive, on the monotonic clock."""
         return self._words[_ACTIVITY]
 
     @property
@@ -262,11 +262,11 @@ class Shared:
 
     @property
     def record_error(self) -> str:
-        """Why frames weren't recorded; empty: all were."""
+        """The reason why frames weren't recorded; empty: all were."""
         return self._read_text(_RECORD_ERROR)
 
     def take(self) -> Taken | None:
-        """The oldest frame that waits, copied out; None: nothing waits."""
+        """Copy out the oldest frame that waits; None: nothing waits."""
         with self._locked():
             ready = [buffer for buffer in self._buffers if buffer[_B_STATE] == READY]
             if not ready:

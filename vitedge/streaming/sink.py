@@ -1,4 +1,4 @@
-"""A sink's thread and its bounded queue: what can't be delivered in time is dropped and counted, and nobody waits."""
+"""A sink's thread and its bounded queue: items that can't be delivered in time are dropped and counted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class QueuedSink:
     """
 
     picture_width = 0
-    uncounted: tuple[type, ...] = ()  # items that only tell what time it is
+    uncounted: tuple[type, ...] = ()  # items that serve only as a clock
 
     def __init__(self, name: str, kinds: tuple[type, ...], depth: int = 8192) -> None:
         self.name, self._kinds, self._depth = name, kinds, depth
@@ -52,14 +52,14 @@ class QueuedSink:
         self.written += self._counts(item)
 
     def finish(self) -> None:
-        """Release what :meth:`write` used; called once, in the sink's thread."""
+        """Release the resources of :meth:`write`; called once, in the sink's thread."""
 
     def wanted(self, picture: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
-        """The picture, if it's worth keeping until its item is written."""
+        """Return the picture, if it's worth keeping until its item is written."""
         return picture if self.picture_width else None
 
     def describe(self, error: Exception) -> str:
-        """The error for a person, without credentials."""
+        """Describe the error for a person, without credentials."""
         if isinstance(error, OSError) and error.strerror:
             return error.strerror + (": free space there" if disk_is_full(error) else "")
         return f"{type(error).__name__}: {error}"

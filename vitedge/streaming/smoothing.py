@@ -1,4 +1,4 @@
-"""From probabilities that flicker to a label that holds: exponential smoothing, two thresholds, a least time."""
+"""Turn flickering probabilities into a stable label: exponential smoothing, two thresholds, a least time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class LabelChange(NamedTuple):
-    """A label that began or ended to hold."""
+    """A label that became valid or invalid."""
 
     kind: str  # "enter" or "exit"
     label: int
@@ -43,11 +43,11 @@ class Smoother:
 
     @property
     def probability(self) -> float | None:
-        """Smoothed, of the label; None while it's unknown."""
+        """The label's smoothed probability; None while it's unknown."""
         return None if self.label is None or self._values is None else float(self._values[self.label])
 
     def update(self, probabilities: NDArray[np.float32], at_s: float) -> tuple[NDArray[np.float64], list[LabelChange]]:
-        """Take a frame's probabilities [classes] at a time that never goes back; the smoothed ones, and changes."""
+        """Take a frame's probabilities [classes] at a time that never goes back; return smoothed ones, and changes."""
         new = probabilities.astype(np.float64)
         if self._values is None or self._tau == 0:
             self._values = new
@@ -58,7 +58,7 @@ class Smoother:
         return self._values, self._decide(self._values, at_s)
 
     def reset(self) -> list[LabelChange]:
-        """Forget everything: nothing that was seen before says what is there now."""
+        """Forget everything, because earlier frames don't show the present."""
         changes = self._exit(self._last_s)
         self._values, self._rival = None, None
         return changes

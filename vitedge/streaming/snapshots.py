@@ -1,4 +1,4 @@
-"""A JPEG with the label drawn in whenever a certain event happens; so many pictures are kept, and for so long."""
+"""Save a JPEG with the label drawn in at certain events; the number and age of the files are limited."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class SnapshotSink(QueuedSink):
         super().__init__("snapshots", (Event, Status), WAITING)
 
     def put(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
-        """See the base."""
+        """See the base class."""
         if isinstance(item, FrameRecord) and picture is not None:
             self._latest[item.source] = picture
             if item.source in self._early:
@@ -69,16 +69,16 @@ class SnapshotSink(QueuedSink):
             super().put(item, None)
 
     def handle(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
-        """See the base. Statuses remind of what has become too old."""
+        """See the base class. Statuses remind of what has become too old."""
         if isinstance(item, Event):
             super().handle(item, picture)
         try:
             self._remove_excess()
-        except OSError as error:  # it doesn't unmake the snapshot
+        except OSError as error:  # the snapshot stays
             self.error = self.describe(error)
 
     def write(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
-        """See the base."""
+        """See the base class."""
         from PIL import Image
 
         assert isinstance(item, Event) and picture is not None
@@ -89,7 +89,7 @@ class SnapshotSink(QueuedSink):
         write_atomic(self._folder / f"{'_'.join(parts)}.jpg", file.getvalue(), "keep a snapshot")
 
     def describe(self, error: Exception) -> str:
-        """See the base."""
+        """See the base class."""
         return super().describe(error.__cause__ if isinstance(error.__cause__, OSError) else error)
 
     def _remove_excess(self) -> None:
@@ -101,7 +101,7 @@ class SnapshotSink(QueuedSink):
 
 
 def _file_time(text: str) -> str:
-    """ISO 8601 without colons; it sorts by time."""
+    """Return ISO 8601 without colons, which sorts by time."""
     return text.replace(":", "-")
 
 

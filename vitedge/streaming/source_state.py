@@ -1,4 +1,4 @@
-"""One source in the engine: from its frames to records, from changes of its state and label to events."""
+"""One source in the engine: turns its frames into records, and changes of its state and label into events."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ class SourceState:
         self._last: Taken | None = None
         self._clock_s = 0.0  # of the smoother: presentation times as far as there are any
         self._dropped = 0  # frames, until the last record
-        self._interrupted = True  # the next frame continues nothing
+        self._interrupted = True  # the next frame doesn't continue the earlier ones
         self._rates = _Rates()
         self.capture = Capture(source, settings, session.artifact)
 
     # --- frames
 
     def record(self, taken: Taken, probabilities: NDArray[np.float32], now_ns: int) -> tuple[FrameRecord, list[Event]]:
-        """The record of a classified frame with probabilities [classes], and the events that follow from it."""
+        """Return the record of a classified frame with probabilities [classes], and the events that follow from it."""
         capture, last = self.capture, self._last
         gap = self._interrupted or taken.gap
         events = self._gap_events(taken) if gap else []
@@ -87,7 +87,7 @@ class SourceState:
         return record, events
 
     def _gap_events(self, taken: Taken) -> list[Event]:
-        """What a frame that continues nothing ends and begins."""
+        """Return the events that a frame after a gap causes: labels that end, and what begins."""
         last, events = self._last, self._forget("a gap")
         if last is not None and (last.width, last.height) != (taken.width, taken.height):
             events.append(self._event("size", taken, text=f"{taken.width}×{taken.height}"))
@@ -102,7 +102,7 @@ class SourceState:
     # --- the source
 
     def poll(self) -> Iterator[Event]:
-        """Let the capture do its work; the events of it. A label doesn't outlive its connection."""
+        """Poll the capture, and return its events. A label doesn't outlive its connection."""
         for change in self.capture.poll():
             kind = {"connected": "connected", "waiting": "lost", "ended": "ended", "failed": "failed"}
             if change.state in kind:
@@ -111,7 +111,7 @@ class SourceState:
                 yield self._state_event(change, kind[change.state])
 
     def forget_when_silent(self) -> Iterator[Event]:
-        """A label doesn't outlive its frames: forget it after an interval that would be a gap."""
+        """Forget a label after an interval that would be a gap: it doesn't outlive its frames."""
         longest = self._gap_detector.longest_s
         if self._last is None or self._interrupted or longest is None or not self.source.live or self.capture.waiting:
             return
@@ -119,7 +119,7 @@ class SourceState:
             yield from self._forget("no frames")
 
     def stop(self) -> list[Event]:
-        """The end of the stream ends its label."""
+        """End the label with the stream."""
         return self._forget("the stream was stopped")
 
     def _forget(self, reason: str) -> list[Event]:
@@ -153,7 +153,7 @@ class SourceState:
         )
 
     def status(self) -> SourceStatus:
-        """This source at this moment."""
+        """Return the status of this source."""
         capture, counts = self.capture, self.capture.counts
         now = time.monotonic()
         captured_hz, classified_hz = self._rates.update(counts, now)
@@ -185,7 +185,7 @@ class SourceState:
 
 
 class _Rates:
-    """Frames a second over the last three seconds or so."""
+    """Frames a second over about the last three seconds."""
 
     def __init__(self) -> None:
         self._marks: deque[tuple[float, int, int]] = deque(maxlen=4)
@@ -201,7 +201,7 @@ class _Rates:
 
 
 def _interval_s(earlier: Taken | None, later: Taken) -> float:
-    """Seconds between two frames, never negative."""
+    """Return the seconds between two frames, never negative."""
     if earlier is None:
         return 0.0
     if earlier.presentation_s is None or later.presentation_s is None:
@@ -210,6 +210,6 @@ def _interval_s(earlier: Taken | None, later: Taken) -> float:
 
 
 def iso(wall_ns: int) -> str:
-    """ISO 8601 in UTC with milliseconds."""
+    """Return ISO 8601 in UTC with milliseconds."""
     moment = datetime.fromtimestamp(wall_ns / 1e9, timezone.utc)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,4 +1,4 @@
-"""What a unit of ``Type=notify`` with a watchdog is told (``sd_notify(3)``): a datagram to $NOTIFY_SOCKET."""
+"""Notify systemd units of ``Type=notify`` with a watchdog (``sd_notify(3)``): a datagram to $NOTIFY_SOCKET."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class SystemdSink(QueuedSink):
-    """Ready with the first status; with each further one the watchdog is fed and the sources' states are told."""
+    """Reports readiness with the first status; each further one resets the watchdog and reports the sources' states."""
 
     def __init__(self, address: str) -> None:
         self._address = "\0" + address[1:] if address.startswith("@") else address
@@ -23,14 +23,14 @@ class SystemdSink(QueuedSink):
         super().__init__("systemd", (Status,), 2)
 
     def write(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
-        """See the base."""
+        """See the base class."""
         assert isinstance(item, Status)
         states = ", ".join(f"{source.name} {source.state} {source.classified_hz:.1f}/s" for source in item.sources)
         self._tell(f"{'READY=1' if self._first else 'WATCHDOG=1'}\nSTATUS={states}")
         self._first = False
 
     def finish(self) -> None:
-        """See the base."""
+        """See the base class."""
         self._tell("STOPPING=1")
 
     def _tell(self, text: str) -> None:
@@ -40,6 +40,6 @@ class SystemdSink(QueuedSink):
 
 
 def systemd_sinks() -> list[SystemdSink]:
-    """One, where a service manager listens."""
+    """Return one sink, where a service manager listens."""
     address = os.environ.get("NOTIFY_SOCKET")
     return [SystemdSink(address)] if address else []

@@ -1,4 +1,4 @@
-"""What a reader gets to do."""
+"""The task of a reader."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Task(Record):
     turn: tuple[int, bool]
     crop: tuple[float, float, float, float, bool] | None
     newest_only: bool  # the policy ``latest``
-    every: int  # of so many frames, one is passed on
+    every: int  # one of this many frames is passed on
     loops: int  # further passes over a file; -1: endless
     gap_s: float
     connect_s: float
@@ -51,19 +51,19 @@ class Task(Record):
     emptied: int
 
     def encode(self) -> bytes:
-        """One line; file names in any encoding survive, which msgspec's own JSON doesn't take."""
+        """Encode as one line; file names in any encoding survive, which msgspec's own JSON doesn't take."""
         return json.dumps(msgspec.to_builtins(self)).encode() + b"\n"
 
     @classmethod
     def decode(cls, line: bytes) -> Task:
-        """What :meth:`encode` made a line of."""
+        """Decode a line of :meth:`encode`."""
         return msgspec.convert(json.loads(line), cls)
 
     @classmethod
     def of(
         cls, source: Source, settings: StreamSettings, artifact: Artifact, *, memory: int, filled: int, emptied: int
     ) -> Task:
-        """The next connection of a source.
+        """Return the next connection of a source.
 
         Args:
             source: what is opened.
@@ -117,7 +117,7 @@ class Task(Record):
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """What must not be in any text."""
+        """The texts that no message may contain."""
         return () if self.credentials is None else self.credentials.secrets
 
     @property

@@ -1,4 +1,4 @@
-"""Presentation times of decoded frames, which rise strictly whatever stamps a container carries."""
+"""Presentation times of decoded frames, which rise strictly whatever stamps a container has."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from typing import Literal, NamedTuple
 
 from vitedge.streaming.gaps import GapDetector
 
-#: What gave a time: the frame's own stamp; the decoding stamps, sorted, where a format has no others; the frame before
-#: and the frame rate, where the stamp is missing or doesn't rise; the frame's arrival; the frame's number and a rate.
+#: The rule that gave a time: the frame's own stamp; the decoding stamps, sorted, where a format has no others; the
+#: frame before and the frame rate, where the stamp is missing or doesn't rise; the frame's arrival; the frame's number
+#: and a rate.
 Rule = Literal["pts", "dts", "rate", "arrival"]
 RULES: tuple[Rule, ...] = ("pts", "dts", "rate", "arrival")
 
 #: Formats that store the order of decoding alone; FFmpeg's presentation stamps are guesses there.
 DECODING_ORDER = ("avi",)
-#: Stamps that begin anew after so many bits (ISO 13818-1, 2.4.3.7; FLV's are 32 bits of milliseconds).
+#: Stamps that wrap after this many bits (ISO 13818-1, 2.4.3.7; FLV's are 32 bits of milliseconds).
 WRAP_BITS = {"mpegts": 33, "mpeg": 33, "hls": 33, "flv": 32, "live_flv": 32}
-USUAL_RATE = 25  # what FFmpeg takes where nothing says a rate
+USUAL_RATE = 25  # FFmpeg's rate where none is stated
 JUMP_S = 0.1  # a step back by less isn't a jump, only a bad stamp
-LEAST_S = 1e-9  # between two times: they are told in nanoseconds
-MOST_HALVINGS = 4  # stamps in a row that are taken for slips; what follows is a stream without usable stamps
+LEAST_S = 1e-9  # between two times, whose unit is the nanosecond
+MOST_HALVINGS = 4  # successive stamps that count as errors; after more, the stream has no usable stamps
 MOST_WAITING = 512  # decoding stamps whose frames haven't come
 
 
 class Presented(NamedTuple):
-    """When a frame is shown, seconds, and what said so; ``jumped``: its stamp lies far behind the one before."""
+    """A frame's presentation time, seconds, and its rule; ``jumped``: its stamp lies far behind the last one."""
 
     at_s: float
     rule: Rule
@@ -69,19 +70,19 @@ class PresentationTimes:
         return median(self._intervals) if self._intervals else 1 / USUAL_RATE
 
     def sent(self, dts: int | None) -> None:
-        """A packet went to the decoder with this decoding stamp, ticks."""
+        """Note that a packet with this decoding stamp, ticks, went to the decoder."""
         if self.sorts and dts is not None:
             heapq.heappush(self._waiting, dts)
             if len(self._waiting) > MOST_WAITING:
                 heapq.heappop(self._waiting)
 
     def lost(self) -> None:
-        """A packet gave no frame."""
+        """Note that a packet gave no frame."""
         if self._waiting:
             heapq.heappop(self._waiting)
 
     def of(self, pts: int | None) -> Presented:
-        """The time of the next frame that is shown, by its presentation stamp, ticks, as the container has it."""
+        """Return the time of the next frame that is shown, by its presentation stamp in the container, ticks."""
         rule: Rule = "dts" if self.sorts else "pts"
         ticks = (heapq.heappop(self._waiting) if self._waiting else None) if self.sorts else pts
         presented = self._after(ticks, rule)
@@ -100,7 +101,7 @@ class PresentationTimes:
             self._behind_s, self._slips = None, 0
             return Presented(at_s, rule)
         behind_s, self._behind_s = self._behind_s, stamp_s
-        if behind_s is not None and stamp_s > behind_s:  # the second of a stream that began anew
+        if behind_s is not None and stamp_s > behind_s:  # the second stamp of a stream that restarted
             resumed_s = last.at_s + self.interval_s
             self._offset_s += resumed_s - at_s
             self._behind_s, self._slips = None, 0
@@ -111,7 +112,7 @@ class PresentationTimes:
         return Presented(last.at_s + part * self.interval_s, "rate", jumped)
 
     def _unwrapped(self, ticks: int) -> int:
-        """Ticks, as near to the last ones as their bits leave open."""
+        """Return the ticks nearest to the last ones, as far as their bits leave it open."""
         if self._wrap is not None and self._last_ticks is not None:
             ticks += round((self._last_ticks - ticks) / self._wrap) * self._wrap
         self._last_ticks = ticks

@@ -1,4 +1,4 @@
-"""Sources: what a user types, and what a reader opens. The grammar is the one that jetson-inference's users know.
+"""Parse sources that users type into what readers open. The grammar is that of jetson-inference.
 
 =================================  =======================================================================
 ``0``, ``/dev/video0``             a V4L2 camera; also ``/dev/v4l/by-id/…`` and ``v4l2:///dev/video0``
@@ -56,12 +56,12 @@ class Source:
     uri: str  # for people: without credentials and query values
     kind: Kind
     live: bool  # its end means reconnecting
-    targets: tuple[str, ...] = field(repr=False)  # what is opened, in turn; a query may hold a token
+    targets: tuple[str, ...] = field(repr=False)  # opened one after another; a query may hold a token
     credentials: Credentials | None = None
 
 
 def parse_source(text: str, credentials: Credentials | None = None) -> Source:
-    """Understand one source.
+    """Parse one source.
 
     Args:
         text: as in this module's table.
@@ -99,7 +99,7 @@ def parse_source(text: str, credentials: Credentials | None = None) -> Source:
 
 
 def parse_sources(texts: Sequence[str], credentials: str | None = None) -> list[Source]:
-    """Understand several sources, and give each a name of its own.
+    """Parse several sources, and give each a name of its own.
 
     Args:
         texts: sources.
@@ -138,13 +138,13 @@ def _refuse_long_password(source: Source) -> None:
     if length > LONGEST_RTSP_PASSWORD:
         raise UsageError(
             f"classify the stream {source.uri}",
-            f"user name and password have {length} characters in its address, of which FFmpeg would cut off the end",
-            f"use a password with which they have at most {LONGEST_RTSP_PASSWORD}",
+            f"user name and password have {length} characters in the address, and FFmpeg would cut off the end",
+            f"shorten the password: together they may have {LONGEST_RTSP_PASSWORD}",
         )
 
 
 def read_credentials(where: str) -> Mapping[str, Credentials]:
-    """User names and passwords by host; the key ``""`` serves every other host.
+    """Read user names and passwords by host; the key ``""`` applies to every other host.
 
     Args:
         where: a file, or ``env:NAME`` for an environment variable. Either holds one line ``user:password``, or netrc's
@@ -216,7 +216,9 @@ def _local(text: str) -> Source:
     if any(sign in text for sign in "*?["):
         paths = tuple(sorted(name for name in glob.glob(text) if Path(name).is_file()))  # noqa: PTH207 - may be absolute
         if not paths:
-            raise StreamError(action, "no file matches this pattern", "quote it, so that the shell doesn't expand it")
+            raise StreamError(
+                action, "no file matches this pattern", "correct the pattern, and quote it against the shell"
+            )
         return Source(text, text, _kind(paths), False, paths)
     raise StreamError(action, "there is no such file, folder or camera", "see the sources: vitedge stream --help")
 
@@ -232,7 +234,7 @@ def _network(scheme: str, rest: str, credentials: Credentials | None) -> Source:
         parts = urlsplit(f"{scheme}://{host}{path}")
         named, _ = parts.hostname, parts.port
     except ValueError:
-        raise _misspelt(f"{scheme}://{host}", "the host or port isn't one", "write scheme://host:port/path") from None
+        raise _misspelt(f"{scheme}://{host}", "the host or port is invalid", "write scheme://host:port/path") from None
     if not named:
         host = f"0.0.0.0{host}"  # jetson-inference writes rtp://@:1234 for a port of this machine
     polled = scheme.endswith(SNAPSHOT)
@@ -245,7 +247,7 @@ def _network(scheme: str, rest: str, credentials: Credentials | None) -> Source:
         ("path", len(path) if scheme in RTSP else 0, LONGEST_RTSP_PATH),
     ):
         if length > longest:
-            reason = f"its {part} has {length:,} characters, of which FFmpeg would cut off the end"
+            reason = f"its {part} has {length:,} characters, and FFmpeg would cut off the end"
             raise UsageError(f"classify the stream {scheme}://{host}/…", reason, f"use one of at most {longest:,}")
     kind: Kind = "polled" if polled else "network"
     return Source(f"{host}{public}".rstrip("/"), uri, kind, live, (target,), own or credentials)

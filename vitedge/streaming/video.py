@@ -1,4 +1,4 @@
-"""A video of what was seen, with the label drawn in; one file a source, readable however the stream ends."""
+"""Write a video with the label drawn in, one file for each source, readable however the stream ends."""
 
 from __future__ import annotations
 
@@ -69,17 +69,17 @@ class VideoSink(QueuedSink):
         super().__init__("video", (FrameRecord,), WAITING)
 
     def put(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
-        """See the base. The first frames may come without a picture; there's nothing to write of them."""
+        """See the base class. The first frames may come without a picture; there's nothing to write of them."""
         if picture is not None:
             super().put(item, picture)
 
     def handle(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
-        """See the base. A picture counts as written once it's in the file."""
+        """See the base class. A picture counts as written once it's in the file."""
         self.write(item, picture)
         self._count()
 
     def write(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
-        """See the base."""
+        """See the base class."""
         assert isinstance(item, FrameRecord) and picture is not None
         if item.source not in self._files:
             height, width = picture.shape[:2]
@@ -87,13 +87,13 @@ class VideoSink(QueuedSink):
         self._files[item.source].append(item, picture)
 
     def finish(self) -> None:
-        """See the base."""
+        """See the base class."""
         for file in self._files.values():
             file.close()
         self._count()
 
     def close(self, timeout_s: float) -> None:
-        """See the base."""
+        """See the base class."""
         super().close(timeout_s)
         if not self._ended:
             self.dropped += sum(file.pending for file in self._files.values())
@@ -109,7 +109,7 @@ class VideoSink(QueuedSink):
 
 
 class _Muxed:
-    """What FFmpeg's muxer writes to. It never fails, since a muxer that was refused a write may crash at its end."""
+    """The file object of FFmpeg's muxer. It never fails, since a muxer may crash at its end after a refused write."""
 
     def __init__(self) -> None:
         self.appended = bytearray()
@@ -117,7 +117,7 @@ class _Muxed:
         self._taken = self._at = 0
 
     def write(self, data: bytes) -> int:
-        """Called by FFmpeg."""
+        """Append; FFmpeg calls it."""
         end = self._taken + len(self.appended)
         if self._at == end:
             self.appended += data
@@ -127,16 +127,16 @@ class _Muxed:
         return len(data)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Called by FFmpeg."""
+        """Seek; FFmpeg calls it."""
         self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at}.get(whence, self._taken + len(self.appended))
         return self._at
 
     def tell(self) -> int:
-        """Called by FFmpeg."""
+        """Return the position; FFmpeg calls it."""
         return self._at
 
     def take(self) -> bytes:
-        """What was appended since the last call."""
+        """Return the bytes that were appended since the last call."""
         data, self.appended = bytes(self.appended), bytearray()
         self._taken += len(data)
         return data
@@ -170,7 +170,7 @@ class _File:
 
     @property
     def pending(self) -> int:
-        """Pictures that are in the encoder, or in a fragment that isn't complete."""
+        """The number of pictures in the encoder, or in an incomplete fragment."""
         return self._encoded - self.written - self.lost
 
     def append(self, record: FrameRecord, picture: NDArray[np.uint8]) -> None:
@@ -200,11 +200,11 @@ class _File:
     def _encode(self, frame: Any) -> None:
         for packet in self._stream.encode(frame):
             self._container.mux(packet)
-            self._store(self._muxed_packets)  # what the muxer gives out when a packet comes is what came before it
+            self._store(self._muxed_packets)  # the muxer writes earlier packets when the next one comes
             self._muxed_packets += 1
 
     def _store(self, packets: int) -> None:
-        """Write what the muxer has given out, up to the end of this many packets."""
+        """Write the muxer's output, up to the end of this many packets."""
         if not (data := self._muxed.take()):
             return
         if packets == 0:
@@ -228,7 +228,7 @@ class _File:
             self._path.unlink(missing_ok=True)
 
     def _ticks(self, record: FrameRecord) -> int:
-        """Time since the first frame: presentation times where they go on, else the clock; it always grows."""
+        """Return the time since the first frame, by presentation times where they go on, else by the clock."""
         at_ns = record.monotonic_ns if record.presentation_s is None else round(record.presentation_s * 1e9)
         if self._first_ns is None or record.gap:  # after a gap it goes on where it was
             self._first_ns = at_ns - round((self._last + 1) * 1e9 / 90_000)

@@ -1,4 +1,4 @@
-"""Turning, mirroring and cropping: what of a frame is looked at, by the words that jetson-inference's users know."""
+"""Turn, mirror and crop frames, with jetson-inference's option values."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
 
 
 class Turn(NamedTuple):
-    """First so many quarter turns counter-clockwise, then mirrored left to right, or not."""
+    """Some quarter turns counter-clockwise, then mirrored left to right, or not."""
 
     quarters: int
     mirrored: bool
 
     def after(self, first: Turn) -> Turn:
-        """This turn after another one."""
+        """Return this turn after another one."""
         quarters = -self.quarters if first.mirrored else self.quarters  # a mirror before reverses what follows
         return Turn((first.quarters + quarters) % 4, self.mirrored != first.mirrored)
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) afterwards."""
+        """Return (width, height) afterwards."""
         return (height, width) if self.quarters % 2 else (width, height)
 
     def apply(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """A view of the picture [H, W, 3], turned."""
+        """Return a view of the picture [H, W, 3], turned."""
         turned = np.rot90(picture, self.quarters)
         return turned[:, ::-1] if self.mirrored else turned
 
@@ -47,7 +47,7 @@ FLIPS = {
 
 
 class Crop(NamedTuple):
-    """A region of the picture as shown; parts of its width and height where ``relative``, else pixels."""
+    """A region of the picture as shown; fractions of its width and height where ``relative``, else pixels."""
 
     left: float
     top: float
@@ -56,7 +56,7 @@ class Crop(NamedTuple):
     relative: bool
 
     def box(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """(left, top, right, bottom) in pixels of a picture as shown, inside it.
+        """Return (left, top, right, bottom) in pixels of a picture as shown, inside it.
 
         Raises:
             ValueError: the region lies outside the picture.
@@ -70,7 +70,7 @@ class Crop(NamedTuple):
 
 
 def parse_flip(text: str) -> Turn:
-    """The option ``--flip``.
+    """Parse ``--flip``.
 
     Raises:
         UsageError: not one of :data:`FLIPS`.
@@ -81,7 +81,7 @@ def parse_flip(text: str) -> Turn:
 
 
 def parse_crop(text: str) -> Crop:
-    """The option ``--crop``: LEFT,TOP,WIDTH,HEIGHT in pixels, or all four with a % sign.
+    """Parse ``--crop``: LEFT,TOP,WIDTH,HEIGHT in pixels, or all four with a % sign.
 
     Raises:
         UsageError: another form.
@@ -95,13 +95,13 @@ def parse_crop(text: str) -> Crop:
             return Crop(left, top, width, height, relative)
     raise UsageError(
         f"crop to '{text}'",
-        "a crop is LEFT,TOP,WIDTH,HEIGHT inside the picture",
+        "a crop must be LEFT,TOP,WIDTH,HEIGHT inside the picture",
         "write 100,0,800,600 or 25%,0%,50%,100%",
     )
 
 
 def picture(frame: Any, wanted: int, most_pixels: int, turn: Turn, crop: Crop | None) -> NDArray[np.uint8]:
-    """What the model is shown, for people: RGB [H, W, 3], at most ``wanted`` pixels wide, never enlarged.
+    """Return the model's view for people: RGB [H, W, 3], at most ``wanted`` pixels wide, never enlarged.
 
     Args:
         frame: an ``av.VideoFrame``, or uint8 RGB [H, W, 3].

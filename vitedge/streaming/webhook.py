@@ -1,4 +1,4 @@
-"""Events by HTTP POST: one at a time, in order, tried again while the receiver is away."""
+"""Send events by HTTP POST: one at a time, in order, tried again while the receiver is away."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class WebhookSink(QueuedSink):
         except ValueError:
             parts, port = urlsplit(""), None
         if parts.scheme not in ("http", "https") or not parts.hostname or any(sign in text for sign in " \r\n"):
-            raise UsageError(action, "this isn't an address of HTTP", "write https://HOST/PATH, or env:NAME")
+            raise UsageError(action, "this isn't an HTTP address", "write https://HOST/PATH, or env:NAME")
         self._host, self._port, self._secure = parts.hostname, port, parts.scheme == "https"
         self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         self._headers = {"Content-Type": "application/json", "User-Agent": f"vitedge/{__version__}"}
@@ -63,7 +63,7 @@ class WebhookSink(QueuedSink):
         super().__init__(f"webhook {parts.scheme}://{parts.hostname}", (Event,), WAITING)
 
     def write(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
-        """See the base. It returns when the event was taken; it raises when it's refused, or fails at the end."""
+        """See the base class. It returns when the event was taken; it raises when it's refused, or fails at the end."""
         body, pause, earlier_error, ending = msgspec.json.encode(item), FIRST_PAUSE_S, self.error, self._closing
         while True:
             try:
@@ -78,15 +78,15 @@ class WebhookSink(QueuedSink):
                 ending = not self._pause(pause * random.uniform(0.7, 1.3))
                 pause = min(LONGEST_PAUSE_S, 2 * pause)
             else:
-                self.error = earlier_error  # what was overcome is no failure
+                self.error = earlier_error  # a failure that a retry repaired doesn't count
                 return
 
     def finish(self) -> None:
-        """See the base."""
+        """See the base class."""
         self._hang_up()
 
     def describe(self, error: Exception) -> str:
-        """See the base."""
+        """See the base class."""
         if isinstance(error, (Refused, OSError)) and str(error):
             return str(getattr(error, "strerror", None) or error)
         return type(error).__name__
@@ -107,11 +107,11 @@ class WebhookSink(QueuedSink):
             self._hang_up()
         if answer.status in (408, 429) or answer.status >= 500:
             raise OSError(f"answered {answer.status}")
-        if not 200 <= answer.status < 300:  # redirections too: nothing is sent where nobody asked for it
+        if not 200 <= answer.status < 300:  # redirections too: events are sent only to the given address
             raise Refused(f"answered {answer.status}")
 
     def _pause(self, seconds: float) -> bool:
-        """Wait; False: the stream is ending, and the next attempt is the last."""
+        """Wait; return False where the stream is ending, so that the next attempt is the last."""
         deadline = time.monotonic() + seconds
         with self._changed:
             while not self._closing and (remaining := deadline - time.monotonic()) > 0:

@@ -1,4 +1,4 @@
-"""The page as a web application: what is served under which path, to whom, and how a viewer is kept up to date."""
+"""The page as a web application: its paths, who may open them, and the updates for viewers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ASSETS = Path(__file__).resolve().parent / "assets"
 MOST_VIEWERS = 200
 MOST_LOGIN_BYTES = 4096
 LOGIN_S = 10.0  # for the form to arrive
-SEND_TIMEOUT_S = 10.0  # a viewer that takes nothing for so long is let go
+SEND_TIMEOUT_S = 10.0  # a viewer that takes nothing for this long is disconnected
 COOKIE = "vitedge"
 COOKIE_S = 30 * 86400
 _TYPES = {"css": "text/css", "js": "text/javascript", "html": "text/html", "svg": "image/svg+xml"}
@@ -44,7 +44,7 @@ HEADERS = {
 
 
 def application(feed: Feed, token: str | None, *, page: bool, count: Callable[[int], None]) -> Starlette:
-    """The web application.
+    """Build the web application.
 
     Args:
         feed: what is shown.
@@ -83,7 +83,7 @@ def _asset(name: str, status: int = 200) -> Response:
 
 
 def _asset_handler(name: str) -> Handler:
-    """The name is fixed with the route: a request's own URL is built from its Host header, which anyone can write."""
+    """Return a handler with a fixed name: a request's own URL is built from its Host header, which anyone can write."""
 
     async def asset(_: Request) -> Response:
         return _asset(name)
@@ -92,42 +92,42 @@ def _asset_handler(name: str) -> Handler:
 
 
 class StatePaths:
-    """What is served for programs: metrics, the status, and health."""
+    """The paths for programs: metrics, the status, and health."""
 
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
 
     async def status(self, _: Request) -> Response:
-        """Everything that the page shows, as JSON."""
+        """Return all data of the page, as JSON."""
         return _answer(msgspec.json.encode(self._feed.status), "application/json")
 
     async def metrics(self, _: Request) -> Response:
-        """The same for Prometheus; nothing before the first status."""
+        """Return the same for Prometheus; nothing before the first status."""
         return _answer(metrics(self._feed.status) if self._feed.status else "", CONTENT_TYPE)
 
     async def health(self, _: Request) -> Response:
-        """Whether the engine's loop runs."""
+        """Tell whether the engine's loop runs."""
         alive = self._feed.alive
         return PlainTextResponse("ok\n" if alive else "the engine says nothing\n", 200 if alive else 503)
 
     async def ready(self, _: Request) -> Response:
-        """Whether every source delivers frames."""
+        """Tell whether every source delivers frames."""
         ready = self._feed.alive and not self._feed.troubles()
         return PlainTextResponse("ok\n" if ready else "not every source delivers\n", 200 if ready else 503)
 
 
 class PagePaths:
-    """What is served for people: the page, its login, the stream of updates and the pictures."""
+    """The paths for people: the page, its login, the stream of updates and the pictures."""
 
     def __init__(self, feed: Feed, guard: Guard, count: Callable[[int], None]) -> None:
         self._feed, self._guard, self._count = feed, guard, count
 
     async def index(self, _: Request) -> Response:
-        """The page."""
+        """Return the page."""
         return _asset("page.html")
 
     async def login(self, request: Request) -> Response:
-        """A cookie for whoever knows the token."""
+        """Set a cookie for a client that knows the token."""
         body = b""
         with anyio.move_on_after(LOGIN_S) as patience:
             async for piece in request.stream():
@@ -145,13 +145,13 @@ class PagePaths:
         return response
 
     async def stream(self, _: Request) -> Response | ASGIApp:
-        """Updates for one viewer, as long as it stays."""
+        """Send updates to one viewer, as long as it stays."""
         if len(self._feed.viewers) >= MOST_VIEWERS:
             return _answer("there are too many viewers\n", "text/plain", 503)
         return Watching(self._feed, self._count)
 
     async def picture(self, request: Request) -> Response:
-        """The latest picture of a source, JPEG."""
+        """Return the latest picture of a source, JPEG."""
         jpeg = self._feed.pictures.get(request.path_params["source"])
         return _answer(jpeg, "image/jpeg") if jpeg else _answer("there's no picture of this\n", "text/plain", 404)
 
@@ -163,7 +163,7 @@ class Watching:
         self._feed, self._count = feed, count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI call."""
+        """Handle the ASGI call."""
         viewer = Viewer()
         self._feed.viewers.add(viewer)
         self._count(len(self._feed.viewers))
@@ -193,14 +193,14 @@ class Watching:
 
 
 class Guard:
-    """Who may see the page."""
+    """Decides who may see the page."""
 
     def __init__(self, token: str | None) -> None:
         self._token = None if token is None else token.encode()
         self.cookie = "" if token is None else hmac.new(token.encode(), b"vitedge page", sha256).hexdigest()
 
     def protect(self, handler: Handler) -> Handler:
-        """The handler, for requests that are admitted; others get the login page or a refusal."""
+        """Wrap a handler so that only admitted requests reach it; others get the login page or a refusal."""
 
         async def protected(request: Request) -> Response | ASGIApp:
             if not self.host_is_ours(request.headers.get("host", "")):
@@ -224,7 +224,7 @@ class Guard:
         return by_header or hmac.compare_digest(cookie.encode(), self.cookie.encode())
 
     def host_is_ours(self, host: str) -> bool:
-        """Without a token only names of this machine are answered, so that no other site's name can lead here."""
+        """Without a token, answer only names of this machine, so that no other site's name can lead here."""
         if self._token is not None:
             return True
         name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]

@@ -1,4 +1,4 @@
-"""Connections that ask nothing: they're closed after a while, and at once when others need their place."""
+"""Close idle connections: after a while, and at once when others need their place."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class LimitedConnection(H11Protocol):
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
-        """Called by uvicorn."""
+        """Handle the end of a response; uvicorn calls it."""
         self._idle_since = self.loop.time()
         super().on_response_complete()
 
@@ -45,7 +45,7 @@ class LimitedConnection(H11Protocol):
         return self.cycle is None or self.cycle.response_complete
 
     def close(self) -> None:
-        """Hang up, and count as a connection no more."""
+        """Close the connection, and stop counting it."""
         self.connections.discard(self)
         self.transport.abort()
 

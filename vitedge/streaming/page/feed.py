@@ -1,4 +1,4 @@
-"""What the page shows, kept beside the engine: fed by the sink's process, read by every viewer at its own pace."""
+"""The data of the page, kept beside the engine: the sink's process feeds it, and viewers read it at their own pace."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PART = struct.Struct(">cI")
 
 
 class Viewer:
-    """One viewer's slots: the newest of everything that it hasn't been sent. Nothing queues up but a few events."""
+    """One viewer's slots: the newest of everything that it hasn't been sent. Only a few events queue up."""
 
     def __init__(self) -> None:
         self._slots: dict[str, bytes] = {}
@@ -35,17 +35,17 @@ class Viewer:
         self._changed = asyncio.Event()
 
     def offer(self, slot: str, data: bytes) -> None:
-        """Replace what waits in a slot."""
+        """Replace the data that waits in a slot."""
         self._slots[slot] = data
         self._changed.set()
 
     def tell(self, data: bytes) -> None:
-        """Add an event; the oldest gives way."""
+        """Add an event, and drop the oldest where there are too many."""
         self._events.append(data)
         self._changed.set()
 
     async def take(self) -> bytes:
-        """Everything that waits, once there is something."""
+        """Return all waiting data, once there is some."""
         await self._changed.wait()
         self._changed.clear()
         parts = [*self._events, *self._slots.values()]
@@ -67,11 +67,11 @@ class Feed:
 
     @property
     def alive(self) -> bool:
-        """Whether the engine's loop has said something lately."""
+        """Whether the engine's loop has sent a status lately."""
         return self.status is not None and time.monotonic() - self.status.monotonic_ns / 1e9 < 10
 
     def troubles(self) -> list[str]:
-        """Sources that don't deliver frames now, and how they are."""
+        """Return the sources that don't deliver frames now, and their state."""
         if self.status is None:
             return ["nothing has been heard of the engine yet"]
         return [
@@ -81,7 +81,7 @@ class Feed:
         ]
 
     def welcome(self) -> bytes:
-        """What a new viewer needs to begin with."""
+        """Return the data that a new viewer needs first."""
         history = {name: list(points) for name, points in self._history.items()}
         data: dict[str, Any] = {"type": "welcome", "history": history, "events": list(self._events)}
         data |= {"latest": self._latest, "status": self.status}
@@ -130,7 +130,7 @@ class Feed:
 
 
 def part(kind: bytes, data: bytes) -> bytes:
-    """One part of a viewer's stream."""
+    """Return one part of a viewer's stream."""
     return PART.pack(kind, len(data)) + data
 
 
@@ -140,7 +140,7 @@ def _picture(source: str, jpeg: bytes) -> bytes:
 
 
 def pack(item: Item, picture: Any = None) -> Iterator[bytes | memoryview]:
-    """An item as it goes from the sink to the page's process; the picture is RGB [H, W, 3]."""
+    """Yield an item as it goes from the sink to the page's process; the picture is RGB [H, W, 3]."""
     text = msgspec.json.encode(item)
     height, width = (0, 0) if picture is None else picture.shape[:2]
     yield HEAD.pack(len(text), height, width) + text
@@ -149,7 +149,7 @@ def pack(item: Item, picture: Any = None) -> Iterator[bytes | memoryview]:
 
 
 def unpack(stream: BinaryIO) -> Iterator[tuple[Item, bytes | None]]:
-    """Items with their pictures as JPEG, until the stream ends."""
+    """Yield items with their pictures as JPEG, until the stream ends."""
     from PIL import Image
 
     while len(head := stream.read(HEAD.size)) == HEAD.size:

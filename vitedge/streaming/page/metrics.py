@@ -12,7 +12,7 @@ _OUTCOMES = ("classified", "skipped", "dropped", "corrupt")
 
 
 def metrics(status: Status) -> str:
-    """Every figure of the status; those that can't be read here are left out."""
+    """Return every figure of the status, without those that can't be read here."""
     lines = [
         *_family("vitedge_info", "gauge", "What runs.", _info(status)),
         *_family("vitedge_uptime_seconds", "gauge", "Since the stream began.", [({}, status.uptime_s)]),

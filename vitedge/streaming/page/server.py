@@ -1,4 +1,4 @@
-"""The page's process: it reads items from its standard input and serves them; nothing that viewers do reaches further.
+"""The page's process reads items from its standard input and serves them; viewers can't affect anything beyond it.
 
 Run as ``python -c "… serve()"`` with its task as one line of JSON on standard input, then items as
 :func:`vitedge.streaming.page.feed.pack` writes them. On standard output it reports how many viewers there are, a
@@ -26,14 +26,14 @@ NICE = 5  # classifying goes first
 
 
 class Listener(Record):
-    """A socket that is already bound, and what is served there."""
+    """A bound socket, and the application that is served there."""
 
     descriptor: int
     page: bool  # False: metrics and health alone
 
 
 class Serving(Record):
-    """What the process gets to do. It holds the token: never print it."""
+    """The task of the page's process. It holds the token: never print it."""
 
     listeners: tuple[Listener, ...]
     token: str | None
@@ -45,9 +45,9 @@ class Serving(Record):
 
 
 def serve() -> None:
-    """The process's main function."""
+    """Run the process."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # a Ctrl-C is the engine's to understand; the end of input is ours
+        signal.signal(number, signal.SIG_IGN)  # the engine handles Ctrl-C; this process ends with its input
     os.nice(NICE)
     task = msgspec.json.decode(sys.stdin.buffer.readline(), type=Serving)
     asyncio.run(_serve(task))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ONE_WIDTH, MANY_WIDTH = 640, 480  # pixels of the pictures for one camera, and for several
-PICTURE_S = 1 / 12.5  # between two pictures of a source: what people see as moving
+PICTURE_S = 1 / 12.5  # between two pictures of a source, so that people see motion
 RESTART_S = 1.0
 IDLE_S = 10.0  # that a connection may be open without a request
 MOST_CONNECTIONS = 320  # at each address: more than there may be viewers
@@ -39,7 +39,7 @@ _STUCK_MS = 15_000
 
 
 def read_token(where: str | None) -> str | None:
-    """The option ``--token``: a file, or ``env:NAME``.
+    """Read the token that ``--token`` names: a file, or ``env:NAME``.
 
     Raises:
         UsageError: nothing there, or too short; the content is never shown.
@@ -58,12 +58,12 @@ def read_token(where: str | None) -> str | None:
             raise UsageError(action, f"{reason}; --token takes a file, or env:NAME", hint) from None
     token = text.strip()
     if len(token) < SHORTEST_TOKEN or not re.fullmatch(r"[!-~]+", token):
-        raise UsageError(action, f"a token has {SHORTEST_TOKEN} or more visible ASCII characters", hint)
+        raise UsageError(action, f"a token must have {SHORTEST_TOKEN} or more visible ASCII characters", hint)
     return token
 
 
 def parse_address(text: str, token: str | None, option: str) -> tuple[str, int]:
-    """(host, port) of HOST:PORT, [IPV6]:PORT or PORT.
+    """Return (host, port) of HOST:PORT, [IPV6]:PORT or PORT.
 
     Raises:
         UsageError: another form, or an address that others can reach without a token.
@@ -76,7 +76,7 @@ def parse_address(text: str, token: str | None, option: str) -> tuple[str, int]:
     if token is None and not _is_loopback(host):
         raise UsageError(
             action,
-            "other machines could open it, and there is no token",
+            "other machines could open this address, and there is no token",
             "add --token FILE (or env:NAME), or serve at 127.0.0.1 and forward a port by ssh",
         )
     return host, int(match["port"])
@@ -90,7 +90,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def listen(host: str, port: int, option: str) -> socket.socket:
-    """A bound, listening socket.
+    """Return a bound, listening socket.
 
     Raises:
         UsageError: there's no such host.
@@ -110,12 +110,12 @@ def listen(host: str, port: int, option: str) -> socket.socket:
         listening.listen(128)
     except OSError as error:
         listening.close()
-        raise ResourceError(action, str(error.strerror), "name another port, or end what uses it") from None
+        raise ResourceError(action, str(error.strerror), "name another port, or end the program that uses it") from None
     return listening
 
 
 class PageSink(QueuedSink):
-    """Hands everything to the page's process, and starts that anew should it end.
+    """Hands all items to the page's process, and starts it again if it ends.
 
     Args:
         page: (host, port) of the page; None: no page.
@@ -154,7 +154,7 @@ class PageSink(QueuedSink):
 
     @property
     def picture_width(self) -> int:  # type: ignore[override]
-        """Wanted while there are viewers and a source that delivers has its next picture due: it costs the readers."""
+        """The width of wanted pictures: 0 without viewers or while none is due, as pictures cost the readers time."""
         if not self.viewers:
             return 0
         now = time.monotonic()
@@ -167,7 +167,7 @@ class PageSink(QueuedSink):
 
     @property
     def addresses(self) -> list[str]:
-        """Where it's served, for people, the page first."""
+        """The addresses where it's served, the page first."""
         addresses = []
         for listening, is_page in self._sockets:
             host, port = listening.getsockname()[:2]
@@ -175,7 +175,7 @@ class PageSink(QueuedSink):
         return addresses
 
     def put(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
-        """See the base. Of pictures only as many go along as people see, and none while others wait."""
+        """See the base class. Of pictures only as many go along as people see, and none while others wait."""
         if isinstance(item, FrameRecord):
             now = time.monotonic()
             self._seen[item.source] = now
@@ -187,11 +187,11 @@ class PageSink(QueuedSink):
         super().put(item, picture)
 
     def wanted(self, picture: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
-        """See the base; the choice was made in :meth:`put`."""
+        """See the base class; the choice was made in :meth:`put`."""
         return picture
 
     def write(self, item: Item, picture: NDArray[np.uint8] | None) -> None:
-        """See the base. A process that has ended is replaced, at most once a second."""
+        """See the base class. A process that has ended is replaced, at most once a second."""
         if self._process is None or self._process.poll() is not None:
             if time.monotonic() - self._started < RESTART_S:
                 raise BrokenPipeError("the page's process has ended; it's started again soon")
@@ -202,7 +202,7 @@ class PageSink(QueuedSink):
         self._process.stdin.flush()
 
     def finish(self) -> None:
-        """See the base."""
+        """See the base class."""
         self._end()
         self._close_sockets()
 
@@ -217,7 +217,7 @@ class PageSink(QueuedSink):
             env=for_children(),
         )
         assert self._process.stdin is not None
-        with contextlib.suppress(OSError):  # a picture in one go, where the system grants it
+        with contextlib.suppress(OSError):  # room for a whole picture, where the system permits it
             fcntl.fcntl(self._process.stdin, fcntl.F_SETPIPE_SZ, 1 << 20)
         self._process.stdin.write(self._task)
         self._process.stdin.flush()
