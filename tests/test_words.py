@@ -62,6 +62,8 @@ UNCLEAR = {
     r"\btravels?\b|\bhonest|\bspeaks? of\b|\bthe stranger": "the literal meaning",
 }
 LONGEST = 45  # words of a sentence
+#: The first word of a clause or a fragment.
+FRAGMENT = re.compile(r"(What|Which|Who|Whose|Where|When|How|Why|Those|The one|As|At|By|In|Of|Under|With)\b")
 
 #: (file or page, text): why a word or a sentence stands there all the same.
 EXEMPT: dict[tuple[str, str], str] = {}
@@ -182,3 +184,19 @@ def test_sentences_are_plain_and_short(texts: Callable[[], Iterator[tuple[str, s
                 wrong.append(f"more than {LONGEST} words")
             found += [f"{source}: '{sentence}': {each}" for each in wrong if not exempt(source, text)]
     assert count >= least and not found, "\n".join(found)
+
+
+def docstrings() -> Iterator[tuple[str, str]]:
+    """The docstrings of all modules, classes and functions, public or not."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, kinds) and (text := ast.get_docstring(node)):
+                yield f"{path.relative_to(PACKAGE)}:{node.body[0].lineno}", text
+
+
+def test_docstrings_begin_with_a_verb_or_a_noun() -> None:
+    """Not with a clause ("What the file holds") or a fragment ("Of all boards"), which say nothing by themselves."""
+    texts = list(docstrings())
+    found = [f"{source}: {text.splitlines()[0]}" for source, text in texts if FRAGMENT.match(text)]
+    assert len(texts) >= 2500 and not found, "\n".join(found)

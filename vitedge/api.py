@@ -662,7 +662,7 @@ def compare(
 
 
 def comparable(paths: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
-    """(artifacts, results) among paths to compare: either is empty.
+    """Divide paths to compare into (artifacts, results), one of which is empty.
 
     Raises:
         UsageError: both kinds, neither kind, or too few.

@@ -22,7 +22,7 @@ _EXTRA = re.compile(r"""(?:\s+and\s+)?extra == ['"]([\w.-]+)['"]""")
 
 
 #: Where vitedge can be had: an address that pip takes, also without git; "" once an index has it. This is the one place
-#: to change: ``python -m tests.install_lines`` writes the documents' install lines anew by it.
+#: to change: ``python -m tests.install_lines`` rewrites the documents' install lines by it.
 SOURCE = "https://github.com/vitedge/vitedge/archive/main.zip"
 
 
@@ -65,7 +65,7 @@ def upgrade_hint(version: str) -> str:
 
 def _record() -> dict[str, Any]:
     """Read ``direct_url.json`` of this installation; empty for one from an index."""
-    if (_CHECKOUT / "pyproject.toml").is_file():  # it runs from a checkout, whatever is installed beside it
+    if (_CHECKOUT / "pyproject.toml").is_file():  # it runs from a checkout, even if another version is installed
         return {"url": _CHECKOUT.as_uri(), "dir_info": {"editable": True}}
     try:
         text = importlib.metadata.distribution("vitedge").read_text("direct_url.json")

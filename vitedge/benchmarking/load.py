@@ -28,7 +28,7 @@ OVERHEAD_SAMPLES = 32  # inferences of the null runtime in one block
 STAGE_SAMPLES = 8  # pictures preprocessed, and batches postprocessed, before and after one block's inferences
 STEADY = 1.05  # largest ratio between the fastest of three successive warm-up windows that counts as stable
 WARMUP_WINDOWS = 8  # of the minimum warm-up time
-WARMUP_LIMIT = 5  # an unstable warm-up ends after so many times the minimum
+WARMUP_LIMIT = 5  # an unstable warm-up ends after this multiple of the minimum
 
 
 class Workload:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vitedge.data.images import ImageSet
     from vitedge.formats.artifact import Artifact
 
-PICTURES = 24  # so many are fed, in turn
+PICTURES = 24  # this number is fed, one after another
 TOOLS = get_args(Tool)
 LOAD, STOP, SWEEPS, BESIDE = "Load", "When to stop", "What to vary", "Further measurements"
 DEMO_SECONDS = 3.0  # of the demo's measurement of each artifact

@@ -197,7 +197,7 @@ def _ours(latency: Latency, percent: float) -> float | None:
 
 
 def _trtexec_summary(name: str, column: Sequence[int], ours: Latency | None) -> list[Field]:
-    """``getPerformanceResult``: min, max, mean, median (of an even number: the mean of the middle two), percentiles."""
+    """Compute ``getPerformanceResult``: min, max, mean, median (mean of the middle two if even), percentiles."""
     if not column:
         return [Field(f"{name}: median", None, None, "ms")]
     ordered = sorted(column)
@@ -223,7 +223,7 @@ def _trtexec_summary(name: str, column: Sequence[int], ours: Latency | None) -> 
 
 
 def _trtexec(run: ProtocolRun, ours: Latency, batch: int, *, compute_only: bool) -> list[Field]:
-    """``printEpilog`` of ``sampleReporting.cpp``; throughput counts queries, whatever the batch.
+    """Compute ``printEpilog`` of ``sampleReporting.cpp``; throughput counts queries, whatever the batch.
 
     Where the runtime doesn't separate the copies, the call as a whole is the latency, and the stages stay unknown.
     """
@@ -259,7 +259,7 @@ def _trtexec11(run: ProtocolRun, ours: Latency, batch: int) -> list[Field]:
 
 
 def _benchmark_app(run: ProtocolRun, ours: Latency, batch: int) -> list[Field]:
-    """``main_loop`` and the report of ``main.py``; the median is the 50th percentile by nearest rank."""
+    """Compute ``main_loop`` and the report of ``main.py``; the median is the 50th percentile by nearest rank."""
     samples = run.samples
     ordered, own = sorted(samples.latency_ns), sorted(ours.samples.latency_ns)
     wall = _wall_s(samples)
@@ -276,7 +276,7 @@ def _benchmark_app(run: ProtocolRun, ours: Latency, batch: int) -> list[Field]:
 
 
 def _loadgen_stats(run: ProtocolRun, ours: Latency) -> list[Field]:
-    """``Additional Stats`` of ``results.cc``, in nanoseconds."""
+    """Compute ``Additional Stats`` of ``results.cc``, in nanoseconds."""
     ordered, own = sorted(run.samples.latency_ns), sorted(ours.samples.latency_ns)
     return [
         Field("Min latency", ordered[0], own[0], "ns"),
@@ -295,7 +295,7 @@ def _loadgen_stats(run: ProtocolRun, ours: Latency) -> list[Field]:
 
 
 def _loadgen(run: ProtocolRun, ours: Latency, batch: int) -> list[Field]:
-    """``LogSummary`` for SingleStream; the early-stopping estimate is what counts as the result."""
+    """Compute ``LogSummary`` for SingleStream; the early-stopping estimate is the result."""
     samples = run.samples
     ordered = sorted(samples.latency_ns)
     issued_s = samples.start_ns[-1] / 1e9
@@ -312,7 +312,7 @@ def _loadgen(run: ProtocolRun, ours: Latency, batch: int) -> list[Field]:
 
 
 def _loadgen_offline(run: ProtocolRun, ours: Latency, batch: int) -> list[Field]:
-    """``LogSummary`` for Offline: one query with all samples, over the latency of the last."""
+    """Compute ``LogSummary`` for Offline: one query with all samples, over the latency of the last."""
     samples = run.samples
     longest_s = max(samples.latency_ns) / 1e9
     return [
@@ -323,7 +323,7 @@ def _loadgen_offline(run: ProtocolRun, ours: Latency, batch: int) -> list[Field]
 
 
 def _ultralytics(run: ProtocolRun, ours: Latency, batch: int) -> list[Field]:
-    """``benchmark`` of ``utils/benchmarks.py``: the mean an image, and FPS = 1000 / (mean + 0.001), both rounded."""
+    """Compute ``benchmark`` of ``utils/benchmarks.py``: mean per image, FPS = 1000 / (mean + 0.001), both rounded."""
     mean_ms = fmean(run.samples.latency_ns) / 1e6 / batch
     return [
         Field("Images", batch * len(run.samples), batch * len(ours.samples)),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Feed = Iterator[tuple[int, NDArray[np.uint8]]]  # (index of the frame, uint8 [batch, h, w, 3])
 
-AUDIT_EVERY = 100  # one output of so many is audited
+AUDIT_EVERY = 100  # one output of this number is audited
 
 
 class System(Protocol):

@@ -14,11 +14,11 @@ from vitedge.core.percentiles import percentile
 from vitedge.device.reading import Reading
 from vitedge.formats.samples import Latency
 
-LONG_S = 60.0  # a run of at least so many seconds shows sustained load
+LONG_S = 60.0  # a run of at least this length shows sustained load
 BURST_S = 10.0  # the beginning of a run, before heat has built up
 WINDOWS = 60  # of a curve
 OWN_FRACTION = 0.7  # of the run's time; with less of it, others were interleaved with this artifact
-READINGS_A_BLOCK = 2.0  # so many readings have to lie in a block before its power counts as the block's own
+READINGS_A_BLOCK = 2.0  # readings that a block must have before their power counts as its own
 
 
 @dataclass(frozen=True)

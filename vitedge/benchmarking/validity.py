@@ -20,7 +20,7 @@ COVERED = 0.9  # of the run has to lie between the first and the last reading be
 MEDIAN_ROSE = 1.10  # last fifth's median latency over the first fifth's, above which the run was unstable
 BLOCKS_SPREAD = 0.10  # interquartile range of the blocks' medians over their median, above which it was unstable
 REPEATS_FASTER = 1.10  # changing inputs over one repeated input, above which outputs are cached …
-PAIRS_AGREE = 0.85  # … when so many of the pairs say so, each by the fastest of its samples
+PAIRS_AGREE = 0.85  # … when this fraction of the pairs shows it, each by the fastest of its samples
 FEWEST_BLOCKS, FEWEST_SAMPLES = 5, 50  # with fewer, stability is unknown
 
 

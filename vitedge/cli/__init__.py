@@ -65,7 +65,7 @@ def _code(end: SystemExit) -> int:
 
 
 def _after_stop(error: Exception, stop: Interrupted) -> Interrupted:
-    """After a stop, errors are its consequences: foreign code that was cut off. A full disk is worth saying."""
+    """Return the stop in place of an error that it caused by cutting off foreign code; only a full disk is added."""
     cause = behind(error, Interrupted) or stop
     if not isinstance(error, ResourceError):
         return cause

@@ -19,7 +19,7 @@ _JSON = "--json"
 
 
 class Verb(TyperCommand):
-    """One verb."""
+    """The command of one verb."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the words.

@@ -173,7 +173,7 @@ def _type(kind: Any, flag: Flag) -> Any:
     if flag.parse is not None:
         return str | None
     if get_origin(kind) is tuple and Ellipsis not in get_args(kind):
-        return kind | None  # so many values, each time
+        return kind | None  # a fixed number of values, each time
     if get_origin(kind) is tuple:
         return list[get_args(kind)[0]] | None  # type: ignore[misc]
     plain = kind in (bool, int, float, str) or get_origin(kind) is Literal

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ROUNDS, BLOCK_SAMPLES = 60, 10  # of a run that compares, and inferences in each of its blocks, at least
 
-SLOWDOWN_PCT = 0.0  # allowed where nobody says another
+SLOWDOWN_PCT = 0.0  # allowed by default
 
 
 class Tolerance(Record):

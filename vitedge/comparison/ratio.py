@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 FEWEST_ROUNDS = 10  # below which no interval is given
 TRIMMED = 0.2  # of the rounds, at either end
 CONFIDENCE = 0.95
-COSINES = ((40, 2), (60, 3))  # of fewer rounds than this: so many; fewer cosines see slower disturbances
+#: (rounds, cosines): with fewer rounds than this, this many cosines; fewer cosines capture slower disturbances.
+COSINES = ((40, 2), (60, 3))
 MOVED = 0.10  # between the first third of the rounds and the last: a ratio that changes so much isn't one number
 SAME = 0.01  # ratios within 1 ± this are no difference: two openings of one artifact differ by about as much
 

@@ -8,7 +8,7 @@ import re
 from vitedge.errors import UsageError
 
 _secret_names: set[str] = set()
-#: Names of variables that hold credentials, whoever they're for; no child needs any.
+#: Names of variables that hold credentials for any service; no child process needs them.
 _CREDENTIAL = re.compile(
     r"(?i)(?:^|_)(?:PW|PASS|PASSWD|PASSWORD|PWD|PASSPHRASE|SECRET|TOKEN|CREDENTIALS?|API_?KEY|ACCESS_KEY"
     r"|PRIVATE_KEY|AUTH)(?:$|_(?!FILE|PATH|DIR|SOCK))"

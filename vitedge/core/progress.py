@@ -94,7 +94,7 @@ def _spoken() -> Iterator[Progress]:
     def speak() -> None:
         while not over.wait(EVERY_S):
             for text in latest:
-                with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+                with contextlib.suppress(OSError, ValueError):  # it has no reader any more
                     sys.stderr.write(f"{text}, {time.monotonic() - started:.0f} s\n")
 
     thread = threading.Thread(target=speak, name="progress", daemon=True)

@@ -42,7 +42,7 @@ class Columns(Record):
 
 
 class Shard(Record):
-    """Some pictures of a source."""
+    """A part of a source's pictures, which is read as a whole."""
 
     name: str  # of its file; of a folder's pictures, the first one's
     kind: Kind
@@ -229,7 +229,7 @@ def _state(told: Iterable[Sequence[object]]) -> str:
 Pictures = list[tuple[ImageRecord, str]]  # and the place of each, as ImageSet takes it
 
 
-def _here(shard: Shard, folder: Path, action: str) -> list[str]:
+def _local_files(shard: Shard, folder: Path, action: str) -> list[str]:
     """Return the shard's files as local paths; remote ones are copied into ``folder``."""
     if not shard.address:
         return list(shard.files)
@@ -244,11 +244,11 @@ def _here(shard: Shard, folder: Path, action: str) -> list[str]:
 def _read_pictures(shard: Shard, folder: Path, columns: Columns, action: str, labelled: bool) -> Pictures:
     named = zip(shard.names, shard.folders, strict=True)
     records = [ImageRecord(readable(name), label, key=name) for name, label in named]
-    return list(zip(records, _here(shard, folder, action), strict=True))
+    return list(zip(records, _local_files(shard, folder, action), strict=True))
 
 
 def _read_tar(shard: Shard, folder: Path, columns: Columns, action: str, labelled: bool) -> Pictures:
-    (path,) = _here(shard, folder, action)
+    (path,) = _local_files(shard, folder, action)
     pictures = []
     for sample in read_shard(Path(path), action, labelled=labelled):
         label = class_of(sample.label, shard.classes, action) if sample.label else None
@@ -262,7 +262,7 @@ def _read_parquet(shard: Shard, folder: Path, columns: Columns, action: str, lab
     """Read a Parquet file's pictures; a picture that the file lacks stays without a file, and can't be read."""
     import pyarrow.parquet
 
-    (path,) = _here(shard, folder, action)
+    (path,) = _local_files(shard, folder, action)
     pictures: Pictures = []
     with pyarrow.parquet.ParquetFile(path) as file:
         there = file.schema_arrow.names

@@ -15,7 +15,7 @@ class JpegHeader(NamedTuple):
 
     components: tuple[tuple[int, int], ...]  # sampling factors (across, down) of each
     several_scans: bool  # then the decoder keeps all coefficients until the last one
-    block_bits: int  # at least so many bits for each 8×8 block of each component; 0: arithmetic coding
+    block_bits: int  # the least number of bits for each 8×8 block of each component; 0: arithmetic coding
 
     def samples(self, pixels: int) -> float:
         """Return the samples of all components; those of colour may have fewer than the picture has pixels."""

@@ -11,9 +11,7 @@ from PIL import ExifTags, Image
 
 from vitedge.data.jpeg_header import JpegHeader, read_jpeg_header
 
-MAX_PIXELS = (
-    178_956_970  # Pillow's own limit; only a JPEG, which can be decoded at half its size, may be nearly as large
-)
+MAX_PIXELS = 178_956_970  # Pillow's own limit; only a JPEG, decoded at half its size, may be nearly as large
 MAX_SIDE = 1_000_000  # the filter of a resize takes 32 bytes for each pixel of a side
 MAX_DECODED_BYTES = 400_000_000  # of a picture, and of what turns it into RGB
 BAND_PIXELS = 1 << 22

@@ -84,7 +84,7 @@ def _accuracy(
 
 
 def joined(chunks: Sequence[Accuracy], reference: str) -> Accuracy:
-    """One accuracy of those of successive chunks; ``reference`` is the digest of what they diverge from."""
+    """Join the accuracies of successive chunks; ``reference`` is the digest of the artifact that they diverge from."""
     bins = [chunk.calibrated for chunk in chunks if chunk.calibrated is not None]
     divergence = [chunk.divergence for chunk in chunks if chunk.divergence is not None]
     return Accuracy(

@@ -88,7 +88,7 @@ class ClassScore(NamedTuple):
 
 
 def class_scores(accuracy: Accuracy, data: DataSet, reference: Accuracy | None = None) -> list[ClassScore]:
-    """One entry a class, the largest drop against the reference first, and among equal ones the least accurate."""
+    """Return one entry for each class, the largest drop against the reference first, then the least accurate."""
     scores = []
     earlier = per_class(reference, data) if reference is not None else [(0, 0)] * len(data.classes)
     for name, (correct, images), (correct_before, count) in zip(

@@ -1,4 +1,4 @@
-"""One worker of an engine: sessions that are opened once; a shard of pictures in, a file of answers out.
+"""The worker of an engine: it opens sessions once, and turns a shard of pictures into a file of answers.
 
 It knows nothing of the engine. Pictures are read, decoded, preprocessed and scored by the code of an evaluation in one
 process.
@@ -39,7 +39,7 @@ class Sent(NamedTuple):
 
     @classmethod
     def of(cls, artifact: Artifact) -> Sent:
-        """All files of its folder."""
+        """Read all files of its folder."""
         paths = [path for path in sorted(artifact.path.rglob("*")) if path.is_file()]
         files = {path.relative_to(artifact.path).as_posix(): path.read_bytes() for path in paths}
         return cls(files, artifact.because, artifact.digest)

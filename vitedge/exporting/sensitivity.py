@@ -83,7 +83,7 @@ def _divergence(inputs: ExportInputs, evaluated: Evaluated, lowered: Lowered) ->
     """Return a graph's mean KL divergence to the float graph on the first hold-out pictures, nats; it's cached."""
     hold_out, action = inputs.hold_out, inputs.plan.action
     assert hold_out is not None
-    if lowered.interpretable is None:  # its runtime alone knows its arithmetic
+    if lowered.interpretable is None:  # only its runtime implements its arithmetic
         manifest = replace(evaluated.manifest, layers=lowered.layers)
         with opened(manifest, lowered, action) as runnable:
             return hold_out.evaluate(runnable, PICTURES).divergence

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 PICTURES = 256
 #: Steps at most beside the chosen one and the float graph.
 STEPS = 8
-#: Each is timed by the median over so many rounds of the round's fastest inference.
+#: Each is timed by the median over this number of rounds of the round's fastest inference.
 ROUNDS, INFERENCES = 15, 5
 
 

@@ -101,7 +101,7 @@ class CandidateResult(Record):
 
 
 class Step(Record):
-    """One step of the selection: so many groups of layers in float, the worst first."""
+    """One step of the selection: a number of groups of layers in float, the worst first."""
 
     quantized: float  # fraction of the multiply-accumulates
     groups_in_float: int
@@ -112,7 +112,7 @@ class Step(Record):
 
 
 class Manifest(Record):
-    """``manifest.json``."""
+    """The contents of ``manifest.json``."""
 
     SCHEMA_VERSION: ClassVar[int] = 3  # 2: the tolerance of the golden logits; 3: architecture
     schema_version: int = 2

@@ -29,7 +29,7 @@ class Rules(Record):
     min_samples: Count
     percentile: Annotated[float, Meta(ge=1e-9, lt=100)]  # the claimed one: measuring goes on until it's supported
     block_s: PositiveReal  # sessions are interleaved in blocks of this length …
-    block_samples: Count = 0  # … and of so many inferences, however another process stretches them
+    block_samples: Count = 0  # … and of at least this many inferences, even if another process slows them down
     settle: Count  # untimed inferences at the start of every block
     seed: int  # of the order within each round of blocks
     pictures: str  # what was fed: "golden", or the name of a data set

@@ -49,7 +49,7 @@ class Report:
     rejected: dict[str, float] = field(default_factory=dict)  # taken back: name -> deviation of the logits
     left_alone: dict[str, list[str]] = field(default_factory=dict)  # operators outside the canonical form -> nodes
     batch: int | None = None  # None: symbolic
-    architecture: ViTConfig | None = None  # a plain ViT, authored anew
+    architecture: ViTConfig | None = None  # of a plain ViT, whose graph was authored again
     deviation: float = 0.0  # of the result
 
     def details(self) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def _free_batch(model: onnx.ModelProto) -> int:
             continue
         result = inferred.get(node.output[0], (None,))
         target = shape.copy()
-        if None not in result:  # pictures lie one after the other, whatever else the leading axis counts
+        if None not in result:  # pictures follow one another, even if the leading axis counts something else, too
             target = np.asarray([-1, *result[1:]], np.int64)
         elif -1 not in target:
             target[0] = -1

@@ -326,7 +326,7 @@ def _float_tensors(model: onnx.ModelProto) -> set[str]:
     """Return tensors that are certainly float32."""
     try:
         inferred = onnx.shape_inference.infer_shapes(model).graph
-    except Exception:  # whatever a malformed graph raises; then nothing is certain
+    except Exception:  # malformed graphs raise any kind of exception; then nothing is certain
         return set()
     values = {value.name: value.type.tensor_type.elem_type for value in (*inferred.input, *inferred.value_info)}
     values.update({tensor.name: tensor.data_type for tensor in inferred.initializer})

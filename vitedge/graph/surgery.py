@@ -193,7 +193,7 @@ def array(tensor: onnx.TensorProto) -> NDArray[Any]:
     """
     try:
         return numpy_helper.to_array(tensor)
-    except Exception as error:  # to_array raises whatever its parts do
+    except Exception as error:  # to_array has no exceptions of its own
         raise ModelError(
             f"read the tensor '{tensor.name}'",
             f"its data does not fit its shape {list(tensor.dims)}: {error}",
@@ -270,7 +270,7 @@ def shapes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
     """
     try:
         graph = shape_inference.infer_shapes(model, data_prop=True).graph
-    except Exception as error:  # inference errors, and whatever malformed attributes raise
+    except Exception as error:  # inference errors, and any exception from malformed attributes
         raise ModelError(
             "infer the shapes of an ONNX graph", f"it is inconsistent: {error}", "export it again"
         ) from error

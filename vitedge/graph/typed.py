@@ -31,7 +31,7 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
     """
     try:
         graph = shape_inference.infer_shapes(model, strict_mode=True).graph
-    except Exception as error:  # inference errors, and whatever malformed attributes raise
+    except Exception as error:  # inference errors, and any exception from malformed attributes
         raise ModelError(
             "infer the types of an ONNX graph", f"it is inconsistent: {error}", "export it again"
         ) from error

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MANIFEST, PROPERTIES, LABELS = "cvexport.manifest", "metadata_properties.json", "labels.txt"
 MAX_TEXT = 1 << 22  # of a file or a value, characters
-OWN = {"resize": "shortest", "interpolation": "bicubic", "crop_fraction": 1.0}  # where nobody says anything
+OWN = {"resize": "shortest", "interpolation": "bicubic", "crop_fraction": 1.0}  # defaults of vitedge
 
 #: Ranges of a tensor's values for a pixel p from 0 to 255: (p * rescale - mean) / std. ONNX's MetadataProps.md.
 _RANGES = {

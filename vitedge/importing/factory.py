@@ -61,7 +61,7 @@ def import_factory(
         imported = import_onnx(path, contract, images, action, reference=reference)
     if factory.weights is not None:
         details["weights_sha256"] = sha256_file(factory.weights)
-    del imported.details["onnx_sha256"]  # of a file that nobody keeps
+    del imported.details["onnx_sha256"]  # the digest of a temporary file
     return replace(
         imported,
         kind="factory",

@@ -259,7 +259,7 @@ class _Watcher:
         low: NDArray[np.float32],
         high: NDArray[np.float32],
     ) -> None:
-        """One batch of the tensor: as channels [n', C] with their range [C], and as rows [n, K], image after image.
+        """Add one batch of the tensor: as channels [n', C] with their range [C], and as rows [n, K], image after image.
 
         What the rows' products add is for :meth:`multiply`.
         """

@@ -67,7 +67,7 @@ class Observed:
 
 
 class _Index(Record):
-    """``statistics.json``."""
+    """The contents of ``statistics.json``."""
 
     SCHEMA_VERSION: ClassVar[int] = 1
     schema_version: int = 1

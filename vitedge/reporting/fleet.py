@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 STATES = {"done": GOOD, "running": UNSURE, "planned": QUIET}
-CLOCK_S = 5.0  # a clock that is further off is worth a line
+CLOCK_S = 5.0  # a clock that is further off is reported
 
 
 def show_boards(states: Sequence[BoardState]) -> None:

@@ -347,7 +347,7 @@ def distributions(lines: Sequence[Line], title: str) -> str | None:
             assert line.row.latency is not None
             ordered = np.sort(np.asarray(line.row.latency.samples.latency_ns)) / 1e6
             right = max(right, float(ordered[int(0.995 * (len(ordered) - 1))]))
-            # At most 300 steps a curve: every quantile that the eye can tell apart.
+            # At most 300 steps for each curve, which is as fine as can be seen.
             fractions = np.linspace(0, 1, min(300, len(ordered)))
             values = ordered[np.round(fractions * (len(ordered) - 1)).astype(int)]
             axes.plot(values, 100 * fractions, color=colour(line), linewidth=1.8)

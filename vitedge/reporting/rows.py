@@ -165,7 +165,7 @@ class Line:
 
     @property
     def verification(self) -> str:
-        """``7 of 7 checks``, or what wasn't executed here: ``3 of 4 checks; not executed here``."""
+        """The checks in words: ``7 of 7 checks``, or ``3 of 4 checks; not executed here``."""
         checks = self.row.checks
         if not checks:
             return UNKNOWN

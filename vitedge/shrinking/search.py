@@ -56,7 +56,7 @@ class Trial:
 
     @property
     def allowed(self) -> float:
-        """What it may cost."""
+        """The cost that the budget allows."""
         return self.budget.allowed(self.cost.full)
 
     @property

@@ -105,7 +105,7 @@ class Stopwatch:
                 scenario="single",
                 warmup_s=WARMUP * self.duration_s,
                 min_duration_s=0.0,
-                min_samples=ROUNDS * count,  # of at most so many a block: as many rounds, however busy the machine is
+                min_samples=ROUNDS * count,  # a block has at most ``count``: ROUNDS rounds on a busy machine, too
                 percentile=50.0,
                 block_s=self.duration_s / ROUNDS,
                 settle=2,

@@ -88,7 +88,7 @@ def train(
                     write_trained(out, trainer, images, accuracy, command=command, overwrite=overwrite)
             except KeyboardInterrupt as stop:
                 raise trainer.interrupted(signal_of(stop)) from stop
-            group.on_first(lambda: None)  # nobody leaves before it's written
+            group.on_first(lambda: None)  # no process ends before it's written
     return out
 
 

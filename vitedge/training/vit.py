@@ -93,7 +93,7 @@ class Rotation(nn.Module):
         self.register_buffer("fixed", torch.tensor(angles, dtype=torch.float32).transpose(-3, -2), persistent=False)
 
     def angles(self, block: int | None = None) -> Tensor:
-        """[1 or heads, patches, d/2]; the block's number, where frequencies are those of all blocks."""
+        """[1 or heads, patches, d/2], of the block with this number where all blocks share the module."""
         if self.freqs is None:
             return cast(Tensor, self.fixed)  # [1, patches, d/2]
         freqs = self.freqs if block is None else self.freqs[:, block]

@@ -141,7 +141,7 @@ def build(package: str, graph: bytes, options: BuildOptions = BuildOptions(), ti
         builder = trt.Builder(log)
     except TypeError as error:  # the bindings raise it where there is no CUDA
         raise ResourceError(action, f"no builder: {log.text()}", "run it where the GPU is") from error
-    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # TensorRT 11 knows nothing else
+    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # TensorRT 11 has no other mode
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, log)
     if not parser.parse(graph):
@@ -157,7 +157,7 @@ def build(package: str, graph: bytes, options: BuildOptions = BuildOptions(), ti
     keeps_timings = package == "tensorrt"  # TensorRT-RTX times nothing ahead of time
     if keeps_timings:
         cache = config.create_timing_cache(timing_cache)
-        if not config.set_timing_cache(cache, ignore_mismatch=False):  # another GPU's or version's: begin anew
+        if not config.set_timing_cache(cache, ignore_mismatch=False):  # another GPU's or version's: begin empty
             config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
     plan = builder.build_serialized_network(network, config)
     if plan is None:

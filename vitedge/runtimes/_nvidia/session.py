@@ -268,7 +268,7 @@ class TensorRTBackend:
             slot.synchronize()
 
     def collect(self, ticket: int) -> NDArray[np.float32]:
-        """See the contract."""
+        """Run the contract's ``collect``."""
         if ticket in self._pending:
             self._settle(self._pending[ticket])
         return self._done.pop(ticket)
