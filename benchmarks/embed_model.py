@@ -3,13 +3,15 @@
     python benchmarks/embed_model.py MODEL [--test test.tar.gz]
 
 ``--test`` evaluates the model on these pictures, once, and records the figure. ``model.onnx`` isn't copied, because
-importing makes it from the weights. Of the paths in the recorded command the last two parts are kept.
+importing makes it from the weights. The licence becomes that of vitedge. Of the paths in the recorded command the last
+two parts are kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,8 @@ def main() -> None:
     if arguments.test:
         accuracy["test"] = tested(model, ImageSet.open(arguments.test))
     files = {name: digest for name, digest in model.record.files.items() if name != MODEL_ONNX}
-    record = replace(model.record, training=training, accuracy=accuracy, files=files)
+    licence = metadata("vitedge")["License-Expression"]
+    record = replace(model.record, licence=licence, training=training, accuracy=accuracy, files=files)
     for name in files:
         (FOLDER / name).write_bytes((model.path / name).read_bytes())
     (FOLDER / MODEL_JSON).write_bytes(seal(encode_json(record)))
