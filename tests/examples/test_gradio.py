@@ -14,9 +14,10 @@ import vitedge
 from tests.conftest import ROOT
 
 
+@pytest.mark.slow
 def test_the_page_answers_as_the_session_does(small_model: Path, small_data: Path, tmp_path: Path) -> None:
-    client = pytest.importorskip("gradio_client", reason="gradio isn't installed: it's too large for CI")
-    pytest.importorskip("gradio", reason="gradio isn't installed: it's too large for CI")
+    client = pytest.importorskip("gradio_client", reason="gradio isn't installed; .ci/slow installs it")
+    pytest.importorskip("gradio", reason="gradio isn't installed; .ci/slow installs it")
     artifact = vitedge.export(small_model, "onnxruntime", "fp32", tmp_path / "artifact")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "GRADIO_ANALYTICS_ENABLED": "False"}
     command = [sys.executable, "-u", str(ROOT / "examples/gradio/app.py"), str(artifact.path)]

@@ -43,7 +43,11 @@ def test_every_cell_runs(tmp_path: Path) -> None:
     assert (tmp_path / "quantized/report.html").stat().st_size > 10_000
 
 
-@pytest.mark.skipif(find_spec("nbclient") is None or find_spec("ipykernel") is None, reason="Jupyter isn't installed")
+@pytest.mark.slow
+@pytest.mark.skipif(
+    find_spec("nbclient") is None or find_spec("ipykernel") is None,
+    reason="Jupyter isn't installed; .ci/slow installs it",
+)
 def test_jupyter_runs_it(tmp_path: Path) -> None:
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
