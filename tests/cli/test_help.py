@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import re
-import shlex
-
 import pytest
-import typer.main
 
 from tests.cli import help_pages
 from tests.cli.command import fails, vitedge
 from tests.conftest import ROOT
 from vitedge import __version__
-from vitedge.cli.application import VERBS, application
+from vitedge.cli.application import VERBS
 
 WRITTEN = (ROOT / "docs" / "cli.md").read_text()
 
@@ -78,15 +74,3 @@ def test_a_bug_is_called_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "examine", broken)
     _, reason, _ = fails(1, "doctor")
     assert reason == "a bug in vitedge: RuntimeError: planted"
-
-
-def test_the_commands_for_a_board_exist() -> None:
-    """Every ``vitedge`` line of docs/jetson.md is parsed; nothing runs."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "docs" / "jetson.md").read_text(encoding="utf-8"), re.M | re.S)
-    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
-    commands = [words[1:] for words in lines if words[:1] == ["vitedge"]]
-    assert {words[0] for words in commands} >= {"doctor", "build", "verify", "bench", "eval", "inspect", "stream"}
-    group = typer.main.get_command(application())
-    for verb, *arguments in commands:
-        command = group.commands[verb]  # type: ignore[attr-defined]
-        command.make_context(verb, arguments)

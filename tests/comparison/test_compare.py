@@ -105,6 +105,10 @@ def test_what_was_not_measured_is_said() -> None:
     assert found.best_case_ratio is None and found.verdict == "not measured" and found.accuracy is not None
     with pytest.raises(UsageError, match="nothing was measured of both"):
         compared(latency=None, accuracy=None)
+    _, short = both(np.random.default_rng(1), 1.0, rounds=9)
+    with pytest.raises(UsageError, match="of both: too few rounds for a ratio; 10 would do") as refusal:
+        compared(latency=short, accuracy=None)
+    assert refusal.value.hint == "measure for longer, for instance: --duration 30"
 
 
 def two_runs(**changes: object) -> tuple[tuple[Result, Row], tuple[Result, Row]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from PIL import Image, ImageOps
+
 from tests.graph.vits import random_arrays
 from tests.site.pages import DOCS
 from vitedge.data import embedded
@@ -28,13 +30,18 @@ def pictures(folder: Path, each: int, source: embedded.Pictures = "calibration")
             place.write_bytes(images.read_bytes(index))
 
 
-def engineer(folder: Path) -> None:
-    """A checkpoint as timm's ``train.py`` writes it, its classes, and pictures with and without labels."""
+def checkpoint(path: Path, classes: int, size: int, **beside: object) -> None:
+    """A ``vit_tiny_patch16_224`` as timm's ``train.py`` saves it, with whatever else lies in the file."""
     import torch
 
-    config = zoo_config("vit_tiny_patch16_224", num_classes=len(CLASSES), image_size=(64, 64))
+    config = zoo_config("vit_tiny_patch16_224", num_classes=classes, image_size=(size, size))
     weights = {name: torch.from_numpy(value) for name, value in random_arrays(config).items()}
-    torch.save({"state_dict": weights, "epoch": 9}, folder / "model_best.pth.tar")
+    torch.save({"state_dict": weights, "epoch": 9, **beside}, path)
+
+
+def engineer(folder: Path) -> None:
+    """A checkpoint as timm's ``train.py`` writes it, its classes, and pictures with and without labels."""
+    checkpoint(folder / "model_best.pth.tar", len(CLASSES), 64)
     (folder / "names.txt").write_text("\n".join(CLASSES))
     pictures(folder / "pictures", 20)
     pictures(folder / "labelled", 20, "held-out")
@@ -58,3 +65,13 @@ def developer(folder: Path) -> None:
     model = vitedge.import_model("embedded", out=folder / "model0")
     vitedge.export(model, target="onnxruntime", precision="int8", out=folder / "int8")
     embedded.pictures("display").read(0).save(folder / "picture.png")
+
+
+def model_and_pictures(folder: Path, model: Path, data: Path) -> None:
+    """A model, pictures to calibrate on, and labelled ones: mirror images of those, since no picture may be both."""
+    shutil.copytree(model, folder / "model")
+    shutil.copytree(data, folder / "images")
+    shutil.copytree(data, folder / "labelled")
+    for path in (folder / "labelled").rglob("*.png"):
+        with Image.open(path) as picture:
+            ImageOps.mirror(picture).save(path)

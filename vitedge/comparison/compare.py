@@ -112,8 +112,9 @@ def compare(
     else:
         cautions.append("accuracy was measured on different images")
     if best_case is None and difference is None:
-        reason = f"nothing was measured of both: {'; '.join(cautions)}"
-        raise UsageError(action, reason, "compare the artifacts themselves")
+        reason = f"nothing was measured of both: {'; '.join([*undecided, *cautions])}"
+        hint = "measure for longer, for instance: --duration 30" if undecided else "compare the artifacts themselves"
+        raise UsageError(action, reason, hint)
     _check_budget(new, failures, cautions)
     _check_rows(old, new, failures, cautions)
     if old.partial or new.partial:

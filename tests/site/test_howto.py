@@ -1,0 +1,169 @@
+"""The How-to pages: every block is typed in order, in one folder, or the page says why not.
+
+What a page names and nobody has here (a board, a bucket, a camera's address) is something else here; where a page's
+work takes minutes, the test asks for less of it. Both stand beside the page below.
+"""
+
+from __future__ import annotations
+
+import ast
+import shutil
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import pytest
+import typer.main
+
+import vitedge
+from tests.site import pages, readers
+from tests.site.pages import follow
+from tests.streaming import films, publisher
+from vitedge.cli.application import application
+from vitedge.fleet.inventory import read_inventory
+from vitedge.formats.recipe import load_recipe
+from vitedge.streaming.settings import read_settings
+
+#: Pages that other tests run: test_start.py, test_tutorial.py, tests/fleet/test_page.py. Programs are run by
+#: tests/runtimes/test_without_vitedge.py.
+ELSEWHERE = ("start/camera.md", "start/checkpoint.md", "start/python.md", "tutorials/build-a-vit.md", "fleet.md")
+#: Pages that no test runs yet.
+NOT_YET = ("training.md", "importing.md", "shrink.md", "many-pictures.md")
+#: A second is enough for a ratio, and no ratio of two healthy artifacts is beyond that limit.
+SHORT = "--max-slowdown 900 --duration 1 --rounds 100"
+
+
+class Page(NamedTuple):
+    """What a reader of a page has, and what is typed in place of texts of it."""
+
+    prepare: Callable[[Path, Path, Path], object]  # (the page's folder, a small model, pictures of its classes)
+    instead: Mapping[str, str] = MappingProxyType({})
+    needs: tuple[str, ...] = ("onnx", "onnxruntime")
+    shows: tuple[str, ...] = ()  # some of what is printed
+    slow: bool = True
+
+
+def two_artifacts(folder: Path, model: Path, data: Path) -> None:
+    vitedge.export(model, "onnxruntime", "fp32", folder / "released")
+    shutil.copytree(folder / "released", folder / "candidate")
+    shutil.copytree(data, folder / "labelled")
+
+
+PAGES = {
+    "targets.md": Page(readers.model_and_pictures, {"raspberry-pi-5": "onnxruntime"}),
+    "quantization.md": Page(readers.model_and_pictures, {"--max-slowdown 0": SHORT, "--max-drop 0.5": "--max-drop 25"}),
+    "comparing.md": Page(
+        two_artifacts,
+        {
+            "--max-slowdown 5": SHORT,
+            "max_slowdown_pct=5": "max_slowdown_pct=900",
+            "import Tolerance": "import Tolerance\nfrom vitedge.comparison.options import PairedConfig",
+            'data="labelled/"': 'data="labelled/", config=PairedConfig(rounds=100, duration_s=1)',
+        },
+        shows=("()",),
+    ),
+    "raspberry-pi.md": Page(readers.model_and_pictures, slow=False),
+    "jetson.md": Page(readers.model_and_pictures),
+}
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * page.slow) for name, page in PAGES.items()]
+)
+def test_a_page(name: str, small_model: Path, small_data: Path, tmp_path: Path) -> None:
+    page = PAGES[name]
+    for package in page.needs:
+        pytest.importorskip(package, reason=f"{package} isn't installed")
+    page.prepare(tmp_path, small_model, small_data)
+    printed = follow(name, tmp_path, instead=page.instead)
+    assert [text for text in page.shows if text not in printed] == []
+
+
+@pytest.mark.skipif(find_spec("onnxruntime") is None, reason="the extra onnxruntime isn't installed")
+def test_in_a_service(tmp_path: Path) -> None:
+    readers.developer(tmp_path)
+    labels, generated, pooled = follow("service.md", tmp_path).splitlines()
+    assert len(ast.literal_eval(labels)) == 8 and len(set(ast.literal_eval(labels))) == 1
+    assert (generated, pooled) == ("20 answers", "20 answers of 2 sessions")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@films.needs_ffmpeg
+def test_streams_and_cameras(small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The camera at the gate is one of tests/streaming, with a password; the yard's is the test source.
+
+    A source that gives no frame in all of the duration, which has to be enough for a busy machine, is exit code 4.
+    """
+    for package in ("onnxruntime", "av"):
+        pytest.importorskip(package, reason=f"{package} isn't installed")
+    if not publisher.encodes():
+        pytest.skip(f"this PyAV has no {publisher.ENCODER}")
+    vitedge.export(small_model, "onnxruntime", "fp32", tmp_path / "artifact")
+    films.film(tmp_path / "clip.mp4")
+    monkeypatch.setenv("CAMERA", "camera:secret")
+    with publisher.Publisher("rtsp", password="secret") as gate:
+        instead = {
+            "--duration 10": "--duration 30",
+            "artifact/ test://": "artifact/ --headless test://",
+            "10.0.0.5": f"127.0.0.1:{gate.port}",
+            "yard=0 ": "yard=test:// --duration 30 --headless ",
+            "result.age_ms)": "result.age_ms)\n    break",
+            "bench artifact/": "bench artifact/ --duration 0.5",
+        }
+        printed = follow("stream.md", tmp_path, instead=instead)
+    assert printed.count('"sequence"') == 25, "a record for every frame of the film"
+
+
+# --- what isn't run --------------------------------------------------------------------------------------------------
+
+
+def test_every_block_is_run_or_says_why_not() -> None:
+    run = {"service.md", "stream.md", *NOT_YET, *ELSEWHERE, *PAGES}
+    silent = [
+        f"{page}: {block.code.splitlines()[0]}"
+        for title in ("Start", "Tutorials", "How-to")
+        for page in pages.section(title)
+        for block in pages.blocks(page)
+        if block.kind not in pages.SHOWN and not (block.why or block.program or (page in run and block.commands))
+    ]
+    assert silent == [], "run the page above, or write <!-- not run: reason --> before the block"
+
+
+def test_commands_that_are_not_run_are_parsed() -> None:
+    """Every ``vitedge`` command of a block that isn't run: the verb and its options are there."""
+    unrun = [
+        command
+        for title in ("Start", "Tutorials", "How-to")
+        for page in pages.section(title)
+        for block in pages.blocks(page)
+        if block.why
+        for command in pages.vitedge_commands(block)
+    ]
+    assert {words[0] for words in unrun} >= {"build", "verify", "bench", "fleet", "shrink", "stream", "train"}
+    for words in unrun:
+        group = typer.main.get_command(application())
+        while hasattr(group, "commands"):
+            assert words[0] in group.commands, words
+            group, words = group.commands[words[0]], words[1:]
+        group.make_context("vitedge", list(words))
+
+
+@pytest.mark.parametrize(
+    ("page", "read"),
+    [
+        ("recipes.md", load_recipe),
+        ("stream.md", lambda path: read_settings(path, {})),
+        ("raspberry-pi.md", lambda path: read_settings(path, {})),
+        ("fleet.md", read_inventory),
+    ],
+)
+def test_a_file_that_a_page_shows_is_read(page: str, read: Callable[[Path], object], tmp_path: Path) -> None:
+    """Every key is known, and every value within its bounds."""
+    (shown,) = [block.code for block in pages.blocks(page) if block.kind == "toml"]
+    file = tmp_path / "shown.toml"
+    file.write_text(shown)
+    assert read(file)
