@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import ast
 import shutil
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import typer.main
 
 import vitedge
+from tests.data.test_shards import write_tar
 from tests.site import pages, readers
 from tests.site.pages import follow
 from tests.streaming import films, publisher
@@ -29,8 +32,6 @@ from vitedge.streaming.settings import read_settings
 #: Pages that other tests run: test_start.py, test_tutorial.py, tests/fleet/test_page.py. Programs are run by
 #: tests/runtimes/test_without_vitedge.py.
 ELSEWHERE = ("start/camera.md", "start/checkpoint.md", "start/python.md", "tutorials/build-a-vit.md", "fleet.md")
-#: Pages that no test runs yet.
-NOT_YET = ("training.md", "importing.md", "shrink.md", "many-pictures.md")
 #: A second is enough for a ratio, and no ratio of two healthy artifacts is beyond that limit.
 SHORT = "--max-slowdown 900 --duration 1 --rounds 100"
 
@@ -45,13 +46,57 @@ class Page(NamedTuple):
     slow: bool = True
 
 
+def photographs_and_a_teacher(folder: Path, model: Path, data: Path) -> None:
+    readers.pictures(folder / "photos", 8)
+    vitedge.import_model("embedded", out=folder / "big")
+
+
+def sources(folder: Path, model: Path, data: Path) -> None:
+    """Two checkpoints, one of which has the arguments of its training; a module and its weights; an ONNX file."""
+    from safetensors.numpy import save_file
+
+    from tests.importing.test_exports import network
+
+    arguments = Namespace(model="vit_tiny_patch16_224", num_classes=3, img_size=64)
+    readers.checkpoint(folder / "model_best.pth.tar", 3, 64, arch="vit_tiny_patch16_224", args=arguments)
+    readers.checkpoint(folder / "model.pth", 5, 160)
+    (folder / "names.txt").write_text("\n".join(readers.CLASSES))
+    (folder / "my_models.py").write_text(
+        "from torch import nn\n\n\ndef small_swin():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 16, 16), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))\n"
+    )
+    shapes = {"0.weight": (4, 3, 16, 16), "0.bias": (4,), "3.weight": (3, 4), "3.bias": (3,)}
+    draw = np.random.default_rng(0)
+    arrays = {name: draw.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    save_file(arrays, folder / "swin.safetensors")
+    network(folder / "classifier.onnx", "input", "logits", ["N", 3, "H", "W"], 17, "")
+
+
 def two_artifacts(folder: Path, model: Path, data: Path) -> None:
     vitedge.export(model, "onnxruntime", "fp32", folder / "released")
     shutil.copytree(folder / "released", folder / "candidate")
     shutil.copytree(data, folder / "labelled")
 
 
+def shards(folder: Path, model: Path, data: Path) -> None:
+    vitedge.export(model, "onnxruntime", "fp32", folder / "float")
+    shutil.copytree(folder / "float", folder / "int8")
+    shutil.copytree(data, folder / "photos")
+    pictures = sorted(data.rglob("*.png"))
+    for number in range(2):
+        content = {}
+        for place, picture in enumerate(pictures[number::2]):
+            content |= {f"{place:04}.png": picture.read_bytes(), f"{place:04}.cls": picture.parent.name.encode()}
+        write_tar(folder / f"val-{number:03}.tar", content)
+
+
 PAGES = {
+    "training.md": Page(
+        photographs_and_a_teacher,
+        {"--epochs 30": "--epochs 1", "big/ --out": "big/ --epochs 1 --out"},
+        needs=("torch", "onnxruntime", "matplotlib"),
+    ),
+    "importing.md": Page(sources, needs=("torch", "onnxscript", "onnxruntime")),
     "targets.md": Page(readers.model_and_pictures, {"raspberry-pi-5": "onnxruntime"}),
     "quantization.md": Page(readers.model_and_pictures, {"--max-slowdown 0": SHORT, "--max-drop 0.5": "--max-drop 25"}),
     "comparing.md": Page(
@@ -66,6 +111,16 @@ PAGES = {
     ),
     "raspberry-pi.md": Page(readers.model_and_pictures, slow=False),
     "jetson.md": Page(readers.model_and_pictures),
+    "shrink.md": Page(readers.model_and_pictures, {"--speedup 1.5": "--macs 0.6"}),
+    "many-pictures.md": Page(
+        shards,
+        {
+            "vitedge eval": "export RAY_worker_niceness=0 RAY_worker_register_timeout_seconds=600; vitedge eval",
+            "s3://bucket/val-{000..127}.tar": "val-{000..001}.tar",
+            "gs://bucket/photos": "photos/",
+        },
+        needs=("onnxruntime", "ray"),
+    ),
 }
 
 
@@ -122,7 +177,7 @@ def test_streams_and_cameras(small_model: Path, tmp_path: Path, monkeypatch: pyt
 
 
 def test_every_block_is_run_or_says_why_not() -> None:
-    run = {"service.md", "stream.md", *NOT_YET, *ELSEWHERE, *PAGES}
+    run = {"service.md", "stream.md", *ELSEWHERE, *PAGES}
     silent = [
         f"{page}: {block.code.splitlines()[0]}"
         for title in ("Start", "Tutorials", "How-to")
