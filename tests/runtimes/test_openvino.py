@@ -23,13 +23,15 @@ from tests.contract import artifacts
 from tests.contract.portable import relative
 from tests.graph.vits import MEAN, STD, random_arrays, tiny
 from vitedge.errors import ArtifactError, UsageError, VitedgeError
-from vitedge.formats.artifact import Artifact
+from vitedge.formats.architecture import ConvStem
+from vitedge.formats.artifact import GOLDEN_INPUTS, GOLDEN_LOGITS, Artifact
 from vitedge.formats.target import Candidate, Target, load_target
 from vitedge.graph.author import author_vit
 from vitedge.graph.surgery import linear_layers
 from vitedge.installation import install_command
 from vitedge.quantization.integers import PAIR
 from vitedge.runtimes.base import Lowered, OpenOptions
+from vitedge.runtimes.interpreter import run_graph
 from vitedge.runtimes.openvino import bfloat16, lowering, preflight
 from vitedge.runtimes.openvino import detect as facts
 from vitedge.runtimes.openvino.session import _effective, _expect_known, _reason, open_backend, read_contract
@@ -96,6 +98,24 @@ def test_convolutions_run_in_int8_but_the_first(variant: str, tmp_path: Path) ->
     with open_session(artifact) as session:
         types = {node.name: node.type for node in session.executed()}
     assert {name: types[name] for name in planned} == {name: layer.precision for name, layer in planned.items()}
+
+
+@pytest.mark.parametrize("candidate", [FLOAT, INT8], ids=["float", "int8"])
+def test_a_gelu_behind_a_max_pool_stays_there(candidate: Candidate, tmp_path: Path) -> None:
+    """OpenVINO took it into the convolution before the MaxPool, and every logit was another one."""
+    stem = ConvStem(channels=(16, 32, 32), strides=(1, 2, 4), reduction="max", first_kernel=2)
+    config = replace(artifacts.CONFIG, stem=stem)
+    request = artifacts.request(TARGET, candidate, config=config)
+    lowered = artifacts.lower(request)
+    artifact = artifacts.write(tmp_path / "artifact", request, lowered, config)
+    assert lowered.interpretable is not None
+    expected = run_graph(lowered.interpretable, artifact.array(GOLDEN_INPUTS))
+    differences = np.abs(artifact.array(GOLDEN_LOGITS) - expected)
+    assert np.median(differences) < 1e-5 * np.abs(expected).max(), "an integer rounded otherwise moves few logits"
+    with open_session(artifact) as session:
+        types = {node.name: node.type for node in session.executed()}
+    planned = {layer.name: layer.precision for layer in lowered.layers}
+    assert {name: types[name] for name in planned} == planned
 
 
 def test_a_form_that_finds_nothing_to_quantize() -> None:

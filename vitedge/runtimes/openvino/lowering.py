@@ -53,6 +53,7 @@ from vitedge.runtimes.openvino import nncf
 from vitedge.runtimes.openvino.bfloat16 import rounded
 from vitedge.runtimes.openvino.detect import NAME, core, installed, load, package
 from vitedge.runtimes.openvino.pointwise import pointwise_linears
+from vitedge.runtimes.openvino.pooling import biases_behind_pools
 
 #: Kinds of layers that each kernel variant quantizes.
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -91,7 +92,7 @@ def lower(request: Request) -> Lowered:
     graph = without_unused_tokens(graph)
     typed = insert_qdq(graph, layers) if layers else graph
     shaped = pointwise_linears(typed, graph, layers) if variant.startswith("pointwise") else typed
-    named = _unambiguous(pin_batch(shaped, request.batch), _biases(graph))
+    named = _named(shaped, request.batch, graph)
     return _lowered(
         request,
         _ir(_read(named), named, request.metadata),
@@ -105,7 +106,7 @@ def _by_nncf(request: Request) -> Lowered:
     """Quantize the float graph with NNCF, which chooses the layers; the planned layers are read from its result."""
     assert request.pictures is not None, "NNCF calibrates by itself"
     version = nncf.require(variant_of(request))
-    named = _unambiguous(pin_batch(request.graph, request.batch), _biases(request.graph))
+    named = _named(request.graph, request.batch, request.graph)
     every = [layer.name for layer in planned_layers(request.graph, {}, rest="")]
     operators = {f"{name}{_MARK}{suffix}": name for name in every for suffix in ("", "/WithoutBiases")}
     budgeted = {} if request.quantized is None else request.left_in_float(every)
@@ -162,6 +163,11 @@ def _quantized(request: Request) -> tuple[onnx.ModelProto, dict[str, QuantizedLa
     names, reasons = integer_layers(request, VARIANTS[request.candidate.variant], why_float)
     scheme = Scheme(activation="uint8", symmetric=False, wide_sums=request.target.wide_sums)
     return *quantized(request, scheme, names), reasons
+
+
+def _named(typed: onnx.ModelProto, batch: int, graph: onnx.ModelProto) -> onnx.ModelProto:
+    """Return what OpenVINO reads of a typed graph, which was made of the float ``graph``."""
+    return _unambiguous(pin_batch(biases_behind_pools(typed), batch), _biases(graph))
 
 
 def _biases(graph: onnx.ModelProto) -> dict[str, str]:
