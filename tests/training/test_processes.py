@@ -99,6 +99,27 @@ def test_two_processes_make_the_steps_of_one(pictures: Path, tmp_path: Path, mod
 
 
 @pytest.mark.slow
+def test_two_processes_make_the_steps_of_one_with_the_recipe_for_few_epochs(pictures: Path, tmp_path: Path) -> None:
+    """A whitened layer, MaxPool, whose choice rounding could turn, norms without scale, and alternating flips."""
+    pytest.importorskip("accelerate", reason="accelerate isn't installed (vitedge[train])")
+    recipe = ["--image-size", "16", "--whiten", "--identity-stem", "--norm-scale-rate", "0", "--alternate-flip"]
+    done = torchrun(pictures, ("--model", "vit_light_pool_32"), tmp_path / "two", *recipe, "--label-smoothing", "0.2")
+    assert done.returncode == 0, done.stderr
+    options = replace(
+        OPTIONS,
+        model="vit_light_pool_32",
+        image_size=(16, 16),
+        whiten=True,
+        identity_stem=True,
+        norm_scale_rate=0.0,
+        label_smoothing=0.2,
+        augmentation=replace(EVERYTHING, alternate_flip=True),
+    )
+    one = train(str(pictures), options, tmp_path / "one")
+    assert 0 < difference(one, tmp_path / "two") <= 1e-5
+
+
+@pytest.mark.slow
 def test_two_processes_that_accumulate_make_the_steps_of_one_that_does_not(pictures: Path, tmp_path: Path) -> None:
     """With mixing, Muon and three times the learning rate, which multiplies what rounding does."""
     pytest.importorskip("accelerate", reason="accelerate isn't installed (vitedge[train])")
