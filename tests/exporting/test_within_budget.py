@@ -197,3 +197,20 @@ def test_a_runtime_that_computes_something_else_is_caught(
     with pytest.raises(InvalidResultError, match="computes something else than the graph says") as caught:
         vitedge.export(small_model, target, "int8", tmp_path / "a", data=small_data, num_samples=16)
     assert caught.value.exit_code == 7 and not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_float32_may_deviate_by_rounding_alone(
+    target: str, small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """INT8 kernels round to the neighbouring step; float32 has no steps."""
+    pytest.importorskip(target)
+    infer = Session.map_batches
+
+    def slightly_wrong(session: Session, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        return (logits + 0.01 * np.abs(logits).max() for logits in infer(session, images))
+
+    vitedge.export(small_model, target, "fp32", tmp_path / "right")
+    monkeypatch.setattr(Session, "map_batches", slightly_wrong)
+    with pytest.raises(InvalidResultError, match=r"its logits are off by 1\.0% of the largest"):
+        vitedge.export(small_model, target, "fp32", tmp_path / "wrong")

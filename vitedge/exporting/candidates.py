@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 #: Largest deviation of a runtime's logits from the interpreted arithmetic, as a fraction of the largest logit: kernels
 #: round some values to the neighbouring step, which adds up to two hundredths; errors of a runtime are above a tenth.
 ARITHMETIC_TOLERANCE = 0.1
+FLOAT_TOLERANCE = 0.005  # of float32, where nothing is rounded to a step
 
 
 @dataclass(frozen=True)
@@ -246,7 +247,9 @@ def evaluate_candidate(
         _require_finite(plan, logits, "the lowered graph's logits")
         if runnable.session is not None:
             _require_planned_precision(plan, manifest, runnable.session)
-            _require_same_arithmetic(plan, lowered, logits[: len(inputs.golden_inputs)], inputs.golden_inputs)
+            allowed = FLOAT_TOLERANCE if candidate.precision == "fp32" else ARITHMETIC_TOLERANCE
+            views = logits[: len(inputs.golden_inputs)]
+            _require_same_arithmetic(plan, lowered, views, inputs.golden_inputs, allowed)
         if candidate.precision in QUANTIZED and inputs.hold_out is not None:
             fidelity = inputs.hold_out.evaluate(runnable)
     progress("evaluate", 1, 1)
@@ -318,19 +321,19 @@ def _require_planned_precision(plan: Plan, manifest: Manifest, session: Session)
 
 
 def _require_same_arithmetic(
-    plan: Plan, lowered: Lowered, logits: NDArray[np.float32], frames: NDArray[np.uint8]
+    plan: Plan, lowered: Lowered, logits: NDArray[np.float32], frames: NDArray[np.uint8], allowed: float
 ) -> None:
     """Check that the runtime computes what its graph says: fusing has been seen to change it.
 
     Raises:
-        InvalidResultError: logits differ from the interpreted ones by more than :data:`ARITHMETIC_TOLERANCE`.
+        InvalidResultError: logits differ from the interpreted ones by more than ``allowed`` of the largest.
     """
     from vitedge.runtimes.interpreter import run_graph
 
     if lowered.interpretable is None:
         return
     difference = deviation(logits, run_graph(lowered.interpretable, frames))
-    if difference > ARITHMETIC_TOLERANCE:
+    if difference > allowed:
         raise _not_as_planned(
             plan,
             f"{plan.target.runtime} computes something else than the graph says: its logits are off by "
