@@ -49,7 +49,11 @@ def test_sensor_and_automation_follow_the_stream(tmp_path: Path) -> None:
         source = "gate=test://?pattern=steps&live=0&frames=12&hold=1"
         command = [sys.executable, "-m", "vitedge", "stream", str(null_artifact(tmp_path / "null").path), source]
         command += ["--settings", str(EXAMPLE / "stream.toml"), "--mqtt", f"mqtt://127.0.0.1:{broker.port}/vitedge"]
-        subprocess.run([*command, "--smoothing", "0", "--threshold", "0", "--quiet"], check=True, capture_output=True)
+        subprocess.run(
+            [*command, "--smoothing", "0", "--threshold", "0", "--policy", "every", "--quiet"],
+            check=True,
+            capture_output=True,
+        )
         until(lambda: heard[sensor["availability_topic"]][-1:] == [sensor["payload_not_available"]])
         client.disconnect()
         client.loop_stop()

@@ -49,7 +49,7 @@ def test_two_boards_from_push_to_report(desk: Desk, artifacts: Path) -> None:
 
     jobs = {board.name: sorted((board.home / "fleet" / "jobs").iterdir()) for board in boards}
     reason = fails(2, "fleet", "--on", "nuc", "bench", artifacts / "one", *QUICK, "-q")[1]
-    assert reason == "fleet-results/ledger.db has 1 of these 1 jobs on nuc"
+    assert reason == "fleet-results/ledger.db already has 1 of these 1 jobs on nuc"
     done = vitedge("fleet", "bench", artifacts / "one", artifacts / "two", *QUICK, "-q", "--resume")
     assert done.code == 0, done.err
     for board in boards:
