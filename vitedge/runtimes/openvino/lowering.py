@@ -53,7 +53,7 @@ from vitedge.runtimes.openvino import nncf
 from vitedge.runtimes.openvino.bfloat16 import rounded
 from vitedge.runtimes.openvino.detect import NAME, core, installed, load, package
 from vitedge.runtimes.openvino.pointwise import pointwise_linears
-from vitedge.runtimes.openvino.pooling import biases_behind_pools
+from vitedge.runtimes.openvino.pooling import with_adds_behind_pools
 
 #: Kinds of layers that each kernel variant quantizes.
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -167,7 +167,7 @@ def _quantized(request: Request) -> tuple[onnx.ModelProto, dict[str, QuantizedLa
 
 def _named(typed: onnx.ModelProto, batch: int, graph: onnx.ModelProto) -> onnx.ModelProto:
     """Return what OpenVINO reads of a typed graph, which was made of the float ``graph``."""
-    return _unambiguous(pin_batch(biases_behind_pools(typed), batch), _biases(graph))
+    return _unambiguous(pin_batch(with_adds_behind_pools(typed), batch), _biases(graph))
 
 
 def _biases(graph: onnx.ModelProto) -> dict[str, str]:
