@@ -78,7 +78,7 @@ def test_what_makes_no_difference_goes_without_loss(config: ViTConfig, data: st.
         onnx.checker.check_model(narrow, full_check=True)
         assert {name: present(narrow)[name] for name in widths} == widths
         change, logits = run(narrow, images) - run(model, images), run(model, images)
-        assert np.square(change).mean() <= 1e-2 * np.square(logits).mean()  # what the ridge holds back
+        assert np.square(change).mean() <= 2e-3 * np.square(logits).mean()  # what the ridge holds back
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ from vitedge.graph.surgery import attribute, consumers
 
 _ADDED = np.float32(1e-30)  # an Add of zeros would be left out
 #: Operators that may read a MaxPool directly: nothing is taken across them, or it makes no difference.
-_HARMLESS = frozenset("Add BatchNormalization Conv MaxPool QuantizeLinear Relu Reshape Transpose".split())
+_HARMLESS = frozenset(
+    ("Add", "BatchNormalization", "Conv", "MaxPool", "QuantizeLinear", "Relu", "Reshape", "Transpose")
+)
 
 
 def with_adds_behind_pools(model: onnx.ModelProto) -> onnx.ModelProto:
