@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.cli.command import vitedge
+from tests.site.readers import mirrored
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "faults.md"
 STOPPED_DEMO = "works (stopped after its first artifact)"
@@ -118,7 +119,16 @@ def make_lab(folder: Path, model: Path, data: Path) -> Path:
     shutil.copy(model / "model.onnx", lab / "source.onnx")
     shutil.copytree(data, lab / "data")
     export = ("export", lab / "model", "-t", "onnxruntime", "--out")
-    calibrated = ("-p", "int8", "--data", _others(folder, data), "--num-samples", 8, "--with-candidates")
+    # pictures to calibrate with that aren't those to evaluate on: their mirror images
+    calibrated = (
+        "-p",
+        "int8",
+        "--data",
+        mirrored(data, folder / "calibration"),
+        "--num-samples",
+        8,
+        "--with-candidates",
+    )
     for arguments in (
         (*export, lab / "artifact", "-p", "fp32"),
         (*export, lab / "candidates", *calibrated),
@@ -132,17 +142,6 @@ def make_lab(folder: Path, model: Path, data: Path) -> Path:
     for place in (lab, lab / "named"):
         place.chmod(0o777)  # what is labelled is written in place, beside a lock
     return lab
-
-
-def _others(folder: Path, data: Path) -> Path:
-    """Pictures to calibrate with that aren't those to evaluate on: mirrored ones."""
-    from PIL import Image, ImageOps
-
-    for path in data.rglob("*.png"):
-        copy = folder / "calibration" / path.relative_to(data)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        ImageOps.mirror(Image.open(path)).save(copy)
-    return folder / "calibration"
 
 
 def run(fault: Fault, verb: str, lab: Path, folder: Path) -> Cell:

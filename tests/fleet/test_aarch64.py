@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -12,15 +14,21 @@ from tests.cli.command import vitedge
 from tests.fleet import emulated, faults
 from tests.fleet.boards import Desk
 
+T = TypeVar("T")
+
+
+def emulation(make: Callable[[Path], T], folder: Path) -> T:
+    """What ``make`` makes there; the test is skipped where nothing can be emulated."""
+    try:
+        return make(folder)
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_an_aarch64_board_beside_an_x86_one(desk: Desk, artifacts: Path) -> None:
-    try:
-        environment = emulated.environment(desk.folder / "environment")
-    except RuntimeError as error:
-        pytest.skip(str(error))
-    board = desk.add("arm", venv=environment)
+    board = desk.add("arm", venv=emulation(emulated.environment, desk.folder / "environment"))
     desk.add("nuc")
     done = vitedge("fleet", "doctor", "--json", "-")
     assert done.code == 0, done.err
@@ -46,16 +54,12 @@ def test_an_aarch64_board_beside_an_x86_one(desk: Desk, artifacts: Path) -> None
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_an_aarch64_board_gets_vitedge_from_wheels_of_its_own(desk: Desk, artifacts: Path) -> None:
-    try:
-        python = emulated.interpreter(desk.folder / "emulated")
-    except RuntimeError as error:
-        pytest.skip(str(error))
-    board = desk.add("arm", venv=None, python=str(python))
+    board = desk.add("arm", venv=None, python=str(emulation(emulated.interpreter, desk.folder / "emulated")))
     done = vitedge("fleet", "install", "-q")
     assert done.code == 0, done.err
     assert "vitedge 0." in done.out
     environment = board.home / "fleet" / "venv"
-    asked = [environment / "bin" / "python", "-c", "import numpy, platform; print(platform.machine(), numpy.__file__)"]
+    asked = [f"{environment}/bin/python", "-c", "import numpy, platform; print(platform.machine(), numpy.__file__)"]
     said = subprocess.run(asked, capture_output=True, text=True, check=True, cwd="/").stdout
     assert said.startswith(f"aarch64 {environment}/")
     done = vitedge("fleet", "verify", artifacts / "one", "-q")

@@ -53,6 +53,13 @@ def section(title: str) -> list[str]:
     return re.findall(r": (\S+\.md)$", part, re.MULTILINE)
 
 
+def typed() -> Iterator[tuple[str, Block]]:
+    """Yield every block of the pages whose commands are typed, with its page."""
+    for title in ("Start", "Tutorials", "How-to"):
+        for page in section(title):
+            yield from ((page, block) for block in blocks(page))
+
+
 def shell(block: Block, command: str, python: str) -> list[str]:
     """The lines of a shell script that do what a command of a block does."""
     return [f"{python} - <<'PYTHON'", command, "PYTHON"] if block.kind == "python" else [command]

@@ -71,7 +71,14 @@ def model_and_pictures(folder: Path, model: Path, data: Path) -> None:
     """A model, pictures to calibrate on, and labelled ones: mirror images of those, since no picture may be both."""
     shutil.copytree(model, folder / "model")
     shutil.copytree(data, folder / "images")
-    shutil.copytree(data, folder / "labelled")
-    for path in (folder / "labelled").rglob("*.png"):
+    mirrored(data, folder / "labelled")
+
+
+def mirrored(data: Path, folder: Path) -> Path:
+    """Mirror images of all PNG files, in the same class folders; returns ``folder``."""
+    for path in data.rglob("*.png"):
+        copy = folder / path.relative_to(data)
+        copy.parent.mkdir(parents=True, exist_ok=True)
         with Image.open(path) as picture:
-            ImageOps.mirror(picture).save(path)
+            ImageOps.mirror(picture).save(copy)
+    return folder

@@ -84,7 +84,7 @@ def shards(folder: Path, model: Path, data: Path) -> None:
     shutil.copytree(data, folder / "photos")
     pictures = sorted(data.rglob("*.png"))
     for number in range(2):
-        content = {}
+        content: dict[str, bytes] = {}
         for place, picture in enumerate(pictures[number::2]):
             content |= {f"{place:04}.png": picture.read_bytes(), f"{place:04}.cls": picture.parent.name.encode()}
         write_tar(folder / f"val-{number:03}.tar", content)
@@ -180,9 +180,7 @@ def test_every_block_is_run_or_says_why_not() -> None:
     run = {"service.md", "stream.md", *ELSEWHERE, *PAGES}
     silent = [
         f"{page}: {block.code.splitlines()[0]}"
-        for title in ("Start", "Tutorials", "How-to")
-        for page in pages.section(title)
-        for block in pages.blocks(page)
+        for page, block in pages.typed()
         if block.kind not in pages.SHOWN and not (block.why or block.program or (page in run and block.commands))
     ]
     assert silent == [], "run the page above, or write <!-- not run: reason --> before the block"
@@ -190,14 +188,7 @@ def test_every_block_is_run_or_says_why_not() -> None:
 
 def test_commands_that_are_not_run_are_parsed() -> None:
     """Every ``vitedge`` command of a block that isn't run: the verb and its options are there."""
-    unrun = [
-        command
-        for title in ("Start", "Tutorials", "How-to")
-        for page in pages.section(title)
-        for block in pages.blocks(page)
-        if block.why
-        for command in pages.vitedge_commands(block)
-    ]
+    unrun = [command for _, block in pages.typed() if block.why for command in pages.vitedge_commands(block)]
     assert {words[0] for words in unrun} >= {"build", "verify", "bench", "fleet", "shrink", "stream", "train"}
     top = typer.main.get_command(application())
     for words in unrun:

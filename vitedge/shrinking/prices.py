@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,8 +60,8 @@ class Prices:
 
     def cost(self, chosen: Option) -> Cost:
         """Return the cost of the model with the chosen widths, and the whole model's."""
-        if self.watch is not None and self.table.measured:
-            return self._measured(chosen, self.watch)
+        if self._watch is not None:
+            return self._measured(chosen, self._watch)
         if self.table.measured:
             return Cost(self.table.full - chosen.saved, self.full)
         return Cost(sum(macs(truncate(self.graph, chosen.widths)).values()), self.full)
@@ -70,9 +69,13 @@ class Prices:
     @property
     def confirm(self) -> Callable[[Option], Cost] | None:
         """The function that measures the same for longer; None where whole models aren't measured here."""
-        if self.watch is None or not self.table.measured:
-            return None
-        return partial(self._measured, watch=self.watch.longer(LONGER))
+        watch = self._watch
+        return None if watch is None else lambda chosen: self._measured(chosen, watch.longer(LONGER))
+
+    @property
+    def _watch(self) -> Stopwatch | None:
+        """The stopwatch where it measures whole models; None where they're counted or summed up."""
+        return self.watch if self.table.measured else None
 
     def _measured(self, chosen: Option, watch: Stopwatch) -> Cost:
         """Measure a model of the chosen widths; for longer where the interval is too wide."""

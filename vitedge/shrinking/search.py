@@ -109,7 +109,7 @@ def meet(
         options = choose_with_schedule(schedules, needed) or most
         if any(tuple(options) == trial.options for trial in trials):
             break
-        trial = Trial(tuple(options), measure(together(options)), budget, sure=confirm is None)
+        trial = Trial(tuple(options), measure(together(options)), budget)
         if abs(trial.over) <= TOLERANCE:
             trial = _confirmed(trial, confirm)
         cost = trial.cost
@@ -134,7 +134,7 @@ def meet(
 
 def _confirmed(trial: Trial, confirm: Callable[[Option], Cost] | None) -> Trial:
     """Return a trial with its confirmed cost."""
-    if trial.sure or confirm is None:
+    if confirm is None or trial.sure:
         return trial
     return replace(trial, cost=confirm(together(trial.options)), sure=True)
 
