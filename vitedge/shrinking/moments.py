@@ -110,6 +110,15 @@ def taken(values: NDArray[Any], rows: Span | None) -> NDArray[Any]:
     return values if rows is None else np.take(values, range(rows.start, rows.stop), rows.axis)
 
 
+def with_rows(values: NDArray[Any], others: NDArray[Any], rows: Span) -> NDArray[Any]:
+    """Return a tensor with the rows of another one of this shape that later nodes read, and its own elsewhere."""
+    place = [slice(None)] * values.ndim
+    place[rows.axis] = slice(rows.start, rows.stop)
+    mixed = np.array(values)
+    mixed[tuple(place)] = others[tuple(place)]
+    return mixed
+
+
 class HeadMoments:
     """Second moments of queries and keys, head by head; float64 [heads, d, d]."""
 

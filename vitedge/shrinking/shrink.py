@@ -22,7 +22,7 @@ from vitedge.graph.merging import with_prefix
 from vitedge.graph.unused_tokens import rows_computed
 from vitedge.shrinking.activations import Activations, Tensors
 from vitedge.shrinking.components import changed, check_widths, fewer_tokens
-from vitedge.shrinking.moments import HeadMoments, Moments, taken
+from vitedge.shrinking.moments import HeadMoments, Moments, taken, with_rows
 from vitedge.shrinking.rewrite import AttentionWeights, Rewriter
 from vitedge.shrinking.solve import ContextProblem, PairProblem, ScoresProblem
 from vitedge.shrinking.structures import Attention, Pair, Structure, structure_of
@@ -214,9 +214,11 @@ class _Walk:
             both = zip(self._after.run(self.model, wanted), self._before.run(self.original, [output]), strict=True)
             yield from ((values, self._merged(whole[output])) for values, whole in both)
         else:
-            after = self._after.run(self.model, [*wanted, residual.skip])
+            after = self._after.run(self.model, [*wanted, residual.skip, output])
+            rows = self._rows.get(output)
             for values, whole in zip(after, self._before.run(self.original, [residual.output]), strict=True):
-                yield values, self._merged(whole[residual.output]) - values[residual.skip]
+                target = self._merged(whole[residual.output]) - values[residual.skip]
+                yield values, target if rows is None else with_rows(values[output], target, rows)
 
     def _merged(self, whole: NDArray[Any]) -> NDArray[Any]:
         """Merge the tokens of the original's tensor [N, T, ...] as the graph that is being made merges them."""
