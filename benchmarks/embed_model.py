@@ -42,6 +42,11 @@ def tested(model: Model, images: ImageSet) -> dict[str, Any]:
     return with_interval(figure) | {"data": "CIFAR-10 test, evaluated once, after training"}
 
 
+def portable(command: str) -> str:
+    """The command with the last two parts of each absolute path."""
+    return re.sub(r"/\S+/(?=[^/\s]+/[^/\s]+)", "", command)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
@@ -49,7 +54,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model = Model.open(arguments.model)
     training, accuracy = dict(model.record.training or {}), dict(model.record.accuracy or {})
-    training["command"] = re.sub(r"/\S+/(?=[^/\s]+/[^/\s]+)", "", training["command"])
+    training["command"] = portable(training["command"])
     if arguments.test:
         accuracy["test"] = tested(model, ImageSet.open(arguments.test))
     files = {name: digest for name, digest in model.record.files.items() if name != MODEL_ONNX}
