@@ -155,7 +155,7 @@ def test_device_extra_is_small_and_sufficient(demo: tuple[Path, Path, str], whee
     total, ours = sum(sizes.values()), sum(size for name, size in sizes.items() if name not in OTHERS)
     told = ", ".join(f"{name or 'other files'} {size / 1e6:.1f}" for name, size in sorted(sizes.items()))
     print(f"device install: {total / 1e6:.1f} MB: {told}")  # .ci/newest shows it
-    assert ours < 20_000_000, told
+    assert ours < 22_000_000, told
     assert NEWEST or total < 185_000_000, told
 
 

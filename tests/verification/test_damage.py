@@ -32,20 +32,21 @@ def embedded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def test_the_tolerance_was_measured(embedded: Artifact) -> None:
     tolerance = embedded.manifest.golden.tolerance
     assert tolerance is not None and len(tolerance.measured) == 4 and "interpreted" in tolerance.measured
-    assert 0 < max(tolerance.measured.values()) <= tolerance.allowed / 2 and tolerance.allowed < 0.01
+    assert 0 < max(tolerance.measured.values()) <= tolerance.allowed / 2 and tolerance.allowed < 0.02
     views = 4 * len(embedded.array(GOLDEN_INPUTS))
     assert len(embedded.array(GOLDEN_LOGITS)) == len(embedded.array(GOLDEN_REFERENCE)) == views
 
 
 def test_weights_in_4_bits_and_scales_off_by_a_tenth_are_found(embedded: Artifact, tmp_path: Path) -> None:
     named, passed, top1_alone = constants(embedded), [], 0
-    for name, changes in itertools.chain(blocks_in_4_bits(named), scales_times(1.1, named)):
+    damages = list(itertools.chain(blocks_in_4_bits(named), scales_times(1.1, named)))
+    for name, changes in damages:
         with open_session(damaged(embedded, tmp_path / name.replace(" ", "-"), changes), ONE) as session:
             check = golden_check(session)
         passed += [f"{name}: {check.detail}"] * (check.ok is not False)
         top1_alone += "another top-1" not in check.detail
     assert not passed
-    assert top1_alone > 10, "the labels would have told most of it"
+    assert top1_alone > len(damages) / 2, "the labels would have told most of it"
 
 
 @pytest.mark.parametrize("options", [{"threads": 2}, {"options": "otherwise"}], ids=["two threads", "unfused"])

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from vitedge.errors import UsageError, nearest
 from vitedge.formats.architecture import ConvStem, PatchStem, ViTConfig
 
-EMBEDDED = "vit_edge_conv_32"
+EMBEDDED = "vit_edge_pool_32"
 
 
 @dataclass(frozen=True)
@@ -56,24 +56,24 @@ def _pool_stem(first: int, second: int) -> ConvStem:
 
 ZOO: dict[str, ZooMember] = {
     EMBEDDED: ZooMember(
-        _pooled(32, ConvStem(channels=(32, 64, 128, 256, 256, 256), strides=(1, 2, 1, 2, 1, 1)), 192, 2, 3, mlp=2),
-        "the embedded model: 32×32 pictures, convolutional stem, 64 tokens",
-    ),
-    "vit_wide_conv_32": ZooMember(
-        _pooled(32, ConvStem(channels=(48, 96, 128, 192, 192), strides=(1, 2, 1, 2, 1)), 192, 2, 3, mlp=2),
-        "the embedded model with a lighter stem; one of its teachers",
-    ),
-    "vit_small_conv_32": ZooMember(
-        _pooled(32, ConvStem(channels=(32, 64, 64, 128), strides=(1, 2, 1, 2)), 192, 6, 6, mlp=2),
-        "32×32 pictures, where more time for training and running is at hand",
-    ),
-    "vit_edge_pool_32": ZooMember(
         _pooled(32, _pool_stem(96, 256), 256, 2, 4, mlp=3),
-        "32×32 pictures, 49 tokens: the most accuracy for few epochs",
+        "the embedded model: 32×32 pictures, 49 tokens; the most accuracy for few epochs",
     ),
     "vit_light_pool_32": ZooMember(
         _pooled(32, _pool_stem(48, 128), 160, 2, 5, mlp=2),
         "the same for a third of the work",
+    ),
+    "vit_edge_conv_32": ZooMember(
+        _pooled(32, ConvStem(channels=(32, 64, 128, 256, 256, 256), strides=(1, 2, 1, 2, 1, 1)), 192, 2, 3, mlp=2),
+        "32×32 pictures, convolutional stem, 64 tokens",
+    ),
+    "vit_wide_conv_32": ZooMember(
+        _pooled(32, ConvStem(channels=(48, 96, 128, 192, 192), strides=(1, 2, 1, 2, 1)), 192, 2, 3, mlp=2),
+        "the same with a lighter stem",
+    ),
+    "vit_small_conv_32": ZooMember(
+        _pooled(32, ConvStem(channels=(32, 64, 64, 128), strides=(1, 2, 1, 2)), 192, 6, 6, mlp=2),
+        "32×32 pictures, where more time for training and running is at hand",
     ),
     "vit_nano_patch4_32": ZooMember(
         _vit(32, PatchStem(patch_size=4), 96, 4, 3, mlp=2),
