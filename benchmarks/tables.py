@@ -13,6 +13,7 @@ from vitedge.reporting.rows import points
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "quantization-results.md"
+END = "<!-- end of the generated table -->"
 TARGETS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT, interpreted"}
 Result = dict[str, Any]
 
@@ -21,6 +22,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def with_generated(page: str, start: str, text: str) -> str:
+    """The page with another text between the mark ``start`` and the end of the generated table that follows it."""
+    pattern = re.escape(start) + r".*?(?=" + re.escape(END) + ")"
+    page, count = re.subn(pattern, lambda _: f"{start}\n{text}\n", page, flags=re.DOTALL)
+    assert count == 1, f"the page has {count} places for {start}"
+    return page
 
 
 def environment(result: Result) -> str:
@@ -118,12 +127,9 @@ TABLES = {
 def written(page: str) -> str:
     """The page with the tables that the files give."""
     for name, render in TABLES.items():
-        start = f"<!-- generated from benchmarks/results/{name}.json -->\n"
         result = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
-        text = f"{start}Generated from `{name}.json`: {render(result)}\n"
-        pattern = re.escape(start) + r".*?(?=<!-- end of the generated table -->)"
-        page, count = re.subn(pattern, lambda _, text=text: text, page, flags=re.DOTALL)
-        assert count == 1, f"{PAGE.name} has no place for {name}.json"
+        start = f"<!-- generated from benchmarks/results/{name}.json -->"
+        page = with_generated(page, start, f"Generated from `{name}.json`: {render(result)}")
     return page
 
 
