@@ -55,6 +55,7 @@ def test_sensor_and_automation_follow_the_stream(tmp_path: Path) -> None:
                 until(lambda: "cat" in heard[sensor["state_topic"]] and len(heard[trigger["topic"]]) > 2)
             finally:
                 stream.terminate()
+        assert stream.returncode == 0
         until(lambda: heard[sensor["availability_topic"]][-1:] == [sensor["payload_not_available"]])
         client.disconnect()
         client.loop_stop()
