@@ -31,7 +31,7 @@ from vitedge.runtimes.onnxruntime.attention import float_attention, quantized_at
 from vitedge.runtimes.onnxruntime.convolutions import field_indices, integer_convolutions
 from vitedge.runtimes.onnxruntime.gelu import LARGEST_ERROR, tanh_gelus
 from vitedge.runtimes.onnxruntime.linears import dynamic_linears, gemm_linears, integer_linears, weight_only_linears
-from vitedge.runtimes.onnxruntime.lowering import WIDE, by_own_range, integer_graph, reasons_for_float
+from vitedge.runtimes.onnxruntime.lowering import by_own_range, integer_graph, reasons_for_float
 
 STEM = ConvStem(channels=(8, 10), strides=(2, 4))
 CONFIGS = {
@@ -120,13 +120,48 @@ def test_what_the_whole_consists_of() -> None:
     assert "Cast" not in [node.op_type for node in plain.graph.node]  # patches are cut from the picture's bytes
 
 
-def test_a_stem_is_in_integers_from_its_last_stride_on_and_where_it_is_wide() -> None:
-    config = CONFIGS["stem-stride-3"]  # strides 1, 3, 2
-    left = reasons_for_float(author_vit(config, random_arrays(config), mean=MEAN, std=STD))
-    assert "more pixels than there are patches" in left["patch_embed.stem.1.conv"]
-    assert "patch_embed.stem.2.conv" not in left
-    wide = tiny(stem=ConvStem(channels=(8, WIDE, 16), strides=(1, 3, 2)), image_size=config.image_size)
-    assert "patch_embed.stem.1.conv" not in reasons_for_float(author_vit(wide, random_arrays(wide), mean=MEAN, std=STD))
+def test_a_stem_is_in_integers_but_for_its_first_and_its_last_convolution() -> None:
+    for name in ("stem-stride-3", "stem-max-pool"):
+        config = CONFIGS[name]
+        left = reasons_for_float(author_vit(config, random_arrays(config), mean=MEAN, std=STD))
+        assert {layer for layer in left if "patch_embed" in layer} == {"patch_embed.stem.0.conv", "patch_embed.proj"}
+
+
+def test_a_max_pool_is_computed_of_the_rows_that_it_reads() -> None:
+    """A MaxPool by 2 leaves out the last of 23×23 and of 11×11 positions; by 3, the last two of 26×26 and of 8×8."""
+    for pixels, reduction, read in ((24, 2, [22 * 22, 10 * 10]), (27, 3, [24 * 24, 6 * 6])):
+        stem = ConvStem(channels=(8, 9, 10), strides=(1, reduction, reduction), reduction="max", first_kernel=2)
+        config = tiny(stem=stem, image_size=(pixels, pixels))
+        images = random_images(config, 6)
+        improved, layers = quantized(config, images)
+        chosen = {name: layer for name, layer in layers.items() if layer.kind == "conv" and ".stem.0." not in name}
+        found = integer_convolutions(improved, chosen)
+        operators = [node.op_type for node in found.graph.node]
+        assert "MaxPool" not in operators and operators.count("Max") == 2
+        constants = {tensor.name: tensor for tensor in found.graph.initializer}
+        indices = [constants[f"patch_embed.stem.{stage}.conv.indices"].dims[0] for stage in (1, 2)]
+        assert indices == [9 * positions for positions in read]
+        assert difference(run(found, images), run_graph(insert_qdq(improved, chosen), images)) <= 2e-3
+
+
+def test_a_max_pool_stays_where_others_read_its_input_or_its_windows_overlap() -> None:
+    config = CONFIGS["stem-max-pool"]
+    images = random_images(config, 6)
+    improved, layers = quantized(config, images)
+    chosen = {name: layer for name, layer in layers.items() if layer.kind == "conv" and ".stem.0." not in name}
+    pool = next(node for node in improved.graph.node if node.op_type == "MaxPool")
+    shared = onnx.ModelProto.FromString(to_bytes(improved))
+    shared.graph.output.append(onnx.helper.make_tensor_value_info(pool.input[0], onnx.TensorProto.FLOAT, None))
+    padded = onnx.ModelProto.FromString(to_bytes(improved))
+    other = next(node for node in padded.graph.node if node.name == pool.name)
+    other.attribute.append(onnx.helper.make_attribute("ceil_mode", 1))
+    for graph in (shared, padded):
+        kept = [node.name for node in integer_convolutions(graph, chosen).graph.node if node.op_type == "MaxPool"]
+        assert kept == [pool.name]
+    assert (
+        difference(run(integer_convolutions(shared, chosen), images), run_graph(insert_qdq(improved, chosen), images))
+        <= 2e-3
+    )
 
 
 @pytest.mark.parametrize("name", ["stem", "stem-stride-3"])
@@ -252,11 +287,11 @@ def test_a_pointwise_convolution_in_float_takes_rows() -> None:
 
 @given(
     st.integers(3, 9), st.integers(3, 9), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3),
-    st.tuples(*[st.integers(0, 2)] * 4),
+    st.tuples(*[st.integers(0, 2)] * 4), st.integers(1, 3),
 )  # fmt: skip
 @settings(deadline=None, max_examples=40)
 def test_gathering_is_convolving(
-    height: int, width: int, kernel: int, stride: int, channels: int, pads: tuple[int, ...]
+    height: int, width: int, kernel: int, stride: int, channels: int, pads: tuple[int, ...], side: int
 ) -> None:
     random = np.random.default_rng(height * width)
     x, weight = (
@@ -265,9 +300,12 @@ def test_gathering_is_convolving(
     )
     view = View("x", (kernel, kernel), (stride, stride), pads)
     rows = np.pad(x.reshape(2, channels, -1).transpose(0, 2, 1), ((0, 0), (0, 1), (0, 0)))  # one row of padding more
-    fields = rows[:, field_indices(view, height, width)].reshape(2, -1, kernel * kernel * channels)
-    expected = convolution(x, weight, (stride, stride), pads).reshape(2, 4, -1).transpose(0, 2, 1)
-    assert np.allclose(fields @ weight.transpose(2, 3, 1, 0).reshape(-1, 4), expected)
+    fields = rows[:, field_indices(view, height, width, side)].reshape(2, -1, kernel * kernel * channels)
+    found = fields @ weight.transpose(2, 3, 1, 0).reshape(-1, 4)
+    whole = convolution(x, weight, (stride, stride), pads)
+    pooled = [size // side for size in whole.shape[2:]]  # what a MaxPool of that side makes of it
+    tiles = whole[:, :, : pooled[0] * side, : pooled[1] * side].reshape(2, 4, pooled[0], side, pooled[1], side)
+    assert np.allclose(found.reshape(2, side, side, *pooled, 4), tiles.transpose(0, 3, 5, 2, 4, 1))
 
 
 def test_values_of_another_width_have_the_operator_that_takes_them() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 
 import numpy as np
@@ -23,8 +24,9 @@ def integer_convolutions(
     """Rewrite every convolution of ``layers`` as rows (im2col, of bytes) and MatMulIntegerToFloat.
 
     Between such convolutions, and behind them as long as nothing else reads it, the picture stays rows [N, H·W, C]: as
-    the GELUs of a stem, a pointwise convolution (then a MatMul) and the canonical patch tokens take it. A convolution
-    that reads the picture itself reads its bytes.
+    the GELUs of a stem, a pointwise convolution (then a MatMul) and the canonical patch tokens take it. A MaxPool
+    without overlap is a Max: the convolution before it writes rows [N, k·k, H·W, C], only those that are read. A
+    convolution that reads the picture itself reads its bytes.
 
     Args:
         model: the improved float graph, or what was made of its linears.
@@ -54,6 +56,7 @@ class _Rewriting:
         self.views = {layer.name: layer.view for layer in quantizable(model)[0] if layer.linear.kind == "conv"}
         self.shapes = shapes(pinned(model)) | (shapes(pinned(standard)) if standard is not None else {})
         self.constants, self.pixels = initializers(model), pixel_tensors(model)
+        self.pools = _tiling_pools(model)
         self.rows: dict[str, str] = {}  # tensor [N, C, H, W] or flat [N, C, H·W] -> the same as rows [N, H·W, C]
         self.tokens: dict[str, str] = {}  # tensor [N, H·W, C] that is nothing but another one's rows -> those
 
@@ -63,6 +66,8 @@ class _Rewriting:
         source, target = (node.input[0] if node.input else ""), node.output[0]
         if node.name in self.layers and node.name in self.views:
             self.convolution(self.layers[node.name], source, target)
+        elif source in self.pools and target in self.rows:
+            pass  # computed with the convolution before it
         elif source not in self.rows:
             self.builder.nodes.append(node)
         elif node.name in self.views and pointwise(self.views[node.name]):
@@ -78,14 +83,27 @@ class _Rewriting:
 
     def convolution(self, layer: QuantizedLayer, source: str, target: str) -> None:
         """Compute in integers: bytes [N, H·W, C], receptive fields [N, positions, K], rows [N, positions, C_out]."""
-        name = layer.name
+        name, pool = layer.name, self.pools.get(target)
         picture, grid = self.bytes_of(layer, source)
-        fields = _receptive_fields(self.builder, name, self.views[name], picture, grid[1], self.chw(source))
+        side = 1 if pool is None else attribute(pool, "kernel_shape")[0]
+        fields = _receptive_fields(self.builder, name, self.views[name], picture, grid[1], self.chw(source), side)
         matrix = layer.weight.transpose(2, 3, 1, 0).reshape(-1, len(layer.bias))  # [K, C_out], by tap, then by channel
-        self.rows[target] = self.builder.multiply(layer, fields, grid, matrix, f"{target}.rows")
-        planes = self.builder.transpose(f"{name}.planes", self.rows[target], [0, 2, 1])
+        rows = self.builder.multiply(layer, fields, grid, matrix, f"{target}.rows")
+        if pool is not None:
+            target = pool.output[0]
+            rows = self.maximum(pool.name, rows, side * side, target)
+        self.rows[target] = rows
+        planes = self.builder.transpose(f"{name}.planes", rows, [0, 2, 1])
         shape = self.builder.integers(f"{name}.planes.shape", [0, *self.chw(target)])
         self.builder.node("Reshape", f"{name}.restored", planes, shape, out=target)
+
+    def maximum(self, name: str, rows: str, count: int, target: str) -> str:
+        """Take the maximum of rows [N, count, H·W, C] over ``count``: rows [N, H·W, C] of the picture ``target``."""
+        _, height, width = self.chw(target)
+        sizes = self.builder.integers(f"{name}.sizes", [height * width] * count)
+        parts = [f"{name}.{part}" for part in range(count)]
+        self.builder.node("Split", f"{name}.parts", rows, sizes, out=parts, axis=1)
+        return self.builder.node("Max", name, *parts, out=f"{target}.rows")
 
     def bytes_of(self, layer: QuantizedLayer, source: str) -> tuple[str, Grid]:
         """Return a layer's input as u8 rows [N, H·W, C], with its scale and zero point."""
@@ -94,8 +112,8 @@ class _Rewriting:
         if source in self.pixels and (layer.input_scale, layer.input_zero_point) == (1, 0):
             return self.builder.reshape(f"{layer.name}.pixels", self.pixels[source], [0, -1, channels]), grid
         if source not in self.rows:
-            flat = self.builder.reshape(f"{source}.flat", source, [0, channels, -1])
-            self.rows[source] = self.builder.transpose(f"{source}.rows", flat, [0, 2, 1])
+            pixels = self.builder.transpose(f"{source}.pixels", source, [0, 2, 3, 1])  # with the Conv before it
+            self.rows[source] = self.builder.reshape(f"{source}.rows", pixels, [0, -1, channels])
         if layer.name in self.dynamic:
             return self.builder.quantize_by_range(layer, self.rows[source])
         return self.builder.quantize(layer, self.rows[source], grid), grid
@@ -133,20 +151,41 @@ def _flattens(shape: onnx.TensorProto | None, source: tuple[int | None, ...]) ->
     return len(sizes) == 3 and sizes[0] == 0 and sizes[1] in (0, source[1]) and sizes[2] in (-1, area)
 
 
+def _tiling_pools(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    """Return each square MaxPool without padding, overlap or a second reader of its input, by its input."""
+    nodes = model.graph.node
+    readers = Counter(name for node in nodes for name in set(node.input))
+    readers.update(output.name for output in model.graph.output)
+    return {node.input[0]: node for node in nodes if _pools_tiles(node) and readers[node.input[0]] == 1}
+
+
+def _pools_tiles(node: onnx.NodeProto) -> bool:
+    if node.op_type != "MaxPool" or len(node.output) > 1 or attribute(node, "auto_pad", "NOTSET") != "NOTSET":
+        return False
+    sides, strides = attribute(node, "kernel_shape"), attribute(node, "strides", [1, 1])
+    padded = any(attribute(node, "pads", [])) or bool(attribute(node, "ceil_mode", 0))
+    dilated = any(step != 1 for step in attribute(node, "dilations", []))
+    return sides == strides and len(set(sides)) == 1 and len(sides) == 2 and not padded and not dilated
+
+
 def _receptive_fields(
-    builder: Rewriter, name: str, view: View, picture: str, zero_point: str, shape: tuple[int, ...]
+    builder: Rewriter, name: str, view: View, picture: str, zero_point: str, shape: tuple[int, ...], side: int = 1
 ) -> str:
-    """Turn u8 [N, H·W, C] of a picture (C, H, W) into u8 [N, positions, kh·kw·C], by tap, then by channel."""
+    """Turn u8 [N, H·W, C] of a picture (C, H, W) into u8 [N, positions, kh·kw·C], by tap, then by channel.
+
+    With ``side``, the positions are those that a MaxPool of that side reads, [side, side, H', W'].
+    """
     channels, height, width = shape
     (kernel_height, kernel_width), taps = view.kernel, view.kernel[0] * view.kernel[1]
-    if pointwise(view):
+    if pointwise(view) and side == 1:
         return picture
-    if tiles(view) and height % kernel_height == width % kernel_width == 0:  # patches: whole lines move together
+    patches = tiles(view) and height % kernel_height == width % kernel_width == 0
+    if patches and side == 1:  # whole lines move together
         lines = [0, height // kernel_height, kernel_height, width // kernel_width, kernel_width * channels]
         cut = builder.reshape(f"{name}.lines", picture, lines)
         swapped = builder.transpose(f"{name}.patches", cut, [0, 1, 3, 2, 4])
         return builder.reshape(f"{name}.fields", swapped, [0, -1, taps * channels])
-    index = field_indices(view, height, width)
+    index = field_indices(view, height, width, side)
     padding = builder.integers(f"{name}.padding", [0, 0, 0, 0, 1, 0])  # one row more: zeros
     padded = builder.node("Pad", f"{name}.padded", picture, padding, zero_point)
     indices = builder.constant(f"{name}.indices", index.reshape(-1).astype(np.int32))
@@ -164,14 +203,19 @@ def tiles(view: View) -> bool:
     return view.strides == view.kernel and not any(view.pads) and view.dilations == (1, 1)
 
 
-def field_indices(view: View, height: int, width: int) -> NDArray[np.int64]:
-    """Return the pixel (row by row) that each tap of each position reads, int64 [positions, kh·kw]; H·W is padding."""
+def field_indices(view: View, height: int, width: int, side: int = 1) -> NDArray[np.int64]:
+    """Return the pixel (row by row) that each tap of each position reads, int64 [positions, kh·kw]; H·W is padding.
+
+    With ``side``, the positions are those that a MaxPool of that side reads, [side, side, H', W'].
+    """
     top, left, bottom, right = view.pads
     axes = []
     for axis, (size, before, after) in enumerate(((height, top, bottom), (width, left, right))):
         kernel, stride, dilation = view.kernel[axis], view.strides[axis], view.dilations[axis]
         count = (size + before + after - (kernel - 1) * dilation - 1) // stride + 1
-        axes.append(np.arange(count)[:, None] * stride - before + np.arange(kernel) * dilation)
-    y, x = axes[0][:, None, :, None], axes[1][None, :, None, :]
+        starts = np.arange(count - count % side).reshape(-1, side).T  # [side, pooled]
+        axes.append(starts[..., None] * stride - before + np.arange(kernel) * dilation)
+    y, x = axes[0][:, None, :, None, :, None], axes[1][None, :, None, :, None, :]  # [side, side, H', W', kh, kw]
     inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-    return np.asarray(np.where(inside, y * width + x, height * width)).reshape(len(axes[0]) * len(axes[1]), -1)
+    index = np.where(inside, y * width + x, height * width)
+    return np.asarray(index.reshape(-1, view.kernel[0] * view.kernel[1]), np.int64)

@@ -122,9 +122,6 @@ def _integers(
     return variant
 
 
-#: Output channels from which on a stem's convolution before the last stride gains from integers.
-WIDE = 128
-
 #: Threads for a target that names no number: the cores that small boards have left while they decode pictures.
 THREADS = 2
 
@@ -176,9 +173,6 @@ def reasons_for_float(graph: onnx.ModelProto) -> dict[str, str]:
     """Return reasons why layers that could be quantized gain nothing from integers, by name; only of such layers."""
     layers, _ = quantizable(graph)
     inferred = shapes(pinned(graph))
-    patches = next(
-        (_area(inferred.get(layer.linear.output)) for layer in layers if layer.name == "patch_embed.proj"), 0
-    )
 
     def reason(layer: Layer) -> str:
         shape = inferred.get(layer.linear.input)
@@ -191,17 +185,9 @@ def reasons_for_float(graph: onnx.ModelProto) -> dict[str, str]:
             return POINTWISE_PATCHES
         if layer.weight.shape[1] < 8 and not tiles(layer.view):
             return "its input has few channels; gathering rows would cost more than integers save"
-        more_pixels = layer.name.startswith("patch_embed.stem.") and _area(inferred.get(layer.linear.output)) > patches
-        if more_pixels and layer.weight.shape[0] < WIDE:
-            return f"more pixels than there are patches, of fewer than {WIDE} channels: integers save least there"
         return ""
 
     return {layer.name: why for layer in layers if (why := reason(layer))}
-
-
-def _area(shape: tuple[int | None, ...] | None) -> int:
-    """Return the pixels of a picture [N, C, H, W]; 0 where they aren't known."""
-    return (shape[2] or 0) * (shape[3] or 0) if shape is not None and len(shape) == 4 else 0
 
 
 VARIANTS: dict[str, Builder] = {
