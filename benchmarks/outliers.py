@@ -14,7 +14,7 @@ token   at one position alone: two new channels of the residual stream differ fr
         other by rows of fc2 that are divided by 50
 stem    at the input of every convolution of the stem but the first: two channels that are 50 times its largest value,
         gelu(g (z + b)) = g (z + b) of a channel z, which the convolution behind takes from each other
-all     all of them but the stem's, as TensorRT's variants alone round convolutions by default
+all     all of them but the stem's
 ======  ===============================================================================================================
 """
 
