@@ -10,14 +10,13 @@ two parts are kept.
 from __future__ import annotations
 
 import argparse
-import re
 from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from msgspec.structs import replace
-from peer_bars import decoded
+from peer_bars import decoded, portable
 
 from vitedge.core.schema import encode_json, seal
 from vitedge.data.embedded import FOLDER
@@ -40,11 +39,6 @@ def tested(model: Model, images: ImageSet) -> dict[str, Any]:
         "top1_percent": 100 * float((logits.argmax(axis=1) == labels).mean()),
     }
     return with_interval(figure) | {"data": "CIFAR-10 test, evaluated once, after training"}
-
-
-def portable(command: str) -> str:
-    """The command with the last two parts of each absolute path."""
-    return re.sub(r"/\S+/(?=[^/\s]+/[^/\s]+)", "", command)
 
 
 def main() -> None:

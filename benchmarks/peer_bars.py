@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 import random
+import re
 import sys
 import tempfile
 import time
@@ -184,7 +185,13 @@ def environment(packages: Sequence[str], threads: int) -> dict[str, Any]:
 def write(path: Path, where: Mapping[str, Any], bars: Sequence[Bar], details: Mapping[str, Any]) -> None:
     """The result file: circumstances, bars with their verdicts, and what they were taken from."""
     judged = [{**asdict(bar), "met": bar.met} for bar in bars]
-    path.write_text(json.dumps({"circumstances": where, "bars": judged, **details}, indent=1) + "\n")
+    told = {name: portable(value) if isinstance(value, str) else value for name, value in details.items()}
+    path.write_text(json.dumps({"circumstances": where, "bars": judged, **told}, indent=1) + "\n")
+
+
+def portable(command: str) -> str:
+    """The command, or path, with the last two parts of each absolute path."""
+    return re.sub(r"/\S+/(?=[^/\s]+/[^/\s]+)", "", command)
 
 
 # --- a script that races one runtime's candidates --------------------------------------------------------------------

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from embed_model import portable
+from peer_bars import portable
 
 from vitedge.formats.model_folder import Model
 

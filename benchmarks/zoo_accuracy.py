@@ -15,8 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from embed_model import portable, tested
-from peer_bars import open_model
+from embed_model import tested
+from peer_bars import open_model, portable
 from tables import table, with_generated
 
 from vitedge.data.images import ImageSet
