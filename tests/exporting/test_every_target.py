@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 import vitedge
 from vitedge import runtimes
-from vitedge.core import paths
+from vitedge.core import paths, system
 from vitedge.device import hardware
 from vitedge.formats.target import load_target
 from vitedge.runtimes.here import runs_here
@@ -49,3 +50,16 @@ def test_instructions_that_are_missing_here_leave_checks_to_the_device(
     assert artifact.manifest.golden.executed_by.startswith("interpreted")
     checks = vitedge.verify(artifact)
     assert "avx512_vnni" in next(check.detail for check in checks if check.ok is None)
+
+
+def test_more_threads_than_cores_leave_checks_to_the_device(
+    small_model: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO would take fewer threads than the target names, and say nothing."""
+    able = replace(hardware.processor(), isa=("avx2", "avx_vnni"))
+    monkeypatch.setattr(hardware, "processor", lambda *_: able)
+    target = replace(load_target("intel-n100"), arch="any", threads=len(system.processors()) + 1)
+    artifact = vitedge.export(small_model, target, "int8", tmp_path / "artifact", data=small_data, num_samples=32)
+    assert artifact.manifest.golden.executed_by.startswith("interpreted")
+    checks = vitedge.verify(artifact)
+    assert f"it's for {target.threads} threads" in next(check.detail for check in checks if check.ok is None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 
+from vitedge.core import system
 from vitedge.device import hardware
 from vitedge.formats.target import Target
 from vitedge.runtimes import part
@@ -35,4 +36,9 @@ def why_not_here(target: Target) -> str:
     isa = hardware.processor().isa
     if target.isa != "any" and isa is not None and target.isa not in isa:
         return f"it's for processors with {target.isa}, and this one has none"
+    cores = len(system.processors())
+    if target.runtime == "openvino" and target.threads > cores:  # OpenVINO would silently take fewer
+        return (
+            f"it's for {target.threads} threads, and OpenVINO takes no more than the {cores} cores that are free here"
+        )
     return ""
