@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from vitedge.graph.surgery import array, attribute, initializers, pinned, shapes
+from vitedge.graph.surgery import array, attribute, consumers, initializers, pinned, shapes
 from vitedge.quantization.rounding import QuantizedLayer
 from vitedge.quantization.views import View, pixel_tensors, quantizable
 from vitedge.runtimes.onnxruntime.rewriter import Grid, Layers, Rewriter
@@ -112,7 +111,7 @@ class _Rewriting:
         if source in self.pixels and (layer.input_scale, layer.input_zero_point) == (1, 0):
             return self.builder.reshape(f"{layer.name}.pixels", self.pixels[source], [0, -1, channels]), grid
         if source not in self.rows:
-            pixels = self.builder.transpose(f"{source}.pixels", source, [0, 2, 3, 1])  # with the Conv before it
+            pixels = self.builder.transpose(f"{source}.pixels", source, [0, 2, 3, 1])  # costs nothing behind a Conv
             self.rows[source] = self.builder.reshape(f"{source}.rows", pixels, [0, -1, channels])
         if layer.name in self.dynamic:
             return self.builder.quantize_by_range(layer, self.rows[source])
@@ -153,10 +152,9 @@ def _flattens(shape: onnx.TensorProto | None, source: tuple[int | None, ...]) ->
 
 def _tiling_pools(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
     """Return each square MaxPool without padding, overlap or a second reader of its input, by its input."""
-    nodes = model.graph.node
-    readers = Counter(name for node in nodes for name in set(node.input))
-    readers.update(output.name for output in model.graph.output)
-    return {node.input[0]: node for node in nodes if _pools_tiles(node) and readers[node.input[0]] == 1}
+    outputs = {output.name for output in model.graph.output}
+    alone = {name: nodes[0] for name, nodes in consumers(model).items() if len(nodes) == 1 and name not in outputs}
+    return {name: node for name, node in alone.items() if _pools_tiles(node)}
 
 
 def _pools_tiles(node: onnx.NodeProto) -> bool:
