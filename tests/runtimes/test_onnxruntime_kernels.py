@@ -12,7 +12,9 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
+from benchmarks.outliers import CASES
 from tests.graph.vits import MEAN, STD, random_arrays, random_images, tiny
 from tests.quantization.references import convolution
 from vitedge.formats.architecture import BlockWidths, ConvStem, PatchStem, ViTConfig
@@ -162,6 +164,35 @@ def test_a_max_pool_stays_where_others_read_its_input_or_its_windows_overlap() -
         difference(run(integer_convolutions(shared, chosen), images), run_graph(insert_qdq(improved, chosen), images))
         <= 2e-3
     )
+
+
+@pytest.mark.parametrize("name", ["stem-stride-3", "stem-max-pool"])
+def test_outliers_in_a_stem_are_scaled_away_among_rows(name: str) -> None:
+    """Channels that reach fifty times as far get a Mul of their own in front of a convolution, and nothing else moves."""
+    config = CONFIGS[name]
+    plain = author_vit(config, random_arrays(config, folded_stem=True), mean=MEAN, std=STD)
+    images = random_images(config, 6)
+    planted, expected = CASES["stem"](plain, images), run_graph(plain, images)
+    assert difference(run_graph(planted, images), expected) < 1e-4
+    recipe = load_recipe("default")
+
+    def rounded(scaled: bool) -> tuple[onnx.ModelProto, dict[str, QuantizedLayer]]:
+        chosen = structs.replace(recipe, improve=structs.replace(recipe.improve, input_migration=scaled))
+        statistics = observe(planted, images, recipe.observe, key="k")
+        improved, layers = quantize_layers(
+            planted, statistics, chosen, Scheme("uint8", symmetric=False, wide_sums=False)
+        )
+        return improved, {
+            each: layer for each, layer in layers.items() if layer.kind == "conv" and ".stem.0." not in each
+        }
+
+    improved, layers = rounded(scaled=True)
+    found = integer_convolutions(improved, layers)
+    moving = [node.output[0] for node in found.graph.node if node.op_type == "Transpose" and "stem" in node.output[0]]
+    assert len(moving) == 1  # the first convolution's picture becomes rows, and stays rows
+    exact = run_graph(insert_qdq(improved, layers), images)
+    assert difference(run(found, images), exact) <= 2e-3
+    assert difference(exact, expected) < difference(run_graph(insert_qdq(*rounded(scaled=False)), images), expected) / 2
 
 
 @pytest.mark.parametrize("name", ["stem", "stem-stride-3"])

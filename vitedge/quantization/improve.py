@@ -64,7 +64,7 @@ def improve(
         model, statistics = migrate_values(model, statistics, scheme, layers)
     if settings.input_migration or (settings.gelu_shift and scheme.symmetric):
         model, statistics = migrate_inputs(model, statistics, settings, scheme, layers)
-    if settings.input_migration and scheme.symmetric:
+    if settings.input_migration:
         model, statistics = migrate_convolutions(model, statistics, scheme, layers)
     return model, statistics
 

@@ -73,6 +73,8 @@ class _Rewriting:
             self.float_pointwise(node, source, target)
         elif node.op_type == "Gelu":
             self.gelu(node, source, target)
+        elif node.op_type == "Mul" and self.by_channel(node, source):
+            self.scale(node, source, target)
         elif node.op_type == "Transpose" and attribute(node, "perm") == [0, 2, 1]:
             self.tokens[target] = self.rows[source]
         else:
@@ -131,6 +133,18 @@ class _Rewriting:
         self.rows[target] = self.builder.node(
             "Gelu", node.name, self.rows[source], out=f"{target}.rows", approximate=kind
         )
+        self.keep_planes(node)
+
+    def by_channel(self, node: onnx.NodeProto, source: str) -> bool:
+        """Whether a Mul has one constant for each channel of a picture [N, C, H, W]."""
+        factors = self.constants.get(node.input[1])
+        return factors is not None and list(factors.dims) == [self.chw(source)[0], 1, 1]
+
+    def scale(self, node: onnx.NodeProto, source: str, target: str) -> None:
+        """Multiply each channel of rows by a constant."""
+        factors = array(self.constants[node.input[1]]).reshape(-1)
+        by = self.builder.constant(f"{node.input[1]}.channels", factors)
+        self.rows[target] = self.builder.node("Mul", node.name, self.rows[source], by, out=f"{target}.rows")
         self.keep_planes(node)
 
     def keep_planes(self, node: onnx.NodeProto) -> None:
