@@ -17,6 +17,7 @@ from vitedge.shrinking.algebra import (
     block_diagonal,
     damped,
     low_rank_scores,
+    mixing,
     removal_order,
     rotary_pairs,
     targeted,
@@ -204,3 +205,12 @@ def test_bases_of_values_hold_most_of_what_a_head_adds() -> None:
             assert np.isclose(np.square(target - fitted).sum(), np.square(best).sum(), rtol=1e-6, atol=1e-6)
     whole = block_diagonal(bases)
     assert np.allclose(whole @ whole.T, np.eye(12), atol=1e-9)
+
+
+@given(st.integers(1, 80))
+def test_mixing_is_a_rotation_without_dominant_elements(size: int) -> None:
+    matrix = mixing(size)
+    assert np.allclose(matrix @ matrix.T, np.eye(size), atol=1e-12)
+    assert np.square(matrix).max() <= 2 / size + 1e-12
+    spreads = np.square(matrix.T @ np.diag(0.7 ** np.arange(size))).sum(axis=1)  # of the mixed channels
+    assert size == 1 or spreads.max() / spreads.min() < 0.7 ** (2 - 2 * size)

@@ -229,6 +229,18 @@ def value_bases(damped_covariance: Float64, matrix: Float64, heads: int) -> Floa
     return np.asarray(np.linalg.qr(inverse @ vectors)[0])
 
 
+def mixing(size: int) -> Float64:
+    """Return an orthonormal matrix [size, size] without dominant elements, a discrete cosine transform (DCT-II).
+
+    Its product with channels that differ much in spread has channels that differ little: one scale for all of them
+    wastes less of an integer grid.
+    """
+    positions = np.arange(size)
+    matrix = np.cos(np.pi * (positions[:, None] + 0.5) * positions / size) * np.sqrt(2 / size)
+    matrix[:, 0] /= np.sqrt(2)
+    return np.asarray(matrix.T)
+
+
 def block_diagonal(blocks: Float64) -> Float64:
     """Arrange [heads, a, b] as one block-diagonal matrix [heads · a, heads · b]."""
     heads, a, b = blocks.shape

@@ -12,6 +12,7 @@ from vitedge.shrinking.algebra import (
     block_diagonal,
     damped,
     low_rank_scores,
+    mixing,
     removal_order,
     rotary_pairs,
     targeted,
@@ -169,7 +170,9 @@ class ContextProblem:
         weights, effective = self._weights.heads(kept), matrix
         if width < self._size:
             bases, removal = self._values(rows, matrix, heads)
-            matrix, maps = removal.matrix(heads * width), bases[..., :width]
+            mixed = mixing(width)  # the same span; what is rounded has channels of like spread
+            maps = bases[..., :width] @ mixed
+            matrix = block_diagonal(np.stack([mixed] * heads)).T @ removal.matrix(heads * width)
             weights = replace(weights, value=weights.value.mapped(maps))
             effective = block_diagonal(maps) @ matrix  # what the whole context would be multiplied by
         bias = moments.target_mean - moments.mean[rows] @ effective
