@@ -310,11 +310,11 @@ def latency_table(
     """
     from vitedge.shrinking import prices
     from vitedge.shrinking.options import ShrinkOptions
-    from vitedge.shrinking.plan import action_of, check_sizes, plan_deployment
+    from vitedge.shrinking.plan import check_sizes, plan_deployment
 
     checked = filled(ShrinkOptions, fields, options, action="measure a latency table", verb="shrink")
     deployed = plan_deployment(model, target, checked, Path(out))
-    action = f"{action_of(deployed.model, deployed.target)}: measure a latency table"
+    action = f"{deployed.action}: measure a latency table"
     check_sizes(deployed.model, checked, action)
     with resource_errors(action):
         return prices.latency_table(deployed, Path(out), checked, action, progress)

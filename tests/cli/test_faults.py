@@ -184,6 +184,9 @@ def test_the_embedded_model_s_test_pictures_are_for_display_alone(small_model: P
         images.read(index).save(path)
     for option in (("--data", others, "--num-samples", 64), ("--held-out", others)):
         assert "embedded for display alone" in fails(2, *export_arguments(model, tmp_path / "a", *option))[1]
+    shrinking = ("shrink", model, "--target", "onnxruntime", "--macs", 0.9, "--out", tmp_path / "s", "--data", others)
+    said, reason, _ = fails(2, *shrinking, "--num-samples", 32)
+    assert said.startswith("shrink vit_edge") and "embedded for display alone" in reason
     done = vitedge(*export_arguments(small_model, tmp_path / "b", "--data", "display", "--num-samples", 8))
     assert done.code == 0, done.err
 

@@ -48,11 +48,12 @@ class Plan:
     with_candidates: bool = False  # include the others that hold the budget
     explain: bool = False  # scan how sensitive each group is, also where no budget asks for it
     overwrite: bool = False
+    part_of: str = ""  # what is done, for error texts, where the export is a part of something else
 
     @property
     def action(self) -> str:
         """The action, for error texts."""
-        return f"export {self.model.record.name} to {self.target.name} in {self.precision}"
+        return self.part_of or f"export {self.model.record.name} to {self.target.name} in {self.precision}"
 
     @property
     def picture(self) -> Path:

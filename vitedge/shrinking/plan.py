@@ -44,7 +44,7 @@ class ShrinkPlan:
     @property
     def action(self) -> str:
         """The action, for error texts."""
-        return action_of(self.deployed.model, self.deployed.target)
+        return self.deployed.action
 
     @property
     def here(self) -> bool:
@@ -60,11 +60,6 @@ class ShrinkPlan:
         """Return the path of a file beside the model folder: ``OUT.frontier.svg``."""
         out = self.deployed.out
         return out.with_name(f"{out.name}.{ending}")
-
-
-def action_of(model: Model, target: Target) -> str:
-    """Return the action, for error texts."""
-    return f"shrink {model.record.name} for {target.name}"
 
 
 def plan_shrink(
@@ -91,7 +86,7 @@ def plan_shrink(
         NotInstalledError: the target's graphs are written by a package that isn't installed, or torch is missing.
     """
     deployed = plan_deployment(model, target, options, Path(out))
-    action = action_of(deployed.model, deployed.target)
+    action = deployed.action
     if not options.frontier or options.budgets:
         options.require_one_budget(action)
     budget = next((Budget(*given) for given in options.budgets.items()), None)
@@ -126,11 +121,11 @@ def plan_deployment(model: Model | str | Path, target: Target | str | Path, opti
     target = target if isinstance(target, Target) else load_target(target)
     precision = options.precision or target.candidate[0].precision
     candidate = target.candidates(precision)[0]
-    action = action_of(model, target)
+    action = f"shrink {model.record.name} for {target.name}"
     require_host(action)
     runtimes.require_writer(target.runtime, action)
     recipe = load_recipe("default")
-    return Plan(model, target, precision, (candidate,), target.batch, out, recipe=recipe)
+    return Plan(model, target, precision, (candidate,), target.batch, out, recipe=recipe, part_of=action)
 
 
 def require_here(target: Target, action: str) -> None:
