@@ -45,24 +45,24 @@ RECIPE = TrainOptions(
     norm_bias_rate=4.0,
     augmentation=CROP_AND_FLIP,
 )
-#: What a row changes, by its name.
-ROWS: dict[str, dict[str, object]] = {
-    "recipe": {},
-    "whiten": {"whiten": False},
-    "identity": {"identity_stem": False},
-    "maxpool": {"model": STRIDES},
-    "flip": {"augmentation": replace(CROP_AND_FLIP, alternate_flip=False)},
-    "crop4": {"augmentation": replace(CROP_AND_FLIP, crop_padding=4)},
-    "crop0": {"augmentation": replace(CROP_AND_FLIP, crop_padding=0)},
-    "smoothing": {"label_smoothing": 0.0},
-    "norm-scale": {"norm_scale_rate": 1.0},
-    "norm-bias": {"norm_bias_rate": 1.0},
-    "adamw": {"optimizer": "adamw", "lr": 0.002},
-    "momentum": {"muon_momentum": 0.6},
-    "ema": {"ema": 0.0},
-    "cosine": {"schedule": "cosine"},
-    "half-lr": {"lr": 0.006},
-    "twice-lr": {"lr": 0.024},
+#: By the name of a row: what the table calls it, and what it changes.
+ROWS: dict[str, tuple[str, dict[str, object]]] = {
+    "recipe": ("nothing", {}),
+    "whiten": ("without `--whiten`", {"whiten": False}),
+    "identity": ("without `--identity-stem`", {"identity_stem": False}),
+    "maxpool": ("strides instead of MaxPool", {"model": STRIDES}),
+    "flip": ("random flips", {"augmentation": replace(CROP_AND_FLIP, alternate_flip=False)}),
+    "crop4": ("`--crop-padding 4`", {"augmentation": replace(CROP_AND_FLIP, crop_padding=4)}),
+    "crop0": ("`--crop-padding 0`", {"augmentation": replace(CROP_AND_FLIP, crop_padding=0)}),
+    "smoothing": ("`--label-smoothing 0`", {"label_smoothing": 0.0}),
+    "norm-scale": ("`--norm-scale-rate 1`", {"norm_scale_rate": 1.0}),
+    "norm-bias": ("`--norm-bias-rate 1`", {"norm_bias_rate": 1.0}),
+    "adamw": ("`--optimizer adamw --lr 0.002`", {"optimizer": "adamw", "lr": 0.002}),
+    "momentum": ("`--muon-momentum 0.6`", {"muon_momentum": 0.6}),
+    "ema": ("`--ema 0`", {"ema": 0.0}),
+    "cosine": ("`--schedule cosine`", {"schedule": "cosine"}),
+    "half-lr": ("`--lr 0.006`", {"lr": 0.006}),
+    "twice-lr": ("`--lr 0.024`", {"lr": 0.024}),
 }
 
 
@@ -77,7 +77,7 @@ def run(name: str, seed: int, data: str, out: Path, epochs: int, threads: int) -
     """What a row's run found, after what was left of it."""
     folder = out / f"{name}-{seed}-{epochs}"
     if not folder.exists():
-        options = replace(RECIPE, epochs=epochs, seed=seed, threads=threads, **ROWS[name])
+        options = replace(RECIPE, epochs=epochs, seed=seed, threads=threads, **ROWS[name][1])
         resume = folder.with_name(f"{folder.name}.run").joinpath("checkpoint.pt").exists()
         train(data, options, folder, resume=resume)
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
@@ -105,7 +105,9 @@ def lines(found: list[dict[str, Any]]) -> list[list[str]]:
         loss = statistics.mean(each["loss"] for each in by_seed.values())
         operations = statistics.mean(each["operations"] for each in by_seed.values())
         difference = "" if name == "recipe" else spread(paired)
-        rows.append([name, f"{top1:.2f}", difference, f"{loss:.3f}", str(len(by_seed)), f"{operations / 1e12:.0f}"])
+        rows.append(
+            [ROWS[name][0], f"{top1:.2f}", difference, f"{loss:.3f}", str(len(by_seed)), f"{operations / 1e12:.0f}"]
+        )
     return rows
 
 

@@ -81,7 +81,7 @@ def test_the_table_of_options_goes_on_where_it_stopped(tmp_path: Path) -> None:
         *[("recipe", 1), ("whiten", 1)],
     ]
     rows = [line.strip("| ").split(" | ") for line in page.read_text().splitlines()[3:-1]]
-    assert [(row[0], row[4]) for row in rows] == [("recipe", "2"), ("whiten", "2")]
+    assert [(row[0], row[4]) for row in rows] == [("nothing", "2"), ("without `--whiten`", "2")]
     other = found[4]["top1_percent"] - found[3]["top1_percent"]
     assert rows[1][2].split(" ± ")[0] == f"{(other - 12.5) / 2:+.2f}".replace("-", "−")
 
