@@ -168,7 +168,7 @@ def test_a_max_pool_stays_where_others_read_its_input_or_its_windows_overlap() -
 
 @pytest.mark.parametrize("name", ["stem-stride-3", "stem-max-pool"])
 def test_outliers_in_a_stem_are_scaled_away_among_rows(name: str) -> None:
-    """Channels that reach fifty times as far get a Mul of their own in front of a convolution, and nothing else moves."""
+    """Channels that reach fifty times as far get a Mul in front of a convolution, and nothing else moves."""
     config = CONFIGS[name]
     plain = author_vit(config, random_arrays(config, folded_stem=True), mean=MEAN, std=STD)
     images = random_images(config, 6)
