@@ -20,7 +20,8 @@ from msgspec.structs import replace
 from tables import ROOT, table, with_generated
 
 from vitedge.formats.architecture import ConvStem
-from vitedge.formats.model_folder import Model
+from vitedge.formats.model_folder import Model, ModelRecord
+from vitedge.training.initial import small_size
 from vitedge.training.options import Augmentation, TrainOptions
 from vitedge.training.train import train
 from vitedge.training.zoo import ZOO, ZooMember
@@ -63,7 +64,9 @@ ROWS: dict[str, tuple[str, dict[str, object]]] = {
     "cosine": ("`--schedule cosine`", {"schedule": "cosine"}),
     "half-lr": ("`--lr 0.006`", {"lr": 0.006}),
     "twice-lr": ("`--lr 0.024`", {"lr": 0.024}),
+    "small-first": ("`--small-first 0.75`", {"small_first": 0.75}),
 }
+LONGER = {"small-first": 1.5}  # as many epochs as the saved operations pay for, to whole ones
 
 
 def add_model_with_strides() -> None:
@@ -77,19 +80,31 @@ def run(name: str, seed: int, data: str, out: Path, epochs: int, threads: int) -
     """What a row's run found, after what was left of it."""
     folder = out / f"{name}-{seed}-{epochs}"
     if not folder.exists():
-        options = replace(RECIPE, epochs=epochs, seed=seed, threads=threads, **ROWS[name][1])
+        options = replace(
+            RECIPE, epochs=round(epochs * LONGER.get(name, 1)), seed=seed, threads=threads, **ROWS[name][1]
+        )
         resume = folder.with_name(f"{folder.name}.run").joinpath("checkpoint.pt").exists()
         train(data, options, folder, resume=resume)
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    record = Model.open(folder).record.training or {}
     return {
         "row": name,
         "seed": seed,
         "epochs": epochs,
         "top1_percent": last["held_out_top1_percent"],
         "loss": last["held_out_loss"],
-        "operations": 6 * record["macs"] * record["training_images"] * epochs,  # two a MAC; backward is twice forward
+        "operations": operations(Model.open(folder).record),
     }
+
+
+def operations(record: ModelRecord) -> int:
+    """Operations of a run: two a multiply-accumulate; the backward pass is twice the forward pass."""
+    training, config = record.training, record.architecture
+    assert training is not None and config is not None
+    small, work = training["options"].get("small_first", 0), config.macs()
+    if small:
+        smaller = replace(config, image_size=small_size(config, "count operations")).macs()
+        work = round(small * smaller + (1 - small) * work)
+    return int(6 * work * training["training_images"] * training["options"]["epochs"])
 
 
 def lines(found: list[dict[str, Any]]) -> list[list[str]]:

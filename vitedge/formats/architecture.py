@@ -248,7 +248,11 @@ class ViTConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @property
     def grid(self) -> tuple[int, int]:
         """(rows, columns) of patch tokens."""
-        rows, columns = self.image_size
+        return self.grid_of(self.image_size)
+
+    def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return (rows, columns) of patch tokens for pictures of (height, width) pixels."""
+        rows, columns = size
         if isinstance(self.stem, PatchStem):
             return rows // self.stem.stride, columns // self.stem.stride
         for stage in self.stem.stages:

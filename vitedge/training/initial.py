@@ -81,6 +81,8 @@ def starting_point(options: TrainOptions, classes: Sequence[str], action: str) -
     else:
         start = _from_model(options, classes, action)
     _check_stem_options(options, start.config, action)
+    if options.small_first:
+        small_size(start.config, action)
     if options.freeze is not None and options.freeze > start.config.depth:
         raise UsageError(
             action,
@@ -197,6 +199,23 @@ def _check_stem_options(options: TrainOptions, config: ViTConfig, action: str) -
         reason = f"a {first.kernel}×{first.kernel} convolution has {most_channels(first.kernel)} whitening filters"
         hint = "leave out --whiten, or choose another --model"
         raise UsageError(action, f"{reason}; the first one of {options.name} has {first.outputs} channels", hint)
+
+
+def small_size(config: ViTConfig, action: str) -> tuple[int, int]:
+    """Return the (height, width) of the pictures of ``small_first``: three quarters, rounded to what the stem takes.
+
+    Raises:
+        UsageError: the model takes pictures of one size only, or of none that is smaller.
+    """
+    hint = "leave out --small-first"
+    if config.rope is not None or config.merges:
+        what = "merged tokens" if config.merges else "a rotary position embedding"
+        raise UsageError(action, f"with {what} a model learns from pictures of its own size alone", hint)
+    stride = config.stem.stride
+    height, width = (int(0.75 * side / stride + 0.5) * stride for side in config.image_size)
+    if (height, width) == config.image_size or min(config.grid_of((height, width))) < 1:
+        raise UsageError(action, f"pictures of {config.image_size[0]}×{config.image_size[1]} can't be smaller", hint)
+    return height, width
 
 
 def _start_as_identity(model: VisionTransformer) -> None:

@@ -152,6 +152,14 @@ class TrainOptions(Record):
         Fraction, Flag("Fraction of the steps in which the learning rate rises.", unit="fraction", group=RECIPE)
     ] = 0.1
     schedule: Annotated[Schedule, Flag("How the learning rate falls to 0 after the warm-up.", group=RECIPE)] = "cosine"
+    small_first: Annotated[
+        Annotated[float, Meta(ge=0, le=0.95)],
+        Flag(
+            "Fraction of the steps, the first ones, on pictures of three quarters of the height and width.",
+            unit="fraction",
+            group=RECIPE,
+        ),
+    ] = 0.0
     layer_decay: Annotated[
         Annotated[float, Meta(ge=0.01, le=1)],
         Flag("Factor of the learning rate from each block to the one before it.", unit="factor", group=TUNE),

@@ -36,7 +36,7 @@ from vitedge.training.data import Batch, TrainingData
 from vitedge.training.distill import Student, TeacherOutputs, distillation_loss
 from vitedge.training.engine import Processes, has_bf16
 from vitedge.training.evaluate import evaluate, is_better, normalise, on_device
-from vitedge.training.initial import Start
+from vitedge.training.initial import Start, small_size
 from vitedge.training.optimizer import build_optimizers
 from vitedge.training.options import TrainOptions, as_fields
 from vitedge.training.randomness import keys_of
@@ -69,6 +69,7 @@ class Trainer:
         self.batch_size = min(batch_size, len(data.training))
         self.epoch_steps = len(data.training) // self.batch_size
         self.total_steps = options.epochs * self.epoch_steps
+        self.small_steps = round(options.small_first * self.total_steps)
         parts = parts_of_batch(self.batch_size, group.count * options.accumulate, action)
         self.parts = parts[group.rank :: group.count]  # this process's places in every batch
         self.bf16 = options.precision == "bf16" or (options.precision == "auto" and has_bf16(group.device))
@@ -255,6 +256,9 @@ class Trainer:
         targets = functional.one_hot(batch.labels.to(device), self.config.num_classes).float()
         if mix is not None:
             x, targets = mix.images(x), mix.targets(targets)
+        if self.step < self.small_steps:
+            small = small_size(self.config, self.action)
+            x = functional.interpolate(x, small, mode="bilinear", antialias=True)
         x = x.contiguous(memory_format=torch.channels_last)
         self.model.draw_paths(keys_of(seed_of(self.options.seed, "paths", self.step), places).to(device))
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):

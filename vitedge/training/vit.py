@@ -318,11 +318,25 @@ class VisionTransformer(nn.Module):
             for token in (self.cls_token, self.dist_token, self.reg_token)
             if token is not None
         ]
-        if self.pos_embed is None:
+        positions = self.positions((image.shape[2], image.shape[3]))
+        if positions is None:
             return torch.cat([*prefix, x], dim=1)
         if self.config.position_embedding_covers_prefix:
-            return torch.cat([*prefix, x], dim=1) + self.pos_embed
-        return torch.cat([*prefix, x + self.pos_embed], dim=1)
+            return torch.cat([*prefix, x], dim=1) + positions
+        return torch.cat([*prefix, x + positions], dim=1)
+
+    def positions(self, size: tuple[int, int]) -> Tensor | None:
+        """Return the learned position embedding for images of (H, W) pixels, [1, positions, D].
+
+        For another size than the model's it's resized as :func:`vitedge.graph.positions.resize_positions` does it.
+        """
+        if self.pos_embed is None or size == self.config.image_size:
+            return self.pos_embed
+        count = self.config.prefix_tokens if self.config.position_embedding_covers_prefix else 0
+        grid = self.config.grid_of(size)
+        patches = self.pos_embed[:, count:].transpose(1, 2).reshape(1, -1, *self.config.grid)  # -> [1, D, h, w]
+        patches = functional.interpolate(patches, grid, mode="bicubic", antialias=True)
+        return torch.cat([self.pos_embed[:, :count], patches.flatten(2).transpose(1, 2)], dim=1)
 
     def features(self, image: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, N, D]: the tokens after the last block (and after ``norm`` where it stands there)."""
