@@ -152,13 +152,12 @@ def _options(rest: str, device: str) -> dict[str, Option]:
 def _quantized(request: Request) -> tuple[onnx.ModelProto, dict[str, QuantizedLayer], dict[str, str]]:
     """Return the improved float graph, the variant's layers in integers, and why the other layers stay in float."""
     layers, _ = quantizable(request.graph)
-    variant = request.candidate.variant
     first = layers[0].name if layers else ""
 
     def why_float(layer: Layer) -> str:
         if layer.linear.kind == "conv" and layer.name == first:
             return "it reads the picture's own bytes, and OpenVINO takes their quantization away"
-        pointwise = layer.name == "patch_embed.proj" and layer.view.kernel == (1, 1) and not variant.endswith("bf16")
+        pointwise = layer.name == "patch_embed.proj" and layer.view.kernel == (1, 1)
         return POINTWISE_PATCHES if pointwise else ""
 
     names, reasons = integer_layers(request, VARIANTS[request.candidate.variant], why_float)
