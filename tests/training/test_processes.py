@@ -100,10 +100,19 @@ def test_two_processes_make_the_steps_of_one(pictures: Path, tmp_path: Path, mod
 
 @pytest.mark.slow
 def test_two_processes_make_the_steps_of_one_with_the_recipe_for_few_epochs(pictures: Path, tmp_path: Path) -> None:
-    """A whitened layer, MaxPool, whose choice rounding could turn, norms without scale, and alternating flips."""
+    """Whitening, MaxPool, whose choice rounding could turn, norms without scale, alternating flips, small pictures."""
     pytest.importorskip("accelerate", reason="accelerate isn't installed (vitedge[train])")
     recipe = ["--image-size", "16", "--whiten", "--identity-stem", "--norm-scale-rate", "0", "--alternate-flip"]
-    done = torchrun(pictures, ("--model", "vit_light_pool_32"), tmp_path / "two", *recipe, "--label-smoothing", "0.2")
+    done = torchrun(
+        pictures,
+        ("--model", "vit_light_pool_32"),
+        tmp_path / "two",
+        *recipe,
+        "--label-smoothing",
+        "0.2",
+        "--small-first",
+        "0.4",
+    )
     assert done.returncode == 0, done.stderr
     options = replace(
         OPTIONS,
@@ -113,6 +122,7 @@ def test_two_processes_make_the_steps_of_one_with_the_recipe_for_few_epochs(pict
         identity_stem=True,
         norm_scale_rate=0.0,
         label_smoothing=0.2,
+        small_first=0.4,
         augmentation=replace(EVERYTHING, alternate_flip=True),
     )
     one = train(str(pictures), options, tmp_path / "one")
