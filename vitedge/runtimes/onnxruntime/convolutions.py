@@ -23,9 +23,9 @@ def integer_convolutions(
     """Rewrite every convolution of ``layers`` as rows (im2col, of bytes) and MatMulIntegerToFloat.
 
     Between such convolutions, and behind them as long as nothing else reads it, the picture stays rows [N, H·W, C]: as
-    the GELUs of a stem, a pointwise convolution (then a MatMul) and the canonical patch tokens take it. A MaxPool
-    without overlap is a Max: the convolution before it writes rows [N, k·k, H·W, C], only those that are read. A
-    convolution that reads the picture itself reads its bytes.
+    the GELUs of a stem, factors of its channels, a pointwise convolution (then a MatMul) and the canonical patch tokens
+    take it. A MaxPool without overlap is a Max: the convolution before it writes rows [N, k·k, H·W, C], only those that
+    are read. A convolution that reads the picture itself reads its bytes.
 
     Args:
         model: the improved float graph, or what was made of its linears.
