@@ -80,9 +80,8 @@ def run(name: str, seed: int, data: str, out: Path, epochs: int, threads: int) -
     """What a row's run found, after what was left of it."""
     folder = out / f"{name}-{seed}-{epochs}"
     if not folder.exists():
-        options = replace(
-            RECIPE, epochs=round(epochs * LONGER.get(name, 1)), seed=seed, threads=threads, **ROWS[name][1]
-        )
+        length = round(epochs * LONGER.get(name, 1))
+        options = replace(RECIPE, epochs=length, seed=seed, threads=threads, **ROWS[name][1])
         resume = folder.with_name(f"{folder.name}.run").joinpath("checkpoint.pt").exists()
         train(data, options, folder, resume=resume)
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
@@ -116,13 +115,12 @@ def lines(found: list[dict[str, Any]]) -> list[list[str]]:
         paired = [each["top1_percent"] - first[seed]["top1_percent"] for seed, each in by_seed.items() if seed in first]
         if not paired:
             continue
-        top1 = statistics.mean(each["top1_percent"] for each in by_seed.values())
-        loss = statistics.mean(each["loss"] for each in by_seed.values())
-        operations = statistics.mean(each["operations"] for each in by_seed.values())
-        difference = "" if name == "recipe" else spread(paired)
-        rows.append(
-            [ROWS[name][0], f"{top1:.2f}", difference, f"{loss:.3f}", str(len(by_seed)), f"{operations / 1e12:.0f}"]
+        top1, loss, work = (
+            statistics.mean(each[key] for each in by_seed.values()) for key in ("top1_percent", "loss", "operations")
         )
+        difference = "" if name == "recipe" else spread(paired)
+        figures = [f"{top1:.2f}", difference, f"{loss:.3f}", str(len(by_seed)), f"{work / 1e12:.0f}"]
+        rows.append([ROWS[name][0], *figures])
     return rows
 
 

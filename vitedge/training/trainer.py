@@ -70,6 +70,7 @@ class Trainer:
         self.epoch_steps = len(data.training) // self.batch_size
         self.total_steps = options.epochs * self.epoch_steps
         self.small_steps = round(options.small_first * self.total_steps)
+        self.small_size = small_size(self.config, action) if self.small_steps else None
         parts = parts_of_batch(self.batch_size, group.count * options.accumulate, action)
         self.parts = parts[group.rank :: group.count]  # this process's places in every batch
         self.bf16 = options.precision == "bf16" or (options.precision == "auto" and has_bf16(group.device))
@@ -257,8 +258,7 @@ class Trainer:
         if mix is not None:
             x, targets = mix.images(x), mix.targets(targets)
         if self.step < self.small_steps:
-            small = small_size(self.config, self.action)
-            x = functional.interpolate(x, small, mode="bilinear", antialias=True)
+            x = functional.interpolate(x, self.small_size, mode="bilinear", antialias=True)
         x = x.contiguous(memory_format=torch.channels_last)
         self.model.draw_paths(keys_of(seed_of(self.options.seed, "paths", self.step), places).to(device))
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
