@@ -334,6 +334,7 @@ TOOLS: dict[str, tuple[str, Callable[[Path, int], Run]]] = {
     "vitedge onnxruntime int8": ("onnxruntime", artifact("onnxruntime-int8")),
     "vitedge openvino fp32": ("openvino", artifact("openvino-fp32")),
     "vitedge openvino int8": ("openvino", artifact("openvino-int8")),
+    "vitedge x86-server int8": ("openvino", artifact("x86-server-int8")),
     "onnxruntime float": ("onnxruntime", onnxruntime_float),
     "onnxruntime dynamic int8": ("onnxruntime", onnxruntime_dynamic),
     "onnxruntime static int8": ("onnxruntime", onnxruntime_static),

@@ -34,7 +34,7 @@ from vitedge.runtimes._nvidia.fusing import unfused
 from vitedge.runtimes._nvidia.lowering import centre_pixels, inner_layers
 from vitedge.runtimes.base import BUDGET, Lowered, Request
 from vitedge.runtimes.interpreter import run_graph
-from vitedge.runtimes.lowering import POINTWISE_PATCHES
+from vitedge.runtimes.lowering import IN_EVERY_BLOCK
 
 #: As shrinking leaves them: unequal and odd heads, and branches that are gone.
 NARROW = (
@@ -146,7 +146,7 @@ def test_convolutions_are_quantized_by_rule(precision: str) -> None:
     stem = [f"patch_embed.stem.{index}.conv" for index in range(3)]
     assert quantized == {*inner_layers(graph)} - {stem[0], "patch_embed.proj"}
     assert layers[stem[0]].reason == f"fewer than 16 channels gain nothing in {precision}"
-    assert layers["patch_embed.proj"].reason == POINTWISE_PATCHES
+    assert layers["patch_embed.proj"].reason == IN_EVERY_BLOCK
     model = parse(lowered.files[lowered.graph])
     assert check(lowered.files[lowered.graph], "jetson-thor") == [] and unfused(model) == []
     constants, nodes = initializers(model), {node.name: node for node in model.graph.node}

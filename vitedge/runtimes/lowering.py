@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from vitedge.runtimes.base import Request
 
-#: Why the patch embedding stays in float where it is a linear over the channels of a stem.
-POINTWISE_PATCHES = "its error would be in every block, and integers save next to nothing"
+#: Why a layer in front of the blocks stays in float: the patch embedding behind a stem, or a stem's first convolution.
+IN_EVERY_BLOCK = "its error would be in every block, and integers save next to nothing"
 
 
 def variant_of(request: Request) -> str:

@@ -51,7 +51,7 @@ from vitedge.runtimes._nvidia.fusing import FP8_TAPS, quantize_residuals
 from vitedge.runtimes._nvidia.heads import equal_heads, widened
 from vitedge.runtimes.base import Lowered, Request
 from vitedge.runtimes.lowering import (
-    POINTWISE_PATCHES,
+    IN_EVERY_BLOCK,
     checked_variant,
     integer_layers,
     planned_layers,
@@ -179,7 +179,7 @@ def _why_float_convolution(layer: Layer, precision: str) -> str:
     if min(layer.weight.shape[:2]) < LEAST_CHANNELS:
         return f"fewer than {LEAST_CHANNELS} channels gain nothing in {precision}"
     if layer.name == "patch_embed.proj" and layer.view.kernel == (1, 1):
-        return POINTWISE_PATCHES
+        return IN_EVERY_BLOCK
     taps = math.prod(layer.view.kernel)
     return f"TensorRT has no fast FP8 convolution of {taps} taps" if precision == "fp8" and taps > FP8_TAPS else ""
 

@@ -37,7 +37,7 @@ from vitedge.quantization.rounding import Scheme
 from vitedge.quantization.views import Layer, pixel_tensors, quantizable
 from vitedge.runtimes.attention import attentions
 from vitedge.runtimes.base import Lowered, Request
-from vitedge.runtimes.lowering import POINTWISE_PATCHES, checked_variant, integer_layers, planned_layers, quantized
+from vitedge.runtimes.lowering import IN_EVERY_BLOCK, checked_variant, integer_layers, planned_layers, quantized
 from vitedge.runtimes.onnxruntime import detect
 from vitedge.runtimes.onnxruntime.attention import float_attention, quantized_attention
 from vitedge.runtimes.onnxruntime.convolutions import integer_convolutions, pointwise, tiles
@@ -182,7 +182,7 @@ def reasons_for_float(graph: onnx.ModelProto) -> dict[str, str]:
             one_row = "memory-bound: it multiplies one row per image"
             return one_row if len(shape) == 2 else ""
         if layer.name == "patch_embed.proj" and pointwise(layer.view):
-            return POINTWISE_PATCHES
+            return IN_EVERY_BLOCK
         if layer.weight.shape[1] < 8 and not tiles(layer.view):
             return "its input has few channels; gathering rows would cost more than integers save"
         return ""

@@ -7,7 +7,7 @@ float               float32 throughout
 bf16                the same graph; Linear, Conv and attention run in bfloat16 on processors that have it
 linears-int8        Q/DQ around the inputs and weights of Linear layers, the rest float32. OpenVINO reads Q/DQ as
                     FakeQuantize, and its low-precision transformations make the layers INT8
-linears-convs-int8  convolutions too, all but the first; x86 alone has INT8 kernels for them
+linears-convs-int8  convolutions too; x86 alone has INT8 kernels for them
 pointwise-int8      the same layers, and the linears as pointwise convolutions: the same arithmetic, 2.4 times as fast
                     without VNNI, where linears are slower in INT8 than in float32 and convolutions twice as fast
 convs-int8          convolutions only
@@ -28,6 +28,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ from vitedge.quantization.rounding import QuantizedLayer, Scheme
 from vitedge.quantization.views import Layer, quantizable
 from vitedge.runtimes.base import Lowered, Request
 from vitedge.runtimes.lowering import (
-    POINTWISE_PATCHES,
+    IN_EVERY_BLOCK,
     checked_variant,
     integer_layers,
     planned_layers,
@@ -52,6 +53,7 @@ from vitedge.runtimes.lowering import (
 from vitedge.runtimes.openvino import nncf
 from vitedge.runtimes.openvino.bfloat16 import rounded
 from vitedge.runtimes.openvino.detect import NAME, core, installed, load, package
+from vitedge.runtimes.openvino.keys import with_keys_by_rows
 from vitedge.runtimes.openvino.pointwise import pointwise_linears
 from vitedge.runtimes.openvino.pooling import with_adds_behind_pools
 
@@ -67,6 +69,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 _BFLOAT16 = "-rest-bf16"
 VARIANTS |= {f"{name}{_BFLOAT16}": VARIANTS[name] for name in ("linears-convs-int8", "pointwise-int8", "nncf-int8")}
+_BYTE_SCALE = 1 + 2.0**-20  # exact in float32
 _MARK = "\N{SYMBOL FOR UNIT SEPARATOR}"
 
 
@@ -151,23 +154,33 @@ def _options(rest: str, device: str) -> dict[str, Option]:
 
 def _quantized(request: Request) -> tuple[onnx.ModelProto, dict[str, QuantizedLayer], dict[str, str]]:
     """Return the improved float graph, the variant's layers in integers, and why the other layers stay in float."""
+    variant = request.candidate.variant
     layers, _ = quantizable(request.graph)
-    first = layers[0].name if layers else ""
+    reads_bytes = {layer.name for layer in layers[:1] if layer.linear.kind == "conv"}
+    stay = () if variant.endswith(_BFLOAT16) else reads_bytes
 
     def why_float(layer: Layer) -> str:
-        if layer.linear.kind == "conv" and layer.name == first:
-            return "it reads the picture's own bytes, and OpenVINO takes their quantization away"
-        pointwise = layer.name == "patch_embed.proj" and layer.view.kernel == (1, 1)
-        return POINTWISE_PATCHES if pointwise else ""
+        return IN_EVERY_BLOCK if layer.name in stay else ""
 
-    names, reasons = integer_layers(request, VARIANTS[request.candidate.variant], why_float)
+    names, reasons = integer_layers(request, VARIANTS[variant], why_float)
     scheme = Scheme(activation="uint8", symmetric=False, wide_sums=request.target.wide_sums)
-    return *quantized(request, scheme, names), reasons
+    graph, integers = quantized(request, scheme, names)
+    return graph, {name: _kept(layer) for name, layer in integers.items()}, reasons
+
+
+def _kept(layer: QuantizedLayer) -> QuantizedLayer:
+    """Return a layer whose input's quantization OpenVINO keeps: it takes that of the picture's own bytes away.
+
+    Their scale is 1 and their zero point 0, so quantizing them changes nothing, and the convolution would run in
+    bfloat16. At a scale that is 1e-6 larger every byte still rounds to itself.
+    """
+    identity = (layer.input_scale, layer.input_zero_point) == (1, 0)
+    return replace(layer, input_scale=_BYTE_SCALE) if identity else layer
 
 
 def _named(typed: onnx.ModelProto, batch: int, graph: onnx.ModelProto) -> onnx.ModelProto:
     """Return what OpenVINO reads of a typed graph, which was made of the float ``graph``."""
-    return _unambiguous(pin_batch(with_adds_behind_pools(typed), batch), _biases(graph))
+    return _unambiguous(pin_batch(with_keys_by_rows(with_adds_behind_pools(typed)), batch), _biases(graph))
 
 
 def _biases(graph: onnx.ModelProto) -> dict[str, str]:
