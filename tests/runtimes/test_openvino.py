@@ -100,6 +100,23 @@ def test_convolutions_run_in_int8_but_the_first(variant: str, tmp_path: Path) ->
     assert {name: types[name] for name in planned} == {name: layer.precision for name, layer in planned.items()}
 
 
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="INT8 convolutions are OpenVINO's on x86 alone")
+def test_with_bfloat16_the_first_convolution_runs_in_int8_too(tmp_path: Path) -> None:
+    """It reads the picture's own bytes, whose quantization OpenVINO takes away where the scale is 1."""
+    config = replace(artifacts.CONFIG, stem=ConvStem(channels=(16, 32), strides=(2, 4), first_kernel=2))
+    variant = Candidate(precision="int8", variant="pointwise-int8-rest-bf16")
+    wish = artifacts.request(TARGET, variant, config=config)
+    artifact = artifacts.write(tmp_path / "artifact", wish, lowered := artifacts.lower(wish), config)
+    with open_session(artifact, OpenOptions(options={"INFERENCE_PRECISION_HINT": "f32"})) as session:
+        types = {node.name: node.type for node in session.executed()}
+    assert types["patch_embed.stem.0.conv"] == "int8"
+    assert lowered.interpretable is not None
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in lowered.interpretable.graph.initializer}
+    scale = tensors["patch_embed.stem.0.conv.input.scale"]
+    every = np.arange(256, dtype=np.float32)
+    np.testing.assert_array_equal(np.rint(every / scale), every)
+
+
 @pytest.mark.parametrize("candidate", [FLOAT, INT8], ids=["float", "int8"])
 def test_a_gelu_behind_a_max_pool_stays_there(candidate: Candidate, tmp_path: Path) -> None:
     """OpenVINO took it into the convolution before the MaxPool, and every logit was another one."""
@@ -345,12 +362,10 @@ def test_what_is_not_quantized_runs_in_bfloat16_where_that_is_asked_for(variant:
     first = "patch_embed.stem.0.conv"
     assert planned[first] == "int8" and {layer.name: layer.precision for layer in exact.layers}[first] == "fp32"
     graphs = [each.interpretable for each in (lowered, exact)]
-    scales = [{t.name: t for t in graph.graph.initializer if t.name.endswith(".scale")} for graph in graphs if graph]
-    assert scales[1].items() <= scales[0].items()
-    assert {name.removesuffix(".weight.scale") for name in scales[0].keys() - scales[1].keys()} == {
-        first,
-        f"{first}.input.scale",
-    }
+    ends = (".scale", ".weight.q")
+    mine, others = ({t.name: t for t in graph.graph.initializer if t.name.endswith(ends)} for graph in graphs if graph)
+    assert others.items() <= mine.items()
+    assert mine.keys() - others.keys() == {f"{first}.{what}" for what in ("input.scale", "weight.scale", "weight.q")}
     frames = np.random.default_rng(0).integers(0, 256, (8, 32, 48, 3), dtype=np.uint8)
     assert 1e-4 < relative(*(run_graph(graph, frames) for graph in graphs if graph)) < 5e-2
 

@@ -64,7 +64,7 @@ def test_planned_layers_run_in_integers_and_nothing_is_moved_for_them(tmp_path: 
     assert lowered.interpretable is not None
     expected = [run_graph(lowered.interpretable, frame[None]) for frame in FRAMES]
     differences = sorted(relative(*pair) for pair in zip(found, expected, strict=True))
-    assert differences[len(FRAMES) // 2] < 1e-6 and differences[-1] < 2e-2, "an integer rounded otherwise is seldom"
+    assert differences[len(FRAMES) // 2] < 1e-6 and differences[-1] < 2e-2, "an integer is seldom rounded otherwise"
 
 
 def test_layers_that_the_budget_leaves_in_float_stay_linears() -> None:
