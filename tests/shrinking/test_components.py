@@ -49,7 +49,12 @@ def test_the_components_of_a_vit() -> None:
     kinds = {"mlp": "hidden", "attn.heads": "heads", "attn.query_key": "query_key", "attn.value": "value"}
     blocks = {f"blocks.{i}.{part}": kind for i in (0, 1) for part, kind in kinds.items()}
     stem = {f"patch_embed.stem.{i}": "channels" for i in (0, 1)}
-    assert {name: each.kind for name, each in found.items()} == {**blocks, **stem, "blocks.0.tokens": "tokens"}
+    assert {name: each.kind for name, each in found.items()} == {
+        **blocks,
+        **stem,
+        "blocks.0.tokens": "tokens",
+        "embedding": "embedding",
+    }
     assert found["blocks.1.attn.heads"].offered == (0, 1, 2, 3)
     assert found["blocks.0.attn.query_key"].offered == (8, 16)
     assert found["patch_embed.stem.0"].offered == (8, 16, 24)
@@ -63,7 +68,7 @@ def test_what_ties_channels_together_keeps_them() -> None:
     assert "blocks.0.attn.value" in names and "blocks.0.attn.query_key" not in names
     model = authored(tiny(depth=1))
     model.graph.output.append(onnx.helper.make_tensor_value_info("blocks.0.mlp.act.out", 1, None))
-    assert {each.kind for each in components(model)} == {"heads", "branch"}  # the MLP as a whole
+    assert {each.kind for each in components(model)} == {"heads", "branch", "embedding"}  # the MLP as a whole
 
 
 @given(configs(), st.data())

@@ -14,6 +14,7 @@ from vitedge.formats.architecture import ConvStem, Rope
 from vitedge.graph import surgery
 from vitedge.shrinking.components import components
 from vitedge.shrinking.costs import _curves, _Scale, costs
+from vitedge.shrinking.embedding import NAME, embedding_of
 from vitedge.shrinking.shrink import in_order, shrink
 from vitedge.shrinking.structures import structures
 from vitedge.shrinking.tokens import tokens_behind_blocks
@@ -23,7 +24,7 @@ PICTURES = random_images(tiny(), 40, seed=7)
 
 def measured(model: onnx.ModelProto, component: str, width: int) -> float:
     """Squared difference of the logits about its mean over classes, once one component has this width."""
-    narrow = shrink(model, {component: width}, PICTURES, sequential=False).model
+    narrow = shrink(model, {component: width}, PICTURES, sequential=component == NAME).model
     difference = run(narrow, PICTURES) - run(model, PICTURES)
     return float(np.square(difference - difference.mean(axis=1, keepdims=True)).sum(axis=1).mean())
 
@@ -62,14 +63,16 @@ def test_a_rank_that_is_kept_whole_stays_exact(changes: dict[str, object]) -> No
     model = authored(tiny(embed_dim=48, stem=ConvStem(channels=(24, 16), strides=(2, 4)), **changes))
     scale, offered = _Scale(model, PICTURES), {each.name: each for each in components(model)}
     expected, solved = run(model, PICTURES), 0
-    for structure in in_order(model, [*structures(model), *tokens_behind_blocks(model)]):
+    embedding = embedding_of(model)
+    assert embedding is not None
+    for structure in in_order(model, [*structures(model), *tokens_behind_blocks(model), embedding]):
         scale.advance(structure)
         for name, (curve, narrowed) in _curves(scale, structure, offered).items():
             solved += 1
             whole = run(narrowed(offered[name].width), PICTURES)
             assert curve[offered[name].width] == 0 and len(curve) == offered[name].width + 1
             assert np.abs(whole - expected).max() <= 1e-5 * np.abs(expected).max(), name
-    assert solved == len(offered) == 11 - 2 * ("qk_norm" in changes) - ("rope" in changes)
+    assert solved == len(offered) == 12 - 2 * ("qk_norm" in changes) - ("rope" in changes)
 
 
 def test_costs_of_a_hybrid() -> None:

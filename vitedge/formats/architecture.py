@@ -150,8 +150,9 @@ class ViTConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     (``cls_token`` [1,1,D], ``dist_token`` [1,1,D], ``reg_token`` [1,R,D]).
 
     With ``blocks`` each block has widths of its own; ``num_heads`` and ``mlp_hidden`` are then those of the model that
-    it was cut from, and attention goes on being scaled by (embed_dim/num_heads)^-½. Blocks that all have the full
-    widths are the same as none.
+    it was cut from, and attention goes on being scaled by that model's channels a head, ``head_dim``^-½. Blocks that
+    all have the full widths are the same as none. With ``attention_dim`` there are fewer channels between the blocks
+    than in all heads together.
     """
 
     image_size: tuple[int, int]  # (height, width) in pixels
@@ -177,10 +178,15 @@ class ViTConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     activation: Literal["gelu", "gelu_tanh"] = "gelu"
     mlp: Literal["plain", "swiglu"] = "plain"  # swiglu (2002.05202): ``mlp.fc1`` [2 hidden, D], the gate's rows first
     blocks: tuple[BlockWidths, ...] | msgspec.UnsetType = msgspec.UNSET  # files of uniform models don't mention it
+    attention_dim: int | msgspec.UnsetType = msgspec.UNSET  # channels of all heads of a full block; unset: embed_dim
 
     def __post_init__(self) -> None:
-        if self.embed_dim % self.num_heads:
-            raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
+        if self.attention_dim == self.embed_dim:
+            msgspec.structs.force_setattr(self, "attention_dim", msgspec.UNSET)
+        name = "embed_dim" if self.attention_dim is msgspec.UNSET else "attention_dim"
+        channels = getattr(self, name)
+        if channels % self.num_heads:
+            raise ValueError(f"{name} {channels} is not a multiple of num_heads {self.num_heads}")
         for name, pixels in zip(("height", "width"), self.image_size, strict=True):
             if pixels <= 0 or pixels % self.stem.stride:
                 raise ValueError(
@@ -272,7 +278,7 @@ class ViTConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @property
     def head_dim(self) -> int:
         """Channels per attention head."""
-        return self.embed_dim // self.num_heads
+        return (self.attention_dim or self.embed_dim) // self.num_heads
 
     @property
     def pooled_dim(self) -> int:
@@ -297,6 +303,14 @@ class ViTConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             total = 3 * self.stem.patch_size**2 * self.embed_dim * patches
         total += sum(self.block_macs(self.block(index), self.tokens_before(index)) for index in range(self.depth))
         return total + self.pooled_dim * self.num_classes * (2 if self.distillation_token else 1)
+
+    @property
+    def whole_block_macs(self) -> int:
+        """Multiply-accumulates of a full block of the model that this one was cut from."""
+        whole = msgspec.structs.replace(
+            self, embed_dim=self.num_heads * self.head_dim, attention_dim=msgspec.UNSET, blocks=msgspec.UNSET
+        )
+        return whole.block_macs(whole.full_block, whole.tokens)
 
     def block_macs(self, block: BlockWidths, tokens: int) -> int:
         """Return the multiply-accumulates of a block of these widths that reads ``tokens`` tokens."""

@@ -40,7 +40,7 @@ def read_authored(model: onnx.ModelProto, config: ViTConfig, preprocessing: Prep
 
     Args:
         model: authored, then cut: fewer hidden units, channels of queries, keys and values, heads, branches, tokens,
-            channels of a convolutional stem, classes, or another image size.
+            channels of a convolutional stem or of the embedding, classes, or another image size.
         config: what it was authored from.
         preprocessing: whose mean, standard deviation and channel order are folded in.
 
@@ -110,6 +110,8 @@ def _configuration(graph: _Reader, config: ViTConfig) -> ViTConfig:
     return replace(
         config,
         stem=stem,
+        embed_dim=len(graph.layer("patch_embed.proj").weight),
+        attention_dim=config.num_heads * config.head_dim,
         num_classes=len(graph.layer("head").weight),
         layer_scale=False,
         qkv_bias=biased,

@@ -96,7 +96,8 @@ def _model(model: Model, limit: int | None) -> Inspection:
     }
     if architecture is not None:
         height, width = architecture.image_size
-        heads = "widths of their own" if architecture.blocks else f"{architecture.num_heads} heads"
+        narrower = f" of {architecture.head_dim} channels" if architecture.attention_dim else ""
+        heads = "widths of their own" if architecture.blocks else f"{architecture.num_heads} heads{narrower}"
         facts["architecture"] = (
             f"{architecture.depth} blocks of {architecture.embed_dim} channels, {heads}, "
             f"{architecture.tokens} tokens of a {height}×{width} picture, {architecture.stem.stride}-pixel patches"

@@ -10,7 +10,7 @@ COLUMNS = (">block", ">heads", ">channels of a query", ">of a value", ">MLP unit
 
 def table(config: ViTConfig) -> tuple[tuple[str, ...], ...]:
     """Return a row for each block, under :data:`COLUMNS`; nothing where all blocks are equal."""
-    whole = config.block_macs(config.full_block, config.tokens)
+    whole = config.whole_block_macs
     return tuple(
         (
             str(index),

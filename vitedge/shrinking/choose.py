@@ -4,23 +4,26 @@ What can be narrowed apart (an MLP, an attention, a convolution) is a *place*; i
 one is taken. Dynamic programming over what the options save finds the least sum of errors that saves enough. It is
 exact for whole numbers up to :data:`STEPS`; larger ones are counted in so many steps, each option rounded down.
 
-What places save adds up, but for tokens: where some are merged, all later places have less to save. So one place
-behind which to merge, and how far, is a *schedule*; for each of the few that are offered the widths are chosen anew.
+What places save adds up, but for two of them: with a narrower embedding all places have less to save, and where tokens
+are merged, all later ones. So an embedding's width together with one place behind which to merge, and how far, is a
+*schedule*; for each of those that are offered the other widths are chosen anew.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
     from vitedge.shrinking.components import Component
 
+SCHEDULED = ("embedding", "tokens")  # kinds of components that leave others less to save
 STEPS = 1 << 14  # the knapsack counts the saving that is needed in at most this many steps
 
 
@@ -40,7 +43,7 @@ def choose_with_schedule(schedules: Sequence[Places], needed: float) -> list[Opt
     """Return the options of the schedule that saves enough at the least sum of errors; None: no schedule does.
 
     Args:
-        schedules: places of each; of one schedule the last place is the merging of tokens, with a single option.
+        schedules: places of each; of some the last place is the embedding or the tokens, with a single option.
         needed: what has to be saved, in the unit of the options.
     """
     best: list[Option] | None = None
@@ -122,23 +125,40 @@ def schedules_of(
     errors: Mapping[str, Mapping[int, float]],
     left: Callable[[str, int], Mapping[str, float]],
 ) -> list[list[list[Option]]]:
-    """Return the schedules: the places without merged tokens, then the places for every way to merge tokens.
+    """Return the schedules: the places of the whole embedding and all tokens, then those of every way to have fewer.
 
     Args:
         components: what can become narrower.
         saved: by component and width, what it saves; only these widths are offered.
         errors: by component and width, what it costs.
-        left: of a merging of tokens, the fraction of its work that each place has left.
+        left: of a narrower embedding, or fewer tokens, the fraction of its work that each place has left.
     """
-    narrowed = [each for each in components if each.kind != "tokens"]
-    schedules = [places_of(narrowed, saved, errors)]
-    for component in (each for each in components if each.kind == "tokens"):
+    narrowed = [each for each in components if each.kind not in SCHEDULED]
+    ways = dict[str, list[_Way]]()
+    for component in (each for each in components if each.kind in SCHEDULED):
         for width, gain in saved.get(component.name, {}).items():
             if gain > 0:
-                merging = Option(gain, errors[component.name][width], {component.name: width})
-                fractions = left(component.name, width)
-                schedules.append([*places_of(narrowed, saved, errors, fractions), [merging]])
+                option = Option(gain, errors[component.name][width], {component.name: width})
+                ways.setdefault(component.kind, []).append(_Way(option, left(component.name, width)))
+    schedules = [places_of(narrowed, saved, errors)]
+    for chosen in itertools.product(*([None, *each] for each in ways.values())):
+        if taken := [way for way in chosen if way is not None]:
+            way = functools.reduce(_Way.then, taken)
+            schedules.append([*places_of(narrowed, saved, errors, way.left), [way.option]])
     return schedules
+
+
+class _Way(NamedTuple):
+    """A narrower embedding, fewer tokens, or both."""
+
+    option: Option
+    left: Mapping[str, float]  # of the work, by place
+
+    def then(self, other: _Way) -> _Way:
+        """Return both: the other one saves less, as there's less work."""
+        share = sum(self.left.values()) / max(len(self.left), 1)
+        both = together([self.option, replace(other.option, saved=share * other.option.saved)])
+        return _Way(both, {place: share * other.left.get(place, 1.0) for place, share in self.left.items()})
 
 
 def places_of(

@@ -12,11 +12,12 @@ import onnx
 from numpy.typing import NDArray
 
 from vitedge.errors import UsageError, nearest
+from vitedge.shrinking.embedding import NAME, Embedding, embedding_of, offered
 from vitedge.shrinking.rewrite import Rewriter, read_attention
 from vitedge.shrinking.structures import Attention, Pair, Structure, structure_of, structures
 from vitedge.shrinking.tokens import Tokens, offering, tokens_behind_blocks, with_merged
 
-Kind = Literal["hidden", "query_key", "value", "heads", "branch", "channels", "tokens"]
+Kind = Literal["hidden", "query_key", "value", "heads", "branch", "channels", "tokens", "embedding"]
 _GROUP = 8  # kernels run best at widths that are multiples of this
 _STEPS = 16  # about as many widths are offered for a component
 NONE: Mapping[str, Sequence[int]] = MappingProxyType({})
@@ -27,8 +28,8 @@ class Component:
     """A part of the model that can become narrower.
 
     The kinds, and what their widths count: ``hidden`` units of an MLP, ``channels`` between two convolutions,
-    ``query_key`` and ``value`` channels of each head, ``heads`` of an attention, a whole ``branch``, 1 or 0, and the
-    ``tokens`` behind a block.
+    ``query_key`` and ``value`` channels of each head, ``heads`` of an attention, a whole ``branch``, 1 or 0, the
+    ``tokens`` behind a block, and the channels of all tokens between the blocks, the ``embedding``.
     """
 
     name: str  # "blocks.3.mlp", "blocks.3.attn.query_key", "patch_embed.stem.0"
@@ -46,9 +47,9 @@ def components(model: onnx.ModelProto) -> list[Component]:
     Returns:
         Those with a choice. Names are the layers': a pair is called after its first layer without ``.fc1`` or
         ``.conv``, an attention after its projection without ``.proj``, with ``.heads``, ``.query_key`` or ``.value``,
-        and tokens after their block, with ``.tokens``.
+        and tokens after their block, with ``.tokens``. The embedding comes last.
     """
-    found = _all(structures(model), offering(tokens_behind_blocks(model)))
+    found = _all(structures(model), offering(tokens_behind_blocks(model)), embedding_of(model))
     return [each for each in found if len(each.offered) > 1]
 
 
@@ -70,6 +71,9 @@ def truncate(
     for place in fewer_tokens(model, widths):
         model = with_merged(model, place.name, widths[place.name])
     rewriter = Rewriter(model)
+    if (embedding := narrower_embedding(model, widths)) is not None:
+        rewriter.embedding(embedding, np.eye(embedding.width)[:, : widths[embedding.name]])
+        model, rewriter = rewriter.finished(), Rewriter(rewriter.model)
     for structure in changed(model, widths):
         if isinstance(structure, Pair) and {structure.first.name, structure.second.name} & rewriter.touched:
             structure = structure_of(rewriter.model, structure)  # the second layer of one, the first of the next
@@ -103,6 +107,12 @@ def fewer_tokens(model: onnx.ModelProto, widths: Mapping[str, int]) -> list[Toke
     return [each for each in tokens_behind_blocks(model) if widths.get(each.name, each.count) != each.count]
 
 
+def narrower_embedding(model: onnx.ModelProto, widths: Mapping[str, int]) -> Embedding | None:
+    """Return the embedding where these widths make it narrower."""
+    found = embedding_of(model) if NAME in widths else None
+    return found if found is not None and widths[NAME] != found.width else None
+
+
 def _truncate_attention(
     rewriter: Rewriter, attention: Attention, widths: Mapping[str, int], units: Mapping[str, Sequence[int]]
 ) -> None:
@@ -129,11 +139,13 @@ def check_widths(model: onnx.ModelProto, widths: Mapping[str, int]) -> None:
 
     Raises:
         UsageError: no such component, or a width below the least one (0 where the branch may go, 1 patch token beside
-            those before the patches, else 1), above the present one, or, of rotary queries and keys, odd.
+            those before the patches, 2 channels of the embedding, else 1), above the present one, or, of rotary queries
+            and keys, odd.
     """
     action = "make a model narrower"
     found, places = structures(model), {each.name: each for each in tokens_behind_blocks(model)}
-    known = {each.name: each for each in _all(found, places.values())}
+    embedding = embedding_of(model) if NAME in widths else None
+    known = {each.name: each for each in _all(found, places.values(), embedding)}
     rotary = [each for each in found if isinstance(each, Attention) and each.rotary is not None]
     pairs = {f"{each.name}.query_key" for each in rotary}
     for name, width in widths.items():
@@ -143,13 +155,15 @@ def check_widths(model: onnx.ModelProto, widths: Mapping[str, int]) -> None:
         component, least = known[name], 0 if known[name].offered[0] == 0 else 1
         if name in places:
             least += places[name].prefix
+        if name == NAME:
+            least = 2  # of one channel, LayerNorm leaves nothing
         if not least <= width <= component.width or (name in pairs and width % 2):
             what = f"width of '{name}' ({component.kind.replace('_', '/')}) can be {least} to {component.width}"
             even = " and even, because a rotary embedding rotates pairs of channels" if name in pairs else ""
             raise UsageError(action, f"the {what}{even}, not {width}", "choose another width")
 
 
-def _all(found: list[Structure], places: Iterable[Tokens]) -> Iterator[Component]:
+def _all(found: list[Structure], places: Iterable[Tokens], embedding: Embedding | None) -> Iterator[Component]:
     """Yield every component, those with a single width too."""
     for structure in found:
         gone = (0,) if structure.residual is not None else ()
@@ -166,6 +180,8 @@ def _all(found: list[Structure], places: Iterable[Tokens]) -> Iterator[Component
             yield Component(structure.name, "branch", 1, (0, 1))
     for place in places:
         yield Component(place.name, "tokens", place.count, place.offered)
+    if embedding is not None:
+        yield Component(NAME, "embedding", embedding.width, offered(_offered(embedding.width), embedding.width))
 
 
 def _offered(width: int) -> tuple[int, ...]:

@@ -18,9 +18,10 @@ from vitedge.errors import UsageError
 from vitedge.graph.unused_tokens import rows_computed
 from vitedge.shrinking.activations import Activations
 from vitedge.shrinking.components import Component, components
+from vitedge.shrinking.embedding import Directions, Embedding, embedding_of
 from vitedge.shrinking.moments import HeadMoments, Moments, taken
 from vitedge.shrinking.rewrite import Rewriter
-from vitedge.shrinking.shrink import batch_of, first_node, in_order
+from vitedge.shrinking.shrink import Place, batch_of, first_node, in_order, shrink
 from vitedge.shrinking.solve import ContextProblem, PairProblem, ScoresProblem
 from vitedge.shrinking.structures import Attention, Pair, Structure, structures
 from vitedge.shrinking.tokens import Groups, Tokens, gram_of, groupings, tokens_behind_blocks, with_merged
@@ -64,7 +65,8 @@ def costs(
         )
     offered = {each.name: each for each in components(model) if names is None or each.name in names}
     scale = _Scale(model, pictures)
-    everything = [*structures(model), *tokens_behind_blocks(model)]
+    everything: list[Place] = [*structures(model), *tokens_behind_blocks(model)]
+    everything += [] if (embedding := embedding_of(model)) is None else [embedding]
     found = in_order(model, [each for each in everything if set(each.present()) & set(offered)])
     weighed: dict[str, dict[int, float]] = {}
     for done, structure in enumerate(found):
@@ -82,11 +84,12 @@ class _Scale:
     def __init__(self, model: onnx.ModelProto, pictures: NDArray[np.uint8]) -> None:
         self.model, self.rows = model, rows_computed(model)
         batch = batch_of(pictures)
+        self.tried = pictures[:_TRIED]
         self._all = Activations(model, pictures, batch)
-        self._some = Activations(model, pictures[:_TRIED], batch)
+        self._some = Activations(model, self.tried, batch)
         self._logits = self._run(model)
 
-    def advance(self, structure: Structure | Tokens) -> None:
+    def advance(self, structure: Place) -> None:
         """Move on to the point where a structure begins."""
         for activations in (self._all, self._some):
             activations.advance(self.model, first_node(self.model, structure))
@@ -112,6 +115,11 @@ class _Scale:
             place, gram_of(place, (values[place.tensor] for values in self._all.run(self.model, [place.tensor])))
         )
 
+    def directions(self, embedding: Embedding) -> Directions:
+        """Return the directions of the embedding."""
+        tensors = [norm.tensor for norm in embedding.norms]
+        return Directions(embedding, self._all.run(self.model, tensors), self.rows)
+
     def _run(self, model: onnx.ModelProto) -> Float64:
         name = model.graph.output[0].name
         return np.concatenate([values[name] for values in self._some.run(model, [name])]).astype(np.float64)
@@ -136,12 +144,12 @@ class _Scale:
         return float(np.square(difference).sum(axis=-1).mean())
 
 
-def _curves(
-    scale: _Scale, structure: Structure | Tokens, offered: Mapping[str, Component]
-) -> dict[str, tuple[Float64, Narrowed]]:
+def _curves(scale: _Scale, structure: Place, offered: Mapping[str, Component]) -> dict[str, tuple[Float64, Narrowed]]:
     """Return, by component, the squared error of each width at the structure's output, and the graph at a width."""
     if isinstance(structure, Tokens):
         return {structure.name: _tokens(scale, structure)}
+    if isinstance(structure, Embedding):
+        return {structure.name: _embedding(scale, structure)}
     moments = scale.moments(structure)
 
     def without() -> onnx.ModelProto:
@@ -178,6 +186,13 @@ def _tokens(scale: _Scale, place: Tokens) -> tuple[Float64, Narrowed]:
     for patches, (error, _) in found.items():
         curve[place.prefix + patches] = error
     return curve, lambda count: with_merged(scale.model, place.name, found[count - place.prefix][1])
+
+
+def _embedding(scale: _Scale, embedding: Embedding) -> tuple[Float64, Narrowed]:
+    """Return the variance lost, and graphs whose layers are fitted to what is left: without that far more is lost."""
+    return scale.directions(
+        embedding
+    ).errors(), lambda width: shrink(scale.model, {embedding.name: width}, scale.tried).model
 
 
 def _attention(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vitedge.shrinking.subject import Subject
 
 WITHOUT_LABELS, WITH_LABELS = 1.0, 0.5  # weight of the teacher in the loss
-BATCH, LR = 128, 5e-4
+HOLDOUT = 0.05  # of the pictures, by which the best pass is chosen
 LESSON: Literal["soft", "both"] = "soft"  # "both": features, too
 AT_ONCE = 64  # pictures that the original model labels in one batch
 
@@ -68,8 +68,7 @@ def finetuned(whole: Subject, student: Subject, graph: onnx.ModelProto) -> onnx.
         options = TrainOptions(
             init_from=str(start.path),
             epochs=int(plan.options.finetune or 1),
-            batch_size=BATCH,
-            lr=LR,
+            holdout=HOLDOUT,
             label_smoothing=0.0,
             distillation=how if student.size == whole.size else replace(how, views=0),
             threads=plan.options.threads or 0,

@@ -74,6 +74,11 @@ class Moments:
             )
 
     @property
+    def read(self) -> int:
+        """Number of rows that something reads."""
+        return self._last_count
+
+    @property
     def mean(self) -> Float64:
         """E x [K]."""
         return np.asarray(self._x / self.count + self._shift)

@@ -26,7 +26,7 @@ from vitedge.runtimes.here import runs_here, why_not_here
 from vitedge.shrinking.adapting import sized
 from vitedge.shrinking.beside import check_beside
 from vitedge.shrinking.components import components
-from vitedge.shrinking.options import FEWEST_PICTURES, ShrinkOptions
+from vitedge.shrinking.options import FEWEST_PICTURES, MOST_PICTURES, ShrinkOptions
 from vitedge.shrinking.search import Budget
 from vitedge.shrinking.table import Table, read_table, refuse_other
 
@@ -204,7 +204,8 @@ def _with_pictures(deployed: Plan, options: ShrinkOptions, action: str) -> Plan:
     data = "the embedded set" if options.data is None else f"--data {options.data}"
     elsewhere = held_out is not None
     if options.num_samples is None:
-        count = observed_count(images, FEWEST_PICTURES, data=data, held_out_elsewhere=elsewhere, action=action)
+        wanted = _pictures_wanted(deployed.model.record.preprocessing.size)
+        count = observed_count(images, wanted, data=data, held_out_elsewhere=elsewhere, action=action)
     else:
         count = options.num_samples
         require_samples(images, count, data=data, held_out_elsewhere=elsewhere, action=action)
@@ -212,6 +213,12 @@ def _with_pictures(deployed: Plan, options: ShrinkOptions, action: str) -> Plan:
     recipe = replace(recipe, observe=replace(recipe.observe, num_samples=count))
     limit = _limit(deployed.model, held_out or images, options, action)
     return changed(deployed, recipe=recipe, images=images, observed=count, held_out=held_out, budget=limit)
+
+
+def _pictures_wanted(size: tuple[int, int]) -> int:
+    """Return how many pictures of (height, width) pixels give as much to fit layers to as 300 of 224 × 224."""
+    alike = FEWEST_PICTURES * 224 * 224 // (size[0] * size[1])
+    return min(MOST_PICTURES, max(FEWEST_PICTURES, alike))
 
 
 def _limit(model: Model, images: ImageSet, options: ShrinkOptions, action: str) -> LossBudget:

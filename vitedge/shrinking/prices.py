@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from vitedge.shrinking.components import Component
 
+METHOD = 2  # of measuring a table: those in the cache folder that were measured otherwise aren't read
 LONGER = 3.0  # times as long, where an interval is wider than the tolerance of the budget, and to confirm
 
 
@@ -163,5 +164,5 @@ def _key(deployed: Plan, options: ShrinkOptions, action: str) -> str:
     """Return a digest of everything that times depend on."""
     target, candidate = deployed.target, deployed.candidates[0]
     identity = [deployed.model.record.files["model.onnx"], str(target), str(candidate), str(options.threads)]
-    identity += [runtimes.require(target.runtime, action), hardware_description(target), str(power_mode())]
+    identity += [str(METHOD), runtimes.require(target.runtime, action), hardware_description(target), str(power_mode())]
     return sha256("\0".join(identity).encode())[:32]

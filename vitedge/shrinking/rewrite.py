@@ -14,6 +14,7 @@ from vitedge.errors import ModelError
 from vitedge.graph.folding import prune, reroute, set_constant
 from vitedge.graph.surgery import array, attribute, consumers, copy, initializers, linear_layers, producers
 from vitedge.quantization.prepare import add_behind
+from vitedge.shrinking.embedding import Embedding
 from vitedge.shrinking.structures import Attention, Pair, Part, Residual
 
 Float64 = NDArray[np.float64]
@@ -142,6 +143,33 @@ class Rewriter:
         if attention.rotary is not None:
             self._rotary(attention, pairs, kept)
         self.layer(attention.projection.name, weights.projection, weights.bias)
+
+    def embedding(self, found: Embedding, basis: Float64) -> None:
+        """Give the tokens other channels, as :mod:`vitedge.shrinking.embedding` says.
+
+        Args:
+            found: as it is in the graph.
+            basis: B [D, new channels].
+        """
+        whole, width = basis.shape
+        for layer in found.writers:
+            self.layer(layer.name, layer.matrix @ basis, None if layer.bias is None else layer.bias @ basis)
+        for name, position in found.constants:
+            node = self._node(name)
+            self._set(node, position, array(initializers(self.model)[node.input[position]]) @ basis, f"{name}.by")
+        for name in found.reshapes:
+            self._shape(self._node(name), [width, -1])
+        for norm in found.norms:
+            node = self._node(norm.name)
+            self._set(node, 1, np.ones(width), f"{norm.name}.weight")
+            if len(node.input) > 2:
+                self._set(node, 2, np.zeros(width), f"{norm.name}.bias")
+            for layer in norm.readers:
+                tiles = layer.matrix.reshape(-1, whole, layer.outputs)
+                matrix = np.sqrt(whole / width) * (basis.T @ (norm.scale[:, None] * tiles))
+                shift = (norm.shift @ tiles).sum(axis=0)
+                bias = shift if layer.bias is None else layer.bias + shift
+                self.layer(layer.name, matrix.reshape(-1, layer.outputs), bias if bias.any() else layer.bias)
 
     def without(self, residual: Residual, mean: Float64 | None, *, convolution: bool) -> None:
         """Leave a residual branch out; its Add adds a constant ``<name>.mean`` until :meth:`absorb_means`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -17,8 +18,7 @@ from vitedge.formats.fidelity import Fidelity
 from vitedge.formats.model_folder import Model, write_model
 from vitedge.graph.surgery import macs
 from vitedge.shrinking.adapting import at_size
-from vitedge.shrinking.choose import place_name
-from vitedge.shrinking.components import Component
+from vitedge.shrinking.choose import SCHEDULED, place_name
 from vitedge.shrinking.files import model_files
 from vitedge.shrinking.finetune import finetuned
 from vitedge.shrinking.plan import ShrinkPlan
@@ -163,12 +163,13 @@ def shrinkage(chosen: Attempt, tried: Sequence[Resolution]) -> Shrinkage:
 def _removed(chosen: Attempt) -> Iterator[Removed]:
     """Yield what became narrower, in the order of the graph."""
     whole, priced, widths = chosen.subject, chosen.priced, chosen.trial.widths
-    merged = next((each for each in whole.components if _merges(each, chosen.trial)), None)
-    left = {} if merged is None else whole.left(merged.name, widths[merged.name])
+    scheduled = [each.name for each in whole.components if each.kind in SCHEDULED and each.name in widths]
+    left = [whole.left(name, widths[name]) for name in scheduled]
     for component in whole.components:
         width = widths.get(component.name)
         if width is not None:
-            share = 1.0 if component is merged else left.get(place_name(component), 1.0)
+            place = component.name if component.name in scheduled else place_name(component)
+            share = math.prod(each.get(place, 1.0) for each in left)
             yield Removed(
                 component=component.name,
                 kind=component.kind,
@@ -177,10 +178,6 @@ def _removed(chosen: Attempt) -> Iterator[Removed]:
                 saves=share * priced.table.saved[component.name][width] / priced.full,
                 error=whole.errors[component.name][width],
             )
-
-
-def _merges(component: Component, trial: Trial) -> bool:
-    return component.kind == "tokens" and component.name in trial.widths
 
 
 def write(chosen: Attempt, done: Shrinkage) -> Model:

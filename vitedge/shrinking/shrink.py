@@ -4,13 +4,16 @@ Layer after layer, each on what the narrowed layers before it really compute, it
 there: what the earlier ones lost is made up for as well. CORP (2602.05243) and ZipLM (2302.04089) take both from the
 original. Every layer of the original is run twice on every picture, every layer of the narrower graph two or three
 times.
+
+A narrower embedding comes first; then the layers that read it are fitted as well, each on what it reads now to what it
+computed in the original.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import onnx
@@ -20,8 +23,11 @@ from vitedge.core.progress import Progress, silent
 from vitedge.errors import UsageError
 from vitedge.graph.merging import with_prefix
 from vitedge.graph.unused_tokens import rows_computed
+from vitedge.quantization.views import Layer, quantizable
 from vitedge.shrinking.activations import Activations, Tensors
-from vitedge.shrinking.components import changed, check_widths, fewer_tokens
+from vitedge.shrinking.algebra import damped, targeted
+from vitedge.shrinking.components import changed, check_widths, fewer_tokens, narrower_embedding
+from vitedge.shrinking.embedding import Directions, Embedding, Norm
 from vitedge.shrinking.moments import HeadMoments, Moments, taken, with_rows
 from vitedge.shrinking.rewrite import AttentionWeights, Rewriter
 from vitedge.shrinking.solve import ContextProblem, PairProblem, ScoresProblem
@@ -31,6 +37,11 @@ from vitedge.shrinking.tokens import Tokens, gram_of, groupings, place_of, with_
 _PIXELS_AT_ONCE = 8 * 224 * 224  # pixels of a batch
 
 Indices = NDArray[np.intp]
+Place = Structure | Tokens | Embedding
+Step = Structure | Tokens | Norm
+S = TypeVar("S", bound=Place | Norm)
+
+_ROWS_PER_INPUT = 16  # a layer that reads fewer rows isn't fitted: there would be too few
 
 
 @dataclass(frozen=True)
@@ -78,8 +89,15 @@ def shrink(
     check_widths(model, widths)
     if not len(pictures):
         raise UsageError("shrink a model", "no pictures were given", "pass some hundred pictures")
-    asked = in_order(model, [*changed(model, widths), *fewer_tokens(model, widths)])
+    asked: list[Step] = [*changed(model, widths), *fewer_tokens(model, widths)]
     walk = _Walk(model, pictures, sequential=sequential, target=target)
+    if (embedding := narrower_embedding(model, widths)) is not None:
+        if not sequential:
+            reason = "a narrower embedding changes what every other layer reads"
+            raise UsageError("shrink each layer apart", reason, "shrink one layer after the other")
+        walk.embed(embedding, widths[embedding.name])
+        asked = [*embedding.norms, *asked]  # what reads a norm comes behind it
+    asked = in_order(model, asked)
     for done, structure in enumerate(asked):
         progress("shrink", done, len(asked))
         walk.narrow(structure, widths)
@@ -95,10 +113,14 @@ def batch_of(pictures: NDArray[np.uint8]) -> int:
     return int(max(1, min(64, _PIXELS_AT_ONCE // (height * width))))
 
 
-def first_node(model: onnx.ModelProto, structure: Structure | Tokens) -> str:
+def first_node(model: onnx.ModelProto, structure: Place | Norm) -> str:
     """The first node that changes when a structure becomes narrower."""
     if isinstance(structure, Tokens):
         return structure.reader
+    if isinstance(structure, Norm):
+        return structure.name
+    if isinstance(structure, Embedding):
+        return str(model.graph.node[0].name)
     if isinstance(structure, Pair):
         names = {structure.first.name}
     elif isinstance(structure, Attention):
@@ -108,7 +130,7 @@ def first_node(model: onnx.ModelProto, structure: Structure | Tokens) -> str:
     return next(str(node.name) for node in model.graph.node if node.name in names)
 
 
-def in_order(model: onnx.ModelProto, found: Sequence[Structure | Tokens]) -> list[Structure | Tokens]:
+def in_order(model: onnx.ModelProto, found: Sequence[S]) -> list[S]:
     """Sort structures by the position of their first node in the graph."""
     positions = {node.name: position for position, node in enumerate(model.graph.node)}
     return sorted(found, key=lambda each: positions[first_node(model, each)])
@@ -125,8 +147,20 @@ class _Walk:
         self._after = Activations(model, pictures, batch) if sequential else None
         self._rows = rows_computed(model)
         self._merging: NDArray[np.float32] | None = None  # of all tokens, where some are merged by now
+        self._embedding: Embedding | None = None  # of the original, where it became narrower
+        self._basis: NDArray[np.float32] | None = None
 
-    def narrow(self, original: Structure | Tokens, widths: Mapping[str, int]) -> None:
+    def embed(self, found: Embedding, width: int) -> None:
+        """Make the embedding narrower, before anything else."""
+        tensors = [norm.tensor for norm in found.norms]
+        directions = Directions(found, self._before.run(self.original, tensors), self._rows)
+        basis, rewriter = directions.basis(width), Rewriter(self.model)
+        rewriter.embedding(found, basis)
+        self.model, self._embedding, self._basis = rewriter.finished(), found, basis.astype(np.float32)
+        errors = directions.errors()
+        self.kept[found.name] = Kept(width, None, float(errors[width] / errors[0]))
+
+    def narrow(self, original: Step, widths: Mapping[str, int]) -> None:
         """Make one structure narrower; those before it are done."""
         begin = first_node(self.original, original)
         self._before.advance(self.original, begin)
@@ -135,6 +169,10 @@ class _Walk:
         if isinstance(original, Tokens):
             self._merge(place_of(self.model, original.name), widths[original.name])
             return
+        if isinstance(original, Norm):
+            for layer in original.readers:
+                self._fit(layer)
+            return
         structure = structure_of(self.model, original)
         if structure.residual is not None and structure.goes(widths):
             self._without(structure)
@@ -142,6 +180,22 @@ class _Walk:
             self._pair(structure, widths[structure.name])
         elif isinstance(structure, Attention):
             self._attention(structure, widths)
+
+    def _fit(self, original: Layer) -> None:
+        """Fit a layer that reads the embedding to what it computed in the original."""
+        assert self._after is not None
+        moments, output = Moments(), original.linear.output
+        layer = next(each for each in quantizable(self.model)[0] if each.name == original.name)
+        reads, rows = layer.linear.input, self._rows.get(output)
+        both = zip(self._after.run(self.model, [reads]), self._before.run(self.original, [output]), strict=True)
+        for values, whole in both:
+            moments.add(layer.view, values[reads], self._merged(whole[output]), rows)
+        if moments.read < _ROWS_PER_INPUT * layer.inputs:
+            return
+        matrix = targeted(damped(moments.covariance), moments.covariance, layer.matrix, moments.cross)
+        rewriter = Rewriter(self.model)
+        rewriter.layer(layer.name, matrix, moments.target_mean - moments.mean @ matrix)
+        self.model = rewriter.finished()
 
     def _merge(self, place: Tokens, count: int) -> None:
         """Merge tokens; from there on the targets are what the original computes, merged likewise."""
@@ -212,14 +266,23 @@ class _Walk:
                 yield values, values[output]
         elif residual is None or self.target == "layer":
             both = zip(self._after.run(self.model, wanted), self._before.run(self.original, [output]), strict=True)
-            yield from ((values, self._merged(whole[output])) for values, whole in both)
+            yield from ((values, self._target(structure, whole[output])) for values, whole in both)
         else:
             after = self._after.run(self.model, [*wanted, residual.skip, output])
             rows = self._rows.get(output)
             for values, whole in zip(after, self._before.run(self.original, [residual.output]), strict=True):
-                target = self._merged(whole[residual.output]) - values[residual.skip]
+                target = self._target(structure, whole[residual.output]) - values[residual.skip]
                 yield values, target if rows is None else with_rows(values[output], target, rows)
 
+    def _target(self, structure: Structure, whole: NDArray[Any]) -> NDArray[Any]:
+        """Return the original's output of a structure in the channels and tokens of the graph that is being made."""
+        if self._embedding is not None and self._embedding.writes(structure.last.name):
+            axis = 1 if structure.last.linear.kind == "conv" else -1
+            whole = np.moveaxis(np.moveaxis(whole, axis, -1) @ self._basis, -1, axis)
+        return self._merged(whole)
+
     def _merged(self, whole: NDArray[Any]) -> NDArray[Any]:
-        """Merge the tokens of the original's tensor [N, T, ...] as the graph that is being made merges them."""
-        return whole if self._merging is None else np.einsum("ts,nsd->ntd", self._merging, whole, optimize=True)
+        """Merge the tokens of the original's tensor [N, T, D] as the graph that is being made merges them."""
+        if self._merging is None or whole.ndim < 3:  # behind pooling there are none
+            return whole
+        return np.asarray(np.einsum("ts,nsd->ntd", self._merging, whole, optimize=True))

@@ -68,7 +68,7 @@ class Subject:
         return schedules_of(self.components, table, self.errors, self.left)
 
     def left(self, name: str, width: int) -> dict[str, float]:
-        """Return the fraction of its multiply-accumulates that each place keeps where tokens are merged."""
+        """Return the fraction of its work that each place has left by fewer tokens, or a narrower embedding."""
         before, after = (work(graph) for graph in (self.inputs.graph, truncate(self.inputs.graph, {name: width})))
         return {place: after[place] / count for place, count in before.items() if place in after}
 

@@ -1,7 +1,8 @@
 """The latency table: the time that each component saves at each width, measured on the device and kept in a file.
 
-Components of equal shape are measured together, all of them at one width at a time, and the difference to the whole
-model is shared out among them: so threads, caches and fusions are those of a whole model.
+Components of equal shape are measured together, all of them at one width at a time (where they go, all but the last),
+and the difference to the whole model is shared out among them. So threads, caches and fusions are those of a whole
+model.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from vitedge.core.schema import Record, decode_json, encode_json
 from vitedge.errors import ArtifactError, UsageError
 from vitedge.graph.surgery import macs
 from vitedge.runtimes.choice import hardware_description
-from vitedge.shrinking.choose import place_name
+from vitedge.shrinking.choose import SCHEDULED, place_name
 from vitedge.shrinking.components import truncate
 from vitedge.shrinking.timing import Stopwatch
 
@@ -160,8 +161,8 @@ def read_table(path: Path, components: Sequence[Component], action: str) -> Tabl
 
 
 def _absent(component: Component) -> int | None:
-    """Return the width of a component that a table doesn't name: of tokens the present one, for older tables."""
-    return component.width if component.kind == "tokens" else None
+    """Return the width of a component that a table doesn't name: of later kinds the present one, for older tables."""
+    return component.width if component.kind in SCHEDULED else None
 
 
 def refuse_other(table: Table, plan: Plan, path: str | Path, action: str) -> None:
@@ -175,7 +176,7 @@ def refuse_other(table: Table, plan: Plan, path: str | Path, action: str) -> Non
 def measure_table(watch: Stopwatch, components: Sequence[Component], progress: Progress) -> Table:
     """Measure the savings of narrower components on this machine."""
     plan, shapes = watch.plan, shapes_of(watch.original, components)
-    asked = [(members, width) for members in shapes for width in sampled(members)]
+    asked = [(_together(members, width), width) for members in shapes for width in sampled(members)]
     graphs = [truncate(watch.original, {each.name: width for each in members}) for members, width in asked]
     full, timings = watch.times(graphs, progress)
     by_shape: dict[str, list[Width]] = {members[0].name: [] for members in shapes}
@@ -197,6 +198,15 @@ def measure_table(watch: Stopwatch, components: Sequence[Component], progress: P
         batch=plan.batch,
         size=plan.model.record.preprocessing.size,
     )
+
+
+def _together(members: Sequence[Component], width: int) -> Sequence[Component]:
+    """Return the components of one shape that are measured together.
+
+    Of branches that go, the last one stays: without any attention, nobody would read the tokens of a picture, and all
+    their work would be left out.
+    """
+    return members[:-1] if width == 0 and len(members) > 1 else members
 
 
 def macs_table(graph: onnx.ModelProto, components: Sequence[Component], plan: Plan) -> Table:
