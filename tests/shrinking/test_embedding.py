@@ -168,6 +168,14 @@ def test_where_it_is_not_offered() -> None:
     assert embedding_of(authored(tiny(depth=0))) is None
 
 
+@pytest.mark.parametrize(("mode", "there"), [("constant", True), ("edge", False)])
+def test_tokens_that_are_put_before_the_others_are_zeros(mode: str, there: bool) -> None:
+    model = authored(tiny())
+    pad = next(node for node in model.graph.node if node.op_type == "Pad")
+    pad.attribute.append(onnx.helper.make_attribute("mode", mode))
+    assert (embedding_of(model) is not None) == there
+
+
 def test_widths_that_are_refused() -> None:
     model = authored(tiny())
     for width in (1, 25):

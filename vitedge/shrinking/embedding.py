@@ -33,8 +33,7 @@ Float64 = NDArray[np.float64]
 NAME = "embedding"
 _READ = 0.3  # weight of what layers make of a direction, beside its variance
 
-#: Operators that treat every channel alike, with the axis that they may work along.
-_OVER_TOKENS = {"Gather": 1, "Slice": 1, "ReduceMean": 1, "Pad": 1, "Concat": 1}
+_OVER_TOKENS = ("Concat", "Gather", "ReduceMean", "Slice")  # if along the axis of the tokens
 
 
 @dataclass(frozen=True)
@@ -176,33 +175,32 @@ class _Search:
             return len(constants) == 1 and list(constants[0][1].dims)[-1:] == [1]
         if node.op_type == "MatMul":  # of tokens, from the left
             return [position for position, _ in constants] == [0]
-        return self._over_tokens(node) and not (node.op_type == "Concat" and constants)
-
-    def _over_tokens(self, node: onnx.NodeProto) -> bool:
-        """Whether an operator works along the tokens' axis alone."""
-        axes: Any = attribute(node, "axis", attribute(node, "axes"))
         if node.op_type == "Pad":
-            pads = self.index.constant(node.input[1])
-            filled = self.index.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(1)
-            inside = pads is not None and pads.size == 6 and not np.delete(pads, [1, 4]).any()
-            return (
-                inside
-                and filled is not None
-                and not filled.any()
-                and attribute(node, "mode", b"constant") == b"constant"
-            )
+            return self._adds_tokens(node)
+        return node.op_type in _OVER_TOKENS and self._axes(node) == [1] and not (node.op_type == "Concat" and constants)
+
+    def _adds_tokens(self, pad: onnx.NodeProto) -> bool:
+        """Whether a Pad of [N, T, D] puts tokens of zeros before or behind the others."""
+        pads, *filling = (self.index.constant(name) for name in pad.input[1:3] if name)
+        inside = pads is not None and pads.size == 6 and not np.delete(pads, [1, 4]).any()
+        zeros = all(each is not None and not each.any() for each in filling)
+        return inside and zeros and attribute(pad, "mode", "constant") == "constant"
+
+    def _axes(self, node: onnx.NodeProto) -> list[int]:
+        """Return the axes that an operator works along, from its attributes or a constant."""
+        axes: Any = attribute(node, "axis", attribute(node, "axes"))
         if axes is None:
             position = {"Slice": 3, "ReduceMean": 1}.get(node.op_type, len(node.input))
             axes = self.index.constant(node.input[position]) if position < len(node.input) else None
-        return node.op_type in _OVER_TOKENS and axes is not None and np.ravel(axes).tolist() == [1]
+        return [] if axes is None else [int(axis) for axis in np.ravel(axes)]
 
     def _affine(self, node: onnx.NodeProto) -> tuple[Float64, Float64]:
         """Return scale and shift [D] of a LayerNorm over the last axis."""
         scale = self.index.constant(node.input[1])
-        shift = (
-            self.index.constant(node.input[2]) if len(node.input) > 2 else np.zeros(1 if scale is None else len(scale))
-        )
-        if scale is None or shift is None or scale.ndim != 1 or attribute(node, "axis", -1) not in (-1, 2):
+        if scale is None or scale.ndim != 1 or attribute(node, "axis", -1) not in (-1, 2):
+            raise LookupError(node.name)
+        shift = self.index.constant(node.input[2]) if len(node.input) > 2 else np.zeros(len(scale))
+        if shift is None:
             raise LookupError(node.name)
         return scale.astype(np.float64), shift.astype(np.float64)
 
