@@ -22,7 +22,7 @@ from vitedge.runtimes.interpreter import run_graph
 from vitedge.shrinking.shrink import shrink
 
 CONFIG = tiny(embed_dim=96, num_heads=3, mlp_hidden=192, depth=3, stem=ConvStem(channels=(24, 32), strides=(2, 4)))
-#: Widths that are unequal from block to block, heads of odd sizes, a head and two branches fewer, a narrower stem and embedding.
+#: Unequal from block to block, heads of odd sizes, a head and two branches fewer, a narrower stem and embedding.
 WIDTHS = {
     "patch_embed.stem.0": 11,
     "blocks.0.attn.query_key": 13,
