@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from peer_bars import Bar, environment, open_model, write
+from peer_bars import Bar, decoded, environment, open_model, write
 from shrink_accuracy import divergence
 
 from vitedge.data.embedded import open_images
@@ -51,13 +51,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="vitedge-") as folder:
         model = open_model(arguments.model, Path(folder))
         graph = load(model.onnx_path)
-
-    def frames(source: str, seed: int, count: int | None) -> NDArray[np.uint8]:
-        images = open_images(source, action=ACTION)
-        order = images.order(seed)[:count]
-        return np.stack([model.record.preprocessing.apply(images.read(index)) for index in order])
-
-    pictures, seen = frames(arguments.data, 1, arguments.limit), frames(arguments.calibration, 0, arguments.count)
+    pictures = decoded(model, open_images(arguments.data, action=ACTION), arguments.limit)
+    seen = decoded(model, open_images(arguments.calibration, action=ACTION), arguments.count)
     found = embedding_of(graph)
     assert found is not None, "the model has no embedding that could become narrower"
     exact = run_graph(graph, pictures, optimized=True)
@@ -84,10 +79,9 @@ def ways(
     graph: onnx.ModelProto, found: Embedding, width: int, seen: NDArray[np.uint8]
 ) -> Iterator[tuple[str, onnx.ModelProto]]:
     """The graph with so many channels by each way."""
-    tensors = [norm.tensor for norm in found.norms]
-    batches = list(Activations(graph, seen, batch_of(seen)).run(graph, tensors))
+    batches = list(Activations(graph, seen, batch_of(seen)).run(graph, found.tensors))
     spread = np.sum(
-        [np.square(normalised(values[name])).mean(axis=0) for values in batches for name in tensors], axis=0
+        [np.square(normalised(values[name])).mean(axis=0) for values in batches for name in found.tensors], axis=0
     )
     chosen = np.sort(np.argsort(-spread)[:width])
     yield "cut", rewritten(graph, found, np.eye(found.width)[:, chosen])

@@ -105,7 +105,7 @@ def test_a_narrower_model_is_a_vit_that_can_be_trained(changes: dict[str, Any]) 
     assert np.abs(run(shrunk, PICTURES) - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
-def test_torch_computes_the_narrower_model(tmp_path: Any) -> None:
+def test_torch_computes_the_narrower_model() -> None:
     torch = pytest.importorskip("torch")
     from vitedge.training.vit import VisionTransformer
 
@@ -124,8 +124,7 @@ def test_fitted_layers_lose_less_than_turned_ones() -> None:
     config = tiny(depth=3)
     model, others = authored(config), random_images(config, 32, seed=11)
     embedding = found(model)
-    tensors = [norm.tensor for norm in embedding.norms]
-    directions = Directions(embedding, Activations(model, PICTURES, 16).run(model, tensors), {})
+    directions = Directions(embedding, Activations(model, PICTURES, 16).run(model, embedding.tensors), {})
     whole = run(model, others)
     for width in (20, 16):
         turned, fitted = with_basis(model, directions.basis(width)), shrink(model, {NAME: width}, PICTURES).model
@@ -140,8 +139,7 @@ def test_directions_are_those_that_vary_and_are_read() -> None:
     """The error is the variance that is left out, and the basis keeps LayerNorm's mean at zero."""
     model = authored(tiny(depth=2))
     embedding = found(model)
-    tensors = [norm.tensor for norm in embedding.norms]
-    batches = list(Activations(model, PICTURES, len(PICTURES)).run(model, tensors))
+    batches = list(Activations(model, PICTURES, len(PICTURES)).run(model, embedding.tensors))
     directions = Directions(embedding, batches, {})
     errors = directions.errors()
     assert len(errors) == 25 and (np.diff(errors) <= 0).all() and errors[24] == 0 and errors[0] == pytest.approx(1)

@@ -158,7 +158,7 @@ class _Way(NamedTuple):
         """Return both: the other one saves less, as there's less work."""
         share = sum(self.left.values()) / max(len(self.left), 1)
         both = together([self.option, replace(other.option, saved=share * other.option.saved)])
-        return _Way(both, {place: share * other.left.get(place, 1.0) for place, share in self.left.items()})
+        return _Way(both, {place: part * other.left.get(place, 1.0) for place, part in self.left.items()})
 
 
 def places_of(

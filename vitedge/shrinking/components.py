@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from vitedge.errors import UsageError, nearest
-from vitedge.shrinking.embedding import NAME, Embedding, embedding_of, offered
+from vitedge.shrinking.embedding import NAME, Embedding, embedding_of
 from vitedge.shrinking.rewrite import Rewriter, read_attention
 from vitedge.shrinking.structures import Attention, Pair, Structure, structure_of, structures
 from vitedge.shrinking.tokens import Tokens, offering, tokens_behind_blocks, with_merged
@@ -181,7 +181,9 @@ def _all(found: list[Structure], places: Iterable[Tokens], embedding: Embedding 
     for place in places:
         yield Component(place.name, "tokens", place.count, place.offered)
     if embedding is not None:
-        yield Component(NAME, "embedding", embedding.width, offered(_offered(embedding.width), embedding.width))
+        least = embedding.width / 4
+        widths = tuple(width for width in _offered(embedding.width) if width >= least)
+        yield Component(NAME, "embedding", embedding.width, widths)
 
 
 def _offered(width: int) -> tuple[int, ...]:

@@ -117,8 +117,7 @@ class _Scale:
 
     def directions(self, embedding: Embedding) -> Directions:
         """Return the directions of the embedding."""
-        tensors = [norm.tensor for norm in embedding.norms]
-        return Directions(embedding, self._all.run(self.model, tensors), self.rows)
+        return Directions(embedding, self._all.run(self.model, embedding.tensors), self.rows)
 
     def _run(self, model: onnx.ModelProto) -> Float64:
         name = model.graph.output[0].name

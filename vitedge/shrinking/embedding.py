@@ -13,7 +13,7 @@ M [d - 1, d] are the rows of a cosine transform but the constant one. At d = D n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from vitedge.graph.unused_tokens import Span
 from vitedge.quantization.views import Layer, quantizable
 from vitedge.shrinking.algebra import mixing
 from vitedge.shrinking.moments import taken
+from vitedge.shrinking.structures import patches_of
 
 Float64 = NDArray[np.float64]
 
@@ -58,6 +59,11 @@ class Embedding:
     norms: tuple[Norm, ...]  # in graph order
     name: str = NAME
 
+    @property
+    def tensors(self) -> list[str]:
+        """The tensors that its LayerNorms read, [.., D] each."""
+        return [norm.tensor for norm in self.norms]
+
     def present(self) -> dict[str, int]:
         """Its width by component."""
         return {self.name: self.width}
@@ -82,7 +88,7 @@ class _Search:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.index, self.model = Index(model), model
         self.layers = {layer.linear.output: layer for layer in quantizable(model)[0]}
-        self.readers = {layer.name: layer for layer in self.layers.values()}
+        self.by_node = {layer.name: layer for layer in self.layers.values()}
         self.writers: dict[str, Layer] = {}
         self.constants: list[tuple[str, int]] = []
         self.reshapes: list[str] = []
@@ -147,16 +153,12 @@ class _Search:
 
     def _convolved(self, transpose: onnx.NodeProto) -> None:
         """Note the convolution whose output [N, D, H, W] becomes [N, H·W, D] here, which alone reads it."""
-        reshape = self.index.producers.get(transpose.input[0])
-        if reshape is None or reshape.op_type != "Reshape" or attribute(transpose, "perm") != [0, 2, 1]:
+        patches = patches_of(self.index, transpose, self.width)
+        layer = None if patches is None else self.by_node.get(patches.convolution.name)
+        if patches is None or layer is None:
             raise LookupError(transpose.name)
-        shape, layer = self.index.constant(reshape.input[1]), self.layers.get(reshape.input[0])
-        alone = all(self.index.reader(name) is not None for name in (reshape.input[0], reshape.output[0]))
-        flat = shape is not None and shape.size == 3 and int(shape[1]) == self.width
-        if layer is None or layer.linear.kind != "conv" or not alone or not flat:
-            raise LookupError(reshape.name)
         self._write(layer)
-        self.reshapes.append(reshape.name)
+        self.reshapes.append(patches.reshape.name)
 
     def _dynamic(self, node: onnx.NodeProto) -> list[str]:
         return [name for name in node.input if name and name not in self.index.constants]
@@ -214,7 +216,7 @@ class _Search:
             if tensor in self.index.outputs or not self.index.consumers.get(tensor):
                 raise LookupError(tensor)
             for each in self.index.consumers[tensor]:
-                layer = self.readers.get(each.name)
+                layer = self.by_node.get(each.name)
                 if layer is not None and layer.linear.kind == "linear" and layer.linear.input == tensor:
                     readers[layer.name] = layer
                 elif self._side_by_side(each) or (each.op_type not in ("Add", "Concat") and self._passes(each)):
@@ -299,8 +301,3 @@ def _importance(norm: Norm) -> Float64:
     matrix -= matrix.mean(axis=0)
     gram = matrix @ matrix.T
     return np.asarray(gram / max(np.trace(gram), 1e-30))
-
-
-def offered(widths: Sequence[int], width: int) -> tuple[int, ...]:
-    """Return those of the widths that leave a quarter of the channels or more."""
-    return tuple(each for each in widths if 4 * each >= width)

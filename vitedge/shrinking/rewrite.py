@@ -11,11 +11,11 @@ import onnx
 from numpy.typing import NDArray
 
 from vitedge.errors import ModelError
-from vitedge.graph.folding import prune, reroute, set_constant
-from vitedge.graph.surgery import array, attribute, consumers, copy, initializers, linear_layers, producers
+from vitedge.graph.folding import Index, prune, reroute, set_constant
+from vitedge.graph.surgery import array, consumers, copy, initializers, linear_layers, producers
 from vitedge.quantization.prepare import add_behind
 from vitedge.shrinking.embedding import Embedding
-from vitedge.shrinking.structures import Attention, Pair, Part, Residual
+from vitedge.shrinking.structures import Attention, Pair, Part, Residual, patches_of
 
 Float64 = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -331,7 +331,8 @@ class Rewriter:
         """Add [C] to a tensor through a constant that is added to it; False: there's none."""
         node, constants = producers(self.model).get(tensor), initializers(self.model)
         if node is not None and node.op_type == "Transpose":
-            node = self._patches(node, len(mean))
+            patches = patches_of(Index(self.model), node, len(mean))
+            node = None if patches is None else patches.convolution
         if node is None:
             return False
         positions = {"Add": (0, 1), "LayerNormalization": (2,), "Conv": (2,)}.get(node.op_type, ())
@@ -347,15 +348,3 @@ class Rewriter:
 
     def _alone(self, tensor: str) -> bool:
         return len(consumers(self.model).get(tensor, [])) == 1
-
-    def _patches(self, transpose: onnx.NodeProto, channels: int) -> onnx.NodeProto | None:
-        """Return the convolution whose output [N, C, H, W] becomes the rows [N, H·W, C] here."""
-        makers, constants = producers(self.model), initializers(self.model)
-        reshape = makers.get(transpose.input[0])
-        if reshape is None or reshape.op_type != "Reshape" or attribute(transpose, "perm") != [0, 2, 1]:
-            return None
-        shape = array(constants[reshape.input[1]]) if reshape.input[1] in constants else np.zeros(0)
-        conv = makers.get(reshape.input[0])
-        flat = shape.size == 3 and int(shape[1]) == channels and self._alone(reshape.output[0])
-        alone = conv is not None and conv.op_type == "Conv" and self._alone(reshape.input[0])
-        return conv if flat and alone else None

@@ -25,12 +25,11 @@ from vitedge.graph.merging import with_prefix
 from vitedge.graph.unused_tokens import rows_computed
 from vitedge.quantization.views import Layer, quantizable
 from vitedge.shrinking.activations import Activations, Tensors
-from vitedge.shrinking.algebra import damped, targeted
 from vitedge.shrinking.components import changed, check_widths, fewer_tokens, narrower_embedding
 from vitedge.shrinking.embedding import Directions, Embedding, Norm
 from vitedge.shrinking.moments import HeadMoments, Moments, taken, with_rows
 from vitedge.shrinking.rewrite import AttentionWeights, Rewriter
-from vitedge.shrinking.solve import ContextProblem, PairProblem, ScoresProblem
+from vitedge.shrinking.solve import ContextProblem, PairProblem, ScoresProblem, fitted
 from vitedge.shrinking.structures import Attention, Pair, Structure, structure_of
 from vitedge.shrinking.tokens import Tokens, gram_of, groupings, place_of, with_merged
 
@@ -152,8 +151,7 @@ class _Walk:
 
     def embed(self, found: Embedding, width: int) -> None:
         """Make the embedding narrower, before anything else."""
-        tensors = [norm.tensor for norm in found.norms]
-        directions = Directions(found, self._before.run(self.original, tensors), self._rows)
+        directions = Directions(found, self._before.run(self.original, found.tensors), self._rows)
         basis, rewriter = directions.basis(width), Rewriter(self.model)
         rewriter.embedding(found, basis)
         self.model, self._embedding, self._basis = rewriter.finished(), found, basis.astype(np.float32)
@@ -192,7 +190,7 @@ class _Walk:
             moments.add(layer.view, values[reads], self._merged(whole[output]), rows)
         if moments.read < _ROWS_PER_INPUT * layer.inputs:
             return
-        matrix = targeted(damped(moments.covariance), moments.covariance, layer.matrix, moments.cross)
+        _, matrix = fitted(layer.matrix, moments)
         rewriter = Rewriter(self.model)
         rewriter.layer(layer.name, matrix, moments.target_mean - moments.mean @ matrix)
         self.model = rewriter.finished()

@@ -54,6 +54,13 @@ class NarrowedContext:
     error: float  # squared error of the output over the target's variance
 
 
+def fitted(matrix: Float64, moments: Moments) -> tuple[Float64, Float64]:
+    """Return the damped covariance of a layer's inputs, and its weights [K, C_out] fitted to the target."""
+    covariance = moments.covariance
+    ridge = damped(covariance)
+    return ridge, targeted(ridge, covariance, matrix, moments.cross)
+
+
 class PairProblem:
     """The least-squares problem of a pair: which units to keep, and the second layer's new weights."""
 
@@ -66,8 +73,7 @@ class PairProblem:
             keep: the least width that will be asked for.
         """
         self._pair, self._moments = pair, moments
-        ridge = damped(moments.covariance)
-        full = targeted(ridge, moments.covariance, pair.second.matrix, moments.cross)
+        ridge, full = fitted(pair.second.matrix, moments)
         order = removal_order(ridge, full, pair.rows, keep=keep)
         self._removal = Removal.of(ridge, full, order, pair.rows)
 
@@ -141,8 +147,7 @@ class ContextProblem:
         """Order the heads."""
         self._moments, self._size = moments, attention.value_width
         self._weights, self._heads = read_attention(attention), attention.heads
-        self._ridge = damped(moments.covariance)
-        full = targeted(self._ridge, moments.covariance, self._weights.projection, moments.cross)
+        self._ridge, full = fitted(self._weights.projection, moments)
         order = removal_order(self._ridge, full, self._size)
         self._removal = Removal.of(self._ridge, full, order, self._size)
 

@@ -473,6 +473,24 @@ class _Search:
         return shape is not None and shape.size == 3 and int(shape[-1]) in (width, -1)
 
 
+class Patches(NamedTuple):
+    """The nodes that make a picture's patches: [N, C, H, W], then [N, C, H·W]."""
+
+    convolution: onnx.NodeProto
+    reshape: onnx.NodeProto
+
+
+def patches_of(index: Index, transpose: onnx.NodeProto, channels: int) -> Patches | None:
+    """Return the convolution whose output [N, C, H, W] becomes the rows [N, H·W, C] here, which alone read it."""
+    reshape = index.producers.get(transpose.input[0])
+    if reshape is None or reshape.op_type != "Reshape" or attribute(transpose, "perm") != [0, 2, 1]:
+        return None
+    shape, conv = index.constant(reshape.input[1]), index.producers.get(reshape.input[0])
+    flat = shape is not None and shape.size == 3 and int(shape[1]) == channels
+    alone = all(index.reader(name) is not None for name in (reshape.input[0], reshape.output[0]))
+    return Patches(conv, reshape) if conv is not None and conv.op_type == "Conv" and flat and alone else None
+
+
 class _Ahead(NamedTuple):
     tensor: str
     constants: list[str]  # nodes on the way that hold constants of the channels

@@ -69,8 +69,13 @@ class Subject:
 
     def left(self, name: str, width: int) -> dict[str, float]:
         """Return the fraction of its work that each place has left by fewer tokens, or a narrower embedding."""
-        before, after = (work(graph) for graph in (self.inputs.graph, truncate(self.inputs.graph, {name: width})))
-        return {place: after[place] / count for place, count in before.items() if place in after}
+        after = work(truncate(self.inputs.graph, {name: width}))
+        return {place: after[place] / count for place, count in self._work.items() if place in after}
+
+    @cached_property
+    def _work(self) -> Mapping[str, int]:
+        """Multiply-accumulates by place."""
+        return work(self.inputs.graph)
 
     def shrunk(self, widths: Mapping[str, int]) -> Shrunk:
         """Shrink the model to these widths, with compensation."""
