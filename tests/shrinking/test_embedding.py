@@ -239,3 +239,6 @@ def test_the_configuration_keeps_the_channels_a_head_of_the_whole_model() -> Non
     with pytest.raises(ValueError, match="embed_dim 20 is not a multiple of num_heads"):
         tiny(embed_dim=20)
     assert isinstance(config, ViTConfig)
+    for name, number in (("attention_dim", 0), ("attention_dim", -24), ("num_heads", 0), ("embed_dim", -24)):
+        with pytest.raises(ValueError, match=f"{name} {number} is not a positive number"):
+            tiny(**{name: number})

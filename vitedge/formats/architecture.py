@@ -181,6 +181,9 @@ class ViTConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     attention_dim: int | msgspec.UnsetType = msgspec.UNSET  # channels of all heads of a full block; unset: embed_dim
 
     def __post_init__(self) -> None:
+        for name in ("embed_dim", "num_heads", "attention_dim"):
+            if (number := getattr(self, name)) is not msgspec.UNSET and number < 1:
+                raise ValueError(f"{name} {number} is not a positive number")
         if self.attention_dim == self.embed_dim:
             msgspec.structs.force_setattr(self, "attention_dim", msgspec.UNSET)
         name = "embed_dim" if self.attention_dim is msgspec.UNSET else "attention_dim"
