@@ -23,6 +23,7 @@ from vitedge.shrinking.choose import Option, schedules_of
 from vitedge.shrinking.components import Component, check_widths, components, truncate
 from vitedge.shrinking.costs import costs
 from vitedge.shrinking.embedding import NAME, Directions, Embedding, embedding_of, normalised
+from vitedge.shrinking.moments import Rows
 from vitedge.shrinking.rewrite import Rewriter
 from vitedge.shrinking.shrink import shrink
 from vitedge.shrinking.tokens import with_merged
@@ -124,7 +125,7 @@ def test_fitted_layers_lose_less_than_turned_ones() -> None:
     config = tiny(depth=3)
     model, others = authored(config), random_images(config, 32, seed=11)
     embedding = found(model)
-    directions = Directions(embedding, Activations(model, PICTURES, 16).run(model, embedding.tensors), {})
+    directions = Directions(embedding, Activations(model, PICTURES, 16).run(model, embedding.tensors), Rows(model))
     whole = run(model, others)
     for width in (20, 16):
         turned, fitted = with_basis(model, directions.basis(width)), shrink(model, {NAME: width}, PICTURES).model
@@ -137,10 +138,10 @@ def test_fitted_layers_lose_less_than_turned_ones() -> None:
 
 def test_directions_are_those_that_vary_and_are_read() -> None:
     """The error is the variance that is left out, and the basis keeps LayerNorm's mean at zero."""
-    model = authored(tiny(depth=2))
+    model = authored(tiny(depth=2, pool="avg", class_token=False))  # no token matters more than others
     embedding = found(model)
     batches = list(Activations(model, PICTURES, len(PICTURES)).run(model, embedding.tensors))
-    directions = Directions(embedding, batches, {})
+    directions = Directions(embedding, batches, Rows(model))
     errors = directions.errors()
     assert len(errors) == 25 and (np.diff(errors) <= 0).all() and errors[24] == 0 and errors[0] == pytest.approx(1)
     for width in (2, 9, 24):

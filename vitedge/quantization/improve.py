@@ -34,6 +34,9 @@ WORTHWHILE = 0.1
 #: Ratio of the range of all channels together to the typical channel's, from which on an operator is considered:
 #: with more even ranges the error doesn't fall below a tenth.
 _UNEVEN = 8.0
+#: Factor by which the squared error may grow where a LayerNormalization's scale and bias move into the linears behind.
+#: That saves an operator; a narrow limit keeps both where channels have outliers.
+_PLAIN = 2.0
 #: OpenVINO 2026.4 fuses the rounding behind these operators into them, and takes channel constants along a wrong axis.
 _REDUCTIONS = ("GlobalAveragePool", "GlobalMaxPool", "ReduceMax", "ReduceMean", "ReduceSum")
 _ROWS = 1024  # rows of the reservoir that the choice is made with
@@ -76,7 +79,8 @@ def migrate_layernorms(
 
     With γ, β of the LayerNormalization and y = x W + b behind it: γ' = γ/s, β' = (β - c)/s, W' = diag(s) W,
     b' = b + Wᵀ c. Only where nothing but linears of ``layers`` reads the LayerNormalization. The strength is chosen
-    for each by the output error over the kept rows, "not at all" among the candidates.
+    for each by the output error over the kept rows, "not at all" among the candidates. Where the runtime rounds inside
+    a LayerNormalization without scale and bias (``scheme.plain_norms``), s = γ and c = β unless that loses too much.
 
     Args:
         model: a float graph whose layers have constants of their own
@@ -104,8 +108,9 @@ def migrate_layernorms(
             continue
         linears = [by_name[reader.name] for reader in behind]
         together = np.concatenate([layer.matrix for layer in linears], axis=1)
-        shift, scale = choose_migration(observed[node.output[0]], together, scheme)
         gamma, beta = (array(constants[name]).astype(np.float64) for name in node.input[1:])
+        whole = (beta, gamma) if scheme.plain_norms and (gamma > _SMALLEST * gamma.max()).all() else None
+        shift, scale = choose_migration(observed[node.output[0]], together, scheme, whole)
         values[node.input[1]], values[node.input[2]] = gamma / scale, (beta - shift) / scale
         for layer in linears:
             values.update(_absorbed(layer, shift, scale))
@@ -346,14 +351,26 @@ def _halves(values: Float64) -> Float64:
 # --- choosing --------------------------------------------------------------------------------------------------------
 
 
-def choose_migration(observed: Observed, matrix: Float64, scheme: Scheme) -> tuple[Float64, Float64]:
-    """Choose the shift and scale [C] with the least output error once inputs and weights [C, C_out] are rounded."""
+def choose_migration(
+    observed: Observed, matrix: Float64, scheme: Scheme, preferred: tuple[Float64, Float64] | None = None
+) -> tuple[Float64, Float64]:
+    """Choose the shift and scale [C] with the least output error once inputs and weights [C, C_out] are rounded.
+
+    A preferred one is taken where its error is at most twice as large.
+    """
     candidates = [migration(observed, matrix, alpha) for alpha in ALPHAS]
     rows = observed.rows[:_ROWS].astype(np.float32)
     exact = rows @ matrix.astype(np.float32)
-    errors = [_rounded_error(observed, rows, exact, matrix, scheme, *candidate) for candidate in candidates]
+
+    def error(candidate: tuple[Float64, Float64]) -> float:
+        return _rounded_error(observed, rows, exact, matrix, scheme, *candidate)
+
+    errors = [error(candidate) for candidate in candidates]
     best = int(np.argmin(errors))
-    return candidates[best if errors[best] < WORTHWHILE * errors[0] else 0]
+    best = best if errors[best] < WORTHWHILE * errors[0] else 0
+    if preferred is not None and error(preferred) <= _PLAIN * errors[best]:
+        return preferred
+    return candidates[best]
 
 
 def migration(observed: Observed, matrix: Float64, alpha: float | None) -> tuple[Float64, Float64]:

@@ -18,6 +18,7 @@ class Scheme:
     activation: Literal["uint8", "int8"]
     symmetric: bool  # the zero point is the middle: 0 for int8, 128 for uint8
     wide_sums: bool = True  # False: the products of two neighbours are added in saturating 16 bits (x86 without VNNI)
+    plain_norms: bool = False  # the runtime rounds inside a LayerNormalization that has neither scale nor bias
 
 
 class Grid(NamedTuple):

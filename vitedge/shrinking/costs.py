@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 
 from vitedge.core.progress import Progress, silent
 from vitedge.errors import UsageError
-from vitedge.graph.unused_tokens import rows_computed
 from vitedge.shrinking.activations import Activations
 from vitedge.shrinking.components import Component, components
 from vitedge.shrinking.embedding import Directions, Embedding, embedding_of
-from vitedge.shrinking.moments import HeadMoments, Moments, taken
+from vitedge.shrinking.moments import HeadMoments, Moments, Rows
 from vitedge.shrinking.rewrite import Rewriter
 from vitedge.shrinking.shrink import Place, batch_of, first_node, in_order, shrink
 from vitedge.shrinking.solve import ContextProblem, PairProblem, ScoresProblem
@@ -30,6 +29,7 @@ Float64 = NDArray[np.float64]
 Narrowed = Callable[[int], onnx.ModelProto]  # the graph in which one component alone has a width
 
 _TRIED = 64  # pictures on which the error of a width is measured
+_FEWEST = 192  # others, from which on the layers behind a narrower embedding are fitted to these alone
 
 
 def costs(
@@ -82,9 +82,10 @@ class _Scale:
     """Measures the effect on the logits of a change at one point of the model."""
 
     def __init__(self, model: onnx.ModelProto, pictures: NDArray[np.uint8]) -> None:
-        self.model, self.rows = model, rows_computed(model)
+        self.model, self.rows = model, Rows(model)
         batch = batch_of(pictures)
         self.tried = pictures[:_TRIED]
+        self.fitted = pictures[_TRIED:] if len(pictures) >= _TRIED + _FEWEST else pictures
         self._all = Activations(model, pictures, batch)
         self._some = Activations(model, self.tried, batch)
         self._logits = self._run(model)
@@ -97,16 +98,16 @@ class _Scale:
     def moments(self, structure: Structure) -> Moments:
         """Return the moments of what the structure's last layer reads and computes."""
         moments, last = Moments(), structure.last
-        rows = self.rows.get(last.linear.output)
-        for values in self._all.run(self.model, [last.linear.input, last.linear.output]):
-            moments.add(last.view, values[last.linear.input], values[last.linear.output], rows)
+        reads, output = last.linear.input, last.linear.output
+        for values in self._all.run(self.model, [reads, output]):
+            moments.add(last.view, values[reads], values[output], self.rows, output)
         return moments
 
     def head_moments(self, attention: Attention) -> HeadMoments:
         """Return the moments of an attention's queries and keys."""
-        moments, rows = HeadMoments(), self.rows.get(attention.query_tensor)
+        moments = HeadMoments()
         for values in self._all.run(self.model, [attention.query_tensor, attention.key_tensor]):
-            moments.add(taken(values[attention.query_tensor], rows), values[attention.key_tensor])
+            moments.add(values[attention.query_tensor], values[attention.key_tensor], self.rows, attention.query_tensor)
         return moments
 
     def groupings(self, place: Tokens) -> dict[int, tuple[float, Groups]]:
@@ -191,7 +192,7 @@ def _embedding(scale: _Scale, embedding: Embedding) -> tuple[Float64, Narrowed]:
     """Return the variance lost, and graphs whose layers are fitted to what is left: without that far more is lost."""
     return scale.directions(
         embedding
-    ).errors(), lambda width: shrink(scale.model, {embedding.name: width}, scale.tried).model
+    ).errors(), lambda width: shrink(scale.model, {embedding.name: width}, scale.fitted).model
 
 
 def _attention(

@@ -23,15 +23,15 @@ from numpy.typing import NDArray
 
 from vitedge.graph.folding import Index
 from vitedge.graph.surgery import attribute
-from vitedge.graph.unused_tokens import Span
 from vitedge.quantization.views import Layer, quantizable
 from vitedge.shrinking.algebra import mixing
-from vitedge.shrinking.moments import taken
+from vitedge.shrinking.moments import Rows, taken
 from vitedge.shrinking.structures import patches_of
 
 Float64 = NDArray[np.float64]
 
 NAME = "embedding"
+_HEAVY = 1 / 3  # weight of the rows that matter more, beside all
 _READ = 0.3  # weight of what layers make of a direction, beside its variance
 
 _OVER_TOKENS = ("Concat", "Gather", "ReduceMean", "Slice")  # if along the axis of the tokens
@@ -249,9 +249,7 @@ class _Search:
 class Directions:
     """The directions of the embedding, the most important first."""
 
-    def __init__(
-        self, found: Embedding, batches: Iterable[Mapping[str, NDArray[Any]]], rows: Mapping[str, Span]
-    ) -> None:
+    def __init__(self, found: Embedding, batches: Iterable[Mapping[str, NDArray[Any]]], rows: Rows) -> None:
         """Find them.
 
         A direction matters that varies, or that is looked at. So they are the eigenvectors of a weighted sum: of the
@@ -260,14 +258,17 @@ class Directions:
         Args:
             found: as it is in the graph.
             batches: the tensors that its norms read, [.., D] each.
-            rows: of tensors, those that later nodes read (:func:`vitedge.graph.unused_tokens.rows_computed`).
+            rows: of the model, those that matter more than others.
         """
         size = found.width
         moments, count = np.zeros((size, size)), 0
         for values in batches:
             for norm in found.norms:
-                read = normalised(taken(values[norm.tensor], rows.get(norm.tensor)))
-                moments += read.T @ read / len(read)
+                read = values[norm.tensor]
+                second = _second_moments(taken(read, rows.read(norm.tensor)))
+                if (heavy := rows.heavy(norm.tensor, read)) is not None:
+                    second += _HEAVY * (_second_moments(taken(read, heavy)) - second)
+                moments += second
                 count += 1
         moments /= max(count, 1) * size
         weights = sum((_importance(norm) for norm in found.norms), start=np.zeros((size, size)))
@@ -284,6 +285,12 @@ class Directions:
     def basis(self, width: int) -> Float64:
         """Return B [D, width]: from the channels to fewer of them, of which LayerNorm takes nothing off."""
         return np.asarray(self.vectors[:, : width - 1] @ mixing(width)[1:])
+
+
+def _second_moments(values: NDArray[Any]) -> Float64:
+    """Return the second moments of what a LayerNorm makes of rows [.., D] before its affine, [D, D]."""
+    rows = normalised(values)
+    return np.asarray(rows.T @ rows / len(rows))
 
 
 def normalised(values: NDArray[Any]) -> Float64:

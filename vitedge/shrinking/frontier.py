@@ -131,7 +131,9 @@ def _points(whole: Subject, candidate: Candidate, drawn: Sequence[Drawn], progre
     """Yield the points of one precision."""
     plan = whole.plan
     deployed = changed(plan.deployed, candidates=(candidate,), precision=candidate.precision)
-    watch = Stopwatch(deployed, drawn[0].graph, threads=plan.options.threads, duration_s=timing.WHOLE_S)
+    watch = Stopwatch(
+        deployed, drawn[0].graph, threads=plan.options.threads, duration_s=timing.WHOLE_S, statistic="median"
+    )
     full, timings = watch.times([each.graph for each in drawn[1:]], progress)
     ratios = [1.0, *(timing.ratio for timing in timings)]
     for number, (each, ratio) in enumerate(zip(drawn, ratios, strict=True)):

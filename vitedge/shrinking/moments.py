@@ -6,15 +6,46 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from vitedge.errors import InvalidResultError
-from vitedge.graph.unused_tokens import Span
+from vitedge.graph.unused_tokens import WORTHWHILE, Span, rows_computed
 from vitedge.quantization.views import View
 
 Float64 = NDArray[np.float64]
 
 _ROWS = 1 << 13  # rows of a batch that are used; more positions of a convolution change the statistics little
+
+
+class Rows:
+    """The rows of a graph's tensors that matter more than others."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._read = rows_computed(model)
+        tokens = [span for span in self._read.values() if span.axis == 1]
+        first, behind = min((each.start for each in tokens), default=0), max((each.stop for each in tokens), default=0)
+        self._of_head = Span(1, first, behind) if tokens else None
+
+    def read(self, tensor: str) -> Span | None:
+        """Return those of a tensor that later nodes read; None: all."""
+        return self._read.get(tensor)
+
+    def heavy(self, tensor: str, values: NDArray[Any]) -> Span | None:
+        """Return those of a tensor that get the same total weight as all of its rows together; None: all are alike.
+
+        Where later nodes read only some rows, it's those: all others are counted too, because they alone would be
+        too few. In earlier blocks of a model whose head reads the class token, it's this token: its row goes into
+        every logit, those of the other tokens only through attention.
+
+        Args:
+            tensor: its name.
+            values: tokens [N, T, ..], or anything else.
+        """
+        if tensor in self._read or self._of_head is None:
+            return self._read.get(tensor)
+        several = values.ndim > 2 and self._of_head.stop <= values.shape[1] * WORTHWHILE
+        return self._of_head if several else None
 
 
 @dataclass
@@ -32,22 +63,22 @@ class Moments:
     _last_count: int = 0
     _random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
-    def add(self, view: View, read: NDArray[Any], given: NDArray[Any], rows: Span | None = None) -> None:
+    def add(self, view: View, read: NDArray[Any], given: NDArray[Any], rows: Rows, output: str) -> None:
         """Add one batch.
 
         Args:
             view: how the layer reads its tensor.
             read: the tensor that it reads.
             given: its target, in the form of its output.
-            rows: of a linear's output, those that later nodes read. They get the same total weight as all rows
-                together; all rows are counted too, because these rows alone would be too few.
+            rows: of the whole model, those that matter more.
+            output: name of the layer's output.
         """
         y = np.moveaxis(given, 1, -1) if view.kernel else given
-        last = taken(y, rows).reshape(-1, y.shape[-1])
+        last = taken(y, rows.read(output)).reshape(-1, y.shape[-1])
         self._last, self._last_count = self._last + last.sum(axis=0, dtype=np.float64), self._last_count + len(last)
         self.add_rows(view.rows(read), y.reshape(-1, y.shape[-1]))
-        if rows is not None and not view.kernel:
-            x, y = taken(read, rows), taken(given, rows)
+        if not view.kernel and (heavy := rows.heavy(output, given)) is not None:
+            x, y = taken(read, heavy), taken(given, heavy)
             weight = given.size / y.size
             self.add_rows(x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]), weight)
 
@@ -130,16 +161,25 @@ class HeadMoments:
     def __init__(self) -> None:
         self._images, self._queries, self._keys = 0, np.zeros(1), np.zeros(1)
 
-    def add(self, queries: NDArray[Any], keys: NDArray[Any]) -> None:
-        """Add one batch, [N, T, heads, d] each; each picture's mean is taken off the keys, since Softmax ignores it."""
+    def add(self, queries: NDArray[Any], keys: NDArray[Any], rows: Rows, tensor: str) -> None:
+        """Add one batch, [N, T, heads, d] each; each picture's mean is taken off the keys, since Softmax ignores it.
+
+        Args:
+            queries: those that are read count, and of these the rows that matter more as much as all together.
+            keys: of all tokens.
+            rows: of the whole model, those that matter more.
+            tensor: name of the queries.
+        """
         keys = keys - keys.mean(axis=1, keepdims=True)
         self._images += len(queries)
-        self._queries = self._queries + _gram(queries)
+        self._queries = self._queries + _gram(taken(queries, rows.read(tensor)))
+        if (heavy := rows.heavy(tensor, queries)) is not None:
+            self._queries = self._queries + _gram(taken(queries, heavy))
         self._keys = self._keys + _gram(keys)
 
     @property
     def queries(self) -> Float64:
-        """E[q qᵀ]."""
+        """E[q qᵀ], times a constant."""
         return np.asarray(self._queries / self._images)
 
     @property

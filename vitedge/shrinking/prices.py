@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from vitedge.shrinking.components import Component
 
 METHOD = 2  # of measuring a table: those in the cache folder that were measured otherwise aren't read
-LONGER = 3.0  # times as long, where an interval is wider than the tolerance of the budget, and to confirm
+LONGER = 3  # times as long, to confirm, and again while an interval is wider than the tolerance of the budget
+AGAIN = 2  # times, at most
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,12 @@ class Prices:
         return self.watch if self.table.measured else None
 
     def _measured(self, chosen: Option, watch: Stopwatch) -> Cost:
-        """Measure a model of the chosen widths; for longer where the interval is too wide."""
+        """Measure a model of the chosen widths; for longer while the interval is too wide."""
         graphs = [truncate(self.graph, chosen.widths)]
-        full, (timing,) = watch.times(graphs, silent)
-        if timing.high - timing.low > 2 * TOLERANCE * timing.ratio:
-            full, (timing,) = watch.longer(LONGER).times(graphs, silent)
+        for longer in (LONGER**times for times in range(1 + AGAIN)):
+            full, (timing,) = watch.longer(longer).times(graphs, silent)
+            if timing.high - timing.low <= 2 * TOLERANCE * timing.ratio:
+                break
         return Cost(timing.ns, full)
 
 
@@ -94,7 +96,7 @@ def prices(plan: ShrinkPlan, graph: onnx.ModelProto, found: Sequence[Component],
     elsewhere = plan.table is not None and plan.table.hardware != hardware_description(deployed.target)
     watch = None
     if plan.here and not counted and not elsewhere:
-        watch = Stopwatch(deployed, graph, threads=plan.options.threads, duration_s=timing.WHOLE_S)
+        watch = Stopwatch(deployed, graph, threads=plan.options.threads, duration_s=timing.WHOLE_S, statistic="median")
     table = plan.table or _new_table(plan, graph, found, progress, measured=watch is not None)
     return Prices(table, table.full, sum(macs(graph).values()), graph, watch)
 

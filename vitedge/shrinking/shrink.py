@@ -22,12 +22,11 @@ from numpy.typing import NDArray
 from vitedge.core.progress import Progress, silent
 from vitedge.errors import UsageError
 from vitedge.graph.merging import with_prefix
-from vitedge.graph.unused_tokens import rows_computed
 from vitedge.quantization.views import Layer, quantizable
 from vitedge.shrinking.activations import Activations, Tensors
 from vitedge.shrinking.components import changed, check_widths, fewer_tokens, narrower_embedding
 from vitedge.shrinking.embedding import Directions, Embedding, Norm
-from vitedge.shrinking.moments import HeadMoments, Moments, taken, with_rows
+from vitedge.shrinking.moments import HeadMoments, Moments, Rows, with_rows
 from vitedge.shrinking.rewrite import AttentionWeights, Rewriter
 from vitedge.shrinking.solve import ContextProblem, PairProblem, ScoresProblem, fitted
 from vitedge.shrinking.structures import Attention, Pair, Structure, structure_of
@@ -144,7 +143,7 @@ class _Walk:
         batch = batch_of(pictures)
         self._before = Activations(model, pictures, batch)
         self._after = Activations(model, pictures, batch) if sequential else None
-        self._rows = rows_computed(model)
+        self._rows = Rows(model)
         self._merging: NDArray[np.float32] | None = None  # of all tokens, where some are merged by now
         self._embedding: Embedding | None = None  # of the original, where it became narrower
         self._basis: NDArray[np.float32] | None = None
@@ -184,10 +183,10 @@ class _Walk:
         assert self._after is not None
         moments, output = Moments(), original.linear.output
         layer = next(each for each in quantizable(self.model)[0] if each.name == original.name)
-        reads, rows = layer.linear.input, self._rows.get(output)
+        reads = layer.linear.input
         both = zip(self._after.run(self.model, [reads]), self._before.run(self.original, [output]), strict=True)
         for values, whole in both:
-            moments.add(layer.view, values[reads], self._merged(whole[output]), rows)
+            moments.add(layer.view, values[reads], self._merged(whole[output]), self._rows, output)
         if moments.read < _ROWS_PER_INPUT * layer.inputs:
             return
         _, matrix = fitted(layer.matrix, moments)
@@ -226,9 +225,9 @@ class _Walk:
     def _attention(self, attention: Attention, widths: Mapping[str, int]) -> None:
         width, name = attention.widths(widths), attention.name
         if width.query_key < attention.query_key:
-            moments, rows = HeadMoments(), self._rows.get(attention.query_tensor)
-            for values, _ in self._observed(attention, [attention.query_tensor, attention.key_tensor]):
-                moments.add(taken(values[attention.query_tensor], rows), values[attention.key_tensor])
+            moments, queries = HeadMoments(), attention.query_tensor
+            for values, _ in self._observed(attention, [queries, attention.key_tensor]):
+                moments.add(values[queries], values[attention.key_tensor], self._rows, queries)
             scores = ScoresProblem(attention, moments).narrowed(width.query_key)
             self._write(attention, scores.weights, scores.pairs, np.arange(attention.heads))
             pairs = None if attention.rotary is None else tuple(scores.pairs.tolist())
@@ -251,9 +250,8 @@ class _Walk:
     def _moments(self, structure: Structure) -> Moments:
         """Return the moments of what the structure's last layer reads, and of its target."""
         moments, last = Moments(), structure.last
-        rows = self._rows.get(last.linear.output)
         for values, target in self._observed(structure, [last.linear.input]):
-            moments.add(last.view, values[last.linear.input], target, rows)
+            moments.add(last.view, values[last.linear.input], target, self._rows, last.linear.output)
         return moments
 
     def _observed(self, structure: Structure, wanted: list[str]) -> Iterator[tuple[Tensors, NDArray[Any]]]:
@@ -267,7 +265,7 @@ class _Walk:
             yield from ((values, self._target(structure, whole[output])) for values, whole in both)
         else:
             after = self._after.run(self.model, [*wanted, residual.skip, output])
-            rows = self._rows.get(output)
+            rows = self._rows.read(output)
             for values, whole in zip(after, self._before.run(self.original, [residual.output]), strict=True):
                 target = self._target(structure, whole[residual.output]) - values[residual.skip]
                 yield values, target if rows is None else with_rows(values[output], target, rows)

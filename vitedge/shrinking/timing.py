@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace as changed
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from msgspec.structs import replace
@@ -52,7 +52,7 @@ class Timing(NamedTuple):
     """The measured time of a graph."""
 
     ns: float  # median of the original, times ``ratio``
-    ratio: float  # to the original, by the fastest inference of each interleaved block
+    ratio: float  # to the original
     low: float  # of the ratio's 95 % interval
     high: float
 
@@ -65,15 +65,25 @@ class Stopwatch:
         original: the model's float graph.
         threads: of each session; None: the target's.
         duration_s: that each graph is measured for, at least.
+        statistic: of each block: its fastest inference has the least noise; its median is what a budget speaks of.
     """
 
-    def __init__(self, plan: Plan, original: onnx.ModelProto, *, threads: int | None = None, duration_s: float) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        original: onnx.ModelProto,
+        *,
+        threads: int | None = None,
+        duration_s: float,
+        statistic: Literal["fastest", "median"] = "fastest",
+    ) -> None:
         self.plan, self.original, self.threads, self.duration_s = plan, original, threads, duration_s
+        self.statistic, self.rounds = statistic, ROUNDS
 
-    def longer(self, factor: float) -> Stopwatch:
-        """Return a stopwatch with longer measurements."""
+    def longer(self, factor: int) -> Stopwatch:
+        """Return a stopwatch with so many times as many rounds, of the same length."""
         other = copy.copy(self)  # with the lowered original, where there is one already
-        other.duration_s = factor * self.duration_s
+        other.duration_s, other.rounds = factor * self.duration_s, factor * self.rounds
         return other
 
     def times(self, graphs: Sequence[onnx.ModelProto], progress: Progress) -> tuple[float, list[Timing]]:
@@ -92,7 +102,7 @@ class Stopwatch:
             first, *others = self._measured(graphs[start : start + AT_ONCE])
             medians.append(float(median_of(first.samples.latency_ns)))
             for other in others:
-                against = ratio(first, other)
+                against = ratio(first, other, statistic=self.statistic)
                 assert against is not None, "there are enough rounds"
                 timings.append(Timing(medians[-1] * against.value, against.value, against.low, against.high))
         progress("measure", len(graphs), len(graphs))
@@ -108,9 +118,9 @@ class Stopwatch:
                 scenario="single",
                 warmup_s=WARMUP * self.duration_s,
                 min_duration_s=0.0,
-                min_samples=ROUNDS * count,  # a block has at most ``count``: ROUNDS rounds on a busy machine, too
+                min_samples=self.rounds * count,  # a block has at most ``count``: all rounds on a busy machine, too
                 percentile=50.0,
-                block_s=self.duration_s / ROUNDS,
+                block_s=self.duration_s / self.rounds,
                 settle=2,
                 seed=0,
                 pictures="random",
@@ -129,7 +139,7 @@ class Stopwatch:
             start = time.perf_counter_ns()
             session.run_timed(frame)
             times_ns.append(time.perf_counter_ns() - start)
-        return max(1, int(1e9 * self.duration_s / ROUNDS / min(times_ns)))
+        return max(1, int(1e9 * self.duration_s / self.rounds / min(times_ns)))
 
     def _pictures(self, size: tuple[int, int]) -> NDArray[np.uint8]:
         """Return random pictures of (height, width) pixels, uint8 [n, h, w, 3]."""

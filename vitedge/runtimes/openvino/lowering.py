@@ -163,7 +163,7 @@ def _quantized(request: Request) -> tuple[onnx.ModelProto, dict[str, QuantizedLa
         return IN_EVERY_BLOCK if layer.name in stay else ""
 
     names, reasons = integer_layers(request, VARIANTS[variant], why_float)
-    scheme = Scheme(activation="uint8", symmetric=False, wide_sums=request.target.wide_sums)
+    scheme = Scheme("uint8", symmetric=False, wide_sums=request.target.wide_sums, plain_norms=True)
     graph, integers = quantized(request, scheme, names)
     return graph, {name: _kept(layer) for name, layer in integers.items()}, reasons
 
