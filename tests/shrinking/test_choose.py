@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitedge.shrinking.choose import Option, choose, most_saving, places_of, together
+from vitedge.shrinking.choose import Option, choose, leading, most_saving, places_of, together
 
 ERRORS = st.floats(0, 10, allow_subnormal=False)
 PLACES = st.lists(
@@ -71,3 +71,18 @@ def test_what_saves_less_at_a_higher_error_is_not_offered() -> None:
     saved, errors = {"mlp": {64: 10.0, 32: 8.0, 16: 30.0}}, {"mlp": {64: 1.0, 32: 2.0, 16: 3.0}}
     (options,) = places_of([Part("mlp", "hidden", 128)], saved, errors)  # type: ignore[list-item]
     assert [dict(option.widths) for option in options] == [{}, {"mlp": 64}, {"mlp": 16}]
+
+
+def test_schedules_lead_by_the_width_of_a_component() -> None:
+    def schedule(error: float, **widths: int) -> list[list[Option]]:
+        places = [[Option(0, 0), Option(10, error, {"mlp": 8})]]
+        return [*places, [Option(5, 0, widths)]] if widths else places
+
+    whole, merged = schedule(3), schedule(1, tokens=9)
+    half, quarter = schedule(2, embedding=16), schedule(9, embedding=8)
+    both = schedule(0.5, embedding=16, tokens=9)
+    schedules = [whole, quarter, half, merged, both]
+    assert leading(schedules, 10, "embedding", 4) == [[half, both], [whole, merged], [quarter]]
+    assert leading(schedules, 10, "embedding", 1) == [[half, both]]
+    assert leading(schedules, 14, "embedding", 4) == [[half, both], [whole, merged], [quarter]]
+    assert leading(schedules, 16, "embedding", 4) == [schedules], "none saves enough: the search says so"

@@ -22,13 +22,14 @@ from vitedge.errors import InvalidResultError, UsageError
 from vitedge.exporting import hold_out
 from vitedge.formats.fidelity import Drop, Fidelity
 from vitedge.formats.model_folder import Model
-from vitedge.graph.surgery import load, macs
+from vitedge.graph.surgery import array, load, macs
 from vitedge.quantization import calibrate
 from vitedge.quantization.observe import Observer
 from vitedge.runtimes.interpreter import run_graph
 from vitedge.shrinking import timing
 from vitedge.shrinking.adapting import of_classes
 from vitedge.shrinking.options import ShrinkOptions
+from vitedge.shrinking.run import EMBEDDINGS
 from vitedge.shrinking.shrinkage import Shrinkage, shrinkage_of
 from vitedge.shrinking.subject import Subject
 from vitedge.shrinking.timing import Stopwatch, Timing
@@ -59,6 +60,25 @@ def test_counted_work_meets_the_budget_and_is_recorded(counted: Model, small_mod
     assert done.removed and all(each.after < each.before and each.saves > 0 for each in done.removed)
     assert done.loss is not None and done.loss.pictures == 16, "those that shrinking did not use"
     assert counted.record.classes == before.record.classes and counted.record.licence == before.record.licence
+
+
+def test_the_embedding_that_loses_least_is_taken(
+    small_model: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several widths of it are tried in earnest, each with what else suits it, and the real loss decides."""
+    losses = dict[int, float]()
+    measured = Subject.loss
+
+    def noted(whole: Subject, graph: onnx.ModelProto) -> Fidelity:
+        loss = measured(whole, graph)
+        width = next(array(each).size for each in graph.graph.initializer if each.name == "blocks.0.norm1.weight")
+        losses[width] = loss.divergence
+        return loss
+
+    monkeypatch.setattr(Subject, "loss", noted)
+    model = vitedge.shrink(small_model, "onnxruntime", tmp_path / "small", macs=0.6, data=small_data, **SMALL)  # type: ignore[arg-type]
+    assert len(losses) == EMBEDDINGS and shrinkage(model).loss.divergence == min(losses.values())
+    assert losses[model.record.architecture.embed_dim] == min(losses.values())
 
 
 def test_every_picture_is_decoded_once_and_nothing_is_observed_for_int8(
@@ -151,10 +171,10 @@ def test_whole_models_are_measured_and_the_table_once(
 
     done, entries = shrink(1.2), len(clock.measured)
     assert done.verified and done.unit == "ns" and done.table_digest is not None
-    assert clock.measured[-1] == done.macs_after, "the model that is written is measured itself"
+    assert done.macs_after in clock.measured[-3 * 8 :], "the model that is written is measured itself"
     assert done.full / 1.2 * 0.9 <= done.cost <= done.full / 1.2 * 1.02, "within the budget, as near as widths permit"
     again = shrink(1.1)
-    assert again.table_digest == done.table_digest and len(clock.measured) - entries < 10, "trials alone"
+    assert again.table_digest == done.table_digest and len(clock.measured) - entries < 3 * 10, "trials alone"
     with pytest.raises(UsageError, match="within the budget"):
         vitedge.shrink(small_model, "onnxruntime", tmp_path / "x", latency=1e3, data=small_data, num_samples=24)
 

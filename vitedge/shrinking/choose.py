@@ -66,6 +66,24 @@ def _error_at_least(places: Places) -> float:
     return sum(min(option.error for option in options) for options in places)
 
 
+def leading(schedules: Sequence[Places], needed: float, component: str, most: int) -> list[list[Places]]:
+    """Group schedules by the width of a component, and return the groups that save enough at the least sum of errors.
+
+    Args:
+        schedules: as of :func:`choose_with_schedule`.
+        needed: what has to be saved, in the unit of the options.
+        component: of those that schedules name.
+        most: groups at most; the best comes first. All schedules are one group where none saves enough.
+    """
+    groups: dict[int | None, list[Places]] = {}
+    for places in schedules:
+        named = [options[0].widths for options in places if len(options) == 1]
+        groups.setdefault(next((widths[component] for widths in named if component in widths), None), []).append(places)
+    chosen = [(choose_with_schedule(group, needed), group) for group in groups.values()]
+    meeting = [(together(options).error, group) for options, group in chosen if options is not None]
+    return [group for _, group in sorted(meeting, key=lambda each: each[0])[:most]] or [list(schedules)]
+
+
 def fastest_schedule(schedules: Sequence[Places]) -> list[Option]:
     """Return the fastest options of the fastest schedule."""
     return max(map(most_saving, schedules), key=lambda options: together(options).saved)

@@ -36,8 +36,7 @@ if TYPE_CHECKING:
     from vitedge.shrinking.components import Component
 
 METHOD = 2  # of measuring a table: those in the cache folder that were measured otherwise aren't read
-LONGER = 3  # times as long, to confirm, and again while an interval is wider than the tolerance of the budget
-AGAIN = 2  # times, at most
+LONGER = 3  # times as long, where an interval is wider than the tolerance of the budget, and to confirm
 
 
 @dataclass(frozen=True)
@@ -80,12 +79,11 @@ class Prices:
         return self.watch if self.table.measured else None
 
     def _measured(self, chosen: Option, watch: Stopwatch) -> Cost:
-        """Measure a model of the chosen widths; for longer while the interval is too wide."""
+        """Measure a model of the chosen widths; for longer where the interval is too wide."""
         graphs = [truncate(self.graph, chosen.widths)]
-        for longer in (LONGER**times for times in range(1 + AGAIN)):
-            full, (timing,) = watch.longer(longer).times(graphs, silent)
-            if timing.high - timing.low <= 2 * TOLERANCE * timing.ratio:
-                break
+        full, (timing,) = watch.times(graphs, silent)
+        if timing.high - timing.low > 2 * TOLERANCE * timing.ratio:
+            full, (timing,) = watch.longer(LONGER).times(graphs, silent)
         return Cost(timing.ns, full)
 
 

@@ -18,7 +18,8 @@ from vitedge.formats.fidelity import Fidelity
 from vitedge.formats.model_folder import Model, write_model
 from vitedge.graph.surgery import macs
 from vitedge.shrinking.adapting import at_size
-from vitedge.shrinking.choose import SCHEDULED, place_name
+from vitedge.shrinking.choose import SCHEDULED, leading, place_name
+from vitedge.shrinking.embedding import NAME as EMBEDDING
 from vitedge.shrinking.files import model_files
 from vitedge.shrinking.finetune import finetuned
 from vitedge.shrinking.plan import ShrinkPlan
@@ -31,10 +32,12 @@ from vitedge.shrinking.table import Table
 if TYPE_CHECKING:
     import onnx
 
+EMBEDDINGS = 3  # widths of the embedding, each tried with the widths of all else that suit it
+
 
 @dataclass(frozen=True)
 class Attempt:
-    """The model of one input size within the budget."""
+    """A model within the budget."""
 
     subject: Subject
     priced: Prices
@@ -60,7 +63,7 @@ def carry_out(plan: ShrinkPlan, progress: Progress = silent) -> Model:
             found, graph = smaller.components, smaller.inputs.graph
             choices.append((smaller, resized_prices(priced, smaller.plan, graph, found, progress)))
         attempts = _attempts(choices, plan)
-        chosen = min(attempts, key=lambda each: (not _holds(plan, each.loss), each.loss.divergence))
+        chosen = _best(attempts, plan)
         tried = [_resolution(each, attempts) for each, _ in choices] if plan.sizes else []
         if plan.options.finetune is not None:
             graph = finetuned(whole, chosen.subject, chosen.graph)
@@ -75,26 +78,44 @@ def _attempts(choices: Sequence[tuple[Subject, Prices]], plan: ShrinkPlan) -> li
     Raises:
         InvalidResultError: none does; what the smallest one reached is said.
     """
-    assert plan.budget is not None
     attempts = list[Attempt]()
     for each, priced in choices:
         try:
-            trial = meet(
-                each.schedules(priced.table.saved),
-                plan.budget,
-                priced.start,
-                priced.cost,
-                plan.action,
-                each.progress,
-                confirm=priced.confirm,
-            )
+            attempts.append(_best(list(_trials(each, priced, plan)), plan))
         except InvalidResultError:
             if each is choices[-1][0] and not attempts:
                 raise
-            continue
-        graph = each.shrunk(trial.widths).model
-        attempts.append(Attempt(each, priced, trial, graph, each.loss(graph)))
     return attempts
+
+
+def _trials(subject: Subject, priced: Prices, plan: ShrinkPlan) -> Iterator[Attempt]:
+    """Yield an attempt for each of the widths of the embedding that promise most.
+
+    A narrower embedding changes what everything else saves and costs, of which the table and the errors know little.
+
+    Raises:
+        InvalidResultError: none of them meets the budget.
+    """
+    assert plan.budget is not None
+    needed = priced.start.shrunk - plan.budget.allowed(priced.start.full)
+    groups, failed = leading(subject.schedules(priced.table.saved), needed, EMBEDDING, EMBEDDINGS), 0
+    for group in groups:
+        try:
+            trial = meet(
+                group, plan.budget, priced.start, priced.cost, plan.action, subject.progress, confirm=priced.confirm
+            )
+        except InvalidResultError:
+            failed += 1
+            if failed == len(groups):
+                raise
+            continue
+        graph = subject.shrunk(trial.widths).model
+        yield Attempt(subject, priced, trial, graph, subject.loss(graph))
+
+
+def _best(attempts: Sequence[Attempt], plan: ShrinkPlan) -> Attempt:
+    """Return the attempt that loses least; those within the limit go first."""
+    return min(attempts, key=lambda each: (not _holds(plan, each.loss), each.loss.divergence))
 
 
 def _resolution(tried: Subject, attempts: Sequence[Attempt]) -> Resolution:
