@@ -73,7 +73,7 @@ def leading(schedules: Sequence[Places], needed: float, component: str, most: in
         schedules: as of :func:`choose_with_schedule`.
         needed: what has to be saved, in the unit of the options.
         component: of those that schedules name.
-        most: groups at most; the best comes first. All schedules are one group where none saves enough.
+        most: groups at most; the best comes first.
     """
     groups: dict[int | None, list[Places]] = {}
     for places in schedules:
@@ -81,7 +81,7 @@ def leading(schedules: Sequence[Places], needed: float, component: str, most: in
         groups.setdefault(next((widths[component] for widths in named if component in widths), None), []).append(places)
     chosen = [(choose_with_schedule(group, needed), group) for group in groups.values()]
     meeting = [(together(options).error, group) for options, group in chosen if options is not None]
-    return [group for _, group in sorted(meeting, key=lambda each: each[0])[:most]] or [list(schedules)]
+    return [group for _, group in sorted(meeting, key=lambda each: each[0])[:most]]
 
 
 def fastest_schedule(schedules: Sequence[Places]) -> list[Option]:

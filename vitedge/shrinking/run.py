@@ -18,7 +18,7 @@ from vitedge.formats.fidelity import Fidelity
 from vitedge.formats.model_folder import Model, write_model
 from vitedge.graph.surgery import macs
 from vitedge.shrinking.adapting import at_size
-from vitedge.shrinking.choose import SCHEDULED, leading, place_name
+from vitedge.shrinking.choose import SCHEDULED, Places, leading, place_name
 from vitedge.shrinking.embedding import NAME as EMBEDDING
 from vitedge.shrinking.files import model_files
 from vitedge.shrinking.finetune import finetuned
@@ -81,36 +81,35 @@ def _attempts(choices: Sequence[tuple[Subject, Prices]], plan: ShrinkPlan) -> li
     attempts = list[Attempt]()
     for each, priced in choices:
         try:
-            attempts.append(_best(list(_trials(each, priced, plan)), plan))
+            attempts.append(_attempt(each, priced, plan))
         except InvalidResultError:
             if each is choices[-1][0] and not attempts:
                 raise
     return attempts
 
 
-def _trials(subject: Subject, priced: Prices, plan: ShrinkPlan) -> Iterator[Attempt]:
-    """Yield an attempt for each of the widths of the embedding that promise most.
+def _attempt(subject: Subject, priced: Prices, plan: ShrinkPlan) -> Attempt:
+    """Return the best of the attempts with those widths of the embedding that promise most.
 
     A narrower embedding changes what everything else saves and costs, of which the table and the errors know little.
 
     Raises:
-        InvalidResultError: none of them meets the budget.
+        InvalidResultError: the budget can't be met.
     """
     assert plan.budget is not None
-    needed = priced.start.shrunk - plan.budget.allowed(priced.start.full)
-    groups, failed = leading(subject.schedules(priced.table.saved), needed, EMBEDDING, EMBEDDINGS), 0
-    for group in groups:
-        try:
-            trial = meet(
-                group, plan.budget, priced.start, priced.cost, plan.action, subject.progress, confirm=priced.confirm
-            )
-        except InvalidResultError:
-            failed += 1
-            if failed == len(groups):
-                raise
-            continue
+    budget, schedules = plan.budget, subject.schedules(priced.table.saved)
+
+    def attempt(among: Sequence[Places]) -> Attempt:
+        start, confirm = priced.start, priced.confirm
+        trial = meet(among, budget, start, priced.cost, plan.action, subject.progress, confirm=confirm)
         graph = subject.shrunk(trial.widths).model
-        yield Attempt(subject, priced, trial, graph, subject.loss(graph))
+        return Attempt(subject, priced, trial, graph, subject.loss(graph))
+
+    attempts, needed = list[Attempt](), priced.start.shrunk - budget.allowed(priced.start.full)
+    for group in leading(schedules, needed, EMBEDDING, EMBEDDINGS):
+        with contextlib.suppress(InvalidResultError):
+            attempts.append(attempt(group))
+    return _best(attempts, plan) if attempts else attempt(schedules)
 
 
 def _best(attempts: Sequence[Attempt], plan: ShrinkPlan) -> Attempt:
