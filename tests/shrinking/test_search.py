@@ -82,3 +82,17 @@ def test_what_holds_by_luck_is_measured_again_and_alone_that_counts() -> None:
     assert trial.sure and trial.cost == real(together(trial.options)) and abs(trial.over) <= TOLERANCE
     with pytest.raises(InvalidResultError, match="can't be met"):
         meet([PLACES], Budget("speedup", 3.9), START, lucky, "shrink", silent, confirm=real)
+
+
+def test_a_guess_from_a_similar_search_saves_trials() -> None:
+    """The table promises twice what is saved; what sufficed once is tried first the next time."""
+
+    def half(each: Option) -> Cost:
+        measured.append(each)
+        return Cost(FULL - 0.5 * saved(each.widths), FULL)
+
+    measured: list[Option] = []
+    trial = meet([PLACES], Budget("speedup", 1.25), START, half, "shrink", silent)
+    tried = len(measured)
+    again = meet([PLACES], Budget("speedup", 1.25), START, half, "shrink", silent, guess=together(trial.options).saved)
+    assert abs(again.over) <= TOLERANCE and len(measured) - tried == 1 < tried

@@ -18,7 +18,7 @@ from vitedge.formats.fidelity import Fidelity
 from vitedge.formats.model_folder import Model, write_model
 from vitedge.graph.surgery import macs
 from vitedge.shrinking.adapting import at_size
-from vitedge.shrinking.choose import SCHEDULED, Places, leading, place_name
+from vitedge.shrinking.choose import SCHEDULED, Places, leading, place_name, together
 from vitedge.shrinking.embedding import NAME as EMBEDDING
 from vitedge.shrinking.files import model_files
 from vitedge.shrinking.finetune import finetuned
@@ -99,16 +99,25 @@ def _attempt(subject: Subject, priced: Prices, plan: ShrinkPlan) -> Attempt:
     assert plan.budget is not None
     budget, schedules = plan.budget, subject.schedules(priced.table.saved)
 
-    def attempt(among: Sequence[Places]) -> Attempt:
-        start, confirm = priced.start, priced.confirm
-        trial = meet(among, budget, start, priced.cost, plan.action, subject.progress, confirm=confirm)
+    def attempt(among: Sequence[Places], like: Sequence[Attempt] = ()) -> Attempt:
+        guess = together(like[-1].trial.options).saved if like else None
+        trial = meet(
+            among,
+            budget,
+            priced.start,
+            priced.cost,
+            plan.action,
+            subject.progress,
+            confirm=priced.confirm,
+            guess=guess,
+        )
         graph = subject.shrunk(trial.widths).model
         return Attempt(subject, priced, trial, graph, subject.loss(graph))
 
     attempts, needed = list[Attempt](), priced.start.shrunk - budget.allowed(priced.start.full)
     for group in leading(schedules, needed, EMBEDDING, EMBEDDINGS):
         with contextlib.suppress(InvalidResultError):
-            attempts.append(attempt(group))
+            attempts.append(attempt(group, attempts))
     return _best(attempts, plan) if attempts else attempt(schedules)
 
 

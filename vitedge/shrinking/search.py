@@ -79,6 +79,7 @@ def meet(
     progress: Progress,
     *,
     confirm: Callable[[Option], Cost] | None = None,
+    guess: float | None = None,
 ) -> Trial:
     """Find the widths of least error that meet a budget.
 
@@ -91,6 +92,7 @@ def meet(
         action: for error texts.
         progress: called with ("budget", trials done, trials at most).
         confirm: measures with less noise; None: ``measure`` has none.
+        guess: what had to be saved by the table in a similar search, to begin with; None: what is missing.
 
     Returns:
         A trial, confirmed, within :data:`TOLERANCE` of the budget; where the widths are too coarse for that, the one of
@@ -103,7 +105,7 @@ def meet(
     low, high = 0.0, float("inf")  # what has to be saved by the table: known to be too little, and more than enough
     if start.shrunk != start.full:
         start = measure(Option(0.0, 0.0))
-    needed = start.shrunk - budget.allowed(start.full)
+    needed = start.shrunk - budget.allowed(start.full) if guess is None else guess
     for number in range(TRIALS):
         progress("budget", number, TRIALS)
         options = choose_with_schedule(schedules, needed) or most
