@@ -22,7 +22,7 @@ Float64 = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
 #: λ as a fraction of the mean variance of the inputs.
-RIDGE = 1e-3
+RIDGE = 1e-2
 _AT_ONCE = 32  # inputs that are removed before the whole inverse is down-dated
 _RANK = 1e-10  # eigenvalues below this fraction of the largest count as zero
 
