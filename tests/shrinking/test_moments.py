@@ -27,6 +27,7 @@ def test_the_class_token_matters_more_in_every_block() -> None:
         assert rows.read(name) is None and rows.heavy(name, tokens) == CLASS
     assert rows.read("blocks.2.add2.out") == CLASS == rows.heavy("blocks.2.add2.out", tokens)
     assert rows.heavy("norm.out", tokens[:, 0]) is None, "one row a picture"
+    assert rows.heavy("stage.out", np.zeros((2, 8, 8, 4))) is None, "rows of a picture aren't tokens"
     assert rows.heavy("blocks.0.add1.out", tokens[:, :1]) is None, "a single token"
 
 

@@ -65,20 +65,22 @@ def test_counted_work_meets_the_budget_and_is_recorded(counted: Model, small_mod
 def test_the_embedding_that_loses_least_is_taken(
     small_model: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Several widths of it are tried in earnest, each with what else suits it, and the real loss decides."""
-    losses = dict[int, float]()
+    """Several widths of it are tried in earnest by half of the pictures, and the best one is fitted to all."""
+    losses, last = dict[int, float](), list[float]()
     measured = Subject.loss
 
     def noted(whole: Subject, graph: onnx.ModelProto) -> Fidelity:
         loss = measured(whole, graph)
         width = next(array(each).size for each in graph.graph.initializer if each.name == "blocks.0.norm1.weight")
-        losses[width] = loss.divergence
+        losses.setdefault(width, loss.divergence)
+        last.append(loss.divergence)
         return loss
 
     monkeypatch.setattr(Subject, "loss", noted)
     model = vitedge.shrink(small_model, "onnxruntime", tmp_path / "small", macs=0.6, data=small_data, **SMALL)  # type: ignore[arg-type]
-    assert len(losses) == EMBEDDINGS and shrinkage(model).loss.divergence == min(losses.values())
+    assert len(losses) == EMBEDDINGS and len(last) == EMBEDDINGS + 1
     assert losses[model.record.architecture.embed_dim] == min(losses.values())
+    assert shrinkage(model).loss.divergence == last[-1]
 
 
 def test_every_picture_is_decoded_once_and_nothing_is_observed_for_int8(

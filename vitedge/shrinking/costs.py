@@ -29,7 +29,7 @@ Float64 = NDArray[np.float64]
 Narrowed = Callable[[int], onnx.ModelProto]  # the graph in which one component alone has a width
 
 _TRIED = 64  # pictures on which the error of a width is measured
-_FEWEST = 192  # others, from which on the layers behind a narrower embedding are fitted to these alone
+_FEWEST = 64  # others, from which on the layers behind a narrower embedding are fitted to these alone
 
 
 def costs(
@@ -85,7 +85,8 @@ class _Scale:
         self.model, self.rows = model, Rows(model)
         batch = batch_of(pictures)
         self.tried = pictures[:_TRIED]
-        self.fitted = pictures[_TRIED:] if len(pictures) >= _TRIED + _FEWEST else pictures
+        others = pictures[_TRIED:][: len(pictures) // 3]
+        self.fitted = others if len(others) >= _FEWEST else pictures
         self._all = Activations(model, pictures, batch)
         self._some = Activations(model, self.tried, batch)
         self._logits = self._run(model)

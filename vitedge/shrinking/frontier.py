@@ -73,7 +73,8 @@ def frontier(plan: ShrinkPlan, progress: Progress = silent) -> Frontier:
         schedules = whole.schedules(priced.table.saved)
         widths = [together(options).widths for options in _steps(schedules, priced.table.full)]
         narrowed = [
-            Drawn(whole, whole.shrunk(each).model if each else whole.inputs.graph, "", dict(each)) for each in widths
+            Drawn(whole, whole.shrunk(each, whole.frames).model if each else whole.inputs.graph, "", dict(each))
+            for each in widths
         ]
         with neighbours(plan.options.beside, plan.deployed.model.record) as others:
             drawn = [*narrowed, *map(partial(_beside, whole), others)]

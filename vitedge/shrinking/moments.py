@@ -40,11 +40,11 @@ class Rows:
 
         Args:
             tensor: its name.
-            values: tokens [N, T, ..], or anything else.
+            values: tokens [N, T, D], or anything else.
         """
         if tensor in self._read or self._of_head is None:
             return self._read.get(tensor)
-        several = values.ndim > 2 and self._of_head.stop <= values.shape[1] * WORTHWHILE
+        several = values.ndim == 3 and self._of_head.stop <= values.shape[1] * WORTHWHILE
         return self._of_head if several else None
 
 
@@ -173,7 +173,7 @@ class HeadMoments:
         keys = keys - keys.mean(axis=1, keepdims=True)
         self._images += len(queries)
         self._queries = self._queries + _gram(taken(queries, rows.read(tensor)))
-        if (heavy := rows.heavy(tensor, queries)) is not None:
+        if (heavy := rows.heavy(tensor, queries[..., 0])) is not None:
             self._queries = self._queries + _gram(taken(queries, heavy))
         self._keys = self._keys + _gram(keys)
 

@@ -30,7 +30,9 @@ from vitedge.shrinking.subject import Subject, subject
 from vitedge.shrinking.table import Table
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
+    from numpy.typing import NDArray
 
 EMBEDDINGS = 3  # widths of the embedding, each tried with the widths of all else that suit it
 
@@ -92,6 +94,7 @@ def _attempt(subject: Subject, priced: Prices, plan: ShrinkPlan) -> Attempt:
     """Return the best of the attempts with those widths of the embedding that promise most.
 
     A narrower embedding changes what everything else saves and costs, of which the table and the errors know little.
+    Where there are several, they are fitted to half of the pictures, and the best one then to all.
 
     Raises:
         InvalidResultError: the budget can't be met.
@@ -99,8 +102,7 @@ def _attempt(subject: Subject, priced: Prices, plan: ShrinkPlan) -> Attempt:
     assert plan.budget is not None
     budget, schedules = plan.budget, subject.schedules(priced.table.saved)
 
-    def attempt(among: Sequence[Places], like: Sequence[Attempt] = ()) -> Attempt:
-        guess = together(like[-1].trial.options).saved if like else None
+    def attempt(among: Sequence[Places], frames: NDArray[np.uint8], like: Sequence[Attempt] = ()) -> Attempt:
         trial = meet(
             among,
             budget,
@@ -109,16 +111,23 @@ def _attempt(subject: Subject, priced: Prices, plan: ShrinkPlan) -> Attempt:
             plan.action,
             subject.progress,
             confirm=priced.confirm,
-            guess=guess,
+            guess=together(like[-1].trial.options).saved if like else None,
         )
-        graph = subject.shrunk(trial.widths).model
+        graph = subject.shrunk(trial.widths, frames).model
         return Attempt(subject, priced, trial, graph, subject.loss(graph))
 
-    attempts, needed = list[Attempt](), priced.start.shrunk - budget.allowed(priced.start.full)
-    for group in leading(schedules, needed, EMBEDDING, EMBEDDINGS):
+    frames, attempts = subject.frames, list[Attempt]()
+    groups = leading(schedules, priced.start.shrunk - budget.allowed(priced.start.full), EMBEDDING, EMBEDDINGS)
+    for group in groups:
         with contextlib.suppress(InvalidResultError):
-            attempts.append(attempt(group, attempts))
-    return _best(attempts, plan) if attempts else attempt(schedules)
+            attempts.append(attempt(group, frames[::2] if len(groups) > 1 else frames, attempts))
+    if not attempts:
+        return attempt(schedules, frames)
+    best = _best(attempts, plan)
+    if len(groups) == 1:
+        return best
+    graph = subject.shrunk(best.trial.widths, frames).model
+    return replace(best, graph=graph, loss=subject.loss(graph))
 
 
 def _best(attempts: Sequence[Attempt], plan: ShrinkPlan) -> Attempt:
