@@ -191,9 +191,8 @@ def _tokens(scale: _Scale, place: Tokens) -> tuple[Float64, Narrowed]:
 
 def _embedding(scale: _Scale, embedding: Embedding) -> tuple[Float64, Narrowed]:
     """Return the variance lost, and graphs whose layers are fitted to what is left: without that far more is lost."""
-    return scale.directions(
-        embedding
-    ).errors(), lambda width: shrink(scale.model, {embedding.name: width}, scale.fitted).model
+    errors = scale.directions(embedding).errors()
+    return errors, lambda width: shrink(scale.model, {embedding.name: width}, scale.fitted).model
 
 
 def _attention(

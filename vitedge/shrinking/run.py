@@ -118,13 +118,14 @@ def _attempt(subject: Subject, priced: Prices, plan: ShrinkPlan) -> Attempt:
 
     frames, attempts = subject.frames, list[Attempt]()
     groups = leading(schedules, priced.start.shrunk - budget.allowed(priced.start.full), EMBEDDING, EMBEDDINGS)
+    some = frames[::2] if len(groups) > 1 else frames
     for group in groups:
         with contextlib.suppress(InvalidResultError):
-            attempts.append(attempt(group, frames[::2] if len(groups) > 1 else frames, attempts))
+            attempts.append(attempt(group, some, attempts))
     if not attempts:
         return attempt(schedules, frames)
     best = _best(attempts, plan)
-    if len(groups) == 1:
+    if some is frames:
         return best
     graph = subject.shrunk(best.trial.widths, frames).model
     return replace(best, graph=graph, loss=subject.loss(graph))
