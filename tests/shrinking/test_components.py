@@ -59,6 +59,7 @@ def test_the_components_of_a_vit() -> None:
     assert found["blocks.0.attn.query_key"].offered == (8, 16)
     assert found["patch_embed.stem.0"].offered == (8, 16, 24)
     hidden = found["blocks.0.mlp"]
+    assert not any(width % 16 for width in hidden.offered), "kernels compute 16 channels at once"
     assert hidden.width == hidden.offered[-1] == 400 and hidden.offered[:3] == (0, 32, 64) and len(hidden.offered) < 18
 
 

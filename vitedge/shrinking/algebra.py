@@ -94,28 +94,37 @@ class _Chosen(NamedTuple):
 
 
 def _cheapest(inverse: Float64, weights: Float64, rows: int, steps: int) -> _Chosen:
-    """Pick units to remove one by one: each is the cheapest after the others compensated for the units before it."""
+    """Pick units to remove one by one: each is the cheapest after the others compensated for the units before it.
+
+    A cost is that of a unit's Gram matrix over the outputs, tr(((D⁻¹)_uu)⁻¹ W_u W_uᵀ). So the weights are put
+    together once, from what all steps take off, W - V C; within a step one product with them is enough.
+    """
     batch, size, outputs = weights.shape
     count = size // rows
     blocks = np.einsum("buxuy->buxy", inverse.reshape(batch, count, rows, count, rows)).copy()
-    weights, factor = weights.copy(), np.zeros((batch, size, rows * steps))
+    own = weights.reshape(batch, count, rows, outputs)
+    grams = own @ own.swapaxes(2, 3)
+    factor, lost = np.zeros((batch, size, rows * steps)), np.zeros((batch, rows * steps, outputs))
     units = np.zeros(steps, np.intp)
     for step in range(steps):
-        own = weights.reshape(batch, count, rows, outputs)
-        costs = (own * np.linalg.solve(blocks, own)).sum(axis=(0, 2, 3))
+        costs = np.trace(np.linalg.solve(blocks, grams), axis1=2, axis2=3).sum(axis=0)
         costs[units[:step]] = np.inf
         unit = int(costs.argmin())
-        at, done = slice(unit * rows, (unit + 1) * rows), factor[:, :, : step * rows]
+        at, now = slice(unit * rows, (unit + 1) * rows), slice(step * rows, (step + 1) * rows)
+        done, gone = factor[:, :, : now.start], lost[:, : now.start]
         columns = inverse[:, :, at] - done @ done[:, at].swapaxes(1, 2)
         root = np.linalg.cholesky(columns[:, at])
         new = np.linalg.solve(root, columns.swapaxes(1, 2)).swapaxes(1, 2)
-        factor[:, :, step * rows : (step + 1) * rows] = new
-        weights -= new @ np.linalg.solve(root, weights[:, at])
+        taken = np.linalg.solve(root, weights[:, at] - done[:, at] @ gone)  # off the weights, times ``new``
+        across = taken.swapaxes(1, 2)
+        products = (weights @ across - done @ (gone @ across)).reshape(batch, count, rows, rows)
         own_new = new.reshape(batch, count, rows, rows)
+        mixed = products @ own_new.swapaxes(2, 3)
+        grams += own_new @ (taken @ across)[:, None] @ own_new.swapaxes(2, 3) - mixed - mixed.swapaxes(2, 3)
         blocks -= own_new @ own_new.swapaxes(2, 3)
         blocks[:, [*units[:step], unit]] = np.eye(rows)  # what is gone stays solvable
-        units[step] = unit
-    return _Chosen(units, factor, weights)
+        factor[:, :, now], lost[:, now], units[step] = new, taken, unit
+    return _Chosen(units, factor, weights - factor @ lost)
 
 
 @dataclass(frozen=True)

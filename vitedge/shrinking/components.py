@@ -18,8 +18,8 @@ from vitedge.shrinking.structures import Attention, Pair, Structure, structure_o
 from vitedge.shrinking.tokens import Tokens, offering, tokens_behind_blocks, with_merged
 
 Kind = Literal["hidden", "query_key", "value", "heads", "branch", "channels", "tokens", "embedding"]
-_GROUP = 8  # kernels run best at widths that are multiples of this
-_STEPS = 16  # about as many widths are offered for a component
+_GROUP, _WIDE_GROUP, _WIDE = 8, 16, 128  # kernels run best at widths that are multiples; of wide layers the second
+_STEPS = 16  # at most as many widths are offered for a component, beside the present one
 NONE: Mapping[str, Sequence[int]] = MappingProxyType({})
 
 
@@ -187,6 +187,7 @@ def _all(found: list[Structure], places: Iterable[Tokens], embedding: Embedding 
 
 
 def _offered(width: int) -> tuple[int, ...]:
-    """Return the widths to offer: about 16 multiples of the group size that suits kernels, and the present width."""
-    step = max(_GROUP, -(-width // (_STEPS * _GROUP)) * _GROUP)
+    """Return the widths to offer: at most 16 multiples of the group size that suits kernels, and the present width."""
+    group = _GROUP if width < _WIDE else _WIDE_GROUP
+    step = max(group, -(-width // (_STEPS * group)) * group)
     return (*range(step, width, step), width)

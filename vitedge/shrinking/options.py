@@ -16,7 +16,7 @@ Side = Annotated[int, Meta(ge=1, le=4096)]
 #: (height, width). msgspec 0.22 reads the length of a ``tuple[Side, Side]`` beside a ``Side`` from other memory.
 Sides = Annotated[tuple[Side, ...], Meta(min_length=2, max_length=2)]
 BUDGET, LOSS, PICTURES, MODEL = "Budget (one of them)", "Loss", "Pictures", "Measurement and model"
-FEWEST_PICTURES, MOST_PICTURES = 300, 2000  # of 224 × 224 pixels; of small ones, which have fewer tokens
+FEWEST_PICTURES, MOST_PICTURES = 300, 4000  # of 224 × 224 pixels; of small ones, which have fewer tokens
 
 
 def parse_sizes(text: str) -> tuple[int | tuple[int, int], ...]:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from vitedge.shrinking.components import Component
 
-METHOD = 2  # of measuring a table: those in the cache folder that were measured otherwise aren't read
+METHOD = 3  # of measuring a table: those in the cache folder that were measured otherwise aren't read
 LONGER = 3  # times as long, where an interval is wider than the tolerance of the budget, and to confirm
 
 

@@ -94,7 +94,7 @@ def _attempt(subject: Subject, priced: Prices, plan: ShrinkPlan) -> Attempt:
     """Return the best of the attempts with those widths of the embedding that promise most.
 
     A narrower embedding changes what everything else saves and costs, of which the table and the errors know little.
-    Where there are several, they are fitted to half of the pictures, and the best one then to all.
+    They are fitted to half of the pictures. The best one is then fitted to all, and its branches are adjusted.
 
     Raises:
         InvalidResultError: the budget can't be met.
@@ -118,16 +118,11 @@ def _attempt(subject: Subject, priced: Prices, plan: ShrinkPlan) -> Attempt:
 
     frames, attempts = subject.frames, list[Attempt]()
     groups = leading(schedules, priced.start.shrunk - budget.allowed(priced.start.full), EMBEDDING, EMBEDDINGS)
-    some = frames[::2] if len(groups) > 1 else frames
     for group in groups:
         with contextlib.suppress(InvalidResultError):
-            attempts.append(attempt(group, some, attempts))
-    if not attempts:
-        return attempt(schedules, frames)
-    best = _best(attempts, plan)
-    if some is frames:
-        return best
-    graph = subject.shrunk(best.trial.widths, frames).model
+            attempts.append(attempt(group, frames[::2], attempts))
+    best = _best(attempts, plan) if attempts else attempt(schedules, frames[::2])
+    graph = subject.shrunk(best.trial.widths, frames, adjust=True).model
     return replace(best, graph=graph, loss=subject.loss(graph))
 
 

@@ -24,6 +24,16 @@ from vitedge.errors import UsageError
 from vitedge.graph.merging import with_prefix
 from vitedge.quantization.views import Layer, quantizable
 from vitedge.shrinking.activations import Activations, Tensors
+from vitedge.shrinking.adjust import (
+    FEWEST_PICTURES,
+    Branch,
+    Parameters,
+    adjusted,
+    attention_weights,
+    mlp,
+    reproduces,
+)
+from vitedge.shrinking.adjust import attention as attention_branch
 from vitedge.shrinking.components import changed, check_widths, fewer_tokens, narrower_embedding
 from vitedge.shrinking.embedding import Directions, Embedding, Norm
 from vitedge.shrinking.moments import HeadMoments, Moments, Rows, with_rows
@@ -66,6 +76,7 @@ def shrink(
     *,
     sequential: bool = True,
     target: Literal["layer", "stream"] = "stream",
+    adjust: bool = False,
     progress: Progress = silent,
 ) -> Shrunk:
     """Make components narrower, and refit the remaining weights to compensate.
@@ -76,6 +87,8 @@ def shrink(
             is named nothing changes.
         pictures: uint8 [n, h, w, 3], unlabelled; a few hundred.
         sequential: False: every layer as if it alone became narrower, for comparison.
+        adjust: whether all weights of narrowed branches are adjusted as well (:mod:`vitedge.shrinking.adjust`), where
+            there are enough pictures; it takes about as long again.
         progress: called with ("shrink", structures done, all of them).
 
     Raises:
@@ -89,6 +102,7 @@ def shrink(
         raise UsageError("shrink a model", "no pictures were given", "pass some hundred pictures")
     asked: list[Step] = [*changed(model, widths), *fewer_tokens(model, widths)]
     walk = _Walk(model, pictures, sequential=sequential, target=target)
+    walk.adjusts = adjust and sequential and len(pictures) >= FEWEST_PICTURES
     if (embedding := narrower_embedding(model, widths)) is not None:
         if not sequential:
             reason = "a narrower embedding changes what every other layer reads"
@@ -140,6 +154,7 @@ class _Walk:
     def __init__(self, model: onnx.ModelProto, pictures: NDArray[np.uint8], *, sequential: bool, target: str) -> None:
         self.original, self.model, self.target = model, model, target
         self.kept: dict[str, Kept] = {}
+        self.adjusts = False
         batch = batch_of(pictures)
         self._before = Activations(model, pictures, batch)
         self._after = Activations(model, pictures, batch) if sequential else None
@@ -221,6 +236,13 @@ class _Walk:
         rewriter.pair(pair, solved.units, solved.matrix, solved.bias)
         self.model = rewriter.finished()
         self.kept[pair.name] = Kept(width, tuple(solved.units.tolist()), solved.error)
+        pair = structure_of(self.model, pair)
+        weights = self._adjusted(pair, mlp(pair), pair.first.linear.input)
+        if weights is not None:
+            rewriter = Rewriter(self.model)
+            rewriter.layer(pair.first.name, weights["first"].astype(np.float64), weights.get("first_bias"))
+            rewriter.layer(pair.second.name, weights["second"].astype(np.float64), weights.get("second_bias"))
+            self.model = rewriter.finished()
 
     def _attention(self, attention: Attention, widths: Mapping[str, int]) -> None:
         width, name = attention.widths(widths), attention.name
@@ -241,6 +263,28 @@ class _Walk:
             self.kept[f"{name}.heads"] = Kept(width.heads, tuple(context.heads.tolist()), context.error)
         if width.value < attention.value_width:
             self.kept[f"{name}.value"] = Kept(width.value, None, context.error)
+        attention = structure_of(self.model, attention)
+        weights = self._adjusted(attention, attention_branch(attention), attention.query.layer.linear.input)
+        if weights is not None:
+            every = (np.arange(attention.query_key // 2), np.arange(attention.heads))
+            self._write(attention, attention_weights(weights), *every)
+
+    def _adjusted(self, structure: Structure, branch: Branch | None, reads: str) -> Parameters | None:
+        """Return a branch's adjusted weights; None where it isn't adjusted: few of its rows are read, say."""
+        output = structure.last.linear.output
+        if not self.adjusts or branch is None or self._rows.read(output) is not None:
+            return None
+        assert self._after is not None
+        first = next(iter(self._after.run(self.model, [reads, output])))
+        if first[output].ndim != 3 or not reproduces(branch, first[reads], first[output]):
+            return None
+        observed = [(values[reads], target) for values, target in self._observed(structure, [reads])]
+        inputs, targets = (np.concatenate(each).astype(np.float32, copy=False) for each in zip(*observed, strict=True))
+        tokens = targets.shape[1]
+        rows = np.full(tokens, 1 / tokens, np.float32)
+        if (heavy := self._rows.heavy(output, targets)) is not None:
+            rows[heavy.start : heavy.stop] += 1 / (heavy.stop - heavy.start)
+        return adjusted(branch, inputs, targets, rows)
 
     def _write(self, attention: Attention, weights: AttentionWeights, pairs: Indices, heads: Indices) -> None:
         rewriter = Rewriter(self.model)

@@ -77,9 +77,9 @@ class Subject:
         """Multiply-accumulates by place."""
         return work(self.inputs.graph)
 
-    def shrunk(self, widths: Mapping[str, int], frames: NDArray[np.uint8]) -> Shrunk:
+    def shrunk(self, widths: Mapping[str, int], frames: NDArray[np.uint8], *, adjust: bool = False) -> Shrunk:
         """Shrink the model to these widths, with compensation by some of the pictures, or all."""
-        return shrink(self.inputs.graph, widths, frames, progress=self.progress)
+        return shrink(self.inputs.graph, widths, frames, adjust=adjust, progress=self.progress)
 
     def loss(self, graph: onnx.ModelProto) -> Fidelity:
         """Compare a float graph of this size with the whole model, on the hold-out pictures."""
