@@ -82,7 +82,7 @@ def shrunk(whole: Model, seen: NDArray[np.uint8], folder: Path) -> Iterator[tupl
     ways = [(widths_at(graph, errors, work, fraction), "") for fraction in FRACTIONS]
     ways.append(({NAME: int(EMBEDDING * embedding) // 8 * 8}, " E"))
     for widths, which in ways:
-        narrow = shrink(graph, widths, seen).model
+        narrow = shrink(graph, widths, seen, adjust=True).model
         files, architecture = model_files(narrow, whole.record)
         record = replace(whole.record, architecture=architecture, accuracy=None)
         left = f"{block_macs(narrow) / block_macs(graph):.1%}{which}"

@@ -6,7 +6,7 @@ original. Every layer of the original is run twice on every picture, every layer
 times.
 
 A narrower embedding comes first; then the layers that read it are fitted as well, each on what it reads now to what it
-computed in the original.
+computed in the original. On request, all weights of an attention or MLP are adjusted once it is narrower.
 """
 
 from __future__ import annotations
@@ -236,13 +236,17 @@ class _Walk:
         rewriter.pair(pair, solved.units, solved.matrix, solved.bias)
         self.model = rewriter.finished()
         self.kept[pair.name] = Kept(width, tuple(solved.units.tolist()), solved.error)
-        pair = structure_of(self.model, pair)
+        if self.adjusts:
+            self._adjust_pair(structure_of(self.model, pair))
+
+    def _adjust_pair(self, pair: Pair) -> None:
         weights = self._adjusted(pair, mlp(pair), pair.first.linear.input)
-        if weights is not None:
-            rewriter = Rewriter(self.model)
-            rewriter.layer(pair.first.name, weights["first"].astype(np.float64), weights.get("first_bias"))
-            rewriter.layer(pair.second.name, weights["second"].astype(np.float64), weights.get("second_bias"))
-            self.model = rewriter.finished()
+        if weights is None:
+            return
+        rewriter = Rewriter(self.model)
+        rewriter.layer(pair.first.name, weights["first"].astype(np.float64), weights.get("first_bias"))
+        rewriter.layer(pair.second.name, weights["second"].astype(np.float64), weights.get("second_bias"))
+        self.model = rewriter.finished()
 
     def _attention(self, attention: Attention, widths: Mapping[str, int]) -> None:
         width, name = attention.widths(widths), attention.name
@@ -263,16 +267,20 @@ class _Walk:
             self.kept[f"{name}.heads"] = Kept(width.heads, tuple(context.heads.tolist()), context.error)
         if width.value < attention.value_width:
             self.kept[f"{name}.value"] = Kept(width.value, None, context.error)
-        attention = structure_of(self.model, attention)
+        if self.adjusts:
+            self._adjust_attention(structure_of(self.model, attention))
+
+    def _adjust_attention(self, attention: Attention) -> None:
         weights = self._adjusted(attention, attention_branch(attention), attention.query.layer.linear.input)
         if weights is not None:
-            every = (np.arange(attention.query_key // 2), np.arange(attention.heads))
-            self._write(attention, attention_weights(weights), *every)
+            pairs = np.arange(attention.query_key // 2)
+            heads = np.arange(attention.heads)
+            self._write(attention, attention_weights(weights), pairs, heads)
 
     def _adjusted(self, structure: Structure, branch: Branch | None, reads: str) -> Parameters | None:
         """Return a branch's adjusted weights; None where it isn't adjusted: few of its rows are read, say."""
         output = structure.last.linear.output
-        if not self.adjusts or branch is None or self._rows.read(output) is not None:
+        if branch is None or self._rows.read(output) is not None:
             return None
         assert self._after is not None
         first = next(iter(self._after.run(self.model, [reads, output])))
