@@ -156,6 +156,8 @@ def ways(
     shrunk = shrink(graph, widths, seen)
     yield "shrunk", shrunk.model, time.perf_counter() - start
     start = time.perf_counter()
+    yield "adjusted", shrink(graph, widths, seen, adjust=True).model, time.perf_counter() - start
+    start = time.perf_counter()
     yield "apart", shrink(graph, widths, seen, sequential=False).model, time.perf_counter() - start
     largest = by_magnitude(graph, widths)
     kept = {name: each.units for name, each in shrunk.kept.items() if each.units is not None}

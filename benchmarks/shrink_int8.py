@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument("--model", default="embedded", help="or a model folder")
     parser.add_argument("--data", default="held-out", help="pictures to compare on, or the name of embedded ones")
     parser.add_argument("--calibration", default="calibration", help="pictures to shrink and to calibrate by")
-    parser.add_argument("--count", type=int, default=300, help="of them to shrink by")
+    parser.add_argument("--count", type=int, default=300, help="of them to shrink by; adjusted from 1,000 on")
     parser.add_argument("--limit", type=int, default=1000, help="pictures to compare on")
     parser.add_argument("--targets", nargs="+", default=TARGETS)
     parser.add_argument("--out", type=Path)

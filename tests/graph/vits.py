@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from vitedge.formats.architecture import BlockWidths, ConvStem, PatchStem, Rope, ViTConfig
-from vitedge.graph.author import expected_parameters
+from vitedge.graph.author import author_vit, expected_parameters
 from vitedge.graph.merging import evenly
 
 MEAN, STD = (0.48, 0.45, 0.40), (0.22, 0.23, 0.24)
@@ -44,6 +45,11 @@ def random_arrays(config: ViTConfig, *, folded_stem: bool = False, seed: int = 0
             values = 0.3 * random.standard_normal(shape)
         arrays[name] = values.astype(np.float32)
     return arrays
+
+
+def authored(config: ViTConfig) -> onnx.ModelProto:
+    """The graph of this architecture with random weights."""
+    return author_vit(config, random_arrays(config), mean=MEAN, std=STD)
 
 
 def random_images(config: ViTConfig, count: int, seed: int = 1) -> NDArray[np.uint8]:

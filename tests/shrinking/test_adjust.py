@@ -10,9 +10,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from tests.graph.vits import MEAN, STD, random_arrays, tiny
-from vitedge.formats.architecture import ViTConfig
-from vitedge.graph.author import author_vit
+from tests.graph.vits import authored, random_images, tiny
 from vitedge.runtimes.interpreter import run_graph
 from vitedge.shrinking import shrink as shrinking
 from vitedge.shrinking.activations import Activations
@@ -21,15 +19,6 @@ from vitedge.shrinking.shrink import shrink
 from vitedge.shrinking.structures import Attention, Pair, structures
 
 WIDTHS = {"blocks.0.mlp": 24, "blocks.0.attn.query_key": 4, "blocks.1.mlp": 24}
-
-
-def authored(config: ViTConfig) -> onnx.ModelProto:
-    return author_vit(config, random_arrays(config), mean=MEAN, std=STD)
-
-
-def pictures(count: int) -> NDArray[np.uint8]:
-    size = tiny().image_size
-    return np.random.default_rng(1).integers(0, 256, (count, *size, 3), dtype=np.uint8)
 
 
 def branches(model: onnx.ModelProto) -> dict[str, tuple[Branch, str, str]]:
@@ -52,7 +41,7 @@ def test_a_branch_computes_what_the_graph_does(bias: bool) -> None:
     found = branches(model)
     assert len(found) == 2 * tiny().depth
     for branch, reads, makes in found.values():
-        (values,) = Activations(model, pictures(3), 3).run(model, [reads, makes])
+        (values,) = Activations(model, random_images(tiny(), 3), 3).run(model, [reads, makes])
         assert reproduces(branch, values[reads], values[makes])
 
 
@@ -63,7 +52,7 @@ def test_another_activation_isnt_taken_for_gelu() -> None:
             node.op_type = "Relu"
             del node.attribute[:]
     for name, (branch, reads, makes) in branches(model).items():
-        (values,) = Activations(model, pictures(3), 3).run(model, [reads, makes])
+        (values,) = Activations(model, random_images(tiny(), 3), 3).run(model, [reads, makes])
         assert reproduces(branch, values[reads], values[makes]) == name.endswith("attn")
 
 
@@ -113,15 +102,15 @@ def test_weights_that_help_no_held_out_picture_stay(monkeypatch: pytest.MonkeyPa
 
 
 def test_few_pictures_change_nothing() -> None:
-    model, frames = authored(tiny(depth=2)), pictures(40)
+    model, frames = authored(tiny(depth=2)), random_images(tiny(), 40)
     first, second = (shrink(model, WIDTHS, frames, adjust=adjust).model for adjust in (False, True))
     assert first == second
 
 
 def test_an_adjusted_model_loses_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shrinking, "FEWEST_PICTURES", 300)
+    monkeypatch.setattr(shrinking, "ENOUGH_PICTURES", 300)
     monkeypatch.setattr("vitedge.shrinking.adjust._ROWS", 128)
-    model, frames = authored(tiny(depth=2, pool="avg", class_token=False)), pictures(600)
+    model, frames = authored(tiny(depth=2, pool="avg", class_token=False)), random_images(tiny(), 600)
     whole, others = run_graph(model, frames[300:]), frames[300:]
 
     def error(adjust: bool) -> float:
@@ -132,7 +121,7 @@ def test_an_adjusted_model_loses_less(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_last_block_of_a_class_token_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shrinking, "FEWEST_PICTURES", 100)
+    monkeypatch.setattr(shrinking, "ENOUGH_PICTURES", 100)
     called: list[Function] = []
 
     def noted(branch: Branch, *_: object) -> dict[str, NDArray[np.float32]]:
@@ -140,5 +129,5 @@ def test_the_last_block_of_a_class_token_stays(monkeypatch: pytest.MonkeyPatch) 
         return branch.weights
 
     monkeypatch.setattr(shrinking, "adjusted", noted)
-    shrink(authored(tiny(depth=2)), WIDTHS, pictures(100), adjust=True)
+    shrink(authored(tiny(depth=2)), WIDTHS, random_images(tiny(), 100), adjust=True)
     assert len(called) == 2, "the first block's attention and MLP; of the second one row a picture is read"

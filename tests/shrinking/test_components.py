@@ -11,17 +11,12 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from tests.graph.test_canonical import EXPORTS, IMAGES, LOGITS, convert, run
-from tests.graph.vits import MEAN, STD, configs, random_arrays, random_images, tiny
+from tests.graph.vits import authored, configs, random_images, tiny
 from vitedge.errors import UsageError
 from vitedge.formats.architecture import ConvStem, Rope, ViTConfig
 from vitedge.graph import surgery
-from vitedge.graph.author import author_vit
 from vitedge.shrinking.components import check_widths, components, truncate
 from vitedge.shrinking.structures import Attention, structures
-
-
-def authored(config: ViTConfig) -> onnx.ModelProto:
-    return author_vit(config, random_arrays(config), mean=MEAN, std=STD)
 
 
 def zeroed(model: onnx.ModelProto, name: str, rows: NDArray[np.intp] | slice) -> onnx.ModelProto:

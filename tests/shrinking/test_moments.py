@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import pytest
 
-from tests.graph.vits import MEAN, STD, random_arrays, tiny
+from tests.graph.vits import authored, tiny
 from vitedge.formats.architecture import ViTConfig
-from vitedge.graph.author import author_vit
 from vitedge.graph.unused_tokens import Span
 from vitedge.quantization.views import quantizable
 from vitedge.shrinking.moments import HeadMoments, Moments, Rows
 
 CLASS = Span(1, 0, 1)
-
-
-def authored(config: ViTConfig) -> onnx.ModelProto:
-    return author_vit(config, random_arrays(config), mean=MEAN, std=STD)
 
 
 def test_the_class_token_matters_more_in_every_block() -> None:

@@ -23,7 +23,7 @@ Parameters = dict[str, Float32]
 Pullback = Callable[[Float32], Parameters]
 Function = Callable[[Mapping[str, Float32], Float32], tuple[Float32, Pullback]]
 
-FEWEST_PICTURES = 1000  # with fewer ones, what is learned on them is lost on others
+ENOUGH_PICTURES = 1000  # with fewer ones, what is learned on them is lost on others
 _HELD_OUT = 16  # one picture of so many
 _PASSES, _CHECKS = 6, 8  # over the pictures; how often the weights are checked on those held out
 _ROWS = 1 << 12  # rows of a step
@@ -56,27 +56,26 @@ def adjusted(branch: Branch, inputs: Float32, targets: Float32, rows: Float32) -
     """
     held, random = -(-len(inputs) // _HELD_OUT), generator(0)
     at_once = max(1, _ROWS // len(rows))
-    batches = [np.arange(i, min(i + at_once, held)) for i in range(0, held, at_once)]
+    batches = [slice(i, min(i + at_once, held)) for i in range(0, held, at_once)]
     steps = _PASSES * max(1, (len(inputs) - held) // at_once)
     checks = {round((1 + check) * steps / _CHECKS) for check in range(_CHECKS)}
     weights = {name: values.copy() for name, values in branch.weights.items()}
     means, squares = ({name: np.zeros_like(values) for name, values in weights.items()} for _ in range(2))
     rates = {name: _RATE * _size(weights[name.removesuffix("_bias")]) for name in weights}
 
-    def gradients(pictures: NDArray[np.intp]) -> tuple[float, Parameters]:
-        output, back = branch.function(weights, inputs[pictures])
-        difference = output - targets[pictures]
-        weighted = rows[:, None] * difference
-        return float(np.vdot(weighted, difference)), back(np.float32(2 / len(pictures)) * weighted)
-
     def error() -> float:
-        return sum(gradients(batch)[0] for batch in batches)
+        differences = (branch.function(weights, inputs[batch])[0] - targets[batch] for batch in batches)
+        return sum(float(np.vdot(rows[:, None] * difference, difference)) for difference in differences)
+
+    def gradients(pictures: NDArray[np.intp]) -> Parameters:
+        output, back = branch.function(weights, inputs[pictures])
+        return back(np.float32(2 / len(pictures)) * rows[:, None] * (output - targets[pictures]))
 
     best, least = dict(branch.weights), error()
     for step in range(1, steps + 1):
         chosen = held + random.choice(len(inputs) - held, min(at_once, len(inputs) - held), replace=False)
         falling = 0.5 * (1 + np.cos(np.pi * (step - 1) / steps))
-        for name, gradient in gradients(np.sort(chosen))[1].items():
+        for name, gradient in gradients(np.sort(chosen)).items():
             means[name] += (1 - _MOMENTUM) * (gradient - means[name])
             squares[name] += (1 - _SPREAD) * (np.square(gradient) - squares[name])
             spread = np.sqrt(squares[name] / (1 - _SPREAD**step)) + 1e-20
@@ -118,7 +117,7 @@ def _mlp(weights: Mapping[str, Float32], inputs: Float32) -> tuple[Float32, Pull
 
 
 def _gelu(values: Float32) -> tuple[Float32, Float32]:
-    """Return x Φ(x) and its derivative; Φ as in Abramowitz & Stegun 7.1.26, with an error below 1e-7."""
+    """Return x Φ(x) and its derivative; Φ as in Abramowitz & Stegun 7.1.26, as NumPy has no erf: error below 1e-7."""
     bell = np.exp(np.float32(-0.5) * np.square(values))
     t = 1 / (1 + np.float32(0.3275911 / np.sqrt(2)) * np.abs(values))
     tail = np.zeros_like(t)

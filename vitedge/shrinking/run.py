@@ -91,19 +91,19 @@ def _attempts(choices: Sequence[tuple[Subject, Prices]], plan: ShrinkPlan) -> li
 
 
 def _attempt(subject: Subject, priced: Prices, plan: ShrinkPlan) -> Attempt:
-    """Return the best of the attempts with those widths of the embedding that promise most.
+    """Return the best attempt with those widths of the embedding that promise most.
 
     A narrower embedding changes what everything else saves and costs, of which the table and the errors know little.
-    They are fitted to half of the pictures. The best one is then fitted to all, and its branches are adjusted.
+    Several of them are fitted to half of the pictures. The best one is fitted to all, and its branches are adjusted.
 
     Raises:
         InvalidResultError: the budget can't be met.
     """
     assert plan.budget is not None
-    budget, schedules = plan.budget, subject.schedules(priced.table.saved)
+    budget, schedules, frames = plan.budget, subject.schedules(priced.table.saved), subject.frames
 
-    def attempt(among: Sequence[Places], frames: NDArray[np.uint8], like: Sequence[Attempt] = ()) -> Attempt:
-        trial = meet(
+    def trial(among: Sequence[Places], like: Sequence[Trial] = ()) -> Trial:
+        return meet(
             among,
             budget,
             priced.start,
@@ -111,19 +111,20 @@ def _attempt(subject: Subject, priced: Prices, plan: ShrinkPlan) -> Attempt:
             plan.action,
             subject.progress,
             confirm=priced.confirm,
-            guess=together(like[-1].trial.options).saved if like else None,
+            guess=together(like[-1].options).saved if like else None,
         )
-        graph = subject.shrunk(trial.widths, frames).model
+
+    def fitted(trial: Trial, frames: NDArray[np.uint8], *, adjust: bool = False) -> Attempt:
+        graph = subject.shrunk(trial.widths, frames, adjust=adjust).model
         return Attempt(subject, priced, trial, graph, subject.loss(graph))
 
-    frames, attempts = subject.frames, list[Attempt]()
-    groups = leading(schedules, priced.start.shrunk - budget.allowed(priced.start.full), EMBEDDING, EMBEDDINGS)
-    for group in groups:
+    trials = list[Trial]()
+    for group in leading(schedules, priced.start.shrunk - budget.allowed(priced.start.full), EMBEDDING, EMBEDDINGS):
         with contextlib.suppress(InvalidResultError):
-            attempts.append(attempt(group, frames[::2], attempts))
-    best = _best(attempts, plan) if attempts else attempt(schedules, frames[::2])
-    graph = subject.shrunk(best.trial.widths, frames, adjust=True).model
-    return replace(best, graph=graph, loss=subject.loss(graph))
+            trials.append(trial(group, trials))
+    first, *others = trials or [trial(schedules)]
+    best = _best([fitted(each, frames[::2]) for each in (first, *others)], plan).trial if others else first
+    return fitted(best, frames, adjust=True)
 
 
 def _best(attempts: Sequence[Attempt], plan: ShrinkPlan) -> Attempt:

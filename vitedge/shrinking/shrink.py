@@ -25,7 +25,7 @@ from vitedge.graph.merging import with_prefix
 from vitedge.quantization.views import Layer, quantizable
 from vitedge.shrinking.activations import Activations, Tensors
 from vitedge.shrinking.adjust import (
-    FEWEST_PICTURES,
+    ENOUGH_PICTURES,
     Branch,
     Parameters,
     adjusted,
@@ -88,7 +88,7 @@ def shrink(
         pictures: uint8 [n, h, w, 3], unlabelled; a few hundred.
         sequential: False: every layer as if it alone became narrower, for comparison.
         adjust: whether all weights of narrowed branches are adjusted as well (:mod:`vitedge.shrinking.adjust`), where
-            there are enough pictures; it takes about as long again.
+            there are enough pictures; it takes two to three times as long then.
         progress: called with ("shrink", structures done, all of them).
 
     Raises:
@@ -101,8 +101,8 @@ def shrink(
     if not len(pictures):
         raise UsageError("shrink a model", "no pictures were given", "pass some hundred pictures")
     asked: list[Step] = [*changed(model, widths), *fewer_tokens(model, widths)]
-    walk = _Walk(model, pictures, sequential=sequential, target=target)
-    walk.adjusts = adjust and sequential and len(pictures) >= FEWEST_PICTURES
+    adjusts = adjust and sequential and len(pictures) >= ENOUGH_PICTURES
+    walk = _Walk(model, pictures, sequential=sequential, target=target, adjusts=adjusts)
     if (embedding := narrower_embedding(model, widths)) is not None:
         if not sequential:
             reason = "a narrower embedding changes what every other layer reads"
@@ -151,10 +151,11 @@ def in_order(model: onnx.ModelProto, found: Sequence[S]) -> list[S]:
 class _Walk:
     """A walk through the original graph and the narrower one, side by side."""
 
-    def __init__(self, model: onnx.ModelProto, pictures: NDArray[np.uint8], *, sequential: bool, target: str) -> None:
-        self.original, self.model, self.target = model, model, target
+    def __init__(
+        self, model: onnx.ModelProto, pictures: NDArray[np.uint8], *, sequential: bool, target: str, adjusts: bool
+    ) -> None:
+        self.original, self.model, self.target, self.adjusts = model, model, target, adjusts
         self.kept: dict[str, Kept] = {}
-        self.adjusts = False
         batch = batch_of(pictures)
         self._before = Activations(model, pictures, batch)
         self._after = Activations(model, pictures, batch) if sequential else None
