@@ -5,10 +5,11 @@
 DATA has labelled pictures, one folder a class, which nothing was chosen by: CIFAR-10's 10,000 test pictures for the
 figure that counts (`held-out` while something is still being chosen). CALIBRATION has the pictures to shrink by; their
 labels aren't read. For each fraction of the blocks' multiply-accumulates the widths are chosen by
-`vitedge.shrinking.costs`, and the same widths are reached in four ways:
+`vitedge.shrinking.costs`, and the same widths are reached in five ways:
 
 =============  ========================================================================================================
 shrunk         each layer on what the narrower ones before it compute, its target what the original computes
+adjusted       the same; then all weights of each branch by gradient descent, from 1,000 pictures on
 apart          each layer as if it alone became narrower
 uncompensated  the units that "shrunk" keeps, nothing made up for; of queries, keys and values the largest channels
 magnitude      the units with the largest weights
