@@ -1,7 +1,7 @@
-"""Does `vitedge shrink` meet the budget that it's given, at what loss? INT8, two threads, ONNX Runtime and OpenVINO.
+"""Does `vitedge shrink` meet the budget that it's given, at what loss? INT8, ONNX Runtime and OpenVINO.
 
     python benchmarks/shrink_latency.py MODEL --data PICTURES --held-out LABELLED [--speedup 1.5]
-        [--finetuned 2.0 --finetune EPOCHS [--labelled PICTURES]] [--out FILE]
+        [--finetuned 2.0 --finetune EPOCHS [--labelled PICTURES]] [--threads 2] [--out FILE]
 
 MODEL is a folder of `vitedge train`, or `embedded`. For every target and speed-up it is shrunk by the unlabelled
 pictures (for `--finetuned` also trained with the whole model as teacher, by them or by labelled ones), and exported in
@@ -23,11 +23,12 @@ from typing import Any
 
 import vitedge
 from vitedge.comparison.options import PairedConfig
+from vitedge.core.progress import bars
 from vitedge.device.hardware import processor
 from vitedge.runtimes.options import OpenOptions
 from vitedge.shrinking.shrinkage import shrinkage_of
 
-THREADS, PRECISION = 2, "int8"
+PRECISION = "int8"
 MET, MOST_LOST_PP, MOST_MINUTES = 0.02, 0.5, 30
 
 
@@ -41,6 +42,7 @@ def main() -> int:
     parser.add_argument("--finetune", type=int, default=4, help="epochs of that")
     parser.add_argument("--labelled", help="labelled pictures to train on; without, those of --data")
     parser.add_argument("--targets", nargs="+", default=["onnxruntime", "openvino"])
+    parser.add_argument("--threads", type=int, default=2, help="of each session; training takes all cores")
     parser.add_argument("--limit", type=int, help="labelled pictures to compare on")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -60,8 +62,7 @@ def main() -> int:
         figures = f"{each['budget']:>8.2f}{each['median']:>10.3f}{each['fastest']:>10.3f}{each['macs']:>7.0%}"
         print(f"{each['target']:<14}{each['epochs'] or 0:>6}{figures}{drop:>26}  {'' if passed(each) else 'missed'}")
     if arguments.out is not None:
-        found = {"processor": processor().model, "threads": THREADS, "precision": PRECISION, "rows": rows}
-        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+        arguments.out.write_text(json.dumps({"precision": PRECISION, "rows": rows}, indent=1) + "\n")
     return 0 if all(passed(each) for each in rows) else 7
 
 
@@ -77,11 +78,12 @@ def row(
     """One budget on one target: what was asked, what was measured, what it lost."""
     place = folder / f"{target}-{speedup}-{epochs}"
     place.mkdir()
-    asked: Any = {"speedup": speedup, "precision": PRECISION, "threads": THREADS}
+    asked: Any = {"speedup": speedup, "precision": PRECISION, "threads": arguments.threads}
     if epochs is not None:
         asked |= {"finetune": epochs, "labelled": arguments.labelled}
     start = time.perf_counter()
-    shrunk = vitedge.shrink(model, target, place / "small", data=arguments.data, **asked)
+    with bars() as progress:
+        shrunk = vitedge.shrink(model, target, place / "small", data=arguments.data, progress=progress, **asked)
     shrinking_s = time.perf_counter() - start
     done = shrinkage_of(shrunk.record.origin)
     assert done is not None
@@ -89,12 +91,14 @@ def row(
         vitedge.export(each, target, PRECISION, place / name, data=arguments.data)
         for each, name in ((model, "whole-int8"), (shrunk, "small-int8"))
     )
-    options = OpenOptions(threads=THREADS)
+    options = OpenOptions(threads=arguments.threads)
     how = {"data": arguments.held_out, "limit": arguments.limit, "config": PairedConfig(duration_s=10)}
     _, (compared,) = vitedge.compare(whole, [small], options=options, **how)
     median, fastest, lost = compared.median_ratio, compared.best_case_ratio, compared.accuracy
     assert median is not None and fastest is not None and lost is not None
     return {
+        "processor": processor().model,
+        "threads": arguments.threads,
         "target": target,
         "budget": speedup,
         "epochs": epochs,

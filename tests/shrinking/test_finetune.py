@@ -19,7 +19,7 @@ from vitedge.shrinking.plan import plan_shrink
 from vitedge.shrinking.shrinkage import shrinkage_of
 from vitedge.shrinking.subject import subject
 
-pytest.importorskip("torch")
+threads = pytest.importorskip("torch").get_num_threads
 
 
 @pytest.mark.parametrize("labelled", [False, True], ids=["what the whole model says", "class folders"])
@@ -44,11 +44,12 @@ def work(model: Model) -> int:
 
 
 def test_a_smaller_input_learns_from_whole_pictures(small_model: Path, small_data: Path, tmp_path: Path) -> None:
-    options = ShrinkOptions(macs=0.5, finetune=1, data=str(small_data), num_samples=24)
+    options, cores = ShrinkOptions(macs=0.5, finetune=1, data=str(small_data), num_samples=24, threads=1), threads()
     whole = subject(plan_shrink(small_model, "onnxruntime", tmp_path / "small", options), silent)
     with at_size(whole.plan.deployed.model, (16, 16), "shrink") as model:
         student = whole.of(model)
     trained = finetuned(whole, student, student.inputs.graph)
+    assert threads() == cores, "--threads speaks of what is measured"
     assert sum(macs(trained).values()) == sum(macs(student.inputs.graph).values())
     pictures = student.hold_out.frames
     assert pictures.shape[1:] == (16, 16, 3)

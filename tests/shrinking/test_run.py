@@ -77,8 +77,19 @@ def test_the_embedding_that_loses_least_is_taken(
         last.append(loss.divergence)
         return loss
 
+    counts = dict[str, list[int]]()
     monkeypatch.setattr(Subject, "loss", noted)
-    model = vitedge.shrink(small_model, "onnxruntime", tmp_path / "small", macs=0.6, data=small_data, **SMALL)  # type: ignore[arg-type]
+    model = vitedge.shrink(
+        small_model,
+        "onnxruntime",
+        tmp_path / "small",
+        macs=0.6,
+        data=small_data,
+        progress=lambda task, done, _: counts.setdefault(task, []).append(done),
+        **SMALL,  # type: ignore[arg-type]
+    )
+    assert {"budget 1", "budget 3", "shrink 1", "shrink 3", "shrink"} <= counts.keys()
+    assert all(done == sorted(done) for done in counts.values()), "no bar begins again"
     assert len(losses) == EMBEDDINGS and len(last) == EMBEDDINGS + 1
     assert losses[model.record.architecture.embed_dim] == min(losses.values())
     assert shrinkage(model).loss.divergence == last[-1]

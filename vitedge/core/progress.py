@@ -21,6 +21,11 @@ def silent(task: str, done: int, total: int) -> None:
     """Show nothing."""
 
 
+def labelled(progress: Progress, label: object) -> Progress:
+    """Add a label to the name of every task, where the same is done several times."""
+    return lambda task, done, total: progress(f"{task} {label}", done, total)
+
+
 def is_quiet() -> bool:
     """Whether this is within quiet :func:`bars`."""
     return _QUIET.get()

@@ -37,6 +37,7 @@ def costs(
     pictures: NDArray[np.uint8],
     *,
     names: Collection[str] | None = None,
+    directions: Directions | None = None,
     progress: Progress = silent,
 ) -> dict[str, dict[int, float]]:
     """Return the error of every offered width.
@@ -47,6 +48,7 @@ def costs(
         model: a float graph; its one input takes uint8 [N, h, w, 3], its first output is the logits.
         pictures: uint8 [n, h, w, 3], unlabelled; a few hundred.
         names: of the components that are weighed; None: all.
+        directions: of the embedding (:func:`vitedge.shrinking.shrink.directions_of`); None: by these pictures.
         progress: called with ("weigh", structures done, all of them).
 
     Returns:
@@ -64,7 +66,7 @@ def costs(
             "measure the error of narrower components", "no pictures were given", "pass some hundred pictures"
         )
     offered = {each.name: each for each in components(model) if names is None or each.name in names}
-    scale = _Scale(model, pictures)
+    scale = _Scale(model, pictures, directions)
     everything: list[Place] = [*structures(model), *tokens_behind_blocks(model)]
     everything += [] if (embedding := embedding_of(model)) is None else [embedding]
     found = in_order(model, [each for each in everything if set(each.present()) & set(offered)])
@@ -81,8 +83,8 @@ def costs(
 class _Scale:
     """Measures the effect on the logits of a change at one point of the model."""
 
-    def __init__(self, model: onnx.ModelProto, pictures: NDArray[np.uint8]) -> None:
-        self.model, self.rows = model, Rows(model)
+    def __init__(self, model: onnx.ModelProto, pictures: NDArray[np.uint8], directions: Directions | None) -> None:
+        self.model, self.rows, self._directions = model, Rows(model), directions
         batch = batch_of(pictures)
         self.tried = pictures[:_TRIED]
         others = pictures[_TRIED:][: len(pictures) // 3]
@@ -119,7 +121,7 @@ class _Scale:
 
     def directions(self, embedding: Embedding) -> Directions:
         """Return the directions of the embedding."""
-        return Directions(embedding, self._all.run(self.model, embedding.tensors), self.rows)
+        return self._directions or Directions(embedding, self._all.run(self.model, embedding.tensors), self.rows)
 
     def _run(self, model: onnx.ModelProto) -> Float64:
         name = model.graph.output[0].name
@@ -191,8 +193,12 @@ def _tokens(scale: _Scale, place: Tokens) -> tuple[Float64, Narrowed]:
 
 def _embedding(scale: _Scale, embedding: Embedding) -> tuple[Float64, Narrowed]:
     """Return the variance lost, and graphs whose layers are fitted to what is left: without that far more is lost."""
-    errors = scale.directions(embedding).errors()
-    return errors, lambda width: shrink(scale.model, {embedding.name: width}, scale.fitted).model
+    directions = scale.directions(embedding)
+
+    def narrowed(width: int) -> onnx.ModelProto:
+        return shrink(scale.model, {embedding.name: width}, scale.fitted, directions=directions).model
+
+    return directions.errors(), narrowed
 
 
 def _attention(

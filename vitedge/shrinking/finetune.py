@@ -71,7 +71,6 @@ def finetuned(whole: Subject, student: Subject, graph: onnx.ModelProto) -> onnx.
             holdout=HOLDOUT,
             label_smoothing=0.0,
             distillation=how if student.size == whole.size else replace(how, views=0),
-            threads=plan.options.threads or 0,
         )
         try:
             return load(train(images, options, place / "trained") / "model.onnx")

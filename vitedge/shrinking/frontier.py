@@ -72,10 +72,12 @@ def frontier(plan: ShrinkPlan, progress: Progress = silent) -> Frontier:
         priced = prices(plan, whole.inputs.graph, whole.components, progress)
         schedules = whole.schedules(priced.table.saved)
         widths = [together(options).widths for options in _steps(schedules, priced.table.full)]
-        narrowed = [
-            Drawn(whole, whole.shrunk(each, whole.frames).model if each else whole.inputs.graph, "", dict(each))
-            for each in widths
-        ]
+        narrowed = list[Drawn]()
+        for number, each in enumerate(widths):
+            progress("shrink", number, len(widths))
+            graph = whole.shrunk(each, whole.frames, silent).model if each else whole.inputs.graph
+            narrowed.append(Drawn(whole, graph, "", dict(each)))
+        progress("shrink", len(widths), len(widths))
         with neighbours(plan.options.beside, plan.deployed.model.record) as others:
             drawn = [*narrowed, *map(partial(_beside, whole), others)]
             points = [point for candidate in _candidates(plan) for point in _points(whole, candidate, drawn, progress)]

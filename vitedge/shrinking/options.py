@@ -148,7 +148,11 @@ class ShrinkOptions(Record):
     ] = None
     threads: Annotated[
         Annotated[int, Meta(ge=0)] | None,
-        Flag("Number of compute threads; 0 uses all physical cores.", default="the target's", group=MODEL),
+        Flag(
+            "Number of compute threads of the models that are measured; 0 uses all physical cores. Training uses all.",
+            default="the target's",
+            group=MODEL,
+        ),
     ] = None
     overwrite: Annotated[bool, Flag("Replace an existing model folder, table or picture.", group=MODEL)] = False
 

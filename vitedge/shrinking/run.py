@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from msgspec import to_builtins
 from msgspec.structs import replace as replaced
 
 from vitedge.core.files import resource_errors
-from vitedge.core.progress import Progress, silent
+from vitedge.core.progress import Progress, labelled, silent
 from vitedge.errors import InvalidResultError, UsageError
 from vitedge.formats.fidelity import Fidelity
 from vitedge.formats.model_folder import Model, write_model
 from vitedge.graph.surgery import macs
 from vitedge.shrinking.adapting import at_size
-from vitedge.shrinking.choose import SCHEDULED, Places, leading, place_name, together
+from vitedge.shrinking.choose import SCHEDULED, Option, Places, leading, place_name, together
 from vitedge.shrinking.embedding import NAME as EMBEDDING
 from vitedge.shrinking.files import model_files
 from vitedge.shrinking.finetune import finetuned
 from vitedge.shrinking.plan import ShrinkPlan
 from vitedge.shrinking.prices import Prices, prices, resized_prices
-from vitedge.shrinking.search import Trial, meet
+from vitedge.shrinking.search import Cost, Trial, meet
 from vitedge.shrinking.shrinkage import SHRUNK, Removed, Resolution, Shrinkage
 from vitedge.shrinking.subject import Subject, subject
 from vitedge.shrinking.table import Table
@@ -63,7 +64,7 @@ def carry_out(plan: ShrinkPlan, progress: Progress = silent) -> Model:
         for size in plan.sizes:
             smaller = whole.of(stack.enter_context(at_size(plan.deployed.model, size, plan.action)))
             found, graph = smaller.components, smaller.inputs.graph
-            choices.append((smaller, resized_prices(priced, smaller.plan, graph, found, progress)))
+            choices.append((smaller, resized_prices(priced, smaller.plan, graph, found, smaller.progress)))
         attempts = _attempts(choices, plan)
         chosen = _best(attempts, plan)
         tried = [_resolution(each, attempts) for each, _ in choices] if plan.sizes else []
@@ -94,42 +95,78 @@ def _attempt(subject: Subject, priced: Prices, plan: ShrinkPlan) -> Attempt:
     """Return the best attempt with those widths of the embedding that promise most.
 
     A narrower embedding changes what everything else saves and costs, of which the table and the errors know little.
-    Several of them are fitted to half of the pictures. The best one is fitted to all, and its branches are adjusted.
+    So of each such width a model that meets the budget is fitted to half of the pictures. The best width is measured
+    for longer, its model fitted to all pictures, and its branches are adjusted.
 
     Raises:
         InvalidResultError: the budget can't be met.
     """
     assert plan.budget is not None
-    budget, schedules, frames = plan.budget, subject.schedules(priced.table.saved), subject.frames
-
-    def trial(among: Sequence[Places], like: Sequence[Trial] = ()) -> Trial:
-        return meet(
-            among,
-            budget,
-            priced.start,
-            priced.cost,
-            plan.action,
-            subject.progress,
-            confirm=priced.confirm,
-            guess=together(like[-1].options).saved if like else None,
-        )
-
-    def fitted(trial: Trial, frames: NDArray[np.uint8], *, adjust: bool = False) -> Attempt:
-        graph = subject.shrunk(trial.widths, frames, adjust=adjust).model
-        return Attempt(subject, priced, trial, graph, subject.loss(graph))
-
-    trials = list[Trial]()
-    for group in leading(schedules, priced.start.shrunk - budget.allowed(priced.start.full), EMBEDDING, EMBEDDINGS):
+    schedules, progress = subject.schedules(priced.table.saved), subject.progress
+    needed = priced.start.shrunk - plan.budget.allowed(priced.start.full)
+    groups = leading(schedules, needed, EMBEDDING, EMBEDDINGS)
+    for group, like in _ranked(groups, subject, priced, plan):
         with contextlib.suppress(InvalidResultError):
-            trials.append(trial(group, trials))
-    first, *others = trials or [trial(schedules)]
-    best = _best([fitted(each, frames[::2]) for each in (first, *others)], plan).trial if others else first
-    return fitted(best, frames, adjust=True)
+            trial = _trial(group, priced, plan, progress, like, confirm=priced.confirm)
+            break
+    else:
+        trial = _trial(schedules, priced, plan, progress, confirm=priced.confirm)
+    return _fitted(subject, priced, trial, subject.frames, progress, adjust=True)
+
+
+def _ranked(
+    groups: Sequence[Sequence[Places]], subject: Subject, priced: Prices, plan: ShrinkPlan
+) -> list[tuple[Sequence[Places], Trial]]:
+    """Return those of several groups of schedules that meet the budget, each with its trial; the best comes first."""
+    found, trial = list[tuple[Sequence[Places], Trial]](), None
+    for number, group in enumerate(groups if len(groups) > 1 else (), 1):
+        with contextlib.suppress(InvalidResultError):
+            trial = _trial(group, priced, plan, labelled(subject.progress, number), trial)
+            found.append((group, trial))
+    attempts = [
+        (_fitted(subject, priced, each, subject.frames[::2], labelled(subject.progress, number)), group)
+        for number, (group, each) in enumerate(found, 1)
+    ]
+    return [(group, each.trial) for each, group in sorted(attempts, key=lambda pair: _rank(plan, pair[0]))]
+
+
+def _trial(
+    among: Sequence[Places],
+    priced: Prices,
+    plan: ShrinkPlan,
+    progress: Progress,
+    like: Trial | None = None,
+    *,
+    confirm: Callable[[Option], Cost] | None = None,
+) -> Trial:
+    """Return the widths of least error that meet the budget; the search begins with what a similar one found."""
+    assert plan.budget is not None
+    guess = together(like.options).saved if like is not None else None
+    return meet(among, plan.budget, priced.start, priced.cost, plan.action, progress, confirm=confirm, guess=guess)
+
+
+def _fitted(
+    subject: Subject,
+    priced: Prices,
+    trial: Trial,
+    frames: NDArray[np.uint8],
+    progress: Progress,
+    *,
+    adjust: bool = False,
+) -> Attempt:
+    """Return the model of a trial, fitted to some of the pictures, or all."""
+    graph = subject.shrunk(trial.widths, frames, progress, adjust=adjust).model
+    return Attempt(subject, priced, trial, graph, subject.loss(graph))
 
 
 def _best(attempts: Sequence[Attempt], plan: ShrinkPlan) -> Attempt:
     """Return the attempt that loses least; those within the limit go first."""
-    return min(attempts, key=lambda each: (not _holds(plan, each.loss), each.loss.divergence))
+    return min(attempts, key=partial(_rank, plan))
+
+
+def _rank(plan: ShrinkPlan, attempt: Attempt) -> tuple[bool, float]:
+    """Return the key to sort attempts by."""
+    return not _holds(plan, attempt.loss), attempt.loss.divergence
 
 
 def _resolution(tried: Subject, attempts: Sequence[Attempt]) -> Resolution:

@@ -35,7 +35,7 @@ from vitedge.shrinking.adjust import (
 )
 from vitedge.shrinking.adjust import attention as attention_branch
 from vitedge.shrinking.components import changed, check_widths, fewer_tokens, narrower_embedding
-from vitedge.shrinking.embedding import Directions, Embedding, Norm
+from vitedge.shrinking.embedding import Directions, Embedding, Norm, embedding_of
 from vitedge.shrinking.moments import HeadMoments, Moments, Rows, with_rows
 from vitedge.shrinking.rewrite import AttentionWeights, Rewriter
 from vitedge.shrinking.solve import ContextProblem, PairProblem, ScoresProblem, fitted
@@ -77,6 +77,7 @@ def shrink(
     sequential: bool = True,
     target: Literal["layer", "stream"] = "stream",
     adjust: bool = False,
+    directions: Directions | None = None,
     progress: Progress = silent,
 ) -> Shrunk:
     """Make components narrower, and refit the remaining weights to compensate.
@@ -89,6 +90,7 @@ def shrink(
         sequential: False: every layer as if it alone became narrower, for comparison.
         adjust: whether all weights of narrowed branches are adjusted as well (:mod:`vitedge.shrinking.adjust`), where
             there are enough pictures; it takes two to three times as long then.
+        directions: of the model's embedding (:func:`directions_of`), where they are known; None: by these pictures.
         progress: called with ("shrink", structures done, all of them).
 
     Raises:
@@ -107,7 +109,7 @@ def shrink(
         if not sequential:
             reason = "a narrower embedding changes what every other layer reads"
             raise UsageError("shrink each layer apart", reason, "shrink one layer after the other")
-        walk.embed(embedding, widths[embedding.name])
+        walk.embed(embedding, widths[embedding.name], directions)
         asked = [*embedding.norms, *asked]  # what reads a norm comes behind it
     asked = in_order(model, asked)
     for done, structure in enumerate(asked):
@@ -117,6 +119,14 @@ def shrink(
     rewriter = Rewriter(walk.model)
     rewriter.absorb_means()
     return Shrunk(rewriter.finished(), walk.kept)
+
+
+def directions_of(model: onnx.ModelProto, pictures: NDArray[np.uint8]) -> Directions | None:
+    """Return the directions of a model's embedding by pictures, uint8 [n, h, w, 3]; None: it can't become narrower."""
+    if (found := embedding_of(model)) is None:
+        return None
+    activations = Activations(model, pictures, batch_of(pictures))
+    return Directions(found, activations.run(model, found.tensors), Rows(model))
 
 
 def batch_of(pictures: NDArray[np.uint8]) -> int:
@@ -164,9 +174,10 @@ class _Walk:
         self._embedding: Embedding | None = None  # of the original, where it became narrower
         self._basis: NDArray[np.float32] | None = None
 
-    def embed(self, found: Embedding, width: int) -> None:
+    def embed(self, found: Embedding, width: int, directions: Directions | None) -> None:
         """Make the embedding narrower, before anything else."""
-        directions = Directions(found, self._before.run(self.original, found.tensors), self._rows)
+        if directions is None:
+            directions = Directions(found, self._before.run(self.original, found.tensors), self._rows)
         basis, rewriter = directions.basis(width), Rewriter(self.model)
         rewriter.embedding(found, basis)
         self.model, self._embedding, self._basis = rewriter.finished(), found, basis.astype(np.float32)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from vitedge.core.progress import Progress, silent
+from vitedge.core.progress import Progress, labelled, silent
 from vitedge.data.images import ImageSet
 from vitedge.errors import ModelError
 from vitedge.exporting.candidates import ExportInputs, load_golden, with_hold_out
@@ -24,8 +24,9 @@ from vitedge.runtimes import interpreter
 from vitedge.shrinking.choose import Option, schedules_of
 from vitedge.shrinking.components import Component, components, truncate
 from vitedge.shrinking.costs import costs
+from vitedge.shrinking.embedding import Directions
 from vitedge.shrinking.plan import ShrinkPlan
-from vitedge.shrinking.shrink import Shrunk, shrink
+from vitedge.shrinking.shrink import Shrunk, directions_of, shrink
 from vitedge.shrinking.table import work
 
 if TYPE_CHECKING:
@@ -50,7 +51,12 @@ class Subject:
     @cached_property
     def errors(self) -> Mapping[str, Mapping[int, float]]:
         """The squared error of the logits, by component and width."""
-        return costs(self.inputs.graph, self.frames, progress=self.progress)
+        return costs(self.inputs.graph, self.frames, directions=self._directions, progress=self.progress)
+
+    @cached_property
+    def _directions(self) -> Directions | None:
+        """Of the embedding, by all pictures; every attempt takes them from here."""
+        return directions_of(self.inputs.graph, self.frames)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -77,9 +83,12 @@ class Subject:
         """Multiply-accumulates by place."""
         return work(self.inputs.graph)
 
-    def shrunk(self, widths: Mapping[str, int], frames: NDArray[np.uint8], *, adjust: bool = False) -> Shrunk:
+    def shrunk(
+        self, widths: Mapping[str, int], frames: NDArray[np.uint8], progress: Progress, *, adjust: bool = False
+    ) -> Shrunk:
         """Shrink the model to these widths, with compensation by some of the pictures, or all."""
-        return shrink(self.inputs.graph, widths, frames, adjust=adjust, progress=self.progress)
+        graph, directions = self.inputs.graph, self._directions
+        return shrink(graph, widths, frames, adjust=adjust, directions=directions, progress=progress)
 
     def loss(self, graph: onnx.ModelProto) -> Fidelity:
         """Compare a float graph of this size with the whole model, on the hold-out pictures."""
@@ -98,7 +107,8 @@ class Subject:
         held_out = plan.deployed.held_out or images
         hold_out = changed(self.hold_out, frames=_frames(held_out, self.hold_out.names, model))
         inputs = changed(load_golden(plan.deployed), calibration=self.inputs.calibration, hold_out=hold_out)
-        return Subject(plan, inputs, self.numbers, frames, self.progress)
+        progress = labelled(self.progress, "×".join(map(str, model.record.preprocessing.size)))
+        return Subject(plan, inputs, self.numbers, frames, progress)
 
 
 def subject(plan: ShrinkPlan, progress: Progress) -> Subject:
