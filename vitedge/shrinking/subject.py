@@ -55,7 +55,7 @@ class Subject:
 
     @cached_property
     def _directions(self) -> Directions | None:
-        """Of the embedding, by all pictures; every attempt takes them from here."""
+        """The directions of the embedding by all pictures, which every attempt uses."""
         return directions_of(self.inputs.graph, self.frames)
 
     @property
