@@ -295,15 +295,18 @@ def test_what_openvino_says_in_one_line(text: str, reason: str) -> None:
 
 
 def test_bfloat16_runs_as_bfloat16_or_is_refused(float_artifact: Artifact) -> None:
+    """With AVX-512 alone OpenVINO computes in bfloat16, too, though it doesn't name it among the CPU's capabilities."""
     capable = "BF16" in facts.core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    wish = OpenOptions(options={"INFERENCE_PRECISION_HINT": "bf16"})
-    if capable:
+    wish, refusal = OpenOptions(options={"INFERENCE_PRECISION_HINT": "bf16"}), ""
+    try:
         with open_session(float_artifact, wish) as session:
             assert session.info["INFERENCE_PRECISION_HINT"] == "bf16"
             assert "bf16" in {node.type for node in session.executed()}
-    else:
-        with pytest.raises(UsageError, match=r"INFERENCE_PRECISION_HINT was to be bf16|CPU refuses an option: "):
-            open_session(float_artifact, wish)
+    except UsageError as error:
+        refusal = str(error)
+    if refusal:
+        assert not capable
+        assert re.search(r"INFERENCE_PRECISION_HINT was to be bf16|CPU refuses an option: ", refusal)
 
 
 @pytest.mark.parametrize(("told", "behind"), [("int8", ""), ("fp32", "fp32"), ("bf16", "bf16")])
