@@ -61,7 +61,7 @@ def test_costs_are_what_widths_do_to_the_logits(changes: dict[str, object]) -> N
 def test_a_rank_that_is_kept_whole_stays_exact(changes: dict[str, object]) -> None:
     """Every component solved anew at its present width: bases, orders and compensation change nothing."""
     model = authored(tiny(embed_dim=48, stem=ConvStem(channels=(24, 16), strides=(2, 4)), **changes))
-    scale, offered = _Scale(model, PICTURES, None), {each.name: each for each in components(model)}
+    scale, offered = _Scale(model, PICTURES), {each.name: each for each in components(model)}
     expected, solved = run(model, PICTURES), 0
     embedding = embedding_of(model)
     assert embedding is not None

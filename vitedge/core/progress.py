@@ -21,9 +21,9 @@ def silent(task: str, done: int, total: int) -> None:
     """Show nothing."""
 
 
-def labelled(progress: Progress, label: object) -> Progress:
-    """Add a label to the name of every task, where the same is done several times."""
-    return lambda task, done, total: progress(f"{task} {label}", done, total)
+def named(progress: Progress, suffix: object) -> Progress:
+    """Add to the name of every task, where the same is done several times."""
+    return lambda task, done, total: progress(f"{task} {suffix}", done, total)
 
 
 def is_quiet() -> bool:

@@ -20,7 +20,7 @@ from vitedge.shrinking.components import Component, components
 from vitedge.shrinking.embedding import Directions, Embedding, embedding_of
 from vitedge.shrinking.moments import HeadMoments, Moments, Rows
 from vitedge.shrinking.rewrite import Rewriter
-from vitedge.shrinking.shrink import Place, batch_of, first_node, in_order, shrink
+from vitedge.shrinking.shrink import Place, batch_of, directions_of, first_node, in_order, shrink
 from vitedge.shrinking.solve import ContextProblem, PairProblem, ScoresProblem
 from vitedge.shrinking.structures import Attention, Pair, Structure, structures
 from vitedge.shrinking.tokens import Groups, Tokens, gram_of, groupings, tokens_behind_blocks, with_merged
@@ -83,8 +83,11 @@ def costs(
 class _Scale:
     """Measures the effect on the logits of a change at one point of the model."""
 
-    def __init__(self, model: onnx.ModelProto, pictures: NDArray[np.uint8], directions: Directions | None) -> None:
-        self.model, self.rows, self._directions = model, Rows(model), directions
+    def __init__(
+        self, model: onnx.ModelProto, pictures: NDArray[np.uint8], directions: Directions | None = None
+    ) -> None:
+        self.model, self.rows = model, Rows(model)
+        self._pictures, self._directions = pictures, directions
         batch = batch_of(pictures)
         self.tried = pictures[:_TRIED]
         others = pictures[_TRIED:][: len(pictures) // 3]
@@ -121,7 +124,7 @@ class _Scale:
 
     def directions(self, embedding: Embedding) -> Directions:
         """Return the directions of the embedding."""
-        return self._directions or Directions(embedding, self._all.run(self.model, embedding.tensors), self.rows)
+        return self._directions or directions_of(self.model, embedding, self._pictures)
 
     def _run(self, model: onnx.ModelProto) -> Float64:
         name = model.graph.output[0].name

@@ -13,7 +13,7 @@ from vitedge import runtimes
 from vitedge.core.cache import optional_writes
 from vitedge.core.files import JSON, refuse_existing, sha256, write_atomic
 from vitedge.core.paths import cache_folder
-from vitedge.core.progress import Progress, labelled, silent
+from vitedge.core.progress import Progress, named, silent
 from vitedge.core.schema import encode_json
 from vitedge.device.clocks import power_mode
 from vitedge.errors import InputError, UsageError
@@ -133,7 +133,7 @@ def latency_table(deployed: Plan, out: Path, options: ShrinkOptions, action: str
         with at_size(deployed.model, size, action) as model:
             graph = load(model.onnx_path)
             plan = replace(deployed, model=model)
-            at = labelled(progress, "×".join(map(str, model.record.preprocessing.size)))
+            at = named(progress, "×".join(map(str, model.record.preprocessing.size)))
             resized.append(_cached_table(plan, options, graph, components(graph), at))
     table = msgspec.structs.replace(table, resized=tuple(resized))
     write_atomic(out, encode_json(table), action)

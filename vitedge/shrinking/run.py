@@ -6,14 +6,13 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 from msgspec import to_builtins
 from msgspec.structs import replace as replaced
 
 from vitedge.core.files import resource_errors
-from vitedge.core.progress import Progress, labelled, silent
+from vitedge.core.progress import Progress, named, silent
 from vitedge.errors import InvalidResultError, UsageError
 from vitedge.formats.fidelity import Fidelity
 from vitedge.formats.model_folder import Model, write_model
@@ -65,8 +64,8 @@ def carry_out(plan: ShrinkPlan, progress: Progress = silent) -> Model:
             smaller = whole.of(stack.enter_context(at_size(plan.deployed.model, size, plan.action)))
             found, graph = smaller.components, smaller.inputs.graph
             choices.append((smaller, resized_prices(priced, smaller.plan, graph, found, smaller.progress)))
-        attempts = _attempts(choices, plan)
-        chosen = _best(attempts, plan)
+        attempts = _attempts(choices)
+        chosen = min(attempts, key=_rank)
         tried = [_resolution(each, attempts) for each, _ in choices] if plan.sizes else []
         if plan.options.finetune is not None:
             graph = finetuned(whole, chosen.subject, chosen.graph)
@@ -75,7 +74,7 @@ def carry_out(plan: ShrinkPlan, progress: Progress = silent) -> Model:
         return write(chosen, shrinkage(chosen, tried))
 
 
-def _attempts(choices: Sequence[tuple[Subject, Prices]], plan: ShrinkPlan) -> list[Attempt]:
+def _attempts(choices: Sequence[tuple[Subject, Prices]]) -> list[Attempt]:
     """Return an attempt for every size that meets the budget.
 
     Raises:
@@ -84,14 +83,14 @@ def _attempts(choices: Sequence[tuple[Subject, Prices]], plan: ShrinkPlan) -> li
     attempts = list[Attempt]()
     for each, priced in choices:
         try:
-            attempts.append(_attempt(each, priced, plan))
+            attempts.append(_attempt(each, priced))
         except InvalidResultError:
             if each is choices[-1][0] and not attempts:
                 raise
     return attempts
 
 
-def _attempt(subject: Subject, priced: Prices, plan: ShrinkPlan) -> Attempt:
+def _attempt(subject: Subject, priced: Prices) -> Attempt:
     """Return the best attempt with those widths of the embedding that promise most.
 
     A narrower embedding changes what everything else saves and costs, of which the table and the errors know little.
@@ -101,45 +100,49 @@ def _attempt(subject: Subject, priced: Prices, plan: ShrinkPlan) -> Attempt:
     Raises:
         InvalidResultError: the budget can't be met.
     """
-    assert plan.budget is not None
-    schedules, progress = subject.schedules(priced.table.saved), subject.progress
-    needed = priced.start.shrunk - plan.budget.allowed(priced.start.full)
+    budget = subject.plan.budget
+    assert budget is not None
+    schedules = subject.schedules(priced.table.saved)
+    needed = priced.start.shrunk - budget.allowed(priced.start.full)
     groups = leading(schedules, needed, EMBEDDING, EMBEDDINGS)
-    for group, like in _ranked(groups, subject, priced, plan):
+    for group, like in _ranked(groups, subject, priced):
         with contextlib.suppress(InvalidResultError):
-            trial = _trial(group, priced, plan, progress, like, confirm=priced.confirm)
+            trial = _trial(group, subject, priced, subject.progress, like, confirm=priced.confirm)
             break
     else:
-        trial = _trial(schedules, priced, plan, progress, confirm=priced.confirm)
-    return _fitted(subject, priced, trial, subject.frames, progress, adjust=True)
+        trial = _trial(schedules, subject, priced, subject.progress, confirm=priced.confirm)
+    return _fitted(subject, priced, trial, subject.frames, subject.progress, adjust=True)
 
 
 def _ranked(
-    groups: Sequence[Sequence[Places]], subject: Subject, priced: Prices, plan: ShrinkPlan
+    groups: Sequence[Sequence[Places]], subject: Subject, priced: Prices
 ) -> list[tuple[Sequence[Places], Trial]]:
     """Return those of several groups of schedules that meet the budget, each with its trial; the best comes first."""
     found, trial = list[tuple[Sequence[Places], Trial]](), None
     for number, group in enumerate(groups if len(groups) > 1 else (), 1):
         with contextlib.suppress(InvalidResultError):
-            trial = _trial(group, priced, plan, labelled(subject.progress, number), trial)
+            trial = _trial(group, subject, priced, named(subject.progress, number), trial)
             found.append((group, trial))
+    if len(found) < 2:
+        return found
     attempts = [
-        (_fitted(subject, priced, each, subject.frames[::2], labelled(subject.progress, number)), group)
+        (_fitted(subject, priced, each, subject.frames[::2], named(subject.progress, number)), group)
         for number, (group, each) in enumerate(found, 1)
     ]
-    return [(group, each.trial) for each, group in sorted(attempts, key=lambda pair: _rank(plan, pair[0]))]
+    return [(group, each.trial) for each, group in sorted(attempts, key=lambda pair: _rank(pair[0]))]
 
 
 def _trial(
     among: Sequence[Places],
+    subject: Subject,
     priced: Prices,
-    plan: ShrinkPlan,
     progress: Progress,
     like: Trial | None = None,
     *,
     confirm: Callable[[Option], Cost] | None = None,
 ) -> Trial:
     """Return the widths of least error that meet the budget; the search begins with what a similar one found."""
+    plan = subject.plan
     assert plan.budget is not None
     guess = together(like.options).saved if like is not None else None
     return meet(among, plan.budget, priced.start, priced.cost, plan.action, progress, confirm=confirm, guess=guess)
@@ -159,14 +162,9 @@ def _fitted(
     return Attempt(subject, priced, trial, graph, subject.loss(graph))
 
 
-def _best(attempts: Sequence[Attempt], plan: ShrinkPlan) -> Attempt:
-    """Return the attempt that loses least; those within the limit go first."""
-    return min(attempts, key=partial(_rank, plan))
-
-
-def _rank(plan: ShrinkPlan, attempt: Attempt) -> tuple[bool, float]:
-    """Return the key to sort attempts by."""
-    return not _holds(plan, attempt.loss), attempt.loss.divergence
+def _rank(attempt: Attempt) -> tuple[bool, float]:
+    """Return the key to sort attempts by: those within the limit go first, of them the one that loses least."""
+    return not _holds(attempt.subject.plan, attempt.loss), attempt.loss.divergence
 
 
 def _resolution(tried: Subject, attempts: Sequence[Attempt]) -> Resolution:

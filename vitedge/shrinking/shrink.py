@@ -35,7 +35,7 @@ from vitedge.shrinking.adjust import (
 )
 from vitedge.shrinking.adjust import attention as attention_branch
 from vitedge.shrinking.components import changed, check_widths, fewer_tokens, narrower_embedding
-from vitedge.shrinking.embedding import Directions, Embedding, Norm, embedding_of
+from vitedge.shrinking.embedding import Directions, Embedding, Norm
 from vitedge.shrinking.moments import HeadMoments, Moments, Rows, with_rows
 from vitedge.shrinking.rewrite import AttentionWeights, Rewriter
 from vitedge.shrinking.solve import ContextProblem, PairProblem, ScoresProblem, fitted
@@ -109,7 +109,8 @@ def shrink(
         if not sequential:
             reason = "a narrower embedding changes what every other layer reads"
             raise UsageError("shrink each layer apart", reason, "shrink one layer after the other")
-        walk.embed(embedding, widths[embedding.name], directions)
+        found = directions or directions_of(model, embedding, pictures)
+        walk.embed(embedding, widths[embedding.name], found)
         asked = [*embedding.norms, *asked]  # what reads a norm comes behind it
     asked = in_order(model, asked)
     for done, structure in enumerate(asked):
@@ -121,10 +122,8 @@ def shrink(
     return Shrunk(rewriter.finished(), walk.kept)
 
 
-def directions_of(model: onnx.ModelProto, pictures: NDArray[np.uint8]) -> Directions | None:
-    """Return the directions of a model's embedding by pictures, uint8 [n, h, w, 3]; None: it can't become narrower."""
-    if (found := embedding_of(model)) is None:
-        return None
+def directions_of(model: onnx.ModelProto, found: Embedding, pictures: NDArray[np.uint8]) -> Directions:
+    """Return the directions of a model's embedding, by pictures, uint8 [n, h, w, 3]."""
     activations = Activations(model, pictures, batch_of(pictures))
     return Directions(found, activations.run(model, found.tensors), Rows(model))
 
@@ -174,10 +173,8 @@ class _Walk:
         self._embedding: Embedding | None = None  # of the original, where it became narrower
         self._basis: NDArray[np.float32] | None = None
 
-    def embed(self, found: Embedding, width: int, directions: Directions | None) -> None:
+    def embed(self, found: Embedding, width: int, directions: Directions) -> None:
         """Make the embedding narrower, before anything else."""
-        if directions is None:
-            directions = Directions(found, self._before.run(self.original, found.tensors), self._rows)
         basis, rewriter = directions.basis(width), Rewriter(self.model)
         rewriter.embedding(found, basis)
         self.model, self._embedding, self._basis = rewriter.finished(), found, basis.astype(np.float32)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from vitedge.core.progress import Progress, labelled, silent
+from vitedge.core.progress import Progress, named, silent
 from vitedge.data.images import ImageSet
 from vitedge.errors import ModelError
 from vitedge.exporting.candidates import ExportInputs, load_golden, with_hold_out
@@ -24,7 +24,7 @@ from vitedge.runtimes import interpreter
 from vitedge.shrinking.choose import Option, schedules_of
 from vitedge.shrinking.components import Component, components, truncate
 from vitedge.shrinking.costs import costs
-from vitedge.shrinking.embedding import Directions
+from vitedge.shrinking.embedding import Directions, embedding_of
 from vitedge.shrinking.plan import ShrinkPlan
 from vitedge.shrinking.shrink import Shrunk, directions_of, shrink
 from vitedge.shrinking.table import work
@@ -55,8 +55,9 @@ class Subject:
 
     @cached_property
     def _directions(self) -> Directions | None:
-        """The directions of the embedding by all pictures, which every attempt uses."""
-        return directions_of(self.inputs.graph, self.frames)
+        """The directions of the embedding by all pictures, which every attempt uses; None: it can't become narrower."""
+        found = embedding_of(self.inputs.graph)
+        return None if found is None else directions_of(self.inputs.graph, found, self.frames)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -107,7 +108,7 @@ class Subject:
         held_out = plan.deployed.held_out or images
         hold_out = changed(self.hold_out, frames=_frames(held_out, self.hold_out.names, model))
         inputs = changed(load_golden(plan.deployed), calibration=self.inputs.calibration, hold_out=hold_out)
-        progress = labelled(self.progress, "×".join(map(str, model.record.preprocessing.size)))
+        progress = named(self.progress, "×".join(map(str, model.record.preprocessing.size)))
         return Subject(plan, inputs, self.numbers, frames, progress)
 
 
